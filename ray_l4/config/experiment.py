@@ -1,0 +1,235 @@
+"""What to learn: the experiment file. Where it runs is a cluster profile (``cluster.py``); neither knows the other.
+
+A default lives here and nowhere else. The reasons for each one are in SPEC sections 5, 8, 10, 14 and 20.3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """A record in which an unknown key is an error and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FromScratch(Strict):
+    """A GPT-2 of this size with random weights and a byte-level BPE trained on the stream's text."""
+
+    layers: Count = 4
+    """Transformer blocks."""
+    width: Count = 256
+    """Size of the hidden state."""
+    heads: Count = 4
+    """Attention heads; must divide the width."""
+    positions: Count = 512
+    """Longest sequence in tokens."""
+    vocabulary: Annotated[int, Field(ge=300)] = 2000
+    """Largest size of the byte-level BPE, before task tokens."""
+    dropout: Fraction = 0.1
+    """Dropout of embeddings, attention and residuals."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> FromScratch:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ModelConfig(Strict):
+    """The language model of every peer: a pretrained one by name or path, or a small one from scratch."""
+
+    name: str | None = None
+    """Anything that ``AutoModelForCausalLM`` loads: a hub name or a folder."""
+    from_scratch: FromScratch | None = None
+    """Build a small GPT-2 instead."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and activations."""
+    max_length: Count | None = None
+    """Longest training sequence in tokens; the model's own limit when not given."""
+    spare_task_tokens: Annotated[int, Field(ge=0)] = 8
+    """Task tokens kept free for tasks that arrive later, so that the vocabulary never grows during a run."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.name is None) == (self.from_scratch is None):
+            raise ValueError("give exactly one of 'name' and 'from_scratch'")
+        return self
+
+
+class Columns(Strict):
+    """Names of the columns of one's own data."""
+
+    context: str = "context"
+    """What the question is about."""
+    question: str = "question"
+    """What is asked."""
+    answer: str = "answer"
+    """What the model should say; a list of strings where several answers are right."""
+    id: str | None = None
+    """A unique name of the example; the row number when not given."""
+
+
+class TaskConfig(Strict):
+    """One task of the stream. A bare name in the stream is short for ``{name: ...}``."""
+
+    name: str
+    """A built-in task (``ray-l4 data list``), or any name for one's own data."""
+    train: Count | Literal["paper", "all"] = "paper"
+    """Training examples: a number, the size the papers use, or all there are."""
+    test: Count | Literal["paper", "all"] = "paper"
+    """Test examples, likewise."""
+    path: Path | None = None
+    """One's own data: a folder with ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), or a folder of the
+    reference's ``<name>_to_squad-<split>-v2.0.json`` files. Relative to the experiment file."""
+    columns: Columns = Columns()
+    """Column names of one's own data."""
+    metric: str | None = None
+    """Score of the task (``ray-l4 data list`` shows them); a built-in task has its own."""
+    question: str | None = None
+    """One question for every example, when one's own data has no question column."""
+
+
+class DataConfig(Strict):
+    """Where the data comes from and how much damage is tolerated."""
+
+    raw: Path | None = None
+    """Folder of the raw data sets. Relative to the experiment file; ``RAY_L4_DATA``/raw when not given."""
+    seed: int = 0
+    """Seed of subset sampling and of the embedded grammar; independent of the run seed, so seeds share the data."""
+    max_bad_fraction: Fraction = 0.01
+    """Refuse a data set in which more than this share of the records is unusable."""
+
+
+class TrainingConfig(Strict):
+    """The loop of one stage."""
+
+    epochs: Count = 9
+    """Passes over the task's examples and the replayed ones."""
+    batch_size: Count | Literal["auto"] = 4
+    """Examples per step; ``auto`` is the references' cap, max(N // 1500, 4) (SPEC 9)."""
+    batch_budget: Annotated[float, Field(gt=0)] | None = None
+    """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (SPEC 9); no limit when not given."""
+    lm_weight: Annotated[float, Field(ge=0)] = 0.25
+    """Weight of the language-model head beside the answer head (SPEC 5)."""
+    answer_token_weight: Annotated[float, Field(gt=0)] = 5.0
+    """Weight of the token that separates question and answer, as a target (SPEC 5)."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Global L2 norm to which gradients are clipped."""
+
+
+class OptimConfig(Strict):
+    """AdamW and its schedule (SPEC 10); both start anew with every task."""
+
+    variant: Literal["reference", "torch"] = "reference"
+    """``reference``: epsilon outside the bias correction, decay after the step. ``torch``: PyTorch's AdamW."""
+    lr: Annotated[float, Field(gt=0)] = 6.25e-5
+    """Peak learning rate."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-4
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay, not applied to biases."""
+    warmup: Fraction = 0.005
+    """Share of one epoch's samples over which the learning rate rises."""
+
+
+class DistillationConfig(Strict):
+    """How peers teach each other (SPEC 6, 20)."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.2
+    """Lambda: weight of the distillation term. 0 still measures disagreement and equals ``lamol``."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softens both distributions; the term is multiplied by its square."""
+
+
+class ReplayConfig(Strict):
+    """Pseudo-examples of earlier tasks (SPEC 8)."""
+
+    ratio: Annotated[float, Field(ge=0)] = 0.2
+    """Gamma: replayed examples as a share of the new task's training examples."""
+    top_k: Count = 20
+    """Sample from this many most likely tokens."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of sampling."""
+    max_length: Count | None = None
+    """Longest pseudo-example in tokens; the model's limit when not given."""
+    chunk: Count = 64
+    """Pseudo-examples generated together: the unit of work that evaluators share."""
+
+
+class EvaluationConfig(Strict):
+    """Scoring of checkpoints (SPEC 14, 15)."""
+
+    when: Literal["epoch", "stage"] = "stage"
+    """Score every epoch's checkpoint, or the last of each task."""
+    limit: Count | None = None
+    """Score at most this many test examples of a task."""
+    top_k: Count = 1
+    """1: greedy, as in the papers; 20: sampled, as in the references' code."""
+    max_new_tokens: Count | None = None
+    """Longest answer in tokens; the longest reference of the test set when not given."""
+    reserve: Annotated[int, Field(ge=1)] = 128
+    """Room kept for the answer when a long context is cut (SPEC 14.5)."""
+    chunk: Count = 64
+    """Examples answered together: the unit of work that evaluators share."""
+
+
+class PeersConfig(Strict):
+    """Who learns."""
+
+    count: Count | None = None
+    """Number of peers; the method's own (2 for ``l4``) when not given."""
+    init: Literal["shared", "own"] = "shared"
+    """Whether peers start from the same random weights (new token rows, or the whole model from scratch)."""
+
+
+def _as_task(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ExperimentConfig(Strict):
+    """What to learn, by which method, from which data."""
+
+    name: str = "run"
+    """A short name; the run directory is called after it."""
+    method: str = "l4"
+    """A row of the method table (``ray-l4 methods``)."""
+    seed: int = 0
+    """The run seed, from which all randomness of training and replay follows."""
+    stream: Annotated[list[Annotated[TaskConfig, BeforeValidator(_as_task)]], Field(min_length=1)]
+    """The tasks, in the order in which they are learned."""
+    model: ModelConfig
+    """The peers' model."""
+    data: DataConfig = DataConfig()
+    """Where the data is."""
+    training: TrainingConfig = TrainingConfig()
+    """The loop."""
+    optim: OptimConfig = OptimConfig()
+    """The optimiser."""
+    distillation: DistillationConfig = DistillationConfig()
+    """Peer teaching."""
+    replay: ReplayConfig = ReplayConfig()
+    """Pseudo-examples."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Scoring."""
+    peers: PeersConfig = PeersConfig()
+    """The peers."""
+
+    @model_validator(mode="after")
+    def _distinct_tasks(self) -> ExperimentConfig:
+        names = [task.name for task in self.stream]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task {twice[0]!r} stands twice in the stream; every task is learned once")
+        return self

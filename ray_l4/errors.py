@@ -1,0 +1,61 @@
+"""What can go wrong, as a small tree of exceptions.
+
+A message says what is wrong, where (file, line, key, sample id, peer), what was expected, and what to do.
+The command line prints the message of a ``RayL4Error`` without a traceback and exits with its ``exit_code``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RayL4Error(Exception):
+    """Anything a user can mend: bad input, a missing resource, a run that cannot go on."""
+
+    exit_code = 1
+
+
+class ConfigError(RayL4Error):
+    """An experiment file, a cluster profile or a command-line value is wrong."""
+
+    exit_code = 2
+
+
+class DataError(RayL4Error):
+    """A data file is missing, unreadable or holds records that cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(RayL4Error):
+    """A model or tokeniser cannot be loaded, or does not fit the task."""
+
+    exit_code = 4
+
+
+class RunDirectoryError(RayL4Error):
+    """A run directory is in use, damaged, or not what the command needs."""
+
+    exit_code = 5
+
+
+class ClusterError(RayL4Error):
+    """The cluster cannot be reached, or has no room for what was asked."""
+
+    exit_code = 6
+
+
+class PeerError(RayL4Error):
+    """A student or evaluator died, failed or did not answer in time."""
+
+    exit_code = 7
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, else all that are known."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known: {', '.join(names)}." if names else "None is known."

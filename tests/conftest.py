@@ -1,0 +1,23 @@
+"""What all tests share: the folder of real data sets, where there is one, and no way to the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# No test may download: the libraries are told so before they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder that holds ``raw/``, ``tokenizer/`` and ``models/``; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("RAY_L4_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "raw").is_dir():
+        pytest.skip(f"no data sets at {folder} (set RAY_L4_DATA to the folder that holds raw/)")
+    return folder
