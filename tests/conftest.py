@@ -6,17 +6,21 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # No test may download: the libraries are told so before they are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# One thread: tests run beside each other, and results in the last bits depend on it.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder that holds ``raw/``, ``tokenizer/`` and ``models/``; tests that need it are skipped where it is not."""
+    """The folder that holds ``raw/``, ``tokenizer/`` and ``models/``; tests that need it are skipped without it."""
     folder = Path(os.environ.get("RAY_L4_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "raw").is_dir():
         pytest.skip(f"no data sets at {folder} (set RAY_L4_DATA to the folder that holds raw/)")

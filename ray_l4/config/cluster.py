@@ -16,7 +16,7 @@ class RayConfig(Strict):
     """The Ray cluster to use."""
 
     address: str | None = None
-    """Address of a running cluster (``auto``, ``host:6379`` or ``ray://...``); a local one is started when not given."""
+    """Address of a running cluster (``auto``, ``host:6379`` or ``ray://...``); a local one is started if not given."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """CPUs of a local cluster; all of the machine when not given."""
     num_gpus: Annotated[int, Field(ge=0)] | None = None

@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 class Strict(BaseModel):
     """A record in which an unknown key is an error and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FromScratch(Strict):
@@ -116,7 +116,7 @@ class TrainingConfig(Strict):
     batch_size: Count | Literal["auto"] = 4
     """Examples per step; ``auto`` is the references' cap, max(N // 1500, 4) (SPEC 9)."""
     batch_budget: Annotated[float, Field(gt=0)] | None = None
-    """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (SPEC 9); no limit when not given."""
+    """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (SPEC 9); no limit if not given."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.25
     """Weight of the language-model head beside the answer head (SPEC 5)."""
     answer_token_weight: Annotated[float, Field(gt=0)] = 5.0

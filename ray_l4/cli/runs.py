@@ -1,0 +1,119 @@
+"""``run``, ``resume``, ``methods`` and ``doctor``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
+from ray_l4.errors import RunDirectoryError
+from ray_l4.methods import METHODS, get_method
+
+CLUSTER_PREFIX = "cluster."
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value, e.g. optim.lr=1e-3 or cluster.evaluators.count=2."
+    ),
+]
+ClusterOption = Annotated[
+    Path | None, typer.Option("--cluster", metavar="PROFILE.yaml", help="Where to run; this machine when not given.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command()(resume)
+    app.command()(methods)
+    app.command()(doctor)
+
+
+def run(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn.")],
+    cluster: ClusterOption = None,
+    set_: SetOption = None,
+    run_dir: Annotated[Path | None, typer.Option(help="New folder for the results; runs/... when not given.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the configuration and placement, and stop.")
+    ] = False,
+) -> None:
+    """Learn a stream of tasks."""
+    overrides = list(set_ or [])
+    for_cluster = [o.removeprefix(CLUSTER_PREFIX) for o in overrides if o.startswith(CLUSTER_PREFIX)]
+    config = load_experiment(experiment, [o for o in overrides if not o.startswith(CLUSTER_PREFIX)])
+    profile = load_cluster(cluster, for_cluster)
+    peers = config.peers.count or get_method(config.method).peers
+    if dry_run:
+        _print_plan(config, profile, peers)
+        return
+    folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{config.method}-s{config.seed}"
+
+    from ray_l4.runtime import execute  # torch and Ray take seconds to load: not before the files were read
+
+    execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+
+
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run that did not finish.")],
+    cluster: ClusterOption = None,
+) -> None:
+    """Go on with a run from its last finished stage."""
+    from ray_l4.runtime import execute
+    from ray_l4.store.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run_dir)
+    if (run_dir / "summary.json").is_file():
+        raise RunDirectoryError(f"{run_dir}: this run has finished. See it with: ray-l4 report {run_dir}")
+    execute.resume(directory, load_cluster(cluster) if cluster else directory.cluster(), Console())
+
+
+def methods() -> None:
+    """Print the table of methods."""
+    table = Table("method", "peers", "topology", "loss on", "labels", "replay", "in short")
+    for row in METHODS.values():
+        labels = row.labels.replace("_", " ")
+        table.add_row(row.name, str(row.peers), row.topology, "+".join(row.heads), labels, row.replay, row.summary)
+    Console().print(table)
+
+
+def doctor() -> None:
+    """Say what this machine has, what is missing, and how to mend it."""
+    from ray_l4.runtime.doctor import examine
+
+    console = Console()
+    findings = examine()
+    for finding in findings:
+        sign = "[green]ok[/]     " if finding.ok else ("[red]missing[/]" if finding.needed else "[yellow]note[/]   ")
+        console.print(f"{sign} {finding.what}: {finding.found}", highlight=False)
+        if finding.remedy:
+            console.print(f"        {finding.remedy}", highlight=False)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print_plan(config: ExperimentConfig, profile: ClusterConfig, peers: int) -> None:
+    from ray_l4.runtime.placement import bundles, check_room, describe_request, local_resources
+
+    typer.echo("# experiment\n" + dump_yaml(config))
+    typer.echo("# cluster\n" + dump_yaml(profile))
+    typer.echo(f"# placement: {describe_request(peers, profile)}")
+    if profile.exchange.transport == "in_process":
+        typer.echo("# all of them in this process, without Ray")
+    elif profile.ray.address is None:
+        check_room(peers, profile, [local_resources(profile)])
+        typer.echo(
+            f"# on a local cluster of this machine: {local_resources(profile)}; reserves {bundles(peers, profile)}"
+        )
+    else:
+        typer.echo(f"# on the cluster at {profile.ray.address}, strategy {profile.placement.strategy}")

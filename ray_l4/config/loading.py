@@ -1,0 +1,114 @@
+"""Configuration from files: read, override, resolve paths, check. Every mistake is a ConfigError that says where."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.document import Document, read_document
+from ray_l4.config.experiment import DataConfig, ExperimentConfig
+from ray_l4.config.problems import explain
+from ray_l4.config.strict_yaml import Location, dump
+from ray_l4.errors import ConfigError
+
+DATA_VARIABLE = "RAY_L4_DATA"
+"""Environment variable: the folder that holds ``raw/``."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment of a YAML file, changed by ``overrides`` (``training.epochs=3``, ``stream.0.train=100``).
+
+    Relative paths start at the folder of the file, those of an override at the current one. ``data.raw`` is
+    ``$RAY_L4_DATA/raw`` if the file says nothing and that folder exists. Raises ConfigError, one line for each problem.
+    """
+    document = read_document(Path(path))
+    _override(document, overrides)
+    _resolve_paths(document)
+    _find_data(document)
+    return _check(ExperimentConfig, document)
+
+
+def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """The cluster profile of a YAML file, or the default one, changed by ``overrides`` (``students.gpus=0.5``).
+
+    Raises ConfigError, one line for each problem.
+    """
+    document = Document("default profile", Path.cwd()) if path is None else read_document(Path(path))
+    _override(document, overrides)
+    return _check(ClusterConfig, document)
+
+
+def dump_yaml(model: BaseModel) -> str:
+    """The whole configuration as YAML, defaults included, in the order of its fields; it loads to an equal object."""
+    return dump(model.model_dump(mode="json"))
+
+
+def data_config(raw: Path | None = None) -> DataConfig:
+    """Where the data is when there is no experiment file: at ``raw``, else at ``$RAY_L4_DATA/raw`` if it exists."""
+    return DataConfig(raw=raw or _raw_of_environment())
+
+
+def _override(document: Document, overrides: Sequence[str]) -> None:
+    problems = []
+    _expand_task_names(document)
+    for text in overrides:
+        try:
+            document.override(text)
+        except ConfigError as error:
+            problems.append(str(error))
+        _expand_task_names(document)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check(model: type[ModelT], document: Document) -> ModelT:
+    # Strict, so that `true` is no number; as JSON, because strict Python input would have to hold Path objects.
+    try:
+        return model.model_validate_json(json.dumps(document.tree), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, model, document.where))) from None
+
+
+def _expand_task_names(document: Document) -> None:
+    """Write a task's bare name as a mapping, so that an override can reach into it."""
+    for location, item in _stream(document):
+        if isinstance(item, str):
+            document.set(location, {"name": item})
+
+
+def _stream(document: Document) -> Iterator[tuple[Location, object]]:
+    items = document.get(("stream",))
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        yield ("stream", index), item
+
+
+def _resolve_paths(document: Document) -> None:
+    for location in [("data", "raw"), *((*task, "path") for task, _ in _stream(document))]:
+        value = document.get(location)
+        if isinstance(value, str):
+            path = Path(value).expanduser() if value.startswith("~/") else Path(value)
+            document.set(location, str(document.base_of(location).absolute() / path))
+    name = document.get(("model", "name"))
+    if isinstance(name, str) and (folder := document.base_of(("model", "name")) / name).is_dir():
+        document.set(("model", "name"), str(folder))
+
+
+def _find_data(document: Document) -> None:
+    data = document.tree.setdefault("data", {})
+    raw = _raw_of_environment()
+    if raw is not None and isinstance(data, dict):
+        data.setdefault("raw", str(raw))
+
+
+def _raw_of_environment() -> Path | None:
+    folder = os.environ.get(DATA_VARIABLE)
+    raw = Path(folder or "").absolute() / "raw"
+    return raw if folder and raw.is_dir() else None

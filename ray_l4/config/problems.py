@@ -1,0 +1,132 @@
+"""What pydantic finds, said in the words of the file: one line for each problem, with place, key and remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ray_l4.config.strict_yaml import Location
+from ray_l4.errors import nearest
+
+Schema = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Location], str]) -> list[str]:
+    """One line for each problem of ``error``, found when reading ``model``.
+
+    ``where`` names the origin of the value at a location (a file and line, or ``--set``). Several complaints about the
+    branches of one union are one problem.
+    """
+    root = model.model_json_schema()
+    lines: dict[Location, str] = {}
+    for problem in error.errors(include_url=False):
+        location, schema = _locate(root, problem["loc"], unknown=problem["type"] == "extra_forbidden")
+        if location not in lines:
+            key = f"{dotted(location)}: " if location else ""
+            lines[location] = f"{where(location)}: {key}{_message(root, schema, location, problem)}"
+    return list(lines.values())
+
+
+def dotted(location: Location) -> str:
+    """``('stream', 0, 'train')`` as ``stream.0.train``, the way ``--set`` spells it."""
+    return ".".join(str(step) for step in location)
+
+
+def _locate(root: Schema, loc: Location, unknown: bool) -> tuple[Location, Schema]:
+    """The part of ``loc`` that is keys and indices (pydantic appends names of union branches), and its schema.
+
+    The schema of an unknown key is that of the mapping which holds it.
+    """
+    schema: Schema = root
+    for depth, step in enumerate(loc):
+        child = _child(root, schema, step)
+        if child is None:
+            return (loc[: depth + 1] if unknown else loc[:depth]), schema
+        schema = child
+    return loc, schema
+
+
+def _child(root: Schema, schema: Schema, step: str | int) -> Schema | None:
+    for branch in _branches(root, schema):
+        child = branch.get("items") if isinstance(step, int) else branch.get("properties", {}).get(step)
+        if child is not None:
+            return child
+    return None
+
+
+def _branches(root: Schema, schema: Schema) -> Iterator[Schema]:
+    """The alternatives of a schema, with references followed."""
+    if "$ref" in schema:
+        yield from _branches(root, root["$defs"][schema["$ref"].rpartition("/")[2]])
+    elif "anyOf" in schema:
+        for branch in schema["anyOf"]:
+            yield from _branches(root, branch)
+    else:
+        yield schema
+
+
+def _message(root: Schema, schema: Schema, location: Location, problem: Mapping[str, Any]) -> str:
+    match problem["type"]:
+        case "extra_forbidden":
+            known = {key for branch in _branches(root, schema) for key in branch.get("properties", ())}
+            return f"unknown key. {nearest(str(location[-1]), known)}"
+        case "missing":
+            return f"missing; expected {_expected(root, schema)}"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case _:
+            return f"expected {_expected(root, schema)}, found {_found(problem['input'])}{_hint(root, schema, problem)}"
+
+
+def _expected(root: Schema, schema: Schema) -> str:
+    return " or ".join(_describe(branch) for branch in _branches(root, schema))
+
+
+def _describe(schema: Schema) -> str:
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if values is not None:
+        return " or ".join(repr(value) for value in values)
+    match schema["type"]:
+        case "integer":
+            return "a whole number" + _bounds(schema)
+        case "number":
+            return "a number" + _bounds(schema)
+        case "string":
+            return "a path" if schema.get("format") == "path" else "text"
+        case "boolean":
+            return "true or false"
+        case "array":
+            return "a list that is not empty" if schema.get("minItems") else "a list"
+        case "object":
+            return f"a group of keys ({', '.join(schema['properties'])})"
+        case other:
+            return str(other)
+
+
+def _bounds(schema: Schema) -> str:
+    words = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{word} {schema[name]:,}".replace(",", "_") for name, word in words.items() if name in schema]
+    return f" {' and '.join(limits)}" if limits else ""
+
+
+def _found(value: object) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case dict():
+            return "a group of keys"
+        case list():
+            return "a list" if value else "an empty list"
+        case _:
+            text = json.dumps(value, ensure_ascii=False)
+            return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _hint(root: Schema, schema: Schema, problem: Mapping[str, Any]) -> str:
+    takes_text = any(branch.get("type") == "string" and "enum" not in branch for branch in _branches(root, schema))
+    unquoted = isinstance(problem["input"], int | float)
+    return "; put it in quotes to make it text" if takes_text and unquoted else ""

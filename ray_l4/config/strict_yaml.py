@@ -1,0 +1,114 @@
+"""YAML without surprises: a misspelt, doubled or misread value is an error, never a silent default.
+
+Scalars follow YAML 1.2's core schema, because PyYAML's 1.1 rules turn ``no`` into false and leave ``1e-3`` text.
+Aliases and tags are refused: they hide what a file says, and a change to one place would change another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from ray_l4.errors import ConfigError
+
+Location = tuple[str | int, ...]
+"""Where a value stands: keys of mappings and indices of lists, from the top."""
+
+_TEXT = "tag:yaml.org,2002:str"
+_FLOAT = re.compile(
+    r"""^(?: [-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?
+         | [-+]?[0-9]+[eE][-+]?[0-9]+
+         | [-+]?\.(?:inf|Inf|INF) | \.(?:nan|NaN|NAN) )$""",
+    re.VERBOSE,
+)
+# At most 25 digits: longer ones stay text, since Python limits how long a number it converts.
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]{0,24})$")
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            raise _error("aliases (*x) and tags (!x) are not supported; write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: dict) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag != _TEXT:
+                raise _error("a key must be text (put it in quotes if it is)", key.start_mark)
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise _error(f"key {key.value!r} stands twice (first in line {first[key.value]})", key.start_mark)
+            first[key.value] = line
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that PyYAML's own rules or the loader would read as something else."""
+
+
+_Loader.yaml_implicit_resolvers = {}  # instead of YAML 1.1's
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Within double quotes everything is escaped: PyYAML folds U+0085 and its like to spaces elsewhere.
+    return dumper.represent_scalar(_TEXT, text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def parse(text: str, label: str) -> tuple[object, yaml.Node | None]:
+    """The value of a YAML text and its syntax tree, from which :func:`line_of` reads line numbers.
+
+    ``label`` names the text in messages. Raises ConfigError with line and column of what is wrong.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{label}{place}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{label}:{line}: character {error.character:#x} is not allowed in YAML") from None
+    except RecursionError:
+        raise ConfigError(f"{label}: not usable: nested too deeply") from None
+
+
+def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int | None:
+    """Line (from 1) in which the value at ``location`` stands, or the closest one around it that the text has."""
+    line = None
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == step), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            pair = (node.value[step], node.value[step])
+        else:
+            pair = None
+        if pair is None:
+            break
+        line, node = pair[0].start_mark.line + 1, pair[1]
+    return line
+
+
+def dump(data: Mapping[str, object]) -> str:
+    """YAML text of plain data in the order of its keys; :func:`parse` gives an equal object back."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,114 @@
+"""How calls and predictions travel: one small interface, with and without Ray.
+
+Whoever drives the peers submits calls and gets back references; a reference may be handed to another call as an
+argument, and its value then goes from worker to worker without passing through the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+
+from ray_l4.errors import PeerError, RayL4Error
+
+
+class Transport(Protocol):
+    """The way to the workers."""
+
+    def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """Call ``worker.method(*arguments)``, in order per worker; gives a reference to the result."""
+
+    def put(self, value: Any) -> Any:
+        """A reference to ``value``, stored once for all who read it."""
+
+    def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
+        """The value behind a reference. Raises PeerError, with ``waiting_for`` in it, if none came in ``timeout`` s."""
+
+    def ready(self, references: Sequence[Any]) -> list[Any]:
+        """Those of the references whose value (or error) is there, without waiting."""
+
+
+class WorkerDiedError(PeerError):
+    """The process behind a call is gone; the call may be handed to another."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Value:
+    """A reference in one process is the value itself, or the error that came instead."""
+
+    value: Any = None
+    error: RayL4Error | None = None
+
+
+class InProcess:
+    """All workers are objects of this process and calls run at once: the reference."""
+
+    def submit(self, worker: Any, method: str, *arguments: Any) -> _Value:
+        values = [a.value if isinstance(a, _Value) else a for a in arguments]
+        failed = [a.error for a in arguments if isinstance(a, _Value) and a.error is not None]
+        if failed:
+            return _Value(error=failed[0])
+        try:
+            return _Value(getattr(worker, method)(*values))
+        except RayL4Error as error:
+            return _Value(error=error)
+
+    def put(self, value: Any) -> _Value:
+        return _Value(value)
+
+    def get(self, reference: _Value, timeout: float, waiting_for: str) -> Any:
+        if reference.error is not None:
+            raise reference.error
+        return reference.value
+
+    def ready(self, references: Sequence[Any]) -> list[Any]:
+        return list(references)
+
+
+class ObjectStore:
+    """Workers are Ray actors; values travel through the object store (RAY.md 2 and 3)."""
+
+    def submit(self, worker: Any, method: str, *arguments: Any) -> ray.ObjectRef:
+        return getattr(worker, method).remote(*arguments)
+
+    def put(self, value: Any) -> ray.ObjectRef:
+        return ray.put(value)
+
+    def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
+        try:
+            return ray.get(reference, timeout=timeout)
+        except GetTimeoutError:
+            raise PeerError(
+                f"{waiting_for}: no answer within {timeout:g} s (timeouts in the cluster profile)"
+            ) from None
+        except (RayActorError, WorkerCrashedError) as error:
+            raise WorkerDiedError(f"{waiting_for}: its process died ({_reason(error)})") from error
+        except RayTaskError as error:
+            raise _cause(error, waiting_for) from error
+
+    def ready(self, references: Sequence[Any]) -> list[Any]:
+        if not references:
+            return []
+        done, _ = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
+        return done
+
+
+def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
+    """The error of this project that a worker raised; anything else is named as what it is, with its place."""
+    cause = error.cause
+    if isinstance(cause, RayL4Error):
+        return cause
+    if isinstance(cause, RayActorError):
+        return WorkerDiedError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
+    if isinstance(cause, RayTaskError):
+        return _cause(cause, waiting_for)
+    return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error.traceback_str}")
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

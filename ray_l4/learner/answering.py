@@ -1,0 +1,124 @@
+"""Answering a test set with a model, and scoring the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedModel
+
+from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
+from ray_l4.learner.decoding import continue_prompts, in_chunks
+from ray_l4.metrics.registry import METRICS, Item, score
+from ray_l4.seeds import derive
+from ray_l4.text.assembly import assemble_prompts
+from ray_l4.text.tokenizer import TaskTokenizer
+
+RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
+"""Metrics whose gold strings are scored as they stand in the data (SPEC 14.6)."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What it takes to score one task: prompts, in the order of the items they belong to."""
+
+    __test__ = False  # not a test class, whatever its name suggests to pytest
+
+    task: str
+    metric: str
+    prompts: pa.Table
+    items: tuple[Item, ...]
+    """Items without a prediction (empty strings)."""
+    max_new_tokens: int
+    max_length: int
+    """Longest sequence, prompt and answer together."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint's answers to one task and what they are worth."""
+
+    values: dict[str, float]
+    headline: str
+    predictions: list[str]
+
+
+def build_test_set(
+    examples: pa.Table, metric: str, tokenizer: TaskTokenizer, max_length: int, config: EvaluationConfig
+) -> TestSet:
+    """Prompts and gold answers of the first ``config.limit`` of one task's ``examples``.
+
+    Raises DataError for a question that leaves no room for an answer, ModelError for a task without a token.
+    """
+    kept = examples.slice(0, config.limit) if config.limit else examples
+    prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve)
+    new_tokens = config.max_new_tokens or answer_length + 1  # one more for EOS
+    task = kept.column("task")[0].as_py()
+    return TestSet(task, metric, prompts, build_items(kept, metric, tokenizer), new_tokens, max_length)
+
+
+def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tuple[Item, ...]:
+    """The gold side of a test set.
+
+    For most metrics gold answers pass through the tokeniser like predictions do, so that both are cleaned alike.
+    """
+    rows = examples.select(["references", "sample_id", "meta"]).to_pylist()
+
+    def gold(text: str) -> str:
+        return text if metric in RAW_GOLD_METRICS else tokenizer.decode(tokenizer.encode(text)).strip()
+
+    return tuple(Item("", tuple(gold(text) for text in r["references"]), r["sample_id"], r["meta"]) for r in rows)
+
+
+def answer(
+    model: PreTrainedModel, tokenizer: TaskTokenizer, tests: TestSet, config: EvaluationConfig, seed: int
+) -> Scored:
+    """Decode an answer to every prompt of ``tests`` and score them all.
+
+    Prompts of similar length are decoded together, in fixed batches, so the result is the same wherever it is computed.
+    """
+    ids = tests.prompts.column("ids").to_pylist()
+    by_length = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
+    predictions = [""] * len(ids)
+    for chunk in in_chunks(len(ids), config.chunk):
+        members = [by_length[position] for position in chunk]
+        seeds = [derive(seed, "answer", tests.task, index) for index in members]
+        room = tests.max_length - len(ids[members[-1]])  # of the chunk's longest prompt
+        new = continue_prompts(
+            model,
+            tokenizer,
+            [ids[index] for index in members],
+            max(1, min(tests.max_new_tokens, room)),
+            top_k=config.top_k,
+            seeds=seeds,
+        )
+        for index, tokens in zip(members, new, strict=True):
+            predictions[index] = tokenizer.decode(tokens).strip()
+    items = [
+        Item(prediction, item.references, item.sample_id, item.meta)
+        for prediction, item in zip(predictions, tests.items, strict=True)
+    ]
+    return Scored(score(tests.metric, items), METRICS[tests.metric].headline, predictions)
+
+
+def generate_replay(
+    model: PreTrainedModel,
+    tokenizer: TaskTokenizer,
+    gens: Sequence[int],
+    seeds: Sequence[int],
+    max_length: int,
+    config: ReplayConfig,
+) -> list[np.ndarray]:
+    """Pseudo-examples, each begun from a task token: the token itself and what the model says after it (SPEC 8)."""
+    new = continue_prompts(
+        model,
+        tokenizer,
+        [[gen] for gen in gens],
+        max_length - 1,
+        top_k=config.top_k,
+        temperature=config.temperature,
+        seeds=seeds,
+    )
+    return [np.asarray([gen, *tokens], dtype=np.int32) for gen, tokens in zip(gens, new, strict=True)]

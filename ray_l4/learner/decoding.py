@@ -1,0 +1,86 @@
+"""Continuing prompts: greedy answers, and samples whose randomness belongs to the sample and not to the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from ray_l4.text.batches import left_padded
+from ray_l4.text.tokenizer import TaskTokenizer
+
+
+class TopKSampler(LogitsProcessor):
+    """Draws from the ``top_k`` most likely tokens so that the arg max of what it returns is the sample.
+
+    The arg max of log-probabilities plus independent Gumbel noise is a draw from the distribution. The noise of row i
+    at its n-th token comes from the generator of ``seeds[i]``, so a sample does not depend on its neighbours, and the
+    library's greedy search does all the rest. Ties at the k-th logit are broken by position (SPEC 8 keeps them all;
+    float logits of a trained model do not tie).
+    """
+
+    def __init__(self, seeds: Sequence[int], top_k: int, temperature: float, max_new_tokens: int) -> None:
+        self.top_k = top_k
+        self.temperature = temperature
+        noise = [np.random.default_rng(seed).gumbel(size=(max_new_tokens, top_k)) for seed in seeds]
+        self.noise_BTK = torch.from_numpy(np.stack(noise)).float()
+        self._token = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # (B, T), (B, vocab) -> (B, vocab)
+        k = min(self.top_k, scores.shape[-1])
+        best_BK, ids_BK = torch.topk(scores.float() / self.temperature, k, dim=-1)
+        noise_BK = self.noise_BTK[:, self._token, :k].to(scores.device)
+        self._token += 1
+        drawn_BV = torch.full_like(scores, -torch.inf, dtype=torch.float32)
+        return drawn_BV.scatter_(1, ids_BK, best_BK + noise_BK)
+
+
+@torch.inference_mode()
+def continue_prompts(
+    model: PreTrainedModel,
+    tokenizer: TaskTokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    top_k: int = 1,
+    temperature: float = 1.0,
+    seeds: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """New tokens of every prompt, up to and without the first EOS.
+
+    ``top_k`` 1 is greedy; otherwise ``seeds`` holds one seed a prompt. The model is left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    processors = LogitsProcessorList()
+    if top_k > 1:
+        if seeds is None or len(seeds) != len(prompts):
+            raise ValueError(f"sampling needs one seed for each of the {len(prompts)} prompts")
+        processors.append(TopKSampler(seeds, top_k, temperature, max_new_tokens))
+    input_ids_BT, attention_mask_BT = left_padded(prompts, tokenizer.pad)
+    output_BT = model.generate(
+        input_ids=input_ids_BT.to(model.device),
+        attention_mask=attention_mask_BT.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=tokenizer.eos,
+        pad_token_id=tokenizer.pad,
+        logits_processor=processors,
+        use_cache=True,
+    )
+    model.train(was_training)
+    new_BT = output_BT[:, input_ids_BT.shape[1] :].tolist()
+    return [row[: row.index(tokenizer.eos)] if tokenizer.eos in row else row for row in new_BT]
+
+
+def in_chunks(total: int, size: int) -> list[range]:
+    """Indices 0 .. total-1 in consecutive groups of ``size``: the fixed units in which work is decoded.
+
+    Results must not depend on how work is split over evaluators. A matrix product may round differently for another
+    batch, so the batches themselves are fixed, and only whole ones are handed out.
+    """
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]

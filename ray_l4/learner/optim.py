@@ -1,0 +1,142 @@
+"""The optimiser: the references' AdamW, or PyTorch's (SPEC 10.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from ray_l4.config.experiment import OptimConfig
+from ray_l4.errors import ConfigError, ModelError
+
+HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ReferenceAdamW(torch.optim.Optimizer):
+    """AdamW as the references have it (SPEC 10.1). With gradient g at a parameter's step t = 1, 2, ...::
+
+        m <- beta1 m + (1 - beta1) g;  u <- beta2 u + (1 - beta2) g^2
+        theta <- theta - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(u) + eps)
+        theta <- theta - lr * weight_decay * theta
+
+    Two things differ from ``torch.optim.AdamW``: eps is added to the root of the *uncorrected* second moment, which
+    there would be an eps of eps / sqrt(1 - beta2^t), 32 times as large at t = 1; and the decay comes after the step and
+    uses the new theta.
+
+    The state has the layout of PyTorch's AdamW. Moments and arithmetic are float32 for narrower parameters too, in
+    memory and through ``load_state_dict``. The parameter itself is rounded to its type after every step: a bfloat16
+    weight of 0.1 is 0.0005 away from its neighbours and does not move at a rate of 6.25e-5.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-4,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient. ``closure``, if any, computes loss and gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                gradients = [parameter.grad for parameter in parameters]
+                self._update(parameters, gradients, **{key: group[key] for key in HYPERPARAMETERS})
+        return loss
+
+    def _update(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        states = [self._state_of(parameter) for parameter in parameters]
+        exp_avg, exp_avg_sq = ([state[moment] for state in states] for moment in MOMENTS)
+        # No copies where the type is already that of the moments: then theta *is* the parameter.
+        theta = [parameter.to(moment.dtype) for parameter, moment in zip(parameters, exp_avg, strict=True)]
+        gradients = [gradient.to(moment.dtype) for gradient, moment in zip(gradients, exp_avg, strict=True)]
+        beta1, beta2 = betas
+        torch._foreach_mul_(exp_avg, beta1)
+        torch._foreach_add_(exp_avg, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(exp_avg_sq, beta2)
+        torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_sqrt(exp_avg_sq)
+        torch._foreach_add_(roots, eps)
+        steps = [int(state["step"]) for state in states]
+        step_sizes = [-lr * math.sqrt(1 - beta2**step) / (1 - beta1**step) for step in steps]
+        torch._foreach_addcdiv_(theta, exp_avg, roots, step_sizes)
+        if weight_decay:
+            # Not theta * (1 - lr * decay): rounded to float32 at the default rates, that factor loses 5 % of the decay.
+            torch._foreach_add_(theta, theta, alpha=-lr * weight_decay)
+        for parameter, updated in zip(parameters, theta, strict=True):
+            if updated is not parameter:
+                parameter.copy_(updated)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The parameter's state, made at its first step, with its own step counted on."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        state["step"] += 1
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in the base class, except that moments stay as saved: the base casts them to the parameters' type."""
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, parameter in zip(saved, parameters, strict=True):
+            for moment in MOMENTS if key in state_dict["state"] else ():
+                self.state[parameter][moment] = state_dict["state"][key][moment].to(parameter.device)
+
+
+VARIANTS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"reference": ReferenceAdamW, "torch": torch.optim.AdamW}
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """A fresh optimiser over the trainable parameters of ``model``, in two groups: decayed, and not (SPEC 10.1).
+
+    Parameters whose name contains ``bias`` are not decayed; all others are, layer-norm gains and embeddings included.
+    A shared parameter (tied embeddings) stands in one group once. Both groups exist even when empty.
+
+    Raises ConfigError for a beta of 1, and ModelError if nothing is trainable.
+    """
+    for name in ("beta1", "beta2"):
+        if getattr(config, name) >= 1:
+            raise ConfigError(
+                f"optim.{name} is {getattr(config, name)}; expected 0 <= {name} < 1: at 1 nothing is learned"
+            )
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ModelError(f"{type(model).__name__} has no trainable parameter; expected at least one with requires_grad")
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in trainable.items() if "bias" not in name]},
+        {"params": [parameter for name, parameter in trainable.items() if "bias" in name], "weight_decay": 0.0},
+    ]
+    return VARIANTS[config.variant](
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay
+    )

@@ -1,0 +1,49 @@
+"""What a peer learns from its teachers' predictions (SPEC 6.2, 20.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ray_l4.losses.nll import at_least_float32, per_step
+
+
+@torch.no_grad()
+def mean_log_probs(log_probs: Sequence[Tensor], temperature: float) -> Tensor:
+    """Log of the mean over teachers of ``softmax(log_probs / temperature)``, (num_positions, vocab), float32 or wider.
+
+    log_probs: one (num_positions, vocab) per teacher at temperature 1; a constant added to a row changes nothing.
+
+    The gradient of a KL divergence depends on its targets linearly, so learning from this mean is the same as
+    learning from every teacher and averaging; no approximation. Each teacher is softened *before* the mean is taken.
+    """
+    softened = [torch.log_softmax(at_least_float32(teacher_KV) / temperature, dim=-1) for teacher_KV in log_probs]
+    if len(softened) == 1:
+        return softened[0]
+    return torch.logsumexp(torch.stack(softened), dim=0) - math.log(len(softened))
+
+
+def distillation(logits_KV: Tensor, teacher_log_probs_KV: Tensor, temperature: float, denominator: float) -> Tensor:
+    """``T^2 * sum over positions of KL(teacher || student at T) / denominator``, in nats (SPEC 6.2, 20.3 rows 4 and 6).
+
+    logits_KV: the student's, (num_positions, vocab), at temperature 1.
+    teacher_log_probs_KV: likewise shaped, already softened and mixed (``mean_log_probs``), taken as a constant.
+    denominator: the number of distilled positions of the *whole* step; positions have no weights here.
+
+    No position gives exactly 0 and a zero gradient (in the references it is NaN). A token to which the teacher gives no
+    probability contributes 0. Raises ValueError if the two shapes differ.
+    """
+    if logits_KV.shape != teacher_log_probs_KV.shape:
+        raise ValueError(
+            f"distillation: the student's logits have shape {tuple(logits_KV.shape)}, the teacher's log-probabilities "
+            f"{tuple(teacher_log_probs_KV.shape)}; expected the same positions and one shared vocabulary"
+        )
+    student_KV = torch.log_softmax(at_least_float32(logits_KV) / temperature, dim=-1)
+    teacher_KV = at_least_float32(teacher_log_probs_KV.detach())
+    probs_KV = teacher_KV.exp()
+    # A difference of logarithms, not of two sums: equal peers give exactly 0. The mask is the convention 0 log 0 = 0.
+    terms_KV = torch.where(probs_KV > 0, probs_KV * (teacher_KV - student_KV), 0.0)
+    return per_step(temperature**2 * terms_KV.sum(), denominator)

@@ -1,0 +1,202 @@
+"""Exact match of SQL logical forms, "lfEM" (SPEC 15.3; Zhong et al. 2017 with the parsers of decaNLP and LAMOL).
+
+A prediction such as ``select count player from table where team = ajax`` is parsed back into column, aggregate and
+condition indices and compared with the gold query, conditions in order. Two parsers:
+
+- *fuzzy* (LAMOL, L2KD; the comparable number): a column name need only resemble one of the header. It cuts at the
+  letters ``where`` and ``and`` wherever they stand, even inside words, and at every ``=``, ``>``, ``<``. So a value
+  that holds an operator, or ``and`` in any condition but the last, never scores: perfect answers to the test set get
+  about 98.4. The published numbers contain this, so it stays.
+- *exact* (decaNLP): column names must be equal and values keep their spaces.
+
+The header is lower-cased, predictions are not: WikiSQL's answers are lower-case from the conversion on (SPEC 2.2).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ray_l4.errors import DataError
+from ray_l4.metrics.item import Item, percentage
+from ray_l4.metrics.similarity import similarity
+
+AGGREGATES = ("", "max", "min", "count", "sum", "avg")
+OPERATORS = ("=", ">", "<")
+
+_OPERATOR = re.compile("[=><]")
+# Column 3 and operator 0 as words that no answer contains: private-use characters before the index.
+_COLUMN, _CONDITION = "\ue000", "\ue001"
+_CONDITION_START = re.compile(f"{_COLUMN}(\\d+) {_CONDITION}(\\d+)")
+
+Header = tuple[str, ...]
+Condition = tuple[int, int, str]
+
+
+class UnparsableSqlError(ValueError):
+    """A prediction that is no query over the table; it scores 0."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A logical form: indices into the header, ``AGGREGATES`` and ``OPERATORS``; conditions in order."""
+
+    sel: int
+    agg: int
+    conds: tuple[Condition, ...]
+
+
+def logical_form_em(items: Sequence[Item]) -> dict[str, float]:
+    """``lfem`` (fuzzy, the comparable one) and ``lfem_exact``, in percent.
+
+    Each item's ``meta`` is ``{"sql": {"sel", "agg", "conds": [[column, operator, value], ...]}, "header": [...]}``;
+    the reference text is not used.
+
+    Raises:
+        DataError: an item's ``meta`` does not have this form.
+    """
+    fuzzy, exact = [], []
+    for item in items:
+        gold, header = _read_meta(item)
+        fuzzy.append(_parse(parse_fuzzy, item.prediction, header) == _map_values(gold, _without_spaces))
+        exact.append(_parse(parse_exact, item.prediction, header) == gold)
+    return {"lfem": percentage(fuzzy), "lfem_exact": percentage(exact)}
+
+
+def parse_fuzzy(text: str, header: Header) -> Query:
+    """Parse as LAMOL does: columns by resemblance, values without spaces. ``header`` is in lower case.
+
+    Raises:
+        UnparsableSqlError: the text is no query over this table.
+    """
+    head, where, tail = text.partition("where")
+    words = head.split()[1:-2]  # select ... from table
+    sel, aggregated = _closest(header, " ".join(words), " ".join(words[1:]))
+    agg = _aggregate(words) if aggregated else 0
+    query = Query(sel, agg, _conditions(_repair(tail, header), header) if where else ())
+    return _map_values(query, _without_spaces)
+
+
+def parse_exact(text: str, header: Header) -> Query:
+    """Parse as decaNLP does: columns by equality, values with single spaces. ``header`` is in lower case.
+
+    Raises:
+        UnparsableSqlError: the text is no query over this table.
+    """
+    head, where, tail = text.partition("where")
+    words = head.split()[1:-2]
+    agg = 0 if " ".join(words) in header else _aggregate(words)
+    column = " ".join(words[1:] if agg else words)
+    if column not in header:
+        raise UnparsableSqlError(f"no column is called {column!r}")
+    return Query(header.index(column), agg, _conditions(tail, header) if where else ())
+
+
+def _parse(parser: Callable[[str, Header], Query], text: str, header: Header) -> Query | None:
+    try:
+        return parser(text, header)
+    except UnparsableSqlError:
+        return None
+
+
+def _aggregate(words: Sequence[str]) -> int:
+    if not words or words[0] not in AGGREGATES:
+        raise UnparsableSqlError(f"no aggregate at the start of {' '.join(words)!r}")
+    return AGGREGATES.index(words[0])
+
+
+@lru_cache(maxsize=1 << 15)
+def _by_length(header: Header) -> tuple[int, ...]:
+    """Column indices, longest name first; equal lengths in the header's order."""
+    return tuple(sorted(range(len(header)), key=lambda column: -len(header[column])))
+
+
+@lru_cache(maxsize=1 << 15)
+def _closest(header: Header, *texts: str) -> tuple[int, int]:
+    """The column that most resembles one of ``texts``, and which of them; the first of equals, longest names first."""
+    if "" in header and "" in texts:
+        raise UnparsableSqlError("an empty column name cannot be compared with nothing")
+    candidates = ((column, which) for column in _by_length(header) for which in range(len(texts)))
+    return max(candidates, key=lambda candidate: similarity(header[candidate[0]], texts[candidate[1]]))
+
+
+def _repair(text: str, header: Header) -> str:
+    """The conditions rewritten with the header's own column names (SPEC 15.3, step 5)."""
+    operators = _OPERATOR.findall(text)
+    first, *rest = _OPERATOR.split(text)
+    if not rest:
+        raise UnparsableSqlError(f"no operator in the condition {text!r}")
+    *middle, last = rest
+    pieces = [first, *(part for piece in middle for part in piece.split("and")), last]
+    columns, values = [piece.strip() for piece in pieces[0::2]], [piece.strip() for piece in pieces[1::2]]
+    if not len(columns) == len(operators) == len(values):
+        raise UnparsableSqlError(f"columns, operators and values do not pair up in {text!r}")
+    names = [header[_closest(header, column)[0]] for column in columns]
+    return " and ".join(" ".join(condition) for condition in zip(names, operators, values, strict=True))
+
+
+def _conditions(text: str, header: Header) -> tuple[Condition, ...]:
+    """Read ``column op value and column op value`` (SPEC 15.3, step 6).
+
+    The longest column names are looked for first, so that ``final score`` is not taken for ``score``.
+    """
+    if _COLUMN in text or _CONDITION in text:
+        raise UnparsableSqlError("the text holds a character that is reserved for parsing")
+    text = f" {text} "
+    for column in _by_length(header):
+        text = text.replace(f" {header[column]} ", f" {_COLUMN}{column} ")
+    words = [f"{_CONDITION}{OPERATORS.index(word)}" if word in OPERATORS else word for word in text.split()]
+    before, *found = _CONDITION_START.split(" ".join(words))
+    if before or not found:
+        raise UnparsableSqlError("the conditions do not start with a column and an operator")
+    triples = zip(found[0::3], found[1::3], found[2::3], strict=True)
+    return tuple((int(column), int(operator), _value(rest, header)) for column, operator, rest in triples)
+
+
+def _value(text: str, header: Header) -> str:
+    """The value of a condition: without the ``and`` that leads to the next one, markers turned back into text."""
+    words = text.split()
+    if not words:
+        raise UnparsableSqlError("a condition has no value")
+    if words[-1] == "and":
+        words.pop()
+    return " ".join(_unmarked(word, header) for word in words)
+
+
+def _unmarked(word: str, header: Header) -> str:
+    if word.startswith(_COLUMN):
+        return header[int(word[1:])]
+    return OPERATORS[int(word[1:])] if word.startswith(_CONDITION) else word
+
+
+def _map_values(query: Query, change: Callable[[str], str]) -> Query:
+    conds = tuple((column, operator, change(value)) for column, operator, value in query.conds)
+    return Query(query.sel, query.agg, conds)
+
+
+def _without_spaces(value: str) -> str:
+    return value.replace(" ", "")
+
+
+def _read_meta(item: Item) -> tuple[Query, Header]:
+    """The gold query (values as lower-case strings) and the lower-case header."""
+    try:
+        meta: dict[str, Any] = json.loads(item.meta)
+        gold = meta["sql"]
+        conds = tuple((int(column), int(operator), str(value).lower()) for column, operator, value in gold["conds"])
+        header = tuple(str(name).lower() for name in meta["header"])
+        query = Query(int(gold["sel"]), int(gold["agg"]), conds)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(_bad_meta(item, repr(error))) from error
+    if not header:
+        raise DataError(_bad_meta(item, "the header is empty"))
+    return query, header
+
+
+def _bad_meta(item: Item, reason: str) -> str:
+    form = '{"sql": {"sel": 0, "agg": 0, "conds": [[column, operator, value], ...]}, "header": [...]}'
+    return f"sample {item.sample_id!r}: metric 'lfem' needs its meta to be JSON of the form {form}, but: {reason}"

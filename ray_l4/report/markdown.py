@@ -1,0 +1,109 @@
+"""A run, or several side by side, as Markdown that also reads well on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray_l4.errors import ConfigError
+from ray_l4.store.run_directory import RunDirectory, read_json
+
+MIB = 2**20
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned: the first to the left, all others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """One row for each run (its student 0): final score of every task, average, forgetting, transfer, time.
+
+    Raises ConfigError if the runs learned different streams: their averages could not be compared.
+    """
+    streams = {tuple(summary["stream"]) for summary in summaries}
+    if len(streams) > 1:
+        listed = "; ".join(" -> ".join(stream) for stream in sorted(streams))
+        raise ConfigError(f"report: the runs learned different streams, which cannot stand in one table: {listed}")
+    tasks = list(summaries[0]["stream"])
+    header = ["method", "seed", *tasks, "average", "forgetting", "backward transfer", "wall s"]
+    rows = [
+        [
+            summary["method"],
+            str(summary["seed"]),
+            *(number(summary["final"]["0"][task]) for task in tasks),
+            number(summary["average_accuracy"]["0"]),
+            number(summary["forgetting"]["0"]),
+            number(summary["backward_transfer"]["0"]),
+            number(summary["wall_seconds"], 0),
+        ]
+        for summary in summaries
+    ]
+    return table(header, rows)
+
+
+def run_report(run: RunDirectory) -> str:
+    """Everything about one finished run."""
+    summary, manifest = run.summary(), read_json(run.path / "manifest.json")
+    parts = [
+        f"# {summary['name']}: {summary['method']} on {' -> '.join(summary['stream'])}, seed {summary['seed']}",
+        f"Made by `{manifest['command']}`. Scores are percentages.",
+        comparison([summary]),
+    ]
+    for student in summary["score_matrix"]:
+        parts += [f"## Student {student}", _matrix(summary, student), _figures(summary, student)]
+    parts += ["## Replay", _replay(summary)] if summary["replay"] else []
+    parts += ["## Cost", _cost(summary), "## Configuration", _configuration(run, manifest)]
+    return "\n\n".join(parts) + "\n"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure, or a dash where it is not defined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _matrix(summary: Mapping[str, Any], student: str) -> str:
+    tasks = summary["stream"]
+    rows = [
+        [task, *(number(score) for score in scores)]
+        for task, scores in zip(tasks, summary["score_matrix"][student], strict=True)
+    ]
+    return table(["after learning", *tasks], rows)
+
+
+def _figures(summary: Mapping[str, Any], student: str) -> str:
+    names = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
+    return "; ".join(f"{name.replace('_', ' ')} {number(summary[name][student])}" for name in names) + "."
+
+
+def _replay(summary: Mapping[str, Any]) -> str:
+    rows = [
+        [summary["stream"][int(stage)], str(counts["requested"]), str(counts["valid"]), str(counts["dropped"])]
+        for stage, counts in summary["replay"].items()
+    ]
+    return table(["before learning", "requested", "valid", "dropped"], rows)
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    exchange = summary["exchange"]
+    rows = [
+        ["wall time", f"{summary['wall_seconds']:.0f} s"],
+        ["published by a student in a step", f"{exchange['bytes_per_step'] / 1e6:.3f} MB"],
+        ["time students wait for their teachers", f"{100 * exchange['wait_fraction']:.1f} %"],
+        *([f"peak memory of {actor}", f"{peak / MIB:.0f} MiB"] for actor, peak in summary["peak_memory_bytes"].items()),
+    ]
+    return table(["what", "how much"], rows)
+
+
+def _configuration(run: RunDirectory, manifest: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    config = (run.path / "config.yaml").read_text(encoding="utf-8").strip()
+    cluster = (run.path / "cluster.yaml").read_text(encoding="utf-8").strip()
+    return f"{versions}; {manifest['platform']}\n\n```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"

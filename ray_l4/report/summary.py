@@ -1,0 +1,83 @@
+"""The result of a run as one record, computed from its run directory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ray_l4.methods import get_method
+from ray_l4.metrics.continual import (
+    ScoreMatrix,
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+)
+from ray_l4.store.run_directory import RunDirectory
+
+_FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
+    "average_accuracy": average_accuracy,
+    "average_incremental_accuracy": average_incremental_accuracy,
+    "forgetting": forgetting,
+    "backward_transfer": backward_transfer,
+}
+_SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
+
+
+def summarise(run: RunDirectory) -> dict[str, Any]:
+    """Everything ``summary.json`` holds. Scores are percentages; a figure that is not defined is None.
+
+    ``score_matrix``: student -> rows after each stage, columns the tasks in the order of the stream.
+    ``exchange.bytes_per_step``: what one student publishes in one step, on average.
+    ``exchange.wait_fraction``: share of the students' time in which they wait for their teachers' predictions.
+    """
+    experiment, state = run.experiment(), run.state()
+    tasks = [task.name for task in experiment.stream]
+    peers = experiment.peers.count or get_method(experiment.method).peers
+    matrices = {str(student): score_matrix(run, student, tasks, experiment.training.epochs) for student in range(peers)}
+    return {
+        "name": experiment.name,
+        "method": experiment.method,
+        "stream": tasks,
+        "peers": peers,
+        "seed": experiment.seed,
+        "score_matrix": matrices,
+        "final": {student: dict(zip(tasks, matrix[-1], strict=True)) for student, matrix in matrices.items()},
+        **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
+        "wall_seconds": state.wall_seconds,
+        "peak_memory_bytes": state.peak_memory_bytes,
+        "exchange": _exchange(run.step_figures()),
+        "replay": _replay(run, len(tasks)),
+    }
+
+
+def score_matrix(run: RunDirectory, student: int, tasks: Sequence[str], epochs: int) -> list[list[float | None]]:
+    """R[i][j]: the headline score of task j after stage i's last epoch; None where it was not scored."""
+    found = {
+        (cell.stage, cell.task): float(record["values"][record["headline"]])
+        for cell, record in run.scores().items()
+        if cell.student == student and cell.epoch == epochs
+    }
+    return [[found.get((stage, task)) for task in tasks] for stage in range(len(tasks))]
+
+
+def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if not rows:
+        return {"bytes_per_step": 0.0, "wait_fraction": 0.0}
+    total = sum(row[name] for row in rows for name in _SECONDS)
+    return {
+        "bytes_per_step": sum(row["bytes_sent"] for row in rows) / len(rows),
+        "wait_fraction": sum(row["wait_seconds"] for row in rows) / total if total else 0.0,
+    }
+
+
+def _replay(run: RunDirectory, stages: int) -> dict[str, dict[str, int]]:
+    counts = {}
+    for stage in range(1, stages):
+        path = run.path / "replay" / f"stage-{stage}.parquet"
+        if path.is_file():
+            valid = pq.read_table(path, columns=["valid"]).column("valid").to_pylist()
+            counts[str(stage)] = {"requested": len(valid), "valid": sum(valid), "dropped": len(valid) - sum(valid)}
+    return counts

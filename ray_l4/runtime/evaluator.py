@@ -1,0 +1,62 @@
+"""An evaluator: scores checkpoints and generates replay, each piece of work complete in itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.learner.answering import Scored, answer, generate_replay
+from ray_l4.learner.models import DTYPES, from_description, load_bytes, pick_device
+from ray_l4.runtime.setup import Setup
+from ray_l4.runtime.student import peak_memory_bytes, use_threads
+from ray_l4.seeds import derive
+
+
+class Evaluator:
+    """Serves any checkpoint of the run; the one it holds is loaded again only when another is asked for."""
+
+    def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
+        use_threads(cluster.evaluators)
+        self._setup = setup
+        self._device = pick_device(cluster.evaluators.gpus)
+        self._model: PreTrainedModel | None = None
+        self._holds: str | None = None
+
+    def answer(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str) -> Scored:
+        """Answers of a checkpoint to a task's test set, and their scores."""
+        experiment = self._setup.experiment
+        model = self._load(checkpoint, description, weights)
+        seed = derive(experiment.seed, "evaluate", checkpoint)
+        return answer(model, self._setup.tokenizer, self._setup.tests[task], experiment.evaluation, seed)
+
+    def replay(
+        self,
+        checkpoint: str,
+        description: Mapping[str, Any],
+        weights: np.ndarray,
+        gens: list[int],
+        seeds: list[int],
+    ) -> list[np.ndarray]:
+        """Pseudo-examples as token ids, one for each task token in ``gens``."""
+        config = self._setup.experiment.replay
+        longest = min(config.max_length or self._setup.max_length, self._setup.max_length)
+        model = self._load(checkpoint, description, weights)
+        return generate_replay(model, self._setup.tokenizer, gens, seeds, longest, config)
+
+    def peak_memory(self) -> int:
+        """Largest memory so far, in bytes."""
+        return peak_memory_bytes()
+
+    def _load(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray) -> PreTrainedModel:
+        if self._model is None:
+            dtype = DTYPES[self._setup.experiment.model.dtype]
+            self._model = from_description(description).to(dtype).to(self._device)
+        if self._holds != checkpoint:
+            self._holds = None  # should loading fail half-way, nothing valid is held
+            load_bytes(self._model, weights)
+            self._holds = checkpoint
+        return self._model

@@ -1,0 +1,83 @@
+"""A run from the first check to the last line: prepare, start, watch, report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import RunDirectoryError
+from ray_l4.report.markdown import comparison, run_report
+from ray_l4.runtime.live import watch
+from ray_l4.runtime.placement import check_room, local_resources
+from ray_l4.runtime.session import start
+from ray_l4.runtime.setup import Setup, prepare
+from ray_l4.store.atomic import write_folder, write_text
+from ray_l4.store.run_directory import RunDirectory, read_json
+
+_LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
+
+
+def run(experiment: ExperimentConfig, cluster: ClusterConfig, folder: Path, command: str, console: Console) -> None:
+    """Learn ``experiment`` into the new ``folder``. Raises RayL4Error for whatever prevents it."""
+    with console.status("reading and tokenising data"):
+        setup = _prepared(experiment, cluster)
+    directory = RunDirectory.create(folder, experiment, cluster, _manifest(command, setup))
+    with directory.lock():
+        write_folder(directory.path / "tokenizer", setup.tokenizer.save)
+        _go(setup, cluster, directory, console)
+
+
+def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
+    """Go on with a run. Raises RunDirectoryError if its data is not what it was."""
+    with directory.lock():
+        with console.status("reading and tokenising data"):
+            setup = _prepared(directory.experiment(), cluster)
+        if setup.fingerprint() != read_json(directory.path / "manifest.json")["data_fingerprint"]:
+            raise RunDirectoryError(
+                f"{directory.path}: the data or the tokeniser has changed since the run began; its scores could not "
+                "be compared. Bring the old data back, or start a new run."
+            )
+        write_folder(directory.path / "tokenizer", setup.tokenizer.save)
+        _go(setup, cluster, directory, console)
+
+
+def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
+    setup = prepare(experiment)
+    if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
+        check_room(setup.topology.size, cluster, [local_resources(cluster)])
+    return setup
+
+
+def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: Console) -> None:
+    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
+    with console.status("starting"):
+        session = start(setup, cluster, directory)
+    try:
+        watch(session, console)
+        summary = session.result()
+    except KeyboardInterrupt:
+        console.print(f"stopping; go on with it: ray-l4 resume {directory.path}", highlight=False, soft_wrap=True)
+        raise
+    finally:
+        session.close()
+    write_text(directory.path / "report.md", run_report(directory))
+    console.print(comparison([summary]), markup=False, highlight=False, soft_wrap=True)
+
+
+def _manifest(command: str, setup: Setup) -> dict[str, object]:
+    return {
+        "command": command,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": {library: version(library) for library in _LIBRARIES},
+        "data_fingerprint": setup.fingerprint(),
+        "training_examples": {task: table.num_rows for task, table in setup.training.items()},
+        "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
+        "vocabulary": setup.tokenizer.size,
+    }

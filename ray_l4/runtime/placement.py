@@ -1,0 +1,78 @@
+"""What a run asks of a cluster, and whether the cluster can give it: known before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import ClusterError
+
+Resources = Mapping[str, float]
+
+_ROUNDING = 1e-6
+"""Fractions of a GPU add up only nearly; Ray itself counts in units of 1e-4."""
+
+
+def bundles(peers: int, cluster: ClusterConfig) -> list[dict[str, float]]:
+    """One bundle for each actor that reserves anything: students first, then evaluators."""
+    wanted = [_bundle(cluster.students.cpus, cluster.students.gpus)] * peers
+    wanted += [_bundle(cluster.evaluators.cpus, cluster.evaluators.gpus)] * cluster.evaluators.count
+    return [dict(bundle) for bundle in wanted if bundle]
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+
+
+def describe_request(peers: int, cluster: ClusterConfig) -> str:
+    """What is asked for, in words."""
+    students, evaluators = cluster.students, cluster.evaluators
+    return (
+        f"{peers} students with {students.cpus:g} CPU and {students.gpus:g} GPU each, "
+        f"{evaluators.count} evaluators with {evaluators.cpus:g} CPU and {evaluators.gpus:g} GPU each"
+    )
+
+
+def local_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """What a local cluster of this profile would have."""
+    cpus = cluster.ray.num_cpus or len(os.sched_getaffinity(0))
+    return {"CPU": float(cpus), "GPU": float(_gpus(cluster))}
+
+
+def _gpus(cluster: ClusterConfig) -> int:
+    if cluster.ray.num_gpus is not None:
+        return cluster.ray.num_gpus
+    import torch  # only where nobody says how many there are: it takes seconds to load
+
+    return torch.cuda.device_count()
+
+
+def check_room(peers: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -> list[int]:
+    """The node each bundle would go to, by first fit on the nodes' whole resources.
+
+    Raises ClusterError with what is asked and what there is, if the bundles cannot fit whatever else is running.
+    """
+    left = [dict(node) for node in nodes]
+    strategy = cluster.placement.strategy
+    chosen: list[int] = []
+    for bundle in bundles(peers, cluster):
+        candidates = range(len(left))
+        if strategy == "STRICT_PACK" and chosen:
+            candidates = range(chosen[0], chosen[0] + 1)
+        free = [n for n in candidates if strategy != "STRICT_SPREAD" or n not in chosen]
+        node = next((n for n in free if all(left[n].get(k, 0) >= v - _ROUNDING for k, v in bundle.items())), None)
+        if node is None:
+            raise ClusterError(
+                f"no room for {describe_request(peers, cluster)} (placement {strategy}). There "
+                f"{'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'} with {_words(nodes)}. "
+                "Ask for fewer peers (peers.count) or less for each (students.cpus, students.gpus), or add nodes."
+            )
+        for name, amount in bundle.items():
+            left[node][name] -= amount
+        chosen.append(node)
+    return chosen
+
+
+def _words(nodes: Sequence[Resources]) -> str:
+    return "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "nothing"

@@ -1,0 +1,178 @@
+"""A run from the outside: start it, watch it, stop it, get its result. With Ray or without, the same four calls."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import ClusterError, PeerError
+from ray_l4.exchange.transports import ObjectStore
+from ray_l4.runtime.coordinator import Coordinator
+from ray_l4.runtime.crew import local_crew, ray_crew
+from ray_l4.runtime.placement import check_room, local_resources
+from ray_l4.runtime.progress import Snapshot
+from ray_l4.runtime.setup import Setup
+from ray_l4.store.run_directory import RunDirectory
+
+_CONTROL_TIMEOUT = 30.0
+"""Seconds for the coordinator to answer how far it is; it does so from a thread that has nothing else to do."""
+
+
+class Session(Protocol):
+    """A run that has been started."""
+
+    def look(self) -> Snapshot: ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to ``seconds``; whether the run has ended."""
+
+    def result(self) -> dict[str, Any]:
+        """The summary of a run that has ended. Raises what ended it otherwise."""
+
+    def close(self) -> None:
+        """Stop the run if it goes on, and every process that was started for it."""
+
+
+def start(setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> Session:
+    """Start a run, or go on with one. Raises ClusterError if there is no room for it."""
+    if cluster.exchange.transport == "in_process":
+        return LocalSession(setup, cluster, run)
+    return RaySession(setup, cluster, run)
+
+
+class LocalSession:
+    """The whole run in a thread of this process."""
+
+    def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
+        self._coordinator = Coordinator(setup, cluster, local_crew(setup, cluster), run)
+        self._summary: dict[str, Any] = {}
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="run", daemon=True)
+        self._thread.start()
+
+    def look(self) -> Snapshot:
+        return self._coordinator.progress.look()
+
+    def wait(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error
+        return self._summary
+
+    def close(self) -> None:
+        self._coordinator.stop()
+        self._thread.join(_CONTROL_TIMEOUT)
+
+    def _work(self) -> None:
+        try:
+            self._summary = self._coordinator.run()
+        except BaseException as error:  # handed to whoever asks for the result, whatever it is
+            self._error = error
+
+
+class CoordinatorActor:
+    """The coordinator as an actor: ``run`` takes as long as the run, ``look`` and ``stop`` answer meanwhile."""
+
+    def __init__(self, setup: Setup, cluster: ClusterConfig, run: Path) -> None:
+        self._coordinator = Coordinator(setup, cluster, ray_crew(setup, cluster), RunDirectory.open(run))
+
+    def run(self) -> dict[str, Any]:
+        return self._coordinator.run()
+
+    @ray.method(concurrency_group="control")
+    def look(self) -> Snapshot:
+        return self._coordinator.progress.look()
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        self._coordinator.stop()
+
+
+class RaySession:
+    """The run on a Ray cluster: one that is there, or one of this machine that ends with the run."""
+
+    def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
+        self._cluster = cluster
+        self._transport = ObjectStore()
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            connect(setup.topology.size, cluster)
+        try:
+            check_room(setup.topology.size, cluster, node_resources())
+            # It writes the run directory, so it lives where the directory is: on the node of this process.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
+            self._coordinator = actor.options(name="coordinator", namespace=run.path.name, scheduling_strategy=here)
+            self._coordinator = self._coordinator.remote(ray.put(setup), cluster, run.path.resolve())
+            self._running = self._coordinator.run.remote()
+        except BaseException:
+            self.close()
+            raise
+        self._last = Snapshot()
+
+    def look(self) -> Snapshot:
+        try:
+            self._last = ray.get(self._coordinator.look.remote(), timeout=_CONTROL_TIMEOUT)
+        except (GetTimeoutError, RayError):
+            # Still starting, or gone: the first shows soon, the second is for result() to tell.
+            return self._last
+        return self._last
+
+    def wait(self, seconds: float) -> bool:
+        done, _ = ray.wait([self._running], timeout=seconds)
+        return bool(done)
+
+    def result(self) -> dict[str, Any]:
+        return self._transport.get(self._running, _CONTROL_TIMEOUT, "coordinator")
+
+    def close(self) -> None:
+        if self._owns_ray and ray.is_initialized():
+            ray.shutdown()
+
+
+def connect(peers: int, cluster: ClusterConfig) -> None:
+    """Join the profile's cluster, or start one on this machine. Raises ClusterError if neither is possible."""
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if cluster.ray.address is None:
+        resources = local_resources(cluster)
+        check_room(peers, cluster, [resources])
+        options |= {
+            "num_cpus": int(resources["CPU"]),
+            "num_gpus": int(resources["GPU"]),
+            "object_store_memory": cluster.ray.object_store_memory,
+            "include_dashboard": cluster.ray.dashboard,
+            "address": "local",
+        }
+    else:
+        options["address"] = cluster.ray.address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = cluster.ray.address or "this machine"
+        raise ClusterError(
+            f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip().splitlines()[0]}. "
+            "Is it running (ray status), and reachable from here?"
+        ) from error
+
+
+def node_resources() -> list[dict[str, float]]:
+    """CPUs and GPUs of every living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+__all__ = ["PeerError", "Session", "connect", "node_resources", "start"]

@@ -1,0 +1,102 @@
+"""From an experiment file to what every worker needs: tokeniser, token tables and test sets, made once per run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.learner.answering import TestSet, build_test_set
+from ray_l4.learner.models import max_length, pretrained_config
+from ray_l4.methods import Method, Topology, get_method
+from ray_l4.tasks.registry import load, metric_of
+from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.tokenizer import TaskTokenizer
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all workers of a run share."""
+
+    experiment: ExperimentConfig
+    method: Method
+    topology: Topology
+    tokenizer: TaskTokenizer
+    max_length: int
+    """Longest sequence in tokens."""
+    training: Mapping[str, pa.Table]
+    """Task -> its training examples as tokens."""
+    tests: Mapping[str, TestSet]
+    """Task -> what it takes to score it."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """The stream, in order."""
+        return [task.name for task in self.experiment.stream]
+
+    def fingerprint(self) -> str:
+        """A digest of all tokens: equal data and tokeniser, equal fingerprint."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in self.tasks:
+            for table in (self.training[name], self.tests[name].prompts):
+                for column in table.select(["ids", "prompt_length", "gen"]).itercolumns():
+                    digest.update(repr(column.combine_chunks().to_pylist()).encode())
+        return digest.hexdigest()
+
+
+def prepare(experiment: ExperimentConfig) -> Setup:
+    """Load the stream's data and tokenise it.
+
+    Raises ConfigError, DataError or ModelError for anything wrong with the experiment, before any process is started.
+    """
+    method = get_method(experiment.method)
+    peers = experiment.peers.count or method.peers
+    training = {task.name: load(task, "train", experiment.data) for task in experiment.stream}
+    tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
+    tokenizer = build_tokenizer(experiment, training)
+    longest = _longest(experiment)
+    return Setup(
+        experiment=experiment,
+        method=method,
+        topology=method.graph(peers),
+        tokenizer=tokenizer,
+        max_length=longest,
+        training={name: _tokens(table, name, tokenizer, longest, experiment) for name, table in training.items()},
+        tests={
+            task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
+            for task in experiment.stream
+        },
+    )
+
+
+def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
+    """The model's own tokeniser with task tokens, or a byte-level BPE of the stream's training text."""
+    model, names = experiment.model, [task.name for task in experiment.stream]
+    if model.from_scratch is None:
+        return TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens)
+    texts = [
+        text
+        for table in training.values()
+        for column in ("context", "question", "answer")
+        for text in table.column(column).to_pylist()
+    ]
+    return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens)
+
+
+def _longest(experiment: ExperimentConfig) -> int:
+    model = experiment.model
+    if model.from_scratch is not None:
+        positions = model.from_scratch.positions
+        return min(model.max_length or positions, positions)
+    return max_length(pretrained_config(str(model.name)), model.max_length)
+
+
+def _tokens(
+    examples: pa.Table, name: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
+) -> pa.Table:
+    tokens, dropped = assemble(examples, tokenizer, longest)
+    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, train")
+    return tokens

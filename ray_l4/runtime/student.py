@@ -1,0 +1,102 @@
+"""A student: a learner and the codec by which it speaks to its peers. An actor on Ray, a plain object without."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ray_l4.config.cluster import ClusterConfig, StudentResources
+from ray_l4.errors import PeerError
+from ray_l4.exchange.codecs import CODECS, Payload, num_bytes
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.models import build_model, load_bytes, pick_device
+from ray_l4.runtime.setup import Setup
+from ray_l4.seeds import derive
+
+
+class Student:
+    """Calls arrive in order. One that belongs to an older generation, or is not the next step, is refused."""
+
+    def __init__(self, peer: int, setup: Setup, cluster: ClusterConfig) -> None:
+        use_threads(cluster.students)
+        experiment = setup.experiment
+        names = ("init",) if experiment.peers.init == "shared" else ("init", peer)
+        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names))
+        model.to(pick_device(cluster.students.gpus))
+        self.peer = peer
+        self._learner = Learner(peer, model, setup.tokenizer, experiment, setup.method, setup.topology)
+        self._codec = CODECS[cluster.exchange.codec, cluster.exchange.precision]
+        self._generation = 0
+        self._times: dict[str, float] = {}
+        self._bytes_sent = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The model's configuration, from which an evaluator builds the same architecture."""
+        return self._learner.model.config.to_dict()
+
+    def load(self, weights: np.ndarray) -> None:
+        """Continue from the weights of a checkpoint."""
+        load_bytes(self._learner.model, weights)
+
+    def begin(self, generation: int, stage: int, tokens: pa.Table) -> list[int]:
+        """Enter a stage; from now on only calls of ``generation`` are served. Gives the last step of each epoch."""
+        self._generation = generation
+        self._learner.begin_stage(stage, tokens)
+        self._times = {}
+        sampler = self._learner.sampler
+        return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
+
+    def forward(self, generation: int, step: int) -> dict[str, np.ndarray]:
+        """Predictions of the step, encoded for the peers that learn from this one."""
+        self._check(generation)
+        self._mark("idle")
+        payload = self._codec.encode(self._learner.forward(step))
+        self._bytes_sent = num_bytes(payload)
+        self._mark("forward")
+        return payload
+
+    def backward(self, generation: int, step: int, *payloads: Payload) -> dict[str, float]:
+        """Learn the step from labels and teachers' predictions. Gives its figures, with times in seconds."""
+        self._check(generation)
+        self._mark("wait")
+        device = self._learner.device
+        figures = self._learner.backward(step, [self._codec.decode(payload, device) for payload in payloads])
+        self._mark("backward")
+        times = {f"{name}_seconds": self._times.get(name, 0.0) for name in ("forward", "wait", "backward", "idle")}
+        return figures | times | {"bytes_sent": self._bytes_sent}
+
+    def weights(self) -> np.ndarray:
+        """The model's weights now, as safetensors bytes."""
+        return self._learner.weights()
+
+    def peak_memory(self) -> int:
+        """Largest memory so far, in bytes."""
+        return peak_memory_bytes()
+
+    def _check(self, generation: int) -> None:
+        if generation != self._generation:
+            raise PeerError(f"student {self.peer}: a call of generation {generation}, but it serves {self._generation}")
+
+    def _mark(self, name: str) -> None:
+        """The time since the last mark was spent on ``name``."""
+        now = time.perf_counter()
+        self._times[name] = now - self._times.get("mark", now)
+        self._times["mark"] = now
+
+
+def use_threads(resources: StudentResources) -> None:
+    """Give PyTorch in this process as many threads as the profile says."""
+    if resources.threads is not None:
+        torch.set_num_threads(resources.threads)
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory of this process: on the GPU if it uses one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,150 @@
+"""Reading raw files, plain or compressed, with errors that name the file and the place in it."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray_l4.errors import DataError, nearest
+
+OPENERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
+"""How a file is unpacked, by the end of its name."""
+
+
+class MissingFileError(DataError):
+    """A data file that is not there."""
+
+
+def find(folder: Path, *names: str) -> Path:
+    """The first file of ``folder`` called by one of ``names``, as it is or with ``.gz`` or ``.bz2`` added.
+
+    Raises:
+        MissingFileError: there is none; the message names the nearest file that is there.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; expected it to hold {' or '.join(names)}.")
+    for name in names:
+        for suffix in OPENERS:
+            path = folder / f"{name}{suffix}"
+            if path.is_file():
+                return path
+    present = [path.name for path in folder.iterdir() if path.is_file()]
+    raise MissingFileError(
+        f"{folder}: no file {' or '.join(names)} (plain, .gz or .bz2). {nearest(names[0], present)}"
+        if present
+        else f"{folder}: the folder holds no files; expected {' or '.join(names)} (plain, .gz or .bz2)."
+    )
+
+
+def holds(folder: Path, name: str) -> bool:
+    """Whether ``find`` would find ``name``."""
+    return any((folder / f"{name}{suffix}").is_file() for suffix in OPENERS)
+
+
+def read_text(path: Path) -> str:
+    """The unpacked text of a UTF-8 file, without a byte-order mark.
+
+    Raises:
+        DataError: the file cannot be read or unpacked, or is not UTF-8 (the message gives byte offset and line).
+    """
+    unpack = OPENERS.get(path.suffix, bytes)
+    try:
+        data = unpack(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file.") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: not UTF-8 at byte {error.start} (line {line}): 0x{data[error.start]:02x}. "
+            "Save the file as UTF-8 and try again."
+        ) from error
+
+
+def read_json(path: Path, text: str | None = None) -> Any:
+    """The parsed JSON of a file; ``text`` when it was already read and a banner taken off.
+
+    Raises:
+        DataError: empty, not JSON (with line and column), or unreadable.
+    """
+    text = read_text(path) if text is None else text
+    if not text.strip():
+        raise DataError(f"{path} is empty; expected JSON.")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
+
+
+def read_json_list(path: Path, text: str | None = None) -> list[Any]:
+    """``read_json`` for a file that must hold a list with something in it.
+
+    Raises:
+        DataError: as ``read_json``, or the JSON is no list, or an empty one.
+    """
+    value = read_json(path, text)
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a JSON list, found {type(value).__name__}.")
+    if not value:
+        raise DataError(f"{path} holds an empty list; expected records.")
+    return value
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    r"""The non-blank lines of a text file with their numbers from 1; only ``\n`` ends a line.
+
+    Raises:
+        DataError: no line holds anything, or the file is unreadable.
+    """
+    empty = True
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            empty = False
+            yield number, line.rstrip("\r")
+    if empty:
+        raise DataError(f"{path} is empty; expected one record per line.")
+
+
+def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str | None]]]]:
+    """The header of a CSV file, and its records with the line each ends on; a record too short has None for the rest.
+
+    Raises:
+        DataError: empty, unreadable, or not CSV (with the line; records are parsed as they are asked for).
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        names = list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise DataError(f"{path}: not CSV at line {reader.line_num}: {error}.") from error
+    if not names:
+        raise DataError(f"{path} is empty; expected a header and records.")
+
+    def records() -> Iterator[tuple[int, dict[str, str | None]]]:
+        try:
+            for record in reader:
+                yield reader.line_num, record
+        except csv.Error as error:
+            raise DataError(f"{path}: not CSV at line {reader.line_num}: {error}.") from error
+
+    return names, records()
+
+
+def need_columns(path: Path, present: list[str], *needed: str) -> None:
+    """Check that the columns ``needed`` are among those ``present``.
+
+    Raises:
+        DataError: one is not; the message names the nearest.
+    """
+    for name in needed:
+        if name not in present:
+            raise DataError(f"{path}: no column {name!r}. {nearest(name, present)}")

@@ -1,0 +1,146 @@
+"""The tasks by name: what they are, how they are scored, and one function that loads any of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.errors import ConfigError, nearest
+from ray_l4.metrics.registry import METRICS
+from ray_l4.tasks import e2e, embedded, own, rnnlg, squad, wikisql, woz
+from ray_l4.tasks.sampling import count_of, subset
+from ray_l4.tasks.schema import BadRecords, Split, build_table
+from ray_l4.tasks.source import Source
+
+log = logging.getLogger(__name__)
+
+DIALOGUE_METRIC = "joint_goal_em"
+"""The one metric that accumulates over a dialogue, so that subsets keep dialogues together."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A built-in task."""
+
+    name: str
+    family: str
+    """Key of ``READERS``, or ``squad``: read from the references' converted files alone, which need a ``path``."""
+    metric: str
+    train: int
+    """Training examples that the papers use (SPEC 1)."""
+    test: int
+    description: str
+
+    def paper_size(self, split: Split) -> int | None:
+        """The papers' size of a split; they use no dev split."""
+        return {"train": self.train, "test": self.test}.get(split)
+
+
+Reader = Callable[[Source, BadRecords], Iterable[Mapping[str, object]]]
+
+READERS: dict[str, Reader] = {
+    "woz": woz.read,
+    "wikisql": wikisql.read,
+    "e2e": e2e.read,
+    "rnnlg": rnnlg.read,
+    "embedded": embedded.read,
+}
+
+_MINI = (embedded.TRAIN, embedded.TEST)
+
+TASKS: dict[str, TaskInfo] = {
+    info.name: info
+    for info in (
+        TaskInfo(
+            "mini.woz", "embedded", "joint_goal_em", *_MINI, "Generated: what a user turn changes in the dialogue state"
+        ),
+        TaskInfo("mini.sql", "embedded", "lfem", *_MINI, "Generated: a question about a table to a query"),
+        TaskInfo(
+            "mini.rest", "embedded", "avg_rouge", *_MINI, "Generated: a dialogue act about a restaurant to a sentence"
+        ),
+        TaskInfo(
+            "woz.en",
+            "woz",
+            "joint_goal_em",
+            2536,
+            1646,
+            "WOZ 2.0, English: what a user turn changes in the dialogue state",
+        ),
+        TaskInfo("wikisql", "wikisql", "lfem", 6525, 15878, "WikiSQL: a question about a table to a query"),
+        TaskInfo("e2enlg", "e2e", "avg_rouge", 6000, 2000, "E2E NLG: a meaning representation to a sentence"),
+        TaskInfo(
+            "rnnlg.rest", "rnnlg", "avg_rouge", 6228, 1039, "RNNLG: a dialogue act about a restaurant to a sentence"
+        ),
+        TaskInfo("rnnlg.hotel", "rnnlg", "avg_rouge", 6446, 1075, "RNNLG: a dialogue act about a hotel to a sentence"),
+        TaskInfo(
+            "rnnlg.tv", "rnnlg", "avg_rouge", 8442, 1407, "RNNLG: a dialogue act about a television to a sentence"
+        ),
+        TaskInfo(
+            "rnnlg.laptop", "rnnlg", "avg_rouge", 7944, 2649, "RNNLG: a dialogue act about a laptop to a sentence"
+        ),
+        TaskInfo("cnn_dailymail", "squad", "avg_rouge", 6604, 2250, "CNN/DailyMail: an article to its summary"),
+        TaskInfo("ag", "squad", "em", 115000, 7600, "AG News: topic of a text"),
+        TaskInfo("yelp", "squad", "em", 115000, 7600, "Yelp: stars of a review"),
+        TaskInfo("amazon", "squad", "em", 115000, 7600, "Amazon: stars of a review"),
+        TaskInfo("dbpedia", "squad", "em", 115000, 7600, "DBpedia: class of an article"),
+        TaskInfo("yahoo", "squad", "em", 115000, 7600, "Yahoo Answers: topic of a question"),
+    )
+}
+
+
+def metric_of(task: TaskConfig) -> str:
+    """The name of the task's metric: the one configured, else the built-in task's own.
+
+    Raises:
+        ConfigError: an unknown metric or task, or one's own task without a metric.
+    """
+    _check_known(task)
+    if task.metric is not None and task.metric not in METRICS:
+        raise ConfigError(f"Task {task.name!r}: unknown metric {task.metric!r}. {nearest(task.metric, METRICS)}")
+    if task.metric is not None:
+        return task.metric
+    if task.name in TASKS:
+        return TASKS[task.name].metric
+    raise ConfigError(f"Task {task.name!r} is your own data; set its metric to one of {', '.join(sorted(METRICS))}.")
+
+
+def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
+    """The examples of one split (``EXAMPLES``), as many as the task asks for, in file order.
+
+    Raises:
+        ConfigError: the task is unknown, or it is not said where its data is.
+        DataError: the data is missing, unreadable or too damaged, or holds fewer examples than asked for.
+    """
+    _check_known(task)
+    source = Source(task, split, data)
+    bad = BadRecords(str(source), data.max_bad_fraction)
+    table = build_table(task.name, _reader(task)(source, bad), bad)
+    info = TASKS.get(task.name)
+    count = count_of(source.wanted, info.paper_size(split) if info else None, table.num_rows, str(source))
+    by_dialogue = metric_of(task) == DIALOGUE_METRIC
+    if by_dialogue and split == "test" and not any("_" in name for name in table.column("sample_id").to_pylist()):
+        log.warning("%s: no sample id has the form <dialogue>_<turn>; every example counts as a dialogue.", source)
+    return subset(table, count, data.seed, task.name, split, by_dialogue)
+
+
+def _check_known(task: TaskConfig) -> None:
+    if task.name not in TASKS and task.path is None:
+        raise ConfigError(
+            f"Unknown task {task.name!r}. {nearest(task.name, TASKS)} For your own data, give the task a path."
+        )
+
+
+def _reader(task: TaskConfig) -> Reader:
+    if task.path is not None:
+        return squad.read if squad.is_squad_folder(task.path) else own.read
+    info = TASKS[task.name]
+    if info.family == "squad":
+        raise ConfigError(
+            f"Task {task.name!r} is read from the references' converted files alone; set its path to the folder of "
+            f"{task.name}_to_squad-<split>-v2.0.json."
+        )
+    return READERS[info.family]

@@ -1,0 +1,48 @@
+"""RNNLG: a dialogue act in, a sentence out, in four domains (SPEC 2.5). Text is verbatim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ray_l4.errors import DataError
+from ray_l4.tasks.files import find, read_json_list, read_text
+from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.source import Source
+
+QUESTION = "what is the natural language form ?"
+
+FOLDERS = {"rnnlg.rest": "restaurant", "rnnlg.hotel": "hotel", "rnnlg.tv": "tv", "rnnlg.laptop": "laptop"}
+FILES = {"train": "train.json", "dev": "valid.json", "test": "test.json"}
+
+
+def read(source: Source, bad: BadRecords) -> Iterator[Row]:
+    """Train: two examples per record, one per realisation. Dev and test: one, with both as references.
+
+    ``sample_id`` is the record's number from 0, for training followed by ``-0`` or ``-1``.
+    """
+    path = find(source.raw / "rnnlg" / FOLDERS[source.task.name], FILES[source.split])
+    for number, record in enumerate(read_json_list(path, _without_banner(read_text(path), str(path)))):
+        where = f"{path.name}, record {number}"
+        if not (isinstance(record, list) and len(record) == 3 and all(isinstance(item, str) for item in record)):
+            bad.add(where, "expected [dialogue act, first sentence, second sentence]")
+            continue
+        act, *sentences = record
+        if source.split == "train":
+            for index, sentence in enumerate(sentences):
+                yield Row(
+                    context=act,
+                    question=QUESTION,
+                    references=[sentence],
+                    sample_id=f"{number}-{index}",
+                    where=where,
+                )
+        else:
+            yield Row(context=act, question=QUESTION, references=sentences, sample_id=str(number), where=where)
+
+
+def _without_banner(text: str, path: str) -> str:
+    """The files begin with a copyright notice of ``#`` lines; line breaks stay, so that error positions hold."""
+    start = text.find("[")
+    if start < 0:
+        raise DataError(f"{path}: no JSON list after the comment lines; expected dialogue acts with sentences.")
+    return "\n" * text[:start].count("\n") + text[start:]

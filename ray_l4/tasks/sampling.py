@@ -1,0 +1,64 @@
+"""Subsets of a split, the same for every run with the same ``DataConfig.seed``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ray_l4.errors import DataError
+from ray_l4.seeds import derive
+
+log = logging.getLogger(__name__)
+
+
+def count_of(wanted: int | Literal["paper", "all"], paper: int | None, available: int, source: str) -> int:
+    """How many examples to take: a number, the papers' size (all where there are fewer, which is logged), or all.
+
+    Raises:
+        DataError: a number larger than ``available``.
+    """
+    if wanted == "all" or (wanted == "paper" and paper is None):
+        return available
+    if wanted == "paper":
+        assert paper is not None
+        if paper > available:
+            log.warning("%s: the papers use %d examples, the data has %d; taking all.", source, paper, available)
+        return min(paper, available)
+    if wanted > available:
+        raise DataError(
+            f"{source}: {wanted} examples asked for, but there are {available}. Ask for fewer, or for 'all'."
+        )
+    return wanted
+
+
+def subset(table: pa.Table, count: int, seed: int, task: str, split: str, by_dialogue: bool) -> pa.Table:
+    """``count`` examples drawn without replacement, in file order.
+
+    With ``by_dialogue`` whole dialogues are drawn until the count is reached, and the last one is cut to its first
+    turns: the joint-goal metric accumulates over a dialogue's turns (SPEC 15.2).
+    """
+    if count == table.num_rows:
+        return table
+    generator = np.random.default_rng(derive(seed, "sample", task, split))
+    if by_dialogue:
+        rows = _whole_dialogues(table.column("sample_id").to_pylist(), count, generator)
+    else:
+        rows = generator.choice(table.num_rows, size=count, replace=False)
+    return table.take(pa.array(np.sort(rows)))
+
+
+def _whole_dialogues(sample_ids: list[str], count: int, generator: np.random.Generator) -> np.ndarray:
+    dialogues: dict[str, list[int]] = {}
+    for row, sample_id in enumerate(sample_ids):
+        dialogues.setdefault(dialogue_of(sample_id), []).append(row)
+    groups = list(dialogues.values())
+    drawn = np.concatenate([np.array(groups[index]) for index in generator.permutation(len(groups))])
+    return drawn[:count]
+
+
+def dialogue_of(sample_id: str) -> str:
+    """The dialogue of a turn id ``<dialogue>_<turn>``; an id of another form is a dialogue of one turn."""
+    return sample_id.rpartition("_")[0] or sample_id

@@ -1,0 +1,40 @@
+"""WikiSQL: a question about a table becomes a query (SPEC 2.2). All text is lower case.
+
+Three layouts of the raw folder ``wikisql/`` are read, the most complete one that is there:
+
+1. the original release: ``<split>.jsonl`` and ``<split>.tables.jsonl``, with every table's full header (``headers``);
+2. dev and test without tables: ``<split>.jsonl`` and the same queries with column names in
+   ``validation.human_readable.csv`` or ``test.human_readable.csv``. A table's header is then the list of those of its
+   columns that some query of the split names, in their original order (``headers``);
+3. train without ``train.jsonl``: rebuilt from ``text2sql-data.wikisql.json`` (``text2sql``).
+
+Where a header is incomplete, the column numbers of ``sql`` in ``meta`` count in the header that ``meta`` and the
+context show, so that the logical-form metric sees one consistent table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ray_l4.tasks.files import find
+from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.source import Source
+from ray_l4.tasks.wikisql.headers import READABLE, queries_with_names, queries_with_tables
+from ray_l4.tasks.wikisql.query import row_of
+from ray_l4.tasks.wikisql.text2sql import GROUPS, train_queries
+
+
+def read(source: Source, bad: BadRecords) -> Iterator[Row]:
+    """One example per question, in file order; ``sample_id`` is the question's number in the split, from 0.
+
+    ``meta`` is JSON with ``sql`` (``sel``, ``agg``, ``conds``) and ``header`` (lower case), as the metric needs it.
+    """
+    folder, split = source.raw / "wikisql", source.split
+    tables, substitute = f"{split}.tables.jsonl", GROUPS if split == "train" else READABLE[split]
+    if find(folder, tables, substitute).name.startswith(tables):
+        queries = queries_with_tables(folder, split, bad)
+    elif split == "train":
+        queries = train_queries(folder, bad)
+    else:
+        queries = queries_with_names(folder, split, bad)
+    return map(row_of, queries)

@@ -1,0 +1,146 @@
+"""Rows of token ids to the tensors of one training step (SPEC 4, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ray_l4.text.tokens import SpecialIds
+
+Head = Literal["qa", "lm"]
+
+
+@dataclass(frozen=True)
+class HeadPositions:
+    """The positions of one head that bear a target, those of real (current) examples first.
+
+    N is their number. ``positions_N`` (int64) index the flattened (rows x time) grid of the batch; ``targets_N``
+    (int64) are the ids that the logits there are scored against; ``weights_N`` (float32) are the weights of the token
+    mean (SPEC 5). ``[:num_current]`` are the positions that bear distillation.
+    """
+
+    positions_N: Tensor
+    targets_N: Tensor
+    weights_N: Tensor
+    num_current: int
+
+    def to(self, device: torch.device) -> HeadPositions:
+        """The same on another device."""
+        positions_N, targets_N, weights_N = (t.to(device) for t in (self.positions_N, self.targets_N, self.weights_N))
+        return replace(self, positions_N=positions_N, targets_N=targets_N, weights_N=weights_N)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input. R rows: all QA sequences in the order of the indices, then all LM sequences; T the longest.
+
+    Stacking serves both passes of SPEC 4 with one forward. They stay independent: every row has dropout of its own,
+    and causal attention with padding on the right gives each row what it would have had alone.
+
+    ``input_ids_RT`` and ``attention_mask_RT`` are int64, (R, T). ``num_tokens`` counts loss-bearing positions, summed
+    over the heads.
+    """
+
+    input_ids_RT: Tensor
+    attention_mask_RT: Tensor
+    heads: Mapping[Head, HeadPositions]
+    num_samples: int
+    num_current_samples: int
+    num_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        heads = {head: positions.to(device) for head, positions in self.heads.items()}
+        mask_RT = self.attention_mask_RT.to(device)
+        return replace(self, input_ids_RT=self.input_ids_RT.to(device), attention_mask_RT=mask_RT, heads=heads)
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Input ids of one row, and the first position whose logits are scored; all later ones are scored too."""
+
+    ids: np.ndarray
+    first: int
+
+    def targets(self, eos: int) -> np.ndarray:
+        return np.append(self.ids[1:], np.int32(eos))[self.first :]
+
+
+def build_batch(
+    tokens: pa.Table, indices: np.ndarray, heads: Sequence[Head], special: SpecialIds, ans_weight: float
+) -> Batch:
+    """The batch of the rows ``indices`` of ``tokens``.
+
+    Args:
+        tokens: a ``TOKENS`` table, best in one chunk (``tokens.pooled``).
+        indices: (batch,) row numbers.
+        heads: ``("qa",)``, or ``("qa", "lm")`` for LAMOL's loss.
+        special: ids of PAD, EOS and ANS.
+        ans_weight: weight of ANS as a target; every other target has weight 1.
+    """
+    rows = tokens.take(pa.array(indices))
+    current = np.asarray([origin == "real" for origin in rows["origin"].to_pylist()], dtype=bool)
+    by_head = {head: _sequences(head, rows) for head in heads}
+    sequences = [sequence for head in heads for sequence in by_head[head]]
+    width = max(len(sequence.ids) for sequence in sequences)
+    input_ids_RT, mask_RT = _padded([sequence.ids for sequence in sequences], special.pad, width)
+    scored = {
+        head: _positions(by_head[head], k * len(indices), width, current, special, ans_weight)
+        for k, head in enumerate(heads)
+    }
+    return Batch(
+        input_ids_RT=input_ids_RT,
+        attention_mask_RT=mask_RT,
+        heads=scored,
+        num_samples=len(indices),
+        num_current_samples=int(current.sum()),
+        num_tokens=sum(len(positions.targets_N) for positions in scored.values()),
+    )
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Prompts for decoding, padded on the left: input ids and attention mask, both (batch, longest) int64."""
+    width = max(len(prompt) for prompt in prompts)
+    reverse = [np.asarray(prompt, dtype=np.int64)[::-1] for prompt in prompts]
+    input_ids, mask = _padded(reverse, pad, width)
+    return input_ids.flip(1), mask.flip(1)
+
+
+def _sequences(head: Head, rows: pa.Table) -> list[_Sequence]:
+    """X of the head for every row. QA is scored from ANS on, LM from GEN on (SPEC 4)."""
+    ids = [np.asarray(row.values) for row in rows["ids"]]
+    if head == "qa":
+        return [_Sequence(row, first - 1) for row, first in zip(ids, rows["prompt_length"].to_pylist(), strict=True)]
+    gens = rows["gen"].to_numpy()
+    return [_Sequence(np.append(gen, row), 0) for gen, row in zip(gens, ids, strict=True)]
+
+
+def _positions(
+    sequences: Sequence[_Sequence], row: int, width: int, current: np.ndarray, special: SpecialIds, ans_weight: float
+) -> HeadPositions:
+    """Scored positions of a head whose sequences start at ``row`` of the grid, current examples first."""
+    order = np.argsort(~current, kind="stable")
+    positions = [(row + i) * width + np.arange(sequences[i].first, len(sequences[i].ids)) for i in order]
+    targets_N = np.concatenate([sequences[i].targets(special.eos) for i in order]).astype(np.int64)
+    weights_N = np.where(targets_N == special.ans, ans_weight, 1.0).astype(np.float32)
+    return HeadPositions(
+        positions_N=torch.from_numpy(np.concatenate(positions)),
+        targets_N=torch.from_numpy(targets_N),
+        weights_N=torch.from_numpy(weights_N),
+        num_current=sum(len(span) for span in positions[: int(current.sum())]),
+    )
+
+
+def _padded(rows: Sequence[np.ndarray], pad: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right, and the mask that is 1 on them: both (rows, width) int64."""
+    lengths = np.asarray([len(row) for row in rows])
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.full(mask.shape, pad, dtype=np.int64)
+    ids[mask] = np.concatenate(rows)
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))

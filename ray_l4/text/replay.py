@@ -1,0 +1,77 @@
+"""Generated token ids to training examples, and how many of them a task gets (SPEC 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import pyarrow as pa
+
+from ray_l4.errors import ModelError
+from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import SpecialIds, tokens_table
+
+Rejection = Literal["no answer token", "several answer tokens"]
+
+
+@dataclass(frozen=True)
+class GeneratedSample:
+    """A pseudo-example: the token it was started from, and the ids on either side of ANS (each may be empty)."""
+
+    gen: int
+    question: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample | Rejection:
+    """The pseudo-example in generated ``ids`` (starting token included), or why it is none.
+
+    What follows the first EOS is cut. The rest is valid if ANS stands in it exactly once after the first token;
+    what precedes it is the question (the context is empty), what follows the answer. Samples without EOS, empty
+    parts, foreign task tokens and duplicates are kept (SPEC 8). Works on ids, where the reference splits a string of
+    decimals (SPEC 19.14).
+    """
+    gen, *rest = map(int, ids)
+    if special.eos in rest:
+        rest = rest[: rest.index(special.eos)]
+    match rest.count(special.ans):
+        case 0:
+            return "no answer token"
+        case 1:
+            middle = rest.index(special.ans)
+            return GeneratedSample(gen, tuple(rest[:middle]), tuple(rest[middle + 1 :]))
+        case _:
+            return "several answer tokens"
+
+
+def generated_table(samples: Sequence[GeneratedSample], tokenizer: TaskTokenizer, stage: int) -> pa.Table:
+    """Pseudo-examples as a ``TOKENS`` table; row i is called ``replay-<stage>-<i>`` and keeps its own GEN (SPEC 8).
+
+    Raises:
+        ModelError: a sample started from a token that belongs to no task.
+    """
+    task_of = {gen: task for task, gen in tokenizer.gen.items()}
+    strangers = sorted({sample.gen for sample in samples} - task_of.keys())
+    if strangers:
+        raise ModelError(f"Generated samples start with tokens of no task: ids {strangers}; tasks: {tokenizer.gen}.")
+    return tokens_table(
+        ids=[[*sample.question, tokenizer.ans, *sample.answer] for sample in samples],
+        prompt_lengths=[len(sample.question) + 1 for sample in samples],
+        gens=[sample.gen for sample in samples],
+        tasks=[task_of[sample.gen] for sample in samples],
+        sample_ids=[f"replay-{stage}-{i}" for i in range(len(samples))],
+        origin="generated",
+    )
+
+
+def replay_counts(ratio: float, num_new: int, num_previous: int) -> int:
+    """Pseudo-examples per previous task: ceil(ratio * num_new) shared evenly, the remainder left out (SPEC 8).
+
+    ``ratio`` is taken as the decimal number it is written as: 0.07 of 100 is 7, where floats would make it 8.
+    """
+    if num_previous == 0:
+        return 0
+    return math.ceil(Fraction(str(ratio)) * num_new) // num_previous

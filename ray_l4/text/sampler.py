@@ -1,0 +1,103 @@
+"""Which examples make up which step: a pure function of the seed, so that any step can be restarted (SPEC 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ray_l4.errors import DataError
+from ray_l4.seeds import derive
+
+LENGTH_EXPONENT = 1.163
+
+
+def auto_batch_size(num_samples: int) -> int:
+    """The references' cap on the examples of a batch: max(N // 1500, 4) (SPEC 9)."""
+    return max(num_samples // 1500, 4)
+
+
+class Sampler:
+    """The batches of one stage: every epoch visits every example once, in an order drawn anew.
+
+    A batch is closed when it has ``batch_size`` examples, or before one more would make
+    (longest sequence) ** 1.163 * (number of examples) exceed ``budget``. The reference counts one example too many
+    for the budget after a batch was closed by its size (SPEC 9); that slip is not reproduced. An example that exceeds
+    the budget on its own is a batch of one. The last, partial batch of an epoch is kept.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        seed: int,
+        stage: int,
+        epochs: int,
+        batch_size: int | Literal["auto"],
+        budget: float | None = None,
+    ) -> None:
+        """``lengths`` (num_samples,): length of X_qa of every example (``tokens.sequence_lengths``).
+
+        Raises:
+            DataError: there is no example.
+        """
+        self.num_samples = len(lengths)
+        if self.num_samples == 0:
+            raise DataError(f"Stage {stage} has no training examples.")
+        cap = auto_batch_size(self.num_samples) if batch_size == "auto" else batch_size
+        costs = np.asarray(lengths, dtype=np.float64) ** LENGTH_EXPONENT
+        orders, starts = [], []
+        for epoch in range(epochs):
+            generator = np.random.default_rng(derive(seed, "order", stage, epoch))
+            orders.append(generator.permutation(self.num_samples))
+            starts.append(epoch * self.num_samples + _batch_starts(costs[orders[-1]], cap, budget))
+        self._order = np.concatenate(orders)
+        # Batch s is order[bounds[s]:bounds[s + 1]]; an epoch always begins with a new batch.
+        self._bounds = np.append(np.concatenate(starts), len(self._order))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the stage, over all epochs."""
+        return len(self._bounds) - 1
+
+    def indices(self, step: int) -> np.ndarray:
+        """Rows of the examples of this step, counted from 0 over the whole stage: (batch,) int64."""
+        return self._order[self._bounds[self._checked(step)] : self._bounds[step + 1]]
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that the step belongs to."""
+        return int(self._bounds[self._checked(step)]) // self.num_samples
+
+    def last_step_of(self, epoch: int) -> int:
+        """The last step of the epoch."""
+        if not 0 <= epoch < len(self._order) // self.num_samples:
+            raise IndexError(f"epoch {epoch} of {len(self._order) // self.num_samples}")
+        return int(np.searchsorted(self._bounds, (epoch + 1) * self.num_samples)) - 1
+
+    def samples_before(self, step: int) -> int:
+        """Examples seen before the step, over all epochs: the unit of the learning-rate schedule (SPEC 10.2).
+
+        ``step == num_steps`` is allowed and gives the total.
+        """
+        if not 0 <= step <= self.num_steps:
+            raise IndexError(f"step {step} of {self.num_steps}")
+        return int(self._bounds[step])
+
+    def _checked(self, step: int) -> int:
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} of {self.num_steps}")
+        return step
+
+
+def _batch_starts(costs: np.ndarray, cap: int, budget: float | None) -> np.ndarray:
+    """Offsets at which batches begin among examples of these ``costs`` (length ** 1.163): (num_batches,) int64."""
+    if budget is None:
+        return np.arange(0, len(costs), cap)
+    starts, count, highest = [0], 0, 0.0
+    for i, cost in enumerate(costs.tolist()):
+        highest = max(highest, cost)
+        if count == cap or (count and highest * (count + 1) > budget):
+            starts.append(i)
+            count, highest = 0, cost
+        count += 1
+    return np.asarray(starts)

@@ -1,0 +1,159 @@
+"""A fast tokeniser with the tokens that lifelong learning adds: answer, padding, and one per task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ray_l4.errors import ConfigError, ModelError, nearest
+from ray_l4.text.base_tokenizer import load_base, train_base
+from ray_l4.text.cleanup import clean_up
+
+ANS, PAD, UNK = "__ans__", "__pad__", "__unk__"
+TASK_TOKENS_FILE = "task_tokens.json"
+
+
+class TaskTokenizer:
+    """Text to ids and back, with the added tokens of SPEC 3.2; it never grows after it was built.
+
+    A new task takes one of the spare tokens (``assign``), so that the models' vocabulary keeps its size in a run.
+
+    Attributes:
+        hf: the tokeniser that does the work.
+        gen: task name -> id of the token that starts the task's LM sequences.
+        spares: ids of the task tokens that are still free.
+        ans, pad, unk, eos: ids of the answer, padding, unused and end-of-sequence tokens.
+        size: number of entries, added tokens included.
+    """
+
+    def __init__(self, hf: PreTrainedTokenizerBase, gen: Mapping[str, int], spares: Sequence[int]) -> None:
+        self.hf = hf
+        self.gen = dict(gen)
+        self.spares = tuple(spares)
+        self.ans, self.pad, self.unk = (int(i) for i in hf.convert_tokens_to_ids([ANS, PAD, UNK]))
+        self.eos = int(hf.eos_token_id)
+        self._own = {self.ans, self.pad, self.unk, *self.gen.values(), *self.spares}
+        self.size = max(len(hf), 1 + max(self._own))  # a base vocabulary may have holes
+        # Llama's tokenisers put the leading space themselves: then a word has the same ids at the start and inside.
+        pair = self._ids(["a a"])[0]
+        puts_space = pair[: len(pair) // 2] == pair[len(pair) // 2 :]
+        self._lead = "" if puts_space else " "
+        # Such tokenisers also swallow the first space when decoding, which a word in front prevents.
+        self._anchor = self.encode("a")
+        self._anchor_text = self._text(self._anchor)
+
+    @classmethod
+    def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int) -> TaskTokenizer:
+        """The tokeniser of a pretrained model and the added tokens; see ``load_base`` for the errors."""
+        return cls._extend(load_base(name), tasks, spare)
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocabulary: int, tasks: Sequence[str], spare: int) -> TaskTokenizer:
+        """A byte-level BPE learned from ``texts`` and the added tokens; see ``train_base`` for the errors."""
+        return cls._extend(train_base(texts, vocabulary), tasks, spare)
+
+    @classmethod
+    def _extend(cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int) -> TaskTokenizer:
+        spares = [f"__spare_{k}__" for k in range(spare)]
+        names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares]
+        # lstrip: a space before an added token belongs to it, as in the reference, and leaves no token of its own.
+        added = [AddedToken(name, lstrip=True, normalized=False, special=True) for name in names]
+        hf.add_tokens(added, special_tokens=True)
+        hf.pad_token = PAD
+        ids = dict(zip(names, hf.convert_tokens_to_ids(names), strict=True))
+        return cls(hf, {task: ids[_task_token(task)] for task in tasks}, [ids[name] for name in spares])
+
+    def assign(self, task: str) -> TaskTokenizer:
+        """This tokeniser with the first spare token given to ``task``; itself if the task has a token already.
+
+        Raises:
+            ModelError: no spare token is left.
+        """
+        if task in self.gen:
+            return self
+        _task_token(task)
+        if not self.spares:
+            raise ModelError(
+                f"No task token is left for the new task '{task}': {len(self.gen)} tasks have one and all spare ones "
+                "are taken. Start the run with a larger model.spare_task_tokens."
+            )
+        return TaskTokenizer(self.hf, {**self.gen, task: self.spares[0]}, self.spares[1:])
+
+    def gen_of(self, task: str) -> int:
+        """The id of the task's token. Raises ModelError for a task that has none."""
+        if task not in self.gen:
+            raise ModelError(f"Task '{task}' has no token in this tokeniser. {nearest(task, self.gen)}")
+        return self.gen[task]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the stripped text as a continuation, that is with one leading space; nothing for a blank text.
+
+        Context, question and answer are each encoded so, hence ids can be concatenated without a separator (SPEC 3.1).
+        The name of an added token inside the text becomes that token. The reference prefixes the text after it
+        by a space; here it is encoded as it stands.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of every text, all at once."""
+        return self._ids([self._lead + stripped if (stripped := text.strip()) else "" for text in texts])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The cleaned-up text of ``ids``, without truncation or removal of special tokens (SPEC 3.1).
+
+        An added token is preceded by one space; text keeps the leading space of its first word.
+        """
+        pieces = []
+        for own, run in groupby(map(int, ids), key=self._own.__contains__):
+            if own:
+                pieces += [f" {token}" for token in self.hf.convert_ids_to_tokens(list(run))]
+            else:
+                pieces.append(self._text([*self._anchor, *run])[len(self._anchor_text) :])
+        return clean_up("".join(pieces))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokeniser in Hugging Face's format, and which token belongs to which task."""
+        self.hf.save_pretrained(str(folder))
+        record = {"gen": self.gen, "spares": self.spares}
+        (Path(folder) / TASK_TOKENS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TaskTokenizer:
+        """What ``save`` wrote. Raises ModelError if the folder does not hold it."""
+        try:
+            record = json.loads((Path(folder) / TASK_TOKENS_FILE).read_text(encoding="utf-8"))
+            gen, spares = record["gen"], record["spares"]
+            # Reads tokenizer.json as it stands, whatever model lies beside it.
+            hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
+        except (
+            Exception
+        ) as error:  # transformers and tokenizers raise OSError, ValueError, KeyError and plain Exception
+            raise ModelError(
+                f"'{folder}' does not hold a tokeniser of ray-l4 ({TASK_TOKENS_FILE} beside tokenizer.json): {error}. "
+                "Give the folder of a run or of one of its checkpoints."
+            ) from error
+        return cls(hf, gen, spares)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:  # transformers fails on an empty batch
+            return []
+        # verbose=False: texts longer than the model are cut later, so its warning about them would mislead.
+        encoded = self.hf(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _task_token(task: str) -> str:
+    """``__<task>__`` (SPEC 3.2). Raises ConfigError for a name that is taken by another added token."""
+    token = f"__{task}__"
+    if token in (ANS, PAD, UNK) or task.startswith("spare_"):
+        raise ConfigError(f"A task cannot be called '{task}': the token '{token}' has another use. Rename the task.")
+    return token

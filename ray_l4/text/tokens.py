@@ -1,0 +1,70 @@
+"""The table of token ids: what is kept of an example, and from which all its sequences follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Origin = Literal["real", "generated"]
+
+TOKENS = pa.schema(
+    [
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("prompt_length", pa.int32(), nullable=False),
+        pa.field("gen", pa.int32(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+    ]
+)
+"""One row per example.
+
+``ids``: context (cut) + question + ANS + answer, without GEN and EOS. ``prompt_length``: number of ids up to and
+including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` or ``generated``.
+
+All sequences of SPEC 4 follow from a row:
+prompt = ids[:prompt_length]; X_qa = ids; Y_qa = ignore x (prompt_length - 1) + answer + EOS;
+X_lm = GEN + ids; Y_lm = ids + EOS.
+"""
+
+
+class SpecialIds(Protocol):
+    """The special tokens that sequences are built with. ``TaskTokenizer`` has them."""
+
+    @property
+    def ans(self) -> int: ...
+    @property
+    def pad(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+
+
+def tokens_table(
+    ids: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    gens: Sequence[int],
+    tasks: Sequence[str],
+    sample_ids: Sequence[str],
+    origin: Origin,
+) -> pa.Table:
+    """A ``TOKENS`` table in one chunk from its columns; every row has the same origin."""
+    columns = [ids, prompt_lengths, gens, tasks, sample_ids, [origin] * len(ids)]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, TOKENS, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=TOKENS)
+
+
+def pooled(*tables: pa.Table) -> pa.Table:
+    """The rows of all tables, in order and in one chunk: current and replayed examples share one pool (SPEC 8).
+
+    One chunk matters: to take rows from a column of lists in several chunks, Arrow copies the whole column.
+    """
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def sequence_lengths(tokens: pa.Table) -> np.ndarray:
+    """Length of X_qa of every row: (num_rows,) int64. X_lm is one longer."""
+    return pc.list_value_length(tokens["ids"]).to_numpy().astype(np.int64)

@@ -1,0 +1,391 @@
+"""Loading of experiments and cluster profiles: overrides, paths, and a message for every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.config import ClusterConfig, dump_yaml, load_cluster, load_experiment
+from ray_l4.config.loading import data_config
+from ray_l4.config.strict_yaml import dump
+from ray_l4.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MINIMAL = "stream: [mini.woz, mini.sql]\nmodel:\n  from_scratch: {layers: 3}\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_data_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_L4_DATA", raising=False)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "experiment.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems(path: Path | None, overrides: Sequence[str] = (), load: Callable = load_experiment) -> list[str]:
+    """The lines of the error, with the file called FILE."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    text = str(caught.value)
+    assert "pydantic" not in text
+    assert "https://" not in text
+    return text.replace(str(path), "FILE").splitlines()
+
+
+# --- the files that come with the project ---
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_loads(path: Path) -> None:
+    assert load_experiment(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "cluster_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_loads(path: Path) -> None:
+    assert load_cluster(path).name == path.stem
+
+
+def test_the_laptop_profile_spells_out_all_defaults() -> None:
+    path = REPOSITORY / "cluster_configs/laptop.yaml"
+    assert load_cluster(path) == load_cluster() == ClusterConfig()
+    keys = {line.split(":")[0].strip() for line in path.read_text().splitlines() if ":" in line.split("#")[0]}
+    assert keys >= {line.split(":")[0].strip() for line in dump_yaml(ClusterConfig()).splitlines()}
+
+
+def test_fractions_of_a_gpu_add_up() -> None:
+    one, two = (load_cluster(REPOSITORY / f"cluster_configs/{name}.yaml") for name in ("one_gpu", "two_gpus"))
+    assert 2 * one.students.gpus + one.evaluators.count * one.evaluators.gpus == one.ray.num_gpus == 1
+    assert 2 * two.students.gpus + two.evaluators.count * two.evaluators.gpus == two.ray.num_gpus == 2
+    assert two.students.gpus > 0.5
+
+
+# --- what cannot be read ---
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", "FILE: byte 9 (0xe9) is not UTF-8; save the file as UTF-8"),
+        (b"", "FILE: the file is empty"),
+        (b"# nothing\n", "FILE: the file is empty"),
+        (b"- a\n- b\n", "FILE: expected keys and values (key: value), found list"),
+        (b"seed: 1\nseed: 2\n", "FILE:2:1: not valid YAML: key 'seed' stands twice (first in line 1)"),
+        (b"seed: [1\n", "FILE:2:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_unreadable_content(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    assert problems(path) == [message]
+    assert problems(path, load=load_cluster) == [message]
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert problems(tmp_path / "none.yaml") == ["FILE: no such file"]
+    assert problems(tmp_path) == ["FILE: cannot be read: Is a directory"]
+
+
+# --- what is wrong in a file ---
+
+
+def test_all_problems_at_once_each_with_line_and_remedy(write: Callable[[str], Path]) -> None:
+    path = write(
+        """\
+name: 5
+sed: 3
+seed: no
+stream:
+  - a
+  - name: b
+    train: 0
+    columns: {contxt: x}
+  - 7
+model:
+  from_scratch:
+    layers: 2.5
+    heads: true
+training:
+optim: {lr: -1e-3}
+data: {max_bad_fraction: 2, raw: []}
+evaluation: {when: never}
+peers: {zzz: 0}
+"""
+    )
+    training = "epochs, batch_size, batch_budget, lm_weight, answer_token_weight, max_grad_norm"
+    assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
+        "FILE:1: name: expected text, found 5; put it in quotes to make it text",
+        "FILE:2: sed: unknown key. Did you mean 'seed'?",
+        'FILE:3: seed: expected a whole number, found "no"',
+        "FILE:7: stream.1.train: expected a whole number of at least 1 or 'paper' or 'all', found 0",
+        "FILE:8: stream.1.columns.contxt: unknown key. Did you mean 'context'?",
+        "FILE:9: stream.2: expected a group of keys (name, train, test, path, columns, metric, question), found 7",
+        "FILE:12: model.from_scratch.layers: expected a whole number of at least 1, found 2.5",
+        "FILE:13: model.from_scratch.heads: expected a whole number of at least 1, found true",
+        f"FILE:14: training: expected a group of keys ({training}), found nothing",
+        "FILE:15: optim.lr: expected a number above 0, found -0.001",
+        "FILE:16: data.raw: expected a path or null, found an empty list",
+        "FILE:16: data.max_bad_fraction: expected a number of at least 0 and at most 1, found 2",
+        "FILE:17: evaluation.when: expected 'epoch' or 'stage', found \"never\"",
+        "FILE:18: peers.zzz: unknown key. Known: count, init.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "stream: [a]\n",
+            "FILE: model: missing; expected a group of keys (name, from_scratch, dtype, max_length, spare_task_tokens)",
+        ),
+        ("model: {name: x}\n", "FILE: stream: missing; expected a list that is not empty"),
+        ("stream: []\nmodel: {name: x}\n", "FILE:1: stream: expected a list that is not empty, found an empty list"),
+        ("stream: a\nmodel: {name: x}\n", 'FILE:1: stream: expected a list that is not empty, found "a"'),
+        ("stream:\n- train: 3\nmodel: {name: x}\n", "FILE:2: stream.0.name: missing; expected text"),
+        ("stream: [a]\nmodel: {}\n", "FILE:2: model: give exactly one of 'name' and 'from_scratch'"),
+        (
+            "stream: [a, a]\nmodel: {name: x}\n",
+            "FILE: task 'a' stands twice in the stream; every task is learned once",
+        ),
+        (
+            "stream: [a]\nmodel: {from_scratch: {heads: 3}}\n",
+            "FILE:2: model.from_scratch: width 256 is not a multiple of heads 3",
+        ),
+        (
+            f"stream: [a]\nmodel: {{name: x, dtype: {'y' * 80}}}\n",
+            f"FILE:2: model.dtype: expected 'float32' or 'bfloat16', found \"{'y' * 56}...",
+        ),
+        ("stream: [a]\nmodel: {name: x}\ndata: 3\n", "FILE:3: data: expected a group of keys (raw, seed,"),
+    ],
+)
+def test_one_problem(write: Callable[[str], Path], text: str, message: str) -> None:
+    (line,) = problems(write(text))
+    assert line.startswith(message)
+
+
+def test_a_profile_is_checked_likewise(write: Callable[[str], Path]) -> None:
+    path = write("students: {gpu: 1}\nexchange: {codec: topk, steps_ahead: 65}\nray: {object_store_memory: 1}\n")
+    assert problems(path, load=load_cluster) == [
+        "FILE:3: ray.object_store_memory: expected a whole number of at least 80_000_000 or null, found 1",
+        "FILE:1: students.gpu: unknown key. Did you mean 'gpus'?",
+        "FILE:2: exchange.codec: expected 'dense', found \"topk\"",
+        "FILE:2: exchange.steps_ahead: expected a whole number of at least 1 and at most 64, found 65",
+    ]
+
+
+# --- overrides ---
+
+
+def test_overrides_reach_everything(write: Callable[[str], Path]) -> None:
+    config = load_experiment(
+        write(MINIMAL),
+        [
+            "training.epochs=2",  # a group that the file lacks
+            "training.lm_weight=1e-2",
+            "model.from_scratch.layers=5",  # a member of a union
+            "stream.0.train=100",  # a task that stands as a bare name
+            "stream.1=mini.rest",
+            "name='12'",
+            "peers={count: 3, init: own}",
+            "replay.max_length=null",
+            "stream.1.columns.id=row=1",  # the value may hold an equals sign
+        ],
+    )
+    assert (config.training.epochs, config.training.lm_weight) == (2, 0.01)
+    assert config.model.from_scratch is not None
+    assert config.model.from_scratch.layers == 5
+    assert [(task.name, task.train) for task in config.stream] == [("mini.woz", 100), ("mini.rest", "paper")]
+    assert (config.name, config.peers.count, config.peers.init) == ("12", 3, "own")
+    assert config.stream[1].columns.id == "row=1"
+
+
+def test_an_override_may_replace_the_stream_and_then_change_it(write: Callable[[str], Path]) -> None:
+    config = load_experiment(write(MINIMAL), ["stream=[x, y]", "stream.1.test=7"])
+    assert [(task.name, task.test) for task in config.stream] == [("x", "paper"), ("y", 7)]
+
+
+def test_an_override_may_exchange_the_model(write: Callable[[str], Path]) -> None:
+    config = load_experiment(write(MINIMAL), ["model.from_scratch=null", "model.name=gpt2"])
+    assert (config.model.name, config.model.from_scratch) == ("gpt2", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainning.epochs=3"], "--set: trainning: unknown key. Did you mean 'training'?"),
+        (["model.from_scrach.layers=2"], "--set: model.from_scrach: unknown key. Did you mean 'from_scratch'?"),
+        (["model.from_scratch.layer=2"], "--set: model.from_scratch.layer: unknown key. Did you mean 'layers'?"),
+        (["training.epochs=0"], "--set: training.epochs: expected a whole number of at least 1, found 0"),
+        (["seed.x=1"], "--set: seed: expected a whole number, found a group of keys"),
+        (["stream={a: 1}"], "--set: stream: expected a list that is not empty, found a group of keys"),
+        (["stream.0={train: 5}"], "--set: stream.0.name: missing; expected text"),
+        (["name=7"], "--set: name: expected text, found 7; put it in quotes to make it text"),
+        (["training.0=1"], "--set: training.0: unknown key. Known: answer_token_weight, batch_budget, "),
+        (
+            ["model.name=x"],
+            "FILE:2 with --set model.name: model: give exactly one of 'name' and 'from_scratch'",
+        ),
+        (
+            ["stream.1.name=mini.woz"],
+            "FILE with --set stream.1.name: task 'mini.woz' stands twice in the stream; every task is learned once",
+        ),
+        (["stream.2.train=1"], "--set stream.2.train=1: stream has 2 items, counted from 0, and none at '2'"),
+        (["stream.-1.train=1"], "--set stream.-1.train=1: stream has 2 items, counted from 0, and none at '-1'"),
+        (["stream.woz.train=1"], "--set stream.woz.train=1: stream has 2 items, counted from 0, and none at 'woz'"),
+        (["stream.0.name.x=1"], "--set stream.0.name.x=1: stream.0.name is 'mini.woz', which has no keys"),
+        (["seed"], "--set seed: expected key=value, with dots between keys (training.epochs=3)"),
+        (["=3"], "--set =3: expected key=value, with dots between keys (training.epochs=3)"),
+        (["a..b=3"], "--set a..b=3: expected key=value, with dots between keys (training.epochs=3)"),
+        (["seed="], "--set seed=: the value is missing (null for nothing, '\"\"' for empty text)"),
+        (["name=[a"], "--set name:1:3: not valid YAML: expected ',' or ']'"),
+        (["seed=1", "seed=2"], "--set seed=2: would undo the earlier --set seed; give only one of them"),
+        (
+            ["model.from_scratch.layers=2", "model={name: x}"],
+            "--set model={name: x}: would undo the earlier --set model.from_scratch.layers; give only one of them",
+        ),
+    ],
+)
+def test_an_override_that_cannot_be(write: Callable[[str], Path], overrides: list[str], message: str) -> None:
+    (line,) = problems(write(MINIMAL), overrides)
+    assert line.startswith(message)
+
+
+def test_all_impossible_overrides_at_once(write: Callable[[str], Path]) -> None:
+    lines = problems(write(MINIMAL), ["seed", "stream.9.train=1", "name=x"])
+    assert [line.split(":")[0] for line in lines] == ["--set seed", "--set stream.9.train=1"]
+
+
+def test_overrides_of_a_profile() -> None:
+    assert load_cluster(None, ["students.gpus=0.5", "ray.address=host:6379"]) == ClusterConfig.model_validate(
+        {"students": {"gpus": 0.5}, "ray": {"address": "host:6379"}}
+    )
+    lines = problems(None, ["student.gpus=1"], load=load_cluster)
+    assert lines == ["--set: student: unknown key. Did you mean 'students'?"]
+
+
+LEAVES = {
+    "training.epochs": st.integers(1, 10**6),
+    "optim.lr": st.floats(min_value=1e-12, max_value=10, exclude_min=True),
+    "name": st.text(),
+    "stream.1.question": st.none() | st.text(),
+    "stream.0.train": st.integers(1, 10**6) | st.sampled_from(["paper", "all"]),
+    "evaluation.limit": st.none() | st.integers(1, 10**6),
+    "model.from_scratch.dropout": st.floats(0, 1),
+    "stream.0.columns.answer": st.text(),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=LEAVES))
+def test_every_override_is_in_the_result_and_survives_a_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "base.yaml").write_text(MINIMAL, encoding="utf-8")
+    overrides = [f"{key}={_yaml(value)}" for key, value in values.items()]
+    config = load_experiment(folder / "base.yaml", overrides)
+    for key, value in values.items():
+        found: object = config
+        for step in key.split("."):
+            found = found[int(step)] if isinstance(found, list) else getattr(found, step)
+        assert found == value
+    (folder / "resolved.yaml").write_text(dump_yaml(config), encoding="utf-8", newline="\n")
+    assert load_experiment(folder / "resolved.yaml") == config
+    assert dump_yaml(load_experiment(folder / "resolved.yaml")) == dump_yaml(config)
+
+
+def _yaml(value: object) -> str:
+    """A value as a user might type it."""
+    return dump({"x": value}).removeprefix("x: ").rstrip("\n")
+
+
+# --- paths ---
+
+
+def test_paths_of_a_file_start_at_its_folder(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(
+        "data: {raw: raw}\nmodel: {name: tiny}\nstream:\n- {name: a, path: mine}\n- {name: b, path: /abs}\n- c\n"
+    )
+    (path.parent / "tiny").mkdir()
+    monkeypatch.chdir(path.parent.parent)
+    config = load_experiment(Path(path.parent.name) / path.name)
+    assert config.data.raw == path.parent / "raw"
+    assert [task.path for task in config.stream] == [path.parent / "mine", Path("/abs"), None]
+    assert config.model.name == str(path.parent / "tiny")
+
+
+def test_a_model_that_is_no_folder_is_a_name(write: Callable[[str], Path]) -> None:
+    assert load_experiment(write("stream: [a]\nmodel: {name: org/model}\n")).model.name == "org/model"
+
+
+def test_paths_of_an_override_start_at_the_current_folder(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("data: {raw: raw}\nstream: [a, {name: b, path: kept}]\nmodel: {name: m}\n")
+    here = path.parent / "here"
+    (here / "tiny").mkdir(parents=True)
+    (path.parent / "tiny").mkdir()
+    monkeypatch.chdir(here)
+    config = load_experiment(path, ["data.raw=r", "stream.0={name: a, path: p}", "model.name=tiny"])
+    assert (config.data.raw, config.stream[0].path) == (here / "r", here / "p")
+    assert config.stream[1].path == path.parent / "kept"
+    assert config.model.name == str(here / "tiny")
+
+
+def test_home_is_expanded(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_experiment(write("data: {raw: ~/raw}\nstream: [a]\nmodel: {name: m}\n"))
+    assert config.data.raw == Path("/home/someone/raw")
+
+
+def test_the_data_variable_serves_where_the_file_is_silent(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(MINIMAL)
+    monkeypatch.setenv("RAY_L4_DATA", str(path.parent))
+    assert load_experiment(path).data.raw is None  # there is no raw/ yet
+    (path.parent / "raw").mkdir()
+    assert load_experiment(path).data.raw == path.parent / "raw"
+    assert load_experiment(path, ["data.seed=1"]).data.raw == path.parent / "raw"
+    assert load_experiment(path, ["data.raw=/x"]).data.raw == Path("/x")
+    assert load_experiment(path, ["data.raw=null"]).data.raw is None
+    monkeypatch.setenv("RAY_L4_DATA", "")
+    monkeypatch.chdir(path.parent)
+    assert load_experiment(path).data.raw is None
+
+
+def test_data_without_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data_config().raw is None
+    (tmp_path / "raw").mkdir()
+    monkeypatch.setenv("RAY_L4_DATA", str(tmp_path))
+    assert data_config().raw == tmp_path / "raw"
+    assert data_config(Path("/x")).raw == Path("/x")
+
+
+def test_a_resolved_file_loads_the_same_elsewhere(
+    write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_experiment(write("data: {raw: raw}\nstream: [{name: b, path: kept}]\nmodel: {name: m}\n"))
+    bare = load_experiment(write(MINIMAL))
+    other = tmp_path / "run"
+    (other / "raw").mkdir(parents=True)
+    monkeypatch.setenv("RAY_L4_DATA", str(other))
+    for original in (config, bare):
+        (other / "config.yaml").write_text(dump_yaml(original), encoding="utf-8")
+        assert load_experiment(other / "config.yaml") == original
+
+
+@given(st.builds(ClusterConfig, name=st.text()))
+def test_profiles_survive_a_round_trip(tmp_path_factory: pytest.TempPathFactory, config: ClusterConfig) -> None:
+    path = tmp_path_factory.getbasetemp() / "profile.yaml"
+    path.write_text(dump_yaml(config), encoding="utf-8", newline="\n")
+    assert load_cluster(path) == config

@@ -1,0 +1,162 @@
+"""The launch scripts, with a virtual environment that only writes down what it is asked to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = [*sorted((REPOSITORY / "launch").glob("*.sh")), REPOSITORY / ".ci/run"]
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+# Passes every question on; `-c` (the version check) must succeed.
+RECORDER = '#!/usr/bin/env bash\n[[ $1 == -c ]] || echo "$(basename "$0") $*" >>"$LOG"\n'
+MAKES_RUN = RECORDER + '[[ $1 != run ]] || mkdir -p "${@: -1}"\n'
+FAILS = RECORDER + '[[ "$*" != *"$FAIL_AT"* ]]\n'
+
+
+class Project:
+    """A copy of the scripts beside a recorded environment."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.venv, self.log = root / "a project", root / "a venv", root / "log"
+        shutil.copytree(REPOSITORY / "launch", self.root / "launch")
+        (self.root / "pyproject.toml").write_text("[project]\n")
+        (self.venv / "bin").mkdir(parents=True)
+        for name, text in {"python": FAILS, "pip": RECORDER, "ray-l4": MAKES_RUN}.items():
+            (self.venv / "bin" / name).write_text(text)
+            (self.venv / "bin" / name).chmod(0o755)
+
+    def run(self, script: str, *arguments: str, fail_at: str = "nothing") -> subprocess.CompletedProcess[str]:
+        """Run a script from another folder."""
+        places = {"RAY_L4_VENV": str(self.venv), "LOG": str(self.log), "FAIL_AT": fail_at}
+        command = ["bash", str(self.root / "launch" / script), *arguments]
+        return subprocess.run(
+            command,
+            env=os.environ | places,
+            cwd=self.log.parent,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def asked(self) -> list[str]:
+        """What was asked of the environment since the last call."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_syntax(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    if script.name != "lib.sh":  # which is sourced
+        assert os.access(script, os.X_OK)
+        assert "\nset -euo pipefail\n" in script.read_text()
+
+
+def test_installs_when_the_metadata_changes_and_only_then(project: Project) -> None:
+    install = f"python -m pip install --disable-pip-version-check --editable {project.root}[dev]"
+    for change, expected in [("", [install]), ("", []), ("name = 'x'\n", [install]), ("", [])]:
+        with (project.root / "pyproject.toml").open("a") as file:
+            file.write(change)
+        assert project.run("test.sh").returncode == 0
+        assert [line for line in project.asked() if "pip" in line] == expected
+
+
+def test_a_failed_installation_is_tried_again(project: Project) -> None:
+    assert project.run("test.sh", fail_at="pip install").returncode != 0
+    assert len(project.asked()) == 1  # nothing ran after it
+    assert project.run("test.sh").returncode == 0
+    assert any("pip install" in line for line in project.asked())
+
+
+def test_checks_run_in_order_and_stop_at_the_first_failure(project: Project) -> None:
+    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "-m pytest tests/config -x"]
+    assert project.run("test.sh", "tests/config", "-x").returncode == 0
+    assert project.asked()[1:] == [f"python {check}" for check in checks]
+    assert project.run("test.sh", fail_at="format").returncode != 0
+    assert project.asked() == ["python -m ruff check", "python -m ruff format --check"]
+
+
+def test_quickstart_learns_with_both_methods_and_reports(project: Project) -> None:
+    result = project.run("quickstart.sh", "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    folders = [f"runs/quickstart-{method}-seed3" for method in ("l4", "finetune")]
+    assert project.asked()[1:] == [
+        *(
+            "ray-l4 run launch/experiments/quickstart.yaml --cluster cluster_configs/laptop.yaml "
+            f"--set method={method} --set seed=3 --run-dir {folder}"
+            for method, folder in zip(("l4", "finetune"), folders, strict=True)
+        ),
+        f"ray-l4 report {' '.join(folders)}",
+    ]
+    assert re.search(r"^==> all of it: \d+ s$", result.stdout, re.MULTILINE)
+
+
+def test_quickstart_again_keeps_the_first_runs(project: Project) -> None:
+    project.run("quickstart.sh")
+    project.asked()
+    (project.root / "runs/quickstart-l4-seed0").rmdir()  # one of the two is enough
+    result = project.run("quickstart.sh")
+    assert result.returncode == 0
+    assert "runs/quickstart-finetune-seed0 is there already and is kept" in result.stdout
+    *_, l4, finetune, report = project.asked()
+    suffix = re.search(r"runs/quickstart-l4-seed0(-\d{8}-\d{6})$", l4)
+    assert suffix
+    assert finetune.endswith(f"runs/quickstart-finetune-seed0{suffix[1]}")
+    assert report == f"ray-l4 report runs/quickstart-l4-seed0{suffix[1]} runs/quickstart-finetune-seed0{suffix[1]}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed"], "--seed takes a whole number, not ''"),
+        (["--seed", "07"], "--seed takes a whole number, not '07'"),
+        (["--speed", "1"], "unknown option '--speed'"),
+    ],
+)
+def test_quickstart_refuses_what_it_does_not_know(project: Project, arguments: list[str], message: str) -> None:
+    result = project.run("quickstart.sh", *arguments)
+    assert (result.returncode, project.asked()) == (1, [])
+    assert message in result.stderr
+
+
+def test_an_old_python_is_refused_with_the_remedy(project: Project, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("python", "python3", "python3.11", "python3.12", "python3.13"):
+        (old / name).write_text('#!/bin/bash\n[[ $1 == --version ]] && echo "Python 3.9.1"\n')
+        (old / name).chmod(0o755)
+    shutil.rmtree(project.venv)
+    command = f'PATH="{old}:$PATH"; source "{project.root}/launch/lib.sh"; install_project'
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        env=os.environ | {"RAY_L4_VENV": str(project.venv)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "error: Python 3.11 or newer is needed; found Python 3.9.1." in result.stderr
+    assert not project.venv.exists()
+
+
+def test_a_broken_environment_is_named(project: Project) -> None:
+    (project.venv / "bin/python").write_text("#!/bin/bash\nexit 1\n")
+    result = project.run("test.sh")
+    assert result.returncode == 1
+    assert f"{project.venv} does not hold a working Python 3.11 or newer. Delete that folder" in result.stderr

@@ -1,0 +1,58 @@
+"""The learning rate over a stage: the worked values of SPEC 21 and the shape of SPEC 10.2."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_l4.config.experiment import OptimConfig
+from ray_l4.learner.schedule import learning_rate
+
+CONFIG = OptimConfig()
+
+
+def test_worked_values_of_spec_21() -> None:
+    """N = 2,536, E = 9, batch 4, so that the warm-up is 12 samples."""
+    first = [learning_rate(4 * step, 2536, 9, CONFIG) for step in range(5)]
+    assert first[:4] == pytest.approx([0.0, 2.0833e-5, 4.1667e-5, 6.25e-5], rel=2e-5)
+    assert first[0] == 0.0
+    assert first[3] == 6.25e-5 > first[4] > 6.248e-5
+    assert learning_rate(2536 * 9, 2536, 9, CONFIG) == pytest.approx(3.28601e-8, rel=2e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(num_samples=st.integers(1, 5000), epochs=st.integers(1, 12), per_mille=st.integers(0, 1000), data=st.data())
+def test_equals_the_formula_in_exact_fractions(
+    num_samples: int, epochs: int, per_mille: int, data: st.DataObject
+) -> None:
+    config = OptimConfig(warmup=per_mille / 1000)
+    i = data.draw(st.integers(0, num_samples * epochs))
+    W, D = int(per_mille / 1000 * num_samples), num_samples * epochs
+    factor = Fraction(i, W) if W > 0 and i <= W else Fraction(D - (i - W), D)
+    assert learning_rate(i, num_samples, epochs, config) == pytest.approx(config.lr * float(factor), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_samples", [1, 199, 200, 201, 2536, 3043, 138_000])
+def test_rises_to_the_peak_and_falls_on_a_line(num_samples: int) -> None:
+    warmup = num_samples // 200  # SPEC 10.2: floor(0.005 N)
+    rates = [learning_rate(i, num_samples, 3, CONFIG) for i in range(min(3 * num_samples, 5000) + 1)]
+    assert max(rates) == CONFIG.lr == rates[warmup]
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    end = learning_rate(3 * num_samples, num_samples, 3, CONFIG)
+    assert end == pytest.approx(CONFIG.lr * warmup / (3 * num_samples))
+
+
+def test_without_warmup_the_first_step_is_the_peak_and_the_end_is_zero() -> None:
+    config = OptimConfig(warmup=0.0, lr=1e-3)
+    assert learning_rate(0, 100, 2, config) == 1e-3
+    assert learning_rate(200, 100, 2, config) == 0.0
+
+
+@pytest.mark.parametrize(("seen", "num_samples", "epochs"), [(-1, 10, 2), (21, 10, 2), (0, 0, 2), (0, 10, 0)])
+def test_a_position_outside_the_stage_is_refused(seen: int, num_samples: int, epochs: int) -> None:
+    with pytest.raises(ValueError, match=f"after {seen} samples of a stage of {num_samples} samples"):
+        learning_rate(seen, num_samples, epochs, CONFIG)

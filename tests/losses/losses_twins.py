@@ -1,0 +1,72 @@
+"""Plain twins of the losses: double loops over Python floats, gradients by hand. Slow and obvious."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+# Half a unit in the last place: what one rounding to the type costs, relatively.
+ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
+DTYPES = tuple(ROUNDING)
+
+# No deadline: the first call of an operation loads code, and the machine may be busy.
+some_examples = settings(max_examples=40, deadline=None)
+
+
+def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
+    largest = max(logits)
+    exponentials = [math.exp((logit - largest) / temperature) for logit in logits]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def nll_twin(logits: Tensor, targets: Tensor, weights: Tensor, denominator: float) -> tuple[float, Tensor]:
+    """Value and gradient with respect to the logits; d(-log p_t)/dz_v = p_v - [v = t]."""
+    value = 0.0
+    gradient = torch.zeros(logits.shape, dtype=torch.float64)
+    rows = zip(logits.double().tolist(), targets.tolist(), weights.double().tolist(), strict=True)
+    for row, (values, target, weight) in enumerate(rows):
+        probs = softmax(values)
+        value += weight * -math.log(probs[target]) / denominator
+        for v, prob in enumerate(probs):
+            gradient[row, v] = weight * (prob - (v == target)) / denominator
+    return value, gradient
+
+
+def mean_probs_twin(teachers: list[Tensor], temperature: float) -> list[list[float]]:
+    """Per position, the mean over teachers of their softened probabilities."""
+    per_teacher = [[softmax(row, temperature) for row in teacher.double().tolist()] for teacher in teachers]
+    return [
+        [sum(column) / len(teachers) for column in zip(*rows, strict=True)] for rows in zip(*per_teacher, strict=True)
+    ]
+
+
+def distillation_twin(
+    logits: Tensor, teachers: list[Tensor], temperature: float, denominator: float
+) -> tuple[float, Tensor]:
+    """T^2 KL(mean teacher || student) and its gradient, T (q_v - p_v) / denominator."""
+    value = 0.0
+    gradient = torch.zeros(logits.shape, dtype=torch.float64)
+    targets = mean_probs_twin(teachers, temperature)
+    for row, (values, target) in enumerate(zip(logits.double().tolist(), targets, strict=True)):
+        for v, (p, q) in enumerate(zip(target, softmax(values, temperature), strict=True)):
+            value += temperature**2 * (p * math.log(p / q) if p > 0 else 0.0) / denominator
+            gradient[row, v] = temperature * (q - p) / denominator
+    return value, gradient
+
+
+def random_logits(rows: int, vocab: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits as GPT-2 has them: far below zero and a few units apart."""
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(rows, vocab, generator=generator) - 40).to(dtype)
+
+
+def assert_gradient(actual: Tensor, expected: Tensor, scale: float) -> None:
+    """Equal up to float32 arithmetic and one rounding to the type of ``actual``.
+
+    scale: what a difference of probabilities is multiplied by. Near p = 1 that difference has an absolute error.
+    """
+    rtol = 1e-5 + 1.01 * ROUNDING[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=1e-6 * scale)

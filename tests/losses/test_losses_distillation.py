@@ -1,0 +1,140 @@
+"""Distillation against a plain double loop, its identities, and the cases in which a naive form gives NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from losses_twins import DTYPES, assert_gradient, distillation_twin, mean_probs_twin, random_logits, some_examples
+
+from ray_l4.losses.distillation import distillation, mean_log_probs
+
+shapes = {
+    "rows": st.integers(1, 6),
+    "vocab": st.integers(2, 11),
+    "num_teachers": st.integers(1, 4),
+    "temperature": st.sampled_from([0.5, 1.0, 2.0, 3.7]),
+    "seed": st.integers(0, 2**20),
+}
+
+
+def random_teachers(count: int, rows: int, vocab: int, seed: int) -> list[torch.Tensor]:
+    return [random_logits(rows, vocab, 7919 * seed + i + 1).log_softmax(dim=-1) for i in range(count)]
+
+
+@some_examples
+@given(**shapes, dtype=st.sampled_from(DTYPES))
+def test_value_and_gradient_equal_the_plain_twin(
+    rows: int, vocab: int, num_teachers: int, temperature: float, seed: int, dtype: torch.dtype
+) -> None:
+    logits = random_logits(rows, vocab, seed, dtype).requires_grad_()
+    teachers = random_teachers(num_teachers, rows, vocab, seed)
+
+    loss = distillation(logits, mean_log_probs(teachers, temperature), temperature, denominator=9.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+
+    value, expected = distillation_twin(logits, teachers, temperature, 9.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(value, rel=1e-4, abs=2e-6)
+    assert gradient.dtype == dtype
+    assert_gradient(gradient, expected, scale=temperature / 9)
+
+
+@some_examples
+@given(**shapes)
+def test_mean_is_the_mean_of_softened_probabilities(
+    rows: int, vocab: int, num_teachers: int, temperature: float, seed: int
+) -> None:
+    teachers = random_teachers(num_teachers, rows, vocab, seed)
+    mixed = mean_log_probs(teachers, temperature)
+    expected = torch.tensor(mean_probs_twin(teachers, temperature))
+    torch.testing.assert_close(mixed.exp(), expected, rtol=2e-5, atol=1e-7)
+    # A row may carry any constant: what a centred codec sends means the same.
+    shifted = mean_log_probs([teacher - teacher.amax(dim=-1, keepdim=True) for teacher in teachers], temperature)
+    torch.testing.assert_close(shifted, mixed, rtol=1e-5, atol=1e-5)
+
+
+@some_examples
+@given(**shapes)
+def test_several_teachers_give_the_average_of_the_single_gradients(
+    rows: int, vocab: int, num_teachers: int, temperature: float, seed: int
+) -> None:
+    logits = random_logits(rows, vocab, seed).double().requires_grad_()
+    teachers = [teacher.double() for teacher in random_teachers(num_teachers, rows, vocab, seed)]
+
+    def gradient(of: list[torch.Tensor]) -> torch.Tensor:
+        return torch.autograd.grad(distillation(logits, mean_log_probs(of, temperature), temperature, 3.0), logits)[0]
+
+    average = torch.stack([gradient([teacher]) for teacher in teachers]).mean(dim=0)
+    torch.testing.assert_close(gradient(teachers), average, rtol=1e-10, atol=1e-12)
+
+
+def test_worked_value_of_spec_21() -> None:
+    logits, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.5]]).log()
+    assert distillation(logits, teacher, 2.0, 1.0).item() == pytest.approx(0.4804580, abs=5e-7)
+    exact = distillation(logits.double(), teacher.double(), 2.0, 1.0)
+    assert exact.item() == pytest.approx(0.4804580, abs=5e-8)
+
+
+def test_direction_is_from_the_teacher_and_zero_for_equal_peers() -> None:
+    peer, own = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.5, 0.5]])
+    forward = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)  # KL(peer || self); the reverse is 0.5108
+    assert distillation(own.log(), peer.log(), 1.0, 1.0).item() == pytest.approx(forward)
+    logits = random_logits(5, 11, 0)
+    assert distillation(logits, mean_log_probs([logits], 2.0), 2.0, 5.0).item() == 0.0
+
+
+def test_gradient_equals_that_of_cross_entropy_with_soft_labels() -> None:
+    """L4's eq. 3 is the cross-entropy, its eq. 6 the KL: the same gradient (SPEC 20.3 row 6)."""
+    logits = random_logits(4, 7, 3).double().requires_grad_()
+    teacher = random_teachers(1, 4, 7, 3)[0].double()
+    (ours,) = torch.autograd.grad(distillation(logits, teacher, 1.0, 4.0), logits)
+    (theirs,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, teacher.exp()), logits)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
+
+
+def test_no_position_is_exactly_zero_and_not_nan() -> None:
+    logits = random_logits(3, 5, 0).requires_grad_()
+    teacher = mean_log_probs([torch.zeros(0, 5), torch.zeros(0, 5)], 2.0)
+    loss = distillation(logits[:0], teacher, 2.0, denominator=0.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == 0.0
+    assert torch.equal(gradient, torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("num_teachers", [1, 2])
+def test_tokens_of_probability_zero_give_no_nan(num_teachers: int) -> None:
+    teacher = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]]).log()
+    logits = random_logits(2, 3, 0).requires_grad_()
+    loss = distillation(logits, mean_log_probs([teacher] * num_teachers, 2.0), 2.0, 2.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    value, expected = distillation_twin(logits, [teacher], 2.0, 2.0)
+    assert loss.item() == pytest.approx(value, rel=1e-5)
+    assert_gradient(gradient, expected, scale=1.0)
+
+
+def test_a_token_excluded_on_both_sides_counts_nothing() -> None:
+    logits = torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
+    teacher = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    loss = distillation(logits, teacher, 1.0, 1.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(distillation(logits[:, :2], teacher[:, :2], 1.0, 1.0).item())
+    assert gradient.isfinite().all()
+    assert gradient[0, 2] == 0.0
+
+
+def test_teachers_are_constants() -> None:
+    teacher = random_teachers(1, 2, 3, 0)[0].requires_grad_()
+    logits = random_logits(2, 3, 0).requires_grad_()
+    assert not mean_log_probs([teacher, teacher], 2.0).requires_grad
+    distillation(logits, teacher, 1.0, 1.0).backward()
+    assert teacher.grad is None
+    assert logits.grad is not None
+
+
+def test_a_different_vocabulary_is_refused_even_where_it_would_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
+        distillation(torch.zeros(2, 3), torch.zeros(2, 1), 1.0, 1.0)

@@ -1,0 +1,144 @@
+"""One head's objective: labels plus teachers, against plain twins; and the plain form against the chunked one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from losses_twins import DTYPES, assert_gradient, distillation_twin, nll_twin, random_logits, some_examples
+from torch import Tensor
+
+from ray_l4.losses import objective
+from ray_l4.losses.chunked import chunked_gradient
+from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient, head_objective
+
+SPEC = ObjectiveSpec(distillation_weight=0.2, temperature=2.0)
+MIXED = Denominators(nll=11.0, kd=7.0)
+
+heads = {
+    "rows": st.integers(0, 9),
+    "vocab": st.integers(2, 13),
+    "share": st.floats(0, 1),
+    "num_teachers": st.integers(0, 3),
+    "seed": st.integers(0, 2**20),
+    "dtype": st.sampled_from(DTYPES),
+}
+
+
+def arguments(rows: int, vocab: int, share: float, num_teachers: int, seed: int, dtype: torch.dtype) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    num_distilled = round(share * rows)
+    return {
+        "logits_NV": random_logits(rows, vocab, seed, dtype).requires_grad_(),
+        "targets_N": torch.randint(vocab, (rows,), generator=generator),
+        "weights_N": torch.randint(0, 6, (rows,), generator=generator).float(),
+        "num_distilled": num_distilled,
+        "teachers_KV": [random_logits(num_distilled, vocab, seed + 1 + i).log_softmax(-1) for i in range(num_teachers)],
+        "spec": SPEC,
+        "denominators": MIXED,
+    }
+
+
+def plain_gradient(given: dict) -> tuple[HeadLoss, Tensor]:
+    loss = head_objective(**given)
+    return loss, torch.autograd.grad(loss.total, given["logits_NV"])[0]
+
+
+@some_examples
+@given(**heads)
+def test_value_and_gradient_equal_the_plain_twins(**head: object) -> None:
+    given_ = arguments(**head)
+    loss, gradient = plain_gradient(given_)
+    logits, count = given_["logits_NV"], given_["num_distilled"]
+
+    value, expected = nll_twin(logits, given_["targets_N"], given_["weights_N"], MIXED.nll)
+    assert loss.nll.item() == pytest.approx(value, rel=1e-5, abs=1e-6)
+    divergence = 0.0
+    if given_["teachers_KV"]:
+        divergence, slope = distillation_twin(logits[:count], given_["teachers_KV"], SPEC.temperature, MIXED.kd)
+        expected[:count] += SPEC.distillation_weight * slope
+    assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=2e-6)
+    assert loss.total.item() == pytest.approx(value + 0.2 * divergence, rel=1e-5, abs=2e-6)
+    assert_gradient(gradient, expected, scale=5 / MIXED.nll)
+    assert not loss.nll.requires_grad
+    assert not loss.kd.requires_grad
+
+
+@some_examples
+@given(**heads)
+def test_lambda_zero_is_bit_for_bit_the_loss_on_labels_and_still_measures(**head: object) -> None:
+    given_ = arguments(**head)
+    alone, expected = plain_gradient(given_ | {"teachers_KV": []})
+    measured, gradient = plain_gradient(given_ | {"spec": ObjectiveSpec(0.0, 2.0)})
+    assert torch.equal(gradient, expected)
+    assert torch.equal(measured.total, alone.total)
+    assert torch.equal(measured.kd, plain_gradient(given_)[0].kd)
+
+
+def test_lambda_zero_learns_even_where_the_divergence_is_infinite() -> None:
+    given_ = arguments(2, 3, 1.0, 1, 0, torch.float32) | {"spec": ObjectiveSpec(0.0, 2.0)}
+    given_["targets_N"] = torch.tensor([0, 1])
+    given_["logits_NV"] = torch.tensor([[1.0, 2.0, -torch.inf], [0.0, 1.0, 3.0]], requires_grad=True)
+    loss, gradient = plain_gradient(given_)
+    assert loss.kd.item() == torch.inf
+    assert loss.total.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_rows_beyond_the_distilled_ones_learn_from_labels_alone() -> None:
+    given_ = arguments(6, 5, 0.5, 2, 0, torch.float32)
+    _, with_teachers = plain_gradient(given_)
+    _, without = plain_gradient(given_ | {"teachers_KV": []})
+    assert torch.equal(with_teachers[3:], without[3:])
+    assert not torch.equal(with_teachers[:3], without[:3])
+
+
+def test_dropped_labels_leave_the_distillation_alone() -> None:
+    """Eq. 12 read literally: no label on current rows of a later task, teachers as before."""
+    given_ = arguments(4, 5, 1.0, 1, 0, torch.float32) | {"weights_N": torch.zeros(4)}
+    loss, gradient = plain_gradient(given_ | {"denominators": Denominators(nll=0.0, kd=4.0)})
+    _, slope = distillation_twin(given_["logits_NV"], given_["teachers_KV"], 2.0, 4.0)
+    assert loss.nll.item() == 0.0
+    assert_gradient(gradient, 0.2 * slope, scale=0.1)
+
+
+def test_a_batch_of_replay_alone_has_no_divergence_and_no_nan() -> None:
+    given_ = arguments(4, 5, 0.0, 2, 0, torch.float32) | {"denominators": Denominators(nll=4.0, kd=0.0)}
+    for loss, gradient in (plain_gradient(given_), head_gradient(**given_)):
+        assert loss.kd.item() == 0.0
+        assert loss.total.item() == loss.nll.item() > 0
+        assert torch.equal(gradient, plain_gradient(given_ | {"teachers_KV": []})[1])
+
+
+@some_examples
+@given(**heads)
+def test_one_chunk_equals_the_plain_form_bit_for_bit(**head: object) -> None:
+    given_ = arguments(**head)
+    plain, expected = plain_gradient(given_)
+    chunked, gradient = head_gradient(**given_)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(chunked, plain, strict=True))
+    assert torch.equal(gradient, expected)
+
+
+@some_examples
+@given(**heads, rows_per_chunk=st.integers(1, 4))
+def test_many_chunks_equal_the_plain_form(rows_per_chunk: int, **head: object) -> None:
+    given_ = arguments(**head)
+    plain, expected = plain_gradient(given_)
+    with pytest.MonkeyPatch.context() as patch:
+        elements = rows_per_chunk * given_["logits_NV"].shape[1]
+        patch.setattr(objective, "chunked_gradient", lambda f, logits: chunked_gradient(f, logits, elements))
+        chunked, gradient = head_gradient(**given_)
+    torch.testing.assert_close(torch.stack(tuple(chunked)), torch.stack(tuple(plain)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [head_objective, head_gradient])
+def test_misfits_are_refused(form: object) -> None:
+    fitting = arguments(4, 5, 0.5, 1, 0, torch.float32)
+    with pytest.raises(ValueError, match="num_distilled is 5; expected 0 to 4"):
+        form(**fitting | {"num_distilled": 5})
+    for shape in ((3, 5), (1, 5), (2, 1), (2, 6)):
+        with pytest.raises(ValueError, match=r"teacher 1: .*expected \(2, 5\)"):
+            form(**fitting | {"teachers_KV": [torch.zeros(2, 5), torch.zeros(shape)]})

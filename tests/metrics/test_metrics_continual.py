@@ -1,0 +1,145 @@
+"""Continual-learning scores: hand-computed matrices, missing cells, invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.errors import DataError
+from ray_l4.metrics.continual import (
+    ScoreMatrix,
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+)
+
+R = [[80.0, 10.0, 5.0], [70.0, 60.0, 20.0], [75.0, 40.0, 90.0]]
+BASELINE = [1.0, 2.0, 3.0]
+
+ALL: list[Callable[[ScoreMatrix], float | None]] = [
+    average_accuracy,
+    average_incremental_accuracy,
+    forgetting,
+    backward_transfer,
+    lambda matrix: forward_transfer(matrix, [0.0] * len(matrix[0])),
+]
+
+
+def without(stage: int, task: int) -> list[list[float | None]]:
+    return [[None if (i, j) == (stage, task) else cell for j, cell in enumerate(row)] for i, row in enumerate(R)]
+
+
+def test_hand_computed_values() -> None:
+    assert average_accuracy(R) == pytest.approx((75 + 40 + 90) / 3)
+    assert average_incremental_accuracy(R) == pytest.approx((80 + (70 + 60) / 2 + (75 + 40 + 90) / 3) / 3)
+    assert forgetting(R) == pytest.approx((5 + 20) / 2)
+    assert backward_transfer(R) == pytest.approx(((75 - 80) + (40 - 60)) / 2)
+    assert forward_transfer(R, BASELINE) == pytest.approx(((10 - 2) + (20 - 3)) / 2)
+
+
+def test_forgetting_takes_the_maximum_over_all_rows() -> None:
+    improved = [[50.0, 70.0], [60.0, 65.0]]
+    assert forgetting(improved) == 0.0  # the last row is the best; the last task does not count
+    assert backward_transfer(improved) == 10.0
+    zero_shot = [[50.0, 95.0, 0.0], [50.0, 60.0, 0.0], [50.0, 60.0, 1.0]]
+    assert forgetting(zero_shot) == pytest.approx((0 + 35) / 2)  # a row before the task was learned
+
+
+def test_per_epoch_trajectory_reproduces_the_papers_table() -> None:
+    # L4, Table 3, WOZ and SQL of L2KD: final 81.4 and 59.6, forgetting 5.3 and 4.8, average 5.05.
+    matrix = [[84.0, 0.0, 0.0], [82.0, 62.0, 0.0], [81.4, 59.6, 26.1]]
+    epochs = [[86.7, None, None], [85.0, 64.4, None]]
+    assert forgetting(matrix, epochs) == pytest.approx((5.3 + 4.8) / 2)
+    assert forgetting(matrix) == pytest.approx((2.6 + 2.4) / 2)
+
+
+def test_one_task_has_no_past() -> None:
+    assert average_accuracy([[70.0]]) == average_incremental_accuracy([[70.0]]) == 70.0
+    assert forgetting([[70.0]]) is backward_transfer([[70.0]]) is forward_transfer([[70.0]], [0.0]) is None
+
+
+def test_a_missing_cell_makes_undefined_what_needs_it_and_nothing_else() -> None:
+    def values(stage: int, task: int) -> list[bool]:
+        return [function(without(stage, task)) is not None for function in ALL]
+
+    #                       AA     AIA    FM     BWT    FWT
+    assert values(2, 0) == [False, False, False, False, True]  # final score
+    assert values(2, 2) == [False, False, True, True, True]  # final score of the last task
+    assert values(0, 0) == [True, False, False, False, True]  # right after learning
+    assert values(1, 0) == [True, False, False, True, True]  # between
+    assert values(0, 1) == [True, True, True, True, False]  # right before learning
+    assert values(0, 2) == [True, True, True, True, True]  # long before learning
+    assert forgetting(without(0, 1)) == forgetting(R)
+    assert forward_transfer(R, [None, 2.0, None]) is None
+    assert forward_transfer(R, [None, 2.0, 3.0]) == forward_transfer(R, BASELINE)
+
+
+def test_stages_that_are_not_tasks() -> None:
+    multitask = [[80.0, 60.0, 90.0]]
+    assert average_accuracy(multitask) == pytest.approx(230 / 3)
+    assert [function(multitask) for function in ALL[1:]] == [None] * 4
+    assert [function(R[:2]) for function in ALL[1:]] == [None] * 4
+    assert backward_transfer([row[:2] for row in R[:2]]) == -10.0
+
+
+@pytest.mark.parametrize("matrix", [[], [[]], [[1.0, 2.0], [1.0]]])
+@pytest.mark.parametrize("function", ALL[:4])
+def test_malformed_matrices_are_refused(function: Callable[[ScoreMatrix], float | None], matrix: ScoreMatrix) -> None:
+    with pytest.raises(DataError, match="rows of one length"):
+        function(matrix)
+
+
+def test_rows_and_baselines_of_another_length_are_refused() -> None:
+    with pytest.raises(DataError, match="baseline has 2 scores but the matrix 3 tasks"):
+        forward_transfer(R, [1.0, 2.0])
+    with pytest.raises(DataError, match="needs 3 scores"):
+        forgetting(R, [[1.0, 2.0]])
+    with pytest.raises(DataError, match="rows of one length"):
+        forward_transfer([], [])
+    with pytest.raises(DataError, match="rows of one length"):
+        forgetting([], [[1.0]])
+
+
+def matrices(least: int) -> st.SearchStrategy[list[list[float]]]:
+    def square(size: int) -> st.SearchStrategy[list[list[float]]]:
+        row = st.lists(st.floats(0, 100), min_size=size, max_size=size)
+        return st.lists(row, min_size=size, max_size=size)
+
+    return st.integers(least, 5).flatmap(square)
+
+
+@given(matrices(least=1))
+def test_averages_are_percentages(matrix: list[list[float]]) -> None:
+    for function in (average_accuracy, average_incremental_accuracy):
+        value = function(matrix)
+        assert value is not None and -1e-9 <= value <= 100 + 1e-9
+
+
+@given(matrices(least=2))
+def test_forgetting_is_at_least_zero_and_at_least_the_lost_transfer(matrix: list[list[float]]) -> None:
+    lost, transfer = forgetting(matrix), backward_transfer(matrix)
+    assert lost is not None and transfer is not None
+    assert lost >= 0
+    assert lost >= -transfer - 1e-9
+
+
+@given(matrices(least=2), st.lists(st.floats(0, 100), min_size=5, max_size=5))
+def test_a_trajectory_only_adds_to_forgetting(matrix: list[list[float]], epoch: list[float]) -> None:
+    before, after = forgetting(matrix), forgetting(matrix, [epoch[: len(matrix)]])
+    assert before is not None and after is not None and after >= before
+    assert forgetting(matrix, matrix) == before
+
+
+@given(matrices(least=2))
+def test_monotone_decline_forgets_what_backward_transfer_loses(matrix: list[list[float]]) -> None:
+    size = len(matrix)
+    best_first = [sorted((row[task] for row in matrix), reverse=True) for task in range(size)]
+    falling = [[best_first[task][stage] if task <= stage else 0.0 for task in range(size)] for stage in range(size)]
+    lost, transfer = forgetting(falling), backward_transfer(falling)
+    assert lost is not None and transfer is not None
+    assert lost == pytest.approx(-transfer)

@@ -1,0 +1,57 @@
+"""The fast string measures against plain twins."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ray_l4.metrics.similarity import common_subsequence, common_substring, similarity
+
+TEXT = st.text("abc é", max_size=40)
+
+
+def plain_subsequence(x: str, y: str) -> int:
+    """The textbook table: lengths[i][j] is the answer for the first i and j characters."""
+    lengths = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
+    for i, a in enumerate(x):
+        for j, b in enumerate(y):
+            lengths[i + 1][j + 1] = lengths[i][j] + 1 if a == b else max(lengths[i][j + 1], lengths[i + 1][j])
+    return lengths[-1][-1]
+
+
+def plain_substring(x: str, y: str) -> int:
+    """Every substring, longest last."""
+    pieces = {x[i:j] for i in range(len(x)) for j in range(i + 1, len(x) + 1)}
+    return max((len(piece) for piece in pieces if piece in y), default=0)
+
+
+@given(TEXT, TEXT)
+@example("a" * 130, "ab" * 70)  # longer than two machine words
+def test_common_subsequence_equals_the_table(x: str, y: str) -> None:
+    assert common_subsequence(x, y) == plain_subsequence(x, y) == common_subsequence(y, x)
+
+
+@given(TEXT, TEXT)
+def test_common_substring_equals_the_search_over_all_substrings(x: str, y: str) -> None:
+    assert common_substring(x, y) == plain_substring(x, y) == common_substring(y, x)
+
+
+def test_worked_lengths() -> None:
+    assert common_subsequence("abcbdab", "bdcaba") == 4
+    assert common_substring("school/club team", "club teams") == len("club team")
+    assert common_subsequence("", "abc") == common_substring("abc", "") == 0
+
+
+def test_similarity_by_hand() -> None:
+    # "yer" in "year": subsequence 3 of 4, substring "ye", shorter length 3.
+    assert similarity("yer", "year") == pytest.approx(3 / 4 + 2e-4 - 3e-8, abs=1e-15)
+    assert similarity("", "year") == 0.0
+    with pytest.raises(ZeroDivisionError):
+        similarity("", "")
+
+
+@given(TEXT.filter(bool), TEXT)
+def test_nothing_resembles_a_text_more_than_itself(x: str, y: str) -> None:
+    assert similarity(x, y) == similarity(y, x)
+    assert similarity(x, x) > similarity(x, y) or x == y

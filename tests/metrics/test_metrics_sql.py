@@ -1,0 +1,248 @@
+"""lfEM: both parsers branch by branch, and gold queries of the real data scored against themselves."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.errors import DataError
+from ray_l4.metrics.registry import Item, score
+from ray_l4.metrics.sql import Query, UnparsableSqlError, parse_exact, parse_fuzzy
+
+HEADER = ("player", "school/club team", "year", "final score", "score")
+
+
+def item(prediction: str, sql: dict[str, Any], header: tuple[str, ...] = HEADER, name: str = "q0") -> Item:
+    return Item(prediction, ("unused",), name, json.dumps({"sql": sql, "header": header}))
+
+
+def both(text: str, header: tuple[str, ...] = HEADER) -> tuple[Query, Query]:
+    return parse_fuzzy(text, header), parse_exact(text, header)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("select player from table", Query(0, 0, ())),
+        ("select count player from table", Query(0, 3, ())),
+        ("select avg final score from table", Query(3, 5, ())),
+        ("select min year from table where score > 7", Query(2, 1 + 1, ((4, 1, "7"),))),
+        ("select max year from table where player = ann and score < 7", Query(2, 1, ((0, 0, "ann"), (4, 2, "7")))),
+        ("select sum score from table where final score = 3", Query(4, 4, ((3, 0, "3"),))),
+        # A column name as a value becomes a marker and is turned back into text.
+        ("select player from table where year = score", Query(0, 0, ((2, 0, "score"),))),
+    ],
+)
+def test_both_parsers_read_well_formed_queries(text: str, expected: Query) -> None:
+    assert both(text) == (expected, expected)
+
+
+def test_values_lose_their_spaces_only_in_the_fuzzy_form() -> None:
+    fuzzy, exact = both("select year from table where player = ann  b. lee and year > 3")
+    assert fuzzy.conds == ((0, 0, "annb.lee"), (2, 1, "3"))
+    assert exact.conds == ((0, 0, "ann b. lee"), (2, 1, "3"))
+
+
+def test_the_fuzzy_parser_mends_column_names_and_the_exact_one_does_not() -> None:
+    text = "select count playr from table where scholl/club teem = ajax"
+    assert parse_fuzzy(text, HEADER) == Query(0, 3, ((1, 0, "ajax"),))
+    with pytest.raises(UnparsableSqlError):
+        parse_exact(text, HEADER)
+    # A wrong column in a condition is enough for the exact parser to give up.
+    with pytest.raises(UnparsableSqlError, match="do not start"):
+        parse_exact("select player from table where yer = 5", HEADER)
+    with pytest.raises(UnparsableSqlError, match="do not start"):
+        parse_exact("select player from table where the year = 5", HEADER)
+
+
+def test_a_column_whose_first_word_is_an_aggregate_wins_as_a_whole() -> None:
+    assert both("select max speed from table", ("speed", "max speed")) == (Query(1, 0, ()), Query(1, 0, ()))
+    assert both("select max speed from table", ("speed", "weight")) == (Query(0, 1, ()), Query(0, 1, ()))
+
+
+def test_unknown_aggregate_cannot_be_parsed() -> None:
+    for parse in (parse_fuzzy, parse_exact):
+        with pytest.raises(UnparsableSqlError, match="no aggregate"):
+            parse("select most year from table", HEADER)
+    with pytest.raises(UnparsableSqlError, match="no column"):
+        parse_exact("select max age from table", HEADER)
+    with pytest.raises(UnparsableSqlError, match="no aggregate"):
+        parse_exact("", HEADER)
+
+
+def test_equally_similar_columns_the_longest_then_the_first_wins() -> None:
+    # An empty text resembles every name equally (0); "yy" has no letter in common with any (-2 / 10^8 each).
+    assert parse_fuzzy("", ("a", "bcd", "efg")) == Query(1, 0, ())
+    assert parse_fuzzy("select max yy from table", ("bbd", "eef")) == Query(0, 1, ())
+    assert both("select a from table", ("a", "a")) == (Query(0, 0, ()), Query(0, 0, ()))
+
+
+def test_a_single_unknown_word_resembles_nothing_best() -> None:
+    # Against names without a common letter the empty rest after the first word wins (0 > -1 / 10^8).
+    with pytest.raises(UnparsableSqlError, match="no aggregate"):
+        parse_fuzzy("select yy from table", ("bb", "cc"))
+
+
+def test_an_empty_column_name_cannot_be_compared_with_nothing() -> None:
+    with pytest.raises(UnparsableSqlError, match="empty column name"):
+        parse_fuzzy("select from table", ("", "year"))
+    assert parse_fuzzy("select max year from table where year = 3", ("", "year")).sel == 1
+
+
+def test_quirk_where_is_cut_at_its_first_letters_even_inside_a_name() -> None:
+    header = ("whereabouts", "year")
+    text = "select whereabouts from table where year = 3"
+    assert parse_fuzzy(text, header) != Query(0, 0, ((1, 0, "3"),))
+    sql = {"sel": 0, "agg": 0, "conds": [[1, 0, 3]]}
+    assert score("lfem", [item(text, sql, header)]) == {"lfem": 0.0, "lfem_exact": 0.0}
+
+
+def test_quirk_and_inside_an_inner_value_breaks_the_fuzzy_parse_but_not_at_the_end() -> None:
+    inner = "select year from table where player = sandy and score = 3"
+    outer = "select year from table where score = 3 and player = sandy"
+    with pytest.raises(UnparsableSqlError, match="pair up"):
+        parse_fuzzy(inner, HEADER)
+    assert parse_exact(inner, HEADER).conds == ((0, 0, "sandy"), (4, 0, "3"))
+    assert parse_fuzzy(outer, HEADER).conds == ((4, 0, "3"), (0, 0, "sandy"))
+
+
+def test_quirk_a_trailing_and_is_taken_from_every_value() -> None:
+    fuzzy, exact = both("select year from table where player = you and")
+    assert fuzzy.conds == exact.conds == ((0, 0, "you"),)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    ["", "player ann", "player =", "player = ann score = 3", "player >= 3", "= 3 <", "player = \ue0009 \ue0010 x"],
+)
+def test_malformed_conditions_score_nothing(conditions: str) -> None:
+    text = f"select year from table where {conditions}"
+    with pytest.raises(UnparsableSqlError):
+        parse_fuzzy(text, HEADER)
+    assert score("lfem", [item(text, {"sel": 2, "agg": 0, "conds": []})])["lfem"] == 0.0
+
+
+def test_an_operator_inside_a_value_survives_the_exact_parse_only() -> None:
+    text = "select year from table where player = a < b"
+    assert parse_exact(text, HEADER).conds == ((0, 0, "a < b"),)
+    with pytest.raises(UnparsableSqlError):
+        parse_fuzzy(text, HEADER)
+
+
+def test_an_empty_value_before_another_condition_is_a_value() -> None:
+    assert parse_fuzzy("select year from table where player = and score = 3", HEADER).conds == ((0, 0, ""), (4, 0, "3"))
+
+
+def test_gold_values_are_lower_cased_strings_and_the_order_of_conditions_counts() -> None:
+    sql = {"sel": 2, "agg": 0, "conds": [[0, 0, "Ann Lee"], [4, 1, 7.5]]}
+    right = "select year from table where player = ann lee and score > 7.5"
+    swapped = "select year from table where score > 7.5 and player = ann lee"
+    header = tuple(name.title() for name in HEADER)
+    assert score("lfem", [item(right, sql, header)]) == {"lfem": 100.0, "lfem_exact": 100.0}
+    assert score("lfem", [item(swapped, sql, header)]) == {"lfem": 0.0, "lfem_exact": 0.0}
+    assert score("lfem", [item(right, sql), item(swapped, sql), item("", sql), item("nonsense", sql)])["lfem"] == 25.0
+
+
+def test_spaces_of_gold_values_count_in_the_exact_variant_only() -> None:
+    sql = {"sel": 2, "agg": 0, "conds": [[0, 0, "Ann  Lee"]]}
+    text = " select year from table where player = ann lee"
+    assert score("lfem", [item(text, sql)]) == {"lfem": 100.0, "lfem_exact": 0.0}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        "",
+        "[]",
+        '{"sql": {"sel": 0, "agg": 0, "conds": []}}',
+        '{"sql": {"sel": 0, "agg": 0, "conds": [[1, 2]]}, "header": ["a"]}',
+        '{"sql": {"sel": 0, "agg": 0, "conds": []}, "header": []}',
+        '{"sql": {"sel": null, "agg": 0, "conds": []}, "header": ["a"]}',
+    ],
+)
+def test_bad_meta_is_a_data_error_that_names_the_sample(meta: str) -> None:
+    with pytest.raises(DataError, match="'q7'"):
+        score("lfem", [Item("select a from table", ("x",), "q7", meta)])
+
+
+WORDS = st.sampled_from(["select", "count", "year", "score", "from", "table", "where", "and", "=", ">", "<", "", "x"])
+
+
+@given(st.lists(WORDS, max_size=14).map(" ".join), st.lists(st.sampled_from(["", "year", "score", "a b"]), min_size=1))
+def test_any_text_is_parsed_or_refused(text: str, header: list[str]) -> None:
+    for parse in (parse_fuzzy, parse_exact):
+        try:
+            query = parse(text, tuple(header))
+        except UnparsableSqlError:
+            continue
+        assert all(0 <= index < len(header) for index in (query.sel, *(column for column, _, _ in query.conds)))
+        assert 0 <= query.agg < 6
+
+
+VALUES = st.text("bcxyz 123", min_size=1).map(lambda text: " ".join(text.split())).filter(bool)
+CONDITIONS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), VALUES), max_size=4)
+
+
+@given(st.integers(0, 4), st.integers(0, 5), CONDITIONS)
+def test_a_rendered_query_scores_full_marks(sel: int, agg: int, conds: list[tuple[int, int, str]]) -> None:
+    text = " ".join(f"select {('', 'max', 'min', 'count', 'sum', 'avg')[agg]} {HEADER[sel]} from table".split())
+    if conds:
+        text += " where " + " and ".join(f"{HEADER[column]} {'=><'[op]} {value}" for column, op, value in conds)
+    assert score("lfem", [item(text, {"sel": sel, "agg": agg, "conds": conds})]) == {"lfem": 100, "lfem_exact": 100}
+
+
+def gold_items(folder: Path, limit: int) -> list[Item]:
+    """Gold answers of the test set over headers made of the columns that occur in the queries of the same table."""
+    with gzip.open(folder / "test.jsonl.gz", "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    with gzip.open(folder / "test.human_readable.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        answers = [row["sql"] for row in csv.DictReader(file)]
+    assert len(records) == len(answers) == 15_878
+    pairs = list(zip(records, answers, strict=True))[:limit]
+
+    columns: dict[str, dict[int, str]] = defaultdict(dict)
+    for record, answer in pairs:
+        columns[record["table_id"]].update(names_in(answer, record["sql"]))
+    items = []
+    for number, (record, answer) in enumerate(pairs):
+        known = sorted(columns[record["table_id"]].items())
+        place = {column: position for position, (column, _) in enumerate(known)}
+        sql = record["sql"] | {
+            "sel": place[record["sql"]["sel"]],
+            "conds": [[place[column], op, value] for column, op, value in record["sql"]["conds"]],
+        }
+        meta = json.dumps({"sql": sql, "header": [name for _, name in known]})
+        items.append(Item(" ".join(answer.lower().split()), (answer,), str(number), meta))
+    return items
+
+
+def names_in(answer: str, sql: dict[str, Any]) -> dict[int, str]:
+    """Column names as they stand in a rendered query."""
+    head, _, tail = answer.partition(" FROM table")
+    aggregate = ("", "MAX ", "MIN ", "COUNT ", "SUM ", "AVG ")[sql["agg"]]
+    names = {sql["sel"]: head.removeprefix("SELECT ").removeprefix(aggregate)}
+    tail = tail.removeprefix(" WHERE ")
+    for column, op, value in sql["conds"]:
+        name, _, tail = tail.partition(f" {'=><'[op]} {value}")
+        names[column] = name.removeprefix(" AND ")
+    return names
+
+
+@pytest.mark.shared_data
+def test_gold_answers_of_wikisql_score_close_to_full_marks(shared_data: Path) -> None:
+    items = gold_items(shared_data / "raw" / "wikisql", limit=300)
+    values = score("lfem", items)
+    assert values["lfem"] > 97
+    assert values["lfem_exact"] > 97
+    # Answers of the neighbouring questions are wrong nearly always.
+    shifted = [Item(b.prediction, a.references, a.sample_id, a.meta) for a, b in pairwise(items)]
+    assert score("lfem", shifted)["lfem"] < 5

@@ -1,0 +1,176 @@
+"""Assembly: the worked sequences of SPEC 21, truncation, dropping, and prompts for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.errors import DataError, ModelError
+from ray_l4.text.assembly import Dropped, assemble, assemble_prompts, longest_answer, refuse_if_many
+from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import TOKENS, pooled, sequence_lengths
+
+Examples = Callable[..., pa.Table]
+
+CONTEXT, QUESTION, ANSWER = "cheap chinese town", "in north", "food area"
+
+
+def words(number: int) -> str:
+    return " ".join(["cheap"] * number)
+
+
+def test_one_word_is_one_token(tokenizer: TaskTokenizer) -> None:
+    """What the sizes below rely on."""
+    assert len(tokenizer.encode(words(5))) == 5
+
+
+def test_worked_sequences(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    c, q, a = (tokenizer.encode(text) for text in (CONTEXT, QUESTION, ANSWER))
+    table, dropped = assemble(examples_of((CONTEXT, QUESTION, ANSWER), task="woz.en"), tokenizer, 100)
+    assert dropped == []
+    assert table.schema == TOKENS
+    assert table.to_pylist() == [
+        {
+            "ids": [*c, *q, tokenizer.ans, *a],
+            "prompt_length": len(c) + len(q) + 1,
+            "gen": tokenizer.gen["woz.en"],
+            "task": "woz.en",
+            "sample_id": "woz.en-0",
+            "origin": "real",
+        }
+    ]
+
+
+def test_worked_truncation(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    """SPEC 21: c of 3, q of 2, a of 2 words; with L = 8 two context tokens stay in training, all in the prompt."""
+    examples = examples_of((words(3), words(2), words(2)))
+    c, q, a = (tokenizer.encode(words(n)) for n in (3, 2, 2))
+    table, dropped = assemble(examples, tokenizer, 8)
+    assert dropped == []
+    assert table["ids"].to_pylist() == [c[:2] + q + [tokenizer.ans] + a]
+    prompts, _ = assemble_prompts(examples, tokenizer, 8, reserve=1)
+    assert prompts["ids"].to_pylist() == [c + q + [tokenizer.ans]]
+
+
+@pytest.mark.parametrize(("short", "kept"), [(0, 0), (1, None)])
+def test_a_remainder_that_does_not_fit_is_dropped(
+    tokenizer: TaskTokenizer, examples_of: Examples, short: int, kept: int | None
+) -> None:
+    limit = 6 - short
+    examples = examples_of((words(3), words(2), words(2)), (words(1), "", ""))
+    table, dropped = assemble(examples, tokenizer, limit)
+    if kept is None:
+        assert [drop.sample_id for drop in dropped] == ["sst-0"]
+        assert "2 and answer of 2 tokens do not fit into 5" in dropped[0].reason
+        assert table["sample_id"].to_pylist() == ["sst-1"]
+    else:
+        assert dropped == []
+        assert table["prompt_length"].to_pylist() == [3, 2]
+
+
+text = st.text(alphabet="abc deé?", max_size=25)
+rows = st.lists(st.tuples(text, text, text), max_size=6)
+
+
+@given(rows=rows, max_length=st.integers(2, 40))
+def test_only_the_context_is_cut_and_no_more_than_needed(
+    tokenizer: TaskTokenizer, examples_of: Examples, rows: list[tuple[str, str, str]], max_length: int
+) -> None:
+    table, dropped = assemble(examples_of(*rows), tokenizer, max_length)
+    by_id = {row["sample_id"]: row for row in table.to_pylist()}
+    gone = {drop.sample_id for drop in dropped}
+    assert len(by_id) + len(gone) == len(rows)
+    for i, (context, question, answer) in enumerate(rows):
+        c, q, a = (tokenizer.encode(t) for t in (context, question, answer))
+        if f"sst-{i}" in gone:
+            assert len(q) + 1 + len(a) + 1 > max_length
+            continue
+        row = by_id[f"sst-{i}"]
+        ids, split = row["ids"], row["prompt_length"]
+        assert len(ids) + 1 <= max_length
+        assert ids[split - 1] == tokenizer.ans
+        assert ids[split:] == a
+        kept = split - 1 - len(q)
+        assert ids[:kept] == c[:kept]
+        assert ids[kept : split - 1] == q
+        assert kept == len(c) or len(ids) + 1 == max_length
+    assert table["sample_id"].to_pylist() == sorted(by_id, key=lambda s: int(s.split("-")[1]))
+
+
+@given(rows=rows.filter(bool), reserve=st.integers(1, 12), answer_length=st.none() | st.integers(1, 30))
+def test_prompts_keep_their_order_and_leave_room(
+    tokenizer: TaskTokenizer,
+    examples_of: Examples,
+    rows: list[tuple[str, str, str]],
+    reserve: int,
+    answer_length: int | None,
+) -> None:
+    max_length = 75
+    prompts, longest = assemble_prompts(examples_of(*rows), tokenizer, max_length, reserve, answer_length)
+    assert longest == (answer_length or max(1, *(len(tokenizer.encode(a)) for *_, a in rows), 1))
+    assert prompts["sample_id"].to_pylist() == [f"sst-{i}" for i in range(len(rows))]
+    for row, (context, question, _) in zip(prompts.to_pylist(), rows, strict=True):
+        c, q = tokenizer.encode(context), tokenizer.encode(question)
+        assert row["prompt_length"] == len(row["ids"])
+        kept = len(row["ids"]) - len(q) - 1
+        assert row["ids"] == c[:kept] + q + [tokenizer.ans]
+        room = max_length - len(row["ids"])
+        assert room >= min(longest, reserve)
+        assert kept == len(c) or room == min(longest, reserve)
+
+
+def test_the_longest_answer_counts_references_and_the_pads_between_them(
+    tokenizer: TaskTokenizer, examples_of: Examples
+) -> None:
+    several = [[words(1), words(2), words(1)], [], [words(3)]]
+    examples = examples_of(("", "", words(1)), ("", "", words(2)), ("", "", words(3)), references=several)
+    assert longest_answer(examples, tokenizer) == 6
+    assert longest_answer(examples.slice(1, 1), tokenizer) == 2
+    assert longest_answer(examples.slice(0, 0), tokenizer) == 0
+    assert assemble_prompts(examples, tokenizer, 60, 5)[1] == 6
+
+
+def test_a_question_without_room_for_an_answer_is_an_error(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    examples = examples_of(("", words(1), words(1)), ("", words(6), words(1)), task="woz.en")
+    with pytest.raises(DataError, match=r"1 of 2 examples in the test set of woz\.en.*[\s\S]*woz\.en-1: question"):
+        assemble_prompts(examples, tokenizer, 7, reserve=1)
+    fits, _ = assemble_prompts(examples, tokenizer, 8, reserve=1)
+    assert fits.num_rows == 2
+
+
+def test_a_task_without_token_is_an_error(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    for build in (lambda e: assemble(e, tokenizer, 50), lambda e: assemble_prompts(e, tokenizer, 50, 1)):
+        with pytest.raises(ModelError, match=r"'ssst'.*Did you mean 'sst'"):
+            build(examples_of(("a", "b", "c"), task="ssst"))
+
+
+def test_too_many_dropped_examples_are_refused_and_the_first_shown() -> None:
+    dropped = [Dropped(f"woz.en-{i}", f"too long by {i}") for i in range(5)]
+    refuse_if_many(dropped, 500, 0.01, "woz.en train")
+    refuse_if_many([], 0, 0.0, "nothing")
+    with pytest.raises(DataError) as caught:
+        refuse_if_many(dropped, 499, 0.01, "woz.en train")
+    message = str(caught.value)
+    assert "5 of 499 examples in woz.en train" in message
+    assert "1.0%" in message
+    assert "woz.en-2: too long by 2" in message
+    assert "woz.en-3" not in message
+    assert "2 more" in message
+
+
+def test_empty_input_and_pooling(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    empty, dropped = assemble(examples_of(), tokenizer, 50)
+    assert (empty.num_rows, empty.schema, dropped) == (0, TOKENS, [])
+    one, _ = assemble(examples_of(("cheap", "north", "food")), tokenizer, 50)
+    two, _ = assemble(examples_of(("", "area", ""), task="woz.en"), tokenizer, 50)
+    pool = pooled(one, empty, two)
+    assert pool["task"].to_pylist() == ["sst", "woz.en"]
+    assert pool["ids"].num_chunks == 1
+    lengths = sequence_lengths(pool)
+    assert lengths.dtype == np.int64
+    assert lengths.tolist() == [len(ids) for ids in pool["ids"].to_pylist()]
