@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # No test may download: the libraries are told so before they are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # One thread: tests run beside each other, and results in the last bits depend on it.
 torch.set_num_threads(1)
+
+# How long an example takes says nothing here: the machine may be busy with other tests.
+settings.register_profile("ray_l4", deadline=None)
+settings.load_profile("ray_l4")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -50,8 +50,8 @@ class ModelConfig(Strict):
     """Anything that ``AutoModelForCausalLM`` loads: a hub name or a folder."""
     from_scratch: FromScratch | None = None
     """Build a small GPT-2 instead."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of matrix products; weights, losses and the optimiser are float32 either way."""
     max_length: Count | None = None
     """Longest training sequence in tokens; the model's own limit when not given."""
     spare_task_tokens: Annotated[int, Field(ge=0)] = 8
@@ -132,9 +132,9 @@ class OptimConfig(Strict):
     """``reference``: epsilon outside the bias correction, decay after the step. ``torch``: PyTorch's AdamW."""
     lr: Annotated[float, Field(gt=0)] = 6.25e-5
     """Peak learning rate."""
-    beta1: Fraction = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-4
     """Added to the root of the second moment."""

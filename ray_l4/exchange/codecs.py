@@ -68,7 +68,7 @@ def num_bytes(payload: Payload) -> int:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    # What arrives lies in shared memory and is write-protected; nobody here writes to it, which is all the warning asks.
+    # What arrives lies in shared memory and is write-protected; nobody here writes to it, as the warning asks.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
-from ray_l4.learner.models import PositionLogits, to_bytes
+from ray_l4.learner.models import PositionLogits, arithmetic, to_bytes
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.schedule import learning_rate
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient
@@ -100,7 +100,8 @@ class Learner:
         torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step))
         positions_N = torch.cat([batch.heads[head].positions_N for head in self.method.heads])
         sizes = [len(batch.heads[head].positions_N) for head in self.method.heads]
-        logits = self._position_logits(batch.input_ids_RT, positions_N).split(sizes)
+        with arithmetic(self.experiment.model, self.device):
+            logits = self._position_logits(batch.input_ids_RT, positions_N).split(sizes)
         self._pending = _Pending(step, batch, dict(zip(self.method.heads, logits, strict=True)))
         if not self.publishes:
             return {}
@@ -127,7 +128,7 @@ class Learner:
             losses, gradient_NV = self._head_gradient(pending, head, [target[head] for target in targets])
             weight = 1.0 if head == "qa" else config.training.lm_weight
             total = total + weight * losses.total
-            gradients.append((gradient_NV * weight).to(logits_NV.dtype))
+            gradients.append(gradient_NV.mul_(weight))
             figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
         torch.autograd.backward(list(pending.logits_NV.values()), gradients)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.training.max_grad_norm)

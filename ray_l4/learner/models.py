@@ -16,7 +16,6 @@ from ray_l4.config.experiment import FromScratch, ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.text.tokenizer import TaskTokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PROBE_LENGTH = 4
 _PROBE_TOLERANCE = 1e-3
 
@@ -33,7 +32,7 @@ def build_model(config: ModelConfig, tokenizer: TaskTokenizer, seed: int) -> Pre
             model = _from_scratch(config.from_scratch, tokenizer)
         else:
             model = _pretrained(str(config.name), tokenizer.size)
-    return model.to(DTYPES[config.dtype])
+    return model
 
 
 def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedModel:
@@ -125,6 +124,14 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:
     """
     tokenizer = TaskTokenizer.load(folder)
     return _pretrained(str(folder), tokenizer.size), tokenizer
+
+
+def arithmetic(config: ModelConfig, device: torch.device) -> torch.autocast:
+    """The context in which the model is run: bfloat16 products on float32 weights if the experiment says so.
+
+    Weights in bfloat16 would not move at all at a usual learning rate (2^-8 is the least step near 1), so they are not.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 class PositionLogits(nn.Module):

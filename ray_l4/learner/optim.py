@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_l4.config.experiment import OptimConfig
-from ray_l4.errors import ConfigError, ModelError
+from ray_l4.errors import ModelError
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -123,13 +123,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     Parameters whose name contains ``bias`` are not decayed; all others are, layer-norm gains and embeddings included.
     A shared parameter (tied embeddings) stands in one group once. Both groups exist even when empty.
 
-    Raises ConfigError for a beta of 1, and ModelError if nothing is trainable.
+    Raises ModelError if nothing is trainable.
     """
-    for name in ("beta1", "beta2"):
-        if getattr(config, name) >= 1:
-            raise ConfigError(
-                f"optim.{name} is {getattr(config, name)}; expected 0 <= {name} < 1: at 1 nothing is learned"
-            )
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ModelError(f"{type(model).__name__} has no trainable parameter; expected at least one with requires_grad")

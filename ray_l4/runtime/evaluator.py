@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.learner.answering import Scored, answer, generate_replay
-from ray_l4.learner.models import DTYPES, from_description, load_bytes, pick_device
+from ray_l4.learner.models import arithmetic, from_description, load_bytes, pick_device
 from ray_l4.runtime.setup import Setup
 from ray_l4.runtime.student import peak_memory_bytes, use_threads
 from ray_l4.seeds import derive
@@ -31,7 +31,8 @@ class Evaluator:
         experiment = self._setup.experiment
         model = self._load(checkpoint, description, weights)
         seed = derive(experiment.seed, "evaluate", checkpoint)
-        return answer(model, self._setup.tokenizer, self._setup.tests[task], experiment.evaluation, seed)
+        with arithmetic(experiment.model, self._device):
+            return answer(model, self._setup.tokenizer, self._setup.tests[task], experiment.evaluation, seed)
 
     def replay(
         self,
@@ -42,10 +43,12 @@ class Evaluator:
         seeds: list[int],
     ) -> list[np.ndarray]:
         """Pseudo-examples as token ids, one for each task token in ``gens``."""
-        config = self._setup.experiment.replay
+        experiment = self._setup.experiment
+        config = experiment.replay
         longest = min(config.max_length or self._setup.max_length, self._setup.max_length)
         model = self._load(checkpoint, description, weights)
-        return generate_replay(model, self._setup.tokenizer, gens, seeds, longest, config)
+        with arithmetic(experiment.model, self._device):
+            return generate_replay(model, self._setup.tokenizer, gens, seeds, longest, config)
 
     def peak_memory(self) -> int:
         """Largest memory so far, in bytes."""
@@ -53,8 +56,7 @@ class Evaluator:
 
     def _load(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray) -> PreTrainedModel:
         if self._model is None:
-            dtype = DTYPES[self._setup.experiment.model.dtype]
-            self._model = from_description(description).to(dtype).to(self._device)
+            self._model = from_description(description).to(self._device)
         if self._holds != checkpoint:
             self._holds = None  # should loading fail half-way, nothing valid is held
             load_bytes(self._model, weights)

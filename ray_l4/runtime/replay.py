@@ -21,7 +21,7 @@ from ray_l4.text.replay import GeneratedSample, generated_table, parse_generated
 
 @dataclass(frozen=True)
 class ReplayPlan:
-    """The pseudo-examples of a stage: sample i begins with ``gens[i]`` and draws from ``seeds[i]``, wherever it runs."""
+    """Pseudo-examples of a stage: sample i begins with ``gens[i]`` and draws from ``seeds[i]``, wherever it runs."""
 
     stage: int
     tasks: tuple[str, ...]

@@ -116,12 +116,12 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
         DataError: the data is missing, unreadable or too damaged, or holds fewer examples than asked for.
     """
     _check_known(task)
+    by_dialogue = metric_of(task) == DIALOGUE_METRIC
     source = Source(task, split, data)
     bad = BadRecords(str(source), data.max_bad_fraction)
     table = build_table(task.name, _reader(task)(source, bad), bad)
     info = TASKS.get(task.name)
     count = count_of(source.wanted, info.paper_size(split) if info else None, table.num_rows, str(source))
-    by_dialogue = metric_of(task) == DIALOGUE_METRIC
     if by_dialogue and split == "test" and not any("_" in name for name in table.column("sample_id").to_pylist()):
         log.warning("%s: no sample id has the form <dialogue>_<turn>; every example counts as a dialogue.", source)
     return subset(table, count, data.seed, task.name, split, by_dialogue)

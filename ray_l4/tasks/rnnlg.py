@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ray_l4.errors import DataError
 from ray_l4.tasks.files import find, read_json_list, read_text
 from ray_l4.tasks.schema import BadRecords, Row
 from ray_l4.tasks.source import Source
@@ -21,7 +20,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Row]:
     ``sample_id`` is the record's number from 0, for training followed by ``-0`` or ``-1``.
     """
     path = find(source.raw / "rnnlg" / FOLDERS[source.task.name], FILES[source.split])
-    for number, record in enumerate(read_json_list(path, _without_banner(read_text(path), str(path)))):
+    for number, record in enumerate(read_json_list(path, _without_banner(read_text(path)))):
         where = f"{path.name}, record {number}"
         if not (isinstance(record, list) and len(record) == 3 and all(isinstance(item, str) for item in record)):
             bad.add(where, "expected [dialogue act, first sentence, second sentence]")
@@ -40,9 +39,8 @@ def read(source: Source, bad: BadRecords) -> Iterator[Row]:
             yield Row(context=act, question=QUESTION, references=sentences, sample_id=str(number), where=where)
 
 
-def _without_banner(text: str, path: str) -> str:
-    """The files begin with a copyright notice of ``#`` lines; line breaks stay, so that error positions hold."""
-    start = text.find("[")
-    if start < 0:
-        raise DataError(f"{path}: no JSON list after the comment lines; expected dialogue acts with sentences.")
-    return "\n" * text[:start].count("\n") + text[start:]
+def _without_banner(text: str) -> str:
+    """The files begin with a copyright notice of ``#`` lines; blank ones replace them, so that error positions hold."""
+    lines = text.split("\n")
+    banner = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join([""] * banner + lines[banner:])

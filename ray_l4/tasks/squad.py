@@ -7,7 +7,8 @@ For woz.en and wikisql the gold answers of the test split stand in side files, `
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,20 @@ def read(source: Source, bad: BadRecords) -> Iterator[Row]:
     """The examples of one converted file, in file order; with a side file, sorted by id and with its gold answers."""
     path = find(source.folder, f"{source.task.name}_to_squad-{source.split}-v2.0.json")
     rows = _questions(path, bad)
-    align = SIDE_FILES.get(source.task.name)
-    side = f"{source.task.name}_answers.json"
-    if source.split == "test" and align and holds(source.folder, side):
-        return align(sorted(rows, key=_order), find(source.folder, side))
-    return (row for _, row in rows)
+    side = _side_file(source)
+    if side is None:
+        return _with_unique_ids(row for _, row in rows)
+    return SIDE_FILES[source.task.name](sorted(rows, key=_order), side)
+
+
+def _side_file(source: Source) -> Path | None:
+    """The file of gold answers: optional for woz.en, but wikisql's test split cannot be scored without."""
+    name = f"{source.task.name}_answers.json"
+    if source.split != "test" or source.task.name not in SIDE_FILES:
+        return None
+    if source.task.name != "wikisql" and not holds(source.folder, name):
+        return None
+    return find(source.folder, name)
 
 
 Numbered = tuple[int | str, Row]
@@ -64,6 +74,15 @@ def _row(context: str, question: dict[str, Any], number: int, where: str) -> Row
         sample_id=str(question.get("id", number)),
         where=where,
     )
+
+
+def _with_unique_ids(rows: Iterable[Row]) -> Iterator[Row]:
+    """The references' ids repeat within a file; the second example with an id gets ``<id>#2``, and so on."""
+    times: Counter[str] = Counter()
+    for row in rows:
+        name = row["sample_id"]
+        times[name] += 1
+        yield row if times[name] == 1 else {**row, "sample_id": f"{name}#{times[name]}"}
 
 
 def _order(numbered: Numbered) -> tuple[bool, int | str]:

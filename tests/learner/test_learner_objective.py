@@ -73,7 +73,7 @@ def gradients_of_step(
 def no_dropout(**more: Any) -> Any:
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
     return small.experiment(
-        model={"from_scratch": shape, "dtype": more.pop("dtype", "float32")},
+        model={"from_scratch": shape, "precision": more.pop("precision", "float32")},
         training={"epochs": 2, "batch_size": 4, "max_grad_norm": 1e9},
         peers={"init": "own"},
         **more,
@@ -97,7 +97,7 @@ def test_gradient_equals_the_plain_objective(method: str, peers: int, replayed: 
             expected = finetune_loss(learner.model, rows, tok)
         if expected.requires_grad:
             expected.backward()
-        assert figures[me]["loss"] == pytest.approx(float(expected), rel=1e-5, abs=1e-7)
+        assert figures[me]["loss"] == pytest.approx(expected.item(), rel=1e-5, abs=1e-7)
         scale = max(float(p.grad.norm()) for p in learner.model.parameters() if p.grad is not None)
         for name, p in learner.model.named_parameters():
             difference = (gradients[me][name] - p.grad).norm()
@@ -121,7 +121,7 @@ def finetune_loss(model: Any, rows: list[dict[str, Any]], tok: Any) -> torch.Ten
 def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision() -> None:
     tok = small.tokenizer()
     table = small.tokens(tok)
-    learners = small.peers(no_dropout(dtype="bfloat16"), tok)
+    learners = small.peers(no_dropout(precision="bfloat16"), tok)
     for learner in learners:
         learner.begin_stage(1, table)
     rows = table.take(learners[0].sampler.indices(0)).to_pylist()
@@ -129,7 +129,8 @@ def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision()
     learners[0].model.zero_grad()
     expected = plain_loss([each.model for each in learners], 0, rows, tok, labels=True)
     expected.backward()
-    assert figures[0]["loss"] == pytest.approx(float(expected), rel=2e-2)
+    assert figures[0]["loss"] == pytest.approx(expected.item(), rel=2e-2)
+    assert figures[0]["loss"] != pytest.approx(expected.item(), rel=1e-6), "was it bfloat16 at all?"
     mine = torch.cat([g.float().flatten() for g in gradients[0].values()])
     plain = torch.cat([p.grad.float().flatten() for p in learners[0].model.parameters()])
     assert functional.cosine_similarity(mine, plain, dim=0) > 0.995

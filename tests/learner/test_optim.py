@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ray_l4.config.experiment import OptimConfig
-from ray_l4.errors import ConfigError, ModelError
+from ray_l4.errors import ModelError
 from ray_l4.learner.optim import MOMENTS, ReferenceAdamW, build_optimizer
 
 LR = 6.25e-5
@@ -232,8 +232,5 @@ def test_the_configured_defaults_are_those_of_spec_10() -> None:
 
 
 def test_what_cannot_learn_is_refused() -> None:
-    for name in ("beta1", "beta2"):
-        with pytest.raises(ConfigError, match=f"optim.{name} is 1.0; expected"):
-            build_optimizer(Tiny(), OptimConfig(**{name: 1.0}))
     with pytest.raises(ModelError, match="Tiny has no trainable parameter"):
         build_optimizer(Tiny().requires_grad_(False), OptimConfig())
