@@ -124,7 +124,7 @@ class Learner:
         figures: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         total = torch.zeros((), device=self.device)
-        for head, logits_NV in pending.logits_NV.items():
+        for head in pending.logits_NV:
             losses, gradient_NV = self._head_gradient(pending, head, [target[head] for target in targets])
             weight = 1.0 if head == "qa" else config.training.lm_weight
             total = total + weight * losses.total

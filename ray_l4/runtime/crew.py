@@ -62,7 +62,6 @@ def ray_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
     student_class = ray.remote(Student)
     students = [
         student_class.options(
-            name=f"student-{peer}",
             num_cpus=options.cpus,
             num_gpus=options.gpus,
             max_restarts=0,
@@ -75,7 +74,6 @@ def ray_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
     evaluator_class = ray.remote(Evaluator)
     evaluators = [
         evaluator_class.options(
-            name=f"evaluator-{index}",
             num_cpus=wanted.cpus,
             num_gpus=wanted.gpus,
             max_restarts=_EVALUATOR_RESTARTS,

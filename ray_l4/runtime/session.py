@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError, PeerError
+from ray_l4.errors import ClusterError
 from ray_l4.exchange.transports import ObjectStore
 from ray_l4.runtime.coordinator import Coordinator
 from ray_l4.runtime.crew import local_crew, ray_crew
@@ -28,6 +29,12 @@ from ray_l4.store.run_directory import RunDirectory
 
 _CONTROL_TIMEOUT = 30.0
 """Seconds for the coordinator to answer how far it is; it does so from a thread that has nothing else to do."""
+
+
+_STOP_TIMEOUT = 10.0
+"""Seconds for the coordinator to leave its loop in order before it is ended; what is on disk is whole either way."""
+
+log = logging.getLogger(__name__)
 
 
 class Session(Protocol):
@@ -107,8 +114,9 @@ class RaySession:
     """The run on a Ray cluster: one that is there, or one of this machine that ends with the run."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
-        self._cluster = cluster
         self._transport = ObjectStore()
+        self._coordinator: Any = None
+        self._last = Snapshot()
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             connect(setup.topology.size, cluster)
@@ -117,13 +125,12 @@ class RaySession:
             # It writes the run directory, so it lives where the directory is: on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
-            self._coordinator = actor.options(name="coordinator", namespace=run.path.name, scheduling_strategy=here)
-            self._coordinator = self._coordinator.remote(ray.put(setup), cluster, run.path.resolve())
+            placed = actor.options(scheduling_strategy=here)
+            self._coordinator = placed.remote(ray.put(setup), cluster, run.path.resolve())
             self._running = self._coordinator.run.remote()
         except BaseException:
             self.close()
             raise
-        self._last = Snapshot()
 
     def look(self) -> Snapshot:
         try:
@@ -141,6 +148,13 @@ class RaySession:
         return self._transport.get(self._running, _CONTROL_TIMEOUT, "coordinator")
 
     def close(self) -> None:
+        if self._coordinator is not None:
+            # Students and evaluators belong to the coordinator and go when it goes.
+            self._coordinator.stop.remote()
+            if not self.wait(_STOP_TIMEOUT):
+                log.warning("the coordinator did not stop within %g s and is ended", _STOP_TIMEOUT)
+            ray.kill(self._coordinator)
+            self._coordinator = None
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()
 
@@ -173,6 +187,3 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
 def node_resources() -> list[dict[str, float]]:
     """CPUs and GPUs of every living node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-__all__ = ["PeerError", "Session", "connect", "node_resources", "start"]
