@@ -52,7 +52,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except RayL4Error as error:
-        console.print(f"[bold red]error:[/] {_escape(str(error))}")
+        console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         console.print("[bold]interrupted[/]")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -17,6 +18,7 @@ from ray_l4.errors import ModelError, PeerError
 from ray_l4.text.tokenizer import TaskTokenizer
 
 _PROBE_LENGTH = 4
+_PROBE_SCALE = 1e3
 _PROBE_TOLERANCE = 1e-3
 
 
@@ -54,12 +56,17 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
 
 def _pretrained(name: str, vocabulary: int) -> PreTrainedModel:
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model.name: cannot load {name!r} as a causal language model: {_first_line(error)} "
             "Give a folder with config.json and model.safetensors, or a hub name that this machine can reach."
         ) from error
+    if info["missing_keys"]:  # the library would go on with random numbers in their place
+        raise ModelError(
+            f"model.name: the weights of {name!r} are not complete: {', '.join(sorted(info['missing_keys'])[:3])} "
+            "missing. Copy or download the model again."
+        )
     # Only ever grow: some models keep more rows than their tokeniser has tokens. SPEC 3.3: new rows are drawn from
     # N(0, initializer_range), not from the statistics of the old ones, which is today's default of the library.
     if vocabulary > model.get_input_embeddings().num_embeddings:
@@ -101,9 +108,14 @@ def to_bytes(model: nn.Module) -> np.ndarray:
 
 
 def load_bytes(model: PreTrainedModel, weights: np.ndarray) -> None:
-    """Put weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are of another shape."""
-    state = safetensors.torch.load(weights.tobytes())
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    """Put weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit."""
+    try:
+        state = safetensors.torch.load(weights.tobytes())
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except SafetensorError as error:
+        raise ModelError(f"weights of {weights.nbytes} bytes are damaged: {_first_line(error)}") from error
+    except RuntimeError as error:  # a tensor of another shape; its name stands in the second line
+        raise ModelError(f"weights do not fit the model: {str(error).strip().splitlines()[-1].strip()}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     lost = sorted(set(missing) - tied)
     if lost or unexpected:
@@ -157,14 +169,18 @@ class PositionLogits(nn.Module):
 
     @torch.no_grad()
     def _head_is_one_product(self) -> bool:
-        if self.model.get_output_embeddings() is None or self.model.base_model is self.model:
+        head = self.model.get_output_embeddings()
+        if head is None or self.model.base_model is self.model:
             return False
         was_training = self.model.training
         self.model.eval()
         probe_RT = torch.arange(_PROBE_LENGTH, device=self.model.device).unsqueeze(0)
+        # Enlarged, because a soft cap does nothing to the small logits of an untrained model.
+        hook = head.register_forward_hook(lambda module, inputs, logits: _PROBE_SCALE * logits)
         whole_TV = self.model(input_ids=probe_RT, use_cache=False).logits[0]
+        hook.remove()
         hidden_TD = self.model.base_model(input_ids=probe_RT, use_cache=False).last_hidden_state[0]
-        direct_TV = self.model.get_output_embeddings()(hidden_TD)
+        direct_TV = _PROBE_SCALE * head(hidden_TD)
         self.model.train(was_training)
         return torch.allclose(whole_TV.float(), direct_TV.float(), atol=_PROBE_TOLERANCE, rtol=_PROBE_TOLERANCE)
 

@@ -5,27 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch.utils.tensorboard import SummaryWriter
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import RayL4Error
 from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.exchange.transports import Transport
-from ray_l4.learner.answering import Scored
 from ray_l4.report.summary import summarise
+from ray_l4.runtime.board import Board
 from ray_l4.runtime.crew import Crew
-from ray_l4.runtime.pool import Job, WorkPool
+from ray_l4.runtime.pool import WorkPool
 from ray_l4.runtime.progress import Progress, StudentProgress
 from ray_l4.runtime.replay import ReplayPlan, collect_replay
+from ray_l4.runtime.scoring import Scoring
 from ray_l4.runtime.setup import Setup
 from ray_l4.store.atomic import write_json
-from ray_l4.store.records import read_weights, write_checkpoint, write_score, write_steps
-from ray_l4.store.run_directory import Cell, RunDirectory, RunState
+from ray_l4.store.records import read_weights, write_checkpoint, write_steps
+from ray_l4.store.run_directory import RunDirectory, RunState
 from ray_l4.text.tokens import pooled
 
 
@@ -48,7 +47,9 @@ class Coordinator:
         self._stop = threading.Event()
         self._pool = WorkPool(self._transport, crew.evaluators, cluster.timeouts.work)
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
-        self._board = SummaryWriter(str(run.path / "tensorboard"))
+        steps_before = len({(row["stage"], row["step"]) for row in run.step_figures()})
+        self._board = Board(run.path / "tensorboard", steps_before)
+        self._scoring = Scoring(setup, run, self._transport, self._pool, self.progress, self._board)
         self._began = time.monotonic()
         self._state = run.state()
         self._generation = self._state.stages_done
@@ -83,20 +84,13 @@ class Coordinator:
 
     def _catch_up(self) -> None:
         """After a resume: weights of the last finished stage, and the scores that were not taken before."""
-        done, epochs = self._state.stages_done, self._setup.experiment.training.epochs
+        done = self._state.stages_done
         if not done:
             return
         for peer in range(len(self._crew.students)):
+            epochs = self._setup.experiment.training.epochs
             self._call(peer, "load", read_weights(self._run.checkpoint(done - 1, epochs, peer)))
-        scored = self._run.scores()
-        for stage in range(done):
-            for epoch in self._scored_epochs():
-                for peer in range(len(self._crew.students)):
-                    cells = [Cell(stage, epoch, peer, task) for task in self._setup.tasks]
-                    missing = [cell for cell in cells if cell not in scored]
-                    if missing:
-                        weights = self._transport.put(read_weights(self._run.checkpoint(stage, epoch, peer)))
-                        self._score(missing, weights)
+        self._scoring.request_missing(done, len(self._crew.students), self._description)
         self.progress.event(f"resumed after {self._setup.tasks[done - 1]} ({done} of {len(self._setup.tasks)} tasks)")
 
     def _learn(self, stage: int) -> None:
@@ -115,7 +109,7 @@ class Coordinator:
         for epoch, last in enumerate(epoch_ends, start=1):
             self._train_epoch(stage, epoch, range(first, last + 1))
             first = last + 1
-            if epoch in self._scored_epochs():
+            if epoch in self._scoring.epochs:
                 written += self._checkpoint(stage, epoch)
         for future in written:
             future.result()
@@ -146,7 +140,7 @@ class Coordinator:
             mark = now
             for student, values in enumerate(figures):
                 rows.append({"stage": stage, "epoch": epoch, "step": step, "student": student, **values})
-                self._plot(student, values)
+            self._board.step(figures)
             self._pool.poll()
             self._between()
 
@@ -170,61 +164,17 @@ class Coordinator:
             weights = self._transport.submit(student, "weights")
             folder = self._run.checkpoint(stage, epoch, peer)
             writes.append(self._disk.submit(self._write_weights, folder, weights, f"student {peer}, checkpoint"))
-            self._score([Cell(stage, epoch, peer, task) for task in self._setup.tasks], weights)
+            self._scoring.request(stage, epoch, peer, weights, self._description)
         return writes
 
     def _write_weights(self, folder: Path, weights: Any, what: str) -> None:
         array = self._transport.get(weights, self._cluster.timeouts.step, what)
         write_checkpoint(folder, array, self._description, self._run.path / "tokenizer")
 
-    def _score(self, cells: list[Cell], weights: Any) -> None:
-        description = self._transport.put(self._description)
-        jobs = []
-        for cell in cells:
-            checkpoint = f"stage-{cell.stage}.epoch-{cell.epoch}.student-{cell.student}"
-            arguments = (checkpoint, description, weights, cell.task)
-            jobs.append(Job(cell.name, "answer", arguments, partial(self._take_score, cell)))
-        self._pool.add(jobs)
-
-    def _take_score(self, cell: Cell, scored: Scored) -> None:
-        tests = self._setup.tests[cell.task]
-        record = {
-            "stage": cell.stage,
-            "epoch": cell.epoch,
-            "student": cell.student,
-            "task": cell.task,
-            "headline": scored.headline,
-            "values": scored.values,
-            "examples": len(scored.predictions),
-        }
-        predictions: dict[str, list[Any]] = {
-            "sample_id": [item.sample_id for item in tests.items],
-            "prediction": scored.predictions,
-            "references": [list(item.references) for item in tests.items],
-        }
-        write_score(self._run, cell, record, predictions)
-        value = scored.values[scored.headline]
-        after = self._setup.tasks[cell.stage]
-        self._board.add_scalar(f"score/{cell.task}/student-{cell.student}", value, self._board_step)
-        self.progress.event(
-            f"student {cell.student} after {after}, epoch {cell.epoch}: {cell.task} {scored.headline} {value:.1f}"
-        )
-        self.progress.set(jobs_done=self.progress.look().jobs_done + 1)
-
-    def _plot(self, student: int, values: dict[str, float]) -> None:
-        self._board_step = self.progress.look().steps_done
-        for name in ("loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "lr", "grad_norm"):
-            if name in values:
-                self._board.add_scalar(f"{name}/student-{student}", values[name], self._board_step)
-
     def _between(self) -> None:
         self.progress.set(jobs_open=len(self._pool))
         if self._stop.is_set():
             raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self._run.path}")
-
-    def _scored_epochs(self) -> range:
-        epochs = self._setup.experiment.training.epochs
-        return range(1, epochs + 1) if self._setup.experiment.evaluation.when == "epoch" else range(epochs, epochs + 1)
 
     def _expect_steps(self, stage: int, steps: int) -> None:
         """Estimate the steps of the whole run from the stage at hand and the sizes of those to come."""

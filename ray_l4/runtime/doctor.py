@@ -51,7 +51,7 @@ def _packages() -> Iterator[Finding]:
             found = "not installed"
         ok = found != "not installed" and requirement.specifier.contains(found, prereleases=True)
         extra = f" (only for {requirement.marker})" if optional else ""
-        wanted = f"pip install '{requirement.name}{requirement.specifier}'{extra}"
+        wanted = f"pip install '{text.split(';')[0].strip()}'{extra}"
         yield Finding(requirement.name, found, ok, needed=not optional, remedy="" if ok else wanted)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
+from ray_l4.methods import get_method
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.runtime.live import watch
 from ray_l4.runtime.placement import check_room, local_resources
@@ -48,10 +49,10 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
 
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
-    setup = prepare(experiment)
     if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
-        check_room(setup.topology.size, cluster, [local_resources(cluster)])
-    return setup
+        peers = experiment.peers.count or get_method(experiment.method).peers
+        check_room(peers, cluster, [local_resources(cluster)])
+    return prepare(experiment)
 
 
 def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: Console) -> None:

@@ -53,21 +53,31 @@ def check_room(peers: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -
 
     Raises ClusterError with what is asked and what there is, if the bundles cannot fit whatever else is running.
     """
+    strategy, wanted = cluster.placement.strategy, bundles(peers, cluster)
+    everywhere = range(len(nodes))
+    attempts = [range(n, n + 1) for n in everywhere] if strategy == "STRICT_PACK" else [everywhere]
+    for candidates in attempts:
+        chosen = _first_fit(wanted, nodes, candidates, once=strategy == "STRICT_SPREAD")
+        if chosen is not None:
+            return chosen
+    raise ClusterError(
+        f"no room for {describe_request(peers, cluster)} (placement {strategy}). There "
+        f"{'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'} with {_words(nodes)}. "
+        "Ask for fewer peers (peers.count) or less for each (students.cpus, students.gpus), or add nodes."
+    )
+
+
+def _first_fit(
+    wanted: Sequence[Resources], nodes: Sequence[Resources], candidates: range, *, once: bool
+) -> list[int] | None:
+    """The first of the candidate nodes with room for each bundle, each node at most once if so asked; None if full."""
     left = [dict(node) for node in nodes]
-    strategy = cluster.placement.strategy
     chosen: list[int] = []
-    for bundle in bundles(peers, cluster):
-        candidates = range(len(left))
-        if strategy == "STRICT_PACK" and chosen:
-            candidates = range(chosen[0], chosen[0] + 1)
-        free = [n for n in candidates if strategy != "STRICT_SPREAD" or n not in chosen]
+    for bundle in wanted:
+        free = [n for n in candidates if not (once and n in chosen)]
         node = next((n for n in free if all(left[n].get(k, 0) >= v - _ROUNDING for k, v in bundle.items())), None)
         if node is None:
-            raise ClusterError(
-                f"no room for {describe_request(peers, cluster)} (placement {strategy}). There "
-                f"{'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'} with {_words(nodes)}. "
-                "Ask for fewer peers (peers.count) or less for each (students.cpus, students.gpus), or add nodes."
-            )
+            return None
         for name, amount in bundle.items():
             left[node][name] -= amount
         chosen.append(node)

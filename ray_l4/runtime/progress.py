@@ -94,6 +94,12 @@ class Progress:
         with self._lock:
             self._now.events.append(f"{time.strftime('%H:%M:%S')} {line}")
 
+    def scored(self, line: str) -> None:
+        """Count one more score, with a line for people."""
+        with self._lock:
+            self._now.jobs_done += 1
+        self.event(line)
+
     def look(self) -> Snapshot:
         """A copy of the record."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,8 @@ from ray_l4.store.run_directory import RunDirectory
 _CONTROL_TIMEOUT = 30.0
 """Seconds for the coordinator to answer how far it is; it does so from a thread that has nothing else to do."""
 
+
+_CONNECT_TIMEOUT = 10.0
 
 _STOP_TIMEOUT = 10.0
 """Seconds for the coordinator to leave its loop in order before it is ended; what is on disk is whole either way."""
@@ -174,6 +177,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         }
     else:
         options["address"] = cluster.ray.address
+        _check_answers(cluster.ray.address)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -181,6 +185,20 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         raise ClusterError(
             f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip().splitlines()[0]}. "
             "Is it running (ray status), and reachable from here?"
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise ClusterError at once if nothing listens there; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like are looked up by Ray
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ClusterError(
+            f"ray.address: nothing answers at {address} ({error.strerror or error}). "
+            "Is the cluster running (ray status), and reachable from here?"
         ) from error
 
 

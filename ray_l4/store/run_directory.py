@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -62,8 +63,14 @@ class Cell:
     task: str
 
     @property
+    def checkpoint(self) -> str:
+        """Name of the checkpoint."""
+        return f"stage-{self.stage}.epoch-{self.epoch}.student-{self.student}"
+
+    @property
     def name(self) -> str:
-        return f"stage-{self.stage}.epoch-{self.epoch}.student-{self.student}.{self.task}"
+        """Name of the cell and of its files; the task is quoted, because one's own may be called anything, also a/b."""
+        return f"{self.checkpoint}.{quote(self.task, safe='')}"
 
 
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
@@ -148,7 +155,7 @@ class RunDirectory:
         for path in sorted((self.path / "scores").glob("stage-*.json")):
             match = _CELL.fullmatch(path.name)
             if match:
-                found[Cell(int(match[1]), int(match[2]), int(match[3]), match[4])] = read_json(path)
+                found[Cell(int(match[1]), int(match[2]), int(match[3]), unquote(match[4]))] = read_json(path)
         return found
 
     def step_figures(self) -> Sequence[dict[str, Any]]:

@@ -1,0 +1,131 @@
+"""The reference of all settings, written from the models that check them.
+
+::
+
+    python -m analysis.configuration_reference > docs/CONFIGURATION.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from ray_l4.config import ClusterConfig, ExperimentConfig
+
+Schema = Mapping[str, Any]
+"""A JSON schema, or a part of one."""
+
+HEADER = """\
+# Configuration
+
+<!-- Written by python -m analysis.configuration_reference > docs/CONFIGURATION.md: change the docstrings, not this. -->
+
+A run is described by two YAML files that know nothing of each other: the *experiment* (what to learn, in
+`launch/experiments/`) and the *cluster profile* (where it runs, in `cluster_configs/`). Every key is listed here, in
+the spelling that `--set` takes; `N` is the position of a task in the stream, counted from 0. Where the default is –,
+the key may be left out, and its meaning says what happens then.
+
+```
+ray-l4 run EXPERIMENT.yaml --cluster PROFILE.yaml --set training.epochs=3 --set stream.0.train=100 \\
+    --set cluster.evaluators.count=2
+```
+
+`--set` may be given many times and takes a YAML value; keys of the profile begin with `cluster.`. `--dry-run` prints
+the complete configuration and starts nothing. An unknown key, a key that stands twice and a value of the wrong type
+are errors that name file and line. A run keeps what it was given as `config.yaml` and `cluster.yaml`, defaults
+included.
+"""
+
+PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
+    ("The experiment file", "", ExperimentConfig),
+    ("The cluster profile", "cluster.", ClusterConfig),
+)
+"""Title, what ``--set`` puts before its keys, and the model that checks it."""
+
+TYPES = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+SPEC_REFERENCE = re.compile(r" \(SPEC [^)]*\)")
+
+
+def render() -> str:
+    """The whole page, as Markdown."""
+    pages = [HEADER]
+    for title, prefix, model in PARTS:
+        schema = model.model_json_schema()
+        pages += _sections(schema, schema, prefix, f"## {title}")
+    return "\n".join(pages)
+
+
+def _sections(root: Schema, schema: Schema, prefix: str, heading: str) -> Iterator[str]:
+    """A table of the keys of one group, then those of the groups within it; ``prefix`` stands before every key."""
+    required = schema.get("required", ())
+    rows, groups = [], []
+    for name, field in schema["properties"].items():
+        group, inner_prefix = _group(root, field, f"{prefix}{name}")
+        if group is not None:
+            groups.append((group, inner_prefix))
+        takes = _takes(field) if group is None else f"see `{inner_prefix}*`"
+        default = "required" if name in required else _default(field["default"])
+        rows.append((f"`{prefix}{name}`", takes, default, _text(field["description"])))
+    yield f"{heading}\n\n{_text(schema['description'])}\n\n{_table(rows)}"
+    for group, inner_prefix in groups:
+        yield from _sections(root, group, inner_prefix, f"### `{inner_prefix}*`")
+
+
+def _group(root: Schema, field: Schema, name: str) -> tuple[Schema | None, str]:
+    """The schema of a field that is a group of keys, or a list of groups, and the prefix of these keys; else None."""
+    for branch in _branches(field):
+        if "$ref" in branch:
+            return _resolve(root, branch), f"{name}."
+        if "$ref" in branch.get("items", {}):
+            return _resolve(root, branch["items"]), f"{name}.N."
+    return None, ""
+
+
+def _branches(field: Schema) -> Sequence[Schema]:
+    """What a field may be, besides nothing at all."""
+    return [branch for branch in field.get("anyOf", [field]) if branch.get("type") != "null"]
+
+
+def _resolve(root: Schema, branch: Schema) -> Schema:
+    found: Schema = root["$defs"][branch["$ref"].rpartition("/")[2]]
+    return found
+
+
+def _takes(field: Schema) -> str:
+    """The values of a key, in words; that it may be left out is told by its default."""
+    return " or ".join(_values(branch) for branch in _branches(field))
+
+
+def _values(schema: Schema) -> str:
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if values is not None:
+        return " or ".join(f"`{value}`" for value in values)
+    if schema["type"] == "string":
+        return "path" if schema.get("format") == "path" else "text"
+    bounds = " and ".join(f"{sign} {schema[name]}" for name, sign in BOUNDS.items() if name in schema)
+    return f"{TYPES[schema['type']]} {bounds}".strip()
+
+
+def _default(value: object) -> str:
+    if isinstance(value, dict):  # a group, all of whose keys have defaults of their own
+        return ""
+    return "–" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _text(docstring: str) -> str:
+    """A docstring in one line of Markdown, without references to the specification, which is no part of the project."""
+    return " ".join(SPEC_REFERENCE.sub("", docstring).replace("``", "`").split())
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [("key", "takes", "default", "meaning"), ("---",) * 4, *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    print(render(), end="")

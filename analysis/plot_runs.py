@@ -1,0 +1,170 @@
+"""Finished runs as one figure: the scores of every task after every stage, and what was kept and lost in the end.
+
+::
+
+    python -m analysis.plot_runs RUN_DIR... --out FILE.png
+
+One heat map for each run (rows: after learning a task; columns: the task asked about), and bars that set average score
+and forgetting of the runs side by side. As in the reports, a run is represented by its student 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.report.markdown import number
+from ray_l4.store.atomic import write_file
+from ray_l4.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STUDENT = "0"
+COLUMNS = 3
+"""Heat maps side by side, at most."""
+BARS_HEIGHT = 2.8
+MIN_WIDTH = 6.0
+"""Inches."""
+DOTS_PER_INCH = 150
+COLOUR_MAP = "Blues"
+"""One hue from nearly white (nothing) to dark (all right): reads the same whatever colours one can tell apart."""
+WHITE_FROM = 72.0
+"""From this score on a cell is so dark that its number is white; both are then at least 4.5 times as bright or dark."""
+BARS: Mapping[str, tuple[str, str]] = {"average": ("average score", "#0072B2"), "forgetting": ("forgetting", "#E69F00")}
+"""Attribute of ``RunScores`` -> its name and colour (Okabe and Ito's blue and orange)."""
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """What the figure shows of one run; scores are percentages, None where there is none."""
+
+    label: str
+    tasks: tuple[str, ...]
+    matrix: tuple[tuple[float | None, ...], ...]
+    """Rows after each stage, columns the tasks in the order of the stream."""
+    average: float | None
+    forgetting: float | None
+
+
+def read(folders: Sequence[Path]) -> list[RunScores]:
+    """The scores of the finished runs in ``folders``, in this order.
+
+    Raises RunDirectoryError for a folder that is no finished run, ConfigError for runs over different tasks.
+    """
+    summaries = [RunDirectory.open(folder).summary() for folder in folders]
+    task_sets = sorted({", ".join(sorted(summary["stream"])) for summary in summaries})
+    if len(task_sets) > 1:
+        raise ConfigError(
+            f"the runs learned different tasks, whose averages cannot be compared: {'; '.join(task_sets)}"
+        )
+    labels = [f"{summary['method']}, seed {summary['seed']}" for summary in summaries]
+    times = Counter(labels)
+    return [
+        _scores(f"{label} ({folder.resolve().name})" if times[label] > 1 else label, summary)
+        for label, folder, summary in zip(labels, folders, summaries, strict=True)
+    ]
+
+
+def _scores(label: str, summary: Mapping[str, Any]) -> RunScores:
+    return RunScores(
+        label=label,
+        tasks=tuple(summary["stream"]),
+        matrix=tuple(tuple(row) for row in summary["score_matrix"][STUDENT]),
+        average=summary["average_accuracy"][STUDENT],
+        forgetting=summary["forgetting"][STUDENT],
+    )
+
+
+def draw(runs: Sequence[RunScores]) -> Figure:
+    """The figure: a heat map of each run, then the bars. Raises RayL4Error if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RayL4Error("figures need matplotlib: python -m pip install 'ray-l4[report]'") from error
+    num_tasks = len(runs[0].tasks)
+    num_columns = min(COLUMNS, len(runs))
+    num_rows = math.ceil(len(runs) / num_columns)
+    width, height = 1.7 + 0.75 * num_tasks, 1.4 + 0.5 * num_tasks  # inches of a heat map with its labels
+    figure = Figure(
+        figsize=(max(MIN_WIDTH, num_columns * width), num_rows * height + BARS_HEIGHT), layout="constrained"
+    )
+    figure.suptitle("score (%) of every task after every stage", fontsize="medium")
+    grid = figure.add_gridspec(num_rows + 1, num_columns, height_ratios=[height] * num_rows + [BARS_HEIGHT])
+    for index, run in enumerate(runs):
+        _heat_map(figure.add_subplot(grid[index // num_columns, index % num_columns]), run)
+    _bars(figure.add_subplot(grid[num_rows, :]), runs)
+    return figure
+
+
+def _heat_map(axes: Axes, run: RunScores) -> None:
+    axes.imshow(np.array(run.matrix, dtype=float), cmap=COLOUR_MAP, vmin=0, vmax=100, aspect="auto")
+    axes.set_title(run.label)
+    axes.set_xticks(range(len(run.tasks)), run.tasks, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(run.matrix)), [f"after {task}" for task in run.tasks])
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("0.75")
+    for row, scores in enumerate(run.matrix):
+        for column, score in enumerate(scores):
+            colour = "white" if score is not None and score >= WHITE_FROM else "black"
+            axes.text(column, row, number(score), ha="center", va="center", color=colour)
+
+
+def _bars(axes: Axes, runs: Sequence[RunScores]) -> None:
+    width = 0.38
+    for index, (attribute, (name, colour)) in enumerate(BARS.items()):
+        values: list[float | None] = [getattr(run, attribute) for run in runs]
+        places = [position + (index - 0.5) * width for position in range(len(runs))]
+        drawn = axes.bar(places, [value or 0.0 for value in values], width * 0.95, color=colour, label=name)
+        axes.bar_label(drawn, [number(value) for value in values], padding=2)
+    axes.set_ylim(0, 112)  # room for the number on a bar of 100, beside the legend
+    axes.set_yticks(range(0, 101, 25))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(-0.7, len(runs) - 0.3)
+    axes.set_ylabel("%")
+    axes.set_xticks(range(len(runs)), [run.label.replace(", ", "\n", 1) for run in runs])
+    axes.tick_params(axis="x", length=0)
+    axes.legend(frameon=False, ncols=len(BARS), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write the figure in the format that the end of the name says. Raises ConfigError if that is not possible."""
+    kind = out.suffix.removeprefix(".").lower()
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise ConfigError(f"--out {out}: no format {kind!r}; end the name with one of {', '.join(sorted(known))}")
+    try:
+        write_file(out, lambda beside: figure.savefig(beside, format=kind, dpi=DOTS_PER_INCH))
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.plot_runs", description="Draw finished runs as one figure."
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folder of a finished run")
+    parser.add_argument("--out", metavar="FILE.png", required=True, type=Path, help="figure to write, or .pdf, .svg")
+    options = parser.parse_args(arguments)
+    try:
+        save(draw(read(options.run_dirs)), options.out)
+    except RayL4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Scoring of checkpoints while training goes on: jobs for the evaluators, records for the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ray_l4.exchange.transports import Transport
+from ray_l4.learner.answering import Scored
+from ray_l4.runtime.board import Board
+from ray_l4.runtime.pool import Job, WorkPool
+from ray_l4.runtime.progress import Progress
+from ray_l4.runtime.setup import Setup
+from ray_l4.store.records import read_weights, write_score
+from ray_l4.store.run_directory import Cell, RunDirectory
+
+
+class Scoring:
+    """Every cell (checkpoint, task) is scored once; results may come late and in any order."""
+
+    def __init__(
+        self, setup: Setup, run: RunDirectory, transport: Transport, pool: WorkPool, progress: Progress, board: Board
+    ) -> None:
+        self._setup = setup
+        self._run = run
+        self._transport = transport
+        self._pool = pool
+        self._progress = progress
+        self._board = board
+
+    @property
+    def epochs(self) -> range:
+        """The epochs whose checkpoints are written and scored, counted from 1."""
+        last = self._setup.experiment.training.epochs
+        return range(1 if self._setup.experiment.evaluation.when == "epoch" else last, last + 1)
+
+    def request(self, stage: int, epoch: int, student: int, weights: Any, description: Mapping[str, Any]) -> None:
+        """Have a checkpoint, whose weights are behind the reference, scored on every task."""
+        self._ask([Cell(stage, epoch, student, task) for task in self._setup.tasks], weights, description)
+
+    def request_missing(self, stages: int, students: int, description: Mapping[str, Any]) -> None:
+        """Have scored what the first ``stages`` stages left unscored, from the checkpoints on disk."""
+        scored = self._run.scores()
+        for stage in range(stages):
+            for epoch in self.epochs:
+                for student in range(students):
+                    cells = [Cell(stage, epoch, student, task) for task in self._setup.tasks]
+                    missing = [cell for cell in cells if cell not in scored]
+                    if missing:
+                        weights = read_weights(self._run.checkpoint(stage, epoch, student))
+                        self._ask(missing, self._transport.put(weights), description)
+
+    def _ask(self, cells: Sequence[Cell], weights: Any, description: Mapping[str, Any]) -> None:
+        shared = self._transport.put(description)
+        self._pool.add(
+            [
+                Job(cell.name, "answer", (cell.checkpoint, shared, weights, cell.task), partial(self._take, cell))
+                for cell in cells
+            ]
+        )
+
+    def _take(self, cell: Cell, scored: Scored) -> None:
+        items = self._setup.tests[cell.task].items
+        record = {
+            "stage": cell.stage,
+            "epoch": cell.epoch,
+            "student": cell.student,
+            "task": cell.task,
+            "headline": scored.headline,
+            "values": scored.values,
+            "examples": len(items),
+        }
+        predictions: dict[str, list[Any]] = {
+            "sample_id": [item.sample_id for item in items],
+            "prediction": scored.predictions,
+            "references": [list(item.references) for item in items],
+        }
+        write_score(self._run, cell, record, predictions)
+        value = scored.values[scored.headline]
+        self._board.score(cell, value)
+        self._progress.scored(
+            f"student {cell.student} after {self._setup.tasks[cell.stage]}, epoch {cell.epoch}: "
+            f"{cell.task} {scored.headline} {value:.1f}"
+        )

@@ -1,0 +1,163 @@
+"""The figure of finished runs: what it shows is read from matplotlib's objects, not from pixels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import plot_runs
+from analysis.plot_runs import WHITE_FROM, RunScores, draw, main, read, save
+from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
+
+MATRIX = [[80.0, 1.5, None], [60.25, 70.0, 2.0], [40.0, 65.0, 90.0]]
+TASKS = ("woz", "sql", "rest")
+
+
+def summary(method: str = "l4", seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """The part of a run's summary.json that the figure reads, with a second student to be left alone."""
+    return {
+        "method": method,
+        "seed": seed,
+        "stream": list(TASKS),
+        "score_matrix": {"0": MATRIX, "1": [[0.0] * 3] * 3},
+        "average_accuracy": {"0": 65.0, "1": 0.0},
+        "forgetting": {"0": 22.5, "1": 0.0},
+    } | changes
+
+
+def write_run(folder: Path, record: dict[str, Any] | None) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: run\n", encoding="utf-8")
+    if record is not None:
+        (folder / "summary.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def scores(label: str = "l4, seed 0", forgetting: float | None = 22.5) -> RunScores:
+    return RunScores(label, TASKS, tuple(map(tuple, MATRIX)), 65.0, forgetting)
+
+
+def drawn(runs: Sequence[RunScores]) -> tuple[list[Any], Any]:
+    """The axes of the heat maps, and those of the bars."""
+    pytest.importorskip("matplotlib")
+    *maps, bars = draw(runs).axes
+    return maps, bars
+
+
+def test_read_takes_student_0(tmp_path: Path) -> None:
+    assert read([write_run(tmp_path / "a", summary())]) == [scores()]
+
+
+def test_read_keeps_the_order_and_names_the_folders_of_runs_that_are_called_alike(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "b", summary()), write_run(tmp_path / "a", summary())]
+    folders.append(write_run(tmp_path / "c", summary("lamol", 3)))
+    assert [run.label for run in read(folders)] == ["l4, seed 0 (b)", "l4, seed 0 (a)", "lamol, seed 3"]
+
+
+def test_read_allows_another_order_of_the_same_tasks_but_not_other_tasks(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", summary())
+    turned = write_run(tmp_path / "b", summary(stream=["rest", "woz", "sql"]))
+    other = write_run(tmp_path / "c", summary(stream=["rest", "woz", "tv"]))
+    assert read([first, turned])[1].tasks == ("rest", "woz", "sql")
+    with pytest.raises(ConfigError, match="rest, sql, woz; rest, tv, woz"):
+        read([first, other])
+
+
+def test_read_refuses_an_unfinished_run(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="did not finish"):
+        read([write_run(tmp_path / "a", None)])
+
+
+def test_heat_map_holds_every_score_at_its_place() -> None:
+    ((axes,), _) = drawn([scores()])
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    printed = [["80.0", "1.5", "–"], ["60.2", "70.0", "2.0"], ["40.0", "65.0", "90.0"]]
+    assert shown == {(column, row): printed[row][column] for row in range(3) for column in range(3)}
+    image = axes.get_images()[0].get_array()
+    assert image.shape == (3, 3)
+    assert image.mask.tolist() == [[False, False, True], [False] * 3, [False] * 3]
+    assert image[1].tolist() == MATRIX[1]
+    assert axes.get_images()[0].get_clim() == (0, 100)  # one scale for all runs
+    assert axes.get_title() == "l4, seed 0"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["woz", "sql", "rest"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["after woz", "after sql", "after rest"]
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_number_can_be_read_on_its_cell() -> None:
+    values = [*range(101), WHITE_FROM - 0.01, *[WHITE_FROM] * 19]
+    rows = tuple(tuple(float(value) for value in values[start : start + 11]) for start in range(0, 121, 11))
+    ((axes,), _) = drawn([RunScores("l4", tuple("abcdefghijk"), rows, None, None)])
+    image = axes.get_images()[0]
+    for text in axes.texts:
+        column, row = text.get_position()
+        cell = luminance(image.cmap(image.norm(rows[row][column]))[:3])
+        number = {"white": 1.0, "black": 0.0}[text.get_color()]
+        contrast = (max(cell, number) + 0.05) / (min(cell, number) + 0.05)
+        assert contrast >= 4.5, rows[row][column]  # WCAG 2, level AA
+
+
+def test_bars_hold_average_and_forgetting_of_every_run() -> None:
+    _, axes = drawn([scores(), scores("finetune, seed 0", None)])
+    average, forgetting = axes.containers
+    assert [bar.get_height() for bar in average] == [65.0, 65.0]
+    assert [bar.get_height() for bar in forgetting] == [22.5, 0.0]
+    assert [text.get_text() for text in axes.texts] == ["65.0", "65.0", "22.5", "–"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["l4\nseed 0", "finetune\nseed 0"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["average score", "forgetting"]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in [*average, *forgetting])
+    assert all(end < start for (_, end), (start, _) in pairwise(edges))  # none hides another
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_one_heat_map_for_each_of_1_to_6_runs(count: int) -> None:
+    maps, axes = drawn([scores(f"l4, seed {seed}") for seed in range(count)])
+    assert [heat_map.get_title() for heat_map in maps] == [f"l4, seed {seed}" for seed in range(count)]
+    assert all(len(heat_map.texts) == 9 for heat_map in maps)
+    assert len(axes.containers[0]) == count
+
+
+def test_main_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folders = [write_run(tmp_path / name, summary(name)) for name in ("l4", "lamol")]
+    out = tmp_path / "new" / "runs.png"
+    assert main([*map(str, folders), "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{out}\n"
+    assert [path.name for path in out.parent.iterdir()] == ["runs.png"]  # nothing is left beside it
+
+
+def test_main_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--out", str(tmp_path / "x.png")]) == RunDirectoryError.exit_code
+    assert capsys.readouterr().err == f"error: {tmp_path}: not a run directory (no config.yaml in it)\n"
+
+
+def test_save_refuses_a_format_it_does_not_know_and_a_place_it_cannot_write(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = draw([scores()])
+    with pytest.raises(ConfigError, match=r"no format 'doc'.* png"):
+        save(figure, tmp_path / "x.doc")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        save(figure, tmp_path / "file" / "x.png")
+
+
+def test_without_matplotlib_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RayL4Error, match=r"ray-l4\[report\]"):
+        draw([scores()])
+
+
+def test_each_bar_is_an_attribute_of_the_scores() -> None:
+    assert set(plot_runs.BARS) <= set(vars(scores()))

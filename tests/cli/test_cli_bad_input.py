@@ -1,0 +1,124 @@
+"""Every mistake a user can make: one clear error, a non-zero exit, nothing lost."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from tests.cli.cli_fixtures import IN_PROCESS, ray_l4, refused, write_experiment
+
+CONFIG, DATA, MODEL, RUN_DIRECTORY, CLUSTER = 2, 3, 4, 5, 6
+
+
+def own_task(folder: Path, name: str, train: str | bytes, test: str | None = None) -> dict[str, object]:
+    """A task of one's own with these contents of its JSONL files."""
+    data = folder / name
+    data.mkdir()
+    content = train if isinstance(train, bytes) else train.encode()
+    (data / "train.jsonl").write_bytes(content)
+    good = '{"context": "one two", "question": "which", "answer": "two", "id": "t1"}\n'
+    (data / "test.jsonl").write_text(test or good, encoding="utf-8")
+    return {"name": name, "path": str(data), "metric": "em", "train": "all", "test": "all", "columns": {"id": "id"}}
+
+
+def run_with(folder: Path, **changes: object) -> object:
+    """``run`` in one process, into ``folder``/run."""
+    path = write_experiment(folder, **changes)
+    return ray_l4("run", path, "--cluster", IN_PROCESS, "--run-dir", folder / "run")
+
+
+ROW = '{"context": "one two three", "question": "which", "answer": "two", "id": "%s"}\n'
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"optim": {"weight_deacy": 1}}, CONFIG, ["experiment.yaml", "optim.weight_deacy", "weight_decay"]),
+        ({"metod": "l4"}, CONFIG, ["metod", "'method'"]),
+        ({"method": "l5"}, CONFIG, ["unknown method 'l5'", "'l4'"]),
+        ({"stream": ["mini.wozz"]}, CONFIG, ["mini.wozz", "mini.woz"]),
+        ({"stream": ["mini.woz", "mini.woz"]}, CONFIG, ["mini.woz", "twice"]),
+        ({"stream": []}, CONFIG, ["stream"]),
+        ({"stream": ["woz.en"], "data": {"raw": "nowhere"}}, DATA, ["nowhere", "woz"]),
+        ({"model": {"name": "no/such/model"}}, MODEL, ["no/such/model"]),
+        ({"model": {}}, CONFIG, ["model", "name", "from_scratch"]),
+        ({"training": {"epochs": 0}}, CONFIG, ["training.epochs"]),
+        ({"stream": [{"name": "mini.woz", "train": -3}]}, CONFIG, ["train"]),
+    ],
+)
+def test_mistakes_in_the_experiment(tmp_path: Path, changes: dict[str, object], code: int, words: list[str]) -> None:
+    refused(run_with(tmp_path, **changes), code, *words)
+    assert not (tmp_path / "run").exists(), "nothing is made for a run that cannot start"
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ("", ["train.jsonl", "empty"]),
+        ('{"context": "a", "question": "b", "anser": "c", "id": "1"}\n', ["answer", "anser"]),
+        (ROW % "1" + ROW % "1", ["1", "train.jsonl"]),
+        (b'{"context": "caf\xe9", "question": "b", "answer": "c", "id": "1"}\n', ["UTF-8", "train.jsonl"]),
+        ("not json\n", ["train.jsonl", "1"]),
+        (ROW % "1" + ROW.replace("one two three", "x").replace("which", "which " * 200) % "2", ["do not fit", "2:"]),
+    ],
+    ids=["empty", "missing column", "duplicate ids", "not UTF-8", "not JSON", "too long"],
+)
+def test_mistakes_in_ones_own_data(tmp_path: Path, train: str | bytes, words: list[str]) -> None:
+    refused(run_with(tmp_path, stream=[own_task(tmp_path, "mine", train)]), DATA, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    refused(ray_l4("run", tmp_path / "none.yaml"), CONFIG, "none.yaml")
+
+
+def test_more_peers_than_any_node_can_place(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, peers={"count": 500})
+    result = ray_l4("run", path, "--run-dir", tmp_path / "run")
+    refused(result, CLUSTER, "500 students with 1 CPU", "no room", "peers.count")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_no_node_has(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    result = ray_l4("run", path, "--set", "cluster.students.gpus=1", "--set", "cluster.ray.num_gpus=0", "--dry-run")
+    refused(result, CLUSTER, "1 GPU each", "0 GPU")
+
+
+def test_a_cluster_that_cannot_be_reached(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    result = ray_l4("run", path, "--set", "cluster.ray.address=127.0.0.1:1", "--run-dir", tmp_path / "run")
+    refused(result, CLUSTER, "127.0.0.1:1")
+
+
+def test_a_run_directory_that_is_taken(tmp_path: Path) -> None:
+    taken = tmp_path / "run"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("precious", encoding="utf-8")
+    refused(run_with(tmp_path), RUN_DIRECTORY, "not empty", "--run-dir")
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_directory_that_another_process_uses(tmp_path: Path) -> None:
+    assert run_with(tmp_path).returncode == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    with (tmp_path / "run" / ".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "in use", "process")
+
+
+def test_resume_of_what_is_no_run_or_has_finished(tmp_path: Path) -> None:
+    refused(ray_l4("resume", tmp_path), RUN_DIRECTORY, "not a run directory")
+    assert run_with(tmp_path).returncode == 0
+    refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "has finished", "ray-l4 report")
+
+
+def test_evaluating_what_is_no_checkpoint(tmp_path: Path) -> None:
+    refused(ray_l4("evaluate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
+    refused(ray_l4("generate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
+
+
+def test_reporting_what_has_not_finished(tmp_path: Path) -> None:
+    refused(ray_l4("report", tmp_path), RUN_DIRECTORY, "not a run directory")

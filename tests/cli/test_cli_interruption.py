@@ -1,0 +1,108 @@
+"""Ctrl-C, SIGTERM and sudden death of the command: it ends, nothing is left running, nothing written is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from ray_l4.store.run_directory import RunDirectory
+from tests.cli.cli_fixtures import command, write_experiment
+
+pytestmark = pytest.mark.end_to_end
+
+START_LIMIT = 200.0
+END_LIMIT = 60.0
+MARK = "RAY_L4_TEST_MARK"
+
+
+def marked_processes(mark: str) -> list[int]:
+    """Processes whose environment carries ``mark``: the command and everything that descends from it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:  # it ended while we looked
+                continue
+            if f"{MARK}={mark}".encode() in environment and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until_gone(mark: str) -> list[int]:
+    """What is left of the marked processes once they have had time to end."""
+    deadline = time.monotonic() + END_LIMIT
+    while marked_processes(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return marked_processes(mark)
+
+
+def start_long_run(folder: Path, mark: str) -> subprocess.Popen[str]:
+    """A run on Ray with a short first task and a second one that would take minutes, stopped in the middle of that."""
+    stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 3000, "test": 6}]
+    path = write_experiment(folder, stream=stream, training={"epochs": 20, "batch_size": 4})
+    process = subprocess.Popen(
+        command("run", path, "--run-dir", folder / "run", "--set", "cluster.students.cpus=0.5"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {MARK: mark},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + START_LIMIT
+    while not _second_task_has_begun(folder / "run"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run did not get to its second task"
+        time.sleep(0.2)
+    return process
+
+
+def _second_task_has_begun(run: Path) -> bool:
+    state = run / "state.json"
+    return state.is_file() and json.loads(state.read_text())["stages_done"] == 1
+
+
+@pytest.fixture
+def mark(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name for this test's processes; whatever is left of them is ended."""
+    name = f"{os.getpid()}-{request.node.name}"
+    yield name
+    for process in marked_processes(name):
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupting_leaves_no_process_and_what_was_written(tmp_path: Path, mark: str, number: signal.Signals) -> None:
+    process = start_long_run(tmp_path, mark)
+    # A terminal sends Ctrl-C to the whole group, Ray's processes included; a scheduler ends the command alone.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    output, errors = process.communicate(timeout=END_LIMIT)
+    assert process.returncode == 130, errors
+    assert "ray-l4 resume" in output
+    assert "Traceback" not in output + errors
+    assert wait_until_gone(mark) == []
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.state().stages_done == 1
+    AutoModelForCausalLM.from_pretrained(run.checkpoint(0, 20, 0))
+    assert not list(run.path.rglob("*.part")), "no half-written file"
+
+
+def test_killing_the_command_leaves_no_process_and_whole_files(tmp_path: Path, mark: str) -> None:
+    process = start_long_run(tmp_path, mark)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=END_LIMIT)
+    assert wait_until_gone(mark) == []
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.state().stages_done == 1
+    AutoModelForCausalLM.from_pretrained(run.checkpoint(0, 20, 1))
+    with run.lock():
+        pass  # the dead command does not hold it

@@ -1,0 +1,228 @@
+"""Decoding beside a plain twin that knows no cache and no padding, and sampling as a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from ray_l4.learner.decoding import TopKSampler, continue_prompts, in_chunks
+from ray_l4.learner.models import build_model
+from ray_l4.seeds import derive
+from ray_l4.text.tokenizer import TaskTokenizer
+from tests.learner import learner_fixtures as small
+
+LENGTHS = (1, 2, 3, 5, 8, 13, 13, 21)
+
+
+@pytest.fixture(scope="module")
+def tok() -> TaskTokenizer:
+    return small.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tok: TaskTokenizer) -> PreTrainedModel:
+    """Weights large enough that every token changes what follows, and an EOS that comes up now and then."""
+    model = build_model(small.experiment().model, tok, 5).eval()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            for matrix in (block.attn.c_attn.weight, block.attn.c_proj.weight, block.mlp.c_fc.weight):
+                matrix.mul_(10)
+        model.transformer.wte.weight[tok.eos] *= 3
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts(tok: TaskTokenizer) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(300, (length,), generator=draw).tolist() for length in LENGTHS]
+
+
+@torch.no_grad()
+def plainly(model: PreTrainedModel, prompt: Sequence[int], eos: int, count: int) -> list[int]:
+    """Greedy, one prompt at a time, all of it anew for every token."""
+    ids = list(prompt)
+    for _ in range(count):
+        best = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if best == eos:
+            break
+        ids.append(best)
+    return ids[len(prompt) :]
+
+
+def test_greedy_is_what_the_plain_twin_says(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
+) -> None:
+    expected = [plainly(model, prompt, tok.eos, 24) for prompt in prompts]
+    assert continue_prompts(model, tok, prompts, 24) == expected
+    lengths = {len(new) for new in expected}
+    assert 24 in lengths and min(lengths) < 24, "both ends, by EOS and by length, must occur"
+    assert len({tuple(new) for new in expected}) == len(prompts), "a model that says the same to all tests nothing"
+
+
+def test_a_prompt_s_continuation_does_not_depend_on_its_batch(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
+) -> None:
+    together = continue_prompts(model, tok, prompts, 16)
+    assert [continue_prompts(model, tok, [prompt], 16)[0] for prompt in prompts] == together
+    backwards = continue_prompts(model, tok, prompts[::-1], 16)
+    assert backwards[::-1] == together
+
+
+def test_nothing_follows_eos_and_eos_itself_is_cut(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+    with torch.no_grad():
+        eos_row = model.transformer.wte.weight[tok.eos].clone()
+        model.transformer.wte.weight[tok.eos] *= 1000
+    try:
+        new = continue_prompts(model, tok, [[1, 2], [3], [4, 5, 6]], 12, top_k=3, seeds=[0, 1, 2])
+    finally:
+        with torch.no_grad():
+            model.transformer.wte.weight[tok.eos] = eos_row
+    assert [] in new, "EOS may come first"
+    assert all(tok.eos not in row for row in new)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_decoding_is_without_dropout_and_leaves_the_mode_as_it_was(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], training: bool
+) -> None:
+    expected = continue_prompts(model.eval(), tok, prompts, 8)
+    assert continue_prompts(model.train(training), tok, prompts, 8) == expected
+    assert model.training == training
+    model.eval()
+
+
+def test_sampling_draws_no_global_random_numbers(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
+) -> None:
+    """A student that generates must go on training as if it had not."""
+    before = torch.get_rng_state()
+    continue_prompts(model, tok, prompts, 4, top_k=5, seeds=range(len(prompts)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def sampled(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: Sequence[Sequence[int]], seeds: Sequence[int], new: int = 12
+) -> list[list[int]]:
+    return continue_prompts(model, tok, prompts, new, top_k=20, seeds=seeds)
+
+
+def test_a_sample_depends_on_its_own_seed_alone(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
+) -> None:
+    seeds = [derive(0, "replay", i) for i in range(len(prompts))]
+    together = sampled(model, tok, prompts, seeds)
+    others = [seeds[0], *(seed + 1 for seed in seeds[1:])]
+    with_other_neighbours = sampled(model, tok, prompts, others)
+    assert with_other_neighbours[0] == together[0]
+    assert with_other_neighbours[1:] != together[1:]
+    alone = [sampled(model, tok, [prompt], [seed])[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert alone == together
+    halves = [*sampled(model, tok, prompts[:3], seeds[:3]), *sampled(model, tok, prompts[3:], seeds[3:])]
+    assert halves == together
+
+
+def test_a_longer_limit_continues_the_same_sample(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
+) -> None:
+    """The limit differs from chunk to chunk of a test set; what is drawn must not."""
+    seeds = list(range(len(prompts)))
+    short, long = (sampled(model, tok, prompts, seeds, new) for new in (5, 15))
+    assert [row[:5] for row in long] == short
+    assert any(len(row) > 5 for row in long)
+
+
+def test_one_prompt_has_as_many_samples_as_seeds(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+    samples = sampled(model, tok, [[7, 8]] * 20, range(20))
+    assert len({tuple(sample) for sample in samples}) == 20
+
+
+@pytest.mark.parametrize("seeds", [None, [1]])
+def test_sampling_without_a_seed_for_every_prompt_is_refused(
+    model: PreTrainedModel, tok: TaskTokenizer, seeds: list[int] | None
+) -> None:
+    with pytest.raises(ValueError, match="one seed for each of the 2 prompts"):
+        continue_prompts(model, tok, [[1], [2]], 4, top_k=5, seeds=seeds)
+
+
+# --- the sampler as a distribution
+
+
+def draws(logits_V: torch.Tensor, count: int, top_k: int, temperature: float) -> torch.Tensor:
+    """How often each token is drawn, (vocab,)."""
+    sampler = TopKSampler(range(count), top_k, temperature, max_new_tokens=1)
+    picked = sampler(torch.zeros(count, 1), logits_V.expand(count, -1)).argmax(-1)
+    return torch.bincount(picked, minlength=len(logits_V))
+
+
+def check_frequencies(counts_V: torch.Tensor, logits_V: torch.Tensor, top_k: int, temperature: float) -> None:
+    """Pearson's statistic is k - 1 on average, and rarely 5 standard deviations above it."""
+    best = torch.topk(logits_V, top_k).indices
+    outside = torch.ones(len(logits_V), dtype=torch.bool).index_fill(0, best, False)
+    assert int(counts_V[outside].sum()) == 0, "only the k most likely are drawn"
+    expected = torch.softmax(logits_V[best] / temperature, -1) * counts_V.sum()
+    assert float(expected.min()) > 5, "the statistic needs a few draws everywhere"
+    statistic = float(((counts_V[best] - expected) ** 2 / expected).sum())
+    assert statistic < (top_k - 1) + 5 * (2 * (top_k - 1)) ** 0.5
+
+
+@pytest.mark.parametrize(("top_k", "temperature"), [(2, 1.0), (5, 1.0), (5, 0.7), (5, 3.0), (9, 1.0)])
+def test_frequencies_are_the_softmax_of_the_top_k(top_k: int, temperature: float) -> None:
+    logits = torch.tensor([0.3, -1.0, 2.0, 1.5, 0.0, -0.5, 1.0, -2.0, 0.7])
+    check_frequencies(draws(logits, 8000, top_k, temperature), logits, top_k, temperature)
+
+
+def test_the_check_notices_another_temperature() -> None:
+    logits = torch.tensor([0.3, -1.0, 2.0, 1.5, 0.0])
+    with pytest.raises(AssertionError):
+        check_frequencies(draws(logits, 8000, 5, 1.0), logits, 5, 1.2)
+
+
+def test_the_model_s_samples_have_the_model_s_frequencies(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+    prompt, count = [5, 6, 7], 3000
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].float()
+    new = continue_prompts(model, tok, [prompt] * count, 1, top_k=6, temperature=2.0, seeds=range(count))
+    counts = torch.bincount(torch.tensor([row[0] if row else tok.eos for row in new]), minlength=len(logits))
+    check_frequencies(counts, logits, 6, 2.0)
+
+
+def test_a_later_token_is_drawn_with_numbers_of_its_own() -> None:
+    """With the same numbers at every token, samples would repeat their rank for ever."""
+    logits, count = torch.zeros(4), 4000
+    sampler = TopKSampler(range(count), 4, 1.0, max_new_tokens=2)
+    first, second = (sampler(torch.zeros(count, 1), logits.expand(count, -1)).argmax(-1) for _ in range(2))
+    pairs = torch.bincount(4 * first + second, minlength=16)
+    check_frequencies(pairs, torch.zeros(16), 16, 1.0)
+
+
+@given(st.integers(1, 12), st.integers(2, 30), st.integers(0, 2**63 - 1))
+def test_only_the_top_k_are_left_and_never_more_than_there_are(vocabulary: int, top_k: int, seed: int) -> None:
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed))
+    kept = TopKSampler([seed], top_k, 1.0, max_new_tokens=1)(torch.zeros(1, 1), logits)
+    alive = torch.isfinite(kept[0])
+    k = min(top_k, vocabulary)
+    assert int(alive.sum()) == k
+    assert set(alive.nonzero().flatten().tolist()) == set(torch.topk(logits[0], k).indices.tolist())
+
+
+def test_half_precision_scores_are_sampled_in_float32() -> None:
+    """bfloat16 noise would make ties, and arg max would break all of them the same way."""
+    kept = TopKSampler([3], 4, 1.0, max_new_tokens=1)(torch.zeros(1, 1), torch.zeros(1, 4, dtype=torch.bfloat16))
+    assert kept.dtype == torch.float32
+    assert len(set(kept[0].tolist())) == 4
+
+
+# --- fixed units of work
+
+
+@given(st.integers(0, 100), st.integers(1, 30))
+def test_chunks_are_consecutive_complete_and_of_one_size(total: int, size: int) -> None:
+    chunks = in_chunks(total, size)
+    assert [index for chunk in chunks for index in chunk] == list(range(total))
+    assert all(len(chunk) == size for chunk in chunks[:-1])
+    assert all(0 < len(chunk) <= size for chunk in chunks)

@@ -1,0 +1,377 @@
+"""Models in and out of memory: built, grown, turned into bytes, and run up to the positions that matter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ray_l4.config.experiment import ModelConfig
+from ray_l4.errors import ModelError, PeerError
+from ray_l4.learner import models
+from ray_l4.learner.models import (
+    PositionLogits,
+    arithmetic,
+    build_model,
+    from_description,
+    load_bytes,
+    load_folder,
+    max_length,
+    pick_device,
+    pretrained_config,
+    to_bytes,
+)
+from ray_l4.text.tokenizer import TaskTokenizer
+from tests.learner import learner_fixtures as small
+
+VOCABULARY = 64
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+LLAMA = LlamaConfig(**SIZES, tie_word_embeddings=False)
+NEOX = GPTNeoXConfig(**SIZES)
+GRANITE = GraniteConfig(**SIZES, logits_scaling=8.0)
+COHERE = CohereConfig(**SIZES, logit_scale=0.0625)
+GEMMA2 = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=30.0)
+
+
+def untrained(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def tokens(rows: int = 3, time: int = 9) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (rows, time), generator=torch.Generator().manual_seed(1))
+
+
+# --- logits at chosen positions
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA, NEOX], ids=lambda config: config.model_type)
+def test_a_plain_head_is_applied_to_the_chosen_positions_only(config: PreTrainedConfig) -> None:
+    model = untrained(config)
+    chosen = PositionLogits(model)
+    assert chosen.direct
+    rows: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    positions_N = torch.tensor([26, 0, 13, 13])
+    expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
+    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
+    assert rows[-1] == 4
+
+
+@pytest.mark.parametrize("config", [GRANITE, COHERE, GEMMA2], ids=lambda config: config.model_type)
+def test_a_head_that_does_more_takes_the_longer_way(config: PreTrainedConfig) -> None:
+    model = untrained(config)
+    chosen = PositionLogits(model)
+    assert not chosen.direct
+    positions_N = torch.tensor([26, 0, 13, 13])
+    expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
+    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
+
+
+def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
+    """An untrained model's logits are so small that the cap does nothing: this is when the model is looked at."""
+    model = untrained(GEMMA2)
+    chosen = PositionLogits(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(100)
+    logits = chosen(tokens(), torch.arange(27)).detach()
+    assert 20 < float(logits.abs().max()) <= 30
+    torch.testing.assert_close(logits, model(input_ids=tokens()).logits.flatten(0, 1).detach())
+
+
+@pytest.mark.parametrize("config", [GPT2, GRANITE], ids=["direct", "whole"])
+def test_both_ways_give_the_same_gradients_as_the_model(config: PreTrainedConfig) -> None:
+    positions_N = torch.tensor([2, 5, 20])
+    model, twin = untrained(config), untrained(config)
+    PositionLogits(model)(tokens(), positions_N).logsumexp(-1).sum().backward()
+    twin(input_ids=tokens()).logits.flatten(0, 1)[positions_N].logsumexp(-1).sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_at_the_head_changes_nothing(training: bool) -> None:
+    model = untrained(GPT2).train(training)
+    before, random = to_bytes(model).tobytes(), torch.get_rng_state()
+    PositionLogits(model)
+    assert model.training == training
+    assert to_bytes(model).tobytes() == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not model.get_output_embeddings()._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_padding_on_the_right_does_not_reach_what_is_before_it() -> None:
+    """Why no attention mask is passed."""
+    chosen = PositionLogits(untrained(GPT2))
+    padded, longer = tokens(1), tokens(1)
+    padded[0, 5:] = 0
+    torch.testing.assert_close(chosen(padded, torch.arange(5)), chosen(longer, torch.arange(5)), rtol=0, atol=0)
+
+
+# --- bytes
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA, GEMMA2], ids=["tied", "untied", "tied by name"])
+def test_weights_survive_the_way_through_bytes(config: PreTrainedConfig) -> None:
+    model, other = untrained(config), untrained(config, seed=1)
+    assert not same(model, other)
+    weights = to_bytes(model)
+    assert (weights.dtype, weights.ndim) == (np.uint8, 1)
+    weights.setflags(write=False)  # as the object store hands it out
+    load_bytes(other, weights)
+    assert same(model, other)
+    assert other.config.tie_word_embeddings == (
+        other.get_output_embeddings().weight is other.get_input_embeddings().weight
+    )
+
+
+def test_bytes_are_a_copy_that_later_training_does_not_change() -> None:
+    model = untrained(GPT2)
+    weights = to_bytes(model)
+    before = weights.tobytes()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()
+    assert weights.tobytes() == before
+
+
+def test_loaded_weights_can_be_trained() -> None:
+    model = untrained(GPT2)
+    weights = to_bytes(model)
+    load_bytes(model, weights)
+    before = weights.tobytes()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1)
+    assert weights.tobytes() == before
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"n_embd": 32}, "size mismatch"),
+        ({"vocab_size": VOCABULARY + 1}, r"size mismatch for transformer\.wte\.weight"),
+        ({"n_layer": 3}, r"missing \['transformer\.h\.2"),
+        ({"n_layer": 1}, r"unexpected \['transformer\.h\.1"),
+    ],
+)
+def test_weights_of_another_model_are_refused(other: dict[str, int], message: str) -> None:
+    smaller = GPT2Config.from_dict(GPT2.to_dict() | other)
+    with pytest.raises(ModelError, match=f"weights do not fit the model: .*{message}"):
+        load_bytes(untrained(smaller), to_bytes(untrained(GPT2)))
+
+
+def test_damaged_weights_are_refused() -> None:
+    model = untrained(GPT2)
+    weights = to_bytes(model)
+    for damaged in (weights[:-1], weights[:5], np.zeros(100, np.uint8)):
+        with pytest.raises(ModelError, match=rf"weights of {damaged.nbytes} bytes are damaged"):
+            load_bytes(model, damaged)
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA, COHERE, GEMMA2], ids=lambda config: config.model_type)
+def test_a_description_gives_the_same_architecture(config: PreTrainedConfig) -> None:
+    model = untrained(config)
+    description = json.loads(json.dumps(model.config.to_dict()))  # what config.json holds
+    twin = from_description(description)
+    assert type(twin) is type(model)
+    load_bytes(twin, to_bytes(model))
+    assert torch.equal(twin.eval()(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
+
+
+# --- from scratch, and pretrained
+
+
+def test_a_model_from_scratch_is_as_it_was_asked_for() -> None:
+    tok = small.tokenizer()
+    shape = {"layers": 3, "width": 24, "heads": 4, "positions": 48, "dropout": 0.25}
+    model = build_model(ModelConfig.model_validate({"from_scratch": shape}), tok, 0)
+    assert isinstance(model, GPT2LMHeadModel)
+    c = model.config
+    assert (c.n_layer, c.n_embd, c.n_head, c.n_positions, c.vocab_size) == (3, 24, 4, 48, tok.size)
+    assert (c.embd_pdrop, c.attn_pdrop, c.resid_pdrop, c.eos_token_id) == (0.25, 0.25, 0.25, tok.eos)
+
+
+def test_weights_follow_from_the_seed_alone() -> None:
+    tok, config = small.tokenizer(), small.experiment().model
+    torch.manual_seed(1)
+    one = build_model(config, tok, 7)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    two = build_model(config, tok, 7)
+    assert same(one, two)
+    assert not same(one, build_model(config, tok, 8))
+    assert torch.equal(torch.get_rng_state(), before), "nobody else's numbers are drawn"
+
+
+@pytest.fixture(scope="module")
+def tok() -> TaskTokenizer:
+    return small.tokenizer()
+
+
+def saved(folder: Path, tok: TaskTokenizer, config: PreTrainedConfig, missing: int = 0) -> Path:
+    """A model folder whose model has ``missing`` rows fewer than the tokeniser has tokens."""
+    config = type(config).from_dict(config.to_dict() | {"vocab_size": tok.size - missing})
+    untrained(config).save_pretrained(folder)
+    tok.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["tied", "untied"])
+def test_new_rows_are_drawn_and_old_ones_kept(tmp_path: Path, tok: TaskTokenizer, config: PreTrainedConfig) -> None:
+    """SPEC 3.3: new rows from N(0, 0.02), not from the statistics of the old ones."""
+    missing = 90
+    folder = saved(tmp_path, tok, config, missing)
+    old = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for matrix in (old.get_input_embeddings().weight, old.get_output_embeddings().weight):
+            matrix.add_(1.0)  # old statistics that new rows must not take after
+    old.save_pretrained(folder)
+    model = build_model(ModelConfig(name=str(folder)), tok, 0)
+    assert model.config.vocab_size == tok.size
+    for grown, before in (
+        (model.get_input_embeddings().weight, old.get_input_embeddings().weight),
+        (model.get_output_embeddings().weight, old.get_output_embeddings().weight),
+    ):
+        assert grown.shape == (tok.size, 16)
+        assert torch.equal(grown[:-missing], before)
+        new = grown[-missing:].detach()
+        assert float(new.std()) == pytest.approx(0.02, rel=0.1)  # of 1,440 numbers: 5 standard deviations
+        assert float(new.mean()) == pytest.approx(0.0, abs=0.003)
+    assert same(model, build_model(ModelConfig(name=str(folder)), tok, 0))
+    assert not same(model, build_model(ModelConfig(name=str(folder)), tok, 1))
+
+
+def test_a_model_with_more_rows_than_tokens_keeps_them(tmp_path: Path, tok: TaskTokenizer) -> None:
+    folder = saved(tmp_path, tok, GPT2, missing=-13)
+    model, _ = load_folder(folder)
+    assert model.get_input_embeddings().num_embeddings == tok.size + 13
+
+
+def test_weights_in_half_precision_are_widened_and_their_description_too(tmp_path: Path, tok: TaskTokenizer) -> None:
+    folder = saved(tmp_path, tok, GPT2)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    assert load_file(folder / "model.safetensors")["transformer.wte.weight"].dtype == torch.bfloat16
+    model, _ = load_folder(folder)
+    for each in (model, from_description(model.config.to_dict())):
+        assert {parameter.dtype for parameter in each.parameters()} == {torch.float32}
+
+
+def rewrite_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def break_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def forget_a_layer(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("transformer.h.1.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
+        (lambda folder: rewrite_config(folder, model_type="nonsense"), "cannot load"),
+        (lambda folder: rewrite_config(folder, n_embd=32), "cannot load"),
+        (break_weights, "cannot load"),
+        (forget_a_layer, r"not complete: transformer\.h\.1\.\S+ .*missing"),
+    ],
+    ids=["no weights", "no config", "unknown type", "other shapes", "cut off", "incomplete"],
+)
+def test_a_damaged_model_is_refused(tmp_path: Path, tok: TaskTokenizer, damage: Any, message: str) -> None:
+    folder = saved(tmp_path, tok, GPT2)
+    damage(folder)
+    with pytest.raises(ModelError, match=rf"(?s)model\.name: .*{message}"):
+        build_model(ModelConfig(name=str(folder)), tok, 0)
+
+
+def test_a_folder_without_task_tokens_is_no_checkpoint(tmp_path: Path) -> None:
+    untrained(GPT2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"does not hold a tokeniser of ray-l4"):
+        load_folder(tmp_path)
+
+
+# --- limits, arithmetic, devices
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["n_positions", "max_position_embeddings"])
+def test_the_longest_sequence_is_bounded_by_the_model(config: PreTrainedConfig) -> None:
+    assert max_length(config, None) == 32
+    assert max_length(config, 20) == 20
+    assert max_length(config, 32) == 32
+    with pytest.raises(ModelError, match=r"model\.max_length: 33 is more than the model's 32 positions"):
+        max_length(config, 33)
+
+
+def test_a_model_without_a_limit_gets_one() -> None:
+    assert max_length(object(), None) == 1024
+    assert max_length(object(), 5000) == 5000
+
+
+def test_a_configuration_is_read_without_the_weights(tmp_path: Path) -> None:
+    GPT2.save_pretrained(tmp_path)
+    assert pretrained_config(str(tmp_path)).n_positions == 32
+    with pytest.raises(ModelError, match=r"model\.name: no model configuration at .*missing"):
+        pretrained_config(str(tmp_path / "missing"))
+
+
+def test_bfloat16_is_arithmetic_and_not_weights() -> None:
+    model, device = untrained(GPT2), torch.device("cpu")
+    exact = model(input_ids=tokens()).logits
+    for precision, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        config = ModelConfig.model_validate({"name": "any", "precision": precision})
+        with arithmetic(config, device):
+            logits = model(input_ids=tokens()).logits
+        assert logits.dtype == expected
+        torch.testing.assert_close(logits.float(), exact, rtol=0.05, atol=0.01)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_the_device_is_the_one_that_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: False)
+    assert pick_device(0) == torch.device("cpu")
+    with pytest.raises(PeerError, match=r"0\.5 GPU was reserved.*CUDA build"):
+        pick_device(0.5)
+    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: True)
+    assert pick_device(0.5) == torch.device("cuda")
+    assert pick_device(0) == torch.device("cpu"), "a GPU that was not asked for belongs to others"

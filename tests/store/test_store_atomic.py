@@ -1,0 +1,169 @@
+"""Files and folders are whole or not there, whatever happens to their writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.store.atomic import write_file, write_folder, write_json, write_table, write_text
+
+
+def names(folder: Path) -> list[str]:
+    """All that lies in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fails_after(content: str) -> Callable[[Path], None]:
+    """A writer that gets half-way."""
+
+    def write(path: Path) -> None:
+        target = path / "half" if path.is_dir() else path
+        target.write_text(content, encoding="utf-8")
+        raise OSError("disk full")
+
+    return write
+
+
+def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.txt"
+    write_text(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode()
+    assert names(path.parent) == ["file.txt"], "nothing else is left"
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "a long first version")
+    write_text(path, "short")
+    assert path.read_text() == "short"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(OSError, match="disk full"):
+        write_file(path, fails_after("new"))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_writer_that_fails_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        write_file(tmp_path / "file.txt", fails_after("new"))
+    assert names(tmp_path) == []
+
+
+def test_a_reader_never_sees_a_half_written_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    seen: list[str] = []
+
+    def slow(beside: Path) -> None:
+        for part in ("n", "ne", "new"):
+            beside.write_text(part)
+            seen.append(path.read_text())
+
+    write_file(path, slow)
+    assert seen == ["old", "old", "old"]
+    assert path.read_text() == "new"
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    """No handler runs at a kill; what is in place is still whole."""
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    program = (
+        "import os, sys; from pathlib import Path; from ray_l4.store.atomic import write_file\n"
+        "def die(beside): beside.write_text('half'); os.kill(os.getpid(), 9)\n"
+        "write_file(Path(sys.argv[1]), die)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert done.returncode == -9
+    assert path.read_text() == "old"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=json_values)
+def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value)
+    assert json.loads(path.read_text(encoding="utf-8")) == value
+
+
+def test_json_is_for_people_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"task": "größe", "score": 1.5})
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "task": "größe",\n  "score": 1.5\n}\n'
+
+
+def test_what_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", [1])
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"path": tmp_path})
+    assert json.loads((tmp_path / "x.json").read_text()) == [1]
+    assert names(tmp_path) == ["x.json"]
+
+
+def test_a_table_comes_back(tmp_path: Path) -> None:
+    table = pa.table({"step": pa.array([1, 2], pa.int32()), "ids": [[1, 2], []]})
+    write_table(tmp_path / "steps" / "t.parquet", table)
+    assert pq.read_table(tmp_path / "steps" / "t.parquet").equals(table)
+    assert names(tmp_path / "steps") == ["t.parquet"]
+
+
+def two_files(content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "one").write_text(content)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "two").write_text(content)
+
+    return write
+
+
+def test_a_folder_is_written_whole(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a" / "folder", two_files("x"))
+    assert (tmp_path / "a" / "folder" / "sub" / "two").read_text() == "x"
+    assert names(tmp_path / "a") == ["folder"]
+
+
+def test_a_folder_replaces_the_older_one_and_what_was_in_it(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", lambda folder: (folder / "stale").touch())
+    write_folder(tmp_path / "folder", two_files("new"))
+    assert names(tmp_path / "folder") == ["one", "sub"]
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_folder_whose_writer_fails_leaves_what_was_there(tmp_path: Path, there_before: bool) -> None:
+    if there_before:
+        write_folder(tmp_path / "folder", two_files("old"))
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "folder", fails_after("new"))
+    assert names(tmp_path) == (["folder"] if there_before else [])
+    if there_before:
+        assert (tmp_path / "folder" / "one").read_text() == "old"
+
+
+def test_debris_of_an_earlier_try_does_not_get_into_the_folder(tmp_path: Path) -> None:
+    debris = tmp_path / f".folder.{os.getpid()}.part"
+    debris.mkdir()
+    (debris / "half").touch()
+    write_folder(tmp_path / "folder", two_files("new"))
+    assert names(tmp_path / "folder") == ["one", "sub"]
+    assert names(tmp_path) == ["folder"]

@@ -1,0 +1,265 @@
+"""The run directory: made once, held by one process, read back as it was written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import RunDirectoryError
+from ray_l4.store.atomic import write_json
+from ray_l4.store.records import read_weights, write_replay, write_score, write_steps
+from ray_l4.store.run_directory import Cell, RunDirectory, RunState, read_json
+
+EXPERIMENT = ExperimentConfig.model_validate(
+    {
+        "name": "try",
+        "method": "lamol",
+        "stream": ["mini.woz", {"name": "mini.rest", "train": 30, "test": "all"}],
+        "model": {"from_scratch": {"layers": 1, "width": 32, "heads": 2}},
+        "optim": {"lr": 1e-3},
+    }
+)
+CLUSTER = ClusterConfig.model_validate({"students": {"gpus": 0.5}, "timeouts": {"step": 9}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "runs" / "one", EXPERIMENT, CLUSTER, {"command": "ray-l4 run x.yaml"})
+
+
+def test_a_new_run_holds_all_it_began_with(run: RunDirectory) -> None:
+    opened = RunDirectory.open(run.path)
+    assert opened.experiment() == EXPERIMENT
+    assert opened.cluster() == CLUSTER
+    assert opened.state() == RunState(stages_done=0, wall_seconds=0.0, peak_memory_bytes={})
+    assert read_json(opened.path / "manifest.json") == {"command": "ray-l4 run x.yaml"}
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert RunDirectory.create(tmp_path / "empty", EXPERIMENT, CLUSTER, {}).experiment() == EXPERIMENT
+
+
+def test_what_is_there_is_never_overwritten(run: RunDirectory, tmp_path: Path) -> None:
+    before = (run.path / "config.yaml").read_bytes()
+    with pytest.raises(RunDirectoryError, match=r"is there already and not empty.*ray-l4 resume"):
+        RunDirectory.create(run.path, EXPERIMENT.model_copy(update={"seed": 1}), CLUSTER, {})
+    assert (run.path / "config.yaml").read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="is there already"):
+        RunDirectory.create(tmp_path / "file", EXPERIMENT, CLUSTER, {})
+
+
+def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match=r"file/run: cannot be made \(Not a directory\)"):
+        RunDirectory.create(tmp_path / "file" / "run", EXPERIMENT, CLUSTER, {})
+
+
+def test_a_folder_that_is_no_run_is_not_opened(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RunDirectoryError, match=r"not a run directory \(no config\.yaml in it\)"):
+            RunDirectory.open(folder)
+
+
+def test_a_run_whose_making_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.yaml comes last, so a directory without state or manifest is not taken for a run."""
+
+    def full(self: RunDirectory, state: RunState) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(RunDirectory, "save_state", full)
+    with pytest.raises(OSError, match="disk full"):
+        RunDirectory.create(tmp_path / "run", EXPERIMENT, CLUSTER, {})
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
+        RunDirectory.open(tmp_path / "run")
+
+
+def test_a_run_has_one_holder_at_a_time(run: RunDirectory) -> None:
+    with (
+        run.lock(),
+        pytest.raises(RunDirectoryError, match=r"in use by process \d+ on \S+\. Wait"),
+        RunDirectory.open(run.path).lock(),
+    ):
+        pass
+    with run.lock():  # free again
+        pass
+
+
+def test_the_lock_is_freed_by_an_error(run: RunDirectory) -> None:
+    with pytest.raises(KeyboardInterrupt), run.lock():
+        raise KeyboardInterrupt
+    with run.lock():
+        pass
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ray_l4.store.run_directory import RunDirectory
+with RunDirectory.open(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_that_holds_the_run_is_named(run: RunDirectory) -> None:
+    arguments = [sys.executable, "-c", HOLDER, str(run.path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(RunDirectoryError, match=rf"in use by process {holder.pid} on "), run.lock():
+                pass
+        finally:
+            holder.kill()
+    with run.lock():  # a process that was killed holds nothing
+        assert f"process {holder.pid}" not in (run.path / ".lock").read_text()
+
+
+def test_state_comes_back(run: RunDirectory) -> None:
+    state = RunState(stages_done=2, wall_seconds=12.25, peak_memory_bytes={"student-0": 2**31})
+    run.save_state(state)
+    assert RunDirectory.open(run.path).state() == state
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"stages_done": "two"}', b'{"stages_done": 1, "steps_done": 3}', b"\xff\xfe", b'{"stages'],
+)
+def test_a_damaged_state_is_an_error_that_names_the_file(run: RunDirectory, content: bytes) -> None:
+    (run.path / "state.json").write_bytes(content)
+    with pytest.raises(RunDirectoryError, match=r"state\.json: unreadable \(ValidationError\); the run cannot go on"):
+        run.state()
+
+
+def test_a_missing_state_is_an_error_that_names_the_file(run: RunDirectory) -> None:
+    (run.path / "state.json").unlink()
+    with pytest.raises(RunDirectoryError, match=r"state\.json: unreadable \(FileNotFoundError\)"):
+        run.state()
+
+
+def record(value: float) -> dict[str, object]:
+    return {"headline": "em", "values": {"em": value}}
+
+
+def test_scores_come_back_by_cell(run: RunDirectory) -> None:
+    """Names of tasks hold dots, so the place of a cell in its file name must still be found."""
+    cells = [Cell(0, 1, 0, "woz.en"), Cell(12, 9, 1, "rnnlg.rest.json"), Cell(0, 1, 0, "e2enlg")]
+    for value, cell in enumerate(cells):
+        write_score(run, cell, record(value), {"sample_id": ["0"], "prediction": ["x"], "references": [["x", "y"]]})
+    assert run.scores() == {cell: record(value) for value, cell in enumerate(cells)}
+    predictions = pq.read_table(run.path / "predictions" / f"{cells[0].name}.parquet").to_pylist()
+    assert predictions == [{"sample_id": "0", "prediction": "x", "references": ["x", "y"]}]
+
+
+@given(
+    stage=st.integers(0, 99),
+    epoch=st.integers(1, 99),
+    student=st.integers(0, 9),
+    task=st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=15),
+)
+def test_a_task_may_be_called_anything(
+    tmp_path_factory: pytest.TempPathFactory, stage: int, epoch: int, student: int, task: str
+) -> None:
+    run = RunDirectory(tmp_path_factory.mktemp("run"))
+    cell = Cell(stage, epoch, student, task)
+    write_score(run, cell, record(1), {"sample_id": []})
+    assert run.scores() == {cell: record(1)}
+
+
+def test_usual_names_stand_in_file_names_as_they_are() -> None:
+    assert Cell(1, 9, 0, "woz.en").name == "stage-1.epoch-9.student-0.woz.en"
+    assert Cell(1, 9, 0, "my-task_2").name == "stage-1.epoch-9.student-0.my-task_2"
+
+
+def test_a_run_without_scores_has_none(run: RunDirectory) -> None:
+    assert run.scores() == {}
+
+
+def test_files_of_others_among_the_scores_are_left_alone(run: RunDirectory) -> None:
+    write_score(run, Cell(0, 1, 0, "a"), record(1), {"sample_id": []})
+    (run.path / "scores" / "stage-0.notes.json").write_text("not ours")
+    assert list(run.scores()) == [Cell(0, 1, 0, "a")]
+
+
+def test_a_damaged_score_is_an_error_that_names_the_file(run: RunDirectory) -> None:
+    write_score(run, Cell(0, 1, 0, "a"), record(1), {"sample_id": []})
+    (run.path / "scores" / "stage-0.epoch-1.student-0.a.json").write_text("{")
+    with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.student-0\.a\.json: cannot be read as JSON"):
+        run.scores()
+
+
+def test_a_score_is_only_there_once_its_predictions_are(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash between the two, the resumed run must score the cell again."""
+
+    def full(path: Path, value: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ray_l4.store.records.write_json", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_score(run, Cell(0, 1, 0, "a"), record(1), {"sample_id": ["0"]})
+    assert (run.path / "predictions" / "stage-0.epoch-1.student-0.a.parquet").is_file()
+    assert run.scores() == {}
+
+
+def step(stage: int, number: int, student: int, **figures: float) -> dict[str, float]:
+    return {"stage": stage, "epoch": 1, "step": number, "student": student, "loss": 0.5, **figures}
+
+
+def test_figures_of_steps_come_back_in_the_order_of_the_run(run: RunDirectory) -> None:
+    """File names sort differently: stage-10 before stage-2, and epoch-10 before epoch-2."""
+    write_steps(run, 10, 1, [step(10, 0, 0)])
+    write_steps(run, 2, 10, [step(2, 3, 1), step(2, 3, 0), step(2, 2, 1), step(2, 2, 0)])
+    write_steps(run, 2, 2, [step(2, 0, 0), step(2, 0, 1), step(2, 1, 0), step(2, 1, 1)])
+    found = [(row["stage"], row["step"], row["student"]) for row in run.step_figures()]
+    assert found == [*((2, s, i) for s in range(4) for i in range(2)), (10, 0, 0)]
+
+
+def test_a_head_that_is_not_trained_has_no_figures(run: RunDirectory) -> None:
+    write_steps(run, 0, 1, [step(0, 0, 0, nll_qa=1.25)])
+    (row,) = run.step_figures()
+    assert (row["nll_qa"], row["nll_lm"], row["loss"]) == (1.25, None, 0.5)
+
+
+def test_an_epoch_that_is_learned_again_replaces_its_figures(run: RunDirectory) -> None:
+    write_steps(run, 0, 1, [step(0, 0, 0), step(0, 1, 0)])
+    write_steps(run, 0, 1, [step(0, 0, 0, grad_norm=2.0)])
+    assert [row["grad_norm"] for row in run.step_figures()] == [2.0]
+
+
+def test_replay_comes_back_with_the_reason_of_what_was_dropped(run: RunDirectory) -> None:
+    rows = [
+        {"index": 0, "task": "a", "valid": True, "reason": "", "text": "x", "ids": np.array([7, 8], np.int32)},
+        {"index": 1, "task": "a", "valid": False, "reason": "no answer token", "text": "", "ids": np.array([7])},
+    ]
+    write_replay(run, 1, rows)
+    found = pq.read_table(run.path / "replay" / "stage-1.parquet").to_pylist()
+    assert found == [{**row, "ids": list(row["ids"])} for row in rows]
+
+
+def test_checkpoints_have_places_of_their_own(run: RunDirectory) -> None:
+    places = {run.checkpoint(s, e, i) for s in range(3) for e in range(1, 3) for i in range(2)}
+    assert len(places) == 12
+    assert run.checkpoint(2, 9, 1) == run.path / "checkpoints" / "stage-2" / "epoch-9" / "student-1"
+
+
+def test_missing_weights_are_an_error_that_names_the_file(run: RunDirectory) -> None:
+    with pytest.raises(RunDirectoryError, match=r"student-0/model\.safetensors: is not there, but.*state\.json"):
+        read_weights(run.checkpoint(0, 1, 0))
+
+
+def test_a_run_that_did_not_finish_has_no_summary(run: RunDirectory) -> None:
+    with pytest.raises(RunDirectoryError, match=r"did not finish\. Go on with it: ray-l4 resume"):
+        run.summary()
+    write_json(run.path / "summary.json", {"seed": 0})
+    assert run.summary() == {"seed": 0}

@@ -1,0 +1,65 @@
+"""The tree of errors, and the hint at the end of a message about an unknown name."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4 import errors
+from ray_l4.errors import RayL4Error, nearest
+
+CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception)]
+words = st.text("abcdefghij-_.", min_size=1, max_size=10)
+
+
+def test_everything_a_user_can_mend_has_one_root() -> None:
+    assert len(CLASSES) == 7
+    assert all(issubclass(c, RayL4Error) for c in CLASSES)
+    assert not issubclass(RayL4Error, OSError | ValueError), "a handler for those must not swallow ours"
+
+
+def test_every_kind_has_an_exit_code_of_its_own() -> None:
+    codes = {c.__name__: c.exit_code for c in CLASSES}
+    assert sorted(codes.values()) == [1, 2, 3, 4, 5, 6, 7]
+    assert codes["ConfigError"] == 2, "as command lines use it for wrong arguments"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_message_is_what_was_said(kind: type[RayL4Error]) -> None:
+    assert str(kind("data.yaml, line 3: no such key")) == "data.yaml, line 3: no such key"
+
+
+def test_nearest_names_the_closest() -> None:
+    assert nearest("epoch", ["epochs", "batch_size", "seed"]) == "Did you mean 'epochs'?"
+
+
+def test_nearest_lists_all_when_none_is_close() -> None:
+    assert nearest("xyz", ["lamol", "finetune"]) == "Known: finetune, lamol."
+
+
+def test_nearest_says_when_there_is_nothing() -> None:
+    assert nearest("anything", []) == "None is known."
+
+
+@given(words, st.sets(words, max_size=6))
+def test_nearest_only_ever_names_what_is_known(name: str, known: set[str]) -> None:
+    hint = nearest(name, known)
+    if hint.startswith("Did you mean"):
+        assert hint.removeprefix("Did you mean '").removesuffix("'?") in known
+    elif known:
+        assert hint == f"Known: {', '.join(sorted(known))}."
+    else:
+        assert hint == "None is known."
+
+
+@given(words, st.sets(words, max_size=6))
+def test_a_known_name_is_its_own_nearest(name: str, others: set[str]) -> None:
+    assert nearest(name, {name, *others}) == f"Did you mean {name!r}?"
+
+
+@given(st.lists(words, unique=True, max_size=6).flatmap(lambda x: st.tuples(st.just(x), st.permutations(x))))
+def test_the_hint_does_not_depend_on_the_order_of_names(orders: tuple[list[str], list[str]]) -> None:
+    assert nearest("abc", orders[0]) == nearest("abc", orders[1])
