@@ -45,6 +45,10 @@ class EvaluatorResources(StudentResources):
     """Evaluators; they also generate replay."""
     cpus: Share = 0
     """CPUs reserved for each evaluator; 0 shares the students' cores."""
+    gpus: Share = 0
+    """GPUs reserved for each evaluator; a fraction shares one."""
+    threads: Count | None = 1
+    """Threads of PyTorch in each evaluator; PyTorch's choice when not given."""
 
 
 class ExchangeConfig(Strict):
@@ -64,7 +68,7 @@ class PlacementConfig(Strict):
     """How actors are spread over nodes."""
 
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Ray's placement strategy for the students."""
+    """Ray's placement strategy for all actors that reserve anything."""
 
 
 class TimeoutConfig(Strict):
@@ -75,7 +79,7 @@ class TimeoutConfig(Strict):
     step: Seconds = 600
     """For one training step."""
     work: Seconds = 1800
-    """For one evaluator's piece of work (a chunk of answers or of replay)."""
+    """For one piece of an evaluator's work: a checkpoint's answers to a test set, or a chunk of replay."""
 
 
 class ClusterConfig(Strict):

@@ -162,7 +162,7 @@ class ReplayConfig(Strict):
     """Sample from this many most likely tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of sampling."""
-    max_length: Count | None = None
+    max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest pseudo-example in tokens; the model's limit when not given."""
     chunk: Count = 64
     """Pseudo-examples generated together: the unit of work that evaluators share."""
@@ -182,7 +182,7 @@ class EvaluationConfig(Strict):
     reserve: Annotated[int, Field(ge=1)] = 128
     """Room kept for the answer when a long context is cut (SPEC 14.5)."""
     chunk: Count = 64
-    """Examples answered together: the unit of work that evaluators share."""
+    """Examples decoded together. One piece of an evaluator's work is a checkpoint's answers to a whole test set."""
 
 
 class PeersConfig(Strict):

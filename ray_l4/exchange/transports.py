@@ -32,10 +32,6 @@ class Transport(Protocol):
         """Those of the references whose value (or error) is there, without waiting."""
 
 
-class WorkerDiedError(PeerError):
-    """The process behind a call is gone; the call may be handed to another."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Value:
     """A reference in one process is the value itself, or the error that came instead."""
@@ -86,7 +82,7 @@ class ObjectStore:
                 f"{waiting_for}: no answer within {timeout:g} s (timeouts in the cluster profile)"
             ) from None
         except (RayActorError, WorkerCrashedError) as error:
-            raise WorkerDiedError(f"{waiting_for}: its process died ({_reason(error)})") from error
+            raise PeerError(f"{waiting_for}: its process died ({_reason(error)})") from error
         except RayTaskError as error:
             raise _cause(error, waiting_for) from error
 
@@ -103,7 +99,7 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
     if isinstance(cause, RayL4Error):
         return cause
     if isinstance(cause, RayActorError):
-        return WorkerDiedError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
+        return PeerError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
     if isinstance(cause, RayTaskError):
         return _cause(cause, waiting_for)
     return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error.traceback_str}")

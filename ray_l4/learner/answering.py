@@ -54,7 +54,7 @@ def build_test_set(
     """
     kept = examples.slice(0, config.limit) if config.limit else examples
     prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve)
-    new_tokens = config.max_new_tokens or answer_length + 1  # one more for EOS
+    new_tokens = config.max_new_tokens or answer_length
     task = kept.column("task")[0].as_py()
     return TestSet(task, metric, prompts, build_items(kept, metric, tokenizer), new_tokens, max_length)
 
@@ -78,6 +78,8 @@ def answer(
     """Decode an answer to every prompt of ``tests`` and score them all.
 
     Prompts of similar length are decoded together, in fixed batches, so the result is the same wherever it is computed.
+    Where answers may be longer than the room kept for them (``evaluation.reserve``), a batch gets the room of its
+    longest prompt.
     """
     ids = tests.prompts.column("ids").to_pylist()
     by_length = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))

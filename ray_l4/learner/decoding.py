@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ray_l4.text.batches import left_padded
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -64,13 +64,16 @@ def continue_prompts(
     output_BT = model.generate(
         input_ids=input_ids_BT.to(model.device),
         attention_mask=attention_mask_BT.to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=tokenizer.eos,
-        pad_token_id=tokenizer.pad,
+        # Complete, so that nothing is taken from a generation_config.json that came with the model.
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=tokenizer.eos,
+            pad_token_id=tokenizer.pad,
+            use_cache=True,
+        ),
         logits_processor=processors,
-        use_cache=True,
     )
     model.train(was_training)
     new_BT = output_BT[:, input_ids_BT.shape[1] :].tolist()

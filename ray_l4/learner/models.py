@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from ray_l4.config.experiment import FromScratch, ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.text.tokenizer import TaskTokenizer
+
+GPT2_INIT_STD, GPT2_WIDTH = 0.02, 768
+"""Weights of a model from scratch are drawn so that a product with a unit vector varies as much as in GPT-2 small: with
+0.02 at a width of 100 a model starts so close to zero that it needs half its training to leave."""
 
 _PROBE_LENGTH = 4
 _PROBE_SCALE = 1e3
@@ -45,6 +51,7 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
             n_embd=shape.width,
             n_layer=shape.layers,
             n_head=shape.heads,
+            initializer_range=GPT2_INIT_STD * math.sqrt(GPT2_WIDTH / shape.width),
             embd_pdrop=shape.dropout,
             attn_pdrop=shape.dropout,
             resid_pdrop=shape.dropout,
@@ -55,6 +62,7 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
 
 
 def _pretrained(name: str, vocabulary: int) -> PreTrainedModel:
+    transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -82,9 +90,14 @@ def max_length(model_config: Any, requested: int | None) -> int:
     positions = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
     if positions is None:
         return requested or 1024
+    return longest_sequence(int(positions), requested)
+
+
+def longest_sequence(positions: int, requested: int | None) -> int:
+    """What was requested, or all positions. Raises ModelError if more is requested than there are."""
     if requested is not None and requested > positions:
-        raise ModelError(f"model.max_length: {requested} is more than the model's {positions} positions")
-    return requested or int(positions)
+        raise ModelError(f"a length of {requested} tokens was asked for (max_length), but the model has {positions}")
+    return requested or positions
 
 
 def pretrained_config(name: str) -> Any:
@@ -120,7 +133,6 @@ def load_bytes(model: PreTrainedModel, weights: np.ndarray) -> None:
     lost = sorted(set(missing) - tied)
     if lost or unexpected:
         raise ModelError(f"weights do not fit the model: missing {lost[:3]}, unexpected {sorted(unexpected)[:3]}")
-    model.tie_weights()
 
 
 def from_description(description: Mapping[str, Any]) -> PreTrainedModel:

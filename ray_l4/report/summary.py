@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import get_method
 from ray_l4.metrics.continual import (
     ScoreMatrix,
@@ -46,6 +47,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         "score_matrix": matrices,
         "final": {student: dict(zip(tasks, matrix[-1], strict=True)) for student, matrix in matrices.items()},
         **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
+        **_over_epochs(run, experiment, matrices),
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
         "exchange": _exchange(run.step_figures()),
@@ -53,12 +55,27 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def score_matrix(run: RunDirectory, student: int, tasks: Sequence[str], epochs: int) -> list[list[float | None]]:
-    """R[i][j]: the headline score of task j after stage i's last epoch; None where it was not scored."""
+def _over_epochs(
+    run: RunDirectory, experiment: ExperimentConfig, matrices: Mapping[str, ScoreMatrix]
+) -> dict[str, dict[str, float | None]]:
+    """Forgetting from the best score of any epoch, as in Table 3 of the L4 paper; only where every epoch was scored."""
+    if experiment.evaluation.when != "epoch":
+        return {}
+    tasks = [task.name for task in experiment.stream]
+    found = {}
+    for student, matrix in matrices.items():
+        epochs = range(1, experiment.training.epochs + 1)
+        trajectory = [row for epoch in epochs for row in score_matrix(run, int(student), tasks, epoch)]
+        found[student] = forgetting(matrix, trajectory)
+    return {"forgetting_over_epochs": found}
+
+
+def score_matrix(run: RunDirectory, student: int, tasks: Sequence[str], epoch: int) -> list[list[float | None]]:
+    """R[i][j]: the headline score of task j after that epoch of stage i; None where it was not scored."""
     found = {
         (cell.stage, cell.task): float(record["values"][record["headline"]])
         for cell, record in run.scores().items()
-        if cell.student == student and cell.epoch == epochs
+        if cell.student == student and cell.epoch == epoch
     }
     return [[found.get((stage, task)) for task in tasks] for stage in range(len(tasks))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,14 @@ class Coordinator:
         self.progress.set(num_stages=len(self._setup.tasks), num_epochs=experiment.training.epochs)
         self.progress.set(students=[StudentProgress() for _ in students], phase="loading models")
         self._description = self._call(0, "describe")
+        self._warn_of_equal_peers()
         try:
             self._catch_up()
             for stage in range(self._state.stages_done, len(self._setup.tasks)):
                 self._learn(stage)
             self.progress.set(phase="scoring")
             self._pool.wait(lambda: not len(self._pool), self._between)
-            self._save_state(len(self._setup.tasks))
+            self._save_state(len(self._setup.tasks), self._memory("evaluator", self._crew.evaluators))
         finally:
             self._disk.shutdown(wait=True)
             self._board.close()
@@ -81,6 +83,13 @@ class Coordinator:
     def stop(self) -> None:
         """Ask the run to end at the next step."""
         self._stop.set()
+
+    def _warn_of_equal_peers(self) -> None:
+        """Peers with equal weights, batches and no dropout stay equal, and have nothing to teach each other."""
+        dropout = [value for name, value in self._description.items() if "pdrop" in name or "dropout" in name]
+        equal = self._setup.experiment.peers.init == "shared" and not any(dropout)
+        if self._setup.topology.edges and equal:
+            self.progress.event("warning: the model has no dropout and peers.init is shared: the peers will stay equal")
 
     def _catch_up(self) -> None:
         """After a resume: weights of the last finished stage, and the scores that were not taken before."""
@@ -113,7 +122,7 @@ class Coordinator:
                 written += self._checkpoint(stage, epoch)
         for future in written:
             future.result()
-        self._save_state(stage + 1)
+        self._save_state(stage + 1, self._memory("student", self._crew.students))
 
     def _tokens(self, stage: int) -> pa.Table:
         """The stage's training table: the task's examples, and replayed ones of the tasks before."""
@@ -183,13 +192,14 @@ class Coordinator:
         later = sum(self._setup.training[task].num_rows for task in self._setup.tasks[stage + 1 :])
         self.progress.set(steps_total=now.steps_done + steps + round(steps * later / current))
 
-    def _save_state(self, stages_done: int) -> None:
+    def _memory(self, kind: str, workers: Sequence[Any]) -> dict[str, int]:
+        """Peak memory of workers that have nothing to do: one that is busy would have to be waited for."""
+        asked = {f"{kind}-{i}": self._transport.submit(worker, "peak_memory") for i, worker in enumerate(workers)}
+        return {name: self._transport.get(ref, self._cluster.timeouts.start, name) for name, ref in asked.items()}
+
+    def _save_state(self, stages_done: int, memory: Mapping[str, int]) -> None:
         peaks = dict(self._state.peak_memory_bytes)
-        for kind, workers in (("student", self._crew.students), ("evaluator", self._crew.evaluators)):
-            for index, worker in enumerate(workers):
-                reference = self._transport.submit(worker, "peak_memory")
-                value = self._transport.get(reference, self._cluster.timeouts.work, f"{kind} {index}")
-                peaks[f"{kind}-{index}"] = max(value, peaks.get(f"{kind}-{index}", 0))
+        peaks |= {name: max(peak, peaks.get(name, 0)) for name, peak in memory.items()}
         now = time.monotonic()
         wall, self._began = self._state.wall_seconds + now - self._began, now
         self._state = RunState(stages_done=stages_done, wall_seconds=wall, peak_memory_bytes=peaks)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RunDirectoryError
 from ray_l4.methods import get_method
 from ray_l4.report.markdown import comparison, run_report
@@ -45,6 +46,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
                 "be compared. Bring the old data back, or start a new run."
             )
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
+        write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
         _go(setup, cluster, directory, console)
 
 

@@ -56,6 +56,8 @@ class _PlainLines:
 
 def headline(snapshot: Snapshot) -> str:
     """Where the run is, in one line."""
+    if not snapshot.num_stages:
+        return snapshot.phase
     left = snapshot.remaining_seconds
     eta = "" if left is None else f", about {duration(left)} of training left"
     return (

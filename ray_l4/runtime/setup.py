@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.answering import TestSet, build_test_set
-from ray_l4.learner.models import max_length, pretrained_config
+from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
 from ray_l4.methods import Method, Topology, get_method
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.tokenizer import TaskTokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,13 @@ class Setup:
         return [task.name for task in self.experiment.stream]
 
     def fingerprint(self) -> str:
-        """A digest of all tokens: equal data and tokeniser, equal fingerprint."""
+        """A digest of all tokens and gold answers: equal data and tokeniser, equal fingerprint."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self.tasks:
             for table in (self.training[name], self.tests[name].prompts):
                 for column in table.select(["ids", "prompt_length", "gen"]).itercolumns():
                     digest.update(repr(column.combine_chunks().to_pylist()).encode())
+            digest.update(repr(self.tests[name].items).encode())
         return digest.hexdigest()
 
 
@@ -89,8 +93,7 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
 def _longest(experiment: ExperimentConfig) -> int:
     model = experiment.model
     if model.from_scratch is not None:
-        positions = model.from_scratch.positions
-        return min(model.max_length or positions, positions)
+        return longest_sequence(model.from_scratch.positions, model.max_length)
     return max_length(pretrained_config(str(model.name)), model.max_length)
 
 
@@ -99,4 +102,7 @@ def _tokens(
 ) -> pa.Table:
     tokens, dropped = assemble(examples, tokenizer, longest)
     refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, train")
+    if dropped:
+        left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
+        log.warning("task %s: %d of %d training examples left out: %s", name, len(dropped), examples.num_rows, left_out)
     return tokens

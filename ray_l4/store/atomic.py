@@ -19,6 +19,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(beside)
+        _flush(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -26,7 +27,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in one step."""
-    write_file(path, lambda beside: _write_durably(beside, text))
+    write_file(path, lambda beside: _write_utf8(beside, text))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,6 +48,8 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     beside.mkdir()
     try:
         write(beside)
+        for file in beside.rglob("*"):
+            _flush(file)
         if path.exists():
             older = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.replace(older)
@@ -58,8 +61,12 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_utf8(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Have the contents on the disk before a name points to them: else a power cut may leave an empty file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

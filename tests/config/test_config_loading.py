@@ -146,7 +146,8 @@ peers: {zzz: 0}
     [
         (
             "stream: [a]\n",
-            "FILE: model: missing; expected a group of keys (name, from_scratch, dtype, max_length, spare_task_tokens)",
+            "FILE: model: missing; "
+            "expected a group of keys (name, from_scratch, precision, max_length, spare_task_tokens)",
         ),
         ("model: {name: x}\n", "FILE: stream: missing; expected a list that is not empty"),
         ("stream: []\nmodel: {name: x}\n", "FILE:1: stream: expected a list that is not empty, found an empty list"),
@@ -162,8 +163,8 @@ peers: {zzz: 0}
             "FILE:2: model.from_scratch: width 256 is not a multiple of heads 3",
         ),
         (
-            f"stream: [a]\nmodel: {{name: x, dtype: {'y' * 80}}}\n",
-            f"FILE:2: model.dtype: expected 'float32' or 'bfloat16', found \"{'y' * 56}...",
+            f"stream: [a]\nmodel: {{name: x, precision: {'y' * 80}}}\n",
+            f"FILE:2: model.precision: expected 'float32' or 'bfloat16', found \"{'y' * 56}...",
         ),
         ("stream: [a]\nmodel: {name: x}\ndata: 3\n", "FILE:3: data: expected a group of keys (raw, seed,"),
     ],

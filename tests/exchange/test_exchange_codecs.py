@@ -98,9 +98,13 @@ def test_no_positions_and_no_heads_pass(codec: Codec) -> None:
 
 @pytest.mark.parametrize("codec", [FLOAT32, FLOAT16])
 def test_protected_arrays_are_read_without_a_warning(codec: Codec) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sent(codec, {"qa": torch.log_softmax(torch.ones(2, 5), -1)})
+    torch.set_warn_always(True)  # otherwise the first test of the process would have used up the one warning
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sent(codec, {"qa": torch.log_softmax(torch.ones(2, 5), -1)})
+    finally:
+        torch.set_warn_always(False)
 
 
 @pytest.mark.parametrize("codec", [FLOAT32, FLOAT16])

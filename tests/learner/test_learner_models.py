@@ -1,4 +1,4 @@
-"""Models in and out of memory: built, grown, turned into bytes, and run up to the positions that matter."""
+"""Models in and out of memory: built, grown, and turned into bytes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GraniteConfig,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -27,7 +22,6 @@ from ray_l4.config.experiment import ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.learner import models
 from ray_l4.learner.models import (
-    PositionLogits,
     arithmetic,
     build_model,
     from_description,
@@ -40,106 +34,12 @@ from ray_l4.learner.models import (
 )
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
-
-VOCABULARY = 64
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GPT2 = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
-LLAMA = LlamaConfig(**SIZES, tie_word_embeddings=False)
-NEOX = GPTNeoXConfig(**SIZES)
-GRANITE = GraniteConfig(**SIZES, logits_scaling=8.0)
-COHERE = CohereConfig(**SIZES, logit_scale=0.0625)
-GEMMA2 = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=30.0)
-
-
-def untrained(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config).eval()
+from tests.learner.architectures import COHERE, GEMMA2, GPT2, LLAMA, VOCABULARY, tokens, untrained
 
 
 def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
-
-
-def tokens(rows: int = 3, time: int = 9) -> torch.Tensor:
-    return torch.randint(VOCABULARY, (rows, time), generator=torch.Generator().manual_seed(1))
-
-
-# --- logits at chosen positions
-
-
-@pytest.mark.parametrize("config", [GPT2, LLAMA, NEOX], ids=lambda config: config.model_type)
-def test_a_plain_head_is_applied_to_the_chosen_positions_only(config: PreTrainedConfig) -> None:
-    model = untrained(config)
-    chosen = PositionLogits(model)
-    assert chosen.direct
-    rows: list[int] = []
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
-    positions_N = torch.tensor([26, 0, 13, 13])
-    expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
-    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
-    assert rows[-1] == 4
-
-
-@pytest.mark.parametrize("config", [GRANITE, COHERE, GEMMA2], ids=lambda config: config.model_type)
-def test_a_head_that_does_more_takes_the_longer_way(config: PreTrainedConfig) -> None:
-    model = untrained(config)
-    chosen = PositionLogits(model)
-    assert not chosen.direct
-    positions_N = torch.tensor([26, 0, 13, 13])
-    expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
-    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
-
-
-def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
-    """An untrained model's logits are so small that the cap does nothing: this is when the model is looked at."""
-    model = untrained(GEMMA2)
-    chosen = PositionLogits(model)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(100)
-    logits = chosen(tokens(), torch.arange(27)).detach()
-    assert 20 < float(logits.abs().max()) <= 30
-    torch.testing.assert_close(logits, model(input_ids=tokens()).logits.flatten(0, 1).detach())
-
-
-@pytest.mark.parametrize("config", [GPT2, GRANITE], ids=["direct", "whole"])
-def test_both_ways_give_the_same_gradients_as_the_model(config: PreTrainedConfig) -> None:
-    positions_N = torch.tensor([2, 5, 20])
-    model, twin = untrained(config), untrained(config)
-    PositionLogits(model)(tokens(), positions_N).logsumexp(-1).sum().backward()
-    twin(input_ids=tokens()).logits.flatten(0, 1)[positions_N].logsumexp(-1).sum().backward()
-    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_looking_at_the_head_changes_nothing(training: bool) -> None:
-    model = untrained(GPT2).train(training)
-    before, random = to_bytes(model).tobytes(), torch.get_rng_state()
-    PositionLogits(model)
-    assert model.training == training
-    assert to_bytes(model).tobytes() == before
-    assert torch.equal(torch.get_rng_state(), random)
-    assert not model.get_output_embeddings()._forward_hooks
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_padding_on_the_right_does_not_reach_what_is_before_it() -> None:
-    """Why no attention mask is passed."""
-    chosen = PositionLogits(untrained(GPT2))
-    padded, longer = tokens(1), tokens(1)
-    padded[0, 5:] = 0
-    torch.testing.assert_close(chosen(padded, torch.arange(5)), chosen(longer, torch.arange(5)), rtol=0, atol=0)
 
 
 # --- bytes
@@ -223,6 +123,15 @@ def test_a_model_from_scratch_is_as_it_was_asked_for() -> None:
     c = model.config
     assert (c.n_layer, c.n_embd, c.n_head, c.n_positions, c.vocab_size) == (3, 24, 4, 48, tok.size)
     assert (c.embd_pdrop, c.attn_pdrop, c.resid_pdrop, c.eos_token_id) == (0.25, 0.25, 0.25, tok.eos)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(48, 0.08), (192, 0.04)])
+def test_narrow_models_start_from_larger_weights(width: int, expected: float) -> None:
+    """Scaled as the square root of GPT-2's width to theirs, whose standard deviation is 0.02."""
+    shape = {"layers": 1, "width": width, "heads": 2}
+    model = build_model(ModelConfig.model_validate({"from_scratch": shape}), small.tokenizer(), 0)
+    for matrix in (model.transformer.wte.weight, model.transformer.h[0].attn.c_attn.weight):
+        assert float(matrix.detach().std()) == pytest.approx(expected, rel=0.05)
 
 
 def test_weights_follow_from_the_seed_alone() -> None:

@@ -115,6 +115,21 @@ def test_only_the_last_epoch_of_a_stage_counts(run: RunDirectory) -> None:
     assert summarise(run)["final"]["0"]["woz.en"] == 50.0
 
 
+def test_forgetting_over_epochs_counts_the_best_score_of_any_epoch(tmp_path: Path) -> None:
+    """As in Table 3 of the L4 paper; a stage's first epoch may have been better than its last."""
+    run = new_run(tmp_path / "run", method="lamol", evaluation={"when": "epoch"})
+    put_matrix(run, 0, FIRST)
+    for stage, row in enumerate(FIRST):
+        for task, value in zip(TASKS, row, strict=True):
+            put_score(run, stage, 0, task, value - 0.5, epoch=1)
+    put_score(run, 0, 0, "woz.en", 90.0, epoch=1)
+    summary = summarise(run)
+    assert summary["forgetting"]["0"] == pytest.approx((30 + 0) / 2)
+    assert summary["forgetting_over_epochs"]["0"] == pytest.approx((40 + 0) / 2)
+    assert summary["score_matrix"]["0"] == FIRST
+    assert "forgetting_over_epochs" not in summarise(new_run(tmp_path / "stages"))
+
+
 def test_cells_that_were_not_scored_are_missing_and_so_is_what_needs_them(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", method="lamol")
     put_score(run, 0, 0, "woz.en", 80.0)

@@ -1,0 +1,44 @@
+"""Tiny untrained models of several architectures: plain heads, tied and untied, and heads that scale or cap."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+VOCABULARY = 64
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
+LLAMA = LlamaConfig(**SIZES, tie_word_embeddings=False)
+NEOX = GPTNeoXConfig(**SIZES)
+GRANITE = GraniteConfig(**SIZES, logits_scaling=8.0)
+COHERE = CohereConfig(**SIZES, logit_scale=0.0625)
+GEMMA2 = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=30.0)
+
+
+def untrained(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tokens(rows: int = 3, time: int = 9) -> torch.Tensor:
+    return torch.randint(VOCABULARY, (rows, time), generator=torch.Generator().manual_seed(1))

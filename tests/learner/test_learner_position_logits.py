@@ -1,0 +1,74 @@
+"""Logits at the positions that matter: the short way where it is right, the longer one where it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+
+from ray_l4.learner.models import PositionLogits, to_bytes
+from tests.learner.architectures import COHERE, GEMMA2, GPT2, GRANITE, LLAMA, NEOX, tokens, untrained
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA, NEOX], ids=lambda config: config.model_type)
+def test_a_plain_head_is_applied_to_the_chosen_positions_only(config: PreTrainedConfig) -> None:
+    model = untrained(config)
+    chosen = PositionLogits(model)
+    assert chosen.direct
+    rows: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    positions_N = torch.tensor([26, 0, 13, 13])
+    expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
+    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
+    assert rows[-1] == 4
+
+
+@pytest.mark.parametrize("config", [GRANITE, COHERE, GEMMA2], ids=lambda config: config.model_type)
+def test_a_head_that_does_more_takes_the_longer_way(config: PreTrainedConfig) -> None:
+    model = untrained(config)
+    chosen = PositionLogits(model)
+    assert not chosen.direct
+    positions_N = torch.tensor([26, 0, 13, 13])
+    expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
+    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
+
+
+def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
+    """An untrained model's logits are so small that the cap does nothing: this is when the model is looked at."""
+    model = untrained(GEMMA2)
+    chosen = PositionLogits(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(100)
+    logits = chosen(tokens(), torch.arange(27)).detach()
+    assert 20 < float(logits.abs().max()) <= 30
+    torch.testing.assert_close(logits, model(input_ids=tokens()).logits.flatten(0, 1).detach())
+
+
+@pytest.mark.parametrize("config", [GPT2, GRANITE], ids=["direct", "whole"])
+def test_both_ways_give_the_same_gradients_as_the_model(config: PreTrainedConfig) -> None:
+    positions_N = torch.tensor([2, 5, 20])
+    model, twin = untrained(config), untrained(config)
+    PositionLogits(model)(tokens(), positions_N).logsumexp(-1).sum().backward()
+    twin(input_ids=tokens()).logits.flatten(0, 1)[positions_N].logsumexp(-1).sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_at_the_head_changes_nothing(training: bool) -> None:
+    model = untrained(GPT2).train(training)
+    before, random = to_bytes(model).tobytes(), torch.get_rng_state()
+    PositionLogits(model)
+    assert model.training == training
+    assert to_bytes(model).tobytes() == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not model.get_output_embeddings()._forward_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_padding_on_the_right_does_not_reach_what_is_before_it() -> None:
+    """Why no attention mask is passed."""
+    chosen = PositionLogits(untrained(GPT2))
+    padded, longer = tokens(1), tokens(1)
+    padded[0, 5:] = 0
+    torch.testing.assert_close(chosen(padded, torch.arange(5)), chosen(longer, torch.arange(5)), rtol=0, atol=0)
