@@ -1,4 +1,4 @@
-"""The promise of the README, as it stands there. Four minutes a seed, so only on request: launch/test.sh -m quickstart."""
+"""The promise of the README. Four minutes a seed, so only on request: bash launch/test.sh -m quickstart."""
 
 from __future__ import annotations
 
