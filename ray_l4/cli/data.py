@@ -60,8 +60,8 @@ def show(
 
 @app.command()
 def prepare(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write TASK/SPLIT.parquet into.")],
     raw: RawOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write TASK/SPLIT.parquet into.")] = Path("prepared"),
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given again.")] = None,
 ) -> None:
     """Write tasks as Parquet, which can be read back as one's own data. All whose raw files are there, unless told."""

@@ -8,13 +8,12 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from ray_l4 import __version__
 from ray_l4.cli import data, inspect_models, reports, runs
-from ray_l4.errors import RayL4Error
-
-INTERRUPTED = 130
+from ray_l4.errors import ConfigError, RayL4Error
 
 app = typer.Typer(
     name="ray-l4",
@@ -54,9 +53,13 @@ def main() -> None:
     except RayL4Error as error:
         console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("[bold]interrupted[/]")
-        sys.exit(INTERRUPTED)
+    except OSError as error:
+        console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(RayL4Error.exit_code)
+    except ValidationError as error:  # a value of an option that is out of bounds
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        console.print(f"[bold red]error:[/] {_escape(problems)}", soft_wrap=True)
+        sys.exit(ConfigError.exit_code)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_l4.config.experiment import Count, Strict
 
@@ -16,7 +16,7 @@ class RayConfig(Strict):
     """The Ray cluster to use."""
 
     address: str | None = None
-    """Address of a running cluster (``auto``, ``host:6379`` or ``ray://...``); a local one is started if not given."""
+    """Address of a running cluster (``auto`` or ``host:6379``); a local one is started if not given."""
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """CPUs of a local cluster; all of the machine when not given."""
     num_gpus: Annotated[int, Field(ge=0)] | None = None
@@ -35,7 +35,8 @@ class StudentResources(Strict):
     gpus: Share = 0
     """GPUs reserved for each student; a fraction shares one."""
     threads: Count | None = 1
-    """Threads of PyTorch in each student; PyTorch's choice when not given. Results depend on it in the last bits."""
+    """Threads of PyTorch in each student; the reserved CPUs when not given (without Ray: PyTorch's choice).
+    Results depend on it in the last bits."""
 
 
 class EvaluatorResources(StudentResources):
@@ -48,7 +49,7 @@ class EvaluatorResources(StudentResources):
     gpus: Share = 0
     """GPUs reserved for each evaluator; a fraction shares one."""
     threads: Count | None = 1
-    """Threads of PyTorch in each evaluator; PyTorch's choice when not given."""
+    """Threads of PyTorch in each evaluator; as on the students when not given."""
 
 
 class ExchangeConfig(Strict):
@@ -78,7 +79,7 @@ class TimeoutConfig(Strict):
     """For the cluster, the placement and the actors to come up."""
     step: Seconds = 600
     """For one training step."""
-    work: Seconds = 1800
+    work: Seconds = 7200
     """For one piece of an evaluator's work: a checkpoint's answers to a test set, or a chunk of replay."""
 
 
@@ -99,3 +100,9 @@ class ClusterConfig(Strict):
     """Spreading over nodes."""
     timeouts: TimeoutConfig = TimeoutConfig()
     """Limits of waiting."""
+
+    @model_validator(mode="after")
+    def _students_reserve_something(self) -> ClusterConfig:
+        if self.students.cpus == 0 and self.students.gpus == 0:
+            raise ValueError("students must reserve something: give students.cpus or students.gpus a value above 0")
+        return self

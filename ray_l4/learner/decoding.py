@@ -61,18 +61,18 @@ def continue_prompts(
             raise ValueError(f"sampling needs one seed for each of the {len(prompts)} prompts")
         processors.append(TopKSampler(seeds, top_k, temperature, max_new_tokens))
     input_ids_BT, attention_mask_BT = left_padded(prompts, tokenizer.pad)
+    # In place of what came with the model: the library fills gaps from there, with a repetition penalty for example.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=tokenizer.eos,
+        pad_token_id=tokenizer.pad,
+        use_cache=True,
+    )
     output_BT = model.generate(
         input_ids=input_ids_BT.to(model.device),
         attention_mask=attention_mask_BT.to(model.device),
-        # Complete, so that nothing is taken from a generation_config.json that came with the model.
-        generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=tokenizer.eos,
-            pad_token_id=tokenizer.pad,
-            use_cache=True,
-        ),
         logits_processor=processors,
     )
     model.train(was_training)

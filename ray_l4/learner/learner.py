@@ -34,6 +34,7 @@ class _Pending:
 
     step: int
     batch: Batch
+    denominators: dict[Head, Denominators]
     logits_NV: dict[Head, Tensor]
 
 
@@ -90,19 +91,13 @@ class Learner:
         """
         if step != self._next_step or self._pending is not None:
             raise PeerError(f"{self._where(step)}: asked for forward, but the next call is for step {self._next_step}")
-        batch = build_batch(
-            self.tokens,
-            self.sampler.indices(step),
-            self.method.heads,
-            self.tokenizer,
-            self.experiment.training.answer_token_weight,
-        ).to(self.device)
+        batch, denominators = self._batch(step)
         torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step))
         positions_N = torch.cat([batch.heads[head].positions_N for head in self.method.heads])
         sizes = [len(batch.heads[head].positions_N) for head in self.method.heads]
         with arithmetic(self.experiment.model, self.device):
             logits = self._position_logits(batch.input_ids_RT, positions_N).split(sizes)
-        self._pending = _Pending(step, batch, dict(zip(self.method.heads, logits, strict=True)))
+        self._pending = _Pending(step, batch, denominators, dict(zip(self.method.heads, logits, strict=True)))
         if not self.publishes:
             return {}
         with torch.no_grad():
@@ -147,20 +142,34 @@ class Learner:
         """The model's weights as safetensors bytes (uint8)."""
         return to_bytes(self.model)
 
+    def _batch(self, step: int) -> tuple[Batch, dict[Head, Denominators]]:
+        """The step's batch on the device, and what its losses are divided by, summed up before it goes there."""
+        batch = build_batch(
+            self.tokens,
+            self.sampler.indices(step),
+            self.method.heads,
+            self.tokenizer,
+            self.experiment.training.answer_token_weight,
+        )
+        if not self.method.uses_labels(self.stage):
+            for positions in batch.heads.values():
+                positions.weights_N[: positions.num_current] = 0.0
+        denominators = {
+            head: Denominators(nll=float(positions.weights_N.sum()), kd=float(positions.num_current))
+            for head, positions in batch.heads.items()
+        }
+        return batch.to(self.device), denominators
+
     def _head_gradient(self, pending: _Pending, head: Head, teachers_KV: list[Tensor]) -> tuple[HeadLoss, Tensor]:
         positions = pending.batch.heads[head]
-        weights_N = positions.weights_N
-        if not self.method.uses_labels(self.stage):
-            weights_N = weights_N.clone()
-            weights_N[: positions.num_current] = 0.0
         return head_gradient(
             pending.logits_NV[head],
             positions.targets_N,
-            weights_N,
+            positions.weights_N,
             positions.num_current,
             teachers_KV,
             self._spec,
-            Denominators(nll=float(weights_N.sum()), kd=float(positions.num_current)),
+            pending.denominators[head],
         )
 
     def _update(self, step: int) -> float:

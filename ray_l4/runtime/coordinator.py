@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import pyarrow as pa
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import RayL4Error
 from ray_l4.exchange.loop import StepFigures, train_steps
-from ray_l4.exchange.transports import Transport
 from ray_l4.report.summary import summarise
 from ray_l4.runtime.board import Board
-from ray_l4.runtime.crew import Crew
+from ray_l4.runtime.crew import Workers
 from ray_l4.runtime.pool import WorkPool
 from ray_l4.runtime.progress import Progress, StudentProgress
 from ray_l4.runtime.replay import ReplayPlan, collect_replay
@@ -38,31 +37,35 @@ class StoppedError(RayL4Error):
 class Coordinator:
     """One run. ``run()`` does it all; ``progress`` and ``stop()`` may be used from other threads."""
 
-    def __init__(self, setup: Setup, cluster: ClusterConfig, crew: Crew, run: RunDirectory) -> None:
+    def __init__(
+        self, setup: Setup, cluster: ClusterConfig, run: RunDirectory, hire: Callable[[Setup, ClusterConfig], Workers]
+    ) -> None:
+        """``hire`` makes the students and evaluators; it is called when the run begins."""
         self.progress = Progress()
         self._setup = setup
         self._cluster = cluster
-        self._crew = crew
-        self._transport: Transport = crew.transport
         self._run = run
+        self._hire = hire
         self._stop = threading.Event()
-        self._pool = WorkPool(self._transport, crew.evaluators, cluster.timeouts.work)
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
-        steps_before = len({(row["stage"], row["step"]) for row in run.step_figures()})
-        self._board = Board(run.path / "tensorboard", steps_before)
-        self._scoring = Scoring(setup, run, self._transport, self._pool, self.progress, self._board)
-        self._began = time.monotonic()
         self._state = run.state()
         self._generation = self._state.stages_done
+        done = {(row["stage"], row["step"]) for row in run.step_figures() if row["stage"] < self._state.stages_done}
+        self._board = Board(run.path / "tensorboard", steps_before=len(done))
 
     def run(self) -> dict[str, Any]:
         """Learn the stages that are not done, wait for every score, and give the summary.
 
-        Raises PeerError if a worker fails, StoppedError if asked to; what is on disk stays valid in either case.
+        Raises ClusterError, ModelError or PeerError if the workers cannot start, PeerError if one fails later,
+        StoppedError if asked to; what is on disk stays valid in any case.
         """
-        experiment, students = self._setup.experiment, self._crew.students
-        self.progress.set(num_stages=len(self._setup.tasks), num_epochs=experiment.training.epochs)
-        self.progress.set(students=[StudentProgress() for _ in students], phase="loading models")
+        self._began = time.monotonic()
+        self._crew = self._hire(self._setup, self._cluster)
+        self._transport = self._crew.transport
+        self._pool = WorkPool(self._transport, self._crew.evaluators, self._cluster.timeouts.work)
+        self._scoring = Scoring(self._setup, self._run, self._transport, self._pool, self.progress, self._board)
+        self.progress.set(num_stages=len(self._setup.tasks), num_epochs=self._setup.experiment.training.epochs)
+        self.progress.set(students=[StudentProgress() for _ in self._crew.students])
         self._description = self._call(0, "describe")
         self._warn_of_equal_peers()
         try:
@@ -86,7 +89,9 @@ class Coordinator:
 
     def _warn_of_equal_peers(self) -> None:
         """Peers with equal weights, batches and no dropout stay equal, and have nothing to teach each other."""
-        dropout = [value for name, value in self._description.items() if "pdrop" in name or "dropout" in name]
+        # GPT-2 also has dropout in a summary head, which language models do not use.
+        names = [name for name in self._description if ("pdrop" in name or "dropout" in name) and "summary" not in name]
+        dropout = [self._description[name] for name in names]
         equal = self._setup.experiment.peers.init == "shared" and not any(dropout)
         if self._setup.topology.edges and equal:
             self.progress.event("warning: the model has no dropout and peers.init is shared: the peers will stay equal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -21,22 +21,9 @@ from ray_l4.runtime.student import Student
 _EVALUATOR_RESTARTS = 3
 
 
-class Crew(Protocol):
-    """Who works, and the way to them."""
-
-    @property
-    def transport(self) -> Transport: ...
-
-    @property
-    def students(self) -> Sequence[Any]: ...
-
-    @property
-    def evaluators(self) -> Sequence[Any]: ...
-
-
 @dataclass(frozen=True)
 class Workers:
-    """A crew that stands ready."""
+    """Students and evaluators that stand ready, and the way to them."""
 
     transport: Transport
     students: Sequence[Any]
@@ -46,7 +33,9 @@ class Workers:
 def local_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
     """Everyone in this process, without Ray: the reference."""
     students = [Student(peer, setup, cluster) for peer in range(setup.topology.size)]
-    return Workers(InProcess(), students, [Evaluator(setup, cluster) for _ in range(cluster.evaluators.count)])
+    crew = Workers(InProcess(), students, [Evaluator(setup, cluster) for _ in range(cluster.evaluators.count)])
+    _await_start(crew, cluster)
+    return crew
 
 
 def ray_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
@@ -107,7 +96,12 @@ def _slot(group: PlacementGroup | None, index: int) -> PlacementGroupSchedulingS
 
 
 def _await_start(crew: Workers, cluster: ClusterConfig) -> None:
-    for kind, workers in (("student", crew.students), ("evaluator", crew.evaluators)):
-        for index, worker in enumerate(workers):
-            reference = crew.transport.submit(worker, "peak_memory")
-            crew.transport.get(reference, cluster.timeouts.start, f"{kind} {index}, start")
+    """All of them start at once. What goes wrong goes wrong in ``start``: an error in a constructor would reach us as
+    the death of an actor, without its kind."""
+    starting = [
+        (f"{kind} {index}, start", crew.transport.submit(worker, "start"))
+        for kind, workers in (("student", crew.students), ("evaluator", crew.evaluators))
+        for index, worker in enumerate(workers)
+    ]
+    for who, reference in starting:
+        crew.transport.get(reference, cluster.timeouts.start, who)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ray_l4.runtime.placement import usable_cores
+
 _GIB = 2**30
 _MIN_FREE_DISK = 2 * _GIB
 _MIN_MEMORY = 4 * _GIB
@@ -58,7 +60,7 @@ def _packages() -> Iterator[Finding]:
 def _hardware() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     many = cores >= 2
     advice = "" if many else "Two students share one core: set students.cpus to 0.5 in the cluster profile."
     yield Finding("CPU cores", str(cores), many, needed=False, remedy=advice)

@@ -20,11 +20,15 @@ class Evaluator:
     """Serves any checkpoint of the run; the one it holds is loaded again only when another is asked for."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
-        use_threads(cluster.evaluators)
         self._setup = setup
-        self._device = pick_device(cluster.evaluators.gpus)
+        self._resources = cluster.evaluators
         self._model: PreTrainedModel | None = None
         self._holds: str | None = None
+
+    def start(self) -> None:
+        """Take the device. Raises PeerError if it is not there."""
+        use_threads(self._resources)
+        self._device = pick_device(self._resources.gpus)
 
     def answer(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str) -> Scored:
         """Answers of a checkpoint to a task's test set, and their scores."""

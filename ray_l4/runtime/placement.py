@@ -36,8 +36,15 @@ def describe_request(peers: int, cluster: ClusterConfig) -> str:
 
 def local_resources(cluster: ClusterConfig) -> dict[str, float]:
     """What a local cluster of this profile would have."""
-    cpus = cluster.ray.num_cpus or len(os.sched_getaffinity(0))
+    cpus = cluster.ray.num_cpus or usable_cores()
     return {"CPU": float(cpus), "GPU": float(_gpus(cluster))}
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _gpus(cluster: ClusterConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -66,7 +67,7 @@ class LocalSession:
     """The whole run in a thread of this process."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
-        self._coordinator = Coordinator(setup, cluster, local_crew(setup, cluster), run)
+        self._coordinator = Coordinator(setup, cluster, run, local_crew)
         self._summary: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
@@ -99,7 +100,7 @@ class CoordinatorActor:
     """The coordinator as an actor: ``run`` takes as long as the run, ``look`` and ``stop`` answer meanwhile."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, run: Path) -> None:
-        self._coordinator = Coordinator(setup, cluster, ray_crew(setup, cluster), RunDirectory.open(run))
+        self._coordinator = Coordinator(setup, cluster, RunDirectory.open(run), ray_crew)
 
     def run(self) -> dict[str, Any]:
         return self._coordinator.run()
@@ -119,6 +120,7 @@ class RaySession:
     def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
         self._transport = ObjectStore()
         self._coordinator: Any = None
+        self._running: Any = None
         self._last = Snapshot()
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
@@ -154,7 +156,7 @@ class RaySession:
         if self._coordinator is not None:
             # Students and evaluators belong to the coordinator and go when it goes.
             self._coordinator.stop.remote()
-            if not self.wait(_STOP_TIMEOUT):
+            if self._running is not None and not self.wait(_STOP_TIMEOUT):
                 log.warning("the coordinator did not stop within %g s and is ended", _STOP_TIMEOUT)
             ray.kill(self._coordinator)
             self._coordinator = None
@@ -178,19 +180,29 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
     else:
         options["address"] = cluster.ray.address
         _check_answers(cluster.ray.address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = cluster.ray.address or "this machine"
         raise ClusterError(
-            f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip().splitlines()[0]}. "
+            f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip() or type(error).__name__}. "
             "Is it running (ray status), and reachable from here?"
         ) from error
+    finally:
+        # Ray puts a handler of its own in place, which ends the process where it stands.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _check_answers(address: str) -> None:
     """Raise ClusterError at once if nothing listens there; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"ray.address: {address} is a Ray Client address; the run directory would be on another machine than the "
+            "coordinator that writes it. Start ray-l4 on a node of the cluster with ray.address: auto."
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return  # "auto" and the like are looked up by Ray
     try:

@@ -23,17 +23,22 @@ class Student:
     """Calls arrive in order. One that belongs to an older generation, or is not the next step, is refused."""
 
     def __init__(self, peer: int, setup: Setup, cluster: ClusterConfig) -> None:
-        use_threads(cluster.students)
-        experiment = setup.experiment
-        names = ("init",) if experiment.peers.init == "shared" else ("init", peer)
-        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names))
-        model.to(pick_device(cluster.students.gpus))
         self.peer = peer
-        self._learner = Learner(peer, model, setup.tokenizer, experiment, setup.method, setup.topology)
+        self._setup = setup
+        self._resources = cluster.students
         self._codec = CODECS[cluster.exchange.codec, cluster.exchange.precision]
         self._generation = 0
         self._times: dict[str, float] = {}
         self._bytes_sent = 0
+
+    def start(self) -> None:
+        """Build the model. Raises ModelError if it cannot be loaded, PeerError if the device is not there."""
+        use_threads(self._resources)
+        setup, experiment = self._setup, self._setup.experiment
+        device = pick_device(self._resources.gpus)
+        names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
+        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(device)
+        self._learner = Learner(self.peer, model, setup.tokenizer, experiment, setup.method, setup.topology)
 
     def describe(self) -> dict[str, Any]:
         """The model's configuration, from which an evaluator builds the same architecture."""

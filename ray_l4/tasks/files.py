@@ -115,14 +115,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path} is empty; expected one record per line.")
 
 
+_LONGEST_FIELD = 2**31 - 1
+"""Characters; the library's own limit, 131,072, is less than some articles have."""
+
+
 def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str | None]]]]:
     """The header of a CSV file, and its records with the line each ends on; a record too short has None for the rest.
 
     Raises:
-        DataError: empty, unreadable, or not CSV (with the last good line; records are parsed as they are asked for).
+        DataError: empty, unreadable, a record with too many fields, or not CSV (with the last good line; records are
+            parsed as they are asked for).
     """
     # One E2E reference holds a Windows line break, which the references' own reader turned into a plain one.
     text = read_text(path).replace("\r\n", "\n")
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = list(reader.fieldnames or [])
@@ -134,6 +140,11 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str |
     def records() -> Iterator[tuple[int, dict[str, str | None]]]:
         try:
             for record in reader:
+                if None in record:  # where DictReader puts what is left over
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: more fields than the header's {len(names)} columns. "
+                        "A text that holds a comma has to stand in double quotes."
+                    )
                 yield reader.line_num, record
         except csv.Error as error:
             raise DataError(f"{path}: not CSV after line {reader.line_num}: {error}.") from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ray_l4.errors import ClusterError, PeerError
+from ray_l4.config.experiment import ModelConfig
+from ray_l4.errors import ClusterError, ModelError, PeerError
 from ray_l4.runtime.session import Session, start
 from tests.runtime import runtime_fixtures as small
 
@@ -100,3 +102,17 @@ def test_what_no_node_can_place_is_said_at_once(tmp_path: Path, ray_cluster: Non
     with pytest.raises(ClusterError, match=r"2 students with 3 CPU.*There is one node with 4 CPU"):
         start(setup, profile, run)
     assert time.monotonic() - began < 20.0, "not after the timeout of a placement group"
+
+
+def test_what_keeps_a_student_from_starting_is_told_as_what_it_is(tmp_path: Path, ray_cluster: None) -> None:
+    """Not as the death of an actor: the kind of error, and with it the exit code, has to survive."""
+    profile = small.cluster("object_store")
+    setup, run = small.new_run(small.experiment(), profile, tmp_path / "run")
+    broken = setup.experiment.model_copy(update={"model": ModelConfig(name=str(tmp_path / "no-model"))})
+    with pytest.raises(ModelError, match=r"model\.name: cannot load .*no-model"):
+        small.finish(start(replace(setup, experiment=broken), profile, run))
+
+
+def test_sigterm_is_left_to_the_command(ray_cluster: None) -> None:
+    """Ray would end the process where it stands, with an exit code of its own."""
+    assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.default_int_handler)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
@@ -27,7 +28,8 @@ def test_students_come_first_and_evaluators_follow() -> None:
 
 def test_what_reserves_nothing_has_no_bundle() -> None:
     assert bundles(2, profile()) == [{"CPU": 1}, {"CPU": 1}], "evaluators share the students' cores by default"
-    assert bundles(2, profile(students={"cpus": 0})) == []
+    with pytest.raises(ValidationError, match="students must reserve something"):
+        profile(students={"cpus": 0})
 
 
 def test_the_request_in_words() -> None:

@@ -165,3 +165,11 @@ def test_ids_that_stand_twice(write: Write, own: Own, data: DataConfig) -> None:
     message = "'x' stands twice, at train.csv, line 2 and at train.csv, line 4"
     with pytest.raises(DataError, match=message.replace(".", r"\.")):
         load(own(columns=Columns(id="id")), "train", data)
+
+
+def test_a_csv_record_with_more_fields_than_columns_is_refused(tmp_path: Path) -> None:
+    """An unquoted comma would shift every later field, and nobody would see it."""
+    (tmp_path / "train.csv").write_text("context,question,answer\na,b,c\nd, and e,f,g\n", encoding="utf-8")
+    task = TaskConfig(name="mine", path=tmp_path, metric="em")
+    with pytest.raises(DataError, match=r"train\.csv, line 3: more fields than the header's 3 columns.*double quotes"):
+        load(task, "train", DataConfig())
