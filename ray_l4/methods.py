@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, nearest
-
-Head = Literal["qa", "lm"]
+from ray_l4.text.tokens import Head
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,9 @@ def get_method(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise ConfigError(f"method: unknown method {name!r}. {nearest(name, METHODS)}") from None
+
+
+def num_peers(experiment: ExperimentConfig) -> int:
+    """Number of peers of an experiment: its own, or its method's. Raises ConfigError for an unknown method."""
+    method = get_method(experiment.method)
+    return experiment.peers.count or method.peers

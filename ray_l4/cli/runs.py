@@ -16,7 +16,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import METHODS, get_method
+from ray_l4.methods import METHODS, num_peers
 
 CLUSTER_PREFIX = "cluster."
 
@@ -53,7 +53,7 @@ def run(
     for_cluster = [o.removeprefix(CLUSTER_PREFIX) for o in overrides if o.startswith(CLUSTER_PREFIX)]
     config = load_experiment(experiment, [o for o in overrides if not o.startswith(CLUSTER_PREFIX)])
     profile = load_cluster(cluster, for_cluster)
-    peers = config.peers.count or get_method(config.method).peers
+    peers = num_peers(config)
     if dry_run:
         _print_plan(config, profile, peers)
         return

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import get_method
+from ray_l4.methods import num_peers
 from ray_l4.metrics.continual import (
     ScoreMatrix,
     average_accuracy,
@@ -36,7 +36,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     """
     experiment, state = run.experiment(), run.state()
     tasks = [task.name for task in experiment.stream]
-    peers = experiment.peers.count or get_method(experiment.method).peers
+    peers = num_peers(experiment)
     matrices = {str(student): score_matrix(run, student, tasks, experiment.training.epochs) for student in range(peers)}
     return {
         "name": experiment.name,

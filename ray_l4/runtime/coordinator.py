@@ -113,7 +113,10 @@ class Coordinator:
         tokens = self._tokens(stage)
         self._generation += 1
         table = self._transport.put(tokens)
-        ends = [self._call(peer, "begin", self._generation, stage, table) for peer in range(len(self._crew.students))]
+        began = [
+            self._transport.submit(student, "begin", self._generation, stage, table) for student in self._crew.students
+        ]
+        ends = [self._transport.get(ref, self._cluster.timeouts.start, f"student {i}") for i, ref in enumerate(began)]
         epoch_ends: list[int] = ends[0]
         self._expect_steps(stage, epoch_ends[-1] + 1)
         self.progress.event(f"learning {task} from {tokens.num_rows} examples in {epoch_ends[-1] + 1} steps")

@@ -13,7 +13,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import get_method
+from ray_l4.methods import num_peers
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.runtime.live import watch
 from ray_l4.runtime.placement import check_room, local_resources
@@ -52,8 +52,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
     if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
-        peers = experiment.peers.count or get_method(experiment.method).peers
-        check_room(peers, cluster, [local_resources(cluster)])
+        check_room(num_peers(experiment), cluster, [local_resources(cluster)])
     return prepare(experiment)
 
 

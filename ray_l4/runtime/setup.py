@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.answering import TestSet, build_test_set
 from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
-from ray_l4.methods import Method, Topology, get_method
+from ray_l4.methods import Method, Topology, get_method, num_peers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -57,7 +57,6 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     Raises ConfigError, DataError or ModelError for anything wrong with the experiment, before any process is started.
     """
     method = get_method(experiment.method)
-    peers = experiment.peers.count or method.peers
     training = {task.name: load(task, "train", experiment.data) for task in experiment.stream}
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
@@ -65,7 +64,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     return Setup(
         experiment=experiment,
         method=method,
-        topology=method.graph(peers),
+        topology=method.graph(num_peers(experiment)),
         tokenizer=tokenizer,
         max_length=longest,
         training={name: _tokens(table, name, tokenizer, longest, experiment) for name, table in training.items()},

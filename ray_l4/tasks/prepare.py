@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.store.atomic import write_table
 from ray_l4.tasks.files import MissingFileError
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import Split
@@ -57,10 +57,7 @@ def prepare(tasks: Sequence[TaskConfig], data: DataConfig, out_dir: Path) -> lis
     for task in tasks:
         for split, table in _splits(task, data):
             path = out_dir / task.name / f"{split}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.tmp")
-            pq.write_table(table, beside)
-            beside.replace(path)
+            write_table(path, table)
             log.info("%s: %d examples written", path, table.num_rows)
             written.append(path)
     return written

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ray_l4.text.tokens import SpecialIds
-
-Head = Literal["qa", "lm"]
+from ray_l4.text.tokens import Head, SpecialIds
 
 
 @dataclass(frozen=True)

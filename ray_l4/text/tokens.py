@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+Head = Literal["qa", "lm"]
+"""What bears a loss: the answer, or the whole text from the task token on (SPEC 5)."""
+
 Origin = Literal["real", "generated"]
 
 TOKENS = pa.schema(
