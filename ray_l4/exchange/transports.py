@@ -102,7 +102,7 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
         return PeerError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
     if isinstance(cause, RayTaskError):
         return _cause(cause, waiting_for)
-    return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error.traceback_str}")
+    return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error}")
 
 
 def _reason(error: Exception) -> str:

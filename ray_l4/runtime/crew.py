@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
@@ -38,14 +38,14 @@ def local_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
     return crew
 
 
-def ray_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
+def ray_crew(setup: Setup, cluster: ClusterConfig, group: PlacementGroup | None) -> Workers:
     """One actor for each student and evaluator, students placed as the profile says.
 
     A student is never restarted behind the coordinator's back: what it knew of the stage would be lost. An evaluator
     knows nothing that matters, so Ray may restart it and repeat the call it was serving.
-    Raises ClusterError if the cluster has no room, or the actors do not come up in time.
+    ``group`` holds their places (:func:`reserve`). Raises what keeps an actor from starting, or PeerError if it does
+    not come up in time.
     """
-    group = _place(setup.topology.size, cluster)
     shared = ray.put(setup)
     options = cluster.students
     student_class = ray.remote(Student)
@@ -76,12 +76,17 @@ def ray_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
     return crew
 
 
-def _place(peers: int, cluster: ClusterConfig) -> PlacementGroup | None:
+def reserve(peers: int, cluster: ClusterConfig) -> PlacementGroup | None:
+    """Places for all actors that reserve anything; whoever asked for them has to give them back.
+
+    Raises ClusterError if the cluster has no room for them in time.
+    """
     wanted = bundles(peers, cluster)
     if not wanted:
         return None
     group = placement_group(wanted, strategy=cluster.placement.strategy)
     if not group.wait(cluster.timeouts.start):
+        remove_placement_group(group)
         raise ClusterError(
             f"no room after {cluster.timeouts.start:g} s for {describe_request(peers, cluster)} "
             f"(placement {cluster.placement.strategy}); free on the cluster now: {ray.available_resources()}"

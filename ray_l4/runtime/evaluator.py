@@ -60,6 +60,7 @@ class Evaluator:
 
     def _load(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray) -> PreTrainedModel:
         if self._model is None:
+            self.start()  # again, if Ray has restarted this actor
             self._model = from_description(description).to(self._device)
         if self._holds != checkpoint:
             self._holds = None  # should loading fail half-way, nothing valid is held

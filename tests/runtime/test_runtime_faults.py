@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from ray_l4.config.experiment import ModelConfig
 from ray_l4.errors import ClusterError, ModelError, PeerError
@@ -116,3 +117,15 @@ def test_what_keeps_a_student_from_starting_is_told_as_what_it_is(tmp_path: Path
 def test_sigterm_is_left_to_the_command(ray_cluster: None) -> None:
     """Ray would end the process where it stands, with an exit code of its own."""
     assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_run_gives_back_what_it_reserved(tmp_path: Path, ray_cluster: None) -> None:
+    """Else the next run on the same cluster would find no room."""
+    free = ray.available_resources()["CPU"]
+    setup, run = small.new_run(small.experiment(), small.cluster("object_store"), tmp_path / "run")
+    session = start(setup, small.cluster("object_store"), run)
+    session.close()
+    deadline = time.monotonic() + 30.0
+    while ray.available_resources().get("CPU", 0) < free and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == free
