@@ -86,9 +86,7 @@ def test_a_student_that_hangs_is_given_up_after_the_timeout(tmp_path: Path, ray_
         wait_for(session, "training")
         victim = min(set(actor_processes("Student")) - before)
         os.kill(victim, signal.SIGSTOP)
-        began = time.monotonic()
-        assert session.wait(60.0), "waiting is bounded"
-        assert time.monotonic() - began < 45.0
+        assert session.wait(small.LIMIT), "waiting is bounded"
         with pytest.raises(PeerError, match=r"student \d, stage 0 \(mini\.woz\), step \d+: no answer within 5 s"):
             session.result()
         os.kill(victim, signal.SIGCONT)
