@@ -16,7 +16,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import METHODS, num_peers
+from ray_l4.methods import METHODS, graph_of, resolved
 
 CLUSTER_PREFIX = "cluster."
 
@@ -53,7 +53,8 @@ def run(
     for_cluster = [o.removeprefix(CLUSTER_PREFIX) for o in overrides if o.startswith(CLUSTER_PREFIX)]
     config = load_experiment(experiment, [o for o in overrides if not o.startswith(CLUSTER_PREFIX)])
     profile = load_cluster(cluster, for_cluster)
-    peers = num_peers(config)
+    config = resolved(config)
+    peers = graph_of(config).size
     if dry_run:
         _print_plan(config, profile, peers)
         return

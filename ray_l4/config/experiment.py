@@ -43,6 +43,19 @@ class FromScratch(Strict):
         return self
 
 
+class LoraConfig(Strict):
+    """Low-rank adapters: the model's own weights stay as they are, and checkpoints hold the adapters alone."""
+
+    rank: Count = 8
+    """Rank of every adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout before every adapter."""
+    targets: list[str] | None = None
+    """Names of the layers that get an adapter; those usual for the architecture when not given."""
+
+
 class ModelConfig(Strict):
     """The language model of every peer: a pretrained one by name or path, or a small one from scratch."""
 
@@ -54,6 +67,10 @@ class ModelConfig(Strict):
     """Arithmetic of matrix products; weights, losses and the optimiser are float32 either way."""
     max_length: Count | None = None
     """Longest training sequence in tokens; the model's own limit when not given."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+    task_tokens: Literal["own", "shared"] = "own"
+    """Whether every task's text starts with a token of its own, or all with that of the first task (LAMOL-GEN)."""
     spare_task_tokens: Annotated[int, Field(ge=0)] = 8
     """Task tokens kept free for tasks that arrive later, so that the vocabulary never grows during a run."""
 
@@ -119,6 +136,8 @@ class TrainingConfig(Strict):
     """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (SPEC 9); no limit if not given."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.25
     """Weight of the language-model head beside the answer head (SPEC 5)."""
+    means: Literal["pooled", "separate"] = "pooled"
+    """``pooled``: one token mean over current and replayed examples. ``separate``: one mean each, added (SPEC 20.3)."""
     answer_token_weight: Annotated[float, Field(gt=0)] = 5.0
     """Weight of the token that separates question and answer, as a target (SPEC 5)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -151,6 +170,15 @@ class DistillationConfig(Strict):
     """Lambda: weight of the distillation term. 0 still measures disagreement and equals ``lamol``."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Softens both distributions; the term is multiplied by its square."""
+    average: Literal["token", "vocabulary"] = "token"
+    """Mean over positions, or over positions and vocabulary entries as in the released code of L4 (SPEC 20.2)."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """``forward``: KL(teacher || student), as in the papers. ``reverse``: KL(student || teacher)."""
+    examples: Literal["current", "all"] = "current"
+    """Whether teachers are also followed on replayed examples."""
+    schedule: Literal["simultaneous", "alternate_epochs"] = "simultaneous"
+    """``simultaneous``: all students learn each step. ``alternate_epochs``: one after the other, a pass over the
+    examples each, from the other students as they are then, without dropout (Algorithm 1 of L4)."""
 
 
 class ReplayConfig(Strict):
@@ -164,8 +192,35 @@ class ReplayConfig(Strict):
     """Temperature of sampling."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest pseudo-example in tokens; the model's limit when not given."""
+    ban_task_tokens: bool = False
+    """Never generate a task token inside a pseudo-example (SPEC 20.2)."""
+    generator: Literal["first", "own", "pool"] = "first"
+    """Who generates: student 0 for all, each student its own, or all students in turn for one shared pool."""
+    capacity: Count | None = None
+    """Real examples that a method with stored replay keeps, in a reservoir over the stream; all when not given."""
     chunk: Count = 64
     """Pseudo-examples generated together: the unit of work that evaluators share."""
+
+
+class TeacherConfig(Strict):
+    """Teachers that are trained before the student (SPEC 6, 7)."""
+
+    run: Path | None = None
+    """A finished ``single-qa-lm`` run on the same stream and model, whose checkpoints are the teachers; they are
+    trained first when not given. Relative to the experiment file."""
+    top_k: Count = 1
+    """How teachers answer the training examples of the sequence-level methods. 1: greedy; 20: as published."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of their sampling."""
+
+
+class RegulariserConfig(Strict):
+    """Protection of weights or gradients against forgetting (SPEC 13)."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Strength of the penalty on moving important weights (``ewc``, ``mas``)."""
+    examples: Count | None = None
+    """Examples of a finished task on which the weights' importance is measured; all when not given."""
 
 
 class EvaluationConfig(Strict):
@@ -177,6 +232,8 @@ class EvaluationConfig(Strict):
     """Score at most this many test examples of a task."""
     top_k: Count = 1
     """1: greedy, as in the papers; 20: sampled, as in the references' code."""
+    ban_task_tokens: bool = False
+    """Never answer with a task token (SPEC 20.2)."""
     max_new_tokens: Count | None = None
     """Longest answer in tokens; the longest reference of the test set when not given."""
     reserve: Annotated[int, Field(ge=1)] = 128
@@ -205,6 +262,8 @@ class ExperimentConfig(Strict):
     """A short name; the run directory is called after it."""
     method: str = "l4"
     """A row of the method table (``ray-l4 methods``)."""
+    variant: str | None = None
+    """Name of the table row that this run belongs to; the method's when not given."""
     seed: int = 0
     """The run seed, from which all randomness of training and replay follows."""
     stream: Annotated[list[Annotated[TaskConfig, BeforeValidator(_as_task)]], Field(min_length=1)]
@@ -221,6 +280,10 @@ class ExperimentConfig(Strict):
     """Peer teaching."""
     replay: ReplayConfig = ReplayConfig()
     """Pseudo-examples."""
+    teachers: TeacherConfig = TeacherConfig()
+    """Teachers that are trained first."""
+    regulariser: RegulariserConfig = RegulariserConfig()
+    """Protection of weights."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Scoring."""
     peers: PeersConfig = PeersConfig()

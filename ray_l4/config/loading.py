@@ -17,6 +17,9 @@ from ray_l4.config.problems import explain
 from ray_l4.config.strict_yaml import Location, dump
 from ray_l4.errors import ConfigError
 
+SWEEP_KEY = "sweep"
+"""The key that makes an experiment file a protocol (``protocol.py``)."""
+
 DATA_VARIABLE = "RAY_L4_DATA"
 """Environment variable: the folder that holds ``raw/``."""
 
@@ -30,10 +33,21 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     ``$RAY_L4_DATA/raw`` if the file says nothing and that folder exists. Raises ConfigError, one line for each problem.
     """
     document = read_document(Path(path))
-    _override(document, overrides)
-    _resolve_paths(document)
+    if SWEEP_KEY in document.tree:
+        raise ConfigError(
+            f"{document.where((SWEEP_KEY,))}: {SWEEP_KEY}: this file is a protocol, which stands for many runs. "
+            f"Start them with: ray-l4 sweep {path}"
+        )
+    apply_overrides(document, overrides)
+    return experiment_of(document)
+
+
+def experiment_of(document: Document) -> ExperimentConfig:
+    """The experiment of a document, which is completed on the way. Raises ConfigError, one line for each problem."""
+    expand_task_names(document)
+    resolve_paths(document)
     _find_data(document)
-    return _check(ExperimentConfig, document)
+    return check(ExperimentConfig, document)
 
 
 def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
@@ -42,8 +56,8 @@ def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) 
     Raises ConfigError, one line for each problem.
     """
     document = Document("default profile", Path.cwd()) if path is None else read_document(Path(path))
-    _override(document, overrides)
-    return _check(ClusterConfig, document)
+    apply_overrides(document, overrides)
+    return check(ClusterConfig, document)
 
 
 def dump_yaml(model: BaseModel) -> str:
@@ -56,20 +70,22 @@ def data_config(raw: Path | None = None) -> DataConfig:
     return DataConfig(raw=raw or _raw_of_environment())
 
 
-def _override(document: Document, overrides: Sequence[str]) -> None:
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Change a document by ``--set`` texts. Raises ConfigError, one line for each that is impossible."""
     problems = []
-    _expand_task_names(document)
+    expand_task_names(document)
     for text in overrides:
         try:
             document.override(text)
         except ConfigError as error:
             problems.append(str(error))
-        _expand_task_names(document)
+        expand_task_names(document)
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _check(model: type[ModelT], document: Document) -> ModelT:
+def check(model: type[ModelT], document: Document) -> ModelT:
+    """The document as a ``model``. Raises ConfigError, one line for each problem."""
     # Strict, so that `true` is no number; as JSON, because strict Python input would have to hold Path objects.
     try:
         return model.model_validate_json(json.dumps(document.tree), strict=True)
@@ -77,7 +93,7 @@ def _check(model: type[ModelT], document: Document) -> ModelT:
         raise ConfigError("\n".join(explain(error, model, document.where))) from None
 
 
-def _expand_task_names(document: Document) -> None:
+def expand_task_names(document: Document) -> None:
     """Write a task's bare name as a mapping, so that an override can reach into it."""
     for location, item in _stream(document):
         if isinstance(item, str):
@@ -90,8 +106,9 @@ def _stream(document: Document) -> Iterator[tuple[Location, object]]:
         yield ("stream", index), item
 
 
-def _resolve_paths(document: Document) -> None:
-    for location in [("data", "raw"), *((*task, "path") for task, _ in _stream(document))]:
+def resolve_paths(document: Document) -> None:
+    """Make relative paths absolute: those of the file start at its folder, those of ``--set`` at the current one."""
+    for location in [("data", "raw"), ("teachers", "run"), *((*task, "path") for task, _ in _stream(document))]:
         value = document.get(location)
         if isinstance(value, str):
             path = Path(value).expanduser() if value.startswith("~/") else Path(value)

@@ -3,52 +3,66 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_l4.exchange.transports import Transport
 from ray_l4.methods import Topology
 
-StepFigures = list[dict[str, float]]
-"""Figures of one step, one entry a student."""
+StepFigures = Mapping[int, dict[str, float]]
+"""Figures of one step, by peer, of those that learned in it."""
 
 
 def train_steps(
     transport: Transport,
-    students: Sequence[Any],
+    peers: Sequence[Any],
     topology: Topology,
     generation: int,
-    steps: Iterable[int],
+    steps: Mapping[int, range],
     *,
     steps_ahead: int,
     timeout: float,
     where: str,
     on_step: Callable[[int, StepFigures], None],
 ) -> None:
-    """Run ``steps`` on all students, each learning from its teachers' predictions of the same step.
+    """Let peers learn side by side, each over its own ``steps``, from their teachers' predictions of the same step.
+
+    A teacher that learns as well sends what its forward pass gives. One that does not (trained before, or waiting for
+    its turn) is asked to predict the student's batch.
 
     Calls are submitted ``steps_ahead`` steps early, so no student waits for the coordinator, and predictions go from
-    student to student: their references are dropped as soon as they are handed on. ``on_step`` sees the figures of
-    every step, in order, and late. Raises PeerError if a student dies, fails, or takes longer than ``timeout`` seconds.
+    peer to peer: their references are dropped as soon as they are handed on. ``on_step`` sees the figures of
+    every step, in order, and late. Raises PeerError if a peer dies, fails, or takes longer than ``timeout`` seconds.
     """
-    window: deque[tuple[int, list[Any]]] = deque()
+    window: deque[tuple[int, dict[int, Any]]] = deque()
 
     def collect() -> None:
         step, done = window.popleft()
-        figures = [
-            transport.get(reference, timeout, f"student {peer}, {where}, step {step}")
-            for peer, reference in enumerate(done)
-        ]
+        figures = {
+            peer: transport.get(reference, timeout, f"student {peer}, {where}, step {step}")
+            for peer, reference in done.items()
+        }
         on_step(step, figures)
 
-    for step in steps:
-        sent = [transport.submit(student, "forward", generation, step) for student in students]
-        done = [
-            transport.submit(student, "backward", generation, step, *(sent[j] for j in topology.teachers_of(i)))
-            for i, student in enumerate(students)
-        ]
-        window.append((step, done))
-        del sent
+    def submit(step: int) -> dict[int, Any]:
+        learning = [peer for peer, own in steps.items() if step in own]
+        needed = {teacher for peer in learning for teacher in topology.teachers_of(peer)}
+        sent = {
+            peer: transport.submit(peers[peer], "forward", generation, step, peer in needed) for peer in learning
+        }
+        for teacher in sorted(needed - sent.keys()):
+            # Students that learn side by side share the batch, so the first one's stands for all.
+            sent[teacher] = transport.submit(peers[teacher], "predict", generation, step, learning[0])
+        return {
+            peer: transport.submit(
+                peers[peer], "backward", generation, step, *(sent[teacher] for teacher in topology.teachers_of(peer))
+            )
+            for peer in learning
+        }
+
+    first, last = min(own.start for own in steps.values()), max(own.stop for own in steps.values())
+    for step in range(first, last):
+        window.append((step, submit(step)))
         if len(window) > steps_ahead:
             collect()
     while window:

@@ -31,6 +31,9 @@ class Transport(Protocol):
     def ready(self, references: Sequence[Any]) -> list[Any]:
         """Those of the references whose value (or error) is there, without waiting."""
 
+    def end(self, worker: Any) -> None:
+        """The worker is not needed any more."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Value:
@@ -64,6 +67,9 @@ class InProcess:
     def ready(self, references: Sequence[Any]) -> list[Any]:
         return list(references)
 
+    def end(self, worker: Any) -> None:
+        """Nothing to do: it is an object like any other."""
+
 
 class ObjectStore:
     """Workers are Ray actors; values travel through the object store (RAY.md 2 and 3)."""
@@ -91,6 +97,9 @@ class ObjectStore:
             return []
         done, _ = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
         return done
+
+    def end(self, worker: Any) -> None:
+        ray.kill(worker)
 
 
 def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedModel
 
-from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
+from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
 from ray_l4.learner.decoding import continue_prompts, in_chunks
-from ray_l4.metrics.registry import METRICS, Item, score
+from ray_l4.metrics.registry import METRICS, Item, item_scores, score
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble_prompts
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -43,6 +43,8 @@ class Scored:
     values: dict[str, float]
     headline: str
     predictions: list[str]
+    item_scores: list[float]
+    """One per prediction, in percent."""
 
 
 def build_test_set(
@@ -95,6 +97,7 @@ def answer(
             max(1, min(tests.max_new_tokens, room)),
             top_k=config.top_k,
             seeds=seeds,
+            banned=tokenizer.task_tokens if config.ban_task_tokens else (),
         )
         for index, tokens in zip(members, new, strict=True):
             predictions[index] = tokenizer.decode(tokens).strip()
@@ -102,7 +105,30 @@ def answer(
         Item(prediction, item.references, item.sample_id, item.meta)
         for prediction, item in zip(predictions, tests.items, strict=True)
     ]
-    return Scored(score(tests.metric, items), METRICS[tests.metric].headline, predictions)
+    headline = METRICS[tests.metric].headline
+    return Scored(score(tests.metric, items), headline, predictions, item_scores(tests.metric, items))
+
+
+def answer_training(
+    model: PreTrainedModel, tokenizer: TaskTokenizer, tokens: pa.Table, max_length: int, config: TeacherConfig, seed: int
+) -> list[str]:
+    """A teacher's answers to the training examples in ``tokens`` (a ``TOKENS`` table), in their order (SPEC 7).
+
+    No answer is longer than the longest true one among them, nor than ``max_length`` leaves room for.
+    """
+    ids, lengths = tokens["ids"].to_pylist(), tokens["prompt_length"].to_pylist()
+    prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    longest = max(len(row) - length for row, length in zip(ids, lengths, strict=True))
+    new = continue_prompts(
+        model,
+        tokenizer,
+        prompts,
+        max(1, min(longest + 1, max_length - max(lengths))),
+        top_k=config.top_k,
+        temperature=config.temperature,
+        seeds=[derive(seed, sample_id) for sample_id in tokens["sample_id"].to_pylist()],
+    )
+    return [tokenizer.decode(answer).strip() for answer in new]
 
 
 def generate_replay(
@@ -122,5 +148,6 @@ def generate_replay(
         top_k=config.top_k,
         temperature=config.temperature,
         seeds=seeds,
+        banned=tokenizer.task_tokens if config.ban_task_tokens else (),
     )
     return [np.asarray([gen, *tokens], dtype=np.int32) for gen, tokens in zip(gens, new, strict=True)]

@@ -48,10 +48,12 @@ def continue_prompts(
     top_k: int = 1,
     temperature: float = 1.0,
     seeds: Sequence[int] | None = None,
+    banned: Sequence[int] = (),
 ) -> list[list[int]]:
     """New tokens of every prompt, up to and without the first EOS.
 
-    ``top_k`` 1 is greedy; otherwise ``seeds`` holds one seed a prompt. The model is left in the mode it was in.
+    ``top_k`` 1 is greedy; otherwise ``seeds`` holds one seed a prompt. Ids in ``banned`` are never chosen: they are
+    taken out before the cut at ``top_k``. The model is left in the mode it was in.
     """
     was_training = model.training
     model.eval()
@@ -69,6 +71,7 @@ def continue_prompts(
         eos_token_id=tokenizer.eos,
         pad_token_id=tokenizer.pad,
         use_cache=True,
+        suppress_tokens=list(banned) or None,
     )
     output_BT = model.generate(
         input_ids=input_ids_BT.to(model.device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +13,24 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
+from ray_l4.learner.guards import Guard, build_guard
 from ray_l4.learner.models import PositionLogits, arithmetic, to_bytes
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.schedule import learning_rate
+from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient
 from ray_l4.methods import Head, Method, Topology
 from ray_l4.seeds import derive
-from ray_l4.text.batches import Batch, build_batch
+from ray_l4.text.batches import Batch, HeadPositions, build_batch
 from ray_l4.text.sampler import Sampler
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import sequence_lengths
 
 Predictions = Mapping[str, Tensor]
 """Head -> log-probabilities (K, vocab) at the K positions that bear distillation."""
+
+NOBODY: Predictions = {}
+"""What a peer sends that nobody learns from."""
 
 
 @dataclass
@@ -59,52 +64,54 @@ class Learner:
         self.tokenizer = tokenizer
         self.experiment = experiment
         self.method = method
-        self.publishes = topology.teaches(peer)
+        self.topology = topology
         self.device = model.device
+        self.guard: Guard | None = build_guard(method.guard)
         self._position_logits = PositionLogits(model)
-        self._spec = ObjectiveSpec(experiment.distillation.weight, experiment.distillation.temperature)
+        distillation = experiment.distillation
+        self._spec = ObjectiveSpec(
+            distillation.weight, distillation.temperature, distillation.direction, distillation.average
+        )
         self._next_step = 0
         self._pending: _Pending | None = None
 
-    def begin_stage(self, stage: int, tokens: pa.Table) -> None:
-        """Start learning ``tokens`` (current and replayed examples) with a fresh optimiser and schedule (SPEC 10.1)."""
-        training = self.experiment.training
+    def begin_stage(self, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> None:
+        """Start learning ``tokens`` (current and replayed examples) with a fresh optimiser and schedule (SPEC 10.1).
+
+        ``memory``: stored examples of earlier tasks, for a method that guards its gradients with them.
+        """
         self.stage = stage
         self.tokens = tokens
-        self.sampler = Sampler(
-            sequence_lengths(tokens),
-            self.experiment.seed,
-            stage,
-            training.epochs,
-            training.batch_size,
-            training.batch_budget,
-        )
+        self.memory = memory
+        self._samplers: dict[int, Sampler] = {}
+        self.sampler = self._sampler_of(self.peer)
         self.optimizer = build_optimizer(self.model, self.experiment.optim)
         self.model.train()
         self._next_step = 0
         self._pending = None
 
-    def forward(self, step: int) -> Predictions:
+    def forward(self, step: int, *, publish: bool = True) -> Predictions:
         """Predictions of the step's batch; the graph is kept, and only what other peers need leaves.
 
         Raises PeerError if ``step`` is not the next one.
         """
         if step != self._next_step or self._pending is not None:
             raise PeerError(f"{self._where(step)}: asked for forward, but the next call is for step {self._next_step}")
-        batch, denominators = self._batch(step)
+        batch, denominators = self._batch(self.sampler, step)
         torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step))
-        positions_N = torch.cat([batch.heads[head].positions_N for head in self.method.heads])
-        sizes = [len(batch.heads[head].positions_N) for head in self.method.heads]
-        with arithmetic(self.experiment.model, self.device):
-            logits = self._position_logits(batch.input_ids_RT, positions_N).split(sizes)
-        self._pending = _Pending(step, batch, denominators, dict(zip(self.method.heads, logits, strict=True)))
-        if not self.publishes:
-            return {}
-        with torch.no_grad():
-            return {
-                head: torch.log_softmax(logits_NV[: batch.heads[head].num_current].float(), dim=-1)
-                for head, logits_NV in self._pending.logits_NV.items()
-            }
+        logits_NV = self.logits(batch)
+        self._pending = _Pending(step, batch, denominators, logits_NV)
+        return self._predictions(batch, logits_NV) if publish else NOBODY
+
+    @torch.no_grad()
+    def predict(self, step: int, student: int) -> Predictions:
+        """Predictions for the batch of ``student``'s step, without dropout; nothing is learned from it."""
+        was_training = self.model.training
+        self.model.eval()
+        batch, _ = self._batch(self._sampler_of(student), step)
+        predictions = self._predictions(batch, self.logits(batch))
+        self.model.train(was_training)
+        return predictions
 
     def backward(self, step: int, targets: Sequence[Predictions]) -> dict[str, float]:
         """Learn from the labels and from ``targets``, the predictions of this peer's teachers for the same step.
@@ -115,18 +122,20 @@ class Learner:
         pending = self._pending
         if pending is None or pending.step != step:
             raise PeerError(f"{self._where(step)}: asked for backward before forward")
-        config = self.experiment
         figures: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         total = torch.zeros((), device=self.device)
         for head in pending.logits_NV:
             losses, gradient_NV = self._head_gradient(pending, head, [target[head] for target in targets])
-            weight = 1.0 if head == "qa" else config.training.lm_weight
+            weight = 1.0 if head == "qa" else self.experiment.training.lm_weight
             total = total + weight * losses.total
             gradients.append(gradient_NV.mul_(weight))
             figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
         torch.autograd.backward(list(pending.logits_NV.values()), gradients)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.training.max_grad_norm)
+        if self.guard is not None:
+            figures["penalty"] = self.guard.restrain(self, step)
+            total = total + figures["penalty"]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.training.max_grad_norm)
         figures |= {"loss": total, "grad_norm": norm}
         values = dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
         if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
@@ -138,27 +147,62 @@ class Learner:
         self._next_step = step + 1
         return values
 
+    def logits(self, batch: Batch) -> dict[Head, Tensor]:
+        """Head -> logits (N, vocab) at the positions of ``batch`` that bear a target, with their graph."""
+        positions_N = torch.cat([positions.positions_N for positions in batch.heads.values()])
+        sizes = [len(positions.positions_N) for positions in batch.heads.values()]
+        with arithmetic(self.experiment.model, self.device):
+            logits_NV = self._position_logits(batch.input_ids_RT, positions_N)
+        return dict(zip(batch.heads, logits_NV.split(sizes), strict=True))
+
     def weights(self) -> np.ndarray:
         """The model's weights as safetensors bytes (uint8)."""
         return to_bytes(self.model)
 
-    def _batch(self, step: int) -> tuple[Batch, dict[Head, Denominators]]:
+    def _sampler_of(self, student: int) -> Sampler:
+        """The order in which ``student`` sees the examples: one for all, or its own where students learn in turn."""
+        in_turn = self.experiment.distillation.schedule == "alternate_epochs"
+        key = student if in_turn else 0
+        if key not in self._samplers:
+            training = self.experiment.training
+            self._samplers[key] = Sampler(
+                sequence_lengths(self.tokens),
+                self.experiment.seed,
+                self.stage,
+                training.epochs,
+                training.batch_size,
+                training.batch_budget,
+                order=(student,) if in_turn else (),
+            )
+        return self._samplers[key]
+
+    def _batch(self, sampler: Sampler, step: int) -> tuple[Batch, dict[Head, Denominators]]:
         """The step's batch on the device, and what its losses are divided by, summed up before it goes there."""
+        training = self.experiment.training
         batch = build_batch(
-            self.tokens,
-            self.sampler.indices(step),
-            self.method.heads,
-            self.tokenizer,
-            self.experiment.training.answer_token_weight,
+            self.tokens, sampler.indices(step), self.method.heads, self.tokenizer, training.answer_token_weight
         )
-        if not self.method.uses_labels(self.stage):
-            for positions in batch.heads.values():
-                positions.weights_N[: positions.num_current] = 0.0
-        denominators = {
-            head: Denominators(nll=float(positions.weights_N.sum()), kd=float(positions.num_current))
+        heads, denominators = {}, {}
+        for head, positions in batch.heads.items():
+            current = self.method.uses_labels(self.stage, replay_in_batch=batch.num_current_samples < batch.num_samples)
+            weights_N, divisor = label_weights(
+                positions.weights_N, positions.num_current, current=current, means=training.means
+            )
+            heads[head] = replace(positions, weights_N=weights_N)
+            denominators[head] = Denominators(nll=divisor, kd=float(self._num_distilled(positions)))
+        return replace(batch, heads=heads).to(self.device), denominators
+
+    def _num_distilled(self, positions: HeadPositions) -> int:
+        """The first so many positions bear distillation."""
+        follow_all = self.experiment.distillation.examples == "all"
+        return len(positions.targets_N) if follow_all else positions.num_current
+
+    @torch.no_grad()
+    def _predictions(self, batch: Batch, logits_NV: Mapping[Head, Tensor]) -> Predictions:
+        return {
+            head: torch.log_softmax(logits_NV[head][: self._num_distilled(positions)].float(), dim=-1)
             for head, positions in batch.heads.items()
         }
-        return batch.to(self.device), denominators
 
     def _head_gradient(self, pending: _Pending, head: Head, teachers_KV: list[Tensor]) -> tuple[HeadLoss, Tensor]:
         positions = pending.batch.heads[head]
@@ -166,7 +210,7 @@ class Learner:
             pending.logits_NV[head],
             positions.targets_N,
             positions.weights_N,
-            positions.num_current,
+            self._num_distilled(positions),
             teachers_KV,
             self._spec,
             pending.denominators[head],

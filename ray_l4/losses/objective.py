@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from ray_l4.losses.chunked import chunked_gradient
-from ray_l4.losses.distillation import distillation, mean_log_probs
+from ray_l4.losses.distillation import Direction, distillation, mean_log_probs
 from ray_l4.losses.nll import at_least_float32, nll
 
 
@@ -17,7 +17,7 @@ class HeadLoss(NamedTuple):
     """Scalars of one head. Only ``total`` carries a gradient."""
 
     total: Tensor
-    """``nll + distillation_weight * kd``: what is minimised."""
+    """``nll + distillation_weight * kd`` (``kd`` over the vocabulary's size if so averaged): what is minimised."""
     nll: Tensor
     """Loss on labels per unit of weight."""
     kd: Tensor
@@ -32,6 +32,9 @@ class ObjectiveSpec:
     """Lambda. At 0 the divergence is measured and nothing is learned from it."""
     temperature: float
     """Softens teachers and student in the divergence; labels are learned at temperature 1."""
+    direction: Direction = "forward"
+    average: Literal["token", "vocabulary"] = "token"
+    """What the divergence is a mean over: positions, or positions and vocabulary entries (SPEC 20.2)."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ def head_objective(
     if not teachers_KV:
         return HeadLoss(label_loss, label_loss.detach(), label_loss.new_zeros(()))
     teacher_KV = mean_log_probs(teachers_KV, spec.temperature)
-    divergence = distillation(logits_NV[:num_distilled], teacher_KV, spec.temperature, denominators.kd)
+    divergence = distillation(logits_NV[:num_distilled], teacher_KV, spec.temperature, denominators.kd, spec.direction)
+    weight = spec.distillation_weight / (logits_NV.shape[-1] if spec.average == "vocabulary" else 1)
     # At 0 the term is left out, not multiplied by 0: an infinite divergence would make that NaN.
-    total = label_loss + spec.distillation_weight * divergence if spec.distillation_weight else label_loss
+    total = label_loss + weight * divergence if weight else label_loss
     return HeadLoss(total, label_loss.detach(), divergence.detach())
 
 

@@ -1,4 +1,4 @@
-"""The table of task metrics, and the one door to them: ``score(name, items)``."""
+"""The table of task metrics, and the one door to them: ``score(name, items)``, or ``item_scores`` for each alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_l4.errors import ConfigError, DataError, nearest
 from ray_l4.metrics import dialogue, rouge, sql, text
 from ray_l4.metrics.item import Item
 
-__all__ = ["METRICS", "Item", "Metric", "score"]
+__all__ = ["METRICS", "Item", "Metric", "item_scores", "score"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,20 @@ class Metric:
     headline: str
     description: str
     score: Callable[[Sequence[Item]], dict[str, float]]
+    alone: str | None = None
+    """The value that says how good one item is where the headline also depends on the items before it."""
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("joint_goal_em", "joint_goal_em", "accumulated dialogue state, exact match (dsEM)", dialogue.state_em),
+        Metric(
+            "joint_goal_em",
+            "joint_goal_em",
+            "accumulated dialogue state, exact match (dsEM)",
+            dialogue.state_em,
+            alone="turn_goal_em",
+        ),
         Metric("lfem", "lfem", "SQL logical form, exact match after repair of column names", sql.logical_form_em),
         Metric("avg_rouge", "avg_rouge", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F-measure", rouge.average_rouge),
         Metric("em", "em", "exact match with any reference", text.matches),
@@ -49,11 +57,26 @@ def score(metric: str, items: Sequence[Item]) -> dict[str, float]:
         ConfigError: the metric is unknown.
         DataError: there are no items, or an item cannot be scored.
     """
+    row, stripped = _checked(metric, items)
+    return row.score(stripped)
+
+
+def item_scores(metric: str, items: Sequence[Item]) -> list[float]:
+    """How good every single item is, in percent: its own headline value, so that their mean is the headline of all.
+
+    A dialogue turn has its own goal's exact match instead, because the joint goal also depends on the turns before it.
+    Strips and raises like ``score``.
+    """
+    row, stripped = _checked(metric, items)
+    return [row.score([item])[row.alone or row.headline] for item in stripped]
+
+
+def _checked(metric: str, items: Sequence[Item]) -> tuple[Metric, list[Item]]:
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}. {nearest(metric, METRICS)}")
     if not items:
         raise DataError(f"metric {metric!r} got no items to score; a test set needs at least one example")
-    return METRICS[metric].score([_stripped(item) for item in items])
+    return METRICS[metric], [_stripped(item) for item in items]
 
 
 def _stripped(item: Item) -> Item:

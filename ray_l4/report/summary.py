@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import num_peers
+from ray_l4.methods import get_method, num_students, stage_names
 from ray_l4.metrics.continual import (
     ScoreMatrix,
     average_accuracy,
@@ -19,7 +19,6 @@ from ray_l4.metrics.continual import (
 from ray_l4.store.run_directory import RunDirectory
 
 _FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
-    "average_accuracy": average_accuracy,
     "average_incremental_accuracy": average_incremental_accuracy,
     "forgetting": forgetting,
     "backward_transfer": backward_transfer,
@@ -35,49 +34,63 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     ``exchange.wait_fraction``: share of the students' time in which they wait for their teachers' predictions.
     """
     experiment, state = run.experiment(), run.state()
-    tasks = [task.name for task in experiment.stream]
-    peers = num_peers(experiment)
-    matrices = {str(student): score_matrix(run, student, tasks, experiment.training.epochs) for student in range(peers)}
+    tasks, stages = [task.name for task in experiment.stream], stage_names(experiment)
+    peers = num_students(experiment)
+    epochs = experiment.training.epochs
+    matrices = {str(student): score_matrix(run, student, tasks, epochs, len(stages)) for student in range(peers)}
+    finals = {student: _final(matrix, experiment) for student, matrix in matrices.items()}
     return {
         "name": experiment.name,
         "method": experiment.method,
+        "variant": experiment.variant or experiment.method,
         "stream": tasks,
+        "stages": stages,
         "peers": peers,
         "seed": experiment.seed,
         "score_matrix": matrices,
-        "final": {student: dict(zip(tasks, matrix[-1], strict=True)) for student, matrix in matrices.items()},
+        "final": {student: dict(zip(tasks, final, strict=True)) for student, final in finals.items()},
+        "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
         **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
         **_over_epochs(run, experiment, matrices),
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
         "exchange": _exchange(run.step_figures()),
-        "replay": _replay(run, len(tasks)),
+        "replay": _replay(run, len(stages)),
     }
+
+
+def _final(matrix: ScoreMatrix, experiment: ExperimentConfig) -> list[float | None]:
+    """The score of every task in the end; of models that each learned one task alone, that of the task's own model."""
+    if get_method(experiment.method).stages == "separate":
+        return [row[task] for task, row in enumerate(matrix)]
+    return list(matrix[-1])
 
 
 def _over_epochs(
     run: RunDirectory, experiment: ExperimentConfig, matrices: Mapping[str, ScoreMatrix]
 ) -> dict[str, dict[str, float | None]]:
     """Forgetting from the best score of any epoch, as in Table 3 of the L4 paper; only where every epoch was scored."""
-    if experiment.evaluation.when != "epoch":
+    if experiment.evaluation.when != "epoch" or get_method(experiment.method).stages != "stream":
         return {}
     tasks = [task.name for task in experiment.stream]
     found = {}
     for student, matrix in matrices.items():
         epochs = range(1, experiment.training.epochs + 1)
-        trajectory = [row for epoch in epochs for row in score_matrix(run, int(student), tasks, epoch)]
+        trajectory = [row for epoch in epochs for row in score_matrix(run, int(student), tasks, epoch, len(tasks))]
         found[student] = forgetting(matrix, trajectory)
     return {"forgetting_over_epochs": found}
 
 
-def score_matrix(run: RunDirectory, student: int, tasks: Sequence[str], epoch: int) -> list[list[float | None]]:
+def score_matrix(
+    run: RunDirectory, student: int, tasks: Sequence[str], epoch: int, num_stages: int
+) -> list[list[float | None]]:
     """R[i][j]: the headline score of task j after that epoch of stage i; None where it was not scored."""
     found = {
         (cell.stage, cell.task): float(record["values"][record["headline"]])
         for cell, record in run.scores().items()
         if cell.student == student and cell.epoch == epoch
     }
-    return [[found.get((stage, task)) for task in tasks] for stage in range(len(tasks))]
+    return [[found.get((stage, task)) for task in tasks] for stage in range(num_stages)]
 
 
 def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

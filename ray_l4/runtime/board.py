@@ -21,7 +21,7 @@ class Board:
 
     def step(self, figures: StepFigures) -> None:
         """One more step of training, with the figures of every student."""
-        for student, values in enumerate(figures):
+        for student, values in figures.items():
             for name in _CURVES:
                 if name in values:
                     self._writer.add_scalar(f"{name}/student-{student}", values[name], self._step)

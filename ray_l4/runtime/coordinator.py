@@ -9,23 +9,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import RayL4Error
 from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.report.summary import summarise
 from ray_l4.runtime.board import Board
 from ray_l4.runtime.crew import Workers
+from ray_l4.runtime.material import Material
 from ray_l4.runtime.pool import WorkPool
 from ray_l4.runtime.progress import Progress, StudentProgress
-from ray_l4.runtime.replay import ReplayPlan, collect_replay
 from ray_l4.runtime.scoring import Scoring
+from ray_l4.runtime.seats import Seat, groups, passes, peers_of
 from ray_l4.runtime.setup import Setup
+from ray_l4.runtime.teachers import open_teachers, teacher_weights
+from ray_l4.runtime.timeline import Timeline
 from ray_l4.store.atomic import write_json
-from ray_l4.store.records import read_weights, write_checkpoint, write_steps
+from ray_l4.store.records import read_guard, read_weights, write_checkpoint, write_guard, write_steps
 from ray_l4.store.run_directory import RunDirectory, RunState
-from ray_l4.text.tokens import pooled
+
+Hire = Callable[[Setup, ClusterConfig, Sequence[int]], Workers]
 
 
 class StoppedError(RayL4Error):
@@ -38,20 +40,32 @@ class Coordinator:
     """One run. ``run()`` does it all; ``progress`` and ``stop()`` may be used from other threads."""
 
     def __init__(
-        self, setup: Setup, cluster: ClusterConfig, run: RunDirectory, hire: Callable[[Setup, ClusterConfig], Workers]
+        self,
+        setup: Setup,
+        cluster: ClusterConfig,
+        run: RunDirectory,
+        hire: Hire,
+        places: int,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
-        """``hire`` makes the students and evaluators; it is called when the run begins."""
-        self.progress = Progress()
+        """``hire`` makes the workers when the run begins, at most ``places`` students at a time.
+
+        ``progress`` and ``stop``: those of the run that this one is a part of.
+        """
+        self.progress = progress or Progress()
         self._setup = setup
         self._cluster = cluster
         self._run = run
         self._hire = hire
-        self._stop = threading.Event()
+        self._places = places
+        self._stop = stop or threading.Event()
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
         self._state = run.state()
         self._generation = self._state.stages_done
         done = {(row["stage"], row["step"]) for row in run.step_figures() if row["stage"] < self._state.stages_done}
         self._board = Board(run.path / "tensorboard", steps_before=len(done))
+        self._timeline = Timeline(run)
 
     def run(self) -> dict[str, Any]:
         """Learn the stages that are not done, wait for every score, and give the summary.
@@ -60,24 +74,21 @@ class Coordinator:
         StoppedError if asked to; what is on disk stays valid in any case.
         """
         self._began = time.monotonic()
-        self._crew = self._hire(self._setup, self._cluster)
-        self._transport = self._crew.transport
-        self._pool = WorkPool(self._transport, self._crew.evaluators, self._cluster.timeouts.work)
-        self._scoring = Scoring(self._setup, self._run, self._transport, self._pool, self.progress, self._board)
-        self.progress.set(num_stages=len(self._setup.tasks), num_epochs=self._setup.experiment.training.epochs)
-        self.progress.set(students=[StudentProgress() for _ in self._crew.students])
-        self._description = self._call(0, "describe")
-        self._warn_of_equal_peers()
+        self._teachers = self._train_teachers()
+        self._crew = self._hire(self._setup, self._cluster, peers_of(self._setup, self._places))
         try:
+            self._prepare()
             self._catch_up()
-            for stage in range(self._state.stages_done, len(self._setup.tasks)):
-                self._learn(stage)
+            for seats in groups(self._setup, self._state.stages_done, len(self._crew.students)):
+                self._learn(seats)
             self.progress.set(phase="scoring")
             self._pool.wait(lambda: not len(self._pool), self._between)
-            self._save_state(len(self._setup.tasks), self._memory("evaluator", self._crew.evaluators))
+            self._save_state(len(self._setup.stages), self._memory("evaluator", self._crew.evaluators))
         finally:
             self._disk.shutdown(wait=True)
             self._board.close()
+            self._timeline.save()
+        self._crew.dismiss()
         summary = summarise(self._run)
         write_json(self._run.path / "summary.json", summary)
         self.progress.set(phase="done")
@@ -87,13 +98,42 @@ class Coordinator:
         """Ask the run to end at the next step."""
         self._stop.set()
 
+    def _train_teachers(self) -> RunDirectory | None:
+        """Where the teachers of this run are, all of them trained; None if its method has none of that kind."""
+        if self._setup.method.teacher != "task":
+            return None
+        teachers = open_teachers(self._setup, self._run)
+        if not (teachers.path / "summary.json").is_file():
+            self.progress.event("training the teachers")
+            setup = self._setup.of_teachers()
+            before = Coordinator(
+                setup, self._cluster, teachers, self._hire, self._places, self.progress, self._stop
+            )
+            with self._timeline.span("coordinator", "teachers", "training the teachers"):
+                before.run()
+            self.progress.event("the teachers are trained")
+        return teachers
+
+    def _prepare(self) -> None:
+        setup, crew = self._setup, self._crew
+        self._transport = crew.transport
+        self._pool = WorkPool(self._transport, crew.evaluators, self._cluster.timeouts.work, self._timeline)
+        self._scoring = Scoring(setup, self._run, self._transport, self._pool, self.progress, self._board)
+        self.progress.set(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
+        self._description = self._call(0, "describe")
+        self._material = Material(
+            setup, self._run, self._transport, crew.students, self._pool, self._description, self.progress
+        )
+        self._warn_of_equal_peers()
+
     def _warn_of_equal_peers(self) -> None:
         """Peers with equal weights, batches and no dropout stay equal, and have nothing to teach each other."""
         # GPT-2 also has dropout in a summary head, which language models do not use.
         names = [name for name in self._description if ("pdrop" in name or "dropout" in name) and "summary" not in name]
         dropout = [self._description[name] for name in names]
         equal = self._setup.experiment.peers.init == "shared" and not any(dropout)
-        if self._setup.topology.edges and equal:
+        graph = self._setup.topology
+        if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
             self.progress.event("warning: the model has no dropout and peers.init is shared: the peers will stay equal")
 
     def _catch_up(self) -> None:
@@ -101,104 +141,150 @@ class Coordinator:
         done = self._state.stages_done
         if not done:
             return
-        for peer in range(len(self._crew.students)):
-            epochs = self._setup.experiment.training.epochs
-            self._call(peer, "load", read_weights(self._run.checkpoint(done - 1, epochs, peer)))
-        self._scoring.request_missing(done, len(self._crew.students), self._description)
-        self.progress.event(f"resumed after {self._setup.tasks[done - 1]} ({done} of {len(self._setup.tasks)} tasks)")
+        epochs, students = self._setup.experiment.training.epochs, self._setup.topology.students
+        for student in students if self._setup.method.stages != "separate" else ():
+            self._call(student, "load", read_weights(self._run.checkpoint(done - 1, epochs, student)))
+            if self._run.guard(done - 1, student).is_file():
+                self._call(student, "restore_guard", read_guard(self._run, done - 1, student))
+        self._scoring.request_missing(done, len(students), self._description)
+        name = self._setup.stages[done - 1].name
+        self.progress.event(f"resumed after {name} ({done} of {len(self._setup.stages)} stages)")
 
-    def _learn(self, stage: int) -> None:
-        task = self._setup.tasks[stage]
-        self.progress.set(stage=stage, task=task, epoch=0, step=0, num_steps=0, phase="replay")
-        tokens = self._tokens(stage)
-        self._generation += 1
-        table = self._transport.put(tokens)
-        began = [
-            self._transport.submit(student, "begin", self._generation, stage, table) for student in self._crew.students
-        ]
-        ends = [self._transport.get(ref, self._cluster.timeouts.start, f"student {i}") for i, ref in enumerate(began)]
-        epoch_ends: list[int] = ends[0]
-        self._expect_steps(stage, epoch_ends[-1] + 1)
-        self.progress.event(f"learning {task} from {tokens.num_rows} examples in {epoch_ends[-1] + 1} steps")
-        self.progress.set(phase="training", num_steps=epoch_ends[-1] + 1)
+    def _learn(self, seats: Sequence[Seat]) -> None:
+        """Learn one stage, or several that do not depend on each other, to the last checkpoint."""
+        self._begin(seats)
+        first = {seat.worker: 0 for seat in seats}
         written: list[Future[None]] = []
-        first = 0
-        for epoch, last in enumerate(epoch_ends, start=1):
-            self._train_epoch(stage, epoch, range(first, last + 1))
-            first = last + 1
+        for epoch in range(1, self._setup.experiment.training.epochs + 1):
+            steps = {worker: range(start, self._ends[worker][epoch - 1] + 1) for worker, start in first.items()}
+            self._train_epoch(seats, epoch, steps)
+            first = {worker: own.stop for worker, own in steps.items()}
             if epoch in self._scoring.epochs:
-                written += self._checkpoint(stage, epoch)
+                for seat in seats:
+                    written.append(self._checkpoint(seat, epoch))
+        self._consolidate(seats)
         for future in written:
             future.result()
-        self._save_state(stage + 1, self._memory("student", self._crew.students))
+        self._save_state(max(seat.stage for seat in seats) + 1, self._memory("student", self._crew.students))
 
-    def _tokens(self, stage: int) -> pa.Table:
-        """The stage's training table: the task's examples, and replayed ones of the tasks before."""
-        current = self._setup.training[self._setup.tasks[stage]]
-        plan = ReplayPlan.of(self._setup, stage)
-        if not plan.gens:
-            return current
-        weights = self._transport.submit(self._crew.students[0], "weights")
-        description = self._transport.put(self._description)
-        replayed = collect_replay(self._run, self._setup, plan, self._pool, (description, weights), self._between)
-        dropped = len(plan.gens) - replayed.num_rows
-        self.progress.event(f"replay: {replayed.num_rows} pseudo-examples, {dropped} dropped")
-        return pooled(current, replayed)
+    def _begin(self, seats: Sequence[Seat]) -> None:
+        """Have every worker enter its stage with its examples, and those that only teach with their weights."""
+        stages = [self._setup.stages[stage] for stage in sorted({seat.stage for seat in seats})]
+        self._where = " and ".join(stage.name for stage in stages)
+        self.progress.set(stage=seats[0].stage, task=self._where, epoch=0, step=0, num_steps=0, phase="replay")
+        self.progress.set(students=[StudentProgress() for _ in seats])
+        for seat in seats if self._setup.method.stages == "separate" else ():
+            self._call(seat.worker, "reset")
+        with self._timeline.span("coordinator", "replay", f"examples for {self._where}"):
+            given = {
+                stage: self._material.of(stage, self._teachers, self._between) for stage in {s.stage for s in seats}
+            }
+        examples = {seat.worker: given[seat.stage][seat.student] for seat in seats}
+        self._generation += 1
+        self._topology = self._setup.topology_of(seats[0].stage)
+        for peer in self._topology.frozen:
+            examples[peer] = examples[seats[0].worker]
+            self._load_teacher(peer, seats[0].stage)
+        stage_of = {seat.worker: seat.stage for seat in seats}
+        began = {
+            worker: self._transport.submit(
+                self._crew.students[worker],
+                "begin",
+                self._generation,
+                stage_of.get(worker, seats[0].stage),
+                given.tokens,
+                given.memory,
+            )
+            for worker, given in examples.items()
+        }
+        timeout = self._cluster.timeouts.start
+        self._ends = {worker: self._transport.get(ref, timeout, f"student {worker}") for worker, ref in began.items()}
+        num_steps = max(ends[-1] for ends in self._ends.values()) + 1
+        self._expect_steps([seat.stage for seat in seats], num_steps)
+        counts = ", ".join(str(examples[seat.worker].num_examples) for seat in seats)
+        self.progress.event(f"learning {self._where} from {counts} examples in {num_steps} steps")
+        self.progress.set(phase="training", num_steps=num_steps)
 
-    def _train_epoch(self, stage: int, epoch: int, steps: range) -> None:
+    def _load_teacher(self, peer: int, stage: int) -> None:
+        """Give a peer that only teaches the weights it teaches ``stage`` with."""
+        if self._teachers is not None:
+            weights = self._transport.put(teacher_weights(self._teachers, stage))
+        else:
+            weights = self._transport.submit(self._crew.students[0], "weights")
+        self._call(peer, "load", weights)
+
+    def _train_epoch(self, seats: Sequence[Seat], epoch: int, steps: Mapping[int, range]) -> None:
         self.progress.set(epoch=epoch)
-        rows: list[dict[str, float]] = []
+        began = time.monotonic()
+        rows: dict[int, list[dict[str, float]]] = {seat.stage: [] for seat in seats}
+        seat_of = {seat.worker: seat for seat in seats}
         mark = time.monotonic()
 
         def on_step(step: int, figures: StepFigures) -> None:
             nonlocal mark
             now = time.monotonic()
-            self.progress.step(step, figures, now - mark)
+            self.progress.step(step, {seats.index(seat_of[worker]): own for worker, own in figures.items()}, now - mark)
             mark = now
-            for student, values in enumerate(figures):
-                rows.append({"stage": stage, "epoch": epoch, "step": step, "student": student, **values})
-            self._board.step(figures)
+            for worker, values in figures.items():
+                seat = seat_of[worker]
+                place = {"stage": seat.stage, "epoch": epoch, "step": step, "student": seat.student}
+                rows[seat.stage].append({**place, **values})
+            self._board.step({seat_of[worker].student: values for worker, values in figures.items()})
             self._pool.poll()
             self._between()
 
-        train_steps(
-            self._transport,
-            self._crew.students,
-            self._setup.topology,
-            self._generation,
-            steps,
-            steps_ahead=self._cluster.exchange.steps_ahead,
-            timeout=self._cluster.timeouts.step,
-            where=f"stage {stage} ({self._setup.tasks[stage]})",
-            on_step=on_step,
-        )
-        write_steps(self._run, stage, epoch, rows)
+        for together in passes(seats, steps, self._setup.experiment.distillation.schedule):
+            train_steps(
+                self._transport,
+                self._crew.students,
+                self._topology,
+                self._generation,
+                together,
+                steps_ahead=self._cluster.exchange.steps_ahead,
+                timeout=self._cluster.timeouts.step,
+                where=self._where,
+                on_step=on_step,
+            )
+        for stage, own in rows.items():
+            write_steps(self._run, stage, epoch, own)
+        for seat in seats:
+            label = f"{self._setup.stages[seat.stage].name}, epoch {epoch}"
+            self._timeline.add(f"student {seat.worker}", "training", label, time.monotonic() - began)
 
-    def _checkpoint(self, stage: int, epoch: int) -> list[Future[None]]:
-        """Write every student's weights, on another thread, and have them scored on every task."""
-        writes = []
-        for peer, student in enumerate(self._crew.students):
-            weights = self._transport.submit(student, "weights")
-            folder = self._run.checkpoint(stage, epoch, peer)
-            writes.append(self._disk.submit(self._write_weights, folder, weights, f"student {peer}, checkpoint"))
-            self._scoring.request(stage, epoch, peer, weights, self._description)
-        return writes
+    def _checkpoint(self, seat: Seat, epoch: int) -> Future[None]:
+        """Write a student's weights, on another thread, and have them scored."""
+        weights = self._transport.submit(self._crew.students[seat.worker], "weights")
+        folder = self._run.checkpoint(seat.stage, epoch, seat.student)
+        self._scoring.request(seat.stage, epoch, seat.student, weights, self._description)
+        return self._disk.submit(self._write_weights, folder, weights, f"student {seat.student}, checkpoint")
 
     def _write_weights(self, folder: Path, weights: Any, what: str) -> None:
         array = self._transport.get(weights, self._cluster.timeouts.step, what)
         write_checkpoint(folder, array, self._description, self._run.path / "tokenizer")
+
+    def _consolidate(self, seats: Sequence[Seat]) -> None:
+        """Let the students' guards take note of the stage; what they know is kept for a resume."""
+        if self._setup.method.guard == "none":
+            return
+        with self._timeline.span("coordinator", "importance", f"importance of weights after {self._where}"):
+            asked = [(seat, self._transport.submit(self._crew.students[seat.worker], "consolidate")) for seat in seats]
+            for seat, reference in asked:
+                what = f"student {seat.student}, importance of weights"
+                known = self._transport.get(reference, self._cluster.timeouts.work, what)
+                if known is not None:
+                    write_guard(self._run, seat.stage, seat.student, known)
 
     def _between(self) -> None:
         self.progress.set(jobs_open=len(self._pool))
         if self._stop.is_set():
             raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self._run.path}")
 
-    def _expect_steps(self, stage: int, steps: int) -> None:
-        """Estimate the steps of the whole run from the stage at hand and the sizes of those to come."""
+    def _expect_steps(self, stages: Sequence[int], steps: int) -> None:
+        """Estimate the steps of the whole run from the stages at hand and the sizes of those to come."""
         now = self.progress.look()
-        current = self._setup.training[self._setup.tasks[stage]].num_rows
-        later = sum(self._setup.training[task].num_rows for task in self._setup.tasks[stage + 1 :])
-        self.progress.set(steps_total=now.steps_done + steps + round(steps * later / current))
+        current = max(self._setup.num_examples(stage) for stage in stages)
+        later = sum(self._setup.num_examples(stage) for stage in range(max(stages) + 1, len(self._setup.stages)))
+        self.progress.set(steps_total=now.steps_done + steps + round(steps * later / current / len(stages)))
 
     def _memory(self, kind: str, workers: Sequence[Any]) -> dict[str, int]:
         """Peak memory of workers that have nothing to do: one that is busy would have to be waited for."""
@@ -211,6 +297,7 @@ class Coordinator:
         now = time.monotonic()
         wall, self._began = self._state.wall_seconds + now - self._began, now
         self._state = RunState(stages_done=stages_done, wall_seconds=wall, peak_memory_bytes=peaks)
+        self._timeline.save()
         self._run.save_state(self._state)
 
     def _call(self, peer: int, method: str, *arguments: Any) -> Any:

@@ -21,29 +21,59 @@ from ray_l4.runtime.student import Student
 _EVALUATOR_RESTARTS = 3
 
 
+_PATIENCE_FOR_MORE = 10.0
+"""Seconds to wait for room for more students than it takes: others may be using the cluster."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Room on the cluster: one bundle for each student, then one for each evaluator that reserves anything."""
+
+    group: PlacementGroup
+    students: int
+    first: int = 0
+    """Bundle of the first student; those before it are someone else's."""
+
+    def of_student(self, index: int) -> PlacementGroupSchedulingStrategy:
+        """The place of a student."""
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first + index)
+
+    def of_evaluator(self, index: int) -> PlacementGroupSchedulingStrategy:
+        """The place of an evaluator."""
+        return self.of_student(self.students + index)
+
+
 @dataclass(frozen=True)
 class Workers:
     """Students and evaluators that stand ready, and the way to them."""
 
     transport: Transport
     students: Sequence[Any]
+    """All peers, those included that only teach."""
     evaluators: Sequence[Any]
 
+    def dismiss(self) -> None:
+        """End all of them."""
+        for worker in (*self.students, *self.evaluators):
+            self.transport.end(worker)
 
-def local_crew(setup: Setup, cluster: ClusterConfig) -> Workers:
+
+def local_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int]) -> Workers:
     """Everyone in this process, without Ray: the reference."""
-    students = [Student(peer, setup, cluster) for peer in range(setup.topology.size)]
+    students = [Student(peer, setup, cluster) for peer in peers]
     crew = Workers(InProcess(), students, [Evaluator(setup, cluster) for _ in range(cluster.evaluators.count)])
     _await_start(crew, cluster)
     return crew
 
 
-def ray_crew(setup: Setup, cluster: ClusterConfig, group: PlacementGroup | None) -> Workers:
+def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places: Places) -> Workers:
     """One actor for each student and evaluator, students placed as the profile says.
+
+    ``peers``: what number each student goes by; models that are trained independently of each other all go by 0.
 
     A student is never restarted behind the coordinator's back: what it knew of the stage would be lost. An evaluator
     knows nothing that matters, so Ray may restart it and repeat the call it was serving.
-    ``group`` holds their places (:func:`reserve`). Raises what keeps an actor from starting, or PeerError if it does
+    ``places`` are held for them (:func:`reserve`). Raises what keeps an actor from starting, or PeerError if it does
     not come up in time.
     """
     shared = ray.put(setup)
@@ -55,9 +85,9 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, group: PlacementGroup | None)
             num_gpus=options.gpus,
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy=_slot(group, peer),
+            scheduling_strategy=places.of_student(place),
         ).remote(peer, shared, cluster)
-        for peer in range(setup.topology.size)
+        for place, peer in enumerate(peers)
     ]
     wanted = cluster.evaluators
     evaluator_class = ray.remote(Evaluator)
@@ -67,7 +97,7 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, group: PlacementGroup | None)
             num_gpus=wanted.gpus,
             max_restarts=_EVALUATOR_RESTARTS,
             max_task_retries=_EVALUATOR_RESTARTS,
-            scheduling_strategy=_slot(group, setup.topology.size + index) if wanted.cpus or wanted.gpus else None,
+            scheduling_strategy=places.of_evaluator(index) if wanted.cpus or wanted.gpus else None,
         ).remote(shared, cluster)
         for index in range(wanted.count)
     ]
@@ -76,28 +106,21 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, group: PlacementGroup | None)
     return crew
 
 
-def reserve(peers: int, cluster: ClusterConfig) -> PlacementGroup | None:
-    """Places for all actors that reserve anything; whoever asked for them has to give them back.
+def reserve(least: int, most: int, cluster: ClusterConfig) -> Places:
+    """Places for ``most`` students, or for ``least`` if the others are taken, and for the evaluators.
 
-    Raises ClusterError if the cluster has no room for them in time.
+    Whoever asked for them has to give them back. Raises ClusterError if the cluster has no room for them in time.
     """
-    wanted = bundles(peers, cluster)
-    if not wanted:
-        return None
-    group = placement_group(wanted, strategy=cluster.placement.strategy)
-    if not group.wait(cluster.timeouts.start):
+    attempts = {most: _PATIENCE_FOR_MORE} | {least: cluster.timeouts.start}
+    for students, seconds in attempts.items():
+        group = placement_group(bundles(students, cluster), strategy=cluster.placement.strategy)
+        if group.wait(seconds):
+            return Places(group, students)
         remove_placement_group(group)
-        raise ClusterError(
-            f"no room after {cluster.timeouts.start:g} s for {describe_request(peers, cluster)} "
-            f"(placement {cluster.placement.strategy}); free on the cluster now: {ray.available_resources()}"
-        )
-    return group
-
-
-def _slot(group: PlacementGroup | None, index: int) -> PlacementGroupSchedulingStrategy | None:
-    if group is None:
-        return None
-    return PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=index)
+    raise ClusterError(
+        f"no room after {cluster.timeouts.start:g} s for {describe_request(least, cluster)} "
+        f"(placement {cluster.placement.strategy}); free on the cluster now: {ray.available_resources()}"
+    )
 
 
 def _await_start(crew: Workers, cluster: ClusterConfig) -> None:

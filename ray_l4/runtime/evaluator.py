@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.learner.answering import Scored, answer, generate_replay
+from ray_l4.learner.answering import Scored, answer, answer_training, generate_replay
 from ray_l4.learner.models import arithmetic, from_description, load_bytes, pick_device
 from ray_l4.runtime.setup import Setup
 from ray_l4.runtime.student import peak_memory_bytes, use_threads
@@ -53,6 +53,17 @@ class Evaluator:
         model = self._load(checkpoint, description, weights)
         with arithmetic(experiment.model, self._device):
             return generate_replay(model, self._setup.tokenizer, gens, seeds, longest, config)
+
+    def answer_training(
+        self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range
+    ) -> list[str]:
+        """A teacher's answers to some of its task's training examples."""
+        setup = self._setup
+        model = self._load(checkpoint, description, weights)
+        examples = setup.training[task].slice(rows.start, len(rows))
+        seed = derive(setup.experiment.seed, "distil", task)
+        with arithmetic(setup.experiment.model, self._device):
+            return answer_training(model, setup.tokenizer, examples, setup.max_length, setup.experiment.teachers, seed)
 
     def peak_memory(self) -> int:
         """Largest memory so far, in bytes."""

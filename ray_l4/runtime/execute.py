@@ -13,7 +13,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import num_peers
+from ray_l4.methods import graph_of
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.runtime.live import watch
 from ray_l4.runtime.placement import check_room, local_resources
@@ -29,7 +29,7 @@ def run(experiment: ExperimentConfig, cluster: ClusterConfig, folder: Path, comm
     """Learn ``experiment`` into the new ``folder``. Raises RayL4Error for whatever prevents it."""
     with console.status("reading and tokenising data"):
         setup = _prepared(experiment, cluster)
-    directory = RunDirectory.create(folder, experiment, cluster, _manifest(command, setup))
+    directory = RunDirectory.create(folder, setup.experiment, cluster, _manifest(command, setup))
     with directory.lock():
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         _go(setup, cluster, directory, console)
@@ -52,7 +52,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
     if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
-        check_room(num_peers(experiment), cluster, [local_resources(cluster)])
+        check_room(graph_of(experiment).size, cluster, [local_resources(cluster)])
     return prepare(experiment)
 
 

@@ -74,6 +74,18 @@ def check_room(peers: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -
     )
 
 
+def room_for(least: int, most: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -> int:
+    """How many students fit, up to ``most``. Raises ClusterError if not even ``least`` do."""
+    check_room(least, cluster, nodes)
+    for students in range(most, least, -1):
+        try:
+            check_room(students, cluster, nodes)
+        except ClusterError:
+            continue
+        return students
+    return least
+
+
 def _first_fit(
     wanted: Sequence[Resources], nodes: Sequence[Resources], candidates: range, *, once: bool
 ) -> list[int] | None:

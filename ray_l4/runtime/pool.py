@@ -10,6 +10,7 @@ from typing import Any
 
 from ray_l4.errors import PeerError
 from ray_l4.exchange.transports import Transport
+from ray_l4.runtime.timeline import Timeline
 
 _NAP_SECONDS = 0.02
 
@@ -22,6 +23,8 @@ class Job:
     method: str
     arguments: tuple[Any, ...]
     done: Callable[[Any], None]
+    kind: str = "scoring"
+    """What the time is spent on, for the timeline."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class _Running:
 class WorkPool:
     """Hands jobs to workers. An evaluator that dies is restarted by Ray, which also repeats the call it was serving."""
 
-    def __init__(self, transport: Transport, workers: Sequence[Any], timeout: float) -> None:
+    def __init__(self, transport: Transport, workers: Sequence[Any], timeout: float, timeline: Timeline) -> None:
+        self._timeline = timeline
         self._transport = transport
         self._workers = workers
         self._timeout = timeout
@@ -62,8 +66,9 @@ class WorkPool:
             self._finish(reference)
         while self._idle and self._waiting:
             worker, job = self._idle.pop(), self._waiting.popleft()
+            since = time.monotonic()  # before the call: in one process it has ended when submit returns
             reference = self._transport.submit(self._workers[worker], job.method, *job.arguments)
-            self._running[reference] = _Running(job, worker, time.monotonic())
+            self._running[reference] = _Running(job, worker, since)
         for running in self._running.values():
             if time.monotonic() - running.since > self._timeout:
                 raise PeerError(
@@ -84,4 +89,7 @@ class WorkPool:
         running = self._running.pop(reference)
         self._idle.append(running.worker)
         what = f"evaluator {running.worker}, {running.job.name}"
-        running.job.done(self._transport.get(reference, self._timeout, what))
+        result = self._transport.get(reference, self._timeout, what)
+        seconds = time.monotonic() - running.since
+        self._timeline.add(f"evaluator {running.worker}", running.job.kind, running.job.name, seconds)
+        running.job.done(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -80,14 +81,14 @@ class Progress:
             for name, value in values.items():
                 setattr(self._now, name, value)
 
-    def step(self, step: int, figures: list[dict[str, float]], seconds: float) -> None:
-        """Count one more step of training."""
+    def step(self, step: int, figures: Mapping[int, dict[str, float]], seconds: float) -> None:
+        """Count one more step of training, with the figures of those that learned in it."""
         with self._lock:
             self._now.step = step + 1
             self._now.steps_done += 1
             self._now.training_seconds += seconds
-            for student, values in zip(self._now.students, figures, strict=True):
-                student.update(values)
+            for student, values in figures.items():
+                self._now.students[student].update(values)
 
     def event(self, line: str) -> None:
         """Add a line for people."""

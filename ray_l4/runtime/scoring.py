@@ -36,8 +36,11 @@ class Scoring:
         return range(1 if self._setup.experiment.evaluation.when == "epoch" else last, last + 1)
 
     def request(self, stage: int, epoch: int, student: int, weights: Any, description: Mapping[str, Any]) -> None:
-        """Have a checkpoint, whose weights are behind the reference, scored on every task."""
-        self._ask([Cell(stage, epoch, student, task) for task in self._setup.tasks], weights, description)
+        """Have a checkpoint, whose weights are behind the reference, scored on its tasks."""
+        self._ask(self._cells(stage, epoch, student), weights, description)
+
+    def _cells(self, stage: int, epoch: int, student: int) -> list[Cell]:
+        return [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
 
     def request_missing(self, stages: int, students: int, description: Mapping[str, Any]) -> None:
         """Have scored what the first ``stages`` stages left unscored, from the checkpoints on disk."""
@@ -45,8 +48,7 @@ class Scoring:
         for stage in range(stages):
             for epoch in self.epochs:
                 for student in range(students):
-                    cells = [Cell(stage, epoch, student, task) for task in self._setup.tasks]
-                    missing = [cell for cell in cells if cell not in scored]
+                    missing = [cell for cell in self._cells(stage, epoch, student) if cell not in scored]
                     if missing:
                         weights = read_weights(self._run.checkpoint(stage, epoch, student))
                         self._ask(missing, self._transport.put(weights), description)
@@ -75,11 +77,12 @@ class Scoring:
             "sample_id": [item.sample_id for item in items],
             "prediction": scored.predictions,
             "references": [list(item.references) for item in items],
+            "score": scored.item_scores,
         }
         write_score(self._run, cell, record, predictions)
         value = scored.values[scored.headline]
         self._board.score(cell, value)
         self._progress.scored(
-            f"student {cell.student} after {self._setup.tasks[cell.stage]}, epoch {cell.epoch}: "
+            f"student {cell.student} after {self._setup.stages[cell.stage].name}, epoch {cell.epoch}: "
             f"{cell.task} {scored.headline} {value:.1f}"
         )

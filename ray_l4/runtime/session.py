@@ -18,15 +18,15 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
 from ray_l4.exchange.transports import ObjectStore
 from ray_l4.runtime.coordinator import Coordinator
-from ray_l4.runtime.crew import local_crew, ray_crew, reserve
-from ray_l4.runtime.placement import check_room, local_resources
+from ray_l4.runtime.crew import Places, local_crew, ray_crew, reserve
+from ray_l4.runtime.placement import check_room, local_resources, room_for
 from ray_l4.runtime.progress import Snapshot
 from ray_l4.runtime.setup import Setup
 from ray_l4.store.run_directory import RunDirectory
@@ -69,7 +69,7 @@ class LocalSession:
     """The whole run in a thread of this process."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
-        self._coordinator = Coordinator(setup, cluster, run, local_crew)
+        self._coordinator = Coordinator(setup, cluster, run, local_crew, setup.topology.size)
         self._summary: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
@@ -101,8 +101,9 @@ class LocalSession:
 class CoordinatorActor:
     """The coordinator as an actor: ``run`` takes as long as the run, ``look`` and ``stop`` answer meanwhile."""
 
-    def __init__(self, setup: Setup, cluster: ClusterConfig, run: Path, group: PlacementGroup | None) -> None:
-        self._coordinator = Coordinator(setup, cluster, RunDirectory.open(run), partial(ray_crew, group=group))
+    def __init__(self, setup: Setup, cluster: ClusterConfig, run: Path, places: Places) -> None:
+        hire = partial(ray_crew, places=places)
+        self._coordinator = Coordinator(setup, cluster, RunDirectory.open(run), hire, places.students)
 
     def run(self) -> dict[str, Any]:
         return self._coordinator.run()
@@ -123,19 +124,19 @@ class RaySession:
         self._transport = ObjectStore()
         self._coordinator: Any = None
         self._running: Any = None
-        self._group: PlacementGroup | None = None
+        self._places: Places | None = None
         self._last = Snapshot()
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             connect(setup.topology.size, cluster)
         try:
-            check_room(setup.topology.size, cluster, node_resources())
-            self._group = reserve(setup.topology.size, cluster)
+            least = setup.topology.size
+            self._places = reserve(least, room_for(least, setup.most_students, cluster, node_resources()), cluster)
             # It writes the run directory, so it lives where the directory is: on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
             placed = actor.options(scheduling_strategy=here)
-            self._coordinator = placed.remote(ray.put(setup), cluster, run.path.resolve(), self._group)
+            self._coordinator = placed.remote(ray.put(setup), cluster, run.path.resolve(), self._places)
             self._running = self._coordinator.run.remote()
         except BaseException:
             self.close()
@@ -164,9 +165,9 @@ class RaySession:
                 log.warning("the coordinator did not stop within %g s and is ended", _STOP_TIMEOUT)
             ray.kill(self._coordinator)
             self._coordinator = None
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
+        if self._places is not None:
+            remove_placement_group(self._places.group)
+            self._places = None
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()
 

@@ -34,10 +34,14 @@ class Student:
     def start(self) -> None:
         """Build the model. Raises ModelError if it cannot be loaded, PeerError if the device is not there."""
         use_threads(self._resources)
+        self._device = pick_device(self._resources.gpus)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, with the weights of the start. Raises ModelError if the model cannot be loaded."""
         setup, experiment = self._setup, self._setup.experiment
-        device = pick_device(self._resources.gpus)
         names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
-        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(device)
+        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(self._device)
         self._learner = Learner(self.peer, model, setup.tokenizer, experiment, setup.method, setup.topology)
 
     def describe(self) -> dict[str, Any]:
@@ -48,22 +52,27 @@ class Student:
         """Continue from the weights of a checkpoint."""
         load_bytes(self._learner.model, weights)
 
-    def begin(self, generation: int, stage: int, tokens: pa.Table) -> list[int]:
+    def begin(self, generation: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]:
         """Enter a stage; from now on only calls of ``generation`` are served. Gives the last step of each epoch."""
         self._generation = generation
-        self._learner.begin_stage(stage, tokens)
+        self._learner.begin_stage(stage, tokens, memory)
         self._times = {}
         sampler = self._learner.sampler
         return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
 
-    def forward(self, generation: int, step: int) -> dict[str, np.ndarray]:
-        """Predictions of the step, encoded for the peers that learn from this one."""
+    def forward(self, generation: int, step: int, publish: bool) -> dict[str, np.ndarray]:
+        """Predictions of the step, encoded for the peers that learn from this one, if there are any in this pass."""
         self._check(generation)
         self._mark("idle")
-        payload = self._codec.encode(self._learner.forward(step))
+        payload = self._codec.encode(self._learner.forward(step, publish=publish))
         self._bytes_sent = num_bytes(payload)
         self._mark("forward")
         return payload
+
+    def predict(self, generation: int, step: int, student: int) -> dict[str, np.ndarray]:
+        """Predictions for the batch of another student's step, encoded; this one learns nothing."""
+        self._check(generation)
+        return self._codec.encode(self._learner.predict(step, student))
 
     def backward(self, generation: int, step: int, *payloads: Payload) -> dict[str, float]:
         """Learn the step from labels and teachers' predictions. Gives its figures, with times in seconds."""
@@ -74,6 +83,19 @@ class Student:
         self._mark("backward")
         times = {f"{name}_seconds": self._times.get(name, 0.0) for name in ("forward", "wait", "backward", "idle")}
         return figures | times | {"bytes_sent": self._bytes_sent}
+
+    def consolidate(self) -> np.ndarray | None:
+        """Let the guard take note of the stage that was learned. Gives all it knows, None if it keeps nothing."""
+        guard = self._learner.guard
+        if guard is None:
+            return None
+        guard.after_stage(self._learner)
+        return guard.to_bytes()
+
+    def restore_guard(self, data: np.ndarray) -> None:
+        """Go on with what ``consolidate`` gave. Raises ModelError if it is damaged."""
+        if self._learner.guard is not None:
+            self._learner.guard.restore(data, self._device)
 
     def weights(self) -> np.ndarray:
         """The model's weights now, as safetensors bytes."""

@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.store.atomic import write_folder, write_json, write_table
+from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.run_directory import Cell, RunDirectory
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTERS = "adapters"
+"""Entry of a model's description that holds the configuration of its adapters, if it has any."""
 
 STEPS = pa.schema(
     [
@@ -29,6 +32,7 @@ STEPS = pa.schema(
                 "kd_qa",
                 "nll_lm",
                 "kd_lm",
+                "penalty",
                 "lr",
                 "grad_norm",
                 "samples",
@@ -50,23 +54,26 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
     """A folder that ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load.
 
     ``weights`` are safetensors bytes, ``description`` the model's ``config.json``, ``tokenizer`` a folder to copy.
+    Where the description has adapters, the weights are theirs alone, and it is peft's
+    ``AutoPeftModelForCausalLM.from_pretrained`` that loads the folder.
     """
+    adapters = description.get(ADAPTERS)
 
     def fill(beside: Path) -> None:
         for file in tokenizer.iterdir():
             (beside / file.name).write_bytes(file.read_bytes())
-        write_json(beside / "config.json", dict(description))
-        weights.tofile(beside / WEIGHTS)
+        write_json(beside / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
+        weights.tofile(beside / (ADAPTER_WEIGHTS if adapters else WEIGHTS))
 
     write_folder(folder, fill)
 
 
 def read_weights(folder: Path) -> np.ndarray:
     """The bytes of a checkpoint's weights. Raises RunDirectoryError if they are not there."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise RunDirectoryError(f"{path}: is not there, but the run's state.json says that it was written")
-    return np.fromfile(path, dtype=np.uint8)
+    for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
+        if path.is_file():
+            return np.fromfile(path, dtype=np.uint8)
+    raise RunDirectoryError(f"{folder / WEIGHTS}: is not there, but the run's state.json says that it was written")
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:
@@ -83,10 +90,11 @@ def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mappin
 
 
 def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Every pseudo-example of a stage: its task, text, and why it was dropped if it was."""
+    """Every replayed example of a stage: who generated it, its task, text, and why it was dropped if it was."""
     schema = pa.schema(
         [
             ("index", pa.int32()),
+            ("student", pa.int32()),
             ("task", pa.string()),
             ("valid", pa.bool_()),
             ("reason", pa.string()),
@@ -95,3 +103,33 @@ def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]
         ]
     )
     write_table(run.path / "replay" / f"stage-{stage}.parquet", pa.Table.from_pylist(list(rows), schema=schema))
+
+
+def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answers: Sequence[str]) -> None:
+    """A teacher's answers to the training examples of its task."""
+    table = pa.table({"sample_id": list(sample_ids), "answer": list(answers)})
+    write_table(run.answers(task), table)
+
+
+def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
+    """What a student's guard knows after a stage."""
+    write_file(run.guard(stage, student), data.tofile)
+
+
+def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
+    """What ``write_guard`` wrote."""
+    return np.fromfile(run.guard(stage, student), dtype=np.uint8)
+
+
+def write_timeline(run: RunDirectory, spans: Sequence[Mapping[str, Any]]) -> None:
+    """Who did what from when to when, in seconds since 1970."""
+    schema = pa.schema(
+        [
+            ("lane", pa.string()),
+            ("kind", pa.string()),
+            ("label", pa.string()),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+        ]
+    )
+    write_table(run.path / "timeline.parquet", pa.Table.from_pylist(list(spans), schema=schema))

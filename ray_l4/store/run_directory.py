@@ -8,6 +8,10 @@
     tokenizer/                     tokeniser with the task tokens
     checkpoints/STAGE/EPOCH/student-N/   Hugging Face folders
     replay/STAGE.parquet           what was generated, kept and dropped
+    teachers/                      the run that trained the teachers, if the method has any
+    distil/TASK.parquet            answers of a task's teacher to its training examples
+    guards/STAGE.student-N.safetensors   importance of weights, if the method measures it
+    timeline.parquet               who did what from when to when
     steps/STAGE.EPOCH.parquet      figures of every step
     scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
     tensorboard/                   event files
@@ -148,6 +152,18 @@ class RunDirectory:
     def checkpoint(self, stage: int, epoch: int, student: int) -> Path:
         """Folder of a student's checkpoint after ``epoch`` (counted from 1) of ``stage`` (from 0)."""
         return self.path / "checkpoints" / f"stage-{stage}" / f"epoch-{epoch}" / f"student-{student}"
+
+    def teachers(self) -> Path:
+        """The run directory in which this run's teachers were trained."""
+        return self.path / "teachers"
+
+    def answers(self, task: str) -> Path:
+        """The file of the answers that a task's teacher gave to its training examples."""
+        return self.path / "distil" / f"{quote(task, safe='')}.parquet"
+
+    def guard(self, stage: int, student: int) -> Path:
+        """The file of what a student's guard knows after ``stage``."""
+        return self.path / "guards" / f"stage-{stage}.student-{student}.safetensors"
 
     def scores(self) -> dict[Cell, dict[str, Any]]:
         """All scores on disk. Raises RunDirectoryError if one of them is damaged."""

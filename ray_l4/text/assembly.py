@@ -53,6 +53,21 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     return tokens_table(rows, prompt_lengths, gens, tasks, sample_ids, "real"), dropped
 
 
+def with_answers(
+    tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokenizer, max_length: int
+) -> pa.Table:
+    """The same examples with other answers, as a ``TOKENS`` table (SPEC 7).
+
+    tokens: what ``assemble`` gave. answers: one for each row; what does not fit into ``max_length`` is cut at its end.
+    """
+    lengths = tokens["prompt_length"].to_pylist()
+    prompts = [ids[:length] for ids, length in zip(tokens["ids"].to_pylist(), lengths, strict=True)]
+    encoded = tokenizer.encode_batch(answers)
+    rows = [prompt + answer[: max_length - len(prompt) - 1] for prompt, answer in zip(prompts, encoded, strict=True)]
+    gens, tasks, sample_ids = (tokens[name].to_pylist() for name in ("gen", "task", "sample_id"))
+    return tokens_table(rows, lengths, gens, tasks, sample_ids, "real")
+
+
 def assemble_prompts(
     examples: pa.Table,
     tokenizer: TaskTokenizer,

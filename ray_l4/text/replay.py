@@ -47,21 +47,24 @@ def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample 
             return "several answer tokens"
 
 
-def generated_table(samples: Sequence[GeneratedSample], tokenizer: TaskTokenizer, stage: int) -> pa.Table:
+def generated_table(
+    samples: Sequence[GeneratedSample], tasks: Sequence[str], tokenizer: TaskTokenizer, stage: int
+) -> pa.Table:
     """Pseudo-examples as a ``TOKENS`` table; row i is called ``replay-<stage>-<i>`` and keeps its own GEN (SPEC 8).
+
+    ``tasks``: what each sample was meant to be an example of.
 
     Raises:
         ModelError: a sample started from a token that belongs to no task.
     """
-    task_of = {gen: task for task, gen in tokenizer.gen.items()}
-    strangers = sorted({sample.gen for sample in samples} - task_of.keys())
+    strangers = sorted({sample.gen for sample in samples} - set(tokenizer.gen.values()))
     if strangers:
         raise ModelError(f"Generated samples start with tokens of no task: ids {strangers}; tasks: {tokenizer.gen}.")
     return tokens_table(
         ids=[[*sample.question, tokenizer.ans, *sample.answer] for sample in samples],
         prompt_lengths=[len(sample.question) + 1 for sample in samples],
         gens=[sample.gen for sample in samples],
-        tasks=[task_of[sample.gen] for sample in samples],
+        tasks=list(tasks),
         sample_ids=[f"replay-{stage}-{i}" for i in range(len(samples))],
         origin="generated",
     )

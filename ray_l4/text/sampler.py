@@ -35,8 +35,11 @@ class Sampler:
         epochs: int,
         batch_size: int | Literal["auto"],
         budget: float | None = None,
+        order: tuple[int, ...] = (),
     ) -> None:
         """``lengths`` (num_samples,): length of X_qa of every example (``tokens.sequence_lengths``).
+
+        ``order``: more names for the order of the examples, where not all students share one.
 
         Raises:
             DataError: there is no example.
@@ -48,7 +51,7 @@ class Sampler:
         costs = np.asarray(lengths, dtype=np.float64) ** LENGTH_EXPONENT
         orders, starts = [], []
         for epoch in range(epochs):
-            generator = np.random.default_rng(derive(seed, "order", stage, epoch))
+            generator = np.random.default_rng(derive(seed, "order", stage, epoch, *order))
             orders.append(generator.permutation(self.num_samples))
             starts.append(epoch * self.num_samples + _batch_starts(costs[orders[-1]], cap, budget))
         self._order = np.concatenate(orders)

@@ -48,17 +48,22 @@ class TaskTokenizer:
         self._anchor_text = self._text(self._anchor)
 
     @classmethod
-    def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int) -> TaskTokenizer:
-        """The tokeniser of a pretrained model and the added tokens; see ``load_base`` for the errors."""
-        return cls._extend(load_base(name), tasks, spare)
+    def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False) -> TaskTokenizer:
+        """The tokeniser of a pretrained model and the added tokens; see ``load_base`` for the errors.
+
+        ``shared``: all tasks start with the token of the first one (LAMOL-GEN, SPEC 3.2 and 12).
+        """
+        return cls._extend(load_base(name), tasks, spare, shared)
 
     @classmethod
-    def trained(cls, texts: Iterable[str], vocabulary: int, tasks: Sequence[str], spare: int) -> TaskTokenizer:
+    def trained(
+        cls, texts: Iterable[str], vocabulary: int, tasks: Sequence[str], spare: int, shared: bool = False
+    ) -> TaskTokenizer:
         """A byte-level BPE learned from ``texts`` and the added tokens; see ``train_base`` for the errors."""
-        return cls._extend(train_base(texts, vocabulary), tasks, spare)
+        return cls._extend(train_base(texts, vocabulary), tasks, spare, shared)
 
     @classmethod
-    def _extend(cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int) -> TaskTokenizer:
+    def _extend(cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool) -> TaskTokenizer:
         spares = [f"__spare_{k}__" for k in range(spare)]
         names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares]
         # lstrip: a space before an added token belongs to it, as in the reference, and leaves no token of its own.
@@ -66,7 +71,8 @@ class TaskTokenizer:
         hf.add_tokens(added, special_tokens=True)
         hf.pad_token = PAD
         ids = dict(zip(names, hf.convert_tokens_to_ids(names), strict=True))
-        return cls(hf, {task: ids[_task_token(task)] for task in tasks}, [ids[name] for name in spares])
+        gen = {task: ids[_task_token(tasks[0] if shared else task)] for task in tasks}
+        return cls(hf, gen, [ids[name] for name in spares])
 
     def assign(self, task: str) -> TaskTokenizer:
         """This tokeniser with the first spare token given to ``task``; itself if the task has a token already.
@@ -83,6 +89,11 @@ class TaskTokenizer:
                 "are taken. Start the run with a larger model.spare_task_tokens."
             )
         return TaskTokenizer(self.hf, {**self.gen, task: self.spares[0]}, self.spares[1:])
+
+    @property
+    def task_tokens(self) -> list[int]:
+        """Ids of all task tokens, taken and spare, in ascending order."""
+        return sorted({*self.gen.values(), *self.spares})
 
     def gen_of(self, task: str) -> int:
         """The id of the task's token. Raises ModelError for a task that has none."""

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 Head = Literal["qa", "lm"]
 """What bears a loss: the answer, or the whole text from the task token on (SPEC 5)."""
 
-Origin = Literal["real", "generated"]
+Origin = Literal["real", "generated", "stored"]
 
 TOKENS = pa.schema(
     [
@@ -27,7 +27,8 @@ TOKENS = pa.schema(
 """One row per example.
 
 ``ids``: context (cut) + question + ANS + answer, without GEN and EOS. ``prompt_length``: number of ids up to and
-including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` or ``generated``.
+including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` for examples of the task at hand; replayed
+ones are ``generated`` or ``stored``.
 
 All sequences of SPEC 4 follow from a row:
 prompt = ids[:prompt_length]; X_qa = ids; Y_qa = ignore x (prompt_length - 1) + answer + EOS;
@@ -66,6 +67,14 @@ def pooled(*tables: pa.Table) -> pa.Table:
     One chunk matters: to take rows from a column of lists in several chunks, Arrow copies the whole column.
     """
     return pa.concat_tables(tables).combine_chunks()
+
+
+def as_stored(tokens: pa.Table, stage: int) -> pa.Table:
+    """Real examples as replayed ones; row i is called ``replay-<stage>-<i>``."""
+    rows = range(tokens.num_rows)
+    return tokens.set_column(
+        TOKENS.get_field_index("sample_id"), TOKENS.field("sample_id"), pa.array([f"replay-{stage}-{i}" for i in rows])
+    ).set_column(TOKENS.get_field_index("origin"), TOKENS.field("origin"), pa.array(["stored" for _ in rows]))
 
 
 def sequence_lengths(tokens: pa.Table) -> np.ndarray:

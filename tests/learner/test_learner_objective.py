@@ -64,7 +64,7 @@ def gradients_of_step(
     sent = [learner.forward(step) for learner in learners]
     figures, gradients = [], []
     for i, learner in enumerate(learners):
-        teachers = [sent[j] for j in range(len(learners)) if j != i and learner.publishes]
+        teachers = [sent[j] for j in range(len(learners)) if j != i and learner.topology.edges]
         figures.append(learner.backward(step, teachers))
         gradients.append({name: p.grad.clone() for name, p in learner.model.named_parameters()})
     return figures, gradients

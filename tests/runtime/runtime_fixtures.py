@@ -39,7 +39,7 @@ def new_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path) -> t
     """A prepared run directory."""
     setup = prepare(config)
     manifest = {"command": "test", "versions": {}, "platform": "", "data_fingerprint": setup.fingerprint()}
-    run = RunDirectory.create(folder, config, profile, manifest)
+    run = RunDirectory.create(folder, setup.experiment, profile, manifest)
     write_folder(run.path / "tokenizer", setup.tokenizer.save)
     return setup, run
 

@@ -1,0 +1,58 @@
+"""A protocol made smaller: fewer examples and epochs, in the proportions of the original."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.protocol import Settings
+from ray_l4.errors import ConfigError
+from ray_l4.tasks.registry import TASKS
+from ray_l4.tasks.schema import Split
+
+MIN_EXAMPLES = 20
+"""Fewer say nothing about a method. A task that has fewer to begin with keeps what it has."""
+
+_EPOCHS = "training.epochs"
+_SIZE = re.compile(r"stream\.\d+\.(train|test)")
+_SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+def check_scale(scale: float) -> None:
+    """Raise ConfigError unless 0 < ``scale`` <= 1."""
+    if not 0 < scale <= 1:
+        raise ConfigError(f"--scale {scale:g}: expected a number above 0 and at most 1 (0.1 for a tenth)")
+
+
+def scaled(experiment: ExperimentConfig, scale: float) -> Settings:
+    """What changes in an experiment at ``scale``: the epochs, and every task's sizes as far as they are known.
+
+    The papers' size of a built-in task counts as a number; ``all`` stays all.
+    """
+    sizes = {f"stream.{i}.{split}": size for i, task in enumerate(experiment.stream) for split, size in _sizes(task)}
+    return scaled_settings({**sizes, _EPOCHS: experiment.training.epochs}, scale)
+
+
+def scaled_settings(settings: Settings, scale: float) -> dict[str, object]:
+    """The same settings, with epochs and sizes at ``scale``."""
+    return {key: _scaled(key, value, scale) for key, value in settings.items()}
+
+
+def _scaled(key: str, value: object, scale: float) -> object:
+    if not isinstance(value, int):
+        return value
+    count = math.floor(value * scale + 0.5)
+    if key == _EPOCHS:
+        return max(count, 1)
+    return max(count, min(value, MIN_EXAMPLES)) if _SIZE.fullmatch(key) else value
+
+
+def _sizes(task: TaskConfig) -> Iterator[tuple[str, int]]:
+    for split in _SPLITS:
+        size = getattr(task, split)
+        if size == "paper" and task.name in TASKS:
+            size = TASKS[task.name].paper_size(split)
+        if isinstance(size, int):
+            yield split, size

@@ -1,0 +1,99 @@
+"""Teachers that are trained before the students: a run of its own, and what they answer to training examples (SPEC 6, 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.exchange.transports import Transport
+from ray_l4.learner.decoding import in_chunks
+from ray_l4.methods import TEACHER_METHOD
+from ray_l4.runtime.pool import Job, WorkPool
+from ray_l4.runtime.setup import Setup
+from ray_l4.store.atomic import write_folder
+from ray_l4.store.records import read_weights, write_answers
+from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.text.assembly import with_answers
+
+
+def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
+    """The run that trains this run's teachers: the one the experiment names, else one inside the run directory.
+
+    Raises ConfigError or RunDirectoryError if the named one has not finished, or trained other models or on other data.
+    """
+    named = setup.experiment.teachers.run
+    if named is not None:
+        return _checked(RunDirectory.open(named), setup, run)
+    folder = run.teachers()
+    if (folder / "config.yaml").is_file():
+        return RunDirectory.open(folder)
+    manifest = read_json(run.path / "manifest.json")
+    teachers = RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
+    write_folder(folder / "tokenizer", setup.tokenizer.save)
+    return teachers
+
+
+def _checked(teachers: RunDirectory, setup: Setup, run: RunDirectory) -> RunDirectory:
+    teachers.summary()  # it has finished, or this says so
+    experiment = teachers.experiment()
+    if experiment.method != TEACHER_METHOD:
+        raise ConfigError(f"teachers.run: {teachers.path} is a run of {experiment.method}; expected {TEACHER_METHOD}")
+    if experiment.model != setup.experiment.model:
+        raise ConfigError(f"teachers.run: {teachers.path} trained another model than this experiment's")
+    prints = [read_json(folder / "manifest.json")["data_fingerprint"] for folder in (teachers.path, run.path)]
+    if prints[0] != prints[1]:
+        raise RunDirectoryError(
+            f"teachers.run: {teachers.path} learned from other data, or with another tokeniser, than this experiment. "
+            "Train teachers on the same stream (tasks, order, sizes, data.seed)."
+        )
+    return teachers
+
+
+def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
+    """The weights of the teacher of the stream's task number ``stage``."""
+    return read_weights(teachers.checkpoint(stage, teachers.experiment().training.epochs, 0))
+
+
+def distilled(
+    run: RunDirectory,
+    setup: Setup,
+    teachers: RunDirectory,
+    tasks: Sequence[str],
+    transport: Transport,
+    pool: WorkPool,
+    description: Mapping[str, Any],
+    on_nap: Callable[[], None],
+) -> dict[str, pa.Table]:
+    """The training examples of ``tasks`` with the answers of each task's teacher, decoded now or on record already."""
+    answers: dict[str, dict[int, list[str]]] = {}
+    jobs: list[Job] = []
+    shared = transport.put(description)
+    for task in tasks:
+        if run.answers(task).is_file():
+            continue
+        answers[task] = {}
+        stage = setup.tasks.index(task)
+        weights = transport.put(teacher_weights(teachers, stage))
+        for rows in in_chunks(setup.training[task].num_rows, setup.experiment.replay.chunk):
+            name = f"answers of the teacher of {task}, examples {rows.start} to {rows.stop - 1}"
+            arguments = (f"teacher-{stage}", shared, weights, task, rows)
+            jobs.append(
+                Job(name, "answer_training", arguments, partial(answers[task].__setitem__, rows.start), kind="distil")
+            )
+    pool.add(jobs, urgent=True)
+    wanted = len(jobs)
+    pool.wait(lambda: sum(map(len, answers.values())) == wanted, on_nap)
+    for task, chunks in answers.items():
+        texts = [text for start in sorted(chunks) for text in chunks[start]]
+        write_answers(run, task, setup.training[task]["sample_id"].to_pylist(), texts)
+    return {task: _with_recorded(run, setup, task) for task in tasks}
+
+
+def _with_recorded(run: RunDirectory, setup: Setup, task: str) -> pa.Table:
+    texts = pq.read_table(run.answers(task))["answer"].to_pylist()
+    return with_answers(setup.training[task], texts, setup.tokenizer, setup.max_length)
