@@ -11,20 +11,20 @@ from typing import Any
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import RayL4Error
-from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.report.summary import summarise
 from ray_l4.runtime.board import Board
 from ray_l4.runtime.crew import Workers
 from ray_l4.runtime.material import Material
 from ray_l4.runtime.pool import WorkPool
-from ray_l4.runtime.progress import Progress, StudentProgress
+from ray_l4.runtime.progress import Progress
 from ray_l4.runtime.scoring import Scoring
-from ray_l4.runtime.seats import Seat, groups, passes, peers_of
+from ray_l4.runtime.seats import Seat, groups, peers_of
 from ray_l4.runtime.setup import Setup
-from ray_l4.runtime.teachers import open_teachers, teacher_weights
+from ray_l4.runtime.teachers import open_teachers
 from ray_l4.runtime.timeline import Timeline
+from ray_l4.runtime.training import Training
 from ray_l4.store.atomic import write_json
-from ray_l4.store.records import read_guard, read_weights, write_checkpoint, write_guard, write_steps
+from ray_l4.store.records import read_guard, read_weights, write_checkpoint, write_guard
 from ray_l4.store.run_directory import RunDirectory, RunState
 
 Hire = Callable[[Setup, ClusterConfig, Sequence[int]], Workers]
@@ -62,7 +62,6 @@ class Coordinator:
         self._stop = stop or threading.Event()
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
         self._state = run.state()
-        self._generation = self._state.stages_done
         done = {(row["stage"], row["step"]) for row in run.step_figures() if row["stage"] < self._state.stages_done}
         self._board = Board(run.path / "tensorboard", steps_before=len(done))
         self._timeline = Timeline(run)
@@ -106,9 +105,7 @@ class Coordinator:
         if not (teachers.path / "summary.json").is_file():
             self.progress.event("training the teachers")
             setup = self._setup.of_teachers()
-            before = Coordinator(
-                setup, self._cluster, teachers, self._hire, self._places, self.progress, self._stop
-            )
+            before = Coordinator(setup, self._cluster, teachers, self._hire, self._places, self.progress, self._stop)
             with self._timeline.span("coordinator", "teachers", "training the teachers"):
                 before.run()
             self.progress.event("the teachers are trained")
@@ -121,8 +118,20 @@ class Coordinator:
         self._scoring = Scoring(setup, self._run, self._transport, self._pool, self.progress, self._board)
         self.progress.set(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
         self._description = self._call(0, "describe")
-        self._material = Material(
+        material = Material(
             setup, self._run, self._transport, crew.students, self._pool, self._description, self.progress
+        )
+        self._training = Training(
+            setup,
+            self._cluster,
+            self._run,
+            crew,
+            material,
+            self._teachers,
+            self.progress,
+            self._board,
+            self._timeline,
+            self._between,
         )
         self._warn_of_equal_peers()
 
@@ -152,104 +161,16 @@ class Coordinator:
 
     def _learn(self, seats: Sequence[Seat]) -> None:
         """Learn one stage, or several that do not depend on each other, to the last checkpoint."""
-        self._begin(seats)
-        first = {seat.worker: 0 for seat in seats}
+        self._training.begin(seats)
         written: list[Future[None]] = []
         for epoch in range(1, self._setup.experiment.training.epochs + 1):
-            steps = {worker: range(start, self._ends[worker][epoch - 1] + 1) for worker, start in first.items()}
-            self._train_epoch(seats, epoch, steps)
-            first = {worker: own.stop for worker, own in steps.items()}
+            self._training.epoch(seats, epoch)
             if epoch in self._scoring.epochs:
-                for seat in seats:
-                    written.append(self._checkpoint(seat, epoch))
+                written += [self._checkpoint(seat, epoch) for seat in seats]
         self._consolidate(seats)
         for future in written:
             future.result()
         self._save_state(max(seat.stage for seat in seats) + 1, self._memory("student", self._crew.students))
-
-    def _begin(self, seats: Sequence[Seat]) -> None:
-        """Have every worker enter its stage with its examples, and those that only teach with their weights."""
-        stages = [self._setup.stages[stage] for stage in sorted({seat.stage for seat in seats})]
-        self._where = " and ".join(stage.name for stage in stages)
-        self.progress.set(stage=seats[0].stage, task=self._where, epoch=0, step=0, num_steps=0, phase="replay")
-        self.progress.set(students=[StudentProgress() for _ in seats])
-        for seat in seats if self._setup.method.stages == "separate" else ():
-            self._call(seat.worker, "reset")
-        with self._timeline.span("coordinator", "replay", f"examples for {self._where}"):
-            given = {
-                stage: self._material.of(stage, self._teachers, self._between) for stage in {s.stage for s in seats}
-            }
-        examples = {seat.worker: given[seat.stage][seat.student] for seat in seats}
-        self._generation += 1
-        self._topology = self._setup.topology_of(seats[0].stage)
-        for peer in self._topology.frozen:
-            examples[peer] = examples[seats[0].worker]
-            self._load_teacher(peer, seats[0].stage)
-        stage_of = {seat.worker: seat.stage for seat in seats}
-        began = {
-            worker: self._transport.submit(
-                self._crew.students[worker],
-                "begin",
-                self._generation,
-                stage_of.get(worker, seats[0].stage),
-                given.tokens,
-                given.memory,
-            )
-            for worker, given in examples.items()
-        }
-        timeout = self._cluster.timeouts.start
-        self._ends = {worker: self._transport.get(ref, timeout, f"student {worker}") for worker, ref in began.items()}
-        num_steps = max(ends[-1] for ends in self._ends.values()) + 1
-        self._expect_steps([seat.stage for seat in seats], num_steps)
-        counts = ", ".join(str(examples[seat.worker].num_examples) for seat in seats)
-        self.progress.event(f"learning {self._where} from {counts} examples in {num_steps} steps")
-        self.progress.set(phase="training", num_steps=num_steps)
-
-    def _load_teacher(self, peer: int, stage: int) -> None:
-        """Give a peer that only teaches the weights it teaches ``stage`` with."""
-        if self._teachers is not None:
-            weights = self._transport.put(teacher_weights(self._teachers, stage))
-        else:
-            weights = self._transport.submit(self._crew.students[0], "weights")
-        self._call(peer, "load", weights)
-
-    def _train_epoch(self, seats: Sequence[Seat], epoch: int, steps: Mapping[int, range]) -> None:
-        self.progress.set(epoch=epoch)
-        began = time.monotonic()
-        rows: dict[int, list[dict[str, float]]] = {seat.stage: [] for seat in seats}
-        seat_of = {seat.worker: seat for seat in seats}
-        mark = time.monotonic()
-
-        def on_step(step: int, figures: StepFigures) -> None:
-            nonlocal mark
-            now = time.monotonic()
-            self.progress.step(step, {seats.index(seat_of[worker]): own for worker, own in figures.items()}, now - mark)
-            mark = now
-            for worker, values in figures.items():
-                seat = seat_of[worker]
-                place = {"stage": seat.stage, "epoch": epoch, "step": step, "student": seat.student}
-                rows[seat.stage].append({**place, **values})
-            self._board.step({seat_of[worker].student: values for worker, values in figures.items()})
-            self._pool.poll()
-            self._between()
-
-        for together in passes(seats, steps, self._setup.experiment.distillation.schedule):
-            train_steps(
-                self._transport,
-                self._crew.students,
-                self._topology,
-                self._generation,
-                together,
-                steps_ahead=self._cluster.exchange.steps_ahead,
-                timeout=self._cluster.timeouts.step,
-                where=self._where,
-                on_step=on_step,
-            )
-        for stage, own in rows.items():
-            write_steps(self._run, stage, epoch, own)
-        for seat in seats:
-            label = f"{self._setup.stages[seat.stage].name}, epoch {epoch}"
-            self._timeline.add(f"student {seat.worker}", "training", label, time.monotonic() - began)
 
     def _checkpoint(self, seat: Seat, epoch: int) -> Future[None]:
         """Write a student's weights, on another thread, and have them scored."""
@@ -266,7 +187,7 @@ class Coordinator:
         """Let the students' guards take note of the stage; what they know is kept for a resume."""
         if self._setup.method.guard == "none":
             return
-        with self._timeline.span("coordinator", "importance", f"importance of weights after {self._where}"):
+        with self._timeline.span("coordinator", "importance", f"importance of weights after {self._training.where}"):
             asked = [(seat, self._transport.submit(self._crew.students[seat.worker], "consolidate")) for seat in seats]
             for seat, reference in asked:
                 what = f"student {seat.student}, importance of weights"
@@ -275,16 +196,11 @@ class Coordinator:
                     write_guard(self._run, seat.stage, seat.student, known)
 
     def _between(self) -> None:
+        """Between two steps, and while waiting: scores that are in, and the user's wish to stop."""
+        self._pool.poll()
         self.progress.set(jobs_open=len(self._pool))
         if self._stop.is_set():
             raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self._run.path}")
-
-    def _expect_steps(self, stages: Sequence[int], steps: int) -> None:
-        """Estimate the steps of the whole run from the stages at hand and the sizes of those to come."""
-        now = self.progress.look()
-        current = max(self._setup.num_examples(stage) for stage in stages)
-        later = sum(self._setup.num_examples(stage) for stage in range(max(stages) + 1, len(self._setup.stages)))
-        self.progress.set(steps_total=now.steps_done + steps + round(steps * later / current / len(stages)))
 
     def _memory(self, kind: str, workers: Sequence[Any]) -> dict[str, int]:
         """Peak memory of workers that have nothing to do: one that is busy would have to be waited for."""

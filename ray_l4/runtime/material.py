@@ -85,7 +85,7 @@ class Material:
                 return {}
             record_stored(self._run, self._setup, stage, table)
             self._progress.event(f"replay: {table.num_rows} stored examples")
-            return {student: table for student in self._setup.topology.students}
+            return dict.fromkeys(self._setup.topology.students, table)
         plan = ReplayPlan.of(self._setup, stage)
         if not plan.gens:
             return {}

@@ -14,7 +14,7 @@ from ray_l4.text.tokens import as_stored, pooled
 
 
 def reservoir(setup: Setup, stage: int) -> pa.Table:
-    """What is kept of the tasks before ``stage``: at most ``replay.capacity`` examples, each equally likely to be there.
+    """What is kept of the tasks before ``stage``: at most ``replay.capacity`` examples, each as likely as any other.
 
     Every example has a random key that follows from the seed, its task and its place, and those with the smallest keys
     stay. That is reservoir sampling (Vitter 1985) that needs no state: any stage's reservoir can be made again.

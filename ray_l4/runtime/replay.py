@@ -77,7 +77,7 @@ def collect_replay(
     students = setup.topology.students
     if setup.experiment.replay.generator != "own":
         table = _table(setup, plan, kept)
-        return {student: table for student in students}
+        return dict.fromkeys(students, table)
     own = {student: [index for index in kept if plan.students[index] == student] for student in students}
     fewest = min(map(len, own.values()))
     chosen = {s: _evenly(list(indices), fewest) for s, indices in own.items()}
