@@ -119,6 +119,12 @@ class DataConfig(Strict):
 
     raw: Path | None = None
     """Folder of the raw data sets. Relative to the experiment file; ``RAY_L4_DATA``/raw when not given."""
+    converted: Path | None = None
+    """Folder of the references' own files, ``<task>_to_squad-<split>-v2.0.json``; a built-in task whose files are there is
+    read from them. Relative to the experiment file."""
+    distil: bool = False
+    """Take training examples from the ``distil`` files of such folders: the same ones with the answers that the
+    references' teachers decoded (SPEC 7)."""
     seed: int = 0
     """Seed of subset sampling and of the embedded grammar; independent of the run seed, so seeds share the data."""
     max_bad_fraction: Fraction = 0.01

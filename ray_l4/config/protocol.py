@@ -47,7 +47,8 @@ def _named_settings(value: object) -> object:
     return value
 
 
-def _listed_values(value: object) -> object:
+def check_grid(value: object) -> object:
+    """The same value. Raises ValueError unless it is a mapping from keys that a grid may hold to distinct values."""
     if not isinstance(value, dict) or not all(isinstance(values, list) and values for values in value.values()):
         raise ValueError("expected keys of the experiment, each with a list of values (training.epochs: [3, 9])")
     _refuse_owned(value)
@@ -75,12 +76,12 @@ class SweepConfig(Strict):
     """Stands over every table that is printed; the experiment's name when not given."""
     table: str | None = None
     """Key of the published table or figure that these runs belong to (``l4-table2``)."""
-    variants: Annotated[dict[str, dict[str, Any]], BeforeValidator(_named_settings)] = {}
+    variants: Annotated[dict[str, dict[str, Any]], BeforeValidator(_named_settings)] = Field(default_factory=dict)
     """Rows of the table: a label and what it changes. A list of methods is short for a row each. The experiment's own
     method when not given."""
-    orders: Literal["all"] | list[list[str]] = []
+    orders: Literal["all"] | list[list[str]] | None = None
     """Orders of the tasks: lists of their names, or all permutations; the stream's own when not given."""
-    grid: Annotated[dict[str, list[Any]], BeforeValidator(_listed_values)] = {}
+    grid: Annotated[dict[str, list[Any]], BeforeValidator(check_grid)] = Field(default_factory=dict)
     """Keys that every variant is tried with, and their values; all combinations."""
     seeds: Count | Annotated[list[int], Field(min_length=1)] = 1
     """How many seeds, counted from the experiment's own, or a list of them."""

@@ -46,7 +46,9 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """The folder of one's own data (``TaskConfig.path``)."""
+        """The folder of one's own data (``TaskConfig.path``), or that of converted files (``DataConfig.converted``)."""
+        if self.task.path is None and self.data.converted is not None:
+            return self.data.converted
         if self.task.path is None:
             raise ConfigError(f"Task {self.task.name!r} has no path; set it to the folder of its files.")
         return self.task.path

@@ -23,9 +23,19 @@ def is_squad_folder(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("*_to_squad-*-v2.0.json*"))
 
 
+def is_converted(folder: Path | None, task: str) -> bool:
+    """Whether the folder holds the training file of this task."""
+    return folder is not None and holds(folder, _file(task, "train"))
+
+
+def _file(task: str, split: str) -> str:
+    return f"{task}_to_squad-{split}-v2.0.json"
+
+
 def read(source: Source, bad: BadRecords) -> Iterator[Row]:
     """The examples of one converted file, in file order; with a side file, sorted by id and with its gold answers."""
-    path = find(source.folder, f"{source.task.name}_to_squad-{source.split}-v2.0.json")
+    split = "distil" if source.split == "train" and source.data.distil else source.split
+    path = find(source.folder, _file(source.task.name, split))
     rows = _questions(path, bad)
     side = _side_file(source)
     if side is None:
