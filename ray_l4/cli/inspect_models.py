@@ -1,4 +1,4 @@
-"""``evaluate`` and ``generate``: one checkpoint, in this process, without Ray."""
+"""``evaluate``, ``generate`` and ``merge``: one checkpoint, in this process, without Ray."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(evaluate)
     app.command()(generate)
+    app.command()(merge)
 
 
 def evaluate(
@@ -65,3 +66,16 @@ def generate(
     sampling = ReplayConfig(top_k=top_k, temperature=temperature, max_length=max_length)
     for sample in generate_from_folder(model, task, n, sampling, seed):
         typer.echo(json.dumps(sample, ensure_ascii=False))
+
+
+def merge(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint of a run with adapters (model.lora).")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
+) -> None:
+    """Fold the adapters of a checkpoint into their model: an ordinary model folder that needs no peft."""
+    from ray_l4.learner.inspection import merge_folder
+
+    merge_folder(checkpoint, out)
+    typer.echo(f"written to {out}")

@@ -50,8 +50,8 @@ class LoraConfig(Strict):
     """Rank of every adapter."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """Adapters are scaled by alpha / rank."""
-    dropout: Fraction = 0.0
-    """Dropout before every adapter."""
+    dropout: Fraction = 0.1
+    """Dropout before every adapter. Without any, peers that start equal stay equal."""
     targets: list[str] | None = None
     """Names of the layers that get an adapter; those usual for the architecture when not given."""
 
@@ -78,6 +78,8 @@ class ModelConfig(Strict):
     def _one_source(self) -> ModelConfig:
         if (self.name is None) == (self.from_scratch is None):
             raise ValueError("give exactly one of 'name' and 'from_scratch'")
+        if self.lora is not None and self.name is None:
+            raise ValueError("'lora' puts adapters on a pretrained model: give its 'name' instead of 'from_scratch'")
         return self
 
 
@@ -120,8 +122,8 @@ class DataConfig(Strict):
     raw: Path | None = None
     """Folder of the raw data sets. Relative to the experiment file; ``RAY_L4_DATA``/raw when not given."""
     converted: Path | None = None
-    """Folder of the references' own files, ``<task>_to_squad-<split>-v2.0.json``; a built-in task whose files are there is
-    read from them. Relative to the experiment file."""
+    """Folder of the references' own files, ``<task>_to_squad-<split>-v2.0.json``; a built-in task whose files are there
+    is read from them. Relative to the experiment file."""
     distil: bool = False
     """Take training examples from the ``distil`` files of such folders: the same ones with the answers that the
     references' teachers decoded (SPEC 7)."""

@@ -15,6 +15,7 @@ from ray_l4.metrics.registry import METRICS, Item, item_scores, score
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble_prompts
 from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import sequence_lengths
 
 RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
 """Metrics whose gold strings are scored as they stand in the data (SPEC 14.6)."""
@@ -77,58 +78,97 @@ def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tu
 def answer(
     model: PreTrainedModel, tokenizer: TaskTokenizer, tests: TestSet, config: EvaluationConfig, seed: int
 ) -> Scored:
-    """Decode an answer to every prompt of ``tests`` and score them all.
+    """Decode an answer to every prompt of ``tests`` and score them all."""
+    decoded = decode_answers(model, tokenizer, tests, config, seed, answer_batches(tests, config))
+    return score_answers(tests, [decoded[index] for index in range(len(tests.items))])
 
-    Prompts of similar length are decoded together, in fixed batches, so the result is the same wherever it is computed.
+
+def answer_batches(tests: TestSet, config: EvaluationConfig) -> list[list[int]]:
+    """Indices of the prompts that are decoded together: ``config.chunk`` of similar length.
+
+    They are fixed, so that a result is the same wherever each of them is computed.
+    """
+    lengths = sequence_lengths(tests.prompts).tolist()
+    by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    return [[by_length[position] for position in chunk] for chunk in in_chunks(len(lengths), config.chunk)]
+
+
+def decode_answers(
+    model: PreTrainedModel,
+    tokenizer: TaskTokenizer,
+    tests: TestSet,
+    config: EvaluationConfig,
+    seed: int,
+    batches: Sequence[Sequence[int]],
+) -> dict[int, str]:
+    """Answers to the prompts in ``batches``, some of those that ``answer_batches`` gives, by the prompt's index.
+
     Where answers may be longer than the room kept for them (``evaluation.reserve``), a batch gets the room of its
     longest prompt.
     """
-    ids = tests.prompts.column("ids").to_pylist()
-    by_length = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
-    predictions = [""] * len(ids)
-    for chunk in in_chunks(len(ids), config.chunk):
-        members = [by_length[position] for position in chunk]
-        seeds = [derive(seed, "answer", tests.task, index) for index in members]
-        room = tests.max_length - len(ids[members[-1]])  # of the chunk's longest prompt
+    answers: dict[int, str] = {}
+    for members in batches:
+        prompts = tests.prompts["ids"].take(pa.array(members)).to_pylist()
+        room = tests.max_length - max(map(len, prompts))
         new = continue_prompts(
             model,
             tokenizer,
-            [ids[index] for index in members],
+            prompts,
             max(1, min(tests.max_new_tokens, room)),
             top_k=config.top_k,
-            seeds=seeds,
+            seeds=[derive(seed, "answer", tests.task, index) for index in members],
             banned=tokenizer.task_tokens if config.ban_task_tokens else (),
         )
-        for index, tokens in zip(members, new, strict=True):
-            predictions[index] = tokenizer.decode(tokens).strip()
+        answers.update((index, tokenizer.decode(tokens).strip()) for index, tokens in zip(members, new, strict=True))
+    return answers
+
+
+def score_answers(tests: TestSet, predictions: Sequence[str]) -> Scored:
+    """What the answers to a whole test set are worth, in the order of its items."""
     items = [
         Item(prediction, item.references, item.sample_id, item.meta)
         for prediction, item in zip(predictions, tests.items, strict=True)
     ]
     headline = METRICS[tests.metric].headline
-    return Scored(score(tests.metric, items), headline, predictions, item_scores(tests.metric, items))
+    return Scored(score(tests.metric, items), headline, list(predictions), item_scores(tests.metric, items))
 
 
 def answer_training(
-    model: PreTrainedModel, tokenizer: TaskTokenizer, tokens: pa.Table, max_length: int, config: TeacherConfig, seed: int
+    model: PreTrainedModel,
+    tokenizer: TaskTokenizer,
+    tokens: pa.Table,
+    max_length: int,
+    config: TeacherConfig,
+    seed: int,
+    rows: range | None = None,
 ) -> list[str]:
     """A teacher's answers to the training examples in ``tokens`` (a ``TOKENS`` table), in their order (SPEC 7).
 
-    No answer is longer than the longest true one among them, nor than ``max_length`` leaves room for.
+    rows: which of them to answer; all when not given. No answer is longer than the longest true one of the whole
+    table, nor than ``max_length`` leaves room for beside its own prompt, so that it does not matter which rows are
+    answered together.
     """
-    ids, lengths = tokens["ids"].to_pylist(), tokens["prompt_length"].to_pylist()
-    prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-    longest = max(len(row) - length for row, length in zip(ids, lengths, strict=True))
-    new = continue_prompts(
-        model,
-        tokenizer,
-        prompts,
-        max(1, min(longest + 1, max_length - max(lengths))),
-        top_k=config.top_k,
-        temperature=config.temperature,
-        seeds=[derive(seed, sample_id) for sample_id in tokens["sample_id"].to_pylist()],
-    )
-    return [tokenizer.decode(answer).strip() for answer in new]
+    lengths = tokens["prompt_length"].to_numpy()
+    longest = int((sequence_lengths(tokens) - lengths).max())
+    rows = range(tokens.num_rows) if rows is None else rows
+    part = tokens.slice(rows.start, len(rows)).to_pylist()
+    # A batch can only go on for as long as its longest prompt has room, so those with less than the rest go apart.
+    limits = [max(1, min(longest, max_length - row["prompt_length"])) for row in part]
+    answers = [""] * len(part)
+    for limit in sorted(set(limits)):
+        members = [index for index, own in enumerate(limits) if own == limit]
+        new = continue_prompts(
+            model,
+            tokenizer,
+            [part[index]["ids"][: part[index]["prompt_length"]] for index in members],
+            limit,
+            top_k=config.top_k,
+            temperature=config.temperature,
+            seeds=[derive(seed, part[index]["sample_id"]) for index in members],
+        )
+        for index, answer_ids in zip(members, new, strict=True):
+            answers[index] = tokenizer.decode(answer_ids).strip()
+    return answers
 
 
 def generate_replay(

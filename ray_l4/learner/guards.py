@@ -72,6 +72,8 @@ class MemoryGuard:
         if learner.memory is not None and learner.memory.num_rows:
             parameters = trainable(learner.model)
             own = take_gradients(parameters)
+            # Dropout of its own: what was drawn since the forward pass depends on who shares this process.
+            torch.manual_seed(derive(learner.experiment.seed, "memory dropout", learner.peer, learner.stage, step))
             answer_loss(learner, self._batch(learner, learner.memory, step)).backward()
             reference = take_gradients(parameters)
             for name, gradient in own.items():

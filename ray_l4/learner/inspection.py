@@ -1,4 +1,4 @@
-"""One checkpoint looked at by itself: its score on a task, and what it makes up."""
+"""One checkpoint by itself: its score on a task, what it makes up, and its adapters folded into their model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray_l4.config.experiment import DataConfig, EvaluationConfig, ReplayConfig, TaskConfig
+from ray_l4.errors import ConfigError
 from ray_l4.learner.answering import Scored, TestSet, answer, build_test_set, generate_replay
 from ray_l4.learner.decoding import in_chunks
-from ray_l4.learner.models import load_folder, max_length
+from ray_l4.learner.models import load_adapters, load_folder, max_length
 from ray_l4.seeds import derive
+from ray_l4.store.atomic import write_folder
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.replay import GeneratedSample, parse_generated
 
@@ -47,3 +49,21 @@ def generate_from_folder(
                 yield {"valid": True, "question": question.strip(), "answer": answer_text.strip()}
             else:
                 yield {"valid": False, "reason": str(parsed), "text": tokenizer.decode(ids.tolist()[1:]).strip()}
+
+
+def merge_folder(folder: Path, out: Path) -> None:
+    """Fold the adapters of the checkpoint in ``folder`` into their model, and write it to the new folder ``out``.
+
+    ``AutoModelForCausalLM.from_pretrained`` loads it without peft; the tokeniser and its task tokens come along.
+    Raises ConfigError if ``out`` exists, ModelError if there are no adapters or their model is not to be found.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: exists already. Give a new folder for the merged model.")
+    tuned, tokenizer = load_adapters(folder)
+    merged = tuned.merge_and_unload()
+
+    def fill(beside: Path) -> None:
+        merged.save_pretrained(beside)
+        tokenizer.save(beside)
+
+    write_folder(out, fill)

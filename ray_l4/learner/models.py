@@ -10,13 +10,24 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from peft.tuners.lora import LoraModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from ray_l4.config.experiment import FromScratch, ModelConfig
 from ray_l4.errors import ModelError, PeerError
+from ray_l4.learner.adapters import (
+    adapter_settings,
+    adapter_state,
+    add_adapters,
+    has_adapters,
+    inject,
+    load_adapter_state,
+    read_settings,
+)
+from ray_l4.learner.pretrained import first_line, grow, load_pretrained
+from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.text.tokenizer import TaskTokenizer
 
 GPT2_INIT_STD, GPT2_WIDTH = 0.02, 768
@@ -29,18 +40,21 @@ _PROBE_TOLERANCE = 1e-3
 
 
 def build_model(config: ModelConfig, tokenizer: TaskTokenizer, seed: int) -> PreTrainedModel:
-    """The model an experiment asks for, with one row per token of ``tokenizer``.
+    """The model an experiment asks for, with one row per token of ``tokenizer``, and adapters if it asks for them.
 
-    All random numbers (the whole model from scratch, or the rows of new tokens) follow from ``seed``.
+    All random numbers (the whole model from scratch, or the rows of new tokens and the adapters) follow from ``seed``.
     Raises ModelError if the model cannot be loaded.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.from_scratch is not None:
-            model = _from_scratch(config.from_scratch, tokenizer)
-        else:
-            model = _pretrained(str(config.name), tokenizer.size)
-    return model
+            return _from_scratch(config.from_scratch, tokenizer)
+        name = str(config.name)
+        model = load_pretrained(name, "model.name")
+        drawn = grow(model, tokenizer.size)
+        if config.lora is not None:
+            add_adapters(model, config.lora, name, {*drawn, *_added_tokens(tokenizer)})
+        return model
 
 
 def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedModel:
@@ -61,25 +75,9 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
     )
 
 
-def _pretrained(name: str, vocabulary: int) -> PreTrainedModel:
-    transformers_logging.disable_progress_bar()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"model.name: cannot load {name!r} as a causal language model: {_first_line(error)} "
-            "Give a folder with config.json and model.safetensors, or a hub name that this machine can reach."
-        ) from error
-    if info["missing_keys"]:  # the library would go on with random numbers in their place
-        raise ModelError(
-            f"model.name: the weights of {name!r} are not complete: {', '.join(sorted(info['missing_keys'])[:3])} "
-            "missing. Copy or download the model again."
-        )
-    # Only ever grow: some models keep more rows than their tokeniser has tokens. SPEC 3.3: new rows are drawn from
-    # N(0, initializer_range), not from the statistics of the old ones, which is today's default of the library.
-    if vocabulary > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    return model
+def _added_tokens(tokenizer: TaskTokenizer) -> set[int]:
+    """Ids that mean nothing to the pretrained model, also where it has a spare row for them."""
+    return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.task_tokens}
 
 
 def max_length(model_config: Any, requested: int | None) -> int:
@@ -102,17 +100,25 @@ def longest_sequence(positions: int, requested: int | None) -> int:
 
 def pretrained_config(name: str) -> Any:
     """Configuration of a model by name or path. Raises ModelError if there is none."""
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"model.name: {name!r} holds adapters, not a model. Fold them into one: ray-l4 merge {name} NEW_FOLDER"
+        )
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.name: no model configuration at {name!r}: {_first_line(error)}") from error
+        raise ModelError(f"model.name: no model configuration at {name!r}: {first_line(error)}") from error
 
 
 def to_bytes(model: nn.Module) -> np.ndarray:
-    """All weights in safetensors format as a flat uint8 array; of tied weights the first name is kept."""
+    """All weights in safetensors format as a flat uint8 array; of tied weights the first name is kept.
+
+    Of a model with adapters these are the adapters and the rows of new tokens alone, as peft stores them.
+    """
     kept: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
+    state = adapter_state(model) if has_adapters(model) else model.state_dict()
+    for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         if place not in seen:
             seen.add(place)
@@ -124,9 +130,13 @@ def load_bytes(model: PreTrainedModel, weights: np.ndarray) -> None:
     """Put weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit."""
     try:
         state = safetensors.torch.load(weights.tobytes())
-        missing, unexpected = model.load_state_dict(state, strict=False)
     except SafetensorError as error:
-        raise ModelError(f"weights of {weights.nbytes} bytes are damaged: {_first_line(error)}") from error
+        raise ModelError(f"weights of {weights.nbytes} bytes are damaged: {first_line(error)}") from error
+    if has_adapters(model):
+        load_adapter_state(model, state)
+        return
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a tensor of another shape; its name stands in the second line
         raise ModelError(f"weights do not fit the model: {str(error).strip().splitlines()[-1].strip()}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
@@ -135,19 +145,56 @@ def load_bytes(model: PreTrainedModel, weights: np.ndarray) -> None:
         raise ModelError(f"weights do not fit the model: missing {lost[:3]}, unexpected {sorted(unexpected)[:3]}")
 
 
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's configuration, with that of its adapters, if it has any, under ``ADAPTERS``: JSON values only."""
+    description: dict[str, Any] = model.config.to_dict()
+    return description | ({ADAPTERS: adapter_settings(model)} if has_adapters(model) else {})
+
+
 def from_description(description: Mapping[str, Any]) -> PreTrainedModel:
     """An untrained model of the architecture in ``description`` (``model.config.to_dict()``)."""
     fields = dict(description)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
 
 
+def blank_model(config: ModelConfig, tokenizer: TaskTokenizer, description: Mapping[str, Any]) -> PreTrainedModel:
+    """A model that :func:`load_bytes` turns into any peer of the run, ``description`` being :func:`describe` of one.
+
+    With adapters it stands on the pretrained weights, which bytes do not hold. Whatever is drawn at random there is
+    trained and hence in the bytes, so that the seed does not matter, nor whether peers started from the same one.
+    """
+    return from_description(description) if config.lora is None else build_model(config, tokenizer, seed=0)
+
+
 def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:
     """A checkpoint of a run, or any model folder whose tokeniser has the task tokens.
 
-    Raises ModelError if the folder holds no model or no such tokeniser.
+    Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose model is not to be found.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        tuned, tokenizer = load_adapters(folder)
+        return tuned.model, tokenizer
+    tokenizer = TaskTokenizer.load(folder)
+    model = load_pretrained(str(folder), "model.name")
+    grow(model, tokenizer.size)
+    return model, tokenizer
+
+
+def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
+    """A checkpoint that holds adapters, on its model. ``merge_and_unload()`` of the first gives one without adapters.
+
+    Raises ModelError if the folder is no such checkpoint, or if its model is not to be found.
     """
     tokenizer = TaskTokenizer.load(folder)
-    return _pretrained(str(folder), tokenizer.size), tokenizer
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: no {name}; expected a checkpoint of a run with adapters (model.lora)")
+    settings = read_settings(folder)
+    model = load_pretrained(settings.base_model_name_or_path, f"{folder / ADAPTER_CONFIG}: base_model_name_or_path")
+    grow(model, tokenizer.size)
+    tuned = inject(model, settings)
+    load_bytes(model, np.fromfile(folder / ADAPTER_WEIGHTS, dtype=np.uint8))
+    return tuned, tokenizer
 
 
 def arithmetic(config: ModelConfig, device: torch.device) -> torch.autocast:
@@ -204,7 +251,3 @@ def pick_device(gpus: float) -> torch.device:
     if not torch.cuda.is_available():
         raise PeerError(f"{gpus} GPU was reserved for this process, but PyTorch sees none: is it a CUDA build?")
     return torch.device("cuda")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ray_l4.exchange.loop import StepFigures
 from ray_l4.store.run_directory import Cell
 
 _CURVES = ("loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "lr", "grad_norm")
@@ -16,20 +16,26 @@ class Board:
     """The event files of a run."""
 
     def __init__(self, folder: Path, steps_before: int) -> None:
+        """``steps_before``: those of all finished stages; curves of a stage that is learned again are replaced."""
         self._writer = SummaryWriter(str(folder), purge_step=steps_before)
-        self._step = steps_before
+        self._first, self._after = 0, steps_before
+        self._now = steps_before
 
-    def step(self, figures: StepFigures) -> None:
-        """One more step of training, with the figures of every student."""
-        for student, values in figures.items():
+    def begin(self, num_steps: int) -> None:
+        """Stages of so many steps in all begin."""
+        self._first, self._after = self._after, self._after + num_steps
+
+    def step(self, step: int, figures: Mapping[str, Mapping[str, float]]) -> None:
+        """Figures of a step, counted from the beginning of the stages at hand, by the name of who learned in it."""
+        self._now = self._first + step
+        for learner, values in figures.items():
             for name in _CURVES:
                 if name in values:
-                    self._writer.add_scalar(f"{name}/student-{student}", values[name], self._step)
-        self._step += 1
+                    self._writer.add_scalar(f"{name}/{learner}", values[name], self._now)
 
     def score(self, cell: Cell, value: float) -> None:
         """A score, at the step at which it arrived."""
-        self._writer.add_scalar(f"score/{cell.task}/student-{cell.student}", value, self._step)
+        self._writer.add_scalar(f"score/{cell.task}/student-{cell.student}", value, self._now)
 
     def close(self) -> None:
         """Write what is left."""

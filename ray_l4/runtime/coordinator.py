@@ -24,7 +24,7 @@ from ray_l4.runtime.teachers import open_teachers
 from ray_l4.runtime.timeline import Timeline
 from ray_l4.runtime.training import Training
 from ray_l4.store.atomic import write_json
-from ray_l4.store.records import read_guard, read_weights, write_checkpoint, write_guard
+from ray_l4.store.records import ADAPTERS, read_guard, read_weights, write_checkpoint, write_guard
 from ray_l4.store.run_directory import RunDirectory, RunState
 
 Hire = Callable[[Setup, ClusterConfig, Sequence[int]], Workers]
@@ -73,9 +73,9 @@ class Coordinator:
         StoppedError if asked to; what is on disk stays valid in any case.
         """
         self._began = time.monotonic()
-        self._teachers = self._train_teachers()
-        self._crew = self._hire(self._setup, self._cluster, peers_of(self._setup, self._places))
         try:
+            self._teachers = self._train_teachers()
+            self._crew = self._hire(self._setup, self._cluster, peers_of(self._setup, self._places))
             self._prepare()
             self._catch_up()
             for seats in groups(self._setup, self._state.stages_done, len(self._crew.students)):
@@ -138,9 +138,12 @@ class Coordinator:
     def _warn_of_equal_peers(self) -> None:
         """Peers with equal weights, batches and no dropout stay equal, and have nothing to teach each other."""
         # GPT-2 also has dropout in a summary head, which language models do not use.
-        names = [name for name in self._description if ("pdrop" in name or "dropout" in name) and "summary" not in name]
-        dropout = [self._description[name] for name in names]
-        equal = self._setup.experiment.peers.init == "shared" and not any(dropout)
+        settings = self._description | self._description.get(ADAPTERS, {})
+        dropout = [settings[name] for name in settings if "drop" in name and "summary" not in name]
+        experiment = self._setup.experiment
+        # Those that learn in turn see the examples in orders of their own.
+        together = experiment.distillation.schedule == "simultaneous"
+        equal = experiment.peers.init == "shared" and together and not any(dropout)
         graph = self._setup.topology
         if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
             self.progress.event("warning: the model has no dropout and peers.init is shared: the peers will stay equal")
@@ -198,7 +201,7 @@ class Coordinator:
     def _between(self) -> None:
         """Between two steps, and while waiting: scores that are in, and the user's wish to stop."""
         self._pool.poll()
-        self.progress.set(jobs_open=len(self._pool))
+        self.progress.set(jobs_open=len(self._scoring))
         if self._stop.is_set():
             raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self._run.path}")
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
@@ -33,6 +38,8 @@ class Places:
     students: int
     first: int = 0
     """Bundle of the first student; those before it are someone else's."""
+    lent: bool = False
+    """Whether they belong to someone else: a sweep, which reserved them for this trial."""
 
     def of_student(self, index: int) -> PlacementGroupSchedulingStrategy:
         """The place of a student."""
@@ -41,6 +48,11 @@ class Places:
     def of_evaluator(self, index: int) -> PlacementGroupSchedulingStrategy:
         """The place of an evaluator."""
         return self.of_student(self.students + index)
+
+    def give_back(self) -> None:
+        """Let others have them."""
+        if not self.lent:
+            remove_placement_group(self.group)
 
 
 @dataclass(frozen=True)
@@ -109,8 +121,12 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
 def reserve(least: int, most: int, cluster: ClusterConfig) -> Places:
     """Places for ``most`` students, or for ``least`` if the others are taken, and for the evaluators.
 
-    Whoever asked for them has to give them back. Raises ClusterError if the cluster has no room for them in time.
+    A trial of a sweep runs in a group that holds ``least`` and takes those. Whoever asked for places has to give them
+    back. Raises ClusterError if the cluster has no room for them in time.
     """
+    trial = get_current_placement_group()
+    if trial is not None:
+        return Places(trial, least, lent=True)
     attempts = {most: _PATIENCE_FOR_MORE} | {least: cluster.timeouts.start}
     for students, seconds in attempts.items():
         group = placement_group(bundles(students, cluster), strategy=cluster.placement.strategy)

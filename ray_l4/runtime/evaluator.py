@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.learner.answering import Scored, answer, answer_training, generate_replay
-from ray_l4.learner.models import arithmetic, from_description, load_bytes, pick_device
+from ray_l4.learner.answering import Scored, answer_training, decode_answers, generate_replay, score_answers
+from ray_l4.learner.models import arithmetic, blank_model, load_bytes, pick_device
 from ray_l4.runtime.setup import Setup
 from ray_l4.runtime.student import peak_memory_bytes, use_threads
 from ray_l4.seeds import derive
@@ -30,13 +30,24 @@ class Evaluator:
         use_threads(self._resources)
         self._device = pick_device(self._resources.gpus)
 
-    def answer(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str) -> Scored:
-        """Answers of a checkpoint to a task's test set, and their scores."""
-        experiment = self._setup.experiment
+    def answer(
+        self,
+        checkpoint: str,
+        description: Mapping[str, Any],
+        weights: np.ndarray,
+        task: str,
+        batches: Sequence[Sequence[int]],
+    ) -> dict[int, str]:
+        """Answers of a checkpoint to some batches of a task's test set, by the index of the prompt."""
+        setup, config = self._setup, self._setup.experiment.evaluation
         model = self._load(checkpoint, description, weights)
-        seed = derive(experiment.seed, "evaluate", checkpoint)
-        with arithmetic(experiment.model, self._device):
-            return answer(model, self._setup.tokenizer, self._setup.tests[task], experiment.evaluation, seed)
+        seed = derive(setup.experiment.seed, "evaluate", checkpoint)
+        with arithmetic(setup.experiment.model, self._device):
+            return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
+
+    def score(self, task: str, predictions: Sequence[str]) -> Scored:
+        """What answers to a task's whole test set are worth."""
+        return score_answers(self._setup.tests[task], predictions)
 
     def replay(
         self,
@@ -58,12 +69,12 @@ class Evaluator:
         self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range
     ) -> list[str]:
         """A teacher's answers to some of its task's training examples."""
-        setup = self._setup
+        setup, config = self._setup, self._setup.experiment.teachers
         model = self._load(checkpoint, description, weights)
-        examples = setup.training[task].slice(rows.start, len(rows))
+        examples = setup.training[task]
         seed = derive(setup.experiment.seed, "distil", task)
         with arithmetic(setup.experiment.model, self._device):
-            return answer_training(model, setup.tokenizer, examples, setup.max_length, setup.experiment.teachers, seed)
+            return answer_training(model, setup.tokenizer, examples, setup.max_length, config, seed, rows)
 
     def peak_memory(self) -> int:
         """Largest memory so far, in bytes."""
@@ -72,7 +83,8 @@ class Evaluator:
     def _load(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray) -> PreTrainedModel:
         if self._model is None:
             self.start()  # again, if Ray has restarted this actor
-            self._model = from_description(description).to(self._device)
+            model = self._setup.experiment.model
+            self._model = blank_model(model, self._setup.tokenizer, description).to(self._device)
         if self._holds != checkpoint:
             self._holds = None  # should loading fail half-way, nothing valid is held
             load_bytes(self._model, weights)

@@ -7,13 +7,18 @@ from functools import partial
 from typing import Any
 
 from ray_l4.exchange.transports import Transport
-from ray_l4.learner.answering import Scored
+from ray_l4.learner.answering import Scored, answer_batches
+from ray_l4.learner.decoding import in_chunks
 from ray_l4.runtime.board import Board
 from ray_l4.runtime.pool import Job, WorkPool
 from ray_l4.runtime.progress import Progress
 from ray_l4.runtime.setup import Setup
 from ray_l4.store.records import read_weights, write_score
 from ray_l4.store.run_directory import Cell, RunDirectory
+
+_BATCHES_PER_JOB = 4
+"""Batches (``evaluation.chunk``) of a test set that an evaluator answers at a stretch: replay, for which students
+stand still, waits for no more than that."""
 
 
 class Scoring:
@@ -28,6 +33,12 @@ class Scoring:
         self._pool = pool
         self._progress = progress
         self._board = board
+        self._answers: dict[Cell, dict[int, str]] = {}
+        """Cells that were asked for and are not scored yet, with the answers that are there."""
+
+    def __len__(self) -> int:
+        """Cells that are still to be scored."""
+        return len(self._answers)
 
     @property
     def epochs(self) -> range:
@@ -55,14 +66,27 @@ class Scoring:
 
     def _ask(self, cells: Sequence[Cell], weights: Any, description: Mapping[str, Any]) -> None:
         shared = self._transport.put(description)
-        self._pool.add(
-            [
-                Job(cell.name, "answer", (cell.checkpoint, shared, weights, cell.task), partial(self._take, cell))
-                for cell in cells
-            ]
-        )
+        for cell in cells:
+            batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
+            chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
+            pieces = [[batches[number] for number in chunk] for chunk in chunks]
+            self._answers[cell] = {}
+            for number, piece in enumerate(pieces, start=1):
+                name = f"{cell.name}, part {number} of {len(pieces)}"
+                arguments = (cell.checkpoint, shared, weights, cell.task, piece)
+                self._pool.add([Job(name, "answer", arguments, partial(self._gather, cell))])
+
+    def _gather(self, cell: Cell, part: Mapping[int, str]) -> None:
+        """Once all parts of a cell are there, have it scored, before anything else that waits: it takes little time."""
+        answers = self._answers[cell]
+        answers.update(part)
+        if len(answers) == len(self._setup.tests[cell.task].items):
+            predictions = [answers[index] for index in range(len(answers))]
+            job = Job(f"{cell.name}, score", "score", (cell.task, predictions), partial(self._take, cell))
+            self._pool.add([job], urgent=True)
 
     def _take(self, cell: Cell, scored: Scored) -> None:
+        del self._answers[cell]
         items = self._setup.tests[cell.task].items
         record = {
             "stage": cell.stage,

@@ -18,7 +18,6 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
@@ -166,7 +165,7 @@ class RaySession:
             ray.kill(self._coordinator)
             self._coordinator = None
         if self._places is not None:
-            remove_placement_group(self._places.group)
+            self._places.give_back()
             self._places = None
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()

@@ -14,7 +14,7 @@ from ray_l4.config.cluster import ClusterConfig, StudentResources
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import CODECS, Payload, num_bytes
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import build_model, load_bytes, pick_device
+from ray_l4.learner.models import build_model, describe, load_bytes, pick_device
 from ray_l4.runtime.setup import Setup
 from ray_l4.seeds import derive
 
@@ -46,7 +46,7 @@ class Student:
 
     def describe(self) -> dict[str, Any]:
         """The model's configuration, from which an evaluator builds the same architecture."""
-        return self._learner.model.config.to_dict()
+        return describe(self._learner.model)
 
     def load(self, weights: np.ndarray) -> None:
         """Continue from the weights of a checkpoint."""

@@ -73,8 +73,11 @@ class Training:
         timeout = self._cluster.timeouts.start
         ends = {worker: self._transport.get(ref, timeout, f"student {worker}") for worker, ref in began.items()}
         self._last_steps = {seat.worker: ends[seat.worker] for seat in seats}
-        num_steps = max(last[-1] for last in self._last_steps.values()) + 1
-        self._expect_steps(stages, num_steps)
+        steps_of = {seat.stage: self._last_steps[seat.worker][-1] + 1 for seat in seats}
+        self._board.begin(sum(steps_of.values()))
+        num_steps = max(steps_of.values())
+        in_turn = self._setup.experiment.distillation.schedule == "alternate_epochs"
+        self._expect_steps(stages, num_steps * (len(seats) if in_turn else 1))
         counts = " and ".join(str(own.num_examples) for own in {s: examples[s.worker][1] for s in seats}.values())
         self._progress.event(f"learning {self.where} from {counts} examples in {num_steps} steps")
         self._progress.set(phase="training", num_steps=num_steps)
@@ -126,10 +129,15 @@ class Training:
                 _, seat = seat_of[worker]
                 place = {"stage": seat.stage, "epoch": epoch, "step": step, "student": seat.student}
                 rows[seat.stage].append({**place, **values})
-            self._board.step({seat_of[worker][1].student: values for worker, values in figures.items()})
+            self._board.step(step, {self._curve(seat_of[worker][1]): values for worker, values in figures.items()})
             self._between()
 
         return on_step
+
+    def _curve(self, seat: Seat) -> str:
+        """What a learner's curves are called: models that are trained independently, side by side, are not one."""
+        independent = self._setup.method.stages == "separate"
+        return self._setup.stages[seat.stage].name if independent else f"student-{seat.student}"
 
     def _load_teacher(self, peer: int, stage: int) -> None:
         """Give a peer that only teaches the weights it teaches ``stage`` with."""

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ray_l4.errors import DataError, nearest
 
@@ -31,21 +31,49 @@ def find(folder: Path, *names: str) -> Path:
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected it to hold {' or '.join(names)}.")
     for name in names:
-        for suffix in OPENERS:
-            path = folder / f"{name}{suffix}"
-            if path.is_file():
-                return path
-    present = [path.name for path in folder.iterdir() if path.is_file()]
+        if path := present(folder, name):
+            return path
+    others = [path.name for path in folder.iterdir() if path.is_file()]
     raise MissingFileError(
-        f"{folder}: no file {' or '.join(names)} (plain, .gz or .bz2). {nearest(names[0], present)}"
-        if present
+        f"{folder}: no file {' or '.join(names)} (plain, .gz or .bz2). {nearest(names[0], others)}"
+        if others
         else f"{folder}: the folder holds no files; expected {' or '.join(names)} (plain, .gz or .bz2)."
     )
 
 
+def find_all(folder: Path, pattern: str) -> list[Path]:
+    """The files of ``folder`` whose names fit a glob pattern, each as ``find`` would find it, ordered by name."""
+    found = {
+        path.name.removesuffix(suffix): path
+        for suffix in reversed(OPENERS)  # so that a plain file wins
+        for path in folder.glob(f"{pattern}{suffix}")
+    }
+    return [found[name] for name in sorted(found)]
+
+
+def present(folder: Path, name: str) -> Path | None:
+    """The file that ``find`` would find, if there is one."""
+    return next((path for suffix in OPENERS if (path := folder / f"{name}{suffix}").is_file()), None)
+
+
 def holds(folder: Path, name: str) -> bool:
     """Whether ``find`` would find ``name``."""
-    return any((folder / f"{name}{suffix}").is_file() for suffix in OPENERS)
+    return present(folder, name) is not None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The unpacked contents of a file.
+
+    Raises:
+        DataError: the file cannot be read or unpacked.
+    """
+    unpack = OPENERS.get(path.suffix, bytes)
+    try:
+        return unpack(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file.") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
 
 
 def read_text(path: Path) -> str:
@@ -54,13 +82,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: the file cannot be read or unpacked, or is not UTF-8 (the message gives byte offset and line).
     """
-    unpack = OPENERS.get(path.suffix, bytes)
-    try:
-        data = unpack(path.read_bytes())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file.") from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
+    data = read_bytes(path)
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -150,6 +172,31 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str |
             raise DataError(f"{path}: not CSV after line {reader.line_num}: {error}.") from error
 
     return names, records()
+
+
+_STREAMS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open}
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file without a header, each with the line it ends on; read as they are asked for.
+
+    Raises:
+        DataError: unreadable, not UTF-8, or not CSV (with the last good line).
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    line = 0
+    try:
+        with _STREAMS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for record in reader:
+                line = reader.line_num
+                yield line, record
+    except csv.Error as error:
+        raise DataError(f"{path}: not CSV after line {line}: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 after line {line}. Save the file as UTF-8 and try again.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
 
 
 def need_columns(path: Path, present: list[str], *needed: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.metrics.registry import METRICS
-from ray_l4.tasks import e2e, embedded, own, rnnlg, squad, wikisql, woz
+from ray_l4.tasks import cnndm, e2e, embedded, own, rnnlg, squad, textclass, wikisql, woz
 from ray_l4.tasks.sampling import count_of, subset
 from ray_l4.tasks.schema import BadRecords, Split, build_table
 from ray_l4.tasks.source import Source
@@ -28,7 +28,7 @@ class TaskInfo:
 
     name: str
     family: str
-    """Key of ``READERS``, or ``squad``: read from the references' converted files alone, which need a ``path``."""
+    """Key of ``READERS``: which reader knows its raw files."""
     metric: str
     train: int
     """Training examples that the papers use (SPEC 1)."""
@@ -47,6 +47,8 @@ READERS: dict[str, Reader] = {
     "wikisql": wikisql.read,
     "e2e": e2e.read,
     "rnnlg": rnnlg.read,
+    "cnndm": cnndm.read,
+    "textclass": textclass.read,
     "embedded": embedded.read,
 }
 
@@ -82,12 +84,12 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo(
             "rnnlg.laptop", "rnnlg", "avg_rouge", 7944, 2649, "RNNLG: a dialogue act about a laptop to a sentence"
         ),
-        TaskInfo("cnn_dailymail", "squad", "avg_rouge", 6604, 2250, "CNN/DailyMail: an article to its summary"),
-        TaskInfo("ag", "squad", "em", 115000, 7600, "AG News: topic of a text"),
-        TaskInfo("yelp", "squad", "em", 115000, 7600, "Yelp: stars of a review"),
-        TaskInfo("amazon", "squad", "em", 115000, 7600, "Amazon: stars of a review"),
-        TaskInfo("dbpedia", "squad", "em", 115000, 7600, "DBpedia: class of an article"),
-        TaskInfo("yahoo", "squad", "em", 115000, 7600, "Yahoo Answers: topic of a question"),
+        TaskInfo("cnn_dailymail", "cnndm", "avg_rouge", 6604, 2250, "CNN/DailyMail: an article to its summary"),
+        TaskInfo("ag", "textclass", "em", 115000, 7600, "AG News: topic of a text"),
+        TaskInfo("yelp", "textclass", "em", 115000, 7600, "Yelp: stars of a review"),
+        TaskInfo("amazon", "textclass", "em", 115000, 7600, "Amazon: stars of a review"),
+        TaskInfo("dbpedia", "textclass", "em", 115000, 7600, "DBpedia: class of an article"),
+        TaskInfo("yahoo", "textclass", "em", 115000, 7600, "Yahoo Answers: topic of a question"),
     )
 }
 
@@ -119,7 +121,7 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
     by_dialogue = metric_of(task) == DIALOGUE_METRIC
     source = Source(task, split, data)
     bad = BadRecords(str(source), data.max_bad_fraction)
-    table = build_table(task.name, _reader(task)(source, bad), bad)
+    table = build_table(task.name, _reader(task, data)(source, bad), bad)
     info = TASKS.get(task.name)
     count = count_of(source.wanted, info.paper_size(split) if info else None, table.num_rows, str(source))
     if by_dialogue and split == "test" and not any("_" in name for name in table.column("sample_id").to_pylist()):
@@ -134,13 +136,9 @@ def _check_known(task: TaskConfig) -> None:
         )
 
 
-def _reader(task: TaskConfig) -> Reader:
+def _reader(task: TaskConfig, data: DataConfig) -> Reader:
     if task.path is not None:
         return squad.read if squad.is_squad_folder(task.path) else own.read
-    info = TASKS[task.name]
-    if info.family == "squad":
-        raise ConfigError(
-            f"Task {task.name!r} is read from the references' converted files alone; set its path to the folder of "
-            f"{task.name}_to_squad-<split>-v2.0.json."
-        )
-    return READERS[info.family]
+    if squad.is_converted(data.converted, task.name):
+        return squad.read
+    return READERS[TASKS[task.name].family]

@@ -85,10 +85,10 @@ def test_versions_out_of_range_are_noticed(monkeypatch: pytest.MonkeyPatch, foun
 
 
 def test_what_only_some_need_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, peft=None)
-    finding = find("peft")
+    without(monkeypatch, hypothesis=None)
+    finding = find("hypothesis")
     assert (finding.ok, finding.needed) == (False, False)
-    assert 'extra == "lora"' in finding.remedy
+    assert 'extra == "dev"' in finding.remedy
 
 
 def test_an_old_python_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_the_table_has_the_papers_sizes_and_metrics() -> None:
 def test_every_task_has_a_reader_and_a_metric_that_exist() -> None:
     for name, info in TASKS.items():
         assert info.name == name
-        assert info.family in {*READERS, "squad"}
+        assert info.family in READERS
         assert info.metric in METRICS
         assert info.description
 
@@ -50,11 +50,6 @@ def test_an_unknown_task_names_the_nearest(data: DataConfig) -> None:
             ConfigError, match=r"Unknown task 'woz.eng'. Did you mean 'woz.en'\? .*give the task a path"
         ):
             ask(TaskConfig(name="woz.eng"))
-
-
-def test_converted_tasks_ask_for_a_path(data: DataConfig) -> None:
-    with pytest.raises(ConfigError, match=r"Task 'ag' is read .*set its path to the folder of ag_to_squad-"):
-        load(TaskConfig(name="ag"), "train", data)
 
 
 def test_the_metric_is_the_configured_one_or_the_tasks_own(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Adapters: what is trained, what is stored, and that nothing else notices them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ray_l4.config.experiment import ModelConfig
+from ray_l4.errors import ModelError
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.models import (
+    PositionLogits,
+    arithmetic,
+    blank_model,
+    build_model,
+    describe,
+    load_bytes,
+    to_bytes,
+)
+from ray_l4.text.assembly import assemble
+from ray_l4.text.tokenizer import TaskTokenizer
+from tests.learner import adapter_fixtures as adapted
+from tests.learner import learner_fixtures as small
+from tests.learner.adapter_fixtures import IDS, added, build, logits
+
+
+@pytest.fixture(scope="module", params=list(adapted.CONFIGS))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapted.save_base(tmp_path_factory.mktemp("base"), adapted.CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapted.save_base(tmp_path_factory.mktemp("gpt2"), adapted.CONFIGS["gpt2, tied"])
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapted.save_base(tmp_path_factory.mktemp("llama"), adapted.CONFIGS["llama, untied"])
+
+
+def learners(base: Path, **lora: object) -> tuple[list[Learner], TaskTokenizer]:
+    tok = adapted.tokenizer(base)
+    peers = small.peers(adapted.experiment(base, **lora), tok)
+    begin(peers, tok, stage=0)
+    return peers, tok
+
+
+def begin(peers: list[Learner], tok: TaskTokenizer, stage: int, count: int = 24) -> None:
+    """A stage on examples of task ``b``."""
+    table, dropped = assemble(small.examples("b", count), tok, 64)
+    assert not dropped
+    for peer in peers:
+        peer.begin_stage(stage, table)
+
+
+def run_steps(peers: list[Learner], steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        sent = [peer.forward(step) for peer in peers]
+        losses.append(peers[0].backward(step, [sent[1]])["loss"])
+        peers[1].backward(step, [sent[0]])
+    return losses
+
+
+# --- what is trained
+
+
+def test_only_adapters_and_new_rows_are_trained(base: Path) -> None:
+    model, tok = build(base)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rows = {name: parameter for name, parameter in trained.items() if "lora_" not in name}
+    tied = model.config.tie_word_embeddings
+    assert len(rows) == (1 if tied else 2), "tied rows are one parameter"
+    assert all(parameter.shape == (len(added(tok)), 32) for parameter in rows.values())
+    assert len(trained) - len(rows) == 2 * 2 * (1 if model.config.model_type == "gpt2" else 2)
+    # Away from the start, where B is zero and hence the gradient of every A.
+    PositionLogits(adapted.disturb(model))(IDS, torch.arange(5)).logsumexp(-1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in trained), name
+
+
+def test_untrained_adapters_change_nothing(base: Path) -> None:
+    model, tok = build(base, seed=5)
+    plain = build_model(ModelConfig(name=str(base)), tok, 5)
+    assert torch.equal(logits(model), logits(plain))
+
+
+def test_the_pretrained_weights_stay_as_they_are(base: Path) -> None:
+    peers, _ = learners(base, dropout=0.1)
+    before = {name: tensor.clone() for name, tensor in frozen(peers[0].model).items()}
+    start = peers[0].weights().tobytes()
+    run_steps(peers, range(4))
+    after = frozen(peers[0].model)
+    assert before and before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert peers[0].weights().tobytes() != start
+
+
+def frozen(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def test_every_trained_number_moves(base: Path) -> None:
+    peers, tok = learners(base, dropout=0.1)
+    model = peers[0].model
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    run_steps(peers, range(4))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and parameter.requires_grad:
+            assert not torch.equal(parameter, before[name]), name
+    rows = model.get_input_embeddings().token_adapter.trainable_tokens_delta["default"]
+    moved = (rows - before[next(name for name in before if "tokens_delta" in name)]).abs().amax(1) > 0
+    assert moved[added(tok).index(tok.ans)] and moved[added(tok).index(tok.gen["b"])]
+
+
+def test_tokens_with_a_spare_row_in_the_model_are_trained_too(tmp_path: Path) -> None:
+    """As in Qwen's models, which have more rows than tokens: no row is drawn, and still none means anything."""
+    base = adapted.save_base(tmp_path, adapted.CONFIGS["llama, tied"], spare_rows=50)
+    model, tok = build(base)
+    assert model.get_input_embeddings().weight.shape[0] > tok.size
+    assert describe(model)["adapters"]["trainable_token_indices"] == {"model.embed_tokens": added(tok)}
+
+
+def test_random_numbers_follow_from_the_seed(llama: Path) -> None:
+    before = torch.get_rng_state()
+    one, two, other = (to_bytes(build(llama, seed)[0]).tobytes() for seed in (3, 3, 4))
+    assert one == two
+    assert one != other
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_of_adapters_follows_the_step(llama: Path) -> None:
+    """It is all that sets two peers of a Llama apart, which has no dropout of its own."""
+    runs = []
+    for _ in range(2):
+        peers, _ = learners(llama, dropout=0.1)
+        run_steps(peers, range(3))
+        runs.append([peer.weights().tobytes() for peer in peers])
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[0][1]
+    peers, _ = learners(llama, dropout=0.0)
+    run_steps(peers, range(3))
+    assert peers[0].weights().tobytes() == peers[1].weights().tobytes()
+
+
+def test_both_ways_to_the_logits_agree(base: Path) -> None:
+    model, _ = build(base)
+    chosen = PositionLogits(adapted.disturb(model))
+    assert chosen.direct
+    positions_N = torch.tensor([26, 0, 13, 13])
+    expected = model(input_ids=IDS).logits.flatten(0, 1)[positions_N]
+    torch.testing.assert_close(chosen(IDS, positions_N), expected)
+
+
+def test_bfloat16_arithmetic_leaves_adapters_in_float32(base: Path) -> None:
+    model, _ = build(base)
+    exact = logits(adapted.disturb(model))
+    with arithmetic(ModelConfig(name="any", precision="bfloat16"), torch.device("cpu")):
+        rough = logits(model)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.2)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+# --- bytes
+
+
+def test_a_fresh_model_takes_over_from_bytes(base: Path) -> None:
+    """Whatever else it was drawn with: the seeds differ."""
+    model, tok = build(base, seed=1)
+    weights = to_bytes(adapted.disturb(model))
+    weights.setflags(write=False)
+    other = blank_model(adapted.experiment(base).model, tok, describe(model))
+    assert not torch.equal(logits(other), logits(model))
+    load_bytes(other, weights)
+    assert torch.equal(logits(other), logits(model))
+    assert to_bytes(other).tobytes() == weights.tobytes()
+
+
+def test_a_blank_model_without_adapters_comes_from_the_description(gpt2: Path) -> None:
+    tok, config = adapted.tokenizer(gpt2), ModelConfig(name=str(gpt2))
+    model = build_model(config, tok, 0)
+    other = blank_model(config, tok, json.loads(json.dumps(describe(model))))
+    load_bytes(other, to_bytes(model))
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_bytes_hold_what_was_trained_and_no_more(base: Path) -> None:
+    model, tok = build(base)
+    weights = to_bytes(model)
+    numbers = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert numbers < weights.nbytes < numbers + 4096
+    assert weights.nbytes < 0.5 * to_bytes(build_model(ModelConfig(name=str(base)), tok, 0)).nbytes
+
+
+def test_weights_that_do_not_fit_are_refused(gpt2: Path, llama: Path) -> None:
+    model, tok = build(gpt2)
+    weights = to_bytes(model)
+    with pytest.raises(ModelError, match=r"weights do not fit the adapters: size mismatch for .*lora_A"):
+        load_bytes(build(gpt2, rank=3)[0], weights)
+    with pytest.raises(
+        ModelError, match=r"do not fit the adapters: missing \['base_model\.model\.transformer\.h\.0\.mlp"
+    ):
+        load_bytes(build(gpt2, targets=["c_attn", "c_fc"])[0], weights)
+    with pytest.raises(ModelError, match=r"unexpected \['base_model\.model\.transformer"):
+        load_bytes(build(llama)[0], weights)
+    with pytest.raises(ModelError, match=r"do not fit the model: missing .*, unexpected \['base_model"):
+        load_bytes(build_model(ModelConfig(name=str(gpt2)), tok, 0), weights)
+    with pytest.raises(ModelError, match="are damaged"):
+        load_bytes(model, weights[:-1])
+
+
+def test_a_resumed_peer_goes_on_as_if_nothing_had_been(llama: Path) -> None:
+    """A stage starts from weights alone, so a peer that was restored learns it bit for bit as the one before."""
+    peers, tok = learners(llama, dropout=0.1)
+    run_steps(peers, range(3))
+    kept = [peer.weights() for peer in peers]
+    restored, _ = learners(llama, dropout=0.1)
+    for peer, weights in zip(restored, kept, strict=True):
+        load_bytes(peer.model, weights)
+    ends = []
+    for group in (peers, restored):
+        begin(group, tok, stage=1)
+        run_steps(group, range(3))
+        ends.append([peer.weights().tobytes() for peer in group])
+    assert ends[0] == ends[1]
+
+
+# --- a real model
+
+
+@pytest.mark.shared_data
+def test_a_trained_llama_learns_with_adapters(shared_data: Path) -> None:
+    base = shared_data / "models" / "stories260K"
+    peers, tok = learners(base, dropout=0.1)
+    begin(peers, tok, stage=0, count=40)
+    losses = run_steps(peers, range(20))
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert peers[0].weights().nbytes < 0.1 * to_bytes(build_model(ModelConfig(name=str(base)), tok, 0)).nbytes
