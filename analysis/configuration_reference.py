@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ray_l4.config import ClusterConfig, ExperimentConfig
+from ray_l4.config.protocol import SweepConfig
 
 Schema = Mapping[str, Any]
 """A JSON schema, or a part of one."""
@@ -37,12 +38,13 @@ ray-l4 run EXPERIMENT.yaml --cluster PROFILE.yaml --set training.epochs=3 --set 
 `--set` may be given many times and takes a YAML value; keys of the profile begin with `cluster.`. `--dry-run` prints
 the complete configuration and starts nothing. An unknown key, a key that stands twice and a value of the wrong type
 are errors that name file and line. A run keeps what it was given as `config.yaml` and `cluster.yaml`, defaults
-included.
+included. A *protocol* is an experiment file with one more key, `sweep`, for `ray-l4 sweep`.
 """
 
 PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("The experiment file", "", ExperimentConfig),
     ("The cluster profile", "cluster.", ClusterConfig),
+    ("What a protocol varies", "sweep.", SweepConfig),
 )
 """Title, what ``--set`` puts before its keys, and the model that checks it."""
 
@@ -69,7 +71,7 @@ def _sections(root: Schema, schema: Schema, prefix: str, heading: str) -> Iterat
         if group is not None:
             groups.append((group, inner_prefix))
         takes = _takes(field) if group is None else f"see `{inner_prefix}*`"
-        default = "required" if name in required else _default(field["default"])
+        default = "required" if name in required else _default(field.get("default"))
         rows.append((f"`{prefix}{name}`", takes, default, _text(field["description"])))
     yield f"{heading}\n\n{_text(schema['description'])}\n\n{_table(rows)}"
     for group, inner_prefix in groups:
@@ -107,8 +109,18 @@ def _values(schema: Schema) -> str:
         return " or ".join(f"`{value}`" for value in values)
     if schema["type"] == "string":
         return "path" if schema.get("format") == "path" else "text"
+    if schema["type"] == "array":
+        return f"list of: {_values(schema['items'])}" if schema["items"] else "list"
+    if schema["type"] == "object":
+        each = _values(schema["additionalProperties"]) if _has_form(schema) else ""
+        return f"names, each with: {each}" if each else "keys and values"
     bounds = " and ".join(f"{sign} {schema[name]}" for name, sign in BOUNDS.items() if name in schema)
     return f"{TYPES[schema['type']]} {bounds}".strip()
+
+
+def _has_form(schema: Schema) -> bool:
+    """Whether it is said what the values of a mapping are."""
+    return isinstance(schema.get("additionalProperties"), dict) and bool(schema["additionalProperties"])
 
 
 def _default(value: object) -> str:

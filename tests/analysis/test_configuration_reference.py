@@ -48,6 +48,10 @@ class Outer(Strict):
     """A group that may be left out."""
     many: Annotated[list[Inner], Field(min_length=1)]
     """A list of groups."""
+    names: list[str] | None = None
+    """Texts."""
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    """Free keys."""
 
 
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -97,6 +101,8 @@ def test_kinds_of_values_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "| `x.inner` | see `x.inner.*` |  | A group. |",
         "| `x.maybe` | see `x.maybe.*` | – | A group that may be left out. |",
         "| `x.many` | see `x.many.N.*` | required | A list of groups. |",
+        "| `x.names` | list of: text | – | Texts. |",
+        "| `x.grid` | names, each with: list | – | Free keys. |",
         r"| `x.many.N.flag` | `true` or `false` | `false` | Takes `x\|y`. |",
     ):
         assert row in lines, row
