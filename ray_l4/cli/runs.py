@@ -20,6 +20,10 @@ from ray_l4.methods import METHODS, graph_of, resolved
 
 CLUSTER_PREFIX = "cluster."
 
+_LEARNS_FROM = {"task": "task's teacher", "previous": "earlier self"}
+_TASKS = {"stream": "in turn", "separate": "each alone", "union": "all at once"}
+"""Values of the method table as people say them."""
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,10 +85,18 @@ def resume(
 
 def methods() -> None:
     """Print the table of methods."""
-    table = Table("method", "peers", "topology", "loss on", "labels", "replay", "in short")
+    table = Table("method", "students", "loss on", "labels", "learns from", "replay", "tasks", "in short")
     for row in METHODS.values():
-        labels = row.labels.replace("_", " ")
-        table.add_row(row.name, str(row.peers), row.topology, "+".join(row.heads), labels, row.replay, row.summary)
+        table.add_row(
+            row.name,
+            str(row.peers),
+            "+".join(row.heads),
+            row.labels.replace("_", " "),
+            _LEARNS_FROM[row.teacher] if row.teacher != "none" else "each other" if row.topology == "complete" else "–",
+            row.replay if row.guard != "memory" else "stored, as a guard",
+            _TASKS[row.stages],
+            row.summary,
+        )
     Console().print(table)
 
 
