@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from ray_l4.errors import ConfigError
+from ray_l4.report.html.page import render
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.store.atomic import write_text
 from ray_l4.store.run_directory import RunDirectory
+
+PAGE = "report.html"
 
 
 def register(app: typer.Typer) -> None:
@@ -20,13 +24,24 @@ def register(app: typer.Typer) -> None:
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
     full: Annotated[bool, typer.Option("--full", help="Print everything about each run, not one row each.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"The HTML page to write; {PAGE} in the run's folder, or here for several runs, when not given."
+        ),
+    ] = None,
 ) -> None:
-    """Print finished runs as one Markdown table, and write each one's report.md."""
+    """Print finished runs as one Markdown table; write each one's report.md, and one HTML page about all of them."""
     runs = [RunDirectory.open(folder) for folder in run_dirs]
     rows = comparison([run.summary() for run in runs])
+    place = out or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
+    if place.is_dir():
+        raise ConfigError(f"--out {place}: is a folder; give the name of the page to write, such as {place / PAGE}")
     for run in runs:
         text = run_report(run)
         write_text(run.path / "report.md", text)
         if full:
             typer.echo(text)
     typer.echo(rows)
+    write_text(place, render(runs))
+    typer.echo(f"\n{place}")

@@ -1,0 +1,100 @@
+"""Drawings of time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ray_l4.report.html.blocks import Chart
+from ray_l4.report.html.drawing import INK, chart, colour, legend
+from ray_l4.report.html.text import visible
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that a process of the run did; times are UNIX seconds."""
+
+    lane: str
+    kind: str
+    start: float
+    end: float
+
+
+PAUSE = 60.0
+"""Seconds in which nobody does anything, from which on the run must have been interrupted and resumed later."""
+SEAMS = "Dotted lines: the run was interrupted and went on later; the time between is left out."
+
+
+def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
+    """The spans moved together where there was a pause, in their given order, and the times of these seams."""
+    moves, seams, latest = [], [], min(span.start for span in spans)
+    total = 0.0
+    for span in sorted(spans, key=lambda span: span.start):
+        if span.start - latest > PAUSE:
+            total += span.start - latest
+            seams.append(span.start - total)
+            moves.append((span.start, total))
+        latest = max(latest, span.end)
+
+    def moved(span: Span) -> Span:
+        by = max((total for begin, total in moves if begin <= span.start), default=0.0)
+        return replace(span, start=span.start - by, end=span.end - by)
+
+    return [moved(span) for span in spans], seams
+
+
+def timeline(id: str, title: str, spans: Sequence[Span]) -> Chart:
+    """Who was busy with what, in minutes from the run's beginning; ``spans`` in the order of their lanes from above."""
+    lanes, kinds = list(dict.fromkeys(s.lane for s in spans)), list(dict.fromkeys(s.kind for s in spans))
+    spans, seams = without_pauses(spans)
+    zero = min(span.start for span in spans)
+    lasted = (max(span.end for span in spans) - zero) / 60
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for lane, name in enumerate(lanes):
+            for index, kind in enumerate(kinds):
+                own = [span for span in spans if (span.lane, span.kind) == (name, kind)]
+                bars = [((span.start - zero) / 60, (span.end - span.start) / 60) for span in own]
+                axes.broken_barh(bars, (lane - 0.36, 0.72), facecolors=colour(index), edgecolor="none")
+        for seam in seams:
+            axes.axvline((seam - zero) / 60, color=INK, linestyle=":")
+        axes.set_yticks(range(len(lanes)), [visible(lane) for lane in lanes])
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
+        axes.set_xlim(0, lasted or 1)
+        axes.set_xlabel("minutes")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        legend(figure, [Patch(color=colour(index)) for index in range(len(kinds))], kinds)
+
+    alternative = f"{len(lanes)} lanes over {lasted:.1f} minutes: {', '.join(lanes)}"
+    return chart(id, title, alternative, plot, 1.3 + 0.38 * len(lanes), SEAMS if seams else "")
+
+
+def stacked_bars(
+    id: str, title: str, groups: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str, caption: str = ""
+) -> Chart:
+    """A lying bar for each group, made of its parts, and their sum at its end."""
+    totals = [sum(values) for values in zip(*parts.values(), strict=True)]
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        begin = [0.0] * len(groups)
+        for index, values in enumerate(parts.values()):
+            bars = axes.barh(range(len(groups)), values, 0.62, left=begin, color=colour(index))
+            begin = [start + value for start, value in zip(begin, values, strict=True)]
+        axes.bar_label(bars, [f"{total:.0f}" for total in totals], padding=3, fontsize=9)
+        axes.set_yticks(range(len(groups)), [visible(group) for group in groups])
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.margins(x=0.12)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(unit)
+        if len(parts) > 1:
+            legend(figure, axes.containers, list(parts))
+
+    alternative = "; ".join(f"{group} {total:.0f} {unit}" for group, total in zip(groups, totals, strict=True))
+    return chart(id, title, alternative, plot, 0.95 + 0.4 * len(groups), caption)

@@ -1,0 +1,133 @@
+"""Drawings of scores: matrices, curves over the checkpoints, bars. All values are percentages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ray_l4.report.html.blocks import Chart
+from ray_l4.report.html.drawing import HEAT, INK, MARKERS, chart, colour, dashes, legend, legend_rows
+from ray_l4.report.html.text import visible
+from ray_l4.report.markdown import number
+
+Values = Sequence[float | None]
+DARKEST = 0.6
+"""Opacity of the cell of a score of 100: on light and on dark pages the numbers on it can still be read."""
+
+
+def heat_map(id: str, title: str, stages: Sequence[str], tasks: Sequence[str], matrix: Sequence[Values]) -> Chart:
+    """A score matrix: a row for each stage, a column for each task; the deeper the colour, the better the score."""
+    lines = [
+        f"after {stage}: " + ", ".join(f"{task} {number(score)}" for task, score in zip(tasks, row, strict=True))
+        for stage, row in zip(stages, matrix, strict=True)
+    ]
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for row, scores in enumerate(matrix):
+            for column, score in enumerate(scores):
+                axes.fill_between(
+                    [column - 0.48, column + 0.48],
+                    row - 0.46,
+                    row + 0.46,
+                    facecolor=HEAT,
+                    edgecolor="none",
+                    alpha=DARKEST * (score or 0.0) / 100,
+                )
+                axes.text(column, row, number(score), ha="center", va="center")
+        axes.set_xlim(-0.5, len(tasks) - 0.5)
+        axes.set_ylim(len(matrix) - 0.5, -0.5)
+        axes.set_xticks(range(len(tasks)), [visible(task) for task in tasks], **_slanted(tasks))
+        axes.set_yticks(range(len(stages)), [f"after {visible(stage)}" for stage in stages])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+
+    return chart(id, title, "; ".join(lines), plot, height=1.0 + 0.42 * len(matrix) + room_above(tasks))
+
+
+def learning_curves(
+    id: str,
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    stages: Mapping[str, tuple[float, float]],
+) -> Chart:
+    """``curves``: task -> (epochs learned in all, score) of every checkpoint. ``stages``: name -> where it begins and
+    ends, in epochs."""
+    last = [f"{task} {number(points[-1][1])} at the end" for task, points in curves.items()]
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, points in enumerate(curves.values()):
+            epochs, values = zip(*points, strict=True)
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(epochs, values, dashes(index), color=colour(index), marker=marker)
+        axes.set_xlim(0, max(end for _, end in stages.values()) * 1.02)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("epochs")
+        axes.set_ylabel("score (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        mark_stages([axes], stages)
+        legend(figure, axes.get_lines()[: len(curves)], list(curves))
+
+    return chart(id, title, "; ".join(last), plot, height=3.2 + 0.19 * legend_rows(list(curves)) + room_above(stages))
+
+
+def grouped_bars(
+    id: str, title: str, groups: Sequence[str], series: Mapping[str, Values], unit: str = "%", caption: str = ""
+) -> Chart:
+    """Lying bars: a group for each name, in it a bar for each series; what is not defined is a dash."""
+    lines = [
+        f"{group}: " + ", ".join(f"{name} {number(values[place])}" for name, values in series.items())
+        for place, group in enumerate(groups)
+    ]
+    thickness = 0.8 / len(series)
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, values in enumerate(series.values()):
+            places = [group + (index - (len(series) - 1) / 2) * thickness for group in range(len(groups))]
+            widths = [value or 0.0 for value in values]
+            bars = axes.barh(places, widths, thickness * 0.9, color=colour(index))
+            axes.bar_label(bars, [number(value) for value in values], padding=3, fontsize=9)
+        axes.set_yticks(range(len(groups)), [visible(group) for group in groups])
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.margins(x=0.12)
+        if not any(value for values in series.values() for value in values):
+            axes.set_xlim(0, 1)  # else matplotlib invents an axis around zero
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(unit)
+        if len(series) > 1:
+            legend(figure, axes.containers, list(series))
+
+    height = 0.8 + len(groups) * (0.16 + 0.2 * len(series)) + 0.19 * legend_rows(list(series))
+    return chart(id, title, "; ".join(lines), plot, height, caption)
+
+
+def mark_stages(rows: Sequence[Axes], stages: Mapping[str, tuple[float, float]]) -> None:
+    """A line where each stage begins, in all panels, and above the first one each stage's name over its middle."""
+    for axes in rows:
+        for begin, _ in list(stages.values())[1:]:
+            axes.axvline(begin, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
+    above = rows[0].secondary_xaxis("top")
+    middles = [(begin + end) / 2 for begin, end in stages.values()]
+    above.set_xticks(middles, [visible(name) for name in stages], **_slanted(stages, left=True))
+    above.tick_params(length=0, labelsize=9)
+    above.spines[:].set_visible(False)
+
+
+def room_above(names: Collection[str]) -> float:
+    """Inches that names take more where they are slanted."""
+    return 0.4 if _slanted(names) else 0.0
+
+
+def _slanted(names: Collection[str], left: bool = False) -> dict[str, Any]:
+    """How to write names under (or above, from the left) an axis so that they do not run into each other."""
+    if len(names) * max(map(len, names)) <= 48:
+        return {}
+    return {"rotation": 30, "ha": "left" if left else "right", "rotation_mode": "anchor"}

@@ -1,0 +1,121 @@
+"""Drawings of figures over the steps of a run, a line for each student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ray_l4.report.html.blocks import Chart
+from ray_l4.report.html.charts_scores import mark_stages, room_above
+from ray_l4.report.html.drawing import INK, chart, colour, dashes, legend
+from ray_l4.report.html.steps import SECONDS, Steps
+
+Stages = Mapping[str, tuple[float, float]]
+"""Name of a stage -> the positions of its first step and of the end of its last."""
+Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Name -> positions and values; not-a-number leaves a gap."""
+ROOM = 1.6
+"""Factor between a logarithmic axis's ends and what it shows: between them there is always a 1, 2 or 5."""
+
+
+def stage_spans(steps: Steps, names: Sequence[str]) -> Stages:
+    """Where the stages lie among the steps; only those that have steps."""
+    pairs = zip(steps.starts, steps.starts[1:], strict=False)
+    return {name: (begin, end) for name, (begin, end) in zip(names, pairs, strict=False) if end > begin}
+
+
+def training(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
+    """Loss above, learning rate below."""
+    panels = {"loss": _of_students(steps, "loss"), "learning rate": _of_students(steps, "lr")}
+    return _panels(id, title, panels, stages, "Means over neighbouring steps where there are many.")
+
+
+def disagreement(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
+    """How far each student's predictions are from those of the peers or teachers it learns from.
+
+    The axis is logarithmic: lines that fall by decades are students that have become one. A mean of exactly zero, for
+    which such an axis has no place, is marked on a line of its own at the foot, labelled 0.
+    """
+    panels = {"answers": _of_students(steps, "kd_qa"), "whole text": _of_students(steps, "kd_lm")}
+    known = {
+        head: lines for head, lines in panels.items() if any(np.isfinite(values).any() for _, values in lines.values())
+    }
+    caption = "Divergence a token, logarithmic. Near zero, students say the same; exact zeros are marked at the foot."
+    return _panels(id, title, known, stages, caption, logarithmic=True)
+
+
+def exchange(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
+    """What a student publishes in a step, and the share of its time in which it waits for its teachers."""
+    sent, waiting = {}, {}
+    for student in steps.students():
+        position, bytes_sent, *seconds = steps.of(student).thinned("bytes_sent", *SECONDS)
+        total, waited = np.sum(seconds, axis=0), seconds[SECONDS.index("wait_seconds")]
+        share = np.divide(100 * waited, total, out=np.zeros_like(total), where=total > 0)
+        sent[f"student {student}"] = (position, bytes_sent / 1e6)
+        waiting[f"student {student}"] = (position, share)
+    return _panels(id, title, {"MB a step": sent, "waiting (%)": waiting}, stages, "")
+
+
+def _of_students(steps: Steps, column: str) -> Lines:
+    lines = {}
+    for student in steps.students():
+        position, values = steps.of(student).thinned(column)
+        lines[f"student {student}"] = (position, values)
+    return lines
+
+
+def _panels(
+    id: str, title: str, panels: Mapping[str, Lines], stages: Stages, caption: str, *, logarithmic: bool = False
+) -> Chart:
+    """A panel below the other for each entry, over the same steps."""
+
+    def plot(figure: Figure) -> None:
+        rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
+        for axes, (label, lines) in zip(rows, panels.items(), strict=True):
+            foot = _logarithmic(axes, lines) if logarithmic else -np.inf
+            for index, (x, y) in enumerate(lines.values()):
+                axes.plot(x, np.maximum(y, foot), dashes(index), color=colour(index))
+                if logarithmic:
+                    axes.plot(x[y <= 0], np.full((y <= 0).sum(), foot), "v", color=colour(index))
+            axes.set_ylabel(label)
+            if not logarithmic:
+                axes.set_ylim(bottom=0)
+        rows[-1].set_xlabel("steps")
+        rows[-1].set_xlim(0, max(end for _, end in stages.values()))
+        mark_stages(rows, stages)
+        names = list(next(iter(panels.values())))
+        legend(figure, [Line2D([], [], color=colour(i), linestyle=dashes(i)) for i in range(len(names))], names)
+
+    alternative = "; ".join(f"{label}: {_in_words(lines)}" for label, lines in panels.items())
+    return chart(id, title, alternative, plot, 1.1 + 1.45 * len(panels) + room_above(stages), caption)
+
+
+def _logarithmic(axes: Axes, lines: Lines) -> float:
+    """Give ``axes`` a logarithmic scale; the result is the value below all others at which zeros are to be drawn."""
+    values = np.concatenate([y for _, y in lines.values()])
+    positive = values[values > 0]
+    bottom, top = (positive.min() / ROOM, positive.max() * ROOM) if len(positive) else (ROOM / 10, ROOM)
+    first, last = np.floor(np.log10(bottom)), np.ceil(np.log10(top))
+    if last - first <= 3:
+        ticks = [factor * 10.0**power for power in np.arange(first, last) for factor in (1, 2, 5)]
+    else:
+        ticks = list(10.0 ** np.arange(last, first - 1, -np.ceil((last - first) / 5)))
+    marks = {tick: f"{tick:g}" for tick in ticks if bottom <= tick <= top}
+    foot = float(10.0 ** (first - 1))
+    if (values <= 0).any():  # rounding may put a divergence of nothing below zero
+        bottom, marks = foot * 0.6, marks | {foot: "0"}
+        axes.axhline(foot, color=INK, linewidth=0.8, alpha=0.5)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, top)
+    axes.set_yticks(list(marks), list(marks.values()))
+    axes.set_yticks([], minor=True)
+    return foot
+
+
+def _in_words(lines: Lines) -> str:
+    ends = {name: values[np.isfinite(values)] for name, (_, values) in lines.items()}
+    return ", ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, y in ends.items() if len(y))

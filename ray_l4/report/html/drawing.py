@@ -1,0 +1,126 @@
+"""Matplotlib drawings as SVG that lives inside a page: its colours follow the page's light or dark scheme, its text is
+text, and none of its names collides with another drawing's."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from cycler import cycler
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ray_l4.report.html.blocks import Chart
+from ray_l4.report.html.text import visible
+
+INK, HEAT = "#1b1f24", "#0072b3"
+SERIES = ("#0072b2", "#c2570c", "#00805a", "#a3508f", "#8a6d00", "#2f86ad", "#7a5cc4", "#6b6f76")
+"""Colours by Okabe and Ito, darkened until they stand out from white. The style sheet has a twin for dark pages."""
+Dashes = Literal["-", "--", "-."]
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_PAGE_COLOURS = {INK: "currentColor", HEAT: "var(--heat)"} | {
+    colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
+}
+WIDTH = 5.4
+"""Inches. Two drawings fit side by side on a desk's screen, and one is still readable on a phone's."""
+
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ray-l4",
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "text.parse_math": False,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=SERIES),
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "legend.handlelength": 2.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    **{f"{name}.color": INK for name in ("text", "xtick", "ytick", "grid")},
+    **{f"axes.{name}": INK for name in ("edgecolor", "labelcolor", "titlecolor")},
+}
+_SVG = "http://www.w3.org/2000/svg"
+
+
+def colour(index: int) -> str:
+    """Colour of the series with this number; they repeat after eight."""
+    return SERIES[index % len(SERIES)]
+
+
+def dashes(index: int) -> Dashes:
+    """Line style of the series with this number. Neighbours differ, so that of two equal lines both are seen."""
+    return DASHES[index % len(DASHES)]
+
+
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Name the series below all else, in as many columns as there is room for."""
+    shown = [visible(name) for name in names]
+    figure.legend(handles, shown, loc="outside lower center", ncols=_columns(shown))
+
+
+def legend_rows(names: Sequence[str]) -> int:
+    """Lines that ``legend`` will take."""
+    return -(-len(names) // _columns([visible(name) for name in names]))
+
+
+def _columns(names: Sequence[str]) -> int:
+    return max(1, min(4, len(names), 72 // (8 + max(map(len, names)))))
+
+
+def chart(
+    id: str, title: str, alternative: str, plot: Callable[[Figure], None], height: float, caption: str = ""
+) -> Chart:
+    """A drawing of ``height`` inches. ``plot`` fills the figure; ``alternative`` says the same in words."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        plot(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    _adapt(root, id)
+    _describe(root, id, visible(title), visible(alternative))
+    for prefix, address in (("", _SVG), ("xlink", "http://www.w3.org/1999/xlink")):
+        ElementTree.register_namespace(prefix, address)
+    return Chart(id, title, Markup(ElementTree.tostring(root, encoding="unicode")), caption)
+
+
+def _adapt(root: ElementTree.Element, id: str) -> None:
+    """Colours of the page; names of this drawing alone; nothing that would reach out of it."""
+    for name in ("metadata", "defs"):  # matplotlib's first defs hold a style sheet, which would apply to the whole page
+        for child in root.findall(f"{{{_SVG}}}{name}"):
+            if name == "metadata" or child.find(f"{{{_SVG}}}style") is not None:
+                root.remove(child)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, f"{id}-{value}")
+            elif key == "style":
+                for fixed, ours in _PAGE_COLOURS.items():
+                    value = value.replace(fixed, ours)
+                element.set(key, value.replace("url(#", f"url(#{id}-"))
+            elif key == "clip-path" or key.endswith("href"):
+                element.set(key, value.replace("#", f"#{id}-", 1))
+
+
+def _describe(root: ElementTree.Element, id: str, title: str, alternative: str) -> None:
+    del root.attrib["width"], root.attrib["height"]  # the page decides; the viewBox keeps the proportions
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{id}-title {id}-alternative")
+    for place, (name, key, text) in enumerate((("title", "title", title), ("desc", "alternative", alternative))):
+        element = ElementTree.Element(f"{{{_SVG}}}{name}", {"id": f"{id}-{key}"})
+        element.text = text
+        root.insert(place, element)

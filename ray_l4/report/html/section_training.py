@@ -1,0 +1,60 @@
+"""Sections about what happened during the steps: losses, disagreement, exchange."""
+
+from __future__ import annotations
+
+from ray_l4.methods import METHODS
+from ray_l4.report.html import charts_steps
+from ray_l4.report.html.blocks import Block, Note, Section, Table
+from ray_l4.report.html.record import Record
+
+NO_STEPS = Note("This run left no figures of its steps.")
+ALONE = Note("Not measured: the students of this method learn from nobody.")
+
+
+def training(record: Record, prefix: str) -> Section:
+    """Loss and learning rate, and the distance between the students."""
+    return Section(f"{prefix}-training", "Training", _training(record, prefix))
+
+
+def exchange(record: Record, prefix: str) -> Section:
+    """What was sent, and who waited for whom."""
+    return Section(f"{prefix}-exchange", "Exchange", _exchange(record, prefix))
+
+
+def learns_from_others(record: Record) -> bool:
+    """Whether the run's students have peers or teachers to learn from."""
+    method = METHODS.get(record.summary["method"])
+    return method is None or bool(method.graph(len(record.students)).edges)
+
+
+def _training(record: Record, prefix: str) -> list[Block]:
+    if record.steps is None:
+        return [NO_STEPS]
+    stages = charts_steps.stage_spans(record.steps, record.stages)
+    blocks: list[Block] = [
+        charts_steps.training(f"{prefix}-loss", "Loss and learning rate over the steps", record.steps, stages)
+    ]
+    if not learns_from_others(record):
+        return [*blocks, Note(f"Disagreement. {ALONE.text}")]
+    title = "Disagreement of the students with those they learn from"
+    return [*blocks, charts_steps.disagreement(f"{prefix}-disagreement", title, record.steps, stages)]
+
+
+def _exchange(record: Record, prefix: str) -> list[Block]:
+    if record.steps is None:
+        return [NO_STEPS]
+    if not learns_from_others(record):
+        return [ALONE]
+    totals = record.summary["exchange"]
+    sent = sum(record.steps.of(student).total("bytes_sent") for student in record.steps.students())
+    rows = [
+        ["published by a student in a step", f"{totals['bytes_per_step'] / 1e6:.3f} MB"],
+        ["published in all", f"{sent / 1e9:.3f} GB"],
+        ["time students wait for their teachers", f"{100 * totals['wait_fraction']:.1f} %"],
+    ]
+    stages = charts_steps.stage_spans(record.steps, record.stages)
+    title = "Published by each student, and its waiting"
+    return [
+        Table(["what", "how much"], rows),
+        charts_steps.exchange(f"{prefix}-exchange-steps", title, record.steps, stages),
+    ]

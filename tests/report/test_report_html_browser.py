@@ -1,0 +1,105 @@
+"""The page in a real browser: it renders, says no error, asks for nothing, and every figure is there to be seen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ray_l4.report.html.page import render
+from tests.report.html_runs import write_run
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SWITCHES = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FIGURES = (
+    *("matrix-0", "matrix-1", "forgetting", "curves-0", "curves-1", "loss", "disagreement", "exchange-steps"),
+    *("timeline", "time", "memory"),
+)
+WIDTHS = (1200, 360)
+"""Pixels: a desk's screen, and a phone's."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page about two runs: one of which there is everything, and one of a method that has hardly anything."""
+    folder = tmp_path_factory.mktemp("browser")
+    path = folder / "report.html"
+    path.write_text(render([write_run(folder / "l4"), write_run(folder / "multi", "multi-qa")]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in ("light", "dark")], ids=str)
+def page(browser: Browser, html: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page opened, all of it unfolded. Errors of the page and requests beyond it fail the test."""
+    width, scheme = request.param
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda asked: requests.append(asked.url))
+    page.goto(html.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true })")
+    yield page
+    page.close()
+    assert errors == []
+    assert requests == [html.as_uri()]
+
+
+def test_every_figure_is_there_to_be_seen(page: Page) -> None:
+    ids = page.evaluate("[...document.querySelectorAll('figure')].map(figure => figure.id)")
+    assert [name.removeprefix("run-0-") for name in ids if name.startswith("run-0-")] == list(FIGURES)
+    assert {"comparison-bars", "comparison-tasks", "run-1-matrix-0", "run-1-curves-0"} <= set(ids)
+    width = page.viewport_size["width"] if page.viewport_size else 0
+    for name in ids:
+        box = page.locator(f"#{name} svg").bounding_box()
+        assert box is not None
+        assert box["width"] > 200, name
+        assert box["height"] > 50, name
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+        drawn = page.evaluate(f"document.querySelectorAll('#{name} svg :is(path, use, text)').length")
+        assert drawn > 5, name
+
+
+def test_nothing_written_in_a_figure_sticks_out_of_it(page: Page) -> None:
+    """Fonts differ between machines; names and numbers have to find room all the same."""
+    outside = page.evaluate(
+        """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+            const frame = svg.getBoundingClientRect()
+            return [...svg.querySelectorAll('text')].filter(text => {
+                const box = text.getBoundingClientRect()
+                return box.left < frame.left - 2 || box.right > frame.right + 2
+                    || box.top < frame.top - 2 || box.bottom > frame.bottom + 2
+            }).map(text => svg.parentElement.id + ': ' + text.textContent)
+        })"""
+    )
+    assert outside == []
+
+
+def test_the_page_is_no_wider_than_the_window(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_text_stands_out_from_the_page(page: Page) -> None:
+    """Ink and paper of body and figures are the scheme's, also where a drawing brought colours of its own."""
+    ink, paper = page.evaluate(
+        """[getComputedStyle(document.querySelector('#run-0-loss svg text')).fill,
+            getComputedStyle(document.documentElement).backgroundColor]
+           .map(colour => colour.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3)"""
+    )
+    assert abs(ink - paper) > 180

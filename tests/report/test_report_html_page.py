@@ -1,0 +1,152 @@
+"""The page as a file: whole, escaped, without a word to the network; and the command that writes it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ray_l4.cli.main import app
+from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.report.html.page import render
+from ray_l4.store.run_directory import RunDirectory
+from tests.report.html_runs import COMMAND, NASTY, TASKS, as_an_older_version_left_it, change_summary, write_run
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """The elements of a page; fails on one that is closed in the wrong order or not at all."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return write_run(tmp_path_factory.mktemp("page") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(render([run, write_run(tmp_path_factory.mktemp("other") / "other", "multi-qa")]))
+
+
+def test_every_link_leads_somewhere_and_no_name_is_given_twice(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [str(attributes["href"]) for attributes in page.all("a")]
+    assert len(targets) == len(page.all("section")) + len(page.all("article"))
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+
+
+def test_the_page_runs_nothing_and_loads_nothing(page: Page) -> None:
+    tags = {tag for tag, _ in page.elements}
+    assert tags.isdisjoint({"script", "link", "img", "iframe", "image", "object", "embed", "base", "form"})
+    for _, attributes in page.elements:
+        assert not any(name.startswith("on") or name == "src" for name in attributes)
+    assert "@import" not in page.text
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_what_models_and_users_wrote_is_text(page: Page, run: RunDirectory) -> None:
+    assert NASTY.replace("\x07", r"\x07").replace("\u202e", r"\u202e") in page.text
+    assert TASKS[1] in page.text
+    assert COMMAND in page.text
+    assert not set(render([run])) & {chr(code) for code in range(32) if chr(code) != "\n"}
+
+
+def test_the_whole_configuration_is_there(page: Page, run: RunDirectory) -> None:
+    for name in ("config.yaml", "cluster.yaml"):
+        assert (run.path / name).read_text(encoding="utf-8").strip() in page.text
+    assert "2.13.0" in page.text
+
+
+def test_the_same_runs_give_the_same_page(run: RunDirectory) -> None:
+    assert render([run]) == render([run])
+
+
+def test_an_older_run_has_a_page_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    as_an_older_version_left_it(run)
+    assert "by hand: l4 on" in render([run])
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    score = run.path / "scores" / "stage-0.epoch-1.student-0.woz.en.json"
+    score.write_text('{"headline": "em", "values": {}}', encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match=r"scores: a score has no 'em'; the run is damaged"):
+        render([run])
+    score.write_text('{"headline": "em", "values": {"em": 1.0}}', encoding="utf-8")
+    (run.path / "replay" / "stage-1.parquet").write_bytes(b"nothing")
+    with pytest.raises(RunDirectoryError, match=r"stage-1\.parquet: cannot be read as Parquet"):
+        render([run])
+    (run.path / "summary.json").unlink()
+    with pytest.raises(RunDirectoryError, match="did not finish"):
+        render([run])
+
+
+def report(*arguments: object) -> str:
+    """The command's output; its errors are raised."""
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_the_command_prints_the_table_and_writes_both_reports(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = report(run.path).splitlines()
+    assert lines[0].startswith("| ")
+    assert lines[-1] == str(run.path / "report.html")
+    assert (run.path / "report.html").read_text(encoding="utf-8") == render([run])
+    assert (run.path / "report.md").is_file()
+
+
+def test_several_runs_make_one_page_here_or_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [write_run(tmp_path / method, method) for method in ("l4", "lamol")]
+    folders = [run.path for run in runs]
+    monkeypatch.chdir(tmp_path)
+    assert report(*folders).splitlines()[-1] == "report.html"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(runs)
+    out = tmp_path / "new" / "page.html"
+    assert report(*folders, "--out", out).splitlines()[-1] == str(out)
+    assert re.search("<h1>2 runs on woz.en → ", out.read_text(encoding="utf-8"))
+    assert not (folders[0] / "report.html").exists()
+
+
+def test_a_folder_and_different_streams_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / method, method) for method in ("l4", "lamol")]
+    with pytest.raises(ConfigError, match="is a folder"):
+        report(runs[0].path, "--out", tmp_path)
+    change_summary(runs[1], lambda summary: summary | {"stream": list(reversed(TASKS))})
+    with pytest.raises(ConfigError, match="different streams"):
+        report(*(run.path for run in runs))
+    assert not any(path.name.startswith("report.") for path in tmp_path.rglob("*"))

@@ -1,0 +1,272 @@
+"""What each section of the page says about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.metrics import continual
+from ray_l4.report.html import section_cost, section_runs, section_samples, section_scores, section_training
+from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
+from ray_l4.report.html.record import Record, read_record
+from ray_l4.report.html.section_samples import strangers, usual_endings, worst
+from ray_l4.store.run_directory import RunDirectory
+from tests.report.html_runs import (
+    NASTY,
+    TASKS,
+    Parts,
+    as_an_older_version_left_it,
+    change_summary,
+    replay_rows,
+    write_run,
+)
+
+
+@pytest.fixture(scope="module")
+def l4(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return read_record(write_run(tmp_path_factory.mktemp("l4") / "run"))
+
+
+def record_of(folder: Path, method: str, **settings: Any) -> Record:
+    return read_record(write_run(folder / method, method, **settings))
+
+
+def flat(blocks: Sequence[Block]) -> list[Block]:
+    """All blocks, those in folds included."""
+    return [
+        inner for block in blocks for inner in ([block, *flat(block.blocks)] if isinstance(block, Fold) else [block])
+    ]
+
+
+def charts(section: Section) -> list[str]:
+    return [block.id for block in flat(section.blocks) if isinstance(block, Chart)]
+
+
+def tables(section: Section) -> list[Table]:
+    return [block for block in flat(section.blocks) if isinstance(block, Table)]
+
+
+def notes(section: Section) -> str:
+    return " ".join(block.text for block in flat(section.blocks) if isinstance(block, Note))
+
+
+def rows_of(table: Table) -> dict[str, list[str]]:
+    return {row[0]: list(row[1:]) for row in table.rows}
+
+
+def test_students_stand_beside_each_other_with_their_difference(l4: Record) -> None:
+    (table,) = tables(section_scores.peers(l4, "r"))
+    rows = rows_of(table)
+    assert table.header == ["at the end", "student 0", "student 1", "largest difference"]
+    assert rows["e2enlg"] == ["66.0", "67.0", "1.0"]  # 10 x 2 + 3 x 2 + 20 x 2, and the student's number
+    assert rows["average"] == ["46.0", "47.0", "1.0"]
+    assert rows["forgetting"] == ["0.0", "0.0", "0.0"]
+
+
+def test_a_single_student_has_nobody_beside_it(tmp_path: Path) -> None:
+    section = section_scores.peers(record_of(tmp_path, "finetune"), "r")
+    assert tables(section)[0].header == ["at the end", "student 0"]
+    assert section.title == "Final scores"
+
+
+def test_an_undefined_figure_has_no_difference(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change_summary(run, lambda summary: summary | {"forgetting": {"0": None, "1": 3.0}})
+    (table,) = tables(section_scores.peers(read_record(run), "r"))
+    assert rows_of(table)["forgetting"] == ["–", "3.0", "–"]
+
+
+def test_curves_go_through_every_checkpoint(l4: Record) -> None:
+    first, second = (block for block in section_scores.curves(l4, "r").blocks if isinstance(block, Chart))
+    assert [first.id, second.id] == ["r-curves-0", "r-curves-1"]
+    # six checkpoints of three tasks, each with a marker, and one marker a task in the legend
+    assert str(first.svg).count("<use ") - _ticks(first) == 3 * (6 + 1)
+
+
+def _ticks(chart: Chart) -> int:
+    return sum(str(chart.svg).count(f'tick_{number}"') for number in range(1, 30)) - 3  # a stage's name has no mark
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "figures"),
+    [
+        ("l4", 3, ["r-matrix-0", "r-matrix-1", "r-forgetting"]),
+        ("finetune", 3, ["r-matrix-0", "r-forgetting"]),
+        ("single-qa", 3, ["r-matrix-0"]),
+        ("multi-qa", 1, ["r-matrix-0"]),
+    ],
+)
+def test_scores_of_every_kind_of_method(tmp_path: Path, method: str, stages: int, figures: list[str]) -> None:
+    record = record_of(tmp_path, method)
+    assert len(record.stages) == len(record.matrix("0")) == stages
+    section = section_scores.scores(record, "r")
+    assert charts(section) == figures
+    assert ("Forgetting is not defined" in notes(section)) == ("r-forgetting" not in figures)
+    assert len(charts(section_scores.curves(record, "r"))) == len(record.students)
+
+
+matrices = st.integers(2, 5).flatmap(
+    lambda n: st.lists(st.lists(st.floats(0, 100), min_size=n, max_size=n), min_size=n, max_size=n)
+)
+
+
+@given(matrices)
+def test_the_mean_of_the_tasks_forgetting_is_what_the_papers_call_forgetting(matrix: list[list[float]]) -> None:
+    found = section_scores.task_forgetting(matrix)
+    known = [value for value in found if value is not None]
+    assert len(known) == len(found) == len(matrix) - 1
+    assert sum(known) / len(known) == pytest.approx(continual.forgetting(matrix))
+
+
+def test_forgetting_of_a_task_needs_its_scores_from_then_on() -> None:
+    assert section_scores.task_forgetting([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == [30.0, None]
+    assert section_scores.task_forgetting([[80.0, 70.0]]) == []
+
+
+def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: Record, tmp_path: Path) -> None:
+    assert charts(section_training.training(l4, "r")) == ["r-loss", "r-disagreement"]
+    assert charts(section_training.exchange(l4, "r")) == ["r-exchange-steps"]
+    rows = rows_of(tables(section_training.exchange(l4, "r"))[0])
+    assert rows["published by a student in a step"] == ["2.000 MB"]
+    assert rows["published in all"] == ["0.120 GB"]  # 30 steps of two students
+    for alone in (record_of(tmp_path, "lamol"), record_of(tmp_path, "l4", peers={"count": 1})):
+        assert charts(section_training.training(alone, "r")) == ["r-loss"]
+        assert charts(section_training.exchange(alone, "r")) == []
+        assert "learn from nobody" in notes(section_training.training(alone, "r"))
+
+
+def test_a_run_without_steps_or_timeline_says_so(tmp_path: Path) -> None:
+    record = read_record(write_run(tmp_path / "run", parts=Parts(timeline=False, steps=False)))
+    assert "left no figures" in notes(section_training.training(record, "r"))
+    assert "left no figures" in notes(section_training.exchange(record, "r"))
+    section = section_cost.cost(record, "r")
+    assert "No timeline" in notes(section)
+    assert charts(section) == ["r-memory"]
+
+
+def test_the_timeline_has_the_coordinator_above_and_counts_seconds(l4: Record) -> None:
+    section = section_cost.cost(l4, "r")
+    assert charts(section) == ["r-timeline", "r-time", "r-memory"]
+    (table,) = tables(section)
+    assert list(table.header) == ["process", "replay", "training", "scoring"]
+    assert list(map(list, table.rows)) == [
+        ["coordinator", "30.0", "0.0", "0.0"],
+        ["student 0", "0.0", "120.0", "0.0"],
+        ["student 1", "0.0", "120.0", "0.0"],
+        ["evaluator 0", "0.0", "0.0", "60.0"],
+    ]
+
+
+def test_replay_shows_good_bad_and_odd_samples(l4: Record) -> None:
+    section = section_samples.replay(l4, "r")
+    first, second = (block for block in section.blocks if isinstance(block, Fold))
+    assert (
+        first.title
+        == f"Before learning {TASKS[1]}: 4 of 6 kept, 1 dropped (no answer token), 1 dropped (several answer tokens)"
+    )
+    assert [table.caption.split(":")[0] for table in flat(first.blocks) if isinstance(table, Table)] == [
+        "Kept",
+        "Dropped",
+    ]
+    kept, dropped, odd = (table for table in flat(second.blocks) if isinstance(table, Table))
+    assert [row[:3] for row in kept.rows] == [
+        [task, "kept", f"{i}, by student 0"]
+        for task, i in [(TASKS[0], 0), (TASKS[0], 1), (TASKS[0], 2), (TASKS[1], 6), (TASKS[1], 7), (TASKS[1], 8)]
+    ]
+    assert NASTY in kept.rows[0][3]
+    assert [row[1] for row in dropped.rows] == ["no answer token"] * 2 + ["several answer tokens"] * 2
+    assert [row[:2] for row in odd.rows] == [[TASKS[1], f"asks what {TASKS[0]} asks"]]
+    assert "(1 of 9)" in odd.caption
+
+
+def test_nothing_replayed_is_said(tmp_path: Path) -> None:
+    assert notes(section_samples.replay(record_of(tmp_path, "finetune"), "r")) == "Nothing was replayed in this run."
+
+
+def sample(task: str, prompt: str, valid: bool = True) -> dict[str, Any]:
+    return {"task": task, "text": f" __{task}__ {prompt} __ans__ yes", "valid": valid}
+
+
+def test_a_task_s_usual_ending_is_what_most_of_its_samples_end_with() -> None:
+    rows = [sample("a", f"{name} what is it then?") for name in ("x", "y", "z")] + [sample("a", "noise")]
+    rows += [sample("b", "bought tea?"), sample("b", "sold tea?")]  # one shared word is not a question
+    assert usual_endings(rows) == {"a": ("what", "is", "it", "then?")}
+    assert usual_endings([rows[0], sample("a", "other words"), sample("a", "what is it then?", valid=False)]) == {}
+
+
+def test_odd_are_those_that_ask_like_another_task_and_not_like_their_own() -> None:
+    a = [sample("a", f"{name} what is the sum?") for name in "uvw"]
+    b = [sample("b", f"{name} what is the name?") for name in "uvw"]
+    odd, bad = sample("b", "1 and 2 what is the sum?"), sample("b", "what is the sum?", valid=False)
+    assert strangers([*a, *b, odd, bad]) == [(odd, "a")]
+    # Tasks that share one question cannot be told apart by it.
+    alike = [sample(task, f"{name} what is the sum?") for task in "ab" for name in "uvw"]
+    assert strangers(alike) == []
+
+
+@given(st.lists(st.sampled_from(TASKS), min_size=1, max_size=3, unique=True))
+def test_odd_samples_are_kept_ones_of_the_run(tasks: list[str]) -> None:
+    rows = replay_rows(tasks)
+    assert [row["text"] for row, _ in strangers(rows)] == [row["text"] for row in rows if "stray" in row["text"]]
+
+
+@given(st.lists(st.floats(0, 100), min_size=1))
+def test_worst_answers_come_first_and_right_ones_not_at_all(scores: list[float]) -> None:
+    found = [row["score"] for row in worst([{"score": score} for score in scores])]
+    assert found == sorted(score for score in scores if score < 100)
+
+
+def test_answers_are_those_of_the_last_checkpoint_worst_first(l4: Record) -> None:
+    section = section_samples.answers(l4, "r")
+    assert [block.title for block in section.blocks if isinstance(block, Fold)] == list(TASKS)
+    first = tables(section)[0]
+    assert first.caption == "Student 0 after e2enlg, epoch 2: em 26.0; 2 of 3 answers score less than 100"
+    assert [list(row) for row in first.rows] == [
+        ["worst", "0.0", NASTY, "gold"],
+        ["fair", "50.0", "nearly", "nearly so\nso"],
+    ]
+
+
+def test_answers_of_a_run_that_kept_no_item_scores_are_those_that_differ(tmp_path: Path) -> None:
+    record = read_record(write_run(tmp_path / "run", parts=Parts(item_scores=False)))
+    first = tables(section_samples.answers(record, "r"))[0]
+    assert first.caption.endswith("2 of 3 answers equal no reference")
+    assert [row[:2] for row in first.rows] == [["fair", "–"], ["worst", "–"]]
+
+
+def test_each_task_s_own_model_answers_where_tasks_are_learned_alone(tmp_path: Path) -> None:
+    captions = [table.caption for table in tables(section_samples.answers(record_of(tmp_path, "single-qa"), "r"))]
+    assert [caption.split(",")[0] for caption in captions] == [f"Student 0 after {task}" for task in TASKS]
+
+
+def test_teachers_of_the_run_stand_beside_its_students(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "l2kd-word")
+    assert section_runs.teachers(read_record(run), "r") is None
+    write_run(run.path / "teachers", "single-qa-lm")
+    section = section_runs.teachers(read_record(run), "r")
+    assert section is not None
+    assert rows_of(tables(section)[0])["woz.en"] == ["6.0", "26.0"]  # after its own stage; after all three
+
+
+def test_runs_beside_each_other_are_told_apart(tmp_path: Path) -> None:
+    records = [record_of(tmp_path / "a", "l4"), record_of(tmp_path / "b", "l4"), record_of(tmp_path / "c", "multi-qa")]
+    assert section_runs.labels([records[0], records[2]]) == ["l4, seed 0", "multi-qa, seed 0"]
+    section = section_runs.comparison(records)
+    assert charts(section) == ["comparison-bars", "comparison-tasks"]
+    (table,) = tables(section)
+    assert table.header == ["run", *TASKS, "average", "forgetting", "backward transfer", "wall s"]
+    assert list(table.rows[2]) == ["multi-qa, seed 0", "6.0", "26.0", "46.0", "26.0", "–", "–", "61"]
+    assert table.rows[0][0] == "l4, seed 0 (l4)"
+
+
+def test_an_older_run_has_its_method_and_stream_for_variant_and_stages(tmp_path: Path) -> None:
+    run: RunDirectory = write_run(tmp_path / "run", variant="l4 (lambda 0)")
+    assert read_record(run).variant == "l4 (lambda 0)"
+    as_an_older_version_left_it(run)
+    record = read_record(run)
+    assert (record.variant, record.stages) == ("l4", list(TASKS))
