@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from analysis.figures.heat_map import paint
+from analysis.figures.style import BLUE, ORANGE, new_figure, save, tidy
 from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.report.aggregate import statistic, variant_of
 from ray_l4.report.markdown import number
-from ray_l4.store.atomic import write_file
 from ray_l4.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ COLUMNS = 3
 BARS_HEIGHT = 2.8
 MIN_WIDTH = 6.0
 """Inches."""
-DOTS_PER_INCH = 150
-COLOUR_MAP = "Blues"
-"""One hue from nearly white (nothing) to dark (all right): reads the same whatever colours one can tell apart."""
-WHITE_FROM = 72.0
-"""From this score on a cell is so dark that its number is white; both are then at least 4.5 times as bright or dark."""
-BARS: Mapping[str, tuple[str, str]] = {"average": ("average score", "#0072B2"), "forgetting": ("forgetting", "#E69F00")}
+BARS: Mapping[str, tuple[str, str]] = {"average": ("average score", BLUE), "forgetting": ("forgetting", ORANGE)}
 """Attribute of ``RunScores`` -> its name and colour (Okabe and Ito's blue and orange)."""
 
 
@@ -53,6 +48,8 @@ class RunScores:
     tasks: tuple[str, ...]
     matrix: tuple[tuple[float | None, ...], ...]
     """Rows after each stage, columns the tasks in the order of the stream."""
+    stages: tuple[str, ...]
+    """Names of the rows."""
     average: float | None
     forgetting: float | None
 
@@ -68,7 +65,7 @@ def read(folders: Sequence[Path]) -> list[RunScores]:
         raise ConfigError(
             f"the runs learned different tasks, whose averages cannot be compared: {'; '.join(task_sets)}"
         )
-    labels = [f"{summary['method']}, seed {summary['seed']}" for summary in summaries]
+    labels = [f"{variant_of(summary)}, seed {summary['seed']}" for summary in summaries]
     times = Counter(labels)
     return [
         _scores(f"{label} ({folder.resolve().name})" if times[label] > 1 else label, summary)
@@ -81,6 +78,7 @@ def _scores(label: str, summary: Mapping[str, Any]) -> RunScores:
         label=label,
         tasks=tuple(summary["stream"]),
         matrix=tuple(tuple(row) for row in summary["score_matrix"][STUDENT]),
+        stages=tuple(summary.get("stages") or summary["stream"]),
         average=summary["average_accuracy"][STUDENT],
         forgetting=summary["forgetting"][STUDENT],
     )
@@ -88,36 +86,19 @@ def _scores(label: str, summary: Mapping[str, Any]) -> RunScores:
 
 def draw(runs: Sequence[RunScores]) -> Figure:
     """The figure: a heat map of each run, then the bars. Raises RayL4Error if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RayL4Error("figures need matplotlib: python -m pip install 'ray-l4[report]'") from error
     num_tasks = len(runs[0].tasks)
     num_columns = min(COLUMNS, len(runs))
     num_rows = math.ceil(len(runs) / num_columns)
     width, height = 1.7 + 0.75 * num_tasks, 1.4 + 0.5 * num_tasks  # inches of a heat map with its labels
-    figure = Figure(
-        figsize=(max(MIN_WIDTH, num_columns * width), num_rows * height + BARS_HEIGHT), layout="constrained"
-    )
-    figure.suptitle("score (%) of every task after every stage", fontsize="medium")
+    size = (max(MIN_WIDTH, num_columns * width), num_rows * height + BARS_HEIGHT)
+    figure = new_figure(*size, "score (%) of every task after every stage", "")
     grid = figure.add_gridspec(num_rows + 1, num_columns, height_ratios=[height] * num_rows + [BARS_HEIGHT])
     for index, run in enumerate(runs):
-        _heat_map(figure.add_subplot(grid[index // num_columns, index % num_columns]), run)
+        axes = figure.add_subplot(grid[index // num_columns, index % num_columns])
+        axes.set_title(run.label)
+        paint(axes, [[statistic([score]) for score in row] for row in run.matrix], run.tasks, run.stages)
     _bars(figure.add_subplot(grid[num_rows, :]), runs)
     return figure
-
-
-def _heat_map(axes: Axes, run: RunScores) -> None:
-    axes.imshow(np.array(run.matrix, dtype=float), cmap=COLOUR_MAP, vmin=0, vmax=100, aspect="auto")
-    axes.set_title(run.label)
-    axes.set_xticks(range(len(run.tasks)), run.tasks, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(run.matrix)), [f"after {task}" for task in run.tasks])
-    axes.tick_params(length=0)
-    axes.spines[:].set_color("0.75")
-    for row, scores in enumerate(run.matrix):
-        for column, score in enumerate(scores):
-            colour = "white" if score is not None and score >= WHITE_FROM else "black"
-            axes.text(column, row, number(score), ha="center", va="center", color=colour)
 
 
 def _bars(axes: Axes, runs: Sequence[RunScores]) -> None:
@@ -129,24 +110,12 @@ def _bars(axes: Axes, runs: Sequence[RunScores]) -> None:
         axes.bar_label(drawn, [number(value) for value in values], padding=2)
     axes.set_ylim(0, 112)  # room for the number on a bar of 100, beside the legend
     axes.set_yticks(range(0, 101, 25))
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.set_xlim(-0.7, len(runs) - 0.3)
     axes.set_ylabel("%")
     axes.set_xticks(range(len(runs)), [run.label.replace(", ", "\n", 1) for run in runs])
     axes.tick_params(axis="x", length=0)
     axes.legend(frameon=False, ncols=len(BARS), loc="lower right", bbox_to_anchor=(1, 1))
-
-
-def save(figure: Figure, out: Path) -> None:
-    """Write the figure in the format that the end of the name says. Raises ConfigError if that is not possible."""
-    kind = out.suffix.removeprefix(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise ConfigError(f"--out {out}: no format {kind!r}; end the name with one of {', '.join(sorted(known))}")
-    try:
-        write_file(out, lambda beside: figure.savefig(beside, format=kind, dpi=DOTS_PER_INCH))
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,8 +72,8 @@ def number(value: float | None, digits: int = 1) -> str:
 def _matrix(summary: Mapping[str, Any], student: str) -> str:
     tasks = summary["stream"]
     rows = [
-        [task, *(number(score) for score in scores)]
-        for task, scores in zip(tasks, summary["score_matrix"][student], strict=True)
+        [stage, *(number(score) for score in scores)]
+        for stage, scores in zip(summary.get("stages", tasks), summary["score_matrix"][student], strict=True)
     ]
     return table(["after learning", *tasks], rows)
 

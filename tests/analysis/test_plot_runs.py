@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 
 from analysis import plot_runs
-from analysis.plot_runs import WHITE_FROM, RunScores, draw, main, read, save
-from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
+from analysis.figures.heat_map import WHITE_FROM
+from analysis.plot_runs import RunScores, draw, main, read
+from ray_l4.errors import ConfigError, RunDirectoryError
 
 MATRIX = [[80.0, 1.5, None], [60.25, 70.0, 2.0], [40.0, 65.0, 90.0]]
 TASKS = ("woz", "sql", "rest")
@@ -40,7 +40,7 @@ def write_run(folder: Path, record: dict[str, Any] | None) -> Path:
 
 
 def scores(label: str = "l4, seed 0", forgetting: float | None = 22.5) -> RunScores:
-    return RunScores(label, TASKS, tuple(map(tuple, MATRIX)), 65.0, forgetting)
+    return RunScores(label, TASKS, tuple(map(tuple, MATRIX)), TASKS, 65.0, forgetting)
 
 
 def drawn(runs: Sequence[RunScores]) -> tuple[list[Any], Any]:
@@ -67,6 +67,11 @@ def test_read_allows_another_order_of_the_same_tasks_but_not_other_tasks(tmp_pat
     assert read([first, turned])[1].tasks == ("rest", "woz", "sql")
     with pytest.raises(ConfigError, match="rest, sql, woz; rest, tv, woz"):
         read([first, other])
+
+
+def test_read_names_variants_and_stages_of_newer_runs(tmp_path: Path) -> None:
+    (run,) = read([write_run(tmp_path / "a", summary("multi-qa", variant="long", stages=["all"]))])
+    assert (run.label, run.stages) == ("long, seed 0", ("all",))
 
 
 def test_read_refuses_an_unfinished_run(tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def luminance(colour: Sequence[float]) -> float:
 def test_every_number_can_be_read_on_its_cell() -> None:
     values = [*range(101), WHITE_FROM - 0.01, *[WHITE_FROM] * 19]
     rows = tuple(tuple(float(value) for value in values[start : start + 11]) for start in range(0, 121, 11))
-    ((axes,), _) = drawn([RunScores("l4", tuple("abcdefghijk"), rows, None, None)])
+    ((axes,), _) = drawn([RunScores("l4", tuple("abcdefghijk"), rows, tuple("abcdefghijk"), None, None)])
     image = axes.get_images()[0]
     for text in axes.texts:
         column, row = text.get_position()
@@ -141,22 +146,6 @@ def test_main_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_main_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "x.png")]) == RunDirectoryError.exit_code
     assert capsys.readouterr().err == f"error: {tmp_path}: not a run directory (no config.yaml in it)\n"
-
-
-def test_save_refuses_a_format_it_does_not_know_and_a_place_it_cannot_write(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    figure = draw([scores()])
-    with pytest.raises(ConfigError, match=r"no format 'doc'.* png"):
-        save(figure, tmp_path / "x.doc")
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        save(figure, tmp_path / "file" / "x.png")
-
-
-def test_without_matplotlib_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(RayL4Error, match=r"ray-l4\[report\]"):
-        draw([scores()])
 
 
 def test_each_bar_is_an_attribute_of_the_scores() -> None:

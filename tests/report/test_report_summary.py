@@ -144,7 +144,7 @@ def test_cells_that_were_not_scored_are_missing_and_so_is_what_needs_them(tmp_pa
 def test_scores_of_other_students_and_strange_tasks_do_not_get_in(run: RunDirectory) -> None:
     put_score(run, 0, 7, "woz.en", 99.0)
     put_score(run, 0, 0, "removed", 99.0)
-    assert score_matrix(run, 0, TASKS, EPOCHS) == FIRST
+    assert score_matrix(run, 0, TASKS, EPOCHS, len(TASKS)) == FIRST
 
 
 def test_a_single_task_has_no_forgetting(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_without_steps_or_time_nothing_is_divided_by_zero(run: RunDirectory) -> 
 def test_replay_is_counted_by_stage(run: RunDirectory) -> None:
     for stage, validity in ((1, [True, False, True]), (2, [False])):
         rows = [
-            {"index": i, "task": "woz.en", "valid": valid, "reason": "", "text": "", "ids": []}
+            {"index": i, "student": 0, "task": "woz.en", "valid": valid, "reason": "", "text": "", "ids": []}
             for i, valid in enumerate(validity)
         ]
         write_replay(run, stage, rows)

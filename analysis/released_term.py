@@ -1,0 +1,200 @@
+"""What distillation amounts to in L4's released code: its term beside this project's default, on the same batch.
+
+::
+
+    python -m analysis.released_term RUN_DIR [--tokenizer FOLDER] [--examples N]
+
+RUN_DIR is a finished run with two students (``method: l4``). They are looked at as they were before the last task and
+after it, on that task's first training examples. ``--tokenizer`` names a folder with a larger vocabulary, GPT-2's for
+instance: it adds two untrained models of that vocabulary on the same examples. Dropout is off throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ray_l4.config.experiment import ExperimentConfig, FromScratch, ModelConfig
+from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.learner.models import PositionLogits, build_model, load_folder
+from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_objective
+from ray_l4.methods import resolved
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.tasks.registry import load
+from ray_l4.text.assembly import assemble
+from ray_l4.text.batches import Batch, build_batch
+from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import Head
+
+HEADS: tuple[Head, ...] = ("qa", "lm")
+METHODS = ("l4", "l4-released")
+EXAMPLES = 8
+UNTRAINED = FromScratch(layers=2, width=64, heads=4, positions=1024)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two students at the same point of a run, and the batch that they are looked at on."""
+
+    title: str
+    students: tuple[PreTrainedModel, PreTrainedModel]
+    batch: Batch
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The two terms of the first student's loss, and the L2 norms of their gradients over all of its weights."""
+
+    labels: float
+    distillation: float
+    """As it enters the loss: times lambda and T squared, over whatever it is averaged over."""
+    labels_gradient: float
+    distillation_gradient: float
+
+
+def preset(method: str, experiment: ExperimentConfig) -> ExperimentConfig:
+    """The method as it comes, on the stream and model of another experiment."""
+    return resolved(ExperimentConfig(method=method, stream=experiment.stream, model=experiment.model))
+
+
+def spec_of(experiment: ExperimentConfig) -> ObjectiveSpec:
+    """How an experiment combines labels and teachers."""
+    chosen = experiment.distillation
+    return ObjectiveSpec(chosen.weight, chosen.temperature, chosen.direction, chosen.average)
+
+
+def measure(pair: Pair, spec: ObjectiveSpec, lm_weight: float) -> Terms:
+    """Both terms of the first student's loss on the batch, the second one being its peer (SPEC 5, 6.2, 20.2)."""
+    student, peer = pair.students
+    logits = _logits(student, pair.batch)
+    with torch.no_grad():
+        targets = {head: values.log_softmax(-1) for head, values in _logits(peer, pair.batch).items()}
+    totals = []
+    for learned in ("labels", "distillation"):
+        total = torch.zeros(())
+        for head, positions in pair.batch.heads.items():
+            from_labels = learned == "labels"
+            loss = head_objective(
+                logits[head],
+                positions.targets_N,
+                positions.weights_N if from_labels else torch.zeros_like(positions.weights_N),
+                positions.num_current,
+                [] if from_labels else [targets[head]],
+                spec,
+                Denominators(nll=float(positions.weights_N.sum()), kd=float(positions.num_current)),
+            )
+            total = total + (1.0 if head == "qa" else lm_weight) * loss.total
+        totals.append(total)
+    values = [total.item() for total in totals]
+    norms = [_gradient_norm(student, total) for total in totals]
+    return Terms(values[0], values[1], norms[0], norms[1])
+
+
+def table(pairs: Sequence[Pair], specs: Mapping[str, ObjectiveSpec], lm_weight: float) -> str:
+    """A Markdown table: a row for each pair and method, and how the methods' distillation terms compare."""
+    lines = [
+        "| students | V | method | CE | KD term | KD / CE | CE gradient | KD gradient | KD / CE |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for pair in pairs:
+        found = {name: measure(pair, spec, lm_weight) for name, spec in specs.items()}
+        for name, terms in found.items():
+            cells = [f"{terms.labels:.3f}", f"{terms.distillation:.2e}"]
+            cells += [f"{terms.distillation / terms.labels:.1e}", f"{terms.labels_gradient:.3f}"]
+            cells += [f"{terms.distillation_gradient:.2e}"]
+            cells += [f"{terms.distillation_gradient / terms.labels_gradient:.1e}"]
+            lines.append(f"| {pair.title} | {pair.vocabulary:,} | `{name}` | {' | '.join(cells)} |")
+        default, released = (found[name] for name in METHODS)
+        lines.append(
+            f"| {pair.title} | | ratio | | {default.distillation / released.distillation:,.0f} | | "
+            f"| {default.distillation_gradient / released.distillation_gradient:,.0f} | |"
+        )
+    return "\n".join(lines)
+
+
+def pairs_of(run: RunDirectory, tokenizer: Path | None, num_examples: int) -> Iterator[Pair]:
+    """The students before and after the last task, then untrained ones with the vocabulary of ``tokenizer``.
+
+    Raises RunDirectoryError for a run that has not finished, ConfigError for one without two tasks and two students,
+    ModelError for a folder without a tokeniser.
+    """
+    run.summary()  # it has finished, or this says so
+    experiment = run.experiment()
+    last = len(experiment.stream) - 1
+    folders = {
+        stage: [run.checkpoint(stage, experiment.training.epochs, s) for s in (0, 1)] for stage in (last - 1, last)
+    }
+    if last < 1 or not folders[last][1].is_dir():
+        raise ConfigError(f"{run.path}: needs two tasks and two students, such as a run of method l4")
+    task = experiment.stream[last]
+    examples = load(task, "train", experiment.data).slice(0, num_examples)
+    for stage, when in ((last - 1, "before"), (last, "after")):
+        loaded = [load_folder(folder) for folder in folders[stage]]
+        yield _pair(f"{when} {task.name}", [model for model, _ in loaded], loaded[0][1], examples, experiment)
+    if tokenizer is not None:
+        large = TaskTokenizer.pretrained(tokenizer, [task.name], spare=0)
+        models = [build_model(ModelConfig(from_scratch=UNTRAINED), large, seed) for seed in (0, 1)]
+        yield _pair("untrained", models, large, examples, experiment)
+
+
+def _pair(
+    title: str,
+    models: Sequence[PreTrainedModel],
+    tokenizer: TaskTokenizer,
+    examples: pa.Table,
+    experiment: ExperimentConfig,
+) -> Pair:
+    tokens, _ = assemble(examples, tokenizer, models[0].config.max_position_embeddings)
+    if not tokens.num_rows:
+        raise ConfigError("none of the examples fits into the model; take more of them: --examples")
+    weight = experiment.training.answer_token_weight
+    batch = build_batch(tokens, np.arange(tokens.num_rows), HEADS, tokenizer, weight)
+    first, second = (model.eval() for model in models)
+    return Pair(title, (first, second), batch, tokenizer.size)
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    logits_of = PositionLogits(model)
+    return {head: logits_of(batch.input_ids_RT, positions.positions_N) for head, positions in batch.heads.items()}
+
+
+def _gradient_norm(model: PreTrainedModel, loss: Tensor) -> float:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.released_term", description="Compare the distillation terms of l4 and l4-released."
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of a finished run with two students")
+    parser.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="also untrained models of this vocabulary")
+    parser.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help="size of the batch (default: 8)")
+    options = parser.parse_args(arguments)
+    try:
+        run = RunDirectory.open(options.run_dir)
+        pairs = list(pairs_of(run, options.tokenizer, options.examples))
+        experiment = run.experiment()
+        weight = experiment.training.lm_weight
+        print(f"{pairs[0].batch.num_samples} examples of {experiment.stream[-1].name}, lm head weighted {weight:g}\n")
+        print(table(pairs, {name: spec_of(preset(name, experiment)) for name in METHODS}, weight))
+    except RayL4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

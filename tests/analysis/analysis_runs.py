@@ -1,0 +1,97 @@
+"""Small finished runs and sweeps, written with the functions that real runs are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.methods import num_students, stage_names
+from ray_l4.report.summary import summarise
+from ray_l4.store.atomic import write_json
+from ray_l4.store.records import write_score, write_steps
+from ray_l4.store.run_directory import Cell, RunDirectory, RunState
+
+TASKS = ("woz.en", "wikisql", "cnn_dailymail")
+SCRATCH = {"from_scratch": {"layers": 2, "width": 8, "heads": 2}}
+
+Score = Callable[[int, int, int, str], float | None]
+"""Stage, epoch, student, task -> score in percent; None where it was not scored."""
+Divergence = Callable[[int, int, int], float]
+"""Stage, epoch, step within the epoch -> divergence per token."""
+
+
+def fading(stage: int, epoch: int, student: int, task: str, stream: Sequence[str] = TASKS) -> float:
+    """80 in the last epoch of learning a task, less before, 10 lost with each later one; students differ by a point."""
+    learned = list(stream).index(task)
+    if stage < learned:
+        return 1.0
+    return 80.0 - 10 * (stage - learned) - 5 * (2 - epoch) * (stage == learned) + student
+
+
+@patch("os.fsync", lambda file: None)  # half of the time, and nobody cuts the power to a test
+def write_run(
+    folder: Path,
+    method: str = "l4",
+    seed: int = 0,
+    stream: Sequence[str] = TASKS,
+    score: Score | None = None,
+    divergence: Divergence = lambda stage, epoch, step: 0.1 / (1 + step),
+    answers: Mapping[str, Sequence[float]] | None = None,
+    finished: bool = True,
+    seconds: float = 3600.0,
+    epochs: int = 2,
+    **settings: Any,
+) -> Path:
+    """A run directory of two epochs and four steps each; ``answers`` are item scores of each task's final answers."""
+    groups: dict[str, Any] = {"model": SCRATCH, "evaluation": {"when": "epoch"}} | settings
+    groups["training"] = {"epochs": epochs} | groups.get("training", {})
+    experiment = ExperimentConfig.model_validate(
+        {"method": method, "seed": seed, "stream": [{"name": name, "train": 100} for name in stream], **groups}
+    )
+    run = RunDirectory.create(folder, experiment, ClusterConfig(), {"command": "by hand"})
+    score = score or (lambda stage, epoch, student, task: fading(stage, epoch, student, task, stream))
+    peers = range(num_students(experiment))
+    for stage, _ in enumerate(stage_names(experiment)):
+        for epoch in range(1, epochs + 1):
+            for cell in (Cell(stage, epoch, student, task) for student in peers for task in stream):
+                value = score(cell.stage, cell.epoch, cell.student, cell.task)
+                if value is not None:
+                    _write_cell(run, cell, value, (answers or {}).get(cell.task, [value]))
+            rows = [
+                {"stage": stage, "epoch": epoch, "step": 4 * (epoch - 1) + step, "student": student, "bytes_sent": 8.0}
+                | {name: divergence(stage, epoch, step) for name in ("kd_qa", "kd_lm")}
+                | dict.fromkeys(("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds"), 1.0)
+                for step in range(4)
+                for student in peers
+            ]
+            write_steps(run, stage, epoch, rows)
+    peaks = {**{f"student-{student}": 2 * 10**9 for student in peers}, "evaluator-0": 10**9}
+    run.save_state(RunState(stages_done=len(stage_names(experiment)), wall_seconds=seconds, peak_memory_bytes=peaks))
+    if finished:
+        write_json(folder / "summary.json", summarise(run))
+    return folder
+
+
+def _write_cell(run: RunDirectory, cell: Cell, value: float, items: Sequence[float]) -> None:
+    place = {"stage": cell.stage, "epoch": cell.epoch, "student": cell.student, "task": cell.task}
+    samples = [f"{cell.task}-{index}" for index in range(len(items))]
+    texts = {"prediction": ["a"] * len(items), "references": [["a"]] * len(items)}
+    table = {"sample_id": samples, **texts, "score": list(items)}
+    write_score(run, cell, {**place, "headline": "em", "values": {"em": value}, "examples": len(items)}, table)
+
+
+def write_sweep(
+    folder: Path, trials: Mapping[str, Mapping[str, Any]], table: str | None = None, scale: float = 1.0
+) -> Path:
+    """A sweep's folder with these trials: folder -> what ``write_run`` is told, or {} for one that has not begun."""
+    for name, told in trials.items():
+        if told:
+            write_run(folder / name, **told)
+    entries = [{"folder": name} for name in trials]
+    record = {"name": "sweep", "title": "by hand", "scale": scale, "table": table, "trials": entries}
+    write_json(folder / "sweep.json", record)
+    return folder
