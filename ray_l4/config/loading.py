@@ -108,7 +108,12 @@ def _stream(document: Document) -> Iterator[tuple[Location, object]]:
 
 def resolve_paths(document: Document) -> None:
     """Make relative paths absolute: those of the file start at its folder, those of ``--set`` at the current one."""
-    for location in [("data", "raw"), ("data", "converted"), ("teachers", "run"), *((*task, "path") for task, _ in _stream(document))]:
+    for location in [
+        ("data", "raw"),
+        ("data", "converted"),
+        ("teachers", "run"),
+        *((*task, "path") for task, _ in _stream(document)),
+    ]:
         value = document.get(location)
         if isinstance(value, str):
             path = Path(value).expanduser() if value.startswith("~/") else Path(value)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.protocol import Change, Protocol, Settings, load_protocol
+from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods import METHODS, get_method, resolved
 from ray_l4.runtime.sweep.scaling import check_scale, scaled, scaled_settings
@@ -80,6 +80,11 @@ class _Row:
     experiment: ExperimentConfig
     settings: Settings
 
+    @property
+    def ordered(self) -> bool:
+        """Whether it learns one task after another. Else the order makes no difference, and one run stands for all."""
+        return get_method(self.experiment.method).stages == "stream"
+
 
 def make_plan(path: Path, request: Request) -> Plan:
     """All trials of the protocol at ``path``. Raises ConfigError, before anything is started, for whatever is wrong."""
@@ -88,17 +93,15 @@ def make_plan(path: Path, request: Request) -> Plan:
     protocol = load_protocol(path, request.overrides, request.laid_over, rescale)
     orders = _orders(protocol, request.orders)
     seeds = _seeds(protocol, request.seeds)
-    variants, grid = _variants(protocol, request), _grid(protocol, request)
-    _refuse_too_many(len(variants) * math.prod(map(len, grid.values())), orders, seeds, protocol, request.max_trials)
-    rows = [_row(protocol, label, changes, point) for label, changes in variants.items() for point in _points(grid)]
+    rows = _rows(protocol, request)
+    _refuse_too_many(rows, orders, seeds, protocol, request.max_trials)
     permuted = list(itertools.permutations(_names(protocol.base))) if orders == "all" else orders
     trials = [
         _trial(row, order, seed)
         for seed in seeds
-        for order in permuted
+        for number, order in enumerate(permuted)
         for row in rows
-        # Where there is no sequence, its order makes no difference: one run stands for all.
-        if get_method(row.experiment.method).stages == "stream" or order == permuted[0]
+        if row.ordered or number == 0
     ]
     _refuse_equal_folders(trials)
     return Plan(protocol.base.name, _title(protocol, request.scale), protocol.sweep.table, request.scale, tuple(trials))
@@ -110,6 +113,15 @@ def _title(protocol: Protocol, scale: float) -> str:
 
 def _names(experiment: ExperimentConfig) -> list[str]:
     return [task.name for task in experiment.stream]
+
+
+def _rows(protocol: Protocol, request: Request) -> list[_Row]:
+    variants, grid = _variants(protocol, request), _grid(protocol, request)
+    count = len(variants) * math.prod(map(len, grid.values()))
+    if count > request.max_trials:
+        raise ConfigError(f"the grid has {count} points, more than {request.max_trials} trials; see --max-trials")
+    points = list(itertools.product(*grid.values()))
+    return [_row(protocol, label, changes, point) for label, changes in variants.items() for point in points]
 
 
 def _variants(protocol: Protocol, request: Request) -> dict[str, list[Change]]:
@@ -134,15 +146,18 @@ def _variant(protocol: Protocol, label: str, scale: float) -> list[Change]:
 
 def _grid(protocol: Protocol, request: Request) -> dict[str, list[Change]]:
     """Key -> its values as changes; what the command line says of a key replaces what the protocol says."""
-    written = {
-        key: [Change(key, scaled_settings({key: value}, request.scale)[key], protocol.origin("grid", key)) for value in values]
-        for key, values in protocol.sweep.grid.items()
-    }
-    return written | {key: [Change(key, value, "--grid") for value in values] for key, values in request.grid.items()}
+    try:
+        check_grid(dict(request.grid))
+    except ValueError as error:
+        raise ConfigError(f"--grid: {error}") from None
+    asked = {key: [Change(key, value, "--grid") for value in values] for key, values in request.grid.items()}
+    return {key: _written(protocol, key, request.scale) for key in protocol.sweep.grid} | asked
 
 
-def _points(grid: Mapping[str, Sequence[Change]]) -> Iterator[tuple[Change, ...]]:
-    return itertools.product(*grid.values())
+def _written(protocol: Protocol, key: str, scale: float) -> list[Change]:
+    origin = protocol.origin("grid", key)
+    values = [scaled_settings({key: value}, scale)[key] for value in protocol.sweep.grid[key]]
+    return [Change(key, value, origin) for value in values]
 
 
 def _row(protocol: Protocol, label: str, changes: Sequence[Change], point: Sequence[Change]) -> _Row:
@@ -163,9 +178,9 @@ def _orders(protocol: Protocol, asked: Orders | None) -> Orders:
     names = _names(protocol.base)
     if orders == "all":
         return orders
-    for order in orders:
+    for order in orders or ():
         _check_order(order, names, protocol.origin("orders") if asked is None else "--orders")
-    return list(map(list, orders)) or [names]
+    return orders or [names]
 
 
 def _check_order(order: Sequence[str], names: Sequence[str], origin: str) -> None:
@@ -185,13 +200,16 @@ def _seeds(protocol: Protocol, asked: int | Sequence[int] | None) -> list[int]:
     return [protocol.base.seed + index for index in range(seeds)] if isinstance(seeds, int) else list(seeds)
 
 
-def _refuse_too_many(rows: int, orders: Orders, seeds: Sequence[int], protocol: Protocol, limit: int) -> None:
+def _refuse_too_many(
+    rows: Sequence[_Row], orders: Orders, seeds: Sequence[int], protocol: Protocol, limit: int
+) -> None:
     num_orders = math.factorial(len(protocol.base.stream)) if orders == "all" else len(orders)
-    count = rows * num_orders * len(seeds)
+    ordered = sum(row.ordered for row in rows)
+    count = (ordered * num_orders + len(rows) - ordered) * len(seeds)
     if count > limit:
         raise ConfigError(
-            f"{count} trials: {rows} rows x {num_orders} orders x {len(seeds)} seeds, more than {limit}. "
-            "Ask for fewer, or allow them with --max-trials."
+            f"{count} trials ({len(rows)} rows, {num_orders} orders of {len(protocol.base.stream)} tasks, {len(seeds)} "
+            f"seeds) are more than {limit}. Ask for fewer, or allow them with --max-trials {count}."
         )
 
 

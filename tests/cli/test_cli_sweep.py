@@ -1,0 +1,254 @@
+"""``ray-l4 sweep`` as a user calls it: every protocol loads, a second call does nothing, a killed one is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from ray_l4.cli.main import app
+from ray_l4.config.strict_yaml import parse
+from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.store.run_directory import RunDirectory
+from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, command, ray_l4, refused
+from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked_processes, wait_until_gone
+
+EXPERIMENTS = REPOSITORY / "launch" / "experiments"
+SMALL_MODEL = ("--with", EXPERIMENTS / "small-model.yaml")
+SMALL_TABLE5 = ("--with", EXPERIMENTS / "small-model-table5.yaml")
+PROTOCOLS = sorted(path.name for pattern in ("l4-*.yaml", "l2kd-*.yaml") for path in EXPERIMENTS.glob(pattern))
+ROOM = ("--set", "cluster.ray.num_cpus=4", "--set", "cluster.ray.num_gpus=0")
+
+
+def write_protocol(folder: Path, sweep: dict[str, object] | None = None, **changes: object) -> Path:
+    """A protocol whose trials take seconds."""
+    path = folder / "protocol.yaml"
+    sweep = sweep or {"title": "Two small tasks", "variants": ["finetune", "lamol"]}
+    path.write_text(yaml.safe_dump(SMALL | changes | {"sweep": sweep}), encoding="utf-8")
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    """The command in this process: enough where no trial is run."""
+    return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+
+
+def files(folder: Path) -> dict[str, int]:
+    """When every file below a folder was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# --- the papers' protocols ---
+
+
+def test_every_table_and_figure_of_the_papers_has_a_protocol() -> None:
+    of_l4 = {"table1", "table2", "table3-figure5-6", "table5", "table6", "table8", "figure4"}
+    of_l2kd = {*(f"table{n}" for n in range(2, 7)), *(f"figure{n}" for n in range(3, 6))}
+    assert set(PROTOCOLS) == {f"l4-{name}.yaml" for name in of_l4} | {f"l2kd-{name}.yaml" for name in of_l2kd}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_loads_at_full_size_and_small(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    full = invoke(EXPERIMENTS / name, "--dry-run", "--out", out, *ROOM)
+    assert full.exit_code == 0, full.exception
+    overlays = (*SMALL_MODEL, *(SMALL_TABLE5 if name == "l4-table5.yaml" else ()))
+    small = invoke(EXPERIMENTS / name, "--dry-run", "--out", out, "--scale", "0.01", "--seeds", "1", *overlays, *ROOM)
+    assert small.exit_code == 0, small.exception
+    assert "scaled to 0.01 of its examples and epochs" in small.stdout
+    assert 3 * small.stdout.count("_s0") == full.stdout.count("_s0") + full.stdout.count("_s1") + full.stdout.count(
+        "_s2"
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_have_the_rows_and_orders_that_were_published(name: str) -> None:
+    sweep = _read(EXPERIMENTS / name)["sweep"]
+    if "table" not in sweep:
+        assert name.startswith("l2kd-figure")
+        return
+    published = _read(REPOSITORY / "analysis" / "published" / f"{sweep['table']}.yaml")
+    rows = {row["variant"] for block in published["blocks"] for row in block["rows"]}
+    assert rows - {"teacher"} <= set(sweep["variants"])
+    orders = [block["order"] for block in published["blocks"] if "order" in block]
+    own = [list(_read(EXPERIMENTS / name)["stream"])]
+    assert all(order in sweep.get("orders", own) for order in orders)
+
+
+def _read(path: Path) -> dict:
+    tree, _ = parse(path.read_text(encoding="utf-8"), path.name)
+    assert isinstance(tree, dict)
+    return tree
+
+
+# --- what a user may get wrong: one message, and nothing is started ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "training.epoch=1,2"], "--grid: training.epoch: unknown key. Did you mean 'epochs'?"),
+        (["--grid", "training.epochs"], "--grid training.epochs: expected KEY=V1,V2"),
+        (["--grid", "training.epochs="], "expected KEY=V1,V2"),
+        (["--orders", "mini.woz:mini.res"], "task 'mini.res' is not in the stream. Did you mean 'mini.rest'?"),
+        (["--orders", "mini.woz"], "leaves out mini.rest"),
+        (["--orders", "mini.woz:mini.rest,"], "expected names with commas between them"),
+        (["--seeds", "0"], "expected at least one"),
+        (["--seeds", "few"], "expected how many (3), or which ones (0,7,12)"),
+        (["--methods", "lamoll"], "unknown method or variant 'lamoll'. Did you mean 'lamol'?"),
+        (["--scale", "0"], "expected a number above 0 and at most 1"),
+        (["--orders", "all", "--seeds", "200"], "800 trials"),
+        (["--set", "training.epoch=1"], "--set: training.epoch: unknown key"),
+        (["--set", "cluster.student.cpus=1"], "student: unknown key"),
+        (["--with", "none.yaml"], "none.yaml: no such file"),
+        (["--set", "cluster.students.cpus=5", *ROOM], "no room for 1 students with 5 CPU"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
+    out = tmp_path / "out"
+    result = invoke(write_protocol(tmp_path), "--out", out, *arguments)
+    assert isinstance(result.exception, RayL4Error)
+    assert message in str(result.exception)
+    assert not out.exists()
+
+
+def test_missing_data_is_said_once_before_anything_is_started(tmp_path: Path) -> None:
+    path = write_protocol(tmp_path, stream=["woz.en", "e2enlg"], data={"raw": "nowhere"})
+    result = ray_l4("sweep", path, "--out", tmp_path / "out", "--cluster", IN_PROCESS)
+    refused(result, 3, "nowhere", "woz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_of_options(tmp_path: Path) -> None:
+    arguments = ("--dry-run", "--out", tmp_path / "out", "--cluster", IN_PROCESS, "--seeds", "7,")
+    orders = ("--orders", "mini.rest:mini.woz,mini.woz:mini.rest")
+    grid = ("--grid", "distillation.weight=0,1e-1", "--grid", "model.precision=float32")
+    result = invoke(write_protocol(tmp_path), *arguments, *orders, *grid, "--methods", "l4")
+    assert result.exit_code == 0, result.exception
+    lines = [line for line in result.stdout.splitlines() if line.startswith("new")]
+    assert len(lines) == 4
+    assert "l4-distillation.weight=0.1-model.precision=float32_mini.rest-mini.woz_s7" in lines[1]
+    assert "reserves [{'CPU': 1.0}]" in lines[0]
+
+
+def test_run_does_not_take_a_protocol(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["run", str(write_protocol(tmp_path))])
+    assert isinstance(result.exception, ConfigError)
+    assert "ray-l4 sweep" in str(result.exception)
+
+
+# --- from the first call to the last ---
+
+
+@pytest.mark.end_to_end
+def test_a_second_call_computes_nothing_and_a_wider_one_only_what_is_new(tmp_path: Path) -> None:
+    path = write_protocol(tmp_path)
+    arguments = ("sweep", path, "--scale", "0.9", "--cluster", IN_PROCESS)
+    first = ray_l4(*arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    out = tmp_path / "runs" / "small-x0.9"
+    assert "# Two small tasks, scaled to 0.9 of its examples and epochs" in first.stdout
+    assert first.stdout.count(": done after") == 2
+    table = (out / "table.md").read_text()
+    assert table in first.stdout
+    assert {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")} >= {"finetune", "lamol"}
+
+    runs = out / "finetune_mini.woz-mini.rest_s0", out / "lamol_mini.woz-mini.rest_s0"
+    before = [files(run) for run in runs]
+    second = ray_l4(*arguments, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "2 trials: 2 already done, 0 begun, 0 new" in second.stdout
+    assert table in second.stdout
+    assert [files(run) for run in runs] == before
+
+    wider = ray_l4(*arguments, "--methods", "lamol,l4", cwd=tmp_path)
+    assert "2 trials: 1 already done, 0 begun, 1 new" in wider.stdout
+    assert [files(run) for run in runs] == before
+    assert [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| l4")]
+
+    other = ray_l4(*arguments, "--set", "training.lm_weight=0.5", cwd=tmp_path)
+    refused(other, 5, "training.lm_weight is 0.25 there and 0.5 here", "--out")
+    assert [files(run) for run in runs] == before
+
+
+@pytest.fixture
+def mark(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name for this test's processes; whatever is left of them is ended."""
+    name = f"{os.getpid()}-{request.node.name}"
+    yield name
+    for process in marked_processes(name):
+        os.kill(process, signal.SIGKILL)
+
+
+def start_sweep(path: Path, out: Path, mark: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("sweep", path, "--out", out, "--cluster", IN_PROCESS, "--set", "cluster.ray.num_cpus=1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {MARK: mark},
+        start_new_session=True,
+    )
+
+
+def until_second_trial_has_learned_a_task(process: subprocess.Popen[str], out: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    state = out / "lamol_mini.woz-mini.rest_s0" / "state.json"
+    while not (state.is_file() and json.loads(state.read_text())["stages_done"] == 1):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the sweep did not get to the second task of its second trial"
+        time.sleep(0.1)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C"])
+def test_a_sweep_that_was_stopped_is_finished_by_the_next_call(tmp_path: Path, mark: str, how: str) -> None:
+    """One trial is done, the next is in its second task, which takes some time, when the sweep ends."""
+    stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 600, "test": 6}]
+    path, out = write_protocol(tmp_path, stream=stream), tmp_path / "out"
+    process = start_sweep(path, out, mark)
+    until_second_trial_has_learned_a_task(process, out)
+    if how == "kill -9":
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=END_LIMIT)
+    assert process.returncode == (-signal.SIGKILL if how == "kill -9" else 130), errors
+    assert "Traceback" not in output + errors
+    assert wait_until_gone(mark) == [], "no process is left"
+    begun = RunDirectory.open(out / "lamol_mini.woz-mini.rest_s0")
+    with begun.lock():
+        assert not (begun.path / "summary.json").exists(), "it was stopped in the middle"
+    done = files(out / "finetune_mini.woz-mini.rest_s0")
+
+    process = start_sweep(path, out, mark)
+    output, errors = process.communicate(timeout=START_LIMIT + END_LIMIT)
+    assert process.returncode == 0, output + errors
+    assert "2 trials: 1 already done, 1 begun, 0 new" in output
+    assert files(out / "finetune_mini.woz-mini.rest_s0") == done
+    assert "resumed after mini.woz" in (out / "logs" / "lamol_mini.woz-mini.rest_s0.log").read_text()
+    assert begun.summary()["variant"] == "lamol"
+    assert not (out / ".tune").exists()
+
+
+@pytest.mark.end_to_end
+def test_a_failing_trial_is_listed_and_tried_again(tmp_path: Path) -> None:
+    sweep = {"variants": {"good": {"method": "finetune"}, "bad": {"model.from_scratch.positions": 8}}}
+    arguments = ("sweep", write_protocol(tmp_path, sweep), "--out", tmp_path / "out", "--cluster", IN_PROCESS)
+    result = ray_l4(*arguments)
+    refused(result, 1, "1 of 2 trials failed", "The same command tries them again")
+    assert "failed: bad_mini.woz-mini.rest_s0: " in result.stdout
+    assert "do not fit" in result.stdout
+    assert "| good" in result.stdout, "the table of what there is"
+    again = ray_l4(*arguments)
+    refused(again, 1, "1 of 2 trials failed")
+    assert "2 trials: 1 already done, 0 begun, 1 new" in again.stdout

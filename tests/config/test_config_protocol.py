@@ -1,0 +1,202 @@
+"""Protocols: what wins where values come from several places, and where a message says that a value came from."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ray_l4.config.loading import load_experiment
+from ray_l4.config.protocol import Change, load_protocol
+from ray_l4.errors import ConfigError
+
+BASE = """\
+name: base
+stream: [mini.woz, {name: mini.rest, train: 30}]
+model: {from_scratch: {layers: 1}}
+training: {epochs: 9}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a protocol: ``BASE``, and a ``sweep`` of these lines."""
+
+    def file(sweep: str | None = None, name: str = "protocol.yaml", base: str = BASE) -> Path:
+        path = tmp_path / name
+        path.write_text(base + ("" if sweep is None else f"sweep:\n{textwrap.indent(sweep, '  ')}"), encoding="utf-8")
+        return path
+
+    return file
+
+
+def problem(path: Path, *arguments: object) -> str:
+    """What is said of a protocol that cannot be, without its folder."""
+    with pytest.raises(ConfigError) as caught:
+        load_protocol(path, *arguments)  # type: ignore[arg-type]
+    return str(caught.value).replace(f"{path.parent}/", "")
+
+
+def test_a_whole_protocol(write: Callable[..., Path]) -> None:
+    protocol = load_protocol(
+        write(
+            "title: All of it\n"
+            "table: l4-table2\n"
+            "variants:\n"
+            "  lamol: {method: lamol}\n"
+            "  long: {method: multi-qa, training.epochs: 27}\n"
+            "orders: [[mini.rest, mini.woz]]\n"
+            "grid: {distillation.weight: [0, 0.2]}\n"
+            "seeds: [3, 5]\n"
+        )
+    )
+    sweep = protocol.sweep
+    assert (protocol.title, sweep.table) == ("All of it", "l4-table2")
+    assert sweep.variants == {"lamol": {"method": "lamol"}, "long": {"method": "multi-qa", "training.epochs": 27}}
+    assert sweep.orders == [["mini.rest", "mini.woz"]]
+    assert sweep.grid == {"distillation.weight": [0, 0.2]}
+    assert sweep.seeds == [3, 5]
+    assert protocol.base.training.epochs == 9
+
+
+def test_names_of_methods_are_short_for_variants(write: Callable[..., Path]) -> None:
+    sweep = load_protocol(write("variants: [lamol, l4]\n")).sweep
+    assert sweep.variants == {"lamol": {"method": "lamol"}, "l4": {"method": "l4"}}
+
+
+def test_an_experiment_file_is_a_protocol_of_one_run(write: Callable[..., Path]) -> None:
+    path = write()
+    protocol = load_protocol(path)
+    assert protocol.base == load_experiment(path)
+    assert protocol.title == "base"
+    assert (protocol.sweep.variants, protocol.sweep.orders, protocol.sweep.grid, protocol.sweep.seeds) == (
+        {},
+        None,
+        {},
+        1,
+    )
+
+
+def test_run_does_not_take_a_protocol(write: Callable[..., Path]) -> None:
+    path = write("seeds: 2\n")
+    with pytest.raises(ConfigError, match=r"protocol.yaml:5: sweep: this file is a protocol.*ray-l4 sweep .*protocol"):
+        load_experiment(path)
+
+
+# --- what wins ---
+
+
+def test_later_layers_win(write: Callable[..., Path], tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("training: {epochs: 5, batch_size: 2, lm_weight: 0.5}\nsweep: {seeds: 4}\n", encoding="utf-8")
+    protocol = load_protocol(
+        write("seeds: 2\ntitle: T\n"),
+        ["training.batch_size=3"],
+        [over],
+        lambda experiment: {"training.epochs": experiment.training.epochs * 100, "training.batch_size": 77},
+    )
+    training = protocol.base.training
+    assert training.epochs == 500, "the file laid over, then rescaled"
+    assert training.batch_size == 3, "--set wins over both"
+    assert training.lm_weight == 0.5
+    assert (protocol.sweep.seeds, protocol.sweep.title) == (4, "T"), "the sweep is merged likewise"
+    changed = protocol.experiment([Change("training.batch_size", 8, "a"), Change("training.batch_size", 9, "b")])
+    assert changed.training.batch_size == 9
+    assert protocol.base.training.batch_size == 3, "an experiment leaves the protocol as it is"
+    assert protocol.experiment([]) == protocol.base
+
+
+def test_what_a_change_sets_counts_as_set(write: Callable[..., Path]) -> None:
+    """``methods.resolved`` fills in a method's wishes only where an experiment says nothing."""
+    protocol = load_protocol(write("seeds: 2\n"))
+    assert "weight" not in protocol.base.distillation.model_fields_set
+    assert "weight" in protocol.experiment([Change("distillation.weight", 0.2, "x")]).distillation.model_fields_set
+
+
+def test_an_overlay_may_exchange_the_model(write: Callable[..., Path], tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("model: {from_scratch: null, name: gpt2}\n", encoding="utf-8")
+    base = load_protocol(write(), (), [over]).base
+    assert (base.model.name, base.model.from_scratch) == ("gpt2", None)
+
+
+def test_paths_of_an_overlay_start_at_its_folder(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "over.yaml").write_text("data: {raw: raw}\n", encoding="utf-8")
+    assert load_protocol(write(), (), [folder / "over.yaml"]).base.data.raw == folder / "raw"
+
+
+def test_a_change_may_reach_into_a_task_that_stands_as_a_name(write: Callable[..., Path]) -> None:
+    changed = load_protocol(write()).experiment([Change("stream.0.train", 12, "--grid")])
+    assert [task.train for task in changed.stream] == [12, 30]
+
+
+# --- what is wrong ---
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("sedes: 3\n", "protocol.yaml:6: sweep.sedes: unknown key. Did you mean 'seeds'?"),
+        ("seeds: 0\n", "protocol.yaml:6: sweep.seeds: expected a whole number of at least 1"),
+        ("seeds: [1, 2, 1]\n", "protocol.yaml:5: sweep: seeds: 1 stands twice"),
+        ("orders: [[a, b], [a, b]]\n", "protocol.yaml:5: sweep: orders: ['a', 'b'] stands twice"),
+        ("orders: some\n", "protocol.yaml:6: sweep.orders: expected 'all' or a list"),
+        ("variants: [l4, l4]\n", "protocol.yaml:6: sweep.variants: 'l4' stands twice"),
+        (
+            "variants: {a: {method: l4}, a: {method: lamol}}\n",
+            "protocol.yaml:6:31: not valid YAML: key 'a' stands twice",
+        ),
+        ("variants: {a: l4}\n", "protocol.yaml:6: sweep.variants: expected names of methods, or labels"),
+        (
+            "variants: {a: {seed: 4}}\n",
+            "protocol.yaml:6: sweep.variants: seed: is set by the sweep itself; use sweep.seeds",
+        ),
+        (
+            "grid: {training.epochs: 3}\n",
+            "protocol.yaml:6: sweep.grid: expected keys of the experiment, each with a list",
+        ),
+        ("grid: {training.epochs: [3, 3]}\n", "protocol.yaml:6: sweep.grid: training.epochs: 3 stands twice"),
+        (
+            "grid: {variant: [a]}\n",
+            "protocol.yaml:6: sweep.grid: variant: is set by the sweep itself; use sweep.variants",
+        ),
+        ("[1]\n", "protocol.yaml:5: sweep: expected a group of keys (title, table, variants, orders, grid, seeds)"),
+    ],
+)
+def test_what_is_wrong_in_a_sweep(write: Callable[..., Path], sweep: str, message: str) -> None:
+    assert problem(write(sweep)).startswith(message)
+
+
+def test_what_is_wrong_in_the_experiment_or_laid_over_it(write: Callable[..., Path], tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("seed: 1\ntraining:\n  epoch: 3\n", encoding="utf-8")
+    assert (
+        problem(write("seeds: 2\n"), (), [over]) == "over.yaml:3: training.epoch: unknown key. Did you mean 'epochs'?"
+    )
+    assert problem(write("seeds: 2\n"), ["training.epoch=3"]).startswith("--set: training.epoch: unknown key.")
+    over.write_text("model: {name: gpt2}\n", encoding="utf-8")
+    message = problem(write("seeds: 2\n"), (), [over])
+    assert message == "protocol.yaml:3 with over.yaml:1: model: give exactly one of 'name' and 'from_scratch'"
+    assert problem(write(), (), [tmp_path / "none.yaml"]) == "none.yaml: no such file"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("training.epoch", 3, "HERE: training.epoch: unknown key. Did you mean 'epochs'?"),
+        ("training.epochs", 0, "HERE: training.epochs: expected a whole number of at least 1, found 0"),
+        ("stream.7.train", 3, "HERE: stream.7.train: stream has 2 items, counted from 0, and none at '7'"),
+        ("name.x", 3, "HERE: name.x: name is 'base', which has no keys"),
+        ("model.name", "gpt2", "FILE:3 with HERE: model: give exactly one of 'name' and 'from_scratch'"),
+    ],
+)
+def test_a_change_that_cannot_be(write: Callable[..., Path], key: str, value: object, message: str) -> None:
+    path = write("seeds: 2\n")
+    protocol = load_protocol(path)
+    with pytest.raises(ConfigError) as caught:
+        protocol.experiment([Change(key, value, "HERE")])
+    assert str(caught.value).replace(str(path), "FILE") == message
