@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ray_l4.config import ClusterConfig, dump_yaml, load_cluster, load_experiment
 from ray_l4.config.loading import data_config
+from ray_l4.config.protocol import load_protocol
 from ray_l4.config.strict_yaml import dump
 from ray_l4.errors import ConfigError
 
@@ -46,9 +47,30 @@ def problems(path: Path | None, overrides: Sequence[str] = (), load: Callable = 
 # --- the files that come with the project ---
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+EXPERIMENTS = sorted((REPOSITORY / "launch/experiments").glob("*.yaml"))
+
+
+def top_keys(path: Path) -> set[str]:
+    """A file with ``sweep`` is a protocol; one without ``stream`` is to be laid over others."""
+    return {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines() if line[:1].isalpha()}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in EXPERIMENTS if "sweep" not in top_keys(path) and "stream" in top_keys(path)],
+    ids=lambda path: path.stem,
+)
 def test_every_experiment_loads(path: Path) -> None:
     assert load_experiment(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if {"sweep", "name"} <= top_keys(path)], ids=lambda path: path.stem
+)
+def test_every_protocol_loads_and_is_no_experiment(path: Path) -> None:
+    assert path.stem.startswith(load_protocol(path).base.name)
+    (line,) = problems(path)
+    assert line.endswith(f"Start them with: ray-l4 sweep {path}".replace(str(path), "FILE"))
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "cluster_configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -122,7 +144,7 @@ evaluation: {when: never}
 peers: {zzz: 0}
 """
     )
-    training = "epochs, batch_size, batch_budget, lm_weight, answer_token_weight, max_grad_norm"
+    training = "epochs, batch_size, batch_budget, lm_weight, means, answer_token_weight, max_grad_norm"
     assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
         "FILE:1: name: expected text, found 5; put it in quotes to make it text",
         "FILE:2: sed: unknown key. Did you mean 'seed'?",
@@ -146,8 +168,8 @@ peers: {zzz: 0}
     [
         (
             "stream: [a]\n",
-            "FILE: model: missing; "
-            "expected a group of keys (name, from_scratch, precision, max_length, spare_task_tokens)",
+            "FILE: model: missing; expected a group of keys "
+            "(name, from_scratch, precision, max_length, lora, task_tokens, spare_task_tokens)",
         ),
         ("model: {name: x}\n", "FILE: stream: missing; expected a list that is not empty"),
         ("stream: []\nmodel: {name: x}\n", "FILE:1: stream: expected a list that is not empty, found an empty list"),
@@ -166,7 +188,7 @@ peers: {zzz: 0}
             f"stream: [a]\nmodel: {{name: x, precision: {'y' * 80}}}\n",
             f"FILE:2: model.precision: expected 'float32' or 'bfloat16', found \"{'y' * 56}...",
         ),
-        ("stream: [a]\nmodel: {name: x}\ndata: 3\n", "FILE:3: data: expected a group of keys (raw, seed,"),
+        ("stream: [a]\nmodel: {name: x}\ndata: 3\n", "FILE:3: data: expected a group of keys (raw, "),
     ],
 )
 def test_one_problem(write: Callable[[str], Path], text: str, message: str) -> None:
