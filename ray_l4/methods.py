@@ -162,9 +162,7 @@ METHODS = _table(
             answers="teacher",
             settings=_TEACHER_LEADS,
         ),
-        Method(
-            "l4", "students that teach each other at every step", _BOTH, 2, topology="complete", replay="generated"
-        ),
+        Method("l4", "students that teach each other at every step", _BOTH, 2, topology="complete", replay="generated"),
         Method(
             "l4-eq12",
             "l4 by its equations 10-12 read literally: no labels after the first task (cannot learn a new task)",
@@ -268,6 +266,7 @@ def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
         variant=None,
         seed=derive(experiment.seed, "teachers"),
         peers=_with(experiment.peers, count=1),
+        training=_with(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
         evaluation=_with(experiment.evaluation, when="stage"),
     )
 
@@ -278,6 +277,11 @@ def _with(record: Any, **values: object) -> Any:
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
+    if get_method(experiment.method).teacher == "previous" and num_students(experiment) > 1:
+        raise ConfigError(
+            f"peers.count: {experiment.method} learns from its own earlier self, and there is one teacher; expected 1 "
+            f"student, not {num_students(experiment)}. Use another seed for another student."
+        )
     if experiment.replay.generator == "own" and num_students(experiment) > 1:
         if experiment.distillation.examples == "all":
             raise ConfigError(

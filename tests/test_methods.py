@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+import pickle
+from dataclasses import FrozenInstanceError, fields
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
-from ray_l4.methods import METHODS, TOPOLOGIES, Topology, complete, get_method, isolated
+from ray_l4.learner.guards import GUARDS
+from ray_l4.methods import METHODS, TOPOLOGIES, Method, Topology, complete, get_method, isolated, taught
 
 sizes = st.integers(1, 12)
 
@@ -59,47 +63,125 @@ def test_an_edge_points_from_teacher_to_student() -> None:
     assert (one_way.teaches(0), one_way.teaches(1)) == (True, False)
 
 
+@given(sizes)
+def test_a_frozen_teacher_teaches_all_and_learns_nothing(students: int) -> None:
+    graph = taught(students)
+    assert graph.students == tuple(range(students))
+    assert graph.frozen == {students}
+    assert all(graph.teachers_of(student) == (students,) for student in graph.students)
+    assert graph.teachers_of(students) == ()
+    assert graph.teaches(students)
+    assert not any(graph.teaches(student) for student in graph.students)
+
+
+@given(sizes, st.sampled_from([isolated, complete]))
+def test_without_a_frozen_peer_all_learn(size: int, make: object) -> None:
+    assert make(size).students == tuple(range(size))  # type: ignore[operator]
+
+
+BOTH = ("qa", "lm")
+ROWS = {
+    "finetune": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "none"),
+    "lamol": (BOTH, 1, "isolated", "always", "generated", "none", "given", "stream", "none"),
+    "er": (BOTH, 1, "isolated", "always", "stored", "none", "given", "stream", "none"),
+    "ewc": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "fisher"),
+    "mas": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "sensitivity"),
+    "lwf": (("qa",), 1, "taught", "always", "none", "previous", "given", "stream", "none"),
+    "agem": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "memory"),
+    "l2kd-word": (BOTH, 1, "taught", "never", "generated", "task", "given", "stream", "none"),
+    "l2kd-seq": (BOTH, 1, "isolated", "always", "generated", "task", "teacher", "stream", "none"),
+    "l2kd-seq-soft": (BOTH, 1, "taught", "never", "generated", "task", "teacher", "stream", "none"),
+    "l4": (BOTH, 2, "complete", "always", "generated", "none", "given", "stream", "none"),
+    "l4-eq12": (BOTH, 2, "complete", "first_stage", "generated", "none", "given", "stream", "none"),
+    "l4-released": (BOTH, 2, "complete", "without_replay", "generated", "none", "given", "stream", "none"),
+    "single-qa": (("qa",), 1, "isolated", "always", "none", "none", "given", "separate", "none"),
+    "single-qa-lm": (BOTH, 1, "isolated", "always", "none", "none", "given", "separate", "none"),
+    "multi-qa": (("qa",), 1, "isolated", "always", "none", "none", "given", "union", "none"),
+    "multi-qa-lm": (BOTH, 1, "isolated", "always", "none", "none", "given", "union", "none"),
+    "multi-seq-kd": (BOTH, 1, "isolated", "always", "none", "task", "teacher", "union", "none"),
+}
+"""The rows as the papers describe them (SPEC 5 to 7, 12, 13, 20)."""
+COLUMNS = ("heads", "peers", "topology", "labels", "replay", "teacher", "answers", "stages", "guard")
+
+
+def test_the_table_holds_what_the_papers_describe() -> None:
+    assert {name: tuple(getattr(row, column) for column in COLUMNS) for name, row in METHODS.items()} == ROWS
+    assert {field.name for field in fields(Method)} == {"name", "summary", "settings", *COLUMNS}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+class TestEveryRow:
+    def test_it_is_called_by_its_name_and_says_what_it_is(self, method: Method) -> None:
+        assert METHODS[method.name] is method
+        assert 0 < len(method.summary) < 120
+
+    def test_every_choice_is_a_known_one(self, method: Method) -> None:
+        for name, kind in get_type_hints(Method).items():
+            if name in COLUMNS and get_args(kind) and name != "heads":
+                assert getattr(method, name) in get_args(kind), name
+        assert method.topology in TOPOLOGIES
+        assert method.guard in GUARDS
+
+    def test_it_answers(self, method: Method) -> None:
+        """Progress and reports show figures of the answer head, which comes first."""
+        assert method.heads in (("qa",), BOTH)
+
+    def test_what_is_not_learned_is_not_generated(self, method: Method) -> None:
+        assert method.replay != "generated" or "lm" in method.heads
+
+    def test_teachers_are_used(self, method: Method) -> None:
+        graph = method.graph(method.peers)
+        frozen = bool(graph.frozen)
+        assert frozen == (method.topology == "taught")
+        assert not frozen or method.teacher != "none", "a frozen peer has weights from somewhere"
+        assert method.teacher == "none" or frozen or method.answers == "teacher", "no teacher is trained for nothing"
+        assert method.answers == "given" or method.teacher == "task"
+
+    def test_something_is_learned_in_every_stage(self, method: Method) -> None:
+        assert method.labels != "never" or method.topology == "taught"
+        assert method.labels == "always" or method.graph(method.peers).edges
+
+    def test_only_a_stream_has_a_past(self, method: Method) -> None:
+        protects = method.replay != "none" or method.guard != "none" or method.teacher == "previous"
+        assert method.stages == "stream" or not protects
+
+    def test_its_settings_are_values_of_an_experiment(self, method: Method) -> None:
+        base = {"stream": ["a"], "model": {"name": "m"}}
+        plain = ExperimentConfig.model_validate(base)
+        for key, value in method.settings:
+            group, name = key.split(".")
+            section = (base["model"] if group == "model" else {}) | {name: value}  # type: ignore[operator]
+            changed = ExperimentConfig.model_validate(base | {group: section})
+            assert getattr(getattr(changed, group), name) == value
+            differs = getattr(getattr(plain, group), name) != value
+            assert differs or key == "distillation.temperature", "what is the default need not be set"
+
+    def test_its_graph_has_room_for_any_number_of_students(self, method: Method) -> None:
+        for count in (1, 2, 5):
+            assert method.graph(count).students == tuple(range(count))
+
+    def test_it_travels_to_other_processes(self, method: Method) -> None:
+        assert pickle.loads(pickle.dumps(method)) == method
+
+
 @pytest.mark.parametrize(
-    ("name", "peers", "edges", "heads", "replay"),
+    ("labels", "expected"),
     [
-        ("finetune", 1, 0, ("qa",), "none"),
-        ("lamol", 1, 0, ("qa", "lm"), "generated"),
-        ("l4", 2, 2, ("qa", "lm"), "generated"),
-        ("l4-eq12", 2, 2, ("qa", "lm"), "generated"),
+        ("always", {(0, False): True, (0, True): True, (2, False): True, (2, True): True}),
+        ("first_stage", {(0, False): True, (0, True): True, (2, False): False, (2, True): False}),
+        ("without_replay", {(0, False): True, (0, True): False, (2, False): True, (2, True): False}),
+        ("never", {(0, False): False, (0, True): False, (2, False): False, (2, True): False}),
     ],
 )
-def test_the_rows_of_the_design(name: str, peers: int, edges: int, heads: tuple[str, ...], replay: str) -> None:
-    method = get_method(name)
-    assert (method.peers, len(method.graph(method.peers).edges), method.heads, method.replay) == (
-        peers,
-        edges,
-        heads,
-        replay,
-    )
-
-
-def test_every_row_can_be_used() -> None:
-    for name, method in METHODS.items():
-        assert name == method.name
-        assert method.topology in TOPOLOGIES
-        assert "qa" in method.heads, "progress and reports show figures of the answer head"
-        assert method.graph(3).size == 3
-        assert method.replay == "none" or "lm" in method.heads, "what is not learned cannot be generated"
-
-
-@pytest.mark.parametrize("name", ["finetune", "lamol", "l4"])
-def test_labels_are_used_in_every_stage(name: str) -> None:
-    assert [get_method(name).uses_labels(stage) for stage in range(3)] == [True, True, True]
-
-
-def test_the_literal_equations_use_labels_in_the_first_stage_only() -> None:
-    assert [get_method("l4-eq12").uses_labels(stage) for stage in range(3)] == [True, False, False]
+def test_when_labels_are_used(labels: str, expected: dict[tuple[int, bool], bool]) -> None:
+    method = Method("m", "", BOTH, labels=labels)  # type: ignore[arg-type]
+    assert {(s, r): method.uses_labels(s, replay_in_batch=r) for s, r in expected} == expected
 
 
 def test_an_unknown_method_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"method: unknown method 'lamoll'\. Did you mean 'lamol'\?"):
         get_method("lamoll")
-    with pytest.raises(ConfigError, match=r"Known: finetune, l4, l4-eq12, lamol\."):
+    with pytest.raises(ConfigError, match=r"Known: agem, er, ewc, finetune, .*, single-qa-lm\."):
         get_method("xyzzy")
 
 

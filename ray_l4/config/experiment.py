@@ -216,6 +216,8 @@ class TeacherConfig(Strict):
     run: Path | None = None
     """A finished ``single-qa-lm`` run on the same stream and model, whose checkpoints are the teachers; they are
     trained first when not given. Relative to the experiment file."""
+    epochs: Count | None = None
+    """Epochs of a teacher's training; as many as the student's when not given."""
     top_k: Count = 1
     """How teachers answer the training examples of the sequence-level methods. 1: greedy; 20: as published."""
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -57,6 +57,7 @@ def distillation(
     teacher_KV = at_least_float32(teacher_log_probs_KV.detach())
     left_KV, right_KV = (teacher_KV, student_KV) if direction == "forward" else (student_KV, teacher_KV)
     probs_KV = left_KV.exp()
-    # A difference of logarithms, not of two sums: equal peers give exactly 0. The mask is the convention 0 log 0 = 0.
-    terms_KV = torch.where(probs_KV > 0, probs_KV * (left_KV - right_KV), 0.0)
-    return per_step(temperature**2 * terms_KV.sum(), denominator)
+    # A difference of logarithms, not of two sums: equal peers give exactly 0. The mask is the convention 0 log 0 = 0;
+    # it comes before the product, so that the gradient too is 0 there.
+    ratios_KV = torch.where(probs_KV > 0, left_KV - right_KV, 0.0)
+    return per_step(temperature**2 * (probs_KV * ratios_KV).sum(), denominator)

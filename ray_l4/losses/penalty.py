@@ -59,7 +59,7 @@ class QuadraticPenalty:
 
     def value(self, parameters: Mapping[str, Tensor], strength: float) -> Tensor:
         """The penalty at ``parameters``, a scalar with a graph, in float32 or wider."""
-        terms = (importance * self._drift(parameters, name) ** 2 for name, importance in self.importance.items())
+        terms = (self.importance[name] * self._drift(parameters, name) ** 2 for name in sorted(self.importance))
         return strength * sum((term.sum() for term in terms), start=_zero(parameters))
 
     @torch.no_grad()
@@ -69,7 +69,8 @@ class QuadraticPenalty:
         A ``.grad`` of None counts as zero. No graph is built; two temporaries of one parameter's size live at a time.
         """
         total = _zero(parameters)
-        for name, importance in self.importance.items():
+        # Sorted, so that one that was read from bytes adds up in the same order, to the last bit.
+        for name, importance in sorted(self.importance.items()):
             drift = self._drift(parameters, name)
             pull = importance * drift
             parameter = parameters[name]

@@ -53,9 +53,7 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     return tokens_table(rows, prompt_lengths, gens, tasks, sample_ids, "real"), dropped
 
 
-def with_answers(
-    tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokenizer, max_length: int
-) -> pa.Table:
+def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokenizer, max_length: int) -> pa.Table:
     """The same examples with other answers, as a ``TOKENS`` table (SPEC 7).
 
     tokens: what ``assemble`` gave. answers: one for each row; what does not fit into ``max_length`` is cut at its end.

@@ -72,7 +72,9 @@ class TaskTokenizer:
         hf.pad_token = PAD
         ids = dict(zip(names, hf.convert_tokens_to_ids(names), strict=True))
         gen = {task: ids[_task_token(tasks[0] if shared else task)] for task in tasks}
-        return cls(hf, gen, [ids[name] for name in spares])
+        # Where tasks share a token, those of the others are free too: the vocabulary is the same either way.
+        free = [ids[name] for name in [*spares, *map(_task_token, tasks)] if ids[name] not in gen.values()]
+        return cls(hf, gen, free)
 
     def assign(self, task: str) -> TaskTokenizer:
         """This tokeniser with the first spare token given to ``task``; itself if the task has a token already.

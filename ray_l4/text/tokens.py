@@ -27,8 +27,8 @@ TOKENS = pa.schema(
 """One row per example.
 
 ``ids``: context (cut) + question + ANS + answer, without GEN and EOS. ``prompt_length``: number of ids up to and
-including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` for examples of the task at hand; replayed
-ones are ``generated`` or ``stored``.
+including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` for examples of the task
+at hand; replayed ones are ``generated`` or ``stored``.
 
 All sequences of SPEC 4 follow from a row:
 prompt = ids[:prompt_length]; X_qa = ids; Y_qa = ignore x (prompt_length - 1) + answer + EOS;
@@ -72,9 +72,11 @@ def pooled(*tables: pa.Table) -> pa.Table:
 def as_stored(tokens: pa.Table, stage: int) -> pa.Table:
     """Real examples as replayed ones; row i is called ``replay-<stage>-<i>``."""
     rows = range(tokens.num_rows)
-    return tokens.set_column(
-        TOKENS.get_field_index("sample_id"), TOKENS.field("sample_id"), pa.array([f"replay-{stage}-{i}" for i in rows])
-    ).set_column(TOKENS.get_field_index("origin"), TOKENS.field("origin"), pa.array(["stored" for _ in rows]))
+    columns = {"sample_id": [f"replay-{stage}-{row}" for row in rows], "origin": ["stored" for _ in rows]}
+    for name, values in columns.items():
+        place = TOKENS.get_field_index(name)
+        tokens = tokens.set_column(place, TOKENS.field(place), pa.array(values, pa.string()))
+    return tokens
 
 
 def sequence_lengths(tokens: pa.Table) -> np.ndarray:

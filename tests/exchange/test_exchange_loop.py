@@ -1,9 +1,9 @@
-"""The loop of a stage on workers that write down what is asked of them, and the transport of one process."""
+"""The loop of a stage on workers that write down what is asked of them."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from ray_l4.errors import PeerError
 from ray_l4.exchange.loop import StepFigures, train_steps
-from ray_l4.exchange.transports import InProcess
-from ray_l4.methods import Topology, complete, isolated
+from ray_l4.methods import Topology, complete, isolated, taught
 
 GENERATION = 5
 
@@ -45,7 +44,7 @@ class Recorder:
         self.calls.setdefault(worker, []).append((method, *values))
         generation, step = values[:2]
         assert generation == GENERATION
-        if method == "forward":
+        if method in ("forward", "predict"):
             reference = Reference(("predictions", worker, step))
             self.alive.add(reference)
             self.log.append(("submit", step))
@@ -69,15 +68,19 @@ class Recorder:
 
 
 def run(
-    transport: Any, topology: Topology, steps: range, steps_ahead: int = 3, students: Any = None
+    transport: Any,
+    topology: Topology,
+    steps: range | Mapping[int, range],
+    steps_ahead: int = 3,
 ) -> list[tuple[int, StepFigures]]:
+    """Everybody who learns at all over ``steps``, or each over its own."""
     seen: list[tuple[int, StepFigures]] = []
     train_steps(
         transport,
-        range(topology.size) if students is None else students,
+        range(topology.size),
         topology,
         GENERATION,
-        steps,
+        steps if isinstance(steps, Mapping) else dict.fromkeys(topology.students, steps),
         steps_ahead=steps_ahead,
         timeout=12.5,
         where="stage 1 (woz.en)",
@@ -96,10 +99,78 @@ def test_every_student_forwards_and_then_learns_from_its_teachers() -> None:
             call
             for step in (4, 5)
             for call in (
-                ("forward", GENERATION, step),
+                ("forward", GENERATION, step, True),
                 ("backward", GENERATION, step, *(("predictions", j, step) for j in teachers[student])),
             )
         ]
+
+
+def test_only_those_whom_somebody_learns_from_are_asked_to_publish() -> None:
+    transport = Recorder()
+    run(transport, Topology(3, frozenset({(0, 1)})), range(1))
+    asked = {student: calls[0] for student, calls in transport.calls.items()}
+    assert asked == {student: ("forward", GENERATION, 0, student == 0) for student in range(3)}
+
+
+@pytest.mark.parametrize("students", [1, 3])
+def test_a_teacher_that_does_not_learn_predicts_the_students_batch_once_for_all(students: int) -> None:
+    transport = Recorder()
+    run(transport, taught(students), range(2, 4))
+    teacher = students
+    assert transport.calls[teacher] == [("predict", GENERATION, step, 0) for step in (2, 3)]
+    for student in range(students):
+        assert transport.calls[student] == [
+            call
+            for step in (2, 3)
+            for call in (
+                ("forward", GENERATION, step, False),
+                ("backward", GENERATION, step, ("predictions", teacher, step)),
+            )
+        ]
+
+
+def test_a_student_whose_turn_it_is_asks_those_who_wait() -> None:
+    """One at a time (Algorithm 1 of L4): the others learn nothing and predict this one's batch."""
+    transport = Recorder()
+    seen = run(transport, complete(3), {1: range(4, 6)})
+    assert transport.calls[0] == transport.calls[2] == [("predict", GENERATION, step, 1) for step in (4, 5)]
+    assert transport.calls[1] == [
+        call
+        for step in (4, 5)
+        for call in (
+            ("forward", GENERATION, step, False),
+            ("backward", GENERATION, step, ("predictions", 0, step), ("predictions", 2, step)),
+        )
+    ]
+    assert [(step, list(figures)) for step, figures in seen] == [(4, [1]), (5, [1])]
+
+
+ranges = st.builds(lambda first, count: range(first, first + count), st.integers(0, 30), st.integers(0, 8))
+
+
+@given(st.lists(ranges, min_size=1, max_size=4), st.integers(1, 5))
+def test_independent_peers_go_over_their_own_steps(own: list[range], ahead: int) -> None:
+    transport = Recorder()
+    seen = run(transport, isolated(len(own)), dict(enumerate(own)), ahead)
+    assert all(figures for _, figures in seen), "no step without figures"
+    for peer, steps in enumerate(own):
+        assert [step for step, figures in seen if peer in figures] == list(steps)
+        assert [call[:3] for call in transport.calls.get(peer, [])] == [
+            (method, GENERATION, step) for step in steps for method in ("forward", "backward")
+        ]
+
+
+def test_independent_peers_learn_at_the_same_time_wherever_their_steps_are() -> None:
+    """Models trained on tasks of different sizes: in later epochs their numbers of steps have nothing in common."""
+    order: list[int] = []
+
+    class Ordered(Recorder):
+        def submit(self, worker: int, method: str, *arguments: Any) -> Reference:
+            order.append(worker)
+            return super().submit(worker, method, *arguments)
+
+    run(Ordered(), isolated(2), {0: range(10, 13), 1: range(100, 105)}, steps_ahead=1)
+    assert order == [0, 1, 0, 1] * 3 + [1, 1] * 2
 
 
 def test_all_forwards_of_a_step_are_submitted_before_its_first_backward() -> None:
@@ -119,7 +190,7 @@ def test_all_forwards_of_a_step_are_submitted_before_its_first_backward() -> Non
 def test_figures_come_once_for_every_step_in_order(peers: int, first: int, count: int, ahead: int) -> None:
     steps = range(first, first + count)
     seen = run(Recorder(), complete(peers), steps, ahead)
-    assert seen == [(step, [{"student": i, "step": step} for i in range(peers)]) for step in steps]
+    assert seen == [(step, {i: {"student": i, "step": step} for i in range(peers)}) for step in steps]
 
 
 @given(st.integers(1, 4), st.integers(0, 12), st.integers(1, 5))
@@ -158,7 +229,7 @@ def test_an_error_ends_the_loop_and_names_student_stage_and_step() -> None:
             range(2),
             complete(2),
             GENERATION,
-            range(100),
+            dict.fromkeys(range(2), range(100)),
             steps_ahead=2,
             timeout=1,
             where="stage 1 (woz.en)",
@@ -181,78 +252,10 @@ def test_an_error_of_the_caller_ends_the_loop_too() -> None:
             [0],
             isolated(1),
             GENERATION,
-            range(50),
+            {0: range(50)},
             steps_ahead=1,
             timeout=1,
             where="",
             on_step=stop,
         )
     assert max(step for _, step in transport.log) == 1
-
-
-@dataclass
-class Adder:
-    """A worker of this process: sends its number and the step, and adds up what it gets."""
-
-    number: int
-    fails: Callable[[str, int], Exception | None] = lambda method, step: None
-    done: list[tuple[str, int]] = field(default_factory=list)
-
-    def forward(self, generation: int, step: int) -> int:
-        return self._work("forward", step, 10 * self.number + step)
-
-    def backward(self, generation: int, step: int, *sent: int) -> dict[str, float]:
-        return {"sum": self._work("backward", step, sum(sent))}
-
-    def _work(self, method: str, step: int, result: int) -> int:
-        error = self.fails(method, step)
-        if error is not None:
-            raise error
-        self.done.append((method, step))
-        return result
-
-
-def test_in_process_hands_values_from_worker_to_worker() -> None:
-    seen = run(InProcess(), complete(3), range(2), students=[Adder(number) for number in range(3)])
-    assert seen == [(0, [{"sum": 30}, {"sum": 20}, {"sum": 10}]), (1, [{"sum": 32}, {"sum": 22}, {"sum": 12}])]
-
-
-def test_in_process_an_error_reaches_all_who_depend_on_it_and_nobody_else() -> None:
-    def broken(method: str, step: int) -> Exception | None:
-        return PeerError("student 0, stage 1, step 1: not finite") if (method, step) == ("forward", 1) else None
-
-    # 0 teaches 1; nobody teaches 0 or 2.
-    students = [Adder(0, broken), Adder(1), Adder(2)]
-    with pytest.raises(PeerError, match="student 0, stage 1, step 1: not finite"):
-        run(InProcess(), Topology(3, frozenset({(0, 1)})), range(2), students=students)
-    assert ("backward", 1) not in students[1].done
-    assert ("backward", 1) in students[2].done
-
-
-def test_in_process_submit_keeps_errors_for_whoever_waits() -> None:
-    transport = InProcess()
-    failed = transport.submit(Adder(0, lambda method, step: PeerError("broken")), "forward", GENERATION, 0)
-    dependant = transport.submit(Adder(1), "backward", GENERATION, 0, failed)
-    assert transport.ready([failed, dependant]) == [failed, dependant]
-    for reference in (failed, dependant):
-        with pytest.raises(PeerError, match="broken"):
-            transport.get(reference, 1, "student 1")
-
-
-def test_in_process_a_defect_of_the_program_is_not_hidden() -> None:
-    """Only errors that a user can mend travel; anything else stops where it happened, with its traceback."""
-    with pytest.raises(ZeroDivisionError):
-        InProcess().submit(Adder(0, lambda method, step: ZeroDivisionError()), "forward", GENERATION, 0)
-
-
-def test_in_process_put_stores_one_value_for_all_readers() -> None:
-    transport, value = InProcess(), [1, 2, 3]
-    reference = transport.put(value)
-    assert transport.get(reference, 1, "") is value
-    assert transport.get(transport.submit([[1, 2, 3], []], "index", reference), 1, "") == 0, "workers get the value"
-
-
-def test_in_process_references_are_told_apart_even_if_their_values_are_equal() -> None:
-    """They are keys of the pool's table."""
-    transport = InProcess()
-    assert len({transport.put(1), transport.put(1), transport.put([])}) == 3

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.learner.learner import Learner
+from ray_l4.exchange.loop import StepFigures, train_steps
+from ray_l4.exchange.transports import InProcess
+from ray_l4.learner.learner import Learner, Predictions
 from ray_l4.learner.models import build_model
 from ray_l4.methods import get_method
 from ray_l4.seeds import derive
@@ -40,6 +48,7 @@ def examples(task: str, count: int, seed: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
+@cache
 def tokenizer(tasks: tuple[str, ...] = ("a", "b")) -> TaskTokenizer:
     """A byte-level BPE of the words above."""
     texts = [text for task in tasks for text in examples(task, 20)["context"].to_pylist()]
@@ -66,7 +75,13 @@ def tokens(tok: TaskTokenizer, current: int = 8, replayed: int = 3) -> pa.Table:
         samples.append(
             GeneratedSample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"])))
         )
-    return pooled(table, generated_table(samples, tok, 1)) if samples else table
+    return pooled(table, generated_table(samples, ["a"] * len(samples), tok, 1)) if samples else table
+
+
+def replay_alone(tok: TaskTokenizer, count: int) -> pa.Table:
+    """A table without a single current example."""
+    table = tokens(tok, replayed=count)
+    return table.filter(pc.not_equal(table["origin"], "real")).combine_chunks()
 
 
 def peers(config: ExperimentConfig, tok: TaskTokenizer, method: str = "l4", count: int | None = None) -> list[Learner]:
@@ -86,3 +101,83 @@ def peers(config: ExperimentConfig, tok: TaskTokenizer, method: str = "l4", coun
         )
         for peer in range(graph.size)
     ]
+
+
+def attentive(tok: TaskTokenizer) -> Any:
+    """A model with attention large enough that what it says depends on the prompt."""
+    model = build_model(experiment().model, tok, 5).eval()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            for matrix in (block.attn.c_attn.weight, block.attn.c_proj.weight, block.mlp.c_fc.weight):
+                matrix.mul_(10)
+    return model
+
+
+def unlike(learners: Sequence[Learner], scale: float = 3.0) -> Sequence[Learner]:
+    """Learners whose predictions are far from uniform, and so from each other's if their weights differ."""
+    for learner in learners:
+        with torch.no_grad():
+            learner.model.get_input_embeddings().weight.mul_(scale)
+    return learners
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A learner as the loop calls it, without codec and without Ray."""
+
+    learner: Learner
+
+    def forward(self, generation: int, step: int, publish: bool) -> Predictions:
+        return self.learner.forward(step, publish=publish)
+
+    def predict(self, generation: int, step: int, student: int) -> Predictions:
+        return self.learner.predict(step, student)
+
+    def backward(self, generation: int, step: int, *targets: Predictions) -> dict[str, float]:
+        return self.learner.backward(step, targets)
+
+
+def train(learners: Sequence[Learner], steps: Mapping[int, range]) -> list[StepFigures]:
+    """The loop of a run over these steps of each peer; the figures of every step."""
+    figures: list[StepFigures] = []
+    train_steps(
+        InProcess(),
+        [Worker(learner) for learner in learners],
+        learners[0].topology,
+        0,
+        steps,
+        steps_ahead=1,
+        timeout=1,
+        where="test",
+        on_step=lambda step, by_peer: figures.append(by_peer),
+    )
+    return figures
+
+
+def record_gradients(learner: Learner) -> list[dict[str, torch.Tensor]]:
+    """A list that fills with the gradients of every step, as the optimiser gets them. After ``begin_stage`` only."""
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def note(optimizer: Any, *arguments: Any) -> None:
+        named = learner.model.named_parameters()
+        steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    learner.optimizer.register_step_pre_hook(note)
+    return steps
+
+
+def assert_same_gradients(mine: Mapping[str, torch.Tensor], model: torch.nn.Module, tolerance: float = 1e-5) -> None:
+    """Every parameter's gradient equals that in ``model``, relative to its own size (or, near zero, to the largest)."""
+    expected = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    assert mine.keys() == expected.keys()
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        allowed = tolerance * max(float(gradient.norm()), 1e-3 * largest)
+        assert float((mine[name] - gradient).norm()) <= allowed, name
+
+
+def cosine(mine: Mapping[str, torch.Tensor], model: torch.nn.Module) -> float:
+    """Of all gradients together."""
+    pairs = [(mine[name].flatten(), p.grad.flatten()) for name, p in model.named_parameters() if p.grad is not None]
+    one, other = (torch.cat(side) for side in zip(*pairs, strict=True))
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))

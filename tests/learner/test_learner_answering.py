@@ -37,13 +37,7 @@ def tok() -> TaskTokenizer:
 
 @pytest.fixture(scope="module")
 def model(tok: TaskTokenizer) -> PreTrainedModel:
-    """Attention large enough that the answer depends on the prompt."""
-    model = build_model(small.experiment().model, tok, 5).eval()
-    with torch.no_grad():
-        for block in model.transformer.h:
-            for matrix in (block.attn.c_attn.weight, block.attn.c_proj.weight, block.mlp.c_fc.weight):
-                matrix.mul_(10)
-    return model
+    return small.attentive(tok)
 
 
 @pytest.fixture
@@ -248,6 +242,28 @@ def test_temperature_and_top_k_shape_replay(model: PreTrainedModel, tok: TaskTok
     assert variety(top_k=20, temperature=1e-5) == 1
     assert variety(top_k=3, temperature=10.0) == 3
     assert variety(top_k=20, temperature=10.0) > 12
+
+
+@pytest.mark.parametrize("ban", [False, True])
+def test_task_tokens_can_be_banned_from_replay_and_answers(tok: TaskTokenizer, ban: bool) -> None:
+    """A model that says nothing else, unless it is not allowed to."""
+    model = build_model(small.experiment().model, tok, 5).eval()
+    with torch.no_grad():
+        direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
+        model.transformer.ln_f.bias.copy_(direction)
+        model.transformer.wte.weight[tok.task_tokens] = direction
+    samples = generate_replay(model, tok, [tok.gen["a"]] * 4, range(4), 12, ReplayConfig(ban_task_tokens=ban))
+    said = {token for ids in samples for token in ids[1:].tolist()}
+    assert [int(ids[0]) for ids in samples] == [tok.gen["a"]] * 4, "the first token is given, not chosen"
+    config = EvaluationConfig(ban_task_tokens=ban, max_new_tokens=4)
+    answers = " ".join(answer(model, tok, questions(tok, max_new_tokens=4), config, seed=0).predictions)
+    names = ["__a__", "__b__", "__spare_0__", "__spare_1__"]
+    if ban:
+        assert not said & set(tok.task_tokens)
+        assert not any(name in answers for name in names)
+    else:
+        assert said & set(tok.task_tokens)
+        assert any(name in answers for name in names)
 
 
 # --- a real model

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from ray_l4.learner.decoding import TopKSampler, continue_prompts, in_chunks
-from ray_l4.learner.models import build_model
 from ray_l4.seeds import derive
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
@@ -27,11 +26,8 @@ def tok() -> TaskTokenizer:
 @pytest.fixture(scope="module")
 def model(tok: TaskTokenizer) -> PreTrainedModel:
     """Weights large enough that every token changes what follows, and an EOS that comes up now and then."""
-    model = build_model(small.experiment().model, tok, 5).eval()
+    model = small.attentive(tok)
     with torch.no_grad():
-        for block in model.transformer.h:
-            for matrix in (block.attn.c_attn.weight, block.attn.c_proj.weight, block.mlp.c_fc.weight):
-                matrix.mul_(10)
         model.transformer.wte.weight[tok.eos] *= 3
     return model
 
@@ -147,6 +143,68 @@ def test_sampling_without_a_seed_for_every_prompt_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="one seed for each of the 2 prompts"):
         continue_prompts(model, tok, [[1], [2]], 4, top_k=5, seeds=seeds)
+
+
+# --- what must not be said
+
+
+@torch.no_grad()
+def test_greedy_without_a_token_is_the_best_of_the_rest(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
+) -> None:
+    """Against the plain twin, with those tokens banned that it likes best."""
+    free = continue_prompts(model, tok, prompts, 12)
+    banned = sorted({token for row in free for token in row[:3]})
+    new = continue_prompts(model, tok, prompts, 12, banned=banned)
+    assert not set(banned) & {token for row in new for token in row}
+    for prompt, row in zip(prompts, new, strict=True):
+        ids = list(prompt)
+        for token in [*row, tok.eos][:12]:
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits[banned] = -torch.inf
+            assert token == int(logits.argmax())
+            ids.append(token)
+
+
+@pytest.mark.parametrize("top_k", [2, 20])
+def test_a_banned_token_is_never_drawn_and_another_takes_its_place(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], top_k: int
+) -> None:
+    """It is taken out before the cut: ``top_k`` tokens are left, also where it was the likeliest of all."""
+    seeds = list(range(len(prompts)))
+    free = continue_prompts(model, tok, prompts, 12, top_k=top_k, seeds=seeds)
+    banned = sorted({token for row in free for token in row})
+    new = continue_prompts(model, tok, prompts, 12, top_k=top_k, seeds=seeds, banned=banned)
+    said = {token for row in new for token in row}
+    assert said and not set(banned) & said
+
+    prompt, count = prompts[3], 300
+    with torch.no_grad():
+        best = torch.topk(model(input_ids=torch.tensor([prompt])).logits[0, -1], top_k + 1).indices.tolist()
+    many = [prompt] * count, 1
+    draw = continue_prompts(model, tok, *many, top_k=top_k, temperature=50.0, seeds=range(count), banned=best[:1])
+    assert {row[0] if row else tok.eos for row in draw} == set(best[1:])
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 20, "seeds": range(len(LENGTHS))}], ids=["greedy", "sampled"])
+def test_a_ban_on_what_would_not_be_said_changes_nothing(
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], options: dict[str, object]
+) -> None:
+    free = continue_prompts(model, tok, prompts, 8, **options)  # type: ignore[arg-type]
+    assert continue_prompts(model, tok, prompts, 8, banned=[], **options) == free  # type: ignore[arg-type]
+    with torch.no_grad():
+        logits = torch.cat(
+            [model(input_ids=torch.tensor([prompt + row])).logits[0] for prompt, row in zip(prompts, free, strict=True)]
+        )
+    never = sorted(set(range(tok.size)) - set(torch.topk(logits, 20).indices.flatten().tolist()))[:40]
+    assert never
+    assert continue_prompts(model, tok, prompts, 8, banned=never, **options) == free  # type: ignore[arg-type]
+
+
+def test_a_ban_does_not_outlast_its_call(model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]) -> None:
+    free = continue_prompts(model, tok, prompts, 8)
+    continue_prompts(model, tok, prompts, 8, banned=sorted({row[0] for row in free if row}))
+    assert continue_prompts(model, tok, prompts, 8) == free
 
 
 # --- the sampler as a distribution

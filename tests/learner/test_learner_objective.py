@@ -1,151 +1,188 @@
-"""The gradient of the whole objective against a plain implementation that shares no code with the learner."""
+"""The gradient of the whole objective, option by option, against a plain form that shares no code with the learner."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 
 from ray_l4.learner.learner import Learner
+from ray_l4.losses import objective
+from ray_l4.losses.chunked import chunked_gradient
+from ray_l4.methods import get_method
 from tests.learner import learner_fixtures as small
+from tests.learner.plain_objective import Rule, plain_objective
 
-LAMBDA, TEMPERATURE, LM_WEIGHT, ANS_WEIGHT = 0.2, 2.0, 0.25, 5.0
-
-
-def plain_sequences(row: dict[str, Any], tok: Any) -> dict[str, tuple[list[int], list[int]]]:
-    """Inputs and targets of both heads, written out from SPEC 4; -1 is ignored."""
-    ids, start = row["ids"], row["prompt_length"]
-    answer = ids[start:]
-    return {
-        "qa": (ids, [-1] * (len(ids) - len(answer) - 1) + answer + [tok.eos]),
-        "lm": ([row["gen"], *ids], [*ids, tok.eos]),
-    }
+CURRENT, REPLAYED, ALONE = 3, 2, -1
 
 
-def plain_loss(models: list[Any], me: int, rows: list[dict[str, Any]], tok: Any, labels: bool) -> torch.Tensor:
-    """One sequence at a time, one forward pass a head, whole vocabulary everywhere (SPEC 5, 6, 20.3)."""
-    loss = torch.zeros(())
-    for head, head_weight in (("qa", 1.0), ("lm", LM_WEIGHT)):
-        ce_sum, ce_weight, kd_sum, kd_count = torch.zeros(()), 0.0, torch.zeros(()), 0
-        for row in rows:
-            inputs, targets = plain_sequences(row, tok)[head]
-            logits = models[me](input_ids=torch.tensor([inputs])).logits[0].float()
-            with torch.no_grad():
-                others = [
-                    m(input_ids=torch.tensor([inputs])).logits[0].float() for i, m in enumerate(models) if i != me
-                ]
-            current = row["origin"] == "real"
-            for position, target in enumerate(targets):
-                if target == -1:
-                    continue
-                if labels or not current:
-                    weight = ANS_WEIGHT if target == tok.ans else 1.0
-                    ce_sum = ce_sum + weight * functional.cross_entropy(logits[position], torch.tensor(target))
-                    ce_weight += weight
-                if current and others:
-                    teacher = torch.stack([(o[position] / TEMPERATURE).softmax(-1) for o in others]).mean(0)
-                    student = (logits[position] / TEMPERATURE).log_softmax(-1)
-                    kd_sum = kd_sum + (teacher * (teacher.log() - student)).sum()
-                    kd_count += 1
-        loss = loss + head_weight * (ce_sum / ce_weight if ce_weight else 0.0)
-        if kd_count:
-            loss = loss + head_weight * LAMBDA * TEMPERATURE**2 * kd_sum / kd_count
-    return loss
-
-
-def gradients_of_step(
-    learners: list[Learner], step: int
-) -> tuple[list[dict[str, float]], list[dict[str, torch.Tensor]]]:
-    """Figures and raw gradients of a step; the update itself is left out so that the gradients can be read."""
-    for learner in learners:
-        learner._update = lambda step: 0.0  # type: ignore[method-assign]
-    sent = [learner.forward(step) for learner in learners]
-    figures, gradients = [], []
-    for i, learner in enumerate(learners):
-        teachers = [sent[j] for j in range(len(learners)) if j != i and learner.topology.edges]
-        figures.append(learner.backward(step, teachers))
-        gradients.append({name: p.grad.clone() for name, p in learner.model.named_parameters()})
-    return figures, gradients
-
-
-def no_dropout(**more: Any) -> Any:
-    shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
+def no_dropout(precision: str = "float32", **more: Any) -> Any:
+    shape = {"layers": 1, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
     return small.experiment(
-        model={"from_scratch": shape, "precision": more.pop("precision", "float32")},
-        training={"epochs": 2, "batch_size": 4, "max_grad_norm": 1e9},
+        model={"from_scratch": shape, "precision": precision},
+        training={"epochs": 2, "batch_size": CURRENT + REPLAYED, "max_grad_norm": 1e9} | more.pop("training", {}),
         peers={"init": "own"},
         **more,
     )
 
 
-@pytest.mark.parametrize(("method", "peers"), [("finetune", 1), ("lamol", 1), ("l4", 2), ("l4", 3), ("l4-eq12", 2)])
-@pytest.mark.parametrize("replayed", [0, 3, 11])
+def begun(config: Any, method: str, peers: int, replayed: int, stage: int = 1) -> list[Learner]:
+    """Learners in a stage whose every batch holds all there is: current examples, and replayed ones, or these alone."""
+    tok = small.tokenizer()
+    table = small.replay_alone(tok, REPLAYED) if replayed == ALONE else small.tokens(tok, CURRENT, replayed)
+    learners = small.unlike(small.peers(config, tok, method, peers))
+    for learner in learners:
+        learner.begin_stage(stage, table)
+    return list(learners)
+
+
+def one_step(learners: list[Learner]) -> list[tuple[dict[str, float], dict[str, torch.Tensor], Any, list[Any], Any]]:
+    """Of every student: figures and gradients of its first step, its model and its teachers' before it, the rows."""
+    students = learners[0].topology.students
+    before = [copy.deepcopy(learner.model) for learner in learners]
+    recorded = {peer: small.record_gradients(learners[peer]) for peer in students}
+    (figures,) = small.train(learners, dict.fromkeys(students, range(1)))
+    rows = learners[0].tokens.take(learners[0].sampler.indices(0)).to_pylist()
+    return [
+        (
+            figures[peer],
+            recorded[peer][0],
+            before[peer],
+            [before[teacher] for teacher in learners[0].topology.teachers_of(peer)],
+            rows,
+        )
+        for peer in students
+    ]
+
+
+def check(learners: list[Learner], rule: Rule) -> None:
+    """Figures and all gradients of a step equal those of the plain form."""
+    for figures, gradients, model, teachers, rows in one_step(learners):
+        loss, expected = plain_objective(model, teachers, rows, learners[0].tokenizer, rule, learners[0].method.heads)
+        if loss.requires_grad:
+            loss.backward()
+        for name, value in expected.items():
+            assert figures[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+        small.assert_same_gradients(gradients, model)
+
+
+@pytest.mark.parametrize(("method", "peers"), [("finetune", 1), ("lamol", 1), ("er", 1), ("l4", 2), ("l4", 3)])
+@pytest.mark.parametrize("replayed", [0, REPLAYED, ALONE])
 def test_gradient_equals_the_plain_objective(method: str, peers: int, replayed: int) -> None:
+    check(begun(no_dropout(), method, peers, replayed), Rule())
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no distillation": {"weight": 0.0},
+    "heavy": {"weight": 3.0, "temperature": 0.5},
+    "reverse": {"weight": 3.0, "direction": "reverse"},
+    "reverse of three": {"weight": 3.0, "direction": "reverse", "temperature": 1.0},
+    "vocabulary": {"weight": 900.0, "average": "vocabulary", "temperature": 0.5},
+    "all examples": {"weight": 3.0, "examples": "all"},
+    "separate means": {"means": "separate", "lm_weight": 0.7},
+    "everything": {
+        "weight": 900.0,
+        "direction": "reverse",
+        "average": "vocabulary",
+        "examples": "all",
+        "means": "separate",
+        "temperature": 1.5,
+    },
+}
+
+
+def config_of(options: dict[str, Any], precision: str = "float32") -> Any:
+    training = {name: options[name] for name in ("means", "lm_weight") if name in options}
+    distillation = {name: value for name, value in options.items() if name not in training}
+    return no_dropout(precision, training=training, distillation=distillation)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("replayed", [0, REPLAYED, ALONE])
+def test_every_option_equals_its_plain_formula(option: str, replayed: int) -> None:
+    peers = 3 if "three" in option else 2
+    check(begun(config_of(OPTIONS[option]), "l4", peers, replayed), Rule(**OPTIONS[option]))
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name != "no distillation"])
+def test_every_option_makes_a_difference(option: str) -> None:
+    """Otherwise the test above would pass for an option that is ignored on both sides."""
+    learners = begun(config_of(OPTIONS[option]), "l4", 3 if "three" in option else 2, REPLAYED)
+    figures, _, model, teachers, rows = one_step(learners)[0]
+    _, default = plain_objective(model, teachers, rows, learners[0].tokenizer, Rule(), ("qa", "lm"))
+    assert figures["loss"] != pytest.approx(default["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "replayed", "labels"),
+    [
+        ("l4-eq12", 0, 0, True),
+        ("l4-eq12", 0, REPLAYED, True),
+        ("l4-eq12", 1, 0, False),
+        ("l4-eq12", 1, REPLAYED, False),
+        ("l4-eq12", 1, ALONE, False),
+        ("l4-released", 0, 0, True),
+        ("l4-released", 1, 0, True),
+        ("l4-released", 1, REPLAYED, False),
+        ("l4-released", 1, ALONE, False),
+        ("l2kd-word", 0, 0, False),
+        ("l2kd-word", 1, REPLAYED, False),
+        ("lwf", 1, 0, True),
+    ],
+)
+def test_where_current_examples_bear_labels(method: str, stage: int, replayed: int, labels: bool) -> None:
+    """``first_stage``, ``without_replay`` and ``never``; peers differ, so that some distillation is left anyway."""
+    learners = begun(no_dropout(), method, get_method(method).peers, replayed, stage)
+    check(learners, Rule(labels_on_current=labels))
+
+
+@pytest.mark.parametrize("option", ["heavy", "everything", "separate means"])
+def test_a_step_in_many_chunks_is_the_step_in_one(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learners = begun(config_of(OPTIONS[option]), "l4", 2, REPLAYED)
+    few_rows = 3 * learners[0].tokenizer.size
+    calls: list[int] = []
+
+    def in_small_chunks(loss: Any, logits_NV: torch.Tensor) -> Any:
+        calls.append(len(logits_NV))
+        return chunked_gradient(loss, logits_NV, few_rows)
+
+    monkeypatch.setattr(objective, "chunked_gradient", in_small_chunks)
+    check(learners, Rule(**OPTIONS[option]))
+    assert len(calls) == 4 and min(calls) > 3, "both heads of both students, in several chunks each"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision(option: str) -> None:
+    rule = Rule(**OPTIONS[option])
+    learners = begun(config_of(OPTIONS[option], "bfloat16"), "l4", 3 if "three" in option else 2, REPLAYED)
+    figures, gradients, model, teachers, rows = one_step(learners)[0]
+    loss, expected = plain_objective(model, teachers, rows, learners[0].tokenizer, rule, ("qa", "lm"))
+    loss.backward()
+    assert figures["loss"] == pytest.approx(expected["loss"], rel=2e-2)
+    assert figures["loss"] != pytest.approx(expected["loss"], rel=1e-6), "was it bfloat16 at all?"
+    assert small.cosine(gradients, model) > 0.995
+
+
+def test_published_predictions_are_those_that_bear_distillation() -> None:
     tok = small.tokenizer()
-    table = small.tokens(tok, current=8, replayed=replayed)
-    learners = small.peers(no_dropout(), tok, method, peers)
-    for learner in learners:
-        learner.begin_stage(1, table)
-    rows = table.take(learners[0].sampler.indices(0)).to_pylist()
-    figures, gradients = gradients_of_step(learners, 0)
-    for me, learner in enumerate(learners):
-        learner.model.zero_grad()
-        expected = plain_loss([each.model for each in learners], me, rows, tok, labels=method != "l4-eq12")
-        if method == "finetune":
-            expected = finetune_loss(learner.model, rows, tok)
-        if expected.requires_grad:
-            expected.backward()
-        assert figures[me]["loss"] == pytest.approx(expected.item(), rel=1e-5, abs=1e-7)
-        scale = max(float(p.grad.norm()) for p in learner.model.parameters() if p.grad is not None)
-        for name, p in learner.model.named_parameters():
-            difference = (gradients[me][name] - p.grad).norm()
-            assert difference <= 1e-5 * max(float(p.grad.norm()), 1e-3 * scale), name
+    for followed in ("current", "all"):
+        learner = begun(no_dropout(distillation={"examples": followed}), "l4", 2, REPLAYED)[0]
+        table = learner.tokens
+        rows = table.take(learner.sampler.indices(0)).to_pylist()
+        bearing = [row for row in rows if row["origin"] == "real" or followed == "all"]
+        assert (len(bearing) == len(rows)) == (followed == "all"), "the batch holds both kinds"
+        sent = learner.forward(0)
+        assert sent["qa"].shape == (sum(len(r["ids"]) - r["prompt_length"] + 1 for r in bearing), tok.size)
+        assert sent["lm"].shape == (sum(len(r["ids"]) + 1 for r in bearing), tok.size)
+        assert torch.allclose(sent["lm"].exp().sum(-1), torch.ones(len(sent["lm"])), atol=1e-5)
+        assert not sent["qa"].requires_grad
 
 
-def finetune_loss(model: Any, rows: list[dict[str, Any]], tok: Any) -> torch.Tensor:
-    """The mean over answer tokens, nothing else."""
-    losses = []
-    for row in rows:
-        inputs, targets = plain_sequences(row, tok)["qa"]
-        logits = model(input_ids=torch.tensor([inputs])).logits[0]
-        losses += [
-            functional.cross_entropy(logits[i], torch.tensor(target))
-            for i, target in enumerate(targets)
-            if target != -1
-        ]
-    return torch.stack(losses).mean()
-
-
-def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision() -> None:
+def test_what_nobody_learns_from_is_not_sent() -> None:
     tok = small.tokenizer()
-    table = small.tokens(tok)
-    learners = small.peers(no_dropout(precision="bfloat16"), tok)
-    for learner in learners:
-        learner.begin_stage(1, table)
-    rows = table.take(learners[0].sampler.indices(0)).to_pylist()
-    figures, gradients = gradients_of_step(learners, 0)
-    learners[0].model.zero_grad()
-    expected = plain_loss([each.model for each in learners], 0, rows, tok, labels=True)
-    expected.backward()
-    assert figures[0]["loss"] == pytest.approx(expected.item(), rel=2e-2)
-    assert figures[0]["loss"] != pytest.approx(expected.item(), rel=1e-6), "was it bfloat16 at all?"
-    mine = torch.cat([g.float().flatten() for g in gradients[0].values()])
-    plain = torch.cat([p.grad.float().flatten() for p in learners[0].model.parameters()])
-    assert functional.cosine_similarity(mine, plain, dim=0) > 0.995
-
-
-def test_published_predictions_are_the_current_positions_only() -> None:
-    tok = small.tokenizer()
-    learners = small.peers(small.experiment(), tok)
-    table = small.tokens(tok)
-    for learner in learners:
-        learner.begin_stage(1, table)
-    rows = table.take(learners[0].sampler.indices(0)).to_pylist()
-    current = [row for row in rows if row["origin"] == "real"]
-    sent = learners[0].forward(0)
-    assert sent["qa"].shape == (sum(len(r["ids"]) - r["prompt_length"] + 1 for r in current), tok.size)
-    assert sent["lm"].shape == (sum(len(r["ids"]) + 1 for r in current), tok.size)
-    assert torch.allclose(sent["lm"].exp().sum(-1), torch.ones(len(sent["lm"])), atol=1e-5)
-    assert not sent["qa"].requires_grad
+    learner = small.peers(small.experiment(), tok)[0]
+    learner.begin_stage(1, small.tokens(tok))
+    assert learner.forward(0, publish=False) == {}
+    assert learner.backward(0, [])["loss"] > 0

@@ -57,6 +57,23 @@ def distillation_twin(
     return value, gradient
 
 
+def reverse_twin(
+    logits: Tensor, teachers: list[Tensor], temperature: float, denominator: float
+) -> tuple[float, Tensor]:
+    """T^2 KL(student || mean teacher) and its gradient, T q_v (log(q_v / p_v) - KL) / denominator."""
+    value = 0.0
+    gradient = torch.zeros(logits.shape, dtype=torch.float64)
+    targets = mean_probs_twin(teachers, temperature)
+    for row, (values, target) in enumerate(zip(logits.double().tolist(), targets, strict=True)):
+        student = softmax(values, temperature)
+        ratios = [math.log(q / p) for p, q in zip(target, student, strict=True)]
+        divergence = sum(q * ratio for q, ratio in zip(student, ratios, strict=True))
+        value += temperature**2 * divergence / denominator
+        for v, (q, ratio) in enumerate(zip(student, ratios, strict=True)):
+            gradient[row, v] = temperature * q * (ratio - divergence) / denominator
+    return value, gradient
+
+
 def random_logits(rows: int, vocab: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Logits as GPT-2 has them: far below zero and a few units apart."""
     generator = torch.Generator().manual_seed(seed)

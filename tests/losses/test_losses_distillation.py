@@ -8,9 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from losses_twins import DTYPES, assert_gradient, distillation_twin, mean_probs_twin, random_logits, some_examples
+from losses_twins import (
+    DTYPES,
+    assert_gradient,
+    distillation_twin,
+    mean_probs_twin,
+    random_logits,
+    reverse_twin,
+    some_examples,
+)
 
-from ray_l4.losses.distillation import distillation, mean_log_probs
+from ray_l4.losses.distillation import Direction, distillation, mean_log_probs
 
 shapes = {
     "rows": st.integers(1, 6),
@@ -41,6 +49,44 @@ def test_value_and_gradient_equal_the_plain_twin(
     assert loss.item() == pytest.approx(value, rel=1e-4, abs=2e-6)
     assert gradient.dtype == dtype
     assert_gradient(gradient, expected, scale=temperature / 9)
+
+
+@some_examples
+@given(**shapes, dtype=st.sampled_from(DTYPES))
+def test_the_reverse_direction_equals_its_plain_twin(
+    rows: int, vocab: int, num_teachers: int, temperature: float, seed: int, dtype: torch.dtype
+) -> None:
+    logits = random_logits(rows, vocab, seed, dtype).requires_grad_()
+    teachers = random_teachers(num_teachers, rows, vocab, seed)
+    loss = distillation(logits, mean_log_probs(teachers, temperature), temperature, 9.0, "reverse")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    value, expected = reverse_twin(logits, teachers, temperature, 9.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(value, rel=1e-4, abs=2e-6)
+    # The logarithms of the ratio reach the range of the logits over the temperature.
+    assert_gradient(gradient, expected, scale=30 / 9)
+
+
+def test_the_reverse_direction_may_leave_out_what_the_teacher_thinks_possible() -> None:
+    """Mode seeking: certain of one of the teacher's two choices, the student is nearer in reverse than forward."""
+    teacher = torch.tensor([[0.5, 0.5]]).log()
+    certain = torch.tensor([[0.999, 0.001]]).log()
+    forward, reverse = (distillation(certain, teacher, 1.0, 1.0, way).item() for way in ("forward", "reverse"))
+    assert forward == pytest.approx(0.5 * math.log(0.5 / 0.999) + 0.5 * math.log(0.5 / 0.001), rel=1e-5)
+    assert reverse == pytest.approx(0.999 * math.log(0.999 / 0.5) + 0.001 * math.log(0.001 / 0.5), rel=1e-5)
+    assert reverse < forward
+
+
+@pytest.mark.parametrize("num_teachers", [1, 2])
+def test_in_reverse_what_the_student_excludes_counts_nothing(num_teachers: int) -> None:
+    teacher = torch.tensor([[0.4, 0.3, 0.3]]).log()
+    logits = torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
+    loss = distillation(logits, mean_log_probs([teacher] * num_teachers, 1.0), 1.0, 1.0, "reverse")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    q = [math.exp(1) / (math.exp(1) + 1), 1 / (math.exp(1) + 1)]
+    assert loss.item() == pytest.approx(q[0] * math.log(q[0] / 0.4) + q[1] * math.log(q[1] / 0.3), rel=1e-5)
+    assert gradient.isfinite().all()
+    assert gradient[0, 2] == 0.0
 
 
 @some_examples
@@ -83,8 +129,10 @@ def test_direction_is_from_the_teacher_and_zero_for_equal_peers() -> None:
     peer, own = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.5, 0.5]])
     forward = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)  # KL(peer || self); the reverse is 0.5108
     assert distillation(own.log(), peer.log(), 1.0, 1.0).item() == pytest.approx(forward)
+    assert distillation(own.log(), peer.log(), 1.0, 1.0, "reverse").item() == pytest.approx(0.5108, abs=1e-4)
     logits = random_logits(5, 11, 0)
-    assert distillation(logits, mean_log_probs([logits], 2.0), 2.0, 5.0).item() == 0.0
+    for way in ("forward", "reverse"):
+        assert distillation(logits, mean_log_probs([logits], 2.0), 2.0, 5.0, way).item() == 0.0
 
 
 def test_gradient_equals_that_of_cross_entropy_with_soft_labels() -> None:
@@ -96,10 +144,11 @@ def test_gradient_equals_that_of_cross_entropy_with_soft_labels() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
 
 
-def test_no_position_is_exactly_zero_and_not_nan() -> None:
+@pytest.mark.parametrize("way", ["forward", "reverse"])
+def test_no_position_is_exactly_zero_and_not_nan(way: Direction) -> None:
     logits = random_logits(3, 5, 0).requires_grad_()
     teacher = mean_log_probs([torch.zeros(0, 5), torch.zeros(0, 5)], 2.0)
-    loss = distillation(logits[:0], teacher, 2.0, denominator=0.0)
+    loss = distillation(logits[:0], teacher, 2.0, 0.0, way)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == 0.0
     assert torch.equal(gradient, torch.zeros(3, 5))

@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from losses_twins import DTYPES, assert_gradient, distillation_twin, nll_twin, random_logits, some_examples
+from losses_twins import (
+    DTYPES,
+    assert_gradient,
+    distillation_twin,
+    nll_twin,
+    random_logits,
+    reverse_twin,
+    some_examples,
+)
 from torch import Tensor
 
 from ray_l4.losses import objective
@@ -15,6 +23,13 @@ from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_
 
 SPEC = ObjectiveSpec(distillation_weight=0.2, temperature=2.0)
 MIXED = Denominators(nll=11.0, kd=7.0)
+
+SPECS = [
+    ObjectiveSpec(0.2, 2.0),
+    ObjectiveSpec(1.0, 0.5, "reverse"),
+    ObjectiveSpec(30.0, 0.5, "forward", "vocabulary"),
+    ObjectiveSpec(7.0, 1.5, "reverse", "vocabulary"),
+]
 
 heads = {
     "rows": st.integers(0, 9),
@@ -63,6 +78,52 @@ def test_value_and_gradient_equal_the_plain_twins(**head: object) -> None:
     assert_gradient(gradient, expected, scale=5 / MIXED.nll)
     assert not loss.nll.requires_grad
     assert not loss.kd.requires_grad
+
+
+@some_examples
+@given(**heads, spec=st.sampled_from(SPECS))
+def test_direction_and_average_equal_the_plain_twins(spec: ObjectiveSpec, **head: object) -> None:
+    given_ = arguments(**head) | {"spec": spec}
+    loss, gradient = plain_gradient(given_)
+    logits, count = given_["logits_NV"], given_["num_distilled"]
+    value, expected = nll_twin(logits, given_["targets_N"], given_["weights_N"], MIXED.nll)
+    divergence, share = 0.0, spec.distillation_weight
+    if spec.average == "vocabulary":
+        share /= logits.shape[1]
+    if given_["teachers_KV"]:
+        twin = distillation_twin if spec.direction == "forward" else reverse_twin
+        divergence, slope = twin(logits[:count], given_["teachers_KV"], spec.temperature, MIXED.kd)
+        expected[:count] += share * slope
+    assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=2e-5), "the figure is per token in any case"
+    assert loss.total.item() == pytest.approx(value + share * divergence, rel=1e-4, abs=1e-4)
+    assert_gradient(gradient, expected, scale=(5 + 30 * share) / MIXED.kd)
+
+
+@some_examples
+@given(**heads, spec=st.sampled_from(SPECS), rows_per_chunk=st.integers(1, 4))
+def test_direction_and_average_are_the_same_in_many_chunks(
+    spec: ObjectiveSpec, rows_per_chunk: int, **head: object
+) -> None:
+    given_ = arguments(**head) | {"spec": spec}
+    plain, expected = plain_gradient(given_)
+    with pytest.MonkeyPatch.context() as patch:
+        elements = rows_per_chunk * given_["logits_NV"].shape[1]
+        patch.setattr(objective, "chunked_gradient", lambda f, logits: chunked_gradient(f, logits, elements))
+        chunked, gradient = head_gradient(**given_)
+    torch.testing.assert_close(torch.stack(tuple(chunked)), torch.stack(tuple(plain)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_vocabulary_s_share_is_that_of_the_released_code() -> None:
+    """PyTorch's ``kl_div`` with ``reduction="mean"`` divides by positions and vocabulary entries (SPEC 20.2)."""
+    given_ = arguments(6, 50, 1.0, 1, 0, torch.float32)
+    given_ |= {"denominators": Denominators(nll=1.0, kd=6.0), "weights_N": torch.zeros(6)}
+    loss = head_objective(**given_ | {"spec": ObjectiveSpec(0.2, 0.5, average="vocabulary")})
+    log_q = (given_["logits_NV"] / 0.5).log_softmax(-1)
+    p = (given_["teachers_KV"][0] / 0.5).softmax(-1)
+    released = 0.2 * 0.5**2 * torch.nn.functional.kl_div(log_q, p, reduction="none").mean()
+    assert loss.total.item() == pytest.approx(released.item(), rel=1e-5)
+    assert loss.total.item() == pytest.approx(0.2 * loss.kd.item() / 50, rel=1e-6)
 
 
 @some_examples

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.errors import DataError, ModelError
-from ray_l4.text.assembly import Dropped, assemble, assemble_prompts, longest_answer, refuse_if_many
+from ray_l4.text.assembly import Dropped, assemble, assemble_prompts, longest_answer, refuse_if_many, with_answers
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import TOKENS, pooled, sequence_lengths
+from ray_l4.text.tokens import TOKENS, as_stored, pooled, sequence_lengths
 
 Examples = Callable[..., pa.Table]
 
@@ -147,6 +147,51 @@ def test_a_task_without_token_is_an_error(tokenizer: TaskTokenizer, examples_of:
     for build in (lambda e: assemble(e, tokenizer, 50), lambda e: assemble_prompts(e, tokenizer, 50, 1)):
         with pytest.raises(ModelError, match=r"'ssst'.*Did you mean 'sst'"):
             build(examples_of(("a", "b", "c"), task="ssst"))
+
+
+@given(rows=rows, data=st.data(), max_length=st.integers(8, 40))
+def test_other_answers_leave_all_else_alone(
+    tokenizer: TaskTokenizer,
+    examples_of: Examples,
+    rows: list[tuple[str, str, str]],
+    data: st.DataObject,
+    max_length: int,
+) -> None:
+    table, _ = assemble(examples_of(*rows), tokenizer, max_length)
+    answers = data.draw(st.lists(text, min_size=table.num_rows, max_size=table.num_rows))
+    other = with_answers(table, answers, tokenizer, max_length)
+    assert other.schema == TOKENS
+    kept = ["prompt_length", "gen", "task", "sample_id", "origin"]
+    assert other.select(kept) == table.select(kept)
+    for before, after, answer in zip(table.to_pylist(), other.to_pylist(), answers, strict=True):
+        split = before["prompt_length"]
+        assert after["ids"][:split] == before["ids"][:split]
+        ids = tokenizer.encode(answer)
+        assert after["ids"][split:] == ids[: max_length - split - 1], "what fits with GEN, from its beginning"
+        assert len(after["ids"]) + 1 <= max_length
+
+
+def test_the_true_answers_give_the_table_back(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    """Also where the context was cut, and where the answer is empty."""
+    rows = [(CONTEXT, QUESTION, ANSWER), (words(30), "", words(3)), ("", "", ""), (words(9), words(2), "")]
+    table, dropped = assemble(examples_of(*rows), tokenizer, 12)
+    assert dropped == []
+    assert with_answers(table, [answer for *_, answer in rows], tokenizer, 12) == table
+    with pytest.raises(ValueError, match="zip"):
+        with_answers(table, ["one"], tokenizer, 12)
+
+
+def test_stored_examples_are_the_same_under_another_name(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    real, _ = assemble(examples_of((CONTEXT, QUESTION, ANSWER), ("", "area", "north")), tokenizer, 50)
+    stored = as_stored(real, stage=2)
+    assert stored.schema == TOKENS
+    assert stored["origin"].to_pylist() == ["stored", "stored"]
+    assert stored["sample_id"].to_pylist() == ["replay-2-0", "replay-2-1"]
+    unchanged = ["ids", "prompt_length", "gen", "task"]
+    assert stored.select(unchanged) == real.select(unchanged)
+    assert real["origin"].to_pylist() == ["real", "real"]
+    assert pooled(real, stored).schema == TOKENS
+    assert as_stored(real.slice(0, 0), 1).num_rows == 0
 
 
 def test_too_many_dropped_examples_are_refused_and_the_first_shown() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +72,7 @@ def test_the_filter_keeps_exactly_the_samples_with_one_answer_token(rest: list[i
 def test_table_of_pseudo_examples(tokenizer: TaskTokenizer) -> None:
     woz, sst = tokenizer.gen["woz.en"], tokenizer.gen["sst"]
     samples = [GeneratedSample(sst, (5, 6), (7,)), GeneratedSample(woz, (), ())]
-    table = generated_table(samples, tokenizer, stage=3)
+    table = generated_table(samples, ["sst", "woz.en"], tokenizer, stage=3)
     assert table.schema == TOKENS
     ans = tokenizer.ans
     assert table.to_pylist() == [
@@ -80,12 +81,32 @@ def test_table_of_pseudo_examples(tokenizer: TaskTokenizer) -> None:
         {"ids": [ans], "prompt_length": 1, "gen": woz, "task": "woz.en", "sample_id": "replay-3-1"}
         | {"origin": "generated"},
     ]
-    assert generated_table([], tokenizer, 1).num_rows == 0
+    assert generated_table([], [], tokenizer, 1).num_rows == 0
+
+
+def test_where_tasks_share_a_token_a_sample_keeps_the_task_that_was_asked_for() -> None:
+    shared = TaskTokenizer.trained(["a b"] * 3, 260, ["woz.en", "sst"], 0, shared=True)
+    sample = GeneratedSample(shared.gen["sst"], (5,), (7,))
+    table = generated_table([sample, sample], ["sst", "woz.en"], shared, stage=1)
+    assert table["task"].to_pylist() == ["sst", "woz.en"]
+    assert len(set(table["gen"].to_pylist())) == 1
 
 
 def test_a_sample_of_no_task_is_an_error(tokenizer: TaskTokenizer) -> None:
     with pytest.raises(ModelError, match=rf"ids \[{tokenizer.ans}\]"):
-        generated_table([GeneratedSample(tokenizer.ans, (), ())], tokenizer, 1)
+        generated_table([GeneratedSample(tokenizer.ans, (), ())], ["sst"], tokenizer, 1)
+
+
+def test_a_spare_token_is_of_no_task_until_it_is_assigned(tokenizer: TaskTokenizer) -> None:
+    sample = GeneratedSample(tokenizer.spares[0], (), ())
+    with pytest.raises(ModelError, match="tokens of no task"):
+        generated_table([sample], ["late"], tokenizer, 1)
+    assert generated_table([sample], ["late"], tokenizer.assign("late"), 1).num_rows == 1
+
+
+def test_a_sample_without_a_task_of_its_own_is_a_defect_of_the_caller(tokenizer: TaskTokenizer) -> None:
+    with pytest.raises(pa.ArrowInvalid):
+        generated_table([GeneratedSample(tokenizer.gen["sst"], (), ())], [], tokenizer, 1)
 
 
 WORKED = {

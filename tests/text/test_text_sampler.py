@@ -41,6 +41,28 @@ def test_order_is_the_permutation_of_seed_stage_and_epoch() -> None:
     assert visited[0][:10] != visited[0][10:]
 
 
+def visited(order: tuple[int, ...], num_samples: int = 12, seed: int = 3) -> list[int]:
+    """The rows of two epochs, in the order in which a sampler with these names visits them."""
+    sampler = Sampler([5] * num_samples, seed, stage=1, epochs=2, batch_size=5, order=order)
+    return np.concatenate([sampler.indices(step) for step in range(sampler.num_steps)]).tolist()
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2**40))
+def test_students_with_orders_of_their_own_visit_the_same_examples(one: int, other: int, seed: int) -> None:
+    first, second = visited((one,), 40, seed), visited((other,), 40, seed)
+    assert (first == second) == (one == other)
+    assert first != visited((), 40, seed)
+    assert sorted(first) == sorted(second) == sorted([*range(40), *range(40)])
+
+
+def test_the_names_of_an_order_are_pinned() -> None:
+    """A resumed run must see the batches that it would have seen: these names may never change."""
+    for order in ((), (2,)):
+        epochs = [np.random.default_rng(derive(3, "order", 1, epoch, *order)).permutation(12) for epoch in (0, 1)]
+        assert visited(order) == np.concatenate(epochs).tolist()
+    assert visited(())[:12] == [4, 10, 1, 9, 7, 2, 6, 0, 3, 8, 11, 5]
+
+
 lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 budgets = st.none() | st.floats(1, 2000)
 sizes = st.integers(1, 9) | st.just("auto")

@@ -99,6 +99,28 @@ def test_a_spare_token_goes_to_a_new_task_and_the_size_stays(tokenizer: TaskToke
         full.assign("too late")
 
 
+def test_tasks_may_share_the_token_of_the_first(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
+    """SPEC 12: one token for all. Every task still has a token of its own in the vocabulary, which keeps its size."""
+    own, shared = (TaskTokenizer.trained(CORPUS, 300, ["x", "y", "z"], 2, shared=shared) for shared in (False, True))
+    assert len(set(own.gen.values())) == 3
+    assert shared.gen == dict.fromkeys("xyz", own.gen["x"])
+    assert (shared.size, shared.task_tokens) == (own.size, own.task_tokens)
+    assert shared.spares == (*own.spares, own.gen["y"], own.gen["z"])
+    assert shared.encode("__y__") == own.encode("__y__") == [own.gen["y"]]
+    assert shared.decode([own.gen["y"]]) == own.decode([own.gen["y"]]) == " __y__"
+    shared.save(tmp_path)
+    _same(shared, TaskTokenizer.load(tmp_path))
+    again = TaskTokenizer.pretrained(tmp_path, ["x", "y", "z"], 2, shared=True)
+    assert (again.gen, again.size) == (shared.gen, shared.size)
+
+
+def test_task_tokens_are_all_of_them_taken_or_not(tokenizer: TaskTokenizer) -> None:
+    first = tokenizer.gen["woz.en"]
+    assert tokenizer.task_tokens == [first, first + 1, first + 2, first + 3]
+    assert tokenizer.assign("late").task_tokens == tokenizer.task_tokens
+    assert not {tokenizer.ans, tokenizer.pad, tokenizer.unk, tokenizer.eos} & set(tokenizer.task_tokens)
+
+
 @pytest.mark.parametrize("name", ["ans", "pad", "unk", "spare_0"])
 def test_a_task_cannot_take_the_name_of_another_token(tokenizer: TaskTokenizer, name: str) -> None:
     with pytest.raises(ConfigError, match=f"'{name}'"):

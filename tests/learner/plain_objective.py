@@ -1,0 +1,94 @@
+"""The objective of SPEC 5, 6.2 and 20.3 with all its options: one sequence, one head, one position at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ANS_WEIGHT = 5.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is chosen where the papers leave room. Defaults are those of ``l4``."""
+
+    weight: float = 0.2
+    temperature: float = 2.0
+    direction: str = "forward"
+    average: str = "token"
+    examples: str = "current"
+    means: str = "pooled"
+    labels_on_current: bool = True
+    lm_weight: float = 0.25
+
+
+def sequences(row: dict[str, Any], tok: Any) -> dict[str, tuple[list[int], list[int]]]:
+    """Inputs and targets of both heads, written out from SPEC 4; -1 is ignored."""
+    ids, start = row["ids"], row["prompt_length"]
+    answer = ids[start:]
+    return {
+        "qa": (ids, [-1] * (len(ids) - len(answer) - 1) + answer + [tok.eos]),
+        "lm": ([row["gen"], *ids], [*ids, tok.eos]),
+    }
+
+
+def mean(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Weighted mean; of nothing it is 0."""
+    pairs = zip(terms, weights, strict=True)
+    return sum((w * t for t, w in pairs), start=torch.zeros(())) / (sum(weights) or 1.0)
+
+
+def divergence(teachers: Sequence[Tensor], logits: Tensor, rule: Rule) -> Tensor:
+    """KL at one position, at the temperature; towards several teachers from the mean of their probabilities."""
+    p = torch.stack([(z / rule.temperature).softmax(-1) for z in teachers]).mean(0)
+    q = (logits / rule.temperature).softmax(-1)
+    left, right = (p, q) if rule.direction == "forward" else (q, p)
+    return (left * (left.log() - right.log())).sum()
+
+
+def plain_head(
+    model: Any, others: Sequence[Any], rows: Sequence[dict[str, Any]], tok: Any, head: str, rule: Rule
+) -> Any:
+    """(what the head minimises, loss on labels, divergence per token times T squared), scalars."""
+    labels: dict[str, tuple[list[Tensor], list[float]]] = {"current": ([], []), "replayed": ([], [])}
+    distances: list[Tensor] = []
+    for row in rows:
+        inputs, targets = sequences(row, tok)[head]
+        logits = model(input_ids=torch.tensor([inputs])).logits[0].float()
+        with torch.no_grad():
+            theirs = [other(input_ids=torch.tensor([inputs])).logits[0].float() for other in others]
+        current = row["origin"] == "real"
+        terms, weights = labels["current" if current else "replayed"]
+        for position, target in enumerate(targets):
+            if target == -1:
+                continue
+            if rule.labels_on_current or not current:
+                terms.append(functional.cross_entropy(logits[position], torch.tensor(target)))
+                weights.append(ANS_WEIGHT if target == tok.ans else 1.0)
+            if theirs and (current or rule.examples == "all"):
+                distances.append(divergence([z[position] for z in theirs], logits[position], rule))
+    if rule.means == "separate":
+        on_labels = mean(*labels["current"]) + mean(*labels["replayed"])
+    else:
+        both = [x + y for x, y in zip(labels["current"], labels["replayed"], strict=True)]
+        on_labels = mean(*both)
+    distance = rule.temperature**2 * mean(distances, [1.0] * len(distances))
+    share = rule.weight / (tok.size if rule.average == "vocabulary" else 1)
+    return on_labels + share * distance, on_labels, distance
+
+
+def plain_objective(
+    model: Any, others: Sequence[Any], rows: Sequence[dict[str, Any]], tok: Any, rule: Rule, heads: Sequence[str]
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a step, with its graph, and the figures that belong to it."""
+    total, figures = torch.zeros(()), {}
+    for head in heads:
+        loss, nll, kd = plain_head(model, others, rows, tok, head, rule)
+        total = total + (1.0 if head == "qa" else rule.lm_weight) * loss
+        figures |= {f"nll_{head}": nll.item(), f"kd_{head}": kd.item()}
+    return total, figures | {"loss": total.item()}

@@ -1,0 +1,212 @@
+"""``l4-released``: the authors' rule for a batch, and their epochs in turn (SPEC 20.2), against plain code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ray_l4.learner.learner import Learner
+from ray_l4.methods import resolved
+from ray_l4.seeds import derive
+from ray_l4.text.tokenizer import TaskTokenizer
+from tests.learner import learner_fixtures as small
+
+TEMPERATURE, LM_WEIGHT, ANS_WEIGHT = 0.5, 0.25, 5.0
+EPOCHS, BATCH = 2, 3
+
+
+# --- the plain implementation
+
+
+def cross_entropy(model: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, head: str) -> Tensor:
+    """LAMOL's weighted mean over the targets of all rows; 0 for no rows."""
+    total, weights = torch.zeros(()), 0.0
+    for inputs, first, targets in (flat(row, tok, head) for row in rows):
+        logits = model(input_ids=torch.tensor([inputs])).logits[0, first:]
+        for position, target in enumerate(targets):
+            weight = ANS_WEIGHT if target == tok.ans else 1.0
+            total = total + weight * functional.cross_entropy(logits[position], torch.tensor(target))
+            weights += weight
+    return total / weights if weights else total
+
+
+def divergence(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, head: str) -> Tensor:
+    """``F.kl_div(..., reduction="mean") * T^2``: the mean over positions *and* vocabulary; 0 for no rows."""
+    student, teacher = [], []
+    for inputs, first, _ in (flat(row, tok, head) for row in rows):
+        student.append(model(input_ids=torch.tensor([inputs])).logits[0, first:])
+        with torch.no_grad():
+            teacher.append(peer(input_ids=torch.tensor([inputs])).logits[0, first:])
+    if not rows:
+        return torch.zeros(())
+    log_q = (torch.cat(student) / TEMPERATURE).log_softmax(-1)
+    p = (torch.cat(teacher) / TEMPERATURE).softmax(-1)
+    return TEMPERATURE**2 * functional.kl_div(log_q, p, reduction="mean")
+
+
+def flat(row: dict[str, Any], tok: TaskTokenizer, head: str) -> tuple[list[int], int, list[int]]:
+    """Input, the position from which on it is scored, and the targets from there."""
+    if head == "lm":
+        return [row["gen"], *row["ids"]], 0, [*row["ids"], tok.eos]
+    return row["ids"], row["prompt_length"] - 1, [*row["ids"][row["prompt_length"] :], tok.eos]
+
+
+def released_loss(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, lambda_: float) -> Tensor:
+    """Labels of all samples if none is a pseudo-sample, of the pseudo-samples alone otherwise; KD on current ones."""
+    pseudo = [row for row in rows if row["origin"] == "generated"]
+    current = [row for row in rows if row["origin"] == "real"]
+    loss = torch.zeros(())
+    for head, weight in (("qa", 1.0), ("lm", LM_WEIGHT)):
+        on_labels = cross_entropy(model, pseudo or rows, tok, head)
+        loss = loss + weight * (on_labels + lambda_ * divergence(model, peer, current, tok, head))
+    return loss
+
+
+def plain_alternation(
+    models: Sequence[Any], rows: Sequence[dict[str, Any]], orders: Any, tok: TaskTokenizer, lr: float, lambda_: float
+) -> list[list[float]]:
+    """Both models' epochs in turn: a whole pass of one with the other as it is then, frozen, and then the other way."""
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=lr, eps=1e-4, weight_decay=0.0) for model in models]
+    losses: list[list[float]] = [[], []]
+    seen = [0, 0]
+    for epoch in range(EPOCHS):
+        for me, model in enumerate(models):
+            peer = models[1 - me].eval()
+            model.train()
+            order = orders(me, epoch)
+            for start in range(0, len(rows), BATCH):
+                batch = [rows[index] for index in order[start : start + BATCH]]
+                for group in optimizers[me].param_groups:
+                    group["lr"] = lr * (1 - seen[me] / (EPOCHS * len(rows)))
+                optimizers[me].zero_grad()
+                loss = released_loss(model, peer, batch, tok, lambda_)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizers[me].step()
+                seen[me] += len(batch)
+                losses[me].append(loss.item())
+    return losses
+
+
+# --- the same on this loop
+
+
+def experiment(dropout: float = 0.0, **more: Any) -> Any:
+    shape = {"layers": 1, "width": 32, "heads": 2, "positions": 64, "dropout": dropout}
+    return resolved(
+        small.experiment(
+            method="l4-released",
+            model={"from_scratch": shape},
+            training={"epochs": EPOCHS, "batch_size": BATCH},
+            optim={"variant": "torch", "lr": 1e-2, "eps": 1e-4, "weight_decay": 0.0},
+            peers={"init": "own"},
+            **more,
+        )
+    )
+
+
+def begun(config: Any, current: int = 6, replayed: int = 3) -> list[Learner]:
+    tok = small.tokenizer()
+    learners = list(small.unlike(small.peers(config, tok, "l4-released")))
+    for learner in learners:
+        learner.begin_stage(1, small.tokens(tok, current, replayed))
+    return learners
+
+
+def in_turn(learners: Sequence[Learner]) -> list[list[dict[str, float]]]:
+    """A stage as the coordinator has it: each epoch one pass of each student. Figures of each student's steps."""
+    figures: list[list[dict[str, float]]] = [[] for _ in learners]
+    first = [0 for _ in learners]
+    for epoch in range(EPOCHS):
+        for me, learner in enumerate(learners):
+            last = learner.sampler.last_step_of(epoch)
+            for by_peer in small.train(learners, {me: range(first[me], last + 1)}):
+                figures[me].append(by_peer[me])
+            first[me] = last + 1
+    return figures
+
+
+@pytest.mark.filterwarnings("ignore:reduction")  # PyTorch advises against the mean that the authors' code takes
+@pytest.mark.parametrize("lambda_", [0.2, 200.0], ids=["as released", "so that it matters"])
+def test_two_epochs_in_turn_equal_two_plain_models(lambda_: float) -> None:
+    learners = begun(experiment(distillation={"weight": lambda_}))
+    models = [copy.deepcopy(learner.model) for learner in learners]
+    rows = learners[0].tokens.to_pylist()
+    batches = [[rows[i] for i in learner.sampler.indices(step)] for learner in learners for step in range(6)]
+    kinds = [{row["origin"] for row in batch} for batch in batches]
+    assert {"real"} in kinds and {"real", "generated"} in kinds, "both halves of the rule are needed"
+
+    figures = in_turn(learners)
+    losses = plain_alternation(
+        models,
+        rows,
+        lambda me, epoch: np.random.default_rng(derive(0, "order", 1, epoch, me)).permutation(len(rows)),
+        learners[0].tokenizer,
+        lr=1e-2,
+        lambda_=lambda_,
+    )
+    for me, learner in enumerate(learners):
+        assert [one["loss"] for one in figures[me]] == pytest.approx(losses[me], rel=1e-5)
+        expected = models[me].state_dict()
+        for name, weights in learner.model.state_dict().items():
+            assert (weights - expected[name]).norm() <= 1e-5 * expected[name].norm(), (me, name)
+
+
+def test_the_second_student_learns_from_the_first_as_it_is_after_its_pass() -> None:
+    learners = begun(experiment(distillation={"weight": 50_000.0}))
+    before = learners[0].predict(0, 1)
+    steps = learners[0].sampler.last_step_of(0) + 1
+    small.train(learners, {0: range(steps)})
+    after = learners[0].predict(0, 1)
+    assert not torch.allclose(before["qa"], after["qa"], atol=1e-3)
+    second = copy.deepcopy(learners[1])
+    (figures,) = small.train(learners, {1: range(1)})
+    second.forward(0)
+    assert second.backward(0, [after]) == figures[1]
+
+
+def test_the_waiting_student_has_no_dropout_and_is_not_changed() -> None:
+    learners = begun(experiment(dropout=0.5))
+    waiting = copy.deepcopy(learners[1].model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(learners[1].predict(0, 0).values() for _ in range(2)), strict=True))
+    small.train(learners, {0: range(3)})
+    assert all(torch.equal(weights, waiting[name]) for name, weights in learners[1].model.state_dict().items())
+    assert learners[1].model.training
+
+
+def test_each_student_has_an_order_of_its_own_and_the_other_can_follow_it() -> None:
+    learners = begun(experiment())
+    orders = [np.concatenate([one.sampler.indices(step) for step in range(3)]).tolist() for one in learners]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(9))
+    # The waiting student predicts the positions of the learning one's batch, whatever its own next batch is.
+    for me, other in ((0, 1), (1, 0)):
+        sent = learners[other].predict(0, me)
+        own = learners[me].forward(0)
+        assert {head: values.shape for head, values in sent.items()} == {h: v.shape for h, v in own.items()}
+
+
+def test_side_by_side_all_share_one_order() -> None:
+    learners = begun(experiment(distillation={"schedule": "simultaneous"}))
+    orders = [[one.sampler.indices(step).tolist() for step in range(6)] for one in learners]
+    assert orders[0] == orders[1]
+
+
+def test_the_divergence_of_the_authors_is_the_default_s_over_the_vocabulary() -> None:
+    """Same batch, same temperature: what enters the loss is smaller by the size of the vocabulary (SPEC 20.2)."""
+    terms = {}
+    for average in ("token", "vocabulary"):
+        learners = begun(experiment(distillation={"average": average}), current=3, replayed=0)
+        (figures,) = small.train(learners, {0: range(1)})
+        one = figures[0]
+        terms[average] = one["loss"] - one["nll_qa"] - LM_WEIGHT * one["nll_lm"]
+        assert one["kd_qa"] > 0.1, "the figure is per token either way"
+    size = small.tokenizer().size
+    assert terms["token"] == pytest.approx(terms["vocabulary"] * size, rel=2e-2)  # a small difference of large numbers

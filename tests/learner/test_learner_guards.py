@@ -1,0 +1,197 @@
+"""The penalties of EWC and MAS on a learner, against plain autograd."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ray_l4.errors import ModelError
+from ray_l4.learner.guards import GUARDS, ImportanceGuard, build_guard
+from ray_l4.seeds import derive
+from ray_l4.text.tokens import as_stored, pooled
+from tests.learner import learner_fixtures as small
+from tests.learner.guard_fixtures import STRENGTH, answer_logits, begun, experiment, table
+
+CPU = torch.device("cpu")
+PENALTIES = ["ewc", "mas"]
+
+
+def assert_close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.max()) + 1e-12)
+
+
+def plain_importance(method: str, model: Any, rows: Iterable[dict[str, Any]], tok: Any) -> dict[str, Tensor]:
+    """The two definitions, one example at a time, through ``.grad``."""
+    rows = list(rows)
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row in rows:
+        model.zero_grad()
+        logits, targets = answer_logits(model, row, tok)
+        if method == "ewc":  # the log-likelihood of the whole answer
+            (-functional.cross_entropy(logits, targets, reduction="sum")).backward()
+        else:  # the squared norm of what is predicted at ANS
+            (logits[0].softmax(-1) ** 2).sum().backward()
+        for name, p in model.named_parameters():
+            total[name] += (p.grad**2 if method == "ewc" else p.grad.abs()) / len(rows)
+    return total
+
+
+# --- importance of weights
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_importance_is_that_of_plain_autograd(method: str) -> None:
+    """Also for a model with dropout, which is off while importance is measured, and on again afterwards."""
+    learner = begun(method, experiment(dropout=0.5))
+    learner.guard.after_stage(learner)  # type: ignore[union-attr]
+    penalty = learner.guard.penalty  # type: ignore[union-attr]
+    assert learner.model.training
+    expected = plain_importance(
+        method, copy.deepcopy(learner.model).eval(), learner.tokens.to_pylist(), learner.tokenizer
+    )
+    assert penalty.importance.keys() == expected.keys()
+    for name, values in expected.items():
+        assert_close(penalty.importance[name], values)
+        assert torch.equal(penalty.anchor[name], dict(learner.model.named_parameters())[name])
+    assert all(p.grad is None for p in learner.model.parameters()), "measuring leaves no gradient behind"
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_only_the_stage_s_own_examples_matter(method: str) -> None:
+    """Replayed ones belong to earlier tasks, which were measured in their time."""
+    alone, mixed = begun(method), begun(method)
+    own = table("b", 6)
+    mixed.begin_stage(1, pooled(as_stored(table("a", 4), 1), own))
+    for learner in (alone, mixed):
+        learner.guard.after_stage(learner)  # type: ignore[union-attr]
+    one, other = (learner.guard.penalty.importance for learner in (alone, mixed))  # type: ignore[union-attr]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_sample_of_the_examples_is_one_of_them_and_always_the_same() -> None:
+    chosen = []
+    for seed in (0, 0, 1):
+        config = experiment(examples=2).model_copy(update={"seed": seed})
+        learner = begun("ewc", config)
+        learner.model.load_state_dict(begun("ewc").model.state_dict())
+        learner.guard.after_stage(learner)  # type: ignore[union-attr]
+        chosen.append(learner.guard.penalty.importance["transformer.wte.weight"])  # type: ignore[union-attr]
+        generator = np.random.default_rng(derive(seed, "importance", 1))
+        picked = sorted(generator.choice(6, size=2, replace=False).tolist())
+        rows = learner.tokens.take(pa.array(picked)).to_pylist()
+        expected = plain_importance("ewc", copy.deepcopy(learner.model).eval(), rows, learner.tokenizer)
+        assert_close(chosen[-1], expected["transformer.wte.weight"])
+    assert torch.equal(chosen[0], chosen[1])
+    assert not torch.equal(chosen[0], chosen[2])
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_importances_add_up_and_the_anchor_moves(method: str) -> None:
+    learner = begun(method)
+    guard = learner.guard
+    assert isinstance(guard, ImportanceGuard)
+    guard.after_stage(learner)
+    first = guard.penalty
+    learner.forward(0)
+    learner.backward(0, [])
+    guard.after_stage(learner)
+    second = plain_importance(
+        method, copy.deepcopy(learner.model).eval(), learner.tokens.to_pylist(), small.tokenizer()
+    )
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert_close(guard.penalty.importance[name], first.importance[name] + second[name])
+    assert torch.equal(guard.penalty.anchor[name], dict(learner.model.named_parameters())[name])
+    assert not torch.equal(guard.penalty.anchor[name], first.anchor[name])
+
+
+# --- what the penalty does to a step
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_the_penalty_enters_loss_and_gradient(method: str) -> None:
+    learner = begun(method)
+    learner.guard.after_stage(learner)  # type: ignore[union-attr]
+    for step in range(2):
+        learner.forward(step)
+        learner.backward(step, [])
+    penalty, plain = learner.guard.penalty, copy.deepcopy(learner.model)  # type: ignore[union-attr]
+    gradients = small.record_gradients(learner)
+    learner.forward(2)
+    figures = learner.backward(2, [])
+
+    rows = learner.tokens.take(learner.sampler.indices(2)).to_pylist()
+    pairs = [answer_logits(plain, row, learner.tokenizer) for row in rows]
+    nll = functional.cross_entropy(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
+    drift = STRENGTH * sum(
+        (penalty.importance[name] * (p - penalty.anchor[name]) ** 2).sum() for name, p in plain.named_parameters()
+    )
+    (nll + drift).backward()
+    assert figures["penalty"] == pytest.approx(drift.item(), rel=1e-5)
+    assert figures["penalty"] > 1e-4 * figures["nll_qa"]
+    assert figures["loss"] == pytest.approx((nll + drift).item(), rel=1e-5)
+    small.assert_same_gradients(gradients[0], plain)
+
+
+def test_clipping_sees_the_penalty() -> None:
+    """It is a part of the loss (SPEC 13: the references take a step of its own after Adam's)."""
+    learner = begun("ewc", experiment(max_grad_norm=0.5))
+    learner.guard.after_stage(learner)  # type: ignore[union-attr]
+    learner.forward(0)
+    learner.backward(0, [])
+    gradients = small.record_gradients(learner)
+    learner.forward(1)
+    figures = learner.backward(1, [])
+    norm = torch.stack([gradient.norm() for gradient in gradients[0].values()]).norm()
+    assert figures["grad_norm"] > 0.5
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_before_any_task_was_learned_nothing_is_held(method: str) -> None:
+    held, free = begun(method), begun("finetune")
+    for learner in (held, free):
+        learner.forward(0)
+    figures, expected = held.backward(0, []), free.backward(0, [])
+    assert figures.pop("penalty") == 0.0
+    assert figures == expected
+    assert held.weights().tobytes() == free.weights().tobytes()
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_restored_from_bytes_the_next_step_is_the_same(method: str) -> None:
+    learner = begun(method)
+    learner.guard.after_stage(learner)  # type: ignore[union-attr]
+    again = begun(method)
+    again.guard.restore(learner.guard.to_bytes(), CPU)  # type: ignore[union-attr]
+    for one in (learner, again):
+        one.begin_stage(2, table("a", 6))
+    figures = []
+    for one in (learner, again):
+        for step in range(3):
+            one.forward(step)
+            figures.append(one.backward(step, []))
+    assert figures[:3] == figures[3:]
+    assert figures[2]["penalty"] > 0
+    assert learner.weights().tobytes() == again.weights().tobytes()
+
+
+def test_damaged_bytes_are_refused() -> None:
+    guard = build_guard("fisher")
+    assert guard is not None
+    with pytest.raises(ModelError, match="damaged"):
+        guard.restore(np.frombuffer(b"not a penalty at all", dtype=np.uint8), CPU)
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_every_learner_has_a_guard_of_its_own(name: str) -> None:
+    one, other = build_guard(name), build_guard(name)
+    assert (one is None) == (name == "none")
+    assert one is None or one is not other

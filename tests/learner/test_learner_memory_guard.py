@@ -1,0 +1,135 @@
+"""A-GEM's projection on a learner, against plain autograd."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ray_l4.learner.guards import MemoryGuard
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.models import load_bytes
+from ray_l4.seeds import derive
+from ray_l4.text.tokens import TOKENS, as_stored
+from tests.learner import learner_fixtures as small
+from tests.learner.guard_fixtures import answer_logits, begun, experiment, table
+
+
+def memory_gradient(learner: Learner, model: Any, step: int) -> dict[str, Tensor]:
+    """Of the mean cross-entropy on as many stored examples as the step has of its own, drawn anew for each step."""
+    generator = np.random.default_rng(derive(0, "memory", learner.stage, step))
+    size = min(len(learner.sampler.indices(step)), learner.memory.num_rows)
+    picked = generator.choice(learner.memory.num_rows, size=size, replace=False)
+    return plain_gradient(learner, model, learner.memory.take(pa.array(picked)).to_pylist())
+
+
+def plain_gradient(learner: Learner, model: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    pairs = [answer_logits(model, row, learner.tokenizer) for row in rows]
+    model.zero_grad()
+    functional.cross_entropy(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def inner(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return float(sum((one[name].double() * other[name].double()).sum() for name in one))
+
+
+def opposed(count: int = 6) -> pa.Table:
+    """Stored examples that contradict the current ones: their questions, each with the answer of another."""
+    own = table("b", 6).to_pylist()
+    rows = [
+        asked | {"ids": asked["ids"][: asked["prompt_length"]] + other["ids"][other["prompt_length"] :]}
+        for asked, other in zip(own, reversed(own), strict=True)
+    ]
+    return as_stored(pa.Table.from_pylist(rows[:count], schema=TOKENS), 1)
+
+
+@cache
+def remembering() -> np.ndarray:
+    """Weights that know the stored examples, so that learning their contradiction goes against them."""
+    changes = {"training": {"epochs": 60, "batch_size": 3}, "optim": {"variant": "torch", "lr": 5e-3, "eps": 1e-8}}
+    config = small.experiment(**experiment().model_dump(exclude_unset=True, exclude=set(changes)) | changes)
+    (learner,) = small.unlike(small.peers(config, small.tokenizer(), "finetune"))
+    learner.begin_stage(0, opposed(6))
+    small.train([learner], {0: range(learner.sampler.num_steps)})
+    return learner.weights()
+
+
+def in_conflict(method: str, config: Any = None, peer: int = 0) -> Learner:
+    """What the learner's weights know and its memory holds is not what it is about to learn."""
+    learner = begun(method, config, opposed(6), peer)
+    load_bytes(learner.model, remembering())
+    return learner
+
+
+def test_no_step_goes_against_the_memory() -> None:
+    """The applied gradient, before it is clipped, is A-GEM's: g - (g.r / r.r) r where g.r < 0, else g."""
+    learner = in_conflict("agem")
+    recorded = small.record_gradients(learner)
+    conflicts = 0
+    for step in range(learner.sampler.num_steps):
+        plain = copy.deepcopy(learner.model)
+        rows = learner.tokens.take(learner.sampler.indices(step)).to_pylist()
+        own, reference = plain_gradient(learner, plain, rows), memory_gradient(learner, plain, step)
+        learner.forward(step)
+        learner.backward(step, [])
+        agreement, square = inner(own, reference), inner(reference, reference)
+        coefficient = min(agreement, 0.0) / square
+        conflicts += agreement < 0
+        assert inner(recorded[step], reference) >= -1e-6 * square
+        scale = max(float(gradient.norm()) for gradient in own.values())
+        for name, gradient in own.items():
+            expected = gradient - coefficient * reference[name]
+            assert (recorded[step][name] - expected).norm() <= 1e-5 * max(float(expected.norm()), 1e-3 * scale), name
+    assert conflicts > 0, "otherwise nothing was tested"
+
+
+@pytest.mark.parametrize("memory", [None, opposed(0)], ids=["none", "empty"])
+def test_without_a_memory_nothing_is_changed(memory: pa.Table | None) -> None:
+    guarded, free = begun("agem", experiment(dropout=0.3), memory), begun("finetune", experiment(dropout=0.3))
+    for learner in (guarded, free):
+        learner.forward(0)
+    figures, expected = guarded.backward(0, []), free.backward(0, [])
+    assert figures.pop("penalty") == 0.0
+    assert figures == expected
+    assert guarded.weights().tobytes() == free.weights().tobytes()
+
+
+def test_a_memory_makes_a_difference_to_the_weights_and_not_to_the_figures_of_the_loss() -> None:
+    guarded, free = in_conflict("agem"), in_conflict("finetune")
+    for learner in (guarded, free):
+        learner.forward(0)
+    figures, expected = guarded.backward(0, []), free.backward(0, [])
+    assert figures["loss"] == expected["loss"]
+    assert figures["grad_norm"] != expected["grad_norm"], "this batch does conflict with the memory"
+    assert guarded.weights().tobytes() != free.weights().tobytes()
+
+
+def test_dropout_on_the_memory_does_not_depend_on_who_shares_the_process() -> None:
+    """With several students in one process another's forward pass draws numbers in between."""
+    config = experiment(dropout=0.5)
+    calm, disturbed = (in_conflict("agem", config) for _ in range(2))
+    other = in_conflict("agem", config, peer=1)
+    for step in range(3):
+        calm.forward(step)
+        disturbed.forward(step)
+        other.forward(step)
+        disturbed.backward(step, [])
+        torch.manual_seed(step)
+        calm.backward(step, [])
+        other.backward(step, [])
+    assert calm.weights().tobytes() == disturbed.weights().tobytes()
+
+
+def test_a_memory_guard_keeps_nothing() -> None:
+    learner = begun("agem", memory=opposed())
+    assert isinstance(learner.guard, MemoryGuard)
+    learner.guard.after_stage(learner)
+    assert learner.guard.to_bytes() is None
