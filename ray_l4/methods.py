@@ -277,6 +277,11 @@ def _with(record: Any, **values: object) -> Any:
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
+    if get_method(experiment.method).stages == "separate" and num_students(experiment) > 1:
+        raise ConfigError(
+            f"peers.count: {experiment.method} trains one model a task, as many at a time as there is room for; expected "
+            f"1 student, not {num_students(experiment)}. Use another seed for another model."
+        )
     if get_method(experiment.method).teacher == "previous" and num_students(experiment) > 1:
         raise ConfigError(
             f"peers.count: {experiment.method} learns from its own earlier self, and there is one teacher; expected 1 "

@@ -145,6 +145,11 @@ def test_one_earlier_self_cannot_teach_several_students() -> None:
     assert num_students(resolved(experiment("lwf", peers={"count": 1}))) == 1
 
 
+def test_models_of_single_tasks_are_no_peers() -> None:
+    with pytest.raises(ConfigError, match=r"peers.count: single-qa-lm trains one model a task.* not 3"):
+        resolved(experiment("single-qa-lm", peers={"count": 3}))
+
+
 @pytest.mark.parametrize(("teachers", "expected"), [({}, 27), ({"epochs": 9}, 9)])
 def test_teachers_may_learn_for_fewer_epochs_than_the_student(teachers: dict[str, int], expected: int) -> None:
     config = experiment("multi-seq-kd", training={"epochs": 27, "batch_size": 2}, teachers=teachers)

@@ -80,7 +80,7 @@ class TimeoutConfig(Strict):
     step: Seconds = 600
     """For one training step."""
     work: Seconds = 7200
-    """For one piece of an evaluator's work: a checkpoint's answers to a test set, or a chunk of replay."""
+    """For one piece of an evaluator's work: some batches of a test set, or a chunk of replay."""
 
 
 class ClusterConfig(Strict):

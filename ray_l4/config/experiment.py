@@ -249,7 +249,7 @@ class EvaluationConfig(Strict):
     reserve: Annotated[int, Field(ge=1)] = 128
     """Room kept for the answer when a long context is cut (SPEC 14.5)."""
     chunk: Count = 64
-    """Examples decoded together. One piece of an evaluator's work is a checkpoint's answers to a whole test set."""
+    """Examples decoded together: the fixed batches of which evaluators are handed a few at a time."""
 
 
 class PeersConfig(Strict):

@@ -90,7 +90,7 @@ class Coordinator:
         self._crew.dismiss()
         summary = summarise(self._run)
         write_json(self._run.path / "summary.json", summary)
-        self.progress.set(phase="done")
+        self.progress.set(phase="done", jobs_open=0)
         return summary
 
     def stop(self) -> None:
@@ -106,8 +106,12 @@ class Coordinator:
             self.progress.event("training the teachers")
             setup = self._setup.of_teachers()
             before = Coordinator(setup, self._cluster, teachers, self._hire, self._places, self.progress, self._stop)
-            with self._timeline.span("coordinator", "teachers", "training the teachers"):
-                before.run()
+            try:
+                with self._timeline.span("coordinator", "teachers", "training the teachers"):
+                    before.run()
+            except StoppedError:
+                self._heed_stop()  # in the name of the run that the user knows
+                raise
             self.progress.event("the teachers are trained")
         return teachers
 
@@ -202,6 +206,9 @@ class Coordinator:
         """Between two steps, and while waiting: scores that are in, and the user's wish to stop."""
         self._pool.poll()
         self.progress.set(jobs_open=len(self._scoring))
+        self._heed_stop()
+
+    def _heed_stop(self) -> None:
         if self._stop.is_set():
             raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self._run.path}")
 

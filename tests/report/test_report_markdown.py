@@ -158,6 +158,12 @@ def test_the_report_ends_with_all_it_takes_to_repeat_the_run(run: RunDirectory) 
     assert blocks == [(run.path / name).read_text().strip() for name in ("config.yaml", "cluster.yaml")]
 
 
+def test_rows_are_stages_and_not_tasks(run: RunDirectory) -> None:
+    changes = {"stages": ["all"], "score_matrix": {"0": [[60.0, 70.0]]}, "method": "multi-qa"}
+    write_json(run.path / "summary.json", summary(**changes))
+    assert rows_of(section(run_report(run), "Student 0"))[1:] == [["all", "60.0", "70.0"]]
+
+
 def test_a_run_without_replay_has_no_such_section(run: RunDirectory) -> None:
     write_json(run.path / "summary.json", summary(replay={}))
     assert "## Replay" not in run_report(run)

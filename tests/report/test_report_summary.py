@@ -67,6 +67,7 @@ def test_what_was_run_stands_first(run: RunDirectory) -> None:
 
 def test_rows_are_stages_and_columns_tasks(run: RunDirectory) -> None:
     summary = summarise(run)
+    assert summary["stages"] == TASKS
     assert summary["score_matrix"] == {"0": FIRST, "1": SECOND}
     assert summary["final"] == {
         "0": {"woz.en": 50.0, "wikisql": 75.0, "e2enlg": 40.0},
@@ -101,6 +102,40 @@ def test_figures_are_those_of_the_metrics_room(
     names = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
     for name in names:
         assert summary[name] == {"0": getattr(continual, name)(matrix)}
+
+
+def test_a_run_is_labelled_by_its_method_unless_it_says_otherwise(run: RunDirectory, tmp_path: Path) -> None:
+    assert summarise(run)["variant"] == "l4"
+    assert summarise(new_run(tmp_path / "other", variant="l4, lambda 0"))["variant"] == "l4, lambda 0"
+
+
+def test_models_of_one_task_each_are_asked_about_it_alone(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", method="single-qa-lm")
+    for stage, (task, value) in enumerate(zip(TASKS, (80.0, 70.0, 40.0), strict=True)):
+        put_score(run, stage, 0, task, value)
+    summary = summarise(run)
+    assert summary["stages"] == TASKS
+    assert summary["score_matrix"] == {"0": [[80.0, None, None], [None, 70.0, None], [None, None, 40.0]]}
+    assert summary["final"]["0"] == {"woz.en": 80.0, "wikisql": 70.0, "e2enlg": 40.0}
+    assert summary["average_accuracy"]["0"] == pytest.approx(190 / 3)
+    for name in ("average_incremental_accuracy", "forgetting", "backward_transfer"):
+        assert summary[name] == {"0": None}, "there is no order"
+
+
+@pytest.mark.parametrize("method", ["multi-qa", "multi-seq-kd"])
+def test_a_run_on_all_tasks_at_once_has_one_row(tmp_path: Path, method: str) -> None:
+    run = new_run(tmp_path / "run", method=method, evaluation={"when": "epoch"})
+    for epoch, row in ((1, (10.0, 20.0, 30.0)), (2, (80.0, 70.0, 45.0))):
+        for task, value in zip(TASKS, row, strict=True):
+            put_score(run, 0, 0, task, value, epoch)
+    summary = summarise(run)
+    assert summary["stages"] == ["all"]
+    assert summary["score_matrix"] == {"0": [[80.0, 70.0, 45.0]]}
+    assert summary["final"]["0"] == {"woz.en": 80.0, "wikisql": 70.0, "e2enlg": 45.0}
+    assert summary["average_accuracy"]["0"] == pytest.approx(65.0)
+    for name in ("average_incremental_accuracy", "forgetting", "backward_transfer"):
+        assert summary[name] == {"0": None}
+    assert "forgetting_over_epochs" not in summary
 
 
 def test_the_number_of_peers_is_the_experiment_s_before_the_method_s(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import ray
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.runtime.session import connect
+from tests.runtime import runtime_fixtures as small
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,17 @@ def ray_cluster() -> Iterator[None]:
     connect(1, ClusterConfig.model_validate({"ray": {"num_cpus": 4, "object_store_memory": 200_000_000}}))
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], small.Finished]:
+    """Method -> its ``quick`` run in this process, undisturbed; made once for all tests that look at it."""
+    runs: dict[str, small.Finished] = {}
+
+    def of(method: str) -> small.Finished:
+        if method not in runs:
+            folder = tmp_path_factory.mktemp(method) / "run"
+            runs[method] = small.complete_run(small.quick(method), small.cluster("in_process"), folder)
+        return runs[method]
+
+    return of

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ray_l4.runtime.coordinator import Coordinator
+from ray_l4.runtime.crew import local_crew
 from ray_l4.runtime.session import start
-from ray_l4.store.run_directory import RunState
+from ray_l4.store.run_directory import RunDirectory, RunState
 from tests.runtime import runtime_fixtures as small
 
 NO_DROPOUT = {
@@ -23,9 +25,11 @@ ONE_TASK = [{"name": "mini.woz", "train": 16, "test": 4}]
         ({"model": NO_DROPOUT}, True),
         ({"model": NO_DROPOUT, "peers": {"init": "own"}}, False),
         ({"model": NO_DROPOUT, "method": "lamol"}, False),
+        ({"model": NO_DROPOUT, "distillation": {"schedule": "alternate_epochs"}}, False),
+        ({"model": NO_DROPOUT, "method": "lwf"}, False),
         ({}, False),
     ],
-    ids=["equal", "own init", "one peer", "dropout"],
+    ids=["equal", "own init", "one peer", "in turn", "taught", "dropout"],
 )
 def test_peers_that_will_stay_equal_are_warned_of(tmp_path: Path, changes: dict[str, object], warned: bool) -> None:
     config, profile = small.experiment(stream=ONE_TASK, **changes), small.cluster("in_process")
@@ -51,9 +55,48 @@ def test_curves_of_a_stage_learned_again_replace_the_first_ones(tmp_path: Path) 
     steps = len(run.step_figures()) // 2
     run.save_state(RunState(stages_done=1))
     small.finish(start(setup, profile, run))
+    assert [event.step for event in curves(run).Scalars("loss/student-0")] == list(range(steps))
+
+
+def curves(run: RunDirectory) -> EventAccumulator:
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/student-0")] == list(range(steps))
+    return events
+
+
+def test_students_that_learn_in_turn_share_a_time_axis(tmp_path: Path) -> None:
+    """Resumed or not: the curves of the stage that is learned again are replaced, and no others."""
+    profile = small.cluster("in_process")
+    config = small.quick("l4-released", training={"epochs": 2})
+    setup, run = small.stopped_run(config, tmp_path / "run", "learning mini.woz")
+    small.finish(start(setup, profile, run))
+    for student in (0, 1):
+        figures = [row for row in run.step_figures() if row["student"] == student]
+        events = curves(run).Scalars(f"loss/student-{student}")
+        assert [event.step for event in events] == list(range(len(figures)))
+        assert [event.value for event in events] == pytest.approx([row["loss"] for row in figures])
+
+
+def test_models_that_are_trained_side_by_side_have_curves_of_their_own(tmp_path: Path) -> None:
+    profile = small.cluster("in_process")
+    setup, run = small.new_run(small.quick("single-qa", training={"epochs": 1}), profile, tmp_path / "run")
+    Coordinator(setup, profile, run, local_crew, 2).run()
+    for stage, task in enumerate(("mini.rest", "mini.woz")):
+        expected = [row["loss"] for row in run.step_figures() if row["stage"] == stage]
+        assert [event.value for event in curves(run).Scalars(f"loss/{task}")] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["lamol", "l4-released", "single-qa-lm", "l2kd-seq"])
+def test_the_steps_of_the_whole_run_are_known_in_the_last_stage(tmp_path: Path, method: str) -> None:
+    """Also where a step is one student's, or two stages go side by side; teachers' steps count as well."""
+    profile = small.cluster("in_process")
+    setup, run = small.new_run(small.quick(method, training={"epochs": 1}), profile, tmp_path / "run")
+    coordinator = Coordinator(setup, profile, run, local_crew, 2)
+    coordinator.run()
+    now = coordinator.progress.look()
+    assert now.steps_done == now.steps_total
+    assert now.remaining_seconds == 0
+    assert (now.phase, now.jobs_open) == ("done", 0)
 
 
 def test_learning_lifts_the_score(tmp_path: Path) -> None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from ray_l4.runtime import scoring
+from ray_l4.runtime.coordinator import Coordinator
+from ray_l4.runtime.crew import local_crew
 from ray_l4.store.run_directory import RunDirectory
 from tests.runtime import runtime_fixtures as small
 
-Finished = tuple[RunDirectory, dict[str, Any]]
-
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> small.Finished:
     """In one process, with one evaluator."""
     return small.complete_run(small.experiment(), small.cluster("in_process"), tmp_path_factory.mktemp("r") / "run")
 
 
 @pytest.fixture(scope="module")
-def on_ray(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Finished:
+def on_ray(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> small.Finished:
     """Through the object store, with two evaluators, and more steps ahead."""
     profile = small.cluster("object_store", evaluators={"count": 2})
     return small.complete_run(small.experiment(), profile, tmp_path_factory.mktemp("r") / "run")
@@ -31,25 +33,27 @@ def generated(run: RunDirectory) -> list[dict[str, Any]]:
     return pq.read_table(run.path / "replay" / "stage-1.parquet").to_pylist()
 
 
-def test_weights_are_equal_bit_for_bit_on_ray_and_with_two_evaluators(reference: Finished, on_ray: Finished) -> None:
+def test_weights_are_equal_bit_for_bit_on_ray_and_with_two_evaluators(
+    reference: small.Finished, on_ray: small.Finished
+) -> None:
     expected, found = small.weights(reference[0]), small.weights(on_ray[0])
     assert len(expected) == 4, "two stages of two students"
     assert found.keys() == expected.keys()
     assert [name for name in expected if expected[name] != found[name]] == []
 
 
-def test_replay_does_not_depend_on_how_it_was_split(reference: Finished, on_ray: Finished) -> None:
+def test_replay_does_not_depend_on_how_it_was_split(reference: small.Finished, on_ray: small.Finished) -> None:
     assert len(generated(reference[0])) == 20
     assert generated(on_ray[0]) == generated(reference[0])
 
 
-def test_scores_and_figures_are_equal(reference: Finished, on_ray: Finished) -> None:
+def test_scores_and_figures_are_equal(reference: small.Finished, on_ray: small.Finished) -> None:
     assert small.scores(on_ray[0]) == small.scores(reference[0])
     for key in ("score_matrix", "final", "average_accuracy", "forgetting", "backward_transfer", "replay"):
         assert on_ray[1][key] == reference[1][key]
 
 
-def test_losses_of_every_step_are_equal(reference: Finished, on_ray: Finished) -> None:
+def test_losses_of_every_step_are_equal(reference: small.Finished, on_ray: small.Finished) -> None:
     def losses(run: RunDirectory) -> list[tuple[Any, ...]]:
         names = ("stage", "step", "student", "loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "grad_norm", "lr")
         return [tuple(row[name] for name in names) for row in run.step_figures()]
@@ -58,7 +62,7 @@ def test_losses_of_every_step_are_equal(reference: Finished, on_ray: Finished) -
     assert losses(on_ray[0]) == losses(reference[0])
 
 
-def test_students_teach_each_other(reference: Finished) -> None:
+def test_students_teach_each_other(reference: small.Finished) -> None:
     run, _ = reference
     weights = small.weights(run)
     mine, other = (weights[f"checkpoints/stage-1/epoch-2/student-{peer}/model.safetensors"] for peer in range(2))
@@ -77,7 +81,7 @@ def test_lambda_zero_is_lamol_over_a_whole_run(tmp_path: Path) -> None:
     assert all(of_l4[name] == of_lamol[name] for name in of_lamol)
 
 
-def test_the_summary_has_what_it_promises(on_ray: Finished) -> None:
+def test_the_summary_has_what_it_promises(on_ray: small.Finished) -> None:
     summary = on_ray[1]
     assert summary["stream"] == ["mini.woz", "mini.sql"]
     assert (summary["method"], summary["peers"], summary["seed"]) == ("l4", 2, 0)
@@ -94,3 +98,42 @@ def test_the_summary_has_what_it_promises(on_ray: Finished) -> None:
     assert summary["wall_seconds"] > 0
     assert set(summary["peak_memory_bytes"]) == {"student-0", "student-1", "evaluator-0", "evaluator-1"}
     assert all(peak > 10**8 for peak in summary["peak_memory_bytes"].values()), "each holds PyTorch, so 100 MB at least"
+
+
+@pytest.mark.parametrize("method", ["l2kd-seq-soft", "l4-released", "lwf", "ewc"])
+def test_other_methods_learn_the_same_on_ray(
+    method: str, finished: Callable[[str], small.Finished], tmp_path: Path, ray_cluster: None
+) -> None:
+    """Those that between them use all that methods do: teachers trained first, on their own answers; students in turn;
+    a teacher that was the student; what guards know."""
+    profile = small.cluster("object_store", evaluators={"count": 2})
+    run, summary = small.complete_run(small.quick(method), profile, tmp_path / "run")
+    expected, of_expected = finished(method)
+    small.assert_equal(run, expected)
+    assert summary["score_matrix"] == of_expected["score_matrix"]
+
+
+@pytest.mark.parametrize("places", [2, 3])
+def test_models_that_are_trained_independently_do_not_depend_on_how_many_are_at_a_time(
+    finished: Callable[[str], small.Finished], tmp_path: Path, places: int
+) -> None:
+    profile = small.cluster("in_process")
+    setup, run = small.new_run(small.quick("single-qa-lm"), profile, tmp_path / "run")
+    summary = Coordinator(setup, profile, run, local_crew, places).run()
+    expected, of_expected = finished("single-qa-lm")
+    small.assert_equal(run, expected)
+    assert summary["score_matrix"] == of_expected["score_matrix"]
+    assert len(run.step_figures()) == len(expected.step_figures())
+    lanes = pq.read_table(run.path / "timeline.parquet")["lane"].to_pylist()
+    assert {"student 0", "student 1"} < set(lanes), "two at a time: there are no more stages"
+
+
+def test_work_that_is_cut_into_other_pieces_gives_the_same(
+    finished: Callable[[str], small.Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_BATCHES_PER_JOB", 1)
+    run, _ = small.complete_run(small.quick("lamol"), small.cluster("in_process"), tmp_path / "run")
+    small.assert_equal(run, finished("lamol")[0])
+    spans = pq.read_table(run.path / "timeline.parquet").to_pylist()
+    parts = [span["label"] for span in spans if "mini.woz, part" in span["label"]]
+    assert len(parts) == len(set(parts)) == 2 * 5, "five batches of two for each of two checkpoints"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
-from ray_l4.runtime.placement import bundles, check_room, describe_request, local_resources
+from ray_l4.runtime.placement import bundles, check_room, describe_request, local_resources, room_for
 
 
 def profile(strategy: str = "PACK", **sections: Any) -> ClusterConfig:
@@ -107,6 +107,23 @@ def test_the_nodes_are_left_as_they_were() -> None:
     assert node == {"CPU": 4.0}
 
 
+@pytest.mark.parametrize(
+    ("cpus", "most", "expected"), [(1, 5, 1), (2, 5, 2), (4, 5, 4), (9, 5, 5), (4, 1, 1), (4, 2, 2)]
+)
+def test_as_many_students_as_there_is_room_for_and_work(cpus: float, most: int, expected: int) -> None:
+    assert room_for(1, most, profile(), [{"CPU": cpus}]) == expected
+
+
+def test_room_for_more_leaves_room_for_the_evaluators() -> None:
+    cluster = profile(evaluators={"count": 2, "cpus": 1})
+    assert room_for(1, 8, cluster, [{"CPU": 4.0}, {"CPU": 1.0}]) == 3
+
+
+def test_room_for_fewer_than_it_takes_is_none() -> None:
+    with pytest.raises(ClusterError, match="no room for 2 students"):
+        room_for(2, 5, profile(), [{"CPU": 1.0}])
+
+
 nodes = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 6), "GPU": st.integers(0, 3)}), max_size=4)
 
 
@@ -142,3 +159,21 @@ def test_a_placement_overloads_no_node_and_keeps_the_strategy(
         assert len(set(chosen)) == 1
     if strategy == "STRICT_SPREAD":
         assert len(set(chosen)) == len(chosen)
+
+
+@given(nodes, st.integers(1, 3), st.integers(0, 4), st.sampled_from(["PACK", "STRICT_PACK", "STRICT_SPREAD"]))
+def test_what_fits_is_the_largest_number_that_does(
+    nodes: list[dict[str, float]], least: int, more: int, strategy: str
+) -> None:
+    def fits(students: int) -> bool:
+        try:
+            check_room(students, profile(strategy), nodes)
+        except ClusterError:
+            return False
+        return True
+
+    if not fits(least):
+        return
+    found = room_for(least, least + more, profile(strategy), nodes)
+    assert fits(found)
+    assert not any(fits(students) for students in range(found + 1, least + more + 1))

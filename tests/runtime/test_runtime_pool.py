@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from ray_l4.errors import PeerError
 from ray_l4.exchange.transports import InProcess
 from ray_l4.runtime import pool as pool_module
 from ray_l4.runtime.pool import Job, WorkPool
+from ray_l4.runtime.timeline import Timeline
+from ray_l4.store.run_directory import RunDirectory
 
 
 class Manual:
@@ -48,9 +51,14 @@ def jobs(names: Sequence[str], results: list[tuple[str, Any]] | None = None) -> 
     return [Job(name, "answer", (name,), lambda value, name=name: kept.append((name, value))) for name in names]  # type: ignore[misc]
 
 
+def pool_of(transport: Any, workers: Sequence[Any], timeout: float) -> WorkPool:
+    """A pool whose spans go to a run directory that nobody reads."""
+    return WorkPool(transport, workers, timeout, Timeline(RunDirectory(Path("no-run"))))
+
+
 def test_each_worker_has_one_job_at_a_time() -> None:
     transport = Manual()
-    pool = WorkPool(transport, ["w0", "w1"], timeout=10)
+    pool = pool_of(transport, ["w0", "w1"], timeout=10)
     pool.add(jobs(["a", "b", "c"]))
     assert transport.submitted == [], "adding only queues"
     assert len(pool) == 3
@@ -63,7 +71,7 @@ def test_each_worker_has_one_job_at_a_time() -> None:
 
 def test_a_worker_that_finishes_gets_the_next_job() -> None:
     transport, results = Manual(), []
-    pool = WorkPool(transport, ["w0", "w1"], timeout=10)
+    pool = pool_of(transport, ["w0", "w1"], timeout=10)
     pool.add(jobs(["a", "b", "c"], results))
     pool.poll()
     transport.finish(1, "of b")
@@ -75,7 +83,7 @@ def test_a_worker_that_finishes_gets_the_next_job() -> None:
 
 def test_results_go_to_their_own_jobs_whatever_the_order() -> None:
     transport, results = Manual(), []
-    pool = WorkPool(transport, ["w0", "w1", "w2"], timeout=10)
+    pool = pool_of(transport, ["w0", "w1", "w2"], timeout=10)
     pool.add(jobs(["a", "b", "c"], results))
     pool.poll()
     for reference in (2, 0, 1):
@@ -87,7 +95,7 @@ def test_results_go_to_their_own_jobs_whatever_the_order() -> None:
 
 def test_urgent_jobs_go_first_in_their_own_order() -> None:
     transport = Manual()
-    pool = WorkPool(transport, ["w0"], timeout=10)
+    pool = pool_of(transport, ["w0"], timeout=10)
     pool.add(jobs(["slow", "later"]))
     pool.poll()
     pool.add(jobs(["u1", "u2"]), urgent=True)
@@ -99,7 +107,7 @@ def test_urgent_jobs_go_first_in_their_own_order() -> None:
 
 def test_a_failed_job_names_evaluator_and_work() -> None:
     transport = Manual()
-    pool = WorkPool(transport, ["w0", "w1"], timeout=10)
+    pool = pool_of(transport, ["w0", "w1"], timeout=10)
     pool.add(jobs(["stage-1.epoch-2.student-0.woz.en"]))
     pool.poll()
     transport.finish(0, ValueError("bad"))
@@ -114,7 +122,7 @@ def test_an_error_in_taking_a_result_reaches_the_caller() -> None:
         raise OSError("disk full")
 
     transport = Manual()
-    pool = WorkPool(transport, ["w0"], timeout=10)
+    pool = pool_of(transport, ["w0"], timeout=10)
     pool.add([Job("a", "answer", (), full)])
     pool.poll()
     transport.finish(0)
@@ -134,7 +142,7 @@ class Clock:
 
 def test_waiting_is_bounded_for_each_job(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, transport = Clock(monkeypatch), Manual()
-    pool = WorkPool(transport, ["w0"], timeout=30)
+    pool = pool_of(transport, ["w0"], timeout=30)
     pool.add(jobs(["a", "b"]))
     pool.poll()
     clock.now += 29
@@ -152,7 +160,7 @@ def test_a_job_that_is_done_is_not_late_however_long_nobody_looked(monkeypatch: 
     """The coordinator looks between steps, and a step may take long."""
     clock, transport = Clock(monkeypatch), Manual()
     results: list[tuple[str, Any]] = []
-    pool = WorkPool(transport, ["w0"], timeout=30)
+    pool = pool_of(transport, ["w0"], timeout=30)
     pool.add(jobs(["a"], results))
     pool.poll()
     transport.finish(0, "in time")
@@ -163,7 +171,7 @@ def test_a_job_that_is_done_is_not_late_however_long_nobody_looked(monkeypatch: 
 
 def test_a_waiting_job_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, transport = Clock(monkeypatch), Manual()
-    pool = WorkPool(transport, ["w0"], timeout=30)
+    pool = pool_of(transport, ["w0"], timeout=30)
     pool.add(jobs(["a", "b"]))
     for reference in range(2):
         pool.poll()
@@ -175,7 +183,7 @@ def test_a_waiting_job_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wait_naps_until_the_condition_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, transport = Clock(monkeypatch), Manual()
-    pool = WorkPool(transport, ["w0"], timeout=30)
+    pool = pool_of(transport, ["w0"], timeout=30)
     pool.add(jobs(["a", "b"]))
     naps: list[int] = []
 
@@ -192,7 +200,7 @@ def test_wait_naps_until_the_condition_holds(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_wait_can_be_interrupted_by_its_caller() -> None:
     """This is how a run is stopped while evaluators work."""
-    pool = WorkPool(Manual(), ["w0"], timeout=30)
+    pool = pool_of(Manual(), ["w0"], timeout=30)
     pool.add(jobs(["a"]))
 
     def stop() -> None:
@@ -205,7 +213,7 @@ def test_wait_can_be_interrupted_by_its_caller() -> None:
 @given(st.integers(1, 4), st.integers(0, 20), st.randoms(use_true_random=False))
 def test_every_job_is_done_once_however_the_workers_finish(workers: int, count: int, random: Any) -> None:
     transport, results = Manual(), []
-    pool = WorkPool(transport, list(range(workers)), timeout=1e9)
+    pool = pool_of(transport, list(range(workers)), timeout=1e9)
     pool.add(jobs([str(i) for i in range(count)], results))
     for _ in range(count):
         pool.poll()
@@ -231,7 +239,7 @@ def test_the_pool_of_one_process() -> None:
             return name.upper()
 
     results: list[tuple[str, Any]] = []
-    pool = WorkPool(InProcess(), [Evaluator(), Evaluator()], timeout=10)
+    pool = pool_of(InProcess(), [Evaluator(), Evaluator()], timeout=10)
     pool.add(jobs(["a", "b", "c"], results))
     pool.wait(lambda: not len(pool), lambda: None)
     assert sorted(results) == [("a", "A"), ("b", "B"), ("c", "C")]

@@ -60,7 +60,7 @@ def test_steps_are_counted_in_the_stage_and_in_the_run() -> None:
     for stage in range(2):
         progress.set(stage=stage, step=0)
         for step in range(2):
-            progress.step(step, [figures(loss=1.0), figures(loss=3.0)], seconds=0.5)
+            progress.step(step, {0: figures(loss=1.0), 1: figures(loss=3.0)}, seconds=0.5)
     now = progress.look()
     assert (now.stage, now.step, now.steps_done, now.training_seconds) == (1, 2, 4, 2.0)
     assert [student.loss for student in now.students] == [pytest.approx(1.0), pytest.approx(3.0)]
@@ -69,8 +69,18 @@ def test_steps_are_counted_in_the_stage_and_in_the_run() -> None:
 def test_figures_of_more_students_than_there_are_do_not_pass() -> None:
     progress = Progress()
     progress.set(students=[StudentProgress()])
-    with pytest.raises(ValueError):
-        progress.step(0, [figures(), figures()], seconds=0.1)
+    with pytest.raises(IndexError):
+        progress.step(0, {0: figures(), 1: figures()}, seconds=0.1)
+
+
+def test_a_step_in_which_not_all_learn_leaves_the_others_as_they_were() -> None:
+    """Students that learn in turn."""
+    progress = Progress()
+    progress.set(students=[StudentProgress(loss=7.0), StudentProgress()])
+    progress.step(0, {1: figures(loss=3.0)}, seconds=0.5)
+    now = progress.look()
+    assert [student.loss for student in now.students] == [7.0, pytest.approx(3.0)]
+    assert (now.steps_done, now.training_seconds) == (1, 0.5)
 
 
 def test_the_remaining_time_follows_from_the_steps_done() -> None:
@@ -95,7 +105,7 @@ def test_a_look_does_not_change_later() -> None:
     progress = Progress()
     progress.set(students=[StudentProgress()])
     before = progress.look()
-    progress.step(0, [figures()], seconds=1.0)
+    progress.step(0, {0: figures()}, seconds=1.0)
     progress.event("learning")
     assert (before.steps_done, before.students[0].loss, before.events) == (0, 0.0, [])
 
@@ -122,10 +132,12 @@ def test_one_thread_writes_while_another_looks() -> None:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    for step in range(400):
-        progress.step(step, [figures(loss=step % 7), figures(loss=step % 7)], seconds=0.0)
-    done.set()
-    watcher.join()
+    try:
+        for step in range(400):
+            progress.step(step, {student: figures(loss=step % 7) for student in range(2)}, seconds=0.0)
+    finally:
+        done.set()
+        watcher.join()
     assert torn == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray_l4.methods import get_method
 from ray_l4.runtime.pool import Job, WorkPool
 from ray_l4.runtime.replay import ReplayPlan, collect_replay
 from ray_l4.runtime.setup import Setup
+from ray_l4.runtime.timeline import Timeline
 from ray_l4.seeds import derive
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -30,12 +31,14 @@ def tok() -> TaskTokenizer:
     return small.tokenizer(TASKS)
 
 
-def setup_of(tok: TaskTokenizer, sizes: dict[str, int], method: str = "l4", **sections: Any) -> Setup:
+def setup_of(
+    tok: TaskTokenizer, sizes: dict[str, int], method: str = "l4", peers: int | None = None, **sections: Any
+) -> Setup:
     """A set-up whose training tables have these sizes; their content does not matter here."""
     config = small.experiment(stream=list(sizes), **sections)
     row = get_method(method)
     tables = {task: pa.table({"row": range(size)}) for task, size in sizes.items()}
-    return Setup(config, row, row.graph(row.peers), tok, 64, tables, {})
+    return Setup(config, row, row.graph(peers or row.peers), tok, 64, tables, {})
 
 
 def stream(new: int, previous: int) -> dict[str, int]:
@@ -79,11 +82,11 @@ def test_the_count_follows_the_new_task_and_not_the_old_ones(tok: TaskTokenizer)
 @pytest.mark.parametrize(("method", "ratio"), [("finetune", 0.2), ("lamol", 0.0)])
 def test_without_replay_nothing_is_planned(tok: TaskTokenizer, method: str, ratio: float) -> None:
     setup = setup_of(tok, stream(100, 2), method, replay={"ratio": ratio})
-    assert ReplayPlan.of(setup, 2) == ReplayPlan(2, (), (), ())
+    assert ReplayPlan.of(setup, 2) == ReplayPlan(2, (), (), (), ())
 
 
 def test_the_first_stage_has_nothing_to_replay(tok: TaskTokenizer) -> None:
-    assert ReplayPlan.of(setup_of(tok, {"a": 100}), 0) == ReplayPlan(0, (), (), ())
+    assert ReplayPlan.of(setup_of(tok, {"a": 100}), 0) == ReplayPlan(0, (), (), (), ())
 
 
 def test_every_sample_has_a_seed_of_its_own(tok: TaskTokenizer) -> None:
@@ -123,23 +126,50 @@ class Backwards(InProcess):
         return list(reversed(references))
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What came of a plan."""
+
+    tables: dict[int, pa.Table]
+    """Student -> what it replays."""
+    evaluators: list[Parrot]
+    record: list[dict[str, Any]]
+    plan: ReplayPlan
+
+    @property
+    def table(self) -> pa.Table:
+        """The one that all students share."""
+        (table,) = {id(table): table for table in self.tables.values()}.values()
+        return table
+
+
 def collected(
-    tok: TaskTokenizer, path: Path, chunk: int = 4, workers: int = 1, plan: ReplayPlan | None = None
-) -> tuple[pa.Table, list[Parrot], list[dict[str, Any]], ReplayPlan]:
-    setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, replay={"ratio": 0.4, "chunk": chunk})
+    tok: TaskTokenizer,
+    path: Path,
+    chunk: int = 4,
+    workers: int = 1,
+    plan: ReplayPlan | None = None,
+    generator: str = "first",
+    peers: int = 2,
+) -> Collected:
+    replay = {"ratio": 0.4, "chunk": chunk, "generator": generator}
+    setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, peers=peers, replay=replay)
     plan = plan or ReplayPlan.of(setup, 2)
     evaluators = [Parrot(tok) for _ in range(workers)]
-    pool = WorkPool(Backwards(), evaluators, timeout=10)
-    table = collect_replay(RunDirectory(path), setup, plan, pool, ("description", "weights"), lambda: None)
+    run = RunDirectory(path)
+    pool = WorkPool(Backwards(), evaluators, 10, Timeline(run))
+    models = {student: (f"description {student}", f"weights {student}") for student in plan.generators}
+    tables = collect_replay(run, setup, plan, pool, models, lambda: None)
     record = pq.read_table(path / "replay" / f"stage-{plan.stage}.parquet").to_pylist()
-    return table, evaluators, record, plan
+    return Collected(tables, evaluators, record, plan)
 
 
 def test_work_is_handed_out_in_fixed_chunks(tok: TaskTokenizer, tmp_path: Path) -> None:
-    _, evaluators, _, plan = collected(tok, tmp_path, chunk=8, workers=2)
+    found = collected(tok, tmp_path, chunk=8, workers=2)
+    evaluators, plan = found.evaluators, found.plan
     asked = sorted((call for evaluator in evaluators for call in evaluator.asked), key=lambda call: call[3])
     assert sorted(len(call[3]) for call in asked) == [4, 8, 8], "20 samples in chunks of 8"
-    assert all(call[:3] == ("replay-2", "description", "weights") for call in asked)
+    assert all(call[:3] == ("replay-2.student-0", "description 0", "weights 0") for call in asked)
     assert sorted(seed for call in asked for seed in call[4]) == sorted(plan.seeds)
     assert all(evaluator.asked for evaluator in evaluators), "both had something to do"
 
@@ -150,12 +180,13 @@ def test_what_is_kept_does_not_depend_on_who_did_what(
 ) -> None:
     expected = collected(tok, tmp_path / "reference")
     found = collected(tok, tmp_path / "other", chunk, workers)
-    assert found[0].equals(expected[0])
-    assert found[2] == expected[2]
+    assert found.table.equals(expected.table)
+    assert found.record == expected.record
 
 
 def test_valid_samples_become_examples_of_the_stage(tok: TaskTokenizer, tmp_path: Path) -> None:
-    table, _, record, plan = collected(tok, tmp_path)
+    found = collected(tok, tmp_path)
+    table, record, plan = found.table, found.record, found.plan
     assert table.schema == TOKENS
     assert 0 < table.num_rows < len(plan.gens)
     valid = [index for index, seed in enumerate(plan.seeds) if seed % 2 == 0]
@@ -168,9 +199,11 @@ def test_valid_samples_become_examples_of_the_stage(tok: TaskTokenizer, tmp_path
 
 
 def test_all_of_it_is_recorded_with_the_reason_of_what_was_dropped(tok: TaskTokenizer, tmp_path: Path) -> None:
-    _, _, record, plan = collected(tok, tmp_path)
+    found = collected(tok, tmp_path)
+    record, plan = found.record, found.plan
     assert [row["index"] for row in record] == list(range(20))
     assert [row["task"] for row in record] == list(plan.tasks)
+    assert {row["student"] for row in record} == {0}
     for row, seed in zip(record, plan.seeds, strict=True):
         assert row["valid"] == (seed % 2 == 0)
         assert row["reason"] == ("" if row["valid"] else "no answer token")
@@ -178,13 +211,18 @@ def test_all_of_it_is_recorded_with_the_reason_of_what_was_dropped(tok: TaskToke
         assert row["ids"][1] == seed % 250
 
 
-def test_if_nothing_survives_the_stage_learns_its_own_examples(tok: TaskTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("generator", ["first", "own", "pool"])
+def test_if_nothing_survives_the_stage_learns_its_own_examples(
+    tok: TaskTokenizer, tmp_path: Path, generator: str
+) -> None:
     """SPEC 8: training goes on without replay."""
     gens = (tok.gen["a"],) * 3
-    table, _, record, _ = collected(tok, tmp_path, plan=ReplayPlan(1, ("a",) * 3, gens, (1, 3, 5)))
-    assert (table.num_rows, len(record)) == (0, 3)
+    found = collected(tok, tmp_path, plan=ReplayPlan(1, (0,) * 3, ("a",) * 3, gens, (1, 3, 5)), generator=generator)
+    assert len(found.record) == 3
     own = small.tokens(tok, current=4, replayed=0)
-    assert pooled(own, table).equals(own)
+    for table in found.tables.values():
+        assert table.num_rows == 0
+        assert pooled(own, table).equals(own)
 
 
 def test_replay_goes_before_scores_that_wait(tok: TaskTokenizer, tmp_path: Path) -> None:
@@ -200,7 +238,63 @@ def test_replay_goes_before_scores_that_wait(tok: TaskTokenizer, tmp_path: Path)
             order.append("answer")
 
     setup = setup_of(tok, {"a": 5, "b": 50}, replay={"ratio": 0.4, "chunk": 64})
-    pool = WorkPool(InProcess(), [Noting(tok)], timeout=10)
+    run = RunDirectory(tmp_path)
+    pool = WorkPool(InProcess(), [Noting(tok)], 10, Timeline(run))
     pool.add([Job(f"score {i}", "answer", (), lambda value: None) for i in range(3)])
-    collect_replay(RunDirectory(tmp_path), setup, ReplayPlan.of(setup, 1), pool, (None, None), lambda: None)
+    collect_replay(run, setup, ReplayPlan.of(setup, 1), pool, {0: (None, None)}, lambda: None)
     assert order[0] == "replay"
+
+
+# --- who generates
+
+
+@pytest.mark.parametrize("peers", [1, 2, 3])
+def test_students_may_each_generate_all_of_it_or_share_the_work(tok: TaskTokenizer, peers: int) -> None:
+    plans = {
+        generator: ReplayPlan.of(setup_of(tok, stream(100, 2), peers=peers, replay={"generator": generator}), 2)
+        for generator in ("first", "own", "pool")
+    }
+    assert plans["first"].students == (0,) * 20
+    assert plans["own"].students == tuple(student for student in range(peers) for _ in range(20))
+    assert plans["own"].tasks == plans["first"].tasks * peers
+    assert plans["pool"].students == tuple(index % peers for index in range(20))
+    assert plans["pool"].tasks == plans["first"].tasks
+    for plan in plans.values():
+        assert len(set(plan.seeds)) == len(plan.seeds), "nobody repeats another one's sample"
+        own = [seed for seed, student in zip(plan.seeds, plan.students, strict=True) if student == 0]
+        assert set(own) <= set(plans["first"].seeds), "student 0 generates what it would on its own"
+
+
+@pytest.mark.parametrize("generator", ["own", "pool"])
+def test_each_student_s_samples_come_from_its_own_weights(tok: TaskTokenizer, tmp_path: Path, generator: str) -> None:
+    found = collected(tok, tmp_path, chunk=8, workers=2, generator=generator, peers=3)
+    made_by = dict(zip(found.plan.seeds, found.plan.students, strict=True))
+    for evaluator in found.evaluators:
+        for checkpoint, description, weights, _, seeds in evaluator.asked:
+            (student,) = {made_by[seed] for seed in seeds}
+            assert (checkpoint, weights) == (f"replay-2.student-{student}", f"weights {student}")
+            assert description == f"description {student}"
+    assert [row["student"] for row in found.record] == list(found.plan.students)
+
+
+def test_students_with_replay_of_their_own_get_equally_many(tok: TaskTokenizer, tmp_path: Path) -> None:
+    """Else their batches would not hold the same current examples, on which they are compared."""
+    found = collected(tok, tmp_path, generator="own", peers=3)
+    valid = {s: [row for row in found.record if row["student"] == s and row["valid"]] for s in range(3)}
+    fewest = min(map(len, valid.values()))
+    assert len({len(own) for own in valid.values()}) > 1, "the example would show nothing"
+    assert {table.num_rows for table in found.tables.values()} == {fewest}
+    for student, table in found.tables.items():
+        made = [row["ids"][1:] for row in valid[student]]
+        assert all(ids in made for ids in table["ids"].to_pylist()), "its own samples"
+    assert len({tuple(map(tuple, table["ids"].to_pylist())) for table in found.tables.values()}) == 3
+
+
+def test_what_is_left_out_for_that_is_spread_over_the_tasks(tok: TaskTokenizer, tmp_path: Path) -> None:
+    """Student 0 has eight valid samples, four for each of two tasks, and student 1 only four."""
+    tasks = ("a",) * 4 + ("b",) * 4
+    seeds = (2, 4, 6, 8, 10, 12, 14, 16, 18, 1, 20, 3, 22, 5, 24, 7)
+    gens = tuple(tok.gen[task] for task in tasks)
+    plan = ReplayPlan(2, (0,) * 8 + (1,) * 8, tasks * 2, gens * 2, seeds)
+    found = collected(tok, tmp_path, plan=plan, generator="own")
+    assert [table["task"].to_pylist() for table in found.tables.values()] == [["a", "a", "b", "b"]] * 2

@@ -16,7 +16,16 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json
-from ray_l4.store.records import read_weights, write_replay, write_score, write_steps
+from ray_l4.store.records import (
+    read_guard,
+    read_weights,
+    write_answers,
+    write_guard,
+    write_replay,
+    write_score,
+    write_steps,
+    write_timeline,
+)
 from ray_l4.store.run_directory import Cell, RunDirectory, RunState, read_json
 
 EXPERIMENT = ExperimentConfig.model_validate(
@@ -239,12 +248,46 @@ def test_an_epoch_that_is_learned_again_replaces_its_figures(run: RunDirectory) 
 
 def test_replay_comes_back_with_the_reason_of_what_was_dropped(run: RunDirectory) -> None:
     rows = [
-        {"index": 0, "task": "a", "valid": True, "reason": "", "text": "x", "ids": np.array([7, 8], np.int32)},
-        {"index": 1, "task": "a", "valid": False, "reason": "no answer token", "text": "", "ids": np.array([7])},
+        {"student": 0, "valid": True, "reason": "", "text": "x", "ids": np.array([7, 8], np.int32)},
+        {"student": 1, "valid": False, "reason": "no answer token", "text": "", "ids": np.array([7])},
+        {"student": None, "valid": True, "reason": "", "text": "kept, not generated", "ids": np.array([7])},
     ]
+    rows = [{"index": index, "task": "a", **row} for index, row in enumerate(rows)]
     write_replay(run, 1, rows)
     found = pq.read_table(run.path / "replay" / "stage-1.parquet").to_pylist()
     assert found == [{**row, "ids": list(row["ids"])} for row in rows]
+
+
+def test_answers_of_teachers_come_back_whatever_the_task_is_called(run: RunDirectory) -> None:
+    write_answers(run, "my/task", ["x-1", "x-0"], ["größe", ""])
+    assert run.answers("my/task").parent == run.path / "distil"
+    found = pq.read_table(run.answers("my/task")).to_pydict()
+    assert found == {"sample_id": ["x-1", "x-0"], "answer": ["größe", ""]}
+
+
+def test_what_guards_know_comes_back_byte_for_byte(run: RunDirectory) -> None:
+    known = {(stage, student): np.arange(stage + student + 3, dtype=np.uint8) for stage in (0, 1) for student in (0, 1)}
+    for (stage, student), data in known.items():
+        write_guard(run, stage, student, data)
+    assert len(list((run.path / "guards").iterdir())) == 4
+    for (stage, student), data in known.items():
+        assert read_guard(run, stage, student).tolist() == data.tolist()
+
+
+def test_spans_come_back_in_seconds(run: RunDirectory) -> None:
+    spans = [{"lane": "student 0", "kind": "training", "label": "a, epoch 1", "start": 1.8e9 + 0.125, "end": 1.8e9 + 2}]
+    write_timeline(run, spans)
+    assert pq.read_table(run.path / "timeline.parquet").to_pylist() == spans
+    write_timeline(run, [])
+    assert pq.read_table(run.path / "timeline.parquet").num_rows == 0, "no spans, but the columns are there"
+
+
+def test_teachers_live_inside_the_run_they_teach(run: RunDirectory) -> None:
+    teachers = RunDirectory.create(run.teachers(), EXPERIMENT, CLUSTER, {})
+    assert teachers.path == run.path / "teachers"
+    assert run.scores() == teachers.scores() == {}
+    write_score(teachers, Cell(0, 1, 0, "a"), record(1), {"sample_id": []})
+    assert run.scores() == {}, "the scores of one are not those of the other"
 
 
 def test_checkpoints_have_places_of_their_own(run: RunDirectory) -> None:
