@@ -279,8 +279,8 @@ def _with(record: Any, **values: object) -> Any:
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
     if get_method(experiment.method).stages == "separate" and num_students(experiment) > 1:
         raise ConfigError(
-            f"peers.count: {experiment.method} trains one model a task, as many at a time as there is room for; expected "
-            f"1 student, not {num_students(experiment)}. Use another seed for another model."
+            f"peers.count: {experiment.method} trains one model a task, as many at a time as there is room for; "
+            f"expected 1 student, not {num_students(experiment)}. Use another seed for another model."
         )
     if get_method(experiment.method).teacher == "previous" and num_students(experiment) > 1:
         raise ConfigError(

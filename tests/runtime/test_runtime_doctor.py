@@ -71,7 +71,7 @@ def test_the_command_keeps_the_parts_of_a_package_that_are_needed(monkeypatch: p
     without(monkeypatch, ray=None)
     commands = [finding.remedy for finding in examine() if finding.what == "ray" and finding.needed]
     assert len(commands) == 1
-    assert commands[0].startswith("pip install 'ray[default]")
+    assert commands[0].startswith("pip install 'ray[default,tune]")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_distil_changes_the_training_answers_and_nothing_else(folder: Path) -> N
 
 def test_distil_without_such_a_file_is_an_error_that_names_it(folder: Path) -> None:
     (folder / "e2enlg_to_squad-distil-v2.0.json").unlink()
-    with pytest.raises(DataError, match="e2enlg_to_squad-distil-v2.0.json"):
+    with pytest.raises(DataError, match=r"e2enlg_to_squad-distil-v2\.0\.json"):
         answers(DataConfig(converted=folder, distil=True), "train")
 
 
