@@ -19,12 +19,12 @@ from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.schedule import learning_rate
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient
-from ray_l4.methods import Head, Method, Topology
+from ray_l4.methods import Method, Topology
 from ray_l4.seeds import derive
 from ray_l4.text.batches import Batch, HeadPositions, build_batch
 from ray_l4.text.sampler import Sampler
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import sequence_lengths
+from ray_l4.text.tokens import Head, sequence_lengths
 
 Predictions = Mapping[str, Tensor]
 """Head -> log-probabilities (K, vocab) at the K positions that bear distillation."""
