@@ -22,7 +22,7 @@ GridOption = Annotated[
 ]
 OrdersOption = Annotated[
     str | None,
-    typer.Option(metavar="all|LIST", help="Orders of the tasks: all, or lists such as a:b:c,c:b:a."),
+    typer.Option(metavar="all|LIST", help="Orders of the tasks: all, or lists such as woz.en:wikisql,wikisql:woz.en."),
 ]
 SeedsOption = Annotated[
     str | None, typer.Option(metavar="N|LIST", help="How many seeds, or which (0,7; one alone as 7,).")
