@@ -19,6 +19,9 @@ from ray_l4.errors import PeerError, RayL4Error
 class Transport(Protocol):
     """The way to the workers."""
 
+    one_process: bool
+    """Whether all workers live in this process."""
+
     def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
         """Call ``worker.method(*arguments)``, in order per worker; gives a reference to the result."""
 
@@ -45,6 +48,8 @@ class _Value:
 
 class InProcess:
     """All workers are objects of this process and calls run at once: the reference."""
+
+    one_process = True
 
     def submit(self, worker: Any, method: str, *arguments: Any) -> _Value:
         values = [a.value if isinstance(a, _Value) else a for a in arguments]
@@ -73,6 +78,8 @@ class InProcess:
 
 class ObjectStore:
     """Workers are Ray actors; values travel through the object store (RAY.md 2 and 3)."""
+
+    one_process = False
 
     def submit(self, worker: Any, method: str, *arguments: Any) -> ray.ObjectRef:
         return getattr(worker, method).remote(*arguments)

@@ -54,6 +54,7 @@ class Coordinator:
         ``progress`` and ``stop``: those of the run that this one is a part of.
         """
         self.progress = progress or Progress()
+        self._is_part = progress is not None
         self._setup = setup
         self._cluster = cluster
         self._run = run
@@ -75,6 +76,7 @@ class Coordinator:
         self._began = time.monotonic()
         try:
             self._teachers = self._train_teachers()
+            self._count_time_of_teachers()
             self._crew = self._hire(self._setup, self._cluster, peers_of(self._setup, self._places))
             self._prepare()
             self._catch_up()
@@ -90,7 +92,7 @@ class Coordinator:
         self._crew.dismiss()
         summary = summarise(self._run)
         write_json(self._run.path / "summary.json", summary)
-        self.progress.set(phase="done", jobs_open=0)
+        self.progress.set(phase="starting" if self._is_part else "done", jobs_open=0)
         return summary
 
     def stop(self) -> None:
@@ -104,6 +106,7 @@ class Coordinator:
         teachers = open_teachers(self._setup, self._run)
         if not (teachers.path / "summary.json").is_file():
             self.progress.event("training the teachers")
+            self.progress.set(part="teachers: ")
             setup = self._setup.of_teachers()
             before = Coordinator(setup, self._cluster, teachers, self._hire, self._places, self.progress, self._stop)
             try:
@@ -113,7 +116,14 @@ class Coordinator:
                 self._heed_stop()  # in the name of the run that the user knows
                 raise
             self.progress.event("the teachers are trained")
+            self.progress.set(part="")
         return teachers
+
+    def _count_time_of_teachers(self) -> None:
+        """The run's time begins with that of teachers trained within it, in this process or before it was resumed."""
+        self._began = time.monotonic()
+        if self._teachers is not None and self._teachers.path == self._run.teachers() and not self._state.wall_seconds:
+            self._state = self._state.model_copy(update={"wall_seconds": self._teachers.state().wall_seconds})
 
     def _prepare(self) -> None:
         setup, crew = self._setup, self._crew
@@ -214,6 +224,8 @@ class Coordinator:
 
     def _memory(self, kind: str, workers: Sequence[Any]) -> dict[str, int]:
         """Peak memory of workers that have nothing to do: one that is busy would have to be waited for."""
+        if self._transport.one_process:
+            return {"process": workers[0].peak_memory()}
         asked = {f"{kind}-{i}": self._transport.submit(worker, "peak_memory") for i, worker in enumerate(workers)}
         return {name: self._transport.get(ref, self._cluster.timeouts.start, name) for name, ref in asked.items()}
 

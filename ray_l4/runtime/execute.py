@@ -19,6 +19,7 @@ from ray_l4.runtime.live import watch
 from ray_l4.runtime.placement import check_room, local_resources
 from ray_l4.runtime.session import start
 from ray_l4.runtime.setup import Setup, prepare
+from ray_l4.runtime.teachers import named_teachers
 from ray_l4.store.atomic import write_folder, write_text
 from ray_l4.store.run_directory import RunDirectory, read_json
 
@@ -53,7 +54,9 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
     if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
         check_room(graph_of(experiment).size, cluster, [local_resources(cluster)])
-    return prepare(experiment)
+    setup = prepare(experiment)
+    named_teachers(setup)  # what is wrong with them is said before anything is made
+    return setup
 
 
 def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: Console) -> None:

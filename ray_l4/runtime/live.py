@@ -61,7 +61,7 @@ def headline(snapshot: Snapshot) -> str:
     left = snapshot.remaining_seconds
     eta = "" if left is None else f", about {duration(left)} of training left"
     return (
-        f"task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
+        f"{snapshot.part}task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
         f"epoch {snapshot.epoch} of {snapshot.num_epochs}, step {snapshot.step} of {snapshot.num_steps}{eta}; "
         f"scores: {snapshot.jobs_done} done, {snapshot.jobs_open} open"
     )

@@ -41,6 +41,8 @@ _SMOOTHING = 0.9
 class Snapshot:
     """One look at a run."""
 
+    part: str = ""
+    """What the run is a part of, if it is one: stands before what it does."""
     phase: str = "starting"
     stage: int = 0
     num_stages: int = 0

@@ -82,7 +82,8 @@ class Student:
         figures = self._learner.backward(step, [self._codec.decode(payload, device) for payload in payloads])
         self._mark("backward")
         times = {f"{name}_seconds": self._times.get(name, 0.0) for name in ("forward", "wait", "backward", "idle")}
-        return figures | times | {"bytes_sent": self._bytes_sent}
+        traffic = {"bytes_sent": self._bytes_sent, "bytes_received": sum(map(num_bytes, payloads))}
+        return figures | times | traffic
 
     def consolidate(self) -> np.ndarray | None:
         """Let the guard take note of the stage that was learned. Gives all it knows, None if it keeps nothing."""

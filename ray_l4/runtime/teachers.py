@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,27 +27,34 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
 
     Raises ConfigError or RunDirectoryError if the named one has not finished, or trained other models or on other data.
     """
-    named = setup.experiment.teachers.run
+    named = named_teachers(setup)
     if named is not None:
-        return _checked(RunDirectory.open(named), setup, run)
+        return named
     folder = run.teachers()
-    if (folder / "config.yaml").is_file():
-        return RunDirectory.open(folder)
-    manifest = read_json(run.path / "manifest.json")
-    teachers = RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
+    if not (folder / "config.yaml").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # what was begun and never became a run
+        manifest = read_json(run.path / "manifest.json")
+        RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
     write_folder(folder / "tokenizer", setup.tokenizer.save)
-    return teachers
+    return RunDirectory.open(folder)
 
 
-def _checked(teachers: RunDirectory, setup: Setup, run: RunDirectory) -> RunDirectory:
+def named_teachers(setup: Setup) -> RunDirectory | None:
+    """The run that ``teachers.run`` names, once it is sure that its models can teach; None if none is named or needed.
+
+    Raises ConfigError or RunDirectoryError if it has not finished, or trained other models or on other data.
+    """
+    named = setup.experiment.teachers.run
+    if named is None or setup.method.teacher != "task":
+        return None
+    teachers = RunDirectory.open(named)
     teachers.summary()  # it has finished, or this says so
     experiment = teachers.experiment()
     if experiment.method != TEACHER_METHOD:
         raise ConfigError(f"teachers.run: {teachers.path} is a run of {experiment.method}; expected {TEACHER_METHOD}")
     if experiment.model != setup.experiment.model:
         raise ConfigError(f"teachers.run: {teachers.path} trained another model than this experiment's")
-    prints = [read_json(folder / "manifest.json")["data_fingerprint"] for folder in (teachers.path, run.path)]
-    if prints[0] != prints[1]:
+    if read_json(teachers.path / "manifest.json")["data_fingerprint"] != setup.fingerprint():
         raise RunDirectoryError(
             f"teachers.run: {teachers.path} learned from other data, or with another tokeniser, than this experiment. "
             "Train teachers on the same stream (tasks, order, sizes, data.seed)."
@@ -70,28 +78,34 @@ def distilled(
     on_nap: Callable[[], None],
 ) -> dict[str, pa.Table]:
     """The training examples of ``tasks`` with the answers of each task's teacher, decoded now or on record already."""
-    answers: dict[str, dict[int, list[str]]] = {}
-    jobs: list[Job] = []
     shared = transport.put(description)
     for task in tasks:
-        if run.answers(task).is_file():
-            continue
-        answers[task] = {}
-        stage = setup.tasks.index(task)
-        weights = transport.put(teacher_weights(teachers, stage))
-        for rows in in_chunks(setup.training[task].num_rows, setup.experiment.replay.chunk):
-            name = f"answers of the teacher of {task}, examples {rows.start} to {rows.stop - 1}"
-            arguments = (f"teacher-{stage}", shared, weights, task, rows)
-            jobs.append(
-                Job(name, "answer_training", arguments, partial(answers[task].__setitem__, rows.start), kind="distil")
-            )
-    pool.add(jobs, urgent=True)
-    wanted = len(jobs)
-    pool.wait(lambda: sum(map(len, answers.values())) == wanted, on_nap)
-    for task, chunks in answers.items():
-        texts = [text for start in sorted(chunks) for text in chunks[start]]
-        write_answers(run, task, setup.training[task]["sample_id"].to_pylist(), texts)
+        if not run.answers(task).is_file():
+            stage = setup.tasks.index(task)
+            weights = transport.put(teacher_weights(teachers, stage))
+            texts = _decoded(setup, task, (f"teacher-{stage}", shared, weights), pool, on_nap)
+            write_answers(run, task, setup.training[task]["sample_id"].to_pylist(), texts)
     return {task: _with_recorded(run, setup, task) for task in tasks}
+
+
+def _decoded(
+    setup: Setup, task: str, model: tuple[str, Any, Any], pool: WorkPool, on_nap: Callable[[], None]
+) -> list[str]:
+    """A teacher's answers to all training examples of its task, from all evaluators."""
+    chunks: dict[int, list[str]] = {}
+    jobs = [
+        Job(
+            f"answers of the teacher of {task}, examples {rows.start} to {rows.stop - 1}",
+            "answer_training",
+            (*model, task, rows),
+            partial(chunks.__setitem__, rows.start),
+            kind="distil",
+        )
+        for rows in in_chunks(setup.training[task].num_rows, setup.experiment.replay.chunk)
+    ]
+    pool.add(jobs, urgent=True)
+    pool.wait(lambda: len(chunks) == len(jobs), on_nap)
+    return [text for start in sorted(chunks) for text in chunks[start]]
 
 
 def _with_recorded(run: RunDirectory, setup: Setup, task: str) -> pa.Table:

@@ -38,6 +38,7 @@ STEPS = pa.schema(
                 "samples",
                 "tokens",
                 "bytes_sent",
+                "bytes_received",
                 "forward_seconds",
                 "wait_seconds",
                 "backward_seconds",

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.methods import resolved, teachers_of
+from ray_l4.runtime import execute
 from ray_l4.runtime.session import start
 from ray_l4.runtime.teachers import open_teachers, teacher_weights
 from ray_l4.seeds import derive
@@ -151,3 +153,56 @@ def test_a_teacher_whose_weights_are_gone_is_named(tmp_path: Path) -> None:
     shutil.rmtree(run.teachers() / "checkpoints" / "stage-0")
     with pytest.raises(RunDirectoryError, match=r"teachers/.*stage-0.*model\.safetensors: is not there"):
         small.finish(start(setup, LOCAL, run))
+
+
+@pytest.mark.parametrize("left", ["a folder", "a run without its tokeniser"])
+def test_a_run_that_was_killed_while_its_teachers_were_set_up_goes_on(
+    tmp_path: Path, left: str, finished: Finished
+) -> None:
+    config = small.quick("l2kd-word")
+    setup, run = small.new_run(config, LOCAL, tmp_path / "run")
+    if left == "a folder":
+        run.teachers().mkdir()
+        (run.teachers() / "manifest.json").write_text("{}", encoding="utf-8")
+    else:
+        shutil.rmtree(open_teachers(setup, run).path / "tokenizer")
+    small.finish(start(setup, LOCAL, run))
+    small.assert_equal(run, finished("l2kd-word")[0])
+
+
+def test_the_time_of_a_run_holds_that_of_its_teachers(tmp_path: Path) -> None:
+    """Also of those that an earlier call trained."""
+    setup, run = small.stopped_run(small.quick("l2kd-word"), tmp_path / "run", "the teachers are trained")
+    teachers = RunDirectory.open(run.teachers())
+    teachers.save_state(teachers.state().model_copy(update={"wall_seconds": 1000.0}))
+    summary = small.finish(start(setup, LOCAL, run))
+    assert 1000.0 < summary["wall_seconds"] < 1100.0
+
+
+def test_the_time_of_teachers_that_were_there_already_does_not_count(tmp_path: Path, trained: RunDirectory) -> None:
+    path = shutil.copytree(trained.path, tmp_path / "offer")
+    teachers = RunDirectory.open(path)
+    teachers.save_state(teachers.state().model_copy(update={"wall_seconds": 1000.0}))
+    setup, run = small.new_run(small.quick("l2kd-word", teachers={"run": path}), LOCAL, tmp_path / "run")
+    assert small.finish(start(setup, LOCAL, run))["wall_seconds"] < 100.0
+
+
+def test_what_a_frozen_teacher_sends_is_counted_where_it_arrives(finished: Finished) -> None:
+    for method, receives in (("l2kd-word", True), ("l4-released", True), ("l4", True), ("lamol", False)):
+        figures = finished(method)[0].step_figures()
+        with_current = [row for row in figures if row["bytes_received"]]
+        assert bool(with_current) == receives, method
+        if method == "l4":
+            assert all(row["bytes_received"] == row["bytes_sent"] for row in figures), "two students, one batch"
+
+
+def test_one_process_reports_its_memory_once(finished: Finished) -> None:
+    peaks = finished("l4")[0].state().peak_memory_bytes
+    assert list(peaks) == ["process"] and peaks["process"] > 10**7
+
+
+def test_bad_teachers_are_found_before_a_folder_is_made(tmp_path: Path) -> None:
+    config = small.quick("l2kd-seq", teachers={"run": tmp_path / "none"})
+    with pytest.raises(RunDirectoryError, match="none: not a run directory"):
+        execute.run(config, LOCAL, tmp_path / "run", "test", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
