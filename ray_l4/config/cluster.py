@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ray_l4.config.experiment import Count, Strict
+from ray_l4.config.fields import Count, Strict
 
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]

@@ -1,7 +1,8 @@
 """A protocol: an experiment file with one more key, ``sweep``, that says which runs make up a table or a figure.
 
 Values come from several places. Later ones win: the file, files laid over it, what the caller rescales, ``--set``, a
-variant's settings, a point of the grid. A message about a value names the place it came from.
+variant's settings, a point of the grid. A message about a value names the place it came from, and a relative path
+starts there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ray_l4.config.document import Document, read_document
-from ray_l4.config.experiment import Count, ExperimentConfig, Strict
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.fields import Count, Strict
 from ray_l4.config.loading import (
     SWEEP_KEY,
     apply_overrides,
@@ -25,7 +27,7 @@ from ray_l4.config.loading import (
     resolve_paths,
 )
 from ray_l4.config.problems import dotted
-from ray_l4.config.strict_yaml import Location, line_of
+from ray_l4.config.strict_yaml import Location
 from ray_l4.errors import ConfigError
 
 Settings = Mapping[str, object]
@@ -95,36 +97,69 @@ class SweepConfig(Strict):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a value comes from."""
+
+    name: str
+    """A file and line, or an option: for a message."""
+    folder: Path
+    """Relative paths start here."""
+
+
+def option(name: str) -> Origin:
+    """The origin of what an option of the command line says."""
+    return Origin(name, Path.cwd())
+
+
+@dataclass(frozen=True)
 class Change:
     """Another value for one key of an experiment."""
 
     key: str
     value: object
-    origin: str
-    """Where it comes from, in a message."""
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class _Layers(Document):
     """A document that other files and changes were laid over, and that knows which value came from where."""
 
-    origins: dict[Location, str] = field(default_factory=dict)
+    origins: dict[Location, Origin] = field(default_factory=dict)
+    """Of all that does not come from the document itself."""
 
     def where(self, location: Location) -> str:
-        known = [key for key in self.origins if location[: len(key)] == key]
-        if known:
-            return self.origins[max(known, key=len)]
-        laid = [key for key in self.origins if key[: len(location)] == location and key not in self.overridden]
-        inside = {self.origins[key]: None for key in laid if location}
-        return super().where(location) + (f" with {', '.join(inside)}" if inside else "")
+        nearest = self._nearest(location)
+        place = super().where(location) if nearest is None else self.origins[nearest].name
+        inside = [key for key in self.origins if location and key != nearest and key[: len(location)] == location]
+        if nearest is None:
+            inside = [key for key in inside if key not in self.overridden]  # named already
+        others = {self.origins[key].name: None for key in inside if self.origins[key].name != place}
+        return place + (f" with {', '.join(others)}" if others else "")
 
-    def lay(self, key: Location, value: object, origin: str) -> None:
+    def base_of(self, location: Location) -> Path:
+        nearest = self._nearest(location)
+        return self.folder if nearest is None else self.origins[nearest].folder
+
+    def _nearest(self, location: Location) -> Location | None:
+        """The value at ``location``, or the closest one around it, of which an origin is known."""
+        return max((key for key in self.origins if location[: len(key)] == key), key=len, default=None)
+
+    def lay(self, key: Location, value: object, origin: Origin) -> None:
         """Put one value in place. Raises ConfigError if it has no place to go."""
+        known = len(self.made)
         try:
             location = self.set(key, copy.deepcopy(value))
         except ConfigError as error:
-            raise ConfigError(f"{origin}: {dotted(key)}: {error}") from None
-        self.origins[location] = origin
+            raise ConfigError(f"{origin.name}: {dotted(key)}: {error}") from None
+        self.credit([*self.made[known:], location], origin)
+        del self.made[known:]  # no override made them
+
+    def credit(self, locations: Iterable[Location], origin: Origin) -> None:
+        """Note where that which stands there now comes from, in place of what stood there before."""
+        for location in locations:
+            for replaced in [key for key in self.origins if key[: len(location)] == location]:
+                del self.origins[replaced]
+            self.origins[location] = origin
 
     def branch(self) -> _Layers:
         """A copy that can be changed without changing this one."""
@@ -144,9 +179,10 @@ class Protocol:
         """What stands over its tables."""
         return self.sweep.title or self.base.name
 
-    def origin(self, *keys: str) -> str:
-        """File and line of a value of the sweep, for a message."""
-        return self._layers.where((SWEEP_KEY, *keys))
+    def origin(self, *keys: str) -> Origin:
+        """Where a value of the sweep comes from."""
+        location = (SWEEP_KEY, *keys)
+        return Origin(self._layers.where(location), self._layers.base_of(location))
 
     def experiment(self, changes: Iterable[Change]) -> ExperimentConfig:
         """The experiment with other values. Raises ConfigError, one line for each problem, with the change's origin."""
@@ -176,9 +212,9 @@ def load_protocol(
     if rescale is not None:
         expand_task_names(layers)
         for key, value in rescale(experiment_of(layers.branch())).items():
-            layers.set(key.split("."), value)
+            layers.lay(tuple(key.split(".")), value, option("--scale"))
     apply_overrides(layers, overrides)
-    layers.origins.update(dict.fromkeys(layers.overridden, "--set"))
+    layers.credit([*layers.made, *layers.overridden], option("--set"))
     base = experiment_of(layers)
     whole = replace(layers, tree={SWEEP_KEY: sweep_tree})
     return Protocol(base, check(_SweepFile, whole).sweep, layers)
@@ -195,8 +231,7 @@ def _lay_over(layers: _Layers, overlay: Document) -> None:
     """Mappings are merged; everything else, lists included, is replaced."""
     resolve_paths(overlay)
     for location, value in _leaves(overlay.tree):
-        line = line_of(overlay.root, location)
-        layers.lay(location, value, overlay.label if line is None else f"{overlay.label}:{line}")
+        layers.lay(location, value, Origin(overlay.where(location), overlay.folder))
 
 
 def _leaves(tree: Mapping[str, object], at: Location = ()) -> Iterator[tuple[Location, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,11 +27,21 @@ from ray_l4.store.run_directory import RunDirectory, read_json
 _LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
 
 
-def run(experiment: ExperimentConfig, cluster: ClusterConfig, folder: Path, command: str, console: Console) -> None:
-    """Learn ``experiment`` into the new ``folder``. Raises RayL4Error for whatever prevents it."""
+def run(
+    experiment: ExperimentConfig,
+    cluster: ClusterConfig,
+    folder: Path,
+    command: str,
+    console: Console,
+    extra: Mapping[str, object] = {},
+) -> None:
+    """Learn ``experiment`` into the new ``folder``; ``extra`` is for its manifest, beside what always stands there.
+
+    Raises RayL4Error for whatever prevents it.
+    """
     with console.status("reading and tokenising data"):
         setup = _prepared(experiment, cluster)
-    directory = RunDirectory.create(folder, setup.experiment, cluster, _manifest(command, setup))
+    directory = RunDirectory.create(folder, setup.experiment, cluster, {**extra, **_manifest(command, setup)})
     with directory.lock():
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         _go(setup, cluster, directory, console)

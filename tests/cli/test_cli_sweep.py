@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import GPT2Config
 from typer.testing import CliRunner, Result
 
 from ray_l4.cli.main import app
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.runtime.sweep.plan import Request, make_plan
 from ray_l4.store.run_directory import RunDirectory
 from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, command, ray_l4, refused
 from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked_processes, wait_until_gone
@@ -24,6 +26,8 @@ from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked
 EXPERIMENTS = REPOSITORY / "launch" / "experiments"
 SMALL_MODEL = ("--with", EXPERIMENTS / "small-model.yaml")
 SMALL_TABLE5 = ("--with", EXPERIMENTS / "small-model-table5.yaml")
+GPT2_SHAPE = (EXPERIMENTS / "gpt2-shape.yaml",)
+GPT2_TABLE5 = (*GPT2_SHAPE, EXPERIMENTS / "gpt2-shape-table5.yaml")
 PROTOCOLS = sorted(path.name for pattern in ("l4-*.yaml", "l2kd-*.yaml") for path in EXPERIMENTS.glob(pattern))
 ROOM = ("--set", "cluster.ray.num_cpus=4", "--set", "cluster.ray.num_gpus=0")
 
@@ -68,6 +72,29 @@ def test_every_protocol_loads_at_full_size_and_small(name: str, tmp_path: Path) 
         "_s2"
     )
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("name", "overlays"), [("l4-table2.yaml", GPT2_SHAPE), ("l4-table5.yaml", GPT2_TABLE5)])
+def test_the_full_size_without_pretrained_weights(name: str, overlays: tuple[Path, ...], tmp_path: Path) -> None:
+    options = [argument for overlay in overlays for argument in ("--with", overlay)]
+    result = invoke(EXPERIMENTS / name, *options, "--dry-run", "--out", tmp_path / "out", *ROOM)
+    assert result.exit_code == 0, result.exception
+    assert "scaled" not in result.stdout
+    full, plan = make_plan(EXPERIMENTS / name, Request()), make_plan(EXPERIMENTS / name, Request(laid_over=overlays))
+    for before, trial in zip(full.trials, plan.trials, strict=True):
+        assert trial.folder == before.folder
+        assert trial.experiment.training == before.experiment.training, "nothing about the protocol's size changes"
+        assert trial.experiment.stream == before.experiment.stream
+    scratch = plan.trials[0].experiment.model.from_scratch
+    assert scratch is not None
+    like_gpt2 = GPT2Config(
+        n_layer=scratch.layers,
+        n_embd=scratch.width,
+        n_head=scratch.heads,
+        n_positions=scratch.positions,
+        vocab_size=scratch.vocabulary,
+    )
+    assert like_gpt2.to_dict() == GPT2Config().to_dict()
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -163,11 +190,16 @@ def test_a_second_call_computes_nothing_and_a_wider_one_only_what_is_new(tmp_pat
     assert {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")} >= {"finetune", "lamol"}
 
     runs = out / "finetune_mini.woz-mini.rest_s0", out / "lamol_mini.woz-mini.rest_s0"
+    assert [json.loads((run / "manifest.json").read_text())["scale"] for run in runs] == [0.9, 0.9]
+    report = (runs[1] / "report.md").read_text()
+    (runs[1] / "report.md").unlink()  # as if it had been killed after its summary
     before = [files(run) for run in runs]
     second = ray_l4(*arguments, cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert "2 trials: 2 already done, 0 begun, 0 new" in second.stdout
     assert table in second.stdout
+    assert (runs[1] / "report.md").read_text() == report
+    before[1] |= {name: when for name, when in files(runs[1]).items() if name.endswith("report.md")}
     assert [files(run) for run in runs] == before
 
     wider = ray_l4(*arguments, "--methods", "lamol,l4", cwd=tmp_path)

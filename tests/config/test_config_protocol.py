@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_l4.config.loading import load_experiment
-from ray_l4.config.protocol import Change, load_protocol
+from ray_l4.config.protocol import Change, Origin, load_protocol
 from ray_l4.errors import ConfigError
 
 BASE = """\
@@ -18,6 +18,11 @@ stream: [mini.woz, {name: mini.rest, train: 30}]
 model: {from_scratch: {layers: 1}}
 training: {epochs: 9}
 """
+
+
+def change(key: str, value: object, origin: str = "HERE") -> Change:
+    """A change that comes from an option."""
+    return Change(key, value, Origin(origin, Path.cwd()))
 
 
 @pytest.fixture
@@ -102,7 +107,7 @@ def test_later_layers_win(write: Callable[..., Path], tmp_path: Path) -> None:
     assert training.batch_size == 3, "--set wins over both"
     assert training.lm_weight == 0.5
     assert (protocol.sweep.seeds, protocol.sweep.title) == (4, "T"), "the sweep is merged likewise"
-    changed = protocol.experiment([Change("training.batch_size", 8, "a"), Change("training.batch_size", 9, "b")])
+    changed = protocol.experiment([change("training.batch_size", 8, "a"), change("training.batch_size", 9, "b")])
     assert changed.training.batch_size == 9
     assert protocol.base.training.batch_size == 3, "an experiment leaves the protocol as it is"
     assert protocol.experiment([]) == protocol.base
@@ -112,7 +117,7 @@ def test_what_a_change_sets_counts_as_set(write: Callable[..., Path]) -> None:
     """``methods.resolved`` fills in a method's wishes only where an experiment says nothing."""
     protocol = load_protocol(write("seeds: 2\n"))
     assert "weight" not in protocol.base.distillation.model_fields_set
-    assert "weight" in protocol.experiment([Change("distillation.weight", 0.2, "x")]).distillation.model_fields_set
+    assert "weight" in protocol.experiment([change("distillation.weight", 0.2)]).distillation.model_fields_set
 
 
 def test_an_overlay_may_exchange_the_model(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -130,8 +135,33 @@ def test_paths_of_an_overlay_start_at_its_folder(write: Callable[..., Path], tmp
 
 
 def test_a_change_may_reach_into_a_task_that_stands_as_a_name(write: Callable[..., Path]) -> None:
-    changed = load_protocol(write()).experiment([Change("stream.0.train", 12, "--grid")])
+    changed = load_protocol(write()).experiment([change("stream.0.train", 12)])
     assert [task.train for task in changed.stream] == [12, 30]
+
+
+def test_a_changes_path_starts_at_the_folder_of_its_origin(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Also where the group that it goes into was made for it, by an option, or set as a whole by one."""
+    origins = {"FILE": tmp_path, "OPTION": tmp_path / "elsewhere"}
+    over = tmp_path / "over.yaml"
+    over.write_text("teachers: {run: theirs}\n", encoding="utf-8")
+    base = load_protocol(write(), ["teachers={run: here}"], [over]).base
+    assert base.teachers.run == Path.cwd() / "here", "what was laid over was replaced with its group"
+    for overrides in ([], ["teachers.epochs=3"], ["teachers={epochs: 3, run: theirs}"]):
+        protocol = load_protocol(write("seeds: 2\n"), overrides)
+        for name, folder in origins.items():
+            changed = protocol.experiment([Change("teachers.run", "mine", Origin(name, folder))])
+            assert changed.teachers.run == folder / "mine"
+
+
+def test_origins_of_the_sweep(write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "over").mkdir()
+    over = tmp_path / "over" / "over.yaml"
+    over.write_text("sweep:\n  variants:\n    a:\n      optim.lr: 1.0\n", encoding="utf-8")
+    path = write("variants:\n  a:\n    method: l4\n")
+    protocol = load_protocol(path, (), [over])
+    assert protocol.sweep.variants == {"a": {"method": "l4", "optim.lr": 1.0}}
+    assert protocol.origin("variants", "a", "optim.lr") == Origin(f"{over}:4", over.parent)
+    assert protocol.origin("variants", "a", "method") == Origin(f"{path}:8", tmp_path)
 
 
 # --- what is wrong ---
@@ -188,6 +218,7 @@ def test_what_is_wrong_in_the_experiment_or_laid_over_it(write: Callable[..., Pa
     ("key", "value", "message"),
     [
         ("training.epoch", 3, "HERE: training.epoch: unknown key. Did you mean 'epochs'?"),
+        ("foo.bar", 1, "HERE: foo: unknown key."),
         ("training.epochs", 0, "HERE: training.epochs: expected a whole number of at least 1, found 0"),
         ("stream.7.train", 3, "HERE: stream.7.train: stream has 2 items, counted from 0, and none at '7'"),
         ("name.x", 3, "HERE: name.x: name is 'base', which has no keys"),
@@ -198,5 +229,17 @@ def test_a_change_that_cannot_be(write: Callable[..., Path], key: str, value: ob
     path = write("seeds: 2\n")
     protocol = load_protocol(path)
     with pytest.raises(ConfigError) as caught:
-        protocol.experiment([Change(key, value, "HERE")])
-    assert str(caught.value).replace(str(path), "FILE") == message
+        protocol.experiment([change(key, value)])
+    assert str(caught.value).replace(str(path), "FILE").startswith(message)
+
+
+def test_a_group_made_by_several_places_names_them_all(write: Callable[..., Path]) -> None:
+    path = write("seeds: 2\n", base="stream: [mini.woz]\nmodel: {name: gpt2}\n")
+    one, two = change("model.from_scratch.width", 30, "ONE"), change("model.from_scratch.heads", 4, "TWO")
+    with pytest.raises(ConfigError, match=r"^ONE with TWO: model\.from_scratch: width 30 is not a multiple"):
+        load_protocol(path).experiment([one, two])
+    with pytest.raises(ConfigError, match=r"^--set with ONE: model\.from_scratch: width 30 is not a multiple"):
+        load_protocol(path, ["model.name=null", "model.from_scratch.layers=2"]).experiment([one])
+    whole = change("model.from_scratch", {"width": 30}, "WHOLE")
+    with pytest.raises(ConfigError, match=r"^WHOLE: model\.from_scratch: width 30 is not a multiple"):
+        load_protocol(path).experiment([two, whole])

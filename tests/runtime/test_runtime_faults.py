@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from ray_l4.config.experiment import ModelConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ClusterError, ModelError, PeerError
 from ray_l4.runtime.session import Session, start
 from tests.runtime import runtime_fixtures as small

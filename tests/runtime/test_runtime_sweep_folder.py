@@ -15,7 +15,7 @@ from ray_l4.runtime.sweep.folder import SweepFolder
 from ray_l4.runtime.sweep.plan import Plan, Trial
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory
-from tests.runtime.runtime_fixtures import cluster, experiment
+from tests.runtime.runtime_fixtures import cluster, complete_run, experiment
 
 SCORE = {"lamol": 40.0, "l4": 50.0}
 
@@ -136,6 +136,27 @@ def test_the_table_holds_what_is_finished(folder: SweepFolder) -> None:
     assert "40.5 ± 0.7" in rows["lamol"]
     assert "50.0" in rows["l4"]
     assert (folder.path / "table.md").read_text() == text
+
+
+def test_a_run_that_was_killed_before_its_report_gets_one(folder: SweepFolder) -> None:
+    small = {"stream": [{"name": "mini.woz", "train": 30, "test": 4}], "training": {"epochs": 1, "batch_size": 8}}
+    done, begun = trial("finetune", **small), trial("lamol", **small)
+    folder.record(plan(done, begun))
+    run, _ = complete_run(done.experiment, cluster("in_process"), folder.run(done))
+    begin(folder, begun)
+    assert not (run.path / "report.md").exists()
+    folder.complete_reports()
+    report = (run.path / "report.md").read_text()
+    assert report.startswith("# small: finetune on mini.woz, seed 0")
+    assert not (folder.run(begun) / "report.md").exists()
+    (run.path / "report.md").write_text("as it was")
+    folder.complete_reports()
+    assert (run.path / "report.md").read_text() == "as it was"
+
+
+def test_what_a_run_is_told_of_its_sweep(folder: SweepFolder) -> None:
+    folder.record(replace(plan(trial("l4")), title="A sweep, scaled", scale=0.1))
+    assert folder.provenance() == {"sweep": "A sweep, scaled", "scale": 0.1}
 
 
 def test_one_sweep_at_a_time(folder: SweepFolder) -> None:

@@ -121,6 +121,27 @@ def test_the_papers_sizes_scale_and_all_stays_all() -> None:
     assert scaled_settings({"optim.lr": 1, "training.batch_size": 8}, 0.1) == {"optim.lr": 1, "training.batch_size": 8}
 
 
+def test_epochs_of_teachers_scale_where_they_are_given(tmp_path: Path) -> None:
+    assert scaled(experiment(teachers={"epochs": 9}, training={"epochs": 18}), 1 / 3) == {
+        "stream.0.train": 20,
+        "stream.0.test": 8,
+        "stream.1.train": 20,
+        "stream.1.test": 8,
+        "training.epochs": 6,
+        "teachers.epochs": 3,
+    }
+    assert "teachers.epochs" not in scaled(experiment(), 0.5), "as many as the student's, which scale"
+    path = protocol(tmp_path, variants={"own": {"teachers.epochs": 12}, "same": {"teachers.epochs": None}})
+    plan = make_plan(path, Request(scale=1 / 3, overrides=["teachers.epochs=5"]))
+    assert [trial.experiment.teachers.epochs for trial in plan.trials] == [4, None]
+
+
+def test_what_scale_leaves_alone() -> None:
+    """``docs/SWEEPS.md`` says so."""
+    sizes = {"regulariser": {"examples": 100}, "replay": {"capacity": 100}, "evaluation": {"limit": 100}}
+    assert {key.split(".")[0] for key in scaled(experiment(**sizes), 0.1)} == {"stream", "training"}
+
+
 @given(size=st.integers(1, 10**6), epochs=st.integers(1, 100), scale=st.floats(1e-3, 1))
 def test_scaled_sizes_are_sane(size: int, epochs: int, scale: float) -> None:
     config = experiment(stream=[{"name": "mini.woz", "train": size, "test": size}], training={"epochs": epochs})
@@ -141,6 +162,40 @@ def test_a_scale_that_is_none(tmp_path: Path, scale: float) -> None:
     assert "above 0 and at most 1" in refusal(protocol(tmp_path), Request(scale=scale))
 
 
+# --- paths ---
+
+
+@pytest.mark.parametrize("unrelated", [None, "teachers.epochs=3", "regulariser.weight=0.5"])
+def test_paths_start_where_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unrelated: str | None
+) -> None:
+    """Those of the file at its folder, those of an option at the current one, whatever else is set."""
+    for name in ("here", "file"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = protocol(tmp_path / "file", variants={"a": {"teachers.run": "mine"}})
+    others = [unrelated] if unrelated else []
+    (trial,) = make_plan(path, Request(overrides=[*others, "teachers.run=theirs"])).trials
+    assert trial.experiment.teachers.run == tmp_path / "file" / "mine", "a variant wins, with its own folder"
+    (trial,) = make_plan(path, Request(overrides=others, grid={"teachers.run": ["mine"]})).trials
+    assert trial.experiment.teachers.run == tmp_path / "here" / "mine"
+    (trial,) = make_plan(path, Request(overrides=[*others, "teachers.run=mine"], methods=["l4"])).trials
+    assert trial.experiment.teachers.run == tmp_path / "here" / "mine"
+    path = protocol(tmp_path / "file", grid={"teachers.run": ["mine", "theirs"]})
+    trials = make_plan(path, Request(overrides=others)).trials
+    assert [t.experiment.teachers.run for t in trials] == [tmp_path / "file" / "mine", tmp_path / "file" / "theirs"]
+
+
+def test_paths_of_an_overlays_sweep_start_at_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "over").mkdir()
+    overlay = tmp_path / "over" / "over.yaml"
+    overlay.write_text("sweep: {variants: {a: {teachers.run: mine}}}\n", encoding="utf-8")
+    path = protocol(tmp_path, variants={"a": {"data.converted": "own"}, "b": {"teachers.run": "own"}})
+    plan = make_plan(path, Request(laid_over=[overlay]))
+    assert [trial.experiment.teachers.run for trial in plan.trials] == [tmp_path / "over" / "mine", tmp_path / "own"]
+    assert plan.trials[0].experiment.data.converted == tmp_path / "own"
+
+
 # --- refusals ---
 
 
@@ -148,6 +203,7 @@ def test_a_scale_that_is_none(tmp_path: Path, scale: float) -> None:
     ("request_", "message"),
     [
         (Request(grid={"training.epoch": [1]}), "--grid: training.epoch: unknown key. Did you mean 'epochs'?"),
+        (Request(grid={"foo.bar": [1]}), "--grid: foo: unknown key."),
         (Request(grid={"training.epochs": [0]}), "--grid: training.epochs: expected a whole number of at least 1"),
         (Request(grid={"training.epochs": [2, 2]}), "--grid: training.epochs: 2 stands twice"),
         (Request(grid={"seed": [2]}), "--grid: seed: is set by the sweep itself; use sweep.seeds or --seeds"),
@@ -163,7 +219,9 @@ def test_a_scale_that_is_none(tmp_path: Path, scale: float) -> None:
     ],
 )
 def test_what_cannot_be_planned(tmp_path: Path, request_: Request, message: str) -> None:
-    assert message in refusal(protocol(tmp_path), request_)
+    refused = refusal(protocol(tmp_path), request_)
+    assert message in refused
+    assert "--set with" not in refused
 
 
 def test_orders_and_variants_of_the_file_are_named_with_their_line(tmp_path: Path) -> None:
@@ -171,7 +229,7 @@ def test_orders_and_variants_of_the_file_are_named_with_their_line(tmp_path: Pat
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "orders" in text)
     assert refusal(path, Request()).startswith(f"{path}:{line}: order mini.woz: leaves out mini.sql, mini.rest")
     path = protocol(tmp_path, variants={"typo": {"optim.lrate": 1}})
-    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "typo" in text)
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "optim.lrate" in text)
     assert refusal(path, Request()) == f"{path}:{line}: optim.lrate: unknown key. Did you mean 'lr'?"
 
 

@@ -34,7 +34,7 @@ def trial(name: str, method: str, **changes: object) -> Trial:
 def run(folder: SweepFolder, profile: ClusterConfig, *trials: Trial) -> tuple[dict[str, str], str]:
     """What failed, and what was printed."""
     folder.path.mkdir(exist_ok=True)
-    folder.record(Plan("small", "small", None, 1.0, trials))
+    folder.record(Plan("small", "small", None, 0.5, trials))
     output = io.StringIO()
     pending = {one.folder: one for one in trials}
     view = SweepView(pending, 0, folder, Console(file=output, width=200))
@@ -90,7 +90,8 @@ def test_one_failing_trial_does_not_stop_the_others_and_a_begun_one_is_finished(
     assert weights(finished) == weights(reference)
     assert scores(finished) == scores(reference)
     assert RunDirectory.open(folder.run(good)).summary()["variant"] == "good"
-    assert json.loads((folder.run(good) / "manifest.json").read_text())["command"] == "test"
+    manifest = json.loads((folder.run(good) / "manifest.json").read_text())
+    assert (manifest["command"], manifest["sweep"], manifest["scale"]) == ("test", "small", 0.5)
     assert {path.name for path in folder.path.iterdir()} == {"sweep.json", "logs", "good", "begun"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from ray_l4.runtime.sweep import view as view_module
 from ray_l4.runtime.sweep.folder import SweepFolder
 from ray_l4.runtime.sweep.plan import Trial
+from ray_l4.runtime.sweep.trial import last_line
 from ray_l4.runtime.sweep.view import SweepView
 from tests.runtime.runtime_fixtures import experiment
 
@@ -85,3 +87,37 @@ def test_a_terminal_shows_what_each_running_trial_does(tmp_path: Path, clock: Cl
     assert "scores" not in shown
     assert "b_s0  1 min 05 s" in shown
     assert "2 running, 2 waiting" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("", ""),
+        ("\n\n", ""),
+        ("one", "one"),
+        ("one\ntwo", "two"),
+        ("one\ntwo\n \n\n", "two"),
+        ("x" * 10_000 + "\nlast\n", "last"),
+        ("ä" * 5_000 + "\nzuletzt, ä\n", "zuletzt, ä"),
+    ],
+)
+def test_the_last_thing_a_run_said(tmp_path: Path, content: str, line: str) -> None:
+    log = tmp_path / "a.log"
+    assert last_line(log) == "", "nothing yet"
+    log.write_text(content, encoding="utf-8")
+    assert last_line(log) == line
+
+
+def test_the_last_line_of_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
+    """It is asked for twice a second, of every running trial."""
+    log = tmp_path / "a.log"
+    log.write_text("a line like any other\n" * 200_000 + "the end\n")
+    tracemalloc.start()
+    try:
+        assert last_line(log) == "the end"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < log.stat().st_size / 20
+    log.write_text("x" * 100_000)
+    assert len(last_line(log)) <= 4096, "the end of a line without end"

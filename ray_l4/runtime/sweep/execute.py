@@ -34,6 +34,7 @@ def run_sweep(plan: Plan, cluster: ClusterConfig, folder: SweepFolder, command: 
         _check_data(pending.values())
     with folder.lock():
         folder.record(plan)
+        folder.complete_reports()
         view = SweepView(pending, len(plan.trials) - len(pending), folder, console)
         failures = _run(pending, folder, cluster, command, view, console) if pending else {}
         table = folder.table()

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.report.aggregate import aggregate, to_markdown
+from ray_l4.report.markdown import run_report
 from ray_l4.runtime.sweep.plan import Plan, Trial
 from ray_l4.store.atomic import write_json, write_text
 from ray_l4.store.run_directory import RunDirectory, read_json
@@ -81,6 +82,18 @@ class SweepFolder:
         trials |= {trial.folder: _entry(trial) for trial in plan.trials}
         identity = {name: getattr(plan, name) for name in _IDENTITY}
         write_json(self.path / _RECORD, {**identity, "trials": list(trials.values())})
+
+    def provenance(self) -> dict[str, object]:
+        """What the manifest of every run says of the sweep that is recorded here: its title and scale."""
+        record = self._recorded()
+        return {"sweep": record["title"], "scale": record["scale"]}
+
+    def complete_reports(self) -> None:
+        """Write the report of each run that was killed after its summary, which is written first."""
+        for entry in self._recorded()["trials"]:
+            run = RunDirectory(self.path / entry["folder"])
+            if _finished(run.path) and not (run.path / "report.md").is_file():
+                write_text(run.path / "report.md", run_report(run))
 
     def clear(self, trial: Trial) -> None:
         """Make way for a trial whose run did not get so far that it could be gone on with."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol
+from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol, option
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods import METHODS, get_method, resolved
 from ray_l4.runtime.sweep.scaling import check_scale, scaled, scaled_settings
@@ -137,11 +137,11 @@ def _variants(protocol: Protocol, request: Request) -> dict[str, list[Change]]:
 def _variant(protocol: Protocol, label: str, scale: float) -> list[Change]:
     known = protocol.sweep.variants
     if label in known:
-        origin = protocol.origin("variants", label)
-        return [Change(key, value, origin) for key, value in scaled_settings(known[label], scale).items()]
+        settings = scaled_settings(known[label], scale)
+        return [Change(key, value, protocol.origin("variants", label, key)) for key, value in settings.items()]
     if label not in METHODS:
         raise ConfigError(f"unknown method or variant {label!r}. {nearest(label, {*METHODS, *known})}")
-    return [Change("method", label, "--methods")]
+    return [Change("method", label, option("--methods"))]
 
 
 def _grid(protocol: Protocol, request: Request) -> dict[str, list[Change]]:
@@ -150,7 +150,7 @@ def _grid(protocol: Protocol, request: Request) -> dict[str, list[Change]]:
         check_grid(dict(request.grid))
     except ValueError as error:
         raise ConfigError(f"--grid: {error}") from None
-    asked = {key: [Change(key, value, "--grid") for value in values] for key, values in request.grid.items()}
+    asked = {key: [Change(key, value, option("--grid")) for value in values] for key, values in request.grid.items()}
     return {key: _written(protocol, key, request.scale) for key in protocol.sweep.grid} | asked
 
 
@@ -179,7 +179,7 @@ def _orders(protocol: Protocol, asked: Orders | None) -> Orders:
     if orders == "all":
         return orders
     for order in orders or ():
-        _check_order(order, names, protocol.origin("orders") if asked is None else "--orders")
+        _check_order(order, names, protocol.origin("orders").name if asked is None else "--orders")
     return orders or [names]
 
 

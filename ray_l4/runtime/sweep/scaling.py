@@ -15,7 +15,7 @@ from ray_l4.tasks.schema import Split
 MIN_EXAMPLES = 20
 """Fewer say nothing about a method. A task that has fewer to begin with keeps what it has."""
 
-_EPOCHS = "training.epochs"
+_EPOCHS = ("training.epochs", "teachers.epochs")
 _SIZE = re.compile(r"stream\.\d+\.(train|test)")
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -27,12 +27,13 @@ def check_scale(scale: float) -> None:
 
 
 def scaled(experiment: ExperimentConfig, scale: float) -> Settings:
-    """What changes in an experiment at ``scale``: the epochs, and every task's sizes as far as they are known.
+    """What changes in an experiment at ``scale``: epochs, and every task's sizes as far as they are known.
 
     The papers' size of a built-in task counts as a number; ``all`` stays all.
     """
     sizes = {f"stream.{i}.{split}": size for i, task in enumerate(experiment.stream) for split, size in _sizes(task)}
-    return scaled_settings({**sizes, _EPOCHS: experiment.training.epochs}, scale)
+    epochs = dict(zip(_EPOCHS, (experiment.training.epochs, experiment.teachers.epochs), strict=True))
+    return scaled_settings(sizes | {key: count for key, count in epochs.items() if count is not None}, scale)
 
 
 def scaled_settings(settings: Settings, scale: float) -> dict[str, object]:
@@ -44,7 +45,7 @@ def _scaled(key: str, value: object, scale: float) -> object:
     if not isinstance(value, int):
         return value
     count = math.floor(value * scale + 0.5)
-    if key == _EPOCHS:
+    if key in _EPOCHS:
         return max(count, 1)
     return max(count, min(value, MIN_EXAMPLES)) if _SIZE.fullmatch(key) else value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TextIO
@@ -22,6 +23,9 @@ _LOCK_PATIENCE = 120.0
 """Seconds for the process of a sweep that was killed to let go of its run; Ray notices such a death only slowly."""
 
 _WIDTH = 160
+
+_TAIL = 4096
+"""Bytes at the end of a log: more than its last line has."""
 
 
 def needs(trial: Trial, cluster: ClusterConfig) -> list[dict[str, float]]:
@@ -64,7 +68,7 @@ def _run(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command: str
         execute.resume(run, cluster, console)
     else:
         folder.clear(trial)
-        execute.run(trial.experiment, cluster, path, command, console)
+        execute.run(trial.experiment, cluster, path, command, console, folder.provenance())
 
 
 def _await_lock(run: RunDirectory) -> None:
@@ -88,9 +92,12 @@ def _log_to(file: TextIO) -> logging.Handler:
 
 
 def last_line(log: Path) -> str:
-    """The last thing a run said, or nothing."""
+    """The last thing a run said, or nothing; read from the end of its log, however long that is."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _TAIL, 0))
+            lines = file.read(_TAIL).decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return ""
     return next((line for line in reversed(lines) if line.strip()), "")
