@@ -62,11 +62,14 @@ def _table(compared: Iterable[tuple[str, str, Pairs]]) -> Table:
 
 
 def _compare(results: Results, students: Sequence[int]) -> Iterator[Comparison]:
-    """The teachers beside themselves, once for each order that they serve, then every student beside its teachers."""
+    """The teachers beside themselves, once for each order and seed, then every student beside its teachers.
+
+    Runs of one seed may have trained equal teachers each in its own folder: these count once.
+    """
     teachers = {run.path: _teachers(run, results) for run in results.runs}
     trained = {teacher.path for teacher in teachers.values()}
     learners = [run for run in results.runs if run.path not in trained]
-    serving = {(run.block, teachers[run.path].path): teachers[run.path] for run in learners}
+    serving = {(run.block, teachers[run.path].seed): teachers[run.path] for run in learners}
     for (block, _), teacher in serving.items():
         yield Comparison(block, TEACHER, _pairs(teacher, teacher, 0))
     for run in learners:

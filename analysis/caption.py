@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from analysis.results import Results
-from ray_l4.config.experiment import ModelConfig
+from ray_l4.config.model import ModelConfig
 
 
 def title(results: Results, what: str) -> str:

@@ -76,12 +76,16 @@ def cost(results: Results, students: Sequence[int]) -> Table:
 
 
 def cost_of(run: Run) -> dict[str, float | None]:
-    """Memory in 10^9 bytes of all actors but the evaluators, and hours with those of the teachers."""
+    """Memory in 10^9 bytes of all processes but the evaluators, and hours with those of the teachers.
+
+    A run's own time includes that of teachers trained within it; that of teachers from another run is added.
+    """
     peaks: Mapping[str, int] = run.summary["peak_memory_bytes"]
     teachers = teachers_of(run)
-    seconds = run.summary["wall_seconds"] + (teachers.summary["wall_seconds"] if teachers else 0.0)
+    elsewhere = teachers is not None and run.path.resolve() not in teachers.path.resolve().parents
+    seconds = run.summary["wall_seconds"] + (teachers.summary["wall_seconds"] if teachers and elsewhere else 0.0)
     return {
-        MEMORY: sum(peak for actor, peak in peaks.items() if not actor.startswith("evaluator")) / 1e9 or None,
+        MEMORY: sum(peak for name, peak in peaks.items() if not name.startswith("evaluator-")) / 1e9 or None,
         HOURS: seconds / 3600,
     }
 

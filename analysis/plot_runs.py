@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.figures.heat_map import paint
 from analysis.figures.style import BLUE, ORANGE, new_figure, save, tidy
 from ray_l4.errors import ConfigError, RayL4Error
-from ray_l4.report.aggregate import statistic, variant_of
-from ray_l4.report.markdown import number
+from ray_l4.report.aggregate import statistic
+from ray_l4.report.markdown import number, variant_of
 from ray_l4.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:

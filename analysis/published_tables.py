@@ -9,7 +9,7 @@ from typing import Literal
 import yaml
 from pydantic import model_validator
 
-from ray_l4.config.experiment import Strict
+from ray_l4.config.fields import Strict
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.report.aggregate import AVERAGE, NO_ORDER, Statistic, order_title, row_of
 

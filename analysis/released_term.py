@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ray_l4.config.experiment import ExperimentConfig, FromScratch, ModelConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.model import FromScratch, ModelConfig
 from ray_l4.errors import ConfigError, RayL4Error
-from ray_l4.learner.models import PositionLogits, build_model, load_folder
+from ray_l4.learner.models import build_model, load_folder
+from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_objective
 from ray_l4.methods import resolved
 from ray_l4.store.run_directory import RunDirectory

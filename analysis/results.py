@@ -10,7 +10,8 @@ from typing import Any
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.methods import get_method
-from ray_l4.report.aggregate import block_of, comparable, variant_of
+from ray_l4.report.aggregate import block_of, comparable
+from ray_l4.report.markdown import variant_of
 from ray_l4.store.run_directory import Cell, RunDirectory, read_json
 
 SWEEP_FILE = "sweep.json"
@@ -50,6 +51,12 @@ class Run:
     def seed(self) -> int:
         """Its run seed."""
         return int(self.summary["seed"])
+
+    @property
+    def scale(self) -> float | None:
+        """Share of its protocol's examples and epochs that it had; None where it does not say."""
+        scale: float | None = read_json(self.path / "manifest.json").get("scale")
+        return scale
 
     def students(self) -> range:
         """Numbers of its students."""
@@ -94,8 +101,8 @@ class Results:
 
     @property
     def scale(self) -> float | None:
-        """Scale of the sweeps; None without a sweep. All have the same one."""
-        return self.sweeps[0].scale if self.sweeps else None
+        """Scale of the sweeps, or of the runs without a sweep; None where it is not known. All have the same one."""
+        return self.sweeps[0].scale if self.sweeps else self.runs[0].scale
 
     def blocks(self) -> dict[str, list[Run]]:
         """The runs of every order, in the order in which they appear."""
@@ -159,10 +166,11 @@ def _read_sweep(folder: Path) -> tuple[Sweep, list[Path]]:
 
 
 def _refuse_mixed(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> None:
-    scales = sorted({sweep.scale for sweep in sweeps})
+    scales = sorted({sweep.scale for sweep in sweeps} or {run.scale or 1.0 for run in runs})
     if len(scales) > 1:
         raise ConfigError(
-            f"the sweeps ran at scales {', '.join(map(str, scales))}; one table or figure holds one scale"
+            f"the {'sweeps' if sweeps else 'runs'} ran at scales {', '.join(map(str, scales))}; one table or figure "
+            "holds one scale"
         )
     first: dict[tuple[str, str], Run] = {}
     for run in runs:

@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = {MEMORY: "peak memory of all students (GB)", HOURS: "time (hours)"}
+HEIGHT = 0.72
+"""Of a bar; the next one begins at 1."""
+LABELS = {MEMORY: "peak memory without evaluators (GB)", HOURS: "time (hours)"}
 
 
 def draw(results: Results, student: int) -> Figure:
-    """A bar for each variant in each of two panels; the hours of teachers are hatched. ``student`` does not matter."""
+    """A bar for each variant in each of two panels; of the hours, the teachers' share at the beginning is hatched.
+
+    ``student`` does not matter.
+    """
     (block,) = cost(results, [student]).blocks
     what = title(results, "memory and time")
     figure = new_figure(9.0, 1.6 + 0.42 * len(block.rows), what, setting(results))
@@ -30,8 +35,8 @@ def draw(results: Results, student: int) -> Figure:
     for place, row in enumerate(block.rows):
         hours = _teachers_hours(results, row.label)
         if hours:
-            panels[HOURS].barh(place, hours, color="none", hatch="////", edgecolor="white", linewidth=0)
-            panels[HOURS].set_xlabel(f"{LABELS[HOURS]}; hatched: training the teachers")
+            panels[HOURS].barh(place, hours, HEIGHT, color="none", hatch="////", edgecolor="white", linewidth=0)
+            panels[HOURS].set_xlabel(f"{LABELS[HOURS]}; hatched: of these, training the teachers")
     panels[MEMORY].invert_yaxis()
     return figure
 
@@ -48,7 +53,7 @@ def _bars(axes: Axes, cells: dict[str, Statistic | None], colours: dict[str, str
             axes.barh(
                 place,
                 cell.mean,
-                0.72,
+                HEIGHT,
                 xerr=cell.sd,
                 color=colours[label],
                 error_kw={"elinewidth": 0.8, "ecolor": "0.35"},

@@ -20,7 +20,7 @@ from ray_l4.methods import METHODS, graph_of, resolved
 
 CLUSTER_PREFIX = "cluster."
 
-_LEARNS_FROM = {"task": "task's teacher", "previous": "earlier self"}
+_LEARNS_FROM = {"task": "task teacher", "previous": "earlier self"}
 _TASKS = {"stream": "in turn", "separate": "each alone", "union": "all at once"}
 """Values of the method table as people say them."""
 
@@ -85,19 +85,30 @@ def resume(
 
 def methods() -> None:
     """Print the table of methods."""
-    table = Table("method", "students", "loss on", "labels", "learns from", "replay", "tasks", "in short")
+    summaries = _table_of_methods("in short")
+    table = _table_of_methods("students", "loss", "labels", "learns from", "replay", "tasks")
     for row in METHODS.values():
+        summaries.add_row(row.name, row.summary)
         table.add_row(
             row.name,
             str(row.peers),
             "+".join(row.heads),
             row.labels.replace("_", " "),
             _LEARNS_FROM[row.teacher] if row.teacher != "none" else "each other" if row.topology == "complete" else "–",
-            row.replay if row.guard != "memory" else "stored, as a guard",
+            row.replay if row.guard != "memory" else "as a guard",
             _TASKS[row.stages],
-            row.summary,
         )
-    Console().print(table)
+    console = Console()
+    console.print(summaries, "", table, sep="\n")
+
+
+def _table_of_methods(*columns: str) -> Table:
+    """An empty table whose names are never cut, narrow enough for a terminal of 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(column)
+    return table
 
 
 def doctor() -> None:

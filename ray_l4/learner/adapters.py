@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ray_l4.config.experiment import LoraConfig
+from ray_l4.config.model import LoraConfig
 from ray_l4.errors import ModelError
 
 _ADAPTER = "default"

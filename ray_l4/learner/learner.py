@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
 from ray_l4.learner.guards import Guard, build_guard
-from ray_l4.learner.models import PositionLogits, arithmetic, to_bytes
+from ray_l4.learner.models import arithmetic, to_bytes
 from ray_l4.learner.optim import build_optimizer
+from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.schedule import learning_rate
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient
-from ray_l4.methods import Method, Topology
+from ray_l4.methods import Method
 from ray_l4.seeds import derive
 from ray_l4.text.batches import Batch, HeadPositions, build_batch
 from ray_l4.text.sampler import Sampler
@@ -57,14 +58,12 @@ class Learner:
         tokenizer: TaskTokenizer,
         experiment: ExperimentConfig,
         method: Method,
-        topology: Topology,
     ) -> None:
         self.peer = peer
         self.model = model
         self.tokenizer = tokenizer
         self.experiment = experiment
         self.method = method
-        self.topology = topology
         self.device = model.device
         self.guard: Guard | None = build_guard(method.guard)
         self._position_logits = PositionLogits(model)

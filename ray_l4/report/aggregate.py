@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_l4.errors import ConfigError
 from ray_l4.methods import get_method
-from ray_l4.report.markdown import number, table
+from ray_l4.report.markdown import number, table, variant_of
 
 Summary = Mapping[str, Any]
 """The contents of a run's ``summary.json``."""
@@ -86,11 +86,6 @@ class Table:
             return frozenset()
         best = (min if column in self.lower_is_better else max)(means.values())
         return frozenset(label for label, mean in means.items() if mean == best)
-
-
-def variant_of(summary: Summary) -> str:
-    """Name of the table row that a run belongs to. Runs made before there were variants have their method's."""
-    return summary.get("variant") or summary["method"]
 
 
 def order_title(stream: Iterable[str]) -> str:

@@ -9,6 +9,11 @@ from ray_l4.errors import ConfigError
 from ray_l4.store.run_directory import RunDirectory, read_json
 
 MIB = 2**20
+TRAFFIC: Mapping[str, str] = {
+    "bytes_per_step": "published by a student in a step",
+    "bytes_received_per_step": "received from its teachers in a step",
+}
+"""Key of a summary's ``exchange`` -> what it means."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,10 +38,10 @@ def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
         listed = "; ".join(" -> ".join(stream) for stream in sorted(streams))
         raise ConfigError(f"report: the runs learned different streams, which cannot stand in one table: {listed}")
     tasks = list(summaries[0]["stream"])
-    header = ["method", "seed", *tasks, "average", "forgetting", "backward transfer", "wall s"]
+    header = ["variant", "seed", *tasks, "average", "forgetting", "backward transfer", "wall s"]
     rows = [
         [
-            summary["method"],
+            variant_of(summary),
             str(summary["seed"]),
             *(number(summary["final"]["0"][task]) for task in tasks),
             number(summary["average_accuracy"]["0"]),
@@ -52,8 +57,9 @@ def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
 def run_report(run: RunDirectory) -> str:
     """Everything about one finished run."""
     summary, manifest = run.summary(), read_json(run.path / "manifest.json")
+    title = f"{summary['name']}: {variant_of(summary)} on {' -> '.join(summary['stream'])}, seed {summary['seed']}"
     parts = [
-        f"# {summary['name']}: {summary['method']} on {' -> '.join(summary['stream'])}, seed {summary['seed']}",
+        f"# {title}{scale_note(manifest)}",
         f"Made by `{manifest['command']}`. Scores are percentages.",
         comparison([summary]),
     ]
@@ -62,6 +68,22 @@ def run_report(run: RunDirectory) -> str:
     parts += ["## Replay", _replay(summary)] if summary["replay"] else []
     parts += ["## Cost", _cost(summary), "## Configuration", _configuration(run, manifest)]
     return "\n\n".join(parts) + "\n"
+
+
+def variant_of(summary: Mapping[str, Any]) -> str:
+    """Name of the table row that a run belongs to. Runs made before there were variants have their method's."""
+    return summary.get("variant") or summary["method"]
+
+
+def scale_note(manifest: Mapping[str, Any]) -> str:
+    """What a title has to say of a run that is a scaled-down trial of a protocol; nothing for one of full size."""
+    scale = manifest.get("scale", 1.0)
+    return "" if scale == 1 else f", scaled to {scale:g} of its examples and epochs"
+
+
+def traffic(exchange: Mapping[str, float]) -> list[list[str]]:
+    """Rows of what is sent in a step; a figure that an older run does not have is left out."""
+    return [[name, f"{exchange[key] / 1e6:.3f} MB"] for key, name in TRAFFIC.items() if key in exchange]
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -95,7 +117,7 @@ def _cost(summary: Mapping[str, Any]) -> str:
     exchange = summary["exchange"]
     rows = [
         ["wall time", f"{summary['wall_seconds']:.0f} s"],
-        ["published by a student in a step", f"{exchange['bytes_per_step'] / 1e6:.3f} MB"],
+        *traffic(exchange),
         ["time students wait for their teachers", f"{100 * exchange['wait_fraction']:.1f} %"],
         *([f"peak memory of {actor}", f"{peak / MIB:.0f} MiB"] for actor, peak in summary["peak_memory_bytes"].items()),
     ]

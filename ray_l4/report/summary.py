@@ -31,6 +31,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
 
     ``score_matrix``: student -> rows after each stage, columns the tasks in the order of the stream.
     ``exchange.bytes_per_step``: what one student publishes in one step, on average.
+    ``exchange.bytes_received_per_step``: what its teachers, or peers, send it; 0 for a run that did not count it yet.
     ``exchange.wait_fraction``: share of the students' time in which they wait for their teachers' predictions.
     """
     experiment, state = run.experiment(), run.state()
@@ -95,10 +96,11 @@ def score_matrix(
 
 def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not rows:
-        return {"bytes_per_step": 0.0, "wait_fraction": 0.0}
+        return {"bytes_per_step": 0.0, "bytes_received_per_step": 0.0, "wait_fraction": 0.0}
     total = sum(row[name] for row in rows for name in _SECONDS)
     return {
         "bytes_per_step": sum(row["bytes_sent"] for row in rows) / len(rows),
+        "bytes_received_per_step": sum(row.get("bytes_received") or 0.0 for row in rows) / len(rows),
         "wait_fraction": sum(row["wait_seconds"] for row in rows) / total if total else 0.0,
     }
 

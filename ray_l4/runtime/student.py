@@ -42,7 +42,7 @@ class Student:
         setup, experiment = self._setup, self._setup.experiment
         names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
         model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(self._device)
-        self._learner = Learner(self.peer, model, setup.tokenizer, experiment, setup.method, setup.topology)
+        self._learner = Learner(self.peer, model, setup.tokenizer, experiment, setup.method)
 
     def describe(self) -> dict[str, Any]:
         """The model's configuration, from which an evaluator builds the same architecture."""

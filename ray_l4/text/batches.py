@@ -40,12 +40,10 @@ class Batch:
     Stacking serves both passes of SPEC 4 with one forward. They stay independent: every row has dropout of its own,
     and causal attention with padding on the right gives each row what it would have had alone.
 
-    ``input_ids_RT`` and ``attention_mask_RT`` are int64, (R, T). ``num_tokens`` counts loss-bearing positions, summed
-    over the heads.
+    ``input_ids_RT`` is int64, (R, T). ``num_tokens`` counts loss-bearing positions, summed over the heads.
     """
 
     input_ids_RT: Tensor
-    attention_mask_RT: Tensor
     heads: Mapping[Head, HeadPositions]
     num_samples: int
     num_current_samples: int
@@ -54,8 +52,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         heads = {head: positions.to(device) for head, positions in self.heads.items()}
-        mask_RT = self.attention_mask_RT.to(device)
-        return replace(self, input_ids_RT=self.input_ids_RT.to(device), attention_mask_RT=mask_RT, heads=heads)
+        return replace(self, input_ids_RT=self.input_ids_RT.to(device), heads=heads)
 
 
 @dataclass(frozen=True)
@@ -86,14 +83,13 @@ def build_batch(
     by_head = {head: _sequences(head, rows) for head in heads}
     sequences = [sequence for head in heads for sequence in by_head[head]]
     width = max(len(sequence.ids) for sequence in sequences)
-    input_ids_RT, mask_RT = _padded([sequence.ids for sequence in sequences], special.pad, width)
+    input_ids_RT, _ = _padded([sequence.ids for sequence in sequences], special.pad, width)
     scored = {
         head: _positions(by_head[head], k * len(indices), width, current, special, ans_weight)
         for k, head in enumerate(heads)
     }
     return Batch(
         input_ids_RT=input_ids_RT,
-        attention_mask_RT=mask_RT,
         heads=scored,
         num_samples=len(indices),
         num_current_samples=int(current.sum()),

@@ -65,11 +65,9 @@ class Sampler:
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the examples of this step, counted from 0 over the whole stage: (batch,) int64."""
-        return self._order[self._bounds[self._checked(step)] : self._bounds[step + 1]]
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch that the step belongs to."""
-        return int(self._bounds[self._checked(step)]) // self.num_samples
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} of {self.num_steps}")
+        return self._order[self._bounds[step] : self._bounds[step + 1]]
 
     def last_step_of(self, epoch: int) -> int:
         """The last step of the epoch."""
@@ -85,11 +83,6 @@ class Sampler:
         if not 0 <= step <= self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
         return int(self._bounds[step])
-
-    def _checked(self, step: int) -> int:
-        if not 0 <= step < self.num_steps:
-            raise IndexError(f"step {step} of {self.num_steps}")
-        return step
 
 
 def _batch_starts(costs: np.ndarray, cap: int, budget: float | None) -> np.ndarray:

@@ -44,13 +44,14 @@ def write_run(
     finished: bool = True,
     seconds: float = 3600.0,
     epochs: int = 2,
+    train: int = 100,
     **settings: Any,
 ) -> Path:
     """A run directory of two epochs and four steps each; ``answers`` are item scores of each task's final answers."""
     groups: dict[str, Any] = {"model": SCRATCH, "evaluation": {"when": "epoch"}} | settings
     groups["training"] = {"epochs": epochs} | groups.get("training", {})
     experiment = ExperimentConfig.model_validate(
-        {"method": method, "seed": seed, "stream": [{"name": name, "train": 100} for name in stream], **groups}
+        {"method": method, "seed": seed, "stream": [{"name": name, "train": train} for name in stream], **groups}
     )
     run = RunDirectory.create(folder, experiment, ClusterConfig(), {"command": "by hand"})
     score = score or (lambda stage, epoch, student, task: fading(stage, epoch, student, task, stream))

@@ -181,11 +181,13 @@ def test_runs_that_always_agree_are_all_at_the_bottom(tmp_path: Path) -> None:
     assert set(lines(axes)["l4"].get_ydata()) == {axes.get_ylim()[0]}
 
 
-def test_cost_adds_the_teachers_and_hatches_them(results: Results) -> None:
+def test_the_share_of_the_teachers_is_hatched_within_the_bar(results: Results) -> None:
     memory, hours = cost_bars.draw(results, 0).axes
     assert [label.get_text() for label in memory.get_yticklabels()] == ["l4", "l2kd-word", "finetune", "multi-qa"]
     widths = [bar.get_width() for bar in hours.patches]
-    assert widths == [1.0, 0.75, 1.0, 1.0, 0.25]  # the last one: the teachers' part of l2kd-word
+    assert widths == [1.0, 0.5, 1.0, 1.0, 0.25]  # the last one: the teachers' share of l2kd-word
+    bar, share = hours.patches[1], hours.patches[4]
+    assert (share.get_x(), share.get_y(), share.get_height()) == (0, bar.get_y(), bar.get_height())
     assert [bar.get_hatch() for bar in hours.patches] == [None] * 4 + ["////"]
     assert [bar.get_width() for bar in memory.patches] == [4.0, 2.0, 2.0, 2.0]
 

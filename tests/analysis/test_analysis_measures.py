@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.agreement import agreement, agreement_by_task, split
-from analysis.measures import HOURS, MEMORY, OVER_ORDERS, cost, forgetting, forgetting_of, over_orders
+from analysis.measures import HOURS, MEMORY, OVER_ORDERS, cost, cost_of, forgetting, forgetting_of, over_orders
 from analysis.results import load, read_run
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.aggregate import AVERAGE, NO_ORDER, Statistic, Table
+from ray_l4.store.atomic import write_json
 
 # Epoch 2 of the second task is the best of the first task: only epochs see it.
 COURSE = {(0, 1): 70.0, (0, 2): 80.0, (1, 1): 85.0, (1, 2): 75.0, (2, 1): 60.0, (2, 2): 50.0}
@@ -54,14 +55,27 @@ def test_forgetting_table_has_both_students_and_no_methods_without_an_order(tmp_
     assert table.lower_is_better >= {"woz.en", AVERAGE}
 
 
-def test_cost_sums_students_and_adds_the_teachers_time(tmp_path: Path) -> None:
+def test_cost_sums_students_and_their_time_holds_that_of_their_teachers(tmp_path: Path) -> None:
     student = write_run(tmp_path / "a", "l2kd-word", seconds=1800)
     write_run(student / "teachers", "single-qa-lm", seconds=900)
     folders = [student, write_run(tmp_path / "b", "l4", seconds=3600), write_run(tmp_path / "c", "l4", 1, seconds=7200)]
     table = cost(load(folders), ())
-    assert rows(table)["l2kd-word"] == {MEMORY: Statistic(2.0), HOURS: Statistic(0.75)}
+    assert rows(table)["l2kd-word"] == {MEMORY: Statistic(2.0), HOURS: Statistic(0.5)}
     assert rows(table)["l4"][MEMORY] == Statistic(4.0, 0.0, 2)  # two students, the evaluator not counted
     assert rows(table)["l4"][HOURS] == Statistic(1.5, pytest.approx(0.5**0.5), 2)
+
+
+def test_the_time_of_teachers_from_another_run_is_added(tmp_path: Path) -> None:
+    teachers = write_run(tmp_path / "t", "single-qa-lm", seconds=900)
+    student = write_run(tmp_path / "a", "l2kd-word", seconds=1800, teachers={"run": str(teachers)})
+    assert rows(cost(load([student]), ()))["l2kd-word"][HOURS] == Statistic(0.75)
+
+
+def test_the_memory_of_a_run_in_one_process_is_that_of_the_process(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    run = read_run(folder)
+    write_json(folder / "summary.json", dict(run.summary) | {"peak_memory_bytes": {"process": 3 * 10**9}})
+    assert cost_of(read_run(folder))[MEMORY] == 3.0
 
 
 def test_each_order_counts_once_whatever_its_number_of_seeds(tmp_path: Path) -> None:
@@ -89,8 +103,8 @@ TEACHER = {"woz.en": [100, 100, 0, 0], "wikisql": [100, 0, 0, 50], "cnn_dailymai
 STUDENT = {"woz.en": [100, 0, 100, 0], "wikisql": [100, 100, 0, 50], "cnn_dailymail": [100]}
 
 
-def write_pair(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    student = write_run(folder, "l2kd-word", seed, answers=STUDENT)
+def write_pair(folder: Path, seed: int = 0, method: str = "l2kd-word", **changes: Any) -> Path:
+    student = write_run(folder, method, seed, answers=STUDENT)
     write_run(student / "teachers", "single-qa-lm", seed, answers=TEACHER, **changes)
     return student
 
@@ -120,6 +134,13 @@ def test_a_run_without_teachers_is_held_against_those_of_its_seed(tmp_path: Path
     table = rows(agreement(load(folders), (0,)))
     assert table["lamol"]["A"] == Statistic(100.0, 0.0, 2)
     assert table["teacher"]["A"] == Statistic(100.0, 0.0, 2)
+
+
+def test_equal_teachers_of_several_methods_count_once_for_each_seed(tmp_path: Path) -> None:
+    methods = ("l2kd-word", "l2kd-seq", "l2kd-seq-soft")
+    folders = [write_pair(tmp_path / f"{method}{seed}", seed, method) for method in methods for seed in (0, 1)]
+    (block,) = agreement(load(folders), (0,)).blocks
+    assert {row.label: row.runs for row in block.rows} == {"teacher": 2} | dict.fromkeys(methods, 2)
 
 
 def test_single_task_runs_are_teachers_and_have_no_row_of_their_own(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from analysis_runs import TASKS, write_run, write_sweep
 from analysis.results import load, read_run, teachers_of
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.aggregate import NO_ORDER
+from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import Cell
 
 
@@ -112,6 +113,15 @@ def test_sweeps_of_two_scales_cannot_stand_together(tmp_path: Path) -> None:
     second = write_sweep(tmp_path / "b", {"x": {"method": "l4"}}, scale=0.2)
     with pytest.raises(ConfigError, match=r"scales 0\.1, 0\.2"):
         load([first, second])
+
+
+def test_runs_of_a_sweep_say_their_scale_themselves(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "a", "lamol"), write_run(tmp_path / "b", "l4")]
+    assert load(folders).scale is None
+    write_json(folders[0] / "manifest.json", {"command": "by hand", "scale": 0.1})
+    assert load(folders[:1]).scale == 0.1
+    with pytest.raises(ConfigError, match=r"the runs ran at scales 0\.1, 1\.0"):
+        load(folders)
 
 
 def test_teachers_are_those_inside_the_run_or_those_it_was_given(tmp_path: Path) -> None:

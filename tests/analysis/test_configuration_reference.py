@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from analysis import configuration_reference
 from analysis.configuration_reference import PARTS, render
-from ray_l4.config.experiment import Strict
+from ray_l4.config.fields import Strict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMITTED = REPOSITORY / "docs" / "CONFIGURATION.md"

@@ -17,7 +17,7 @@ from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.exchange.transports import InProcess
 from ray_l4.learner.learner import Learner, Predictions
 from ray_l4.learner.models import build_model
-from ray_l4.methods import get_method
+from ray_l4.methods import Topology, get_method
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
 from ray_l4.text.replay import GeneratedSample, generated_table
@@ -87,7 +87,6 @@ def replay_alone(tok: TaskTokenizer, count: int) -> pa.Table:
 def peers(config: ExperimentConfig, tok: TaskTokenizer, method: str = "l4", count: int | None = None) -> list[Learner]:
     """Learners that have just been made."""
     row = get_method(method)
-    graph = row.graph(count or row.peers)
     return [
         Learner(
             peer,
@@ -97,9 +96,8 @@ def peers(config: ExperimentConfig, tok: TaskTokenizer, method: str = "l4", coun
             tok,
             config,
             row,
-            graph,
         )
-        for peer in range(graph.size)
+        for peer in range(row.graph(count or row.peers).size)
     ]
 
 
@@ -137,13 +135,19 @@ class Worker:
         return self.learner.backward(step, targets)
 
 
+def graph(learners: Sequence[Learner]) -> Topology:
+    """Who learns from whom among them."""
+    row = learners[0].method
+    return row.graph(len(learners) - len(row.graph(1).frozen))
+
+
 def train(learners: Sequence[Learner], steps: Mapping[int, range]) -> list[StepFigures]:
     """The loop of a run over these steps of each peer; the figures of every step."""
     figures: list[StepFigures] = []
     train_steps(
         InProcess(),
         [Worker(learner) for learner in learners],
-        learners[0].topology,
+        graph(learners),
         0,
         steps,
         steps_ahead=1,

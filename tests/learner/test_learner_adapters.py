@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ray_l4.config.experiment import ModelConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import (
-    PositionLogits,
-    arithmetic,
-    blank_model,
-    build_model,
-    describe,
-    load_bytes,
-    to_bytes,
-)
+from ray_l4.learner.models import arithmetic, blank_model, build_model, describe, load_bytes, to_bytes
+from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.text.assembly import assemble
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import adapter_fixtures as adapted

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ray_l4.config.experiment import ModelConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.learner import models
 from ray_l4.learner.models import (

@@ -40,7 +40,7 @@ def begun(config: Any, method: str, peers: int, replayed: int, stage: int = 1) -
 
 def one_step(learners: list[Learner]) -> list[tuple[dict[str, float], dict[str, torch.Tensor], Any, list[Any], Any]]:
     """Of every student: figures and gradients of its first step, its model and its teachers' before it, the rows."""
-    students = learners[0].topology.students
+    students = small.graph(learners).students
     before = [copy.deepcopy(learner.model) for learner in learners]
     recorded = {peer: small.record_gradients(learners[peer]) for peer in students}
     (figures,) = small.train(learners, dict.fromkeys(students, range(1)))
@@ -50,7 +50,7 @@ def one_step(learners: list[Learner]) -> list[tuple[dict[str, float], dict[str, 
             figures[peer],
             recorded[peer][0],
             before[peer],
-            [before[teacher] for teacher in learners[0].topology.teachers_of(peer)],
+            [before[teacher] for teacher in small.graph(learners).teachers_of(peer)],
             rows,
         )
         for peer in students

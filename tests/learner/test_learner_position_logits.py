@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from ray_l4.learner.models import PositionLogits, to_bytes
+from ray_l4.learner.models import to_bytes
+from ray_l4.learner.position_logits import PositionLogits
 from tests.learner.architectures import COHERE, GEMMA2, GPT2, GRANITE, LLAMA, NEOX, tokens, untrained
 
 

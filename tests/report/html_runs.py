@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import get_method, num_students, stage_names
@@ -20,6 +22,7 @@ TASKS = ("woz.en", "own <b>&$x$", "e2enlg")
 NASTY = "<script>alert('x')</script> \x07\u202e&amp;\nnext line"
 """What a model may write."""
 STEPS_OF_EPOCH = 5
+TRAFFIC = {"bytes_sent": 2e6, "bytes_received": 3e6}
 COMMAND = "ray-l4 run x.yaml --set 'name=<i>'"
 
 
@@ -31,7 +34,7 @@ def score_of(cell: Cell) -> float:
 def step_row(stage: int, epoch: int, step: int, student: int) -> dict[str, float]:
     """Figures of a step; the divergence of the answer head vanishes in the last stage."""
     row = dict.fromkeys(STEPS.names, 1.0) | {"stage": stage, "epoch": epoch, "step": step, "student": student}
-    return row | {"loss": 5.0 / (1 + step), "lr": 1e-3, "kd_qa": 0.0 if stage == 2 else 10.0**-step, "bytes_sent": 2e6}
+    return row | {"loss": 5.0 / (1 + step), "lr": 1e-3, "kd_qa": 0.0 if stage == 2 else 10.0**-step} | TRAFFIC
 
 
 def replay_rows(tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -127,6 +130,9 @@ def _write_steps(run: RunDirectory, stage: int, students: Sequence[int]) -> None
 def as_an_older_version_left_it(run: RunDirectory) -> None:
     """Take away what version 0.1.0 did not write yet."""
     change_summary(run, lambda summary: {key: summary[key] for key in summary if key not in ("variant", "stages")})
+    change_summary(run, lambda summary: summary | {"exchange": {"bytes_per_step": 2e6, "wait_fraction": 0.25}})
+    for path in (run.path / "steps").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns("bytes_received"), path)
 
 
 def change_summary(run: RunDirectory, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,6 +50,15 @@ def one_of_each() -> list[Chart]:
         charts_cost.timeline("g", "title", spans),
         charts_cost.stacked_bars("h", "title", ["student 0"], {"forward": [1.0], "wait": [2.0]}, "seconds"),
     ]
+
+
+def test_a_figure_that_was_not_measured_has_no_panel() -> None:
+    steps = steps_with([1.0], [1.0])
+    both, sent = ["sent (MB)", "received (MB)", "waiting (%)"], ["sent (MB)", "waiting (%)"]
+    for received, panels in ((np.ones(1), both), (np.full(1, np.nan), sent)):
+        measured = replace(steps, columns={**steps.columns, "bytes_received": received})
+        chart = charts_steps.exchange("f", "title", measured, {"woz": (0, 1)})
+        assert [text for text in texts(chart) if text.endswith(")")] == panels
 
 
 @pytest.mark.parametrize("chart", one_of_each(), ids=lambda chart: chart.id)

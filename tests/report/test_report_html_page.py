@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from ray_l4.cli.main import app
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.html.page import render
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.atomic import write_json
+from ray_l4.store.run_directory import RunDirectory, read_json
 from tests.report.html_runs import COMMAND, NASTY, TASKS, as_an_older_version_left_it, change_summary, write_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -91,6 +92,16 @@ def test_the_whole_configuration_is_there(page: Page, run: RunDirectory) -> None
 
 def test_the_same_runs_give_the_same_page(run: RunDirectory) -> None:
     assert render([run]) == render([run])
+
+
+def test_titles_say_the_scale(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / method, method) for method in ("l4", "lamol")]
+    scaled = ", scaled to 0.1 of its examples and epochs"
+    for run, title in zip(runs, (", at different scales", scaled), strict=True):
+        write_json(run.path / "manifest.json", read_json(run.path / "manifest.json") | {"scale": 0.1})
+        assert re.search(f"<h1>2 runs on [^<]+ → e2enlg{title}</h1>", render(runs))
+    assert re.search(f"<h1>[^<]+, seed 0{scaled}</h1>", render(runs[:1]))
+    assert f"<h2>lamol, seed 0{scaled}</h2>" in render(runs)
 
 
 def test_an_older_run_has_a_page_too(tmp_path: Path) -> None:

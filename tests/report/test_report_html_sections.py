@@ -133,11 +133,33 @@ def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: Rec
     assert charts(section_training.exchange(l4, "r")) == ["r-exchange-steps"]
     rows = rows_of(tables(section_training.exchange(l4, "r"))[0])
     assert rows["published by a student in a step"] == ["2.000 MB"]
+    assert rows["received from its teachers in a step"] == ["3.000 MB"]
     assert rows["published in all"] == ["0.120 GB"]  # 30 steps of two students
+    assert rows["received in all"] == ["0.180 GB"]
     for alone in (record_of(tmp_path, "lamol"), record_of(tmp_path, "l4", peers={"count": 1})):
         assert charts(section_training.training(alone, "r")) == ["r-loss"]
         assert charts(section_training.exchange(alone, "r")) == []
         assert "learn from nobody" in notes(section_training.training(alone, "r"))
+
+
+def test_an_older_run_has_no_figures_of_what_was_received(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    as_an_older_version_left_it(run)
+    section = section_training.exchange(read_record(run), "r")
+    assert [row[0] for row in tables(section)[0].rows] == [
+        "published by a student in a step",
+        "published in all",
+        "time students wait for their teachers",
+    ]
+    (chart,) = [block for block in section.blocks if isinstance(block, Chart)]
+    assert "sent (MB)" in chart.svg and "received (MB)" not in chart.svg
+
+
+def test_one_process_has_one_bar_of_memory(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change_summary(run, lambda summary: summary | {"peak_memory_bytes": {"process": 3 * 2**30}})
+    memory = [b for b in section_cost.cost(read_record(run), "r").blocks if getattr(b, "id", "") == "r-memory"]
+    assert isinstance(memory[0], Chart) and "process 3072 MiB" in memory[0].svg
 
 
 def test_a_run_without_steps_or_timeline_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.report.html.steps import COLUMNS, POINTS, Steps, read_steps
-from tests.report.html_runs import STEPS_OF_EPOCH, write_run
+from tests.report.html_runs import STEPS_OF_EPOCH, TRAFFIC, write_run
 
 
 def steps_of(lengths: list[int], losses: np.ndarray) -> Steps:
@@ -64,6 +64,18 @@ def test_files_are_read_in_the_order_of_the_steps_and_students_taken_apart(tmp_p
     assert own.columns["step"].tolist() == [*range(stage)] * 3
     assert set(own.columns["student"]) == {1}
     assert own.total("bytes_sent") == 3 * stage * 2e6
+
+
+def test_an_older_file_has_no_bytes_received(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run.path / "steps" / "stage-1.epoch-1.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("bytes_received"), path)
+    steps = read_steps(run.path)
+    assert steps is not None
+    first = 2 * STEPS_OF_EPOCH
+    missing = np.isnan(steps.of(0).columns["bytes_received"])
+    assert missing.nonzero()[0].tolist() == [*range(first, first + STEPS_OF_EPOCH)]
+    assert steps.of(0).total("bytes_received") == 5 * STEPS_OF_EPOCH * TRAFFIC["bytes_received"]
 
 
 def test_a_run_without_steps_has_none(tmp_path: Path) -> None:

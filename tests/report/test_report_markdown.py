@@ -15,7 +15,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.markdown import comparison, number, run_report, table
 from ray_l4.store.atomic import write_json
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.run_directory import RunDirectory, read_json
 
 cells = st.text(st.characters(categories=("L", "N")), max_size=12)
 
@@ -83,17 +83,19 @@ def summary(method: str = "l4", stream: tuple[str, ...] = ("woz.en", "wikisql"),
         "backward_transfer": {"0": -20.0, "1": None},
         "wall_seconds": 61.2,
         "peak_memory_bytes": {"student-0": 512 * 2**20, "evaluator-0": 2**30},
-        "exchange": {"bytes_per_step": 2_500_000.0, "wait_fraction": 0.125},
+        "exchange": {"bytes_per_step": 2_500_000.0, "bytes_received_per_step": 1e6, "wait_fraction": 0.125},
         "replay": {"1": {"requested": 508, "valid": 500, "dropped": 8}},
         **changes,
     }
 
 
 def test_one_row_for_each_run() -> None:
-    lines = comparison([summary(), summary("finetune", forgetting={"0": None}, seed=6)]).split("\n")
+    runs = [summary(), summary(variant="l4-lambda-0"), summary("finetune", forgetting={"0": None}, seed=6)]
+    lines = comparison(runs).split("\n")
     assert [cells_of(line) for line in lines if "---" not in line] == [
-        ["method", "seed", "woz.en", "wikisql", "average", "forgetting", "backward transfer", "wall s"],
+        ["variant", "seed", "woz.en", "wikisql", "average", "forgetting", "backward transfer", "wall s"],
         ["l4", "5", "60.0", "70.0", "65.0", "20.0", "-20.0", "61"],
+        ["l4-lambda-0", "5", "60.0", "70.0", "65.0", "20.0", "-20.0", "61"],
         ["finetune", "6", "60.0", "70.0", "65.0", "–", "-20.0", "61"],
     ]
 
@@ -136,6 +138,20 @@ def test_the_report_has_every_student_s_matrix_and_figures(run: RunDirectory) ->
     )
 
 
+def test_the_title_names_variant_and_scale(run: RunDirectory) -> None:
+    write_json(run.path / "summary.json", summary(variant="l4-lambda-0"))
+    manifest = read_json(run.path / "manifest.json")
+    for scale, ending in ((0.1, ", scaled to 0.1 of its examples and epochs"), (1.0, "")):
+        write_json(run.path / "manifest.json", manifest | {"scale": scale})
+        title = run_report(run).split("\n")[0]
+        assert title == f"# by hand: l4-lambda-0 on woz.en -> wikisql, seed 5{ending}"
+
+
+def test_an_older_run_has_no_row_for_what_was_received(run: RunDirectory) -> None:
+    write_json(run.path / "summary.json", summary(exchange={"bytes_per_step": 0.0, "wait_fraction": 0.0}))
+    assert "received" not in section(run_report(run), "Cost")
+
+
 def test_the_report_has_replay_and_cost(run: RunDirectory) -> None:
     report = run_report(run)
     assert rows_of(section(report, "Replay")) == [
@@ -145,6 +161,7 @@ def test_the_report_has_replay_and_cost(run: RunDirectory) -> None:
     assert rows_of(section(report, "Cost"))[1:] == [
         ["wall time", "61 s"],
         ["published by a student in a step", "2.500 MB"],
+        ["received from its teachers in a step", "1.000 MB"],
         ["time students wait for their teachers", "12.5 %"],
         ["peak memory of student-0", "512 MiB"],
         ["peak memory of evaluator-0", "1024 MiB"],

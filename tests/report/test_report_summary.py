@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -203,21 +204,34 @@ def test_bytes_and_waiting_are_means_over_steps_and_students(run: RunDirectory) 
         0,
         1,
         [
-            step(0, 0, bytes_sent=1000, **seconds(1.0, 0.0, 2.0, 0.0)),
-            step(1, 0, bytes_sent=3000, **seconds(1.0, 1.5, 2.0, 0.5)),
+            step(0, 0, bytes_sent=1000, bytes_received=0, **seconds(1.0, 0.0, 2.0, 0.0)),
+            step(1, 0, bytes_sent=3000, bytes_received=9000, **seconds(1.0, 1.5, 2.0, 0.5)),
         ],
     )
-    write_steps(run, 1, 1, [step(0, 1, bytes_sent=2000, **seconds(0.5, 0.5, 1.0, 0.0))])
+    write_steps(run, 1, 1, [step(0, 1, bytes_sent=2000, bytes_received=3000, **seconds(0.5, 0.5, 1.0, 0.0))])
     assert summarise(run)["exchange"] == {
         "bytes_per_step": pytest.approx(2000.0),
+        "bytes_received_per_step": pytest.approx(4000.0),
         "wait_fraction": pytest.approx(2.0 / 10.0),
     }
 
 
 def test_without_steps_or_time_nothing_is_divided_by_zero(run: RunDirectory) -> None:
-    assert summarise(run)["exchange"] == {"bytes_per_step": 0.0, "wait_fraction": 0.0}
+    nothing = {"bytes_per_step": 0.0, "bytes_received_per_step": 0.0, "wait_fraction": 0.0}
+    assert summarise(run)["exchange"] == nothing
     write_steps(run, 0, 1, [step(0, 0, bytes_sent=10, **seconds(0, 0, 0, 0))])
-    assert summarise(run)["exchange"] == {"bytes_per_step": 10.0, "wait_fraction": 0.0}
+    assert summarise(run)["exchange"] == nothing | {"bytes_per_step": 10.0}
+
+
+def test_steps_of_an_older_run_received_nothing_that_is_known(run: RunDirectory) -> None:
+    write_steps(run, 0, 1, [step(0, 0, bytes_sent=10, bytes_received=7, **seconds(1, 0, 0, 0))])
+    path = run.path / "steps" / "stage-0.epoch-1.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("bytes_received"), path)
+    assert summarise(run)["exchange"] == {
+        "bytes_per_step": 10.0,
+        "bytes_received_per_step": 0.0,
+        "wait_fraction": 0.0,
+    }
 
 
 def test_replay_is_counted_by_stage(run: RunDirectory) -> None:

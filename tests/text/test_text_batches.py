@@ -61,7 +61,6 @@ def grid_of_targets(batch: Batch, head: Head) -> tuple[torch.Tensor, torch.Tenso
 def test_worked_sequences() -> None:
     batch = build_batch(table(([*C, *Q], [*A])), np.array([0]), HEADS, IDS, 5.0)
     assert batch.input_ids_RT.tolist() == [[*C, *Q, 1, *A, IDS.pad], [GEN, *C, *Q, 1, *A]]
-    assert batch.attention_mask_RT.tolist() == [[1] * 8 + [0], [1] * 9]
     qa, _ = grid_of_targets(batch, "qa")
     lm, _ = grid_of_targets(batch, "lm")
     assert qa.tolist() == [[IGNORE] * 5 + [*A, IDS.eos, IGNORE], [IGNORE] * 9]
@@ -96,11 +95,10 @@ def test_batch_equals_the_plain_twin(
     rows = [tokens.slice(i, 1).to_pylist()[0] for i in indices]
     expected = [(head, row, *twin(row, head)) for head in heads for row in rows]
     width = max(len(x) for *_, x, _ in expected)
-    assert batch.input_ids_RT.shape == batch.attention_mask_RT.shape == (len(heads) * len(rows), width)
+    assert batch.input_ids_RT.shape == (len(heads) * len(rows), width)
     for r, (head, _, x, y) in enumerate(expected):
         assert len(x) == len(y)
         assert batch.input_ids_RT[r].tolist() == x + [IDS.pad] * (width - len(x))
-        assert batch.attention_mask_RT[r].tolist() == [1] * len(x) + [0] * (width - len(x))
         targets, weights = grid_of_targets(batch, head)
         assert targets[r].tolist() == y + [IGNORE] * (width - len(y))
         plain = [0.0 if t == IGNORE else ans_weight if t == IDS.ans else 1.0 for t in y]
@@ -133,7 +131,7 @@ def test_batches_without_current_or_without_generated_examples() -> None:
 def test_types_are_those_that_torch_indexes_with() -> None:
     batch = build_batch(table(([10], [11]), ([10, 12], [])), np.array([1, 0]), HEADS, IDS, 5.0)
     lm = batch.heads["lm"]
-    for tensor in (batch.input_ids_RT, batch.attention_mask_RT, lm.positions_N, lm.targets_N):
+    for tensor in (batch.input_ids_RT, lm.positions_N, lm.targets_N):
         assert tensor.dtype == torch.int64
     assert lm.weights_N.dtype == torch.float32
     logits = torch.randn(4, batch.input_ids_RT.shape[1], 64)
@@ -144,15 +142,14 @@ def test_a_batch_moves_to_a_device_whole() -> None:
     batch = build_batch(table(([10], [11]), ([10, 12], [])), np.array([1, 0]), HEADS, IDS, 5.0)
     moved = batch.to(torch.device("meta"))
     scored = [t for h in moved.heads.values() for t in (h.positions_N, h.targets_N, h.weights_N)]
-    assert {t.device.type for t in (moved.input_ids_RT, moved.attention_mask_RT, *scored)} == {"meta"}
+    assert {t.device.type for t in (moved.input_ids_RT, *scored)} == {"meta"}
     assert (moved.num_samples, moved.num_current_samples, moved.num_tokens) == (2, 2, batch.num_tokens)
     assert [h.num_current for h in moved.heads.values()] == [h.num_current for h in batch.heads.values()]
     assert batch.input_ids_RT.device.type == "cpu"
 
 
-def test_padding_tokens_inside_a_text_are_not_masked() -> None:
+def test_padding_tokens_inside_a_text_are_targets_like_others() -> None:
     batch = build_batch(table(([10, IDS.pad], [IDS.pad])), np.array([0]), ("qa",), IDS, 5.0)
-    assert batch.attention_mask_RT.tolist() == [[1, 1, 1, 1]]
     assert batch.heads["qa"].targets_N.tolist() == [IDS.pad, IDS.eos]
 
 

@@ -79,7 +79,7 @@ def test_every_epoch_visits_every_example_once(
         assert sampler.samples_before(step) == seen
         batch = sampler.indices(step)
         assert len(batch) > 0
-        visited[sampler.epoch_of(step)].extend(batch.tolist())
+        visited[seen // len(lengths)].extend(batch.tolist())
         seen += len(batch)
     assert [sorted(epoch) for epoch in visited] == [list(range(len(lengths)))] * epochs
     assert sampler.samples_before(sampler.num_steps) == seen == epochs * len(lengths)
@@ -121,12 +121,12 @@ def test_the_last_partial_batch_is_kept() -> None:
     sampler = Sampler([1] * 10, 0, 0, 3, 4)
     assert sampler.num_steps == 3 * math.ceil(10 / 4)
     assert [len(sampler.indices(step)) for step in range(6)] == [4, 4, 2] * 2
-    assert [sampler.epoch_of(step) for step in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [sampler.last_step_of(epoch) for epoch in range(3)] == [2, 5, 8]
 
 
 def test_steps_and_epochs_outside_the_stage_are_errors() -> None:
     sampler = Sampler([1] * 4, 0, 0, 1, 2)
-    for call in (sampler.indices, sampler.epoch_of, sampler.last_step_of):
+    for call in (sampler.indices, sampler.last_step_of):
         for outside in (-1, 2):
             with pytest.raises(IndexError, match=str(outside)):
                 call(outside)

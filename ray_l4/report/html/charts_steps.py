@@ -41,23 +41,28 @@ def disagreement(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
     which such an axis has no place, is marked on a line of its own at the foot, labelled 0.
     """
     panels = {"answers": _of_students(steps, "kd_qa"), "whole text": _of_students(steps, "kd_lm")}
-    known = {
-        head: lines for head, lines in panels.items() if any(np.isfinite(values).any() for _, values in lines.values())
-    }
     caption = "Divergence a token, logarithmic. Near zero, students say the same; exact zeros are marked at the foot."
-    return _panels(id, title, known, stages, caption, logarithmic=True)
+    return _panels(id, title, _known(panels), stages, caption, logarithmic=True)
 
 
 def exchange(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
-    """What a student publishes in a step, and the share of its time in which it waits for its teachers."""
-    sent, waiting = {}, {}
+    """What a student publishes and receives in a step, and the share of its time in which it waits for its teachers."""
+    traffic: dict[str, Lines] = {
+        label: {name: (x, y / 1e6) for name, (x, y) in _of_students(steps, column).items()}
+        for label, column in {"sent (MB)": "bytes_sent", "received (MB)": "bytes_received"}.items()
+    }
+    waiting = {}
     for student in steps.students():
-        position, bytes_sent, *seconds = steps.of(student).thinned("bytes_sent", *SECONDS)
+        position, *seconds = steps.of(student).thinned(*SECONDS)
         total, waited = np.sum(seconds, axis=0), seconds[SECONDS.index("wait_seconds")]
         share = np.divide(100 * waited, total, out=np.zeros_like(total), where=total > 0)
-        sent[f"student {student}"] = (position, bytes_sent / 1e6)
         waiting[f"student {student}"] = (position, share)
-    return _panels(id, title, {"MB a step": sent, "waiting (%)": waiting}, stages, "")
+    return _panels(id, title, {**_known(traffic), "waiting (%)": waiting}, stages, "Sent and received: in a step.")
+
+
+def _known(panels: Mapping[str, Lines]) -> dict[str, Lines]:
+    """The panels in which there is something to draw."""
+    return {name: lines for name, lines in panels.items() if any(np.isfinite(y).any() for _, y in lines.values())}
 
 
 def _of_students(steps: Steps, column: str) -> Lines:

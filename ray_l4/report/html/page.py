@@ -13,6 +13,7 @@ from ray_l4.report.html import section_cost, section_runs, section_samples, sect
 from ray_l4.report.html.blocks import Section
 from ray_l4.report.html.record import Record, read_record
 from ray_l4.report.html.text import visible
+from ray_l4.report.markdown import scale_note
 from ray_l4.store.run_directory import RunDirectory
 
 SECTIONS = (
@@ -48,7 +49,7 @@ def render(runs: Sequence[RunDirectory]) -> str:
     """
     records = [read_record(run) for run in runs]
     parts = [
-        Part(f"run-{number}", title, _sections(record, f"run-{number}"))
+        Part(f"run-{number}", f"{title}{scale_note(record.manifest)}", _sections(record, f"run-{number}"))
         for number, (title, record) in enumerate(zip(section_runs.labels(records), records, strict=True))
     ]
     environment = Environment(
@@ -75,6 +76,8 @@ def _sections(record: Record, prefix: str) -> list[Section]:
 def _title(records: Sequence[Record]) -> str:
     first = records[0]
     stream = " → ".join(first.tasks)
+    notes = {scale_note(record.manifest) for record in records}
+    scale = notes.pop() if len(notes) == 1 else ", at different scales"
     if len(records) > 1:
-        return f"{len(records)} runs on {stream}"
-    return f"{first.summary['name']}: {first.variant} on {stream}, seed {first.summary['seed']}"
+        return f"{len(records)} runs on {stream}{scale}"
+    return f"{first.summary['name']}: {first.variant} on {stream}, seed {first.summary['seed']}{scale}"

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.report.html.steps import Steps, read_steps
+from ray_l4.report.markdown import variant_of
 from ray_l4.store.run_directory import Cell, RunDirectory, read_json
 
 Matrix = Sequence[Sequence[float | None]]
@@ -49,7 +50,7 @@ class Record:
     @property
     def variant(self) -> str:
         """The name of the run's row in a table."""
-        return str(self.summary.get("variant") or self.summary["method"])
+        return variant_of(self.summary)
 
     def matrix(self, student: str) -> Matrix:
         """The score matrix of a student: a row for each stage, a column for each task."""

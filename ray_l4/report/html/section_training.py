@@ -6,6 +6,7 @@ from ray_l4.methods import METHODS
 from ray_l4.report.html import charts_steps
 from ray_l4.report.html.blocks import Block, Note, Section, Table
 from ray_l4.report.html.record import Record
+from ray_l4.report.markdown import traffic
 
 NO_STEPS = Note("This run left no figures of its steps.")
 ALONE = Note("Not measured: the students of this method learn from nobody.")
@@ -46,14 +47,15 @@ def _exchange(record: Record, prefix: str) -> list[Block]:
     if not learns_from_others(record):
         return [ALONE]
     totals = record.summary["exchange"]
-    sent = sum(record.steps.of(student).total("bytes_sent") for student in record.steps.students())
+    sent, received = (record.steps.total(name) for name in ("bytes_sent", "bytes_received"))
     rows = [
-        ["published by a student in a step", f"{totals['bytes_per_step'] / 1e6:.3f} MB"],
+        *traffic(totals),
         ["published in all", f"{sent / 1e9:.3f} GB"],
+        *([["received in all", f"{received / 1e9:.3f} GB"]] if "bytes_received_per_step" in totals else []),
         ["time students wait for their teachers", f"{100 * totals['wait_fraction']:.1f} %"],
     ]
     stages = charts_steps.stage_spans(record.steps, record.stages)
-    title = "Published by each student, and its waiting"
+    title = "What each student publishes and receives, and its waiting"
     return [
         Table(["what", "how much"], rows),
         charts_steps.exchange(f"{prefix}-exchange-steps", title, record.steps, stages),

@@ -14,9 +14,11 @@ from ray_l4.errors import RunDirectoryError
 
 SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
 COLUMNS = (
-    *("stage", "step", "student", "loss", "lr", "kd_qa", "kd_lm", "bytes_sent"),
+    *("stage", "step", "student", "loss", "lr", "kd_qa", "kd_lm", "bytes_sent", "bytes_received"),
     *SECONDS,
 )
+LATER = frozenset({"bytes_received"})
+"""Columns that older runs do not have."""
 POINTS = 240
 """A drawing is about 500 pixels wide: more points than that would only blur it."""
 
@@ -85,6 +87,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     except (OSError, pa.ArrowException) as error:
         raise RunDirectoryError(f"{path}: cannot be read as figures of steps ({error}); the run is damaged") from error
     missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
+    if not LATER.issuperset(missing):
         raise RunDirectoryError(f"{path}: has no column {missing[0]!r}, which the figures of steps need")
-    return {name: table.column(name).to_numpy().astype(float) for name in COLUMNS}
+    absent = {name: np.full(table.num_rows, np.nan) for name in missing}
+    return {name: absent[name] if name in absent else table.column(name).to_numpy().astype(float) for name in COLUMNS}
