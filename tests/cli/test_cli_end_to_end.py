@@ -74,7 +74,7 @@ def test_report_puts_runs_side_by_side(finished: RunDirectory, tmp_path: Path) -
     result = ray_l4("report", finished.path, tmp_path / "run")
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows if "---" not in row] == ["method", "l4", "finetune"]
+    assert [row.split("|")[1].strip() for row in rows if "---" not in row] == ["variant", "l4", "finetune"]
     report = (tmp_path / "run" / "report.md").read_text()
     assert "after learning" in report
     assert "method: finetune" in report
@@ -93,7 +93,7 @@ def test_resume_finishes_a_run_that_lost_its_second_task(finished: RunDirectory,
     run.save_state(RunState(stages_done=1))
     result = ray_l4("resume", copy, "--cluster", IN_PROCESS)
     assert result.returncode == 0, result.stderr
-    assert "resumed after mini.woz (1 of 2 tasks)" in result.stdout
+    assert "resumed after mini.woz (1 of 2 stages)" in result.stdout
     assert run.summary()["score_matrix"] == expected["score_matrix"]
     assert run.summary()["replay"] == expected["replay"]
 
