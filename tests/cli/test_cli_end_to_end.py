@@ -71,7 +71,7 @@ def test_generate_prints_pseudo_examples(finished: RunDirectory) -> None:
 def test_report_puts_runs_side_by_side(finished: RunDirectory, tmp_path: Path) -> None:
     path = write_experiment(tmp_path, method="finetune")
     assert ray_l4("run", path, "--cluster", IN_PROCESS, "--run-dir", tmp_path / "run").returncode == 0
-    result = ray_l4("report", finished.path, tmp_path / "run")
+    result = ray_l4("report", finished.path, tmp_path / "run", "--out", tmp_path / "page.html")
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if line.startswith("| ")]
     assert [row.split("|")[1].strip() for row in rows if "---" not in row] == ["variant", "l4", "finetune"]
