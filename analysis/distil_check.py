@@ -20,9 +20,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.command import exit_status
 from analysis.results import Run, read_run
 from ray_l4.config.experiment import DataConfig, TaskConfig
-from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
+from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.metrics.registry import Item, score
 from ray_l4.report.markdown import number, table
 from ray_l4.tasks.registry import load
@@ -121,12 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--converted", metavar="FOLDER", required=True, type=Path, help="folder of the references' distil files"
     )
     options = parser.parse_args(arguments)
-    try:
-        print(report([read_run(folder) for folder in options.run_dirs], options.converted))
-    except RayL4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_status(lambda: print(report([read_run(folder) for folder in options.run_dirs], options.converted)))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.command import exit_status
 from analysis.figures.heat_map import paint
 from analysis.figures.style import BLUE, ORANGE, new_figure, save, tidy
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import statistic
 from ray_l4.report.markdown import number, variant_of
 from ray_l4.store.run_directory import RunDirectory
@@ -85,7 +86,7 @@ def _scores(label: str, summary: Mapping[str, Any]) -> RunScores:
 
 
 def draw(runs: Sequence[RunScores]) -> Figure:
-    """The figure: a heat map of each run, then the bars. Raises RayL4Error if matplotlib is not installed."""
+    """The figure: a heat map of each run, then the bars."""
     num_tasks = len(runs[0].tasks)
     num_columns = min(COLUMNS, len(runs))
     num_rows = math.ceil(len(runs) / num_columns)
@@ -126,13 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folder of a finished run")
     parser.add_argument("--out", metavar="FILE.png", required=True, type=Path, help="figure to write, or .pdf, .svg")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         save(draw(read(options.run_dirs)), options.out)
-    except RayL4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(options.out)
-    return 0
+        print(options.out)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from analysis.command import exit_status
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import FromScratch, ModelConfig
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.errors import ConfigError
 from ray_l4.learner.models import build_model, load_folder
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_objective
@@ -185,17 +186,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="also untrained models of this vocabulary")
     parser.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help="size of the batch (default: 8)")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         run = RunDirectory.open(options.run_dir)
         pairs = list(pairs_of(run, options.tokenizer, options.examples))
         experiment = run.experiment()
         weight = experiment.training.lm_weight
         print(f"{pairs[0].batch.num_samples} examples of {experiment.stream[-1].name}, lm head weighted {weight:g}\n")
         print(table(pairs, {name: spec_of(preset(name, experiment)) for name in METHODS}, weight))
-    except RayL4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

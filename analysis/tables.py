@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import caption, sheet
+from analysis.command import exit_status
 from analysis.measures import MEASURES
 from analysis.published_tables import PublishedTable, keys, published_table
 from analysis.render import FORMATS, SUFFIXES
 from analysis.results import Results, load
 from analysis.sheet import Sheet
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import AVERAGE
 from ray_l4.store.atomic import write_text
 
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", metavar="N", type=int, help="student whose scores are shown, counted from 0")
     parser.add_argument("--partial", action="store_true", help="leave out trials of a sweep that have not finished")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         results = load(options.folders, partial=options.partial)
         name = options.format or SUFFIXES.get(options.out.suffix if options.out else ".md", "markdown")
         text = FORMATS[name](build(results, chosen_table(results, options.table), options.student))
@@ -107,10 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _write(options.out, text)
             print(options.out)
-    except RayL4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return exit_status(work)
 
 
 def _write(out: Path, text: str) -> None:

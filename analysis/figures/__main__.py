@@ -17,10 +17,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from analysis.command import exit_status
 from analysis.figures import cost_bars, disagreement, forgetting_bars, heat_map, lambda_curve, learning_curves
 from analysis.figures.style import save
 from analysis.results import Results, load
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,16 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", metavar="N", type=int, default=0, help="student that is shown, counted from 0")
     parser.add_argument("--partial", action="store_true", help="leave out trials of a sweep that have not finished")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         results = load(options.folders, partial=options.partial)
         if not any(options.student in run.students() for run in results.runs):
             raise ConfigError(f"--student {options.student}: no run has this student; they are counted from 0")
         save(KINDS[options.kind](results, options.student), options.out)
-    except RayL4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(options.out)
-    return 0
+        print(options.out)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
