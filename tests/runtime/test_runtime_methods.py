@@ -11,6 +11,7 @@ import pytest
 
 from ray_l4.methods import METHODS, UNION, get_method, graph_of
 from ray_l4.report.markdown import run_report
+from ray_l4.runtime.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
 from tests.runtime import runtime_fixtures as small
 
@@ -169,3 +170,14 @@ def test_students_learn_from_batches_of_the_same_size_whoever_generates(shared: 
     own = shared.experiment().replay.generator == "own"
     replayed = min(valid.count(0), valid.count(1)) if own else len(valid)
     assert sum(steps[0].values()) == 4 * (32 + replayed)
+
+
+def test_lamol_with_one_task_token_for_all(tmp_path: Path) -> None:
+    """LAMOL-GEN (SPEC 3.2): every text starts with the same token, those that are replayed too."""
+    model = small.quick("lamol").model.model_dump() | {"task_tokens": "shared"}
+    run, _ = small.complete_run(small.quick("lamol", model=model), small.cluster("in_process"), tmp_path / "run")
+    rows = pq.read_table(run.path / "replay" / "stage-1.parquet").to_pylist()
+    assert rows and {row["task"] for row in rows} == {TASKS[0]}
+    gens = {table["gen"][0].as_py() for table in prepare(run.experiment()).training.values()}
+    assert len(gens) == 1, "the second task has no token of its own either"
+    assert {row["ids"][0] for row in rows} == gens
