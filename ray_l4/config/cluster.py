@@ -27,40 +27,60 @@ class RayConfig(Strict):
     """Start Ray's dashboard on the loopback address (slower start, 0.9 GB more memory)."""
 
 
-class StudentResources(Strict):
-    """What every student is given."""
+class Resources(Strict):
+    """What a process is given."""
 
     cpus: Share = 1
-    """CPUs reserved for each student."""
+    """CPUs reserved for each."""
     gpus: Share = 0
-    """GPUs reserved for each student; a fraction shares one."""
+    """GPUs reserved for each; a fraction shares one."""
     threads: Count | None = 1
-    """Threads of PyTorch in each student; the reserved CPUs when not given (without Ray: PyTorch's choice).
+    """Threads of PyTorch in each; the reserved CPUs when not given (without Ray: PyTorch's choice).
     Results depend on it in the last bits."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Custom resources of the cluster reserved for each, by name: they bind it to nodes that offer them."""
 
 
-class EvaluatorResources(StudentResources):
+class StudentResources(Resources):
+    """What every rank of a student is given, and how many ranks a student spans."""
+
+    shards_per_student: Count = 1
+    """Ranks (processes, each with its own device) that one student spans; resources are reserved for each of them."""
+    sharding: Literal["data", "full"] = "data"
+    """``data``: every rank holds the whole model and a slice of the batch. ``full``: it also holds only a slice of the
+    weights, gradients and moments (FSDP2)."""
+    micro_batch: Count | None = None
+    """Examples of a rank that go through the model together; the whole slice when not given. A smaller number saves
+    memory and costs a second forward pass where predictions are published."""
+
+
+class EvaluatorResources(Resources):
     """What every evaluator is given, and how many there are."""
 
     count: Count = 1
     """Evaluators; they also generate replay."""
     cpus: Share = 0
     """CPUs reserved for each evaluator; 0 shares the students' cores."""
-    gpus: Share = 0
-    """GPUs reserved for each evaluator; a fraction shares one."""
-    threads: Count | None = 1
-    """Threads of PyTorch in each evaluator; as on the students when not given."""
 
 
 class ExchangeConfig(Strict):
-    """How predictions travel between peers."""
+    """How predictions travel between peers (docs/EXCHANGE.md has what each choice costs)."""
 
-    transport: Literal["in_process", "object_store"] = "object_store"
-    """``in_process``: all peers in this process, without Ray; the reference. ``object_store``: Ray."""
-    codec: Literal["dense"] = "dense"
-    """What is sent: log-probabilities over the whole vocabulary."""
+    transport: Literal["in_process", "object_store", "collective", "cuda_ipc"] = "object_store"
+    """``in_process``: all peers in this process, without Ray; the reference. ``object_store``: through Ray.
+    ``collective``: from process to process with torch.distributed (gloo on CPUs, nccl on GPUs). ``cuda_ipc``: peers
+    on the GPUs of one host read each other's device memory."""
+    codec: Literal["auto", "dense", "factored", "topk", "sampled", "mean"] = "dense"
+    """What is sent. ``dense``: log-probabilities over the whole vocabulary. ``factored``: hidden states and the output
+    matrix, from which they follow. ``auto``: the smaller one of these two, step by step. ``topk``: the largest
+    probabilities and the remaining mass. ``sampled``: tokens drawn from the prediction. ``mean``: the mean of all
+    peers' probabilities, reduced collectively (``collective`` transport, complete topology)."""
     precision: Literal["float32", "float16"] = "float32"
-    """Type on the wire; float16 is taken after centring on the row maximum."""
+    """Type on the wire; float16 log-probabilities are taken after centring on the row maximum."""
+    top_k: Count = 64
+    """Entries a position that ``topk`` sends."""
+    samples: Count = 50
+    """Draws a position that ``sampled`` sends."""
     steps_ahead: Annotated[int, Field(ge=1, le=64)] = 3
     """Steps submitted before the oldest one is waited for."""
 
@@ -100,9 +120,28 @@ class ClusterConfig(Strict):
     """Spreading over nodes."""
     timeouts: TimeoutConfig = TimeoutConfig()
     """Limits of waiting."""
+    storage_path: str | None = None
+    """Where the run directory is copied as it grows: a folder (NFS) or the address of an object storage
+    (``s3://bucket/runs``, ``gs://...``); nowhere else when not given. ``ray-l4 resume`` takes that copy too."""
 
     @model_validator(mode="after")
     def _students_reserve_something(self) -> ClusterConfig:
         if self.students.cpus == 0 and self.students.gpus == 0:
             raise ValueError("students must reserve something: give students.cpus or students.gpus a value above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _exchange_is_possible(self) -> ClusterConfig:
+        exchange, students = self.exchange, self.students
+        if exchange.transport == "in_process" and students.shards_per_student > 1:
+            raise ValueError(
+                f"students.shards_per_student: {students.shards_per_student} ranks are as many processes; expected a "
+                "transport other than in_process"
+            )
+        if exchange.transport == "cuda_ipc" and students.gpus == 0:
+            raise ValueError("exchange.transport: cuda_ipc shares GPU memory; give students.gpus a value above 0")
+        if exchange.codec == "mean" and exchange.transport != "collective":
+            raise ValueError(
+                "exchange.codec: mean is reduced by the students together; set exchange.transport: collective"
+            )
         return self

@@ -14,6 +14,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from ray_l4.config.fields import Count, Fraction, Strict
 from ray_l4.config.model import ModelConfig
 
+Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+"""A teacher and its student."""
+
 
 class Columns(Strict):
     """Names of the columns of one's own data."""
@@ -184,13 +187,36 @@ class EvaluationConfig(Strict):
     """Examples decoded together: the fixed batches of which evaluators are handed a few at a time."""
 
 
+class PeerConfig(Strict):
+    """What sets one peer apart from the others; what is not given is as everywhere else."""
+
+    seed: int | None = None
+    """Seed of what this peer draws at the start (weights of new tokens, or the whole model) and of its dropout."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate."""
+    dropout: Fraction | None = None
+    """Dropout of all layers."""
+    model: ModelConfig | None = None
+    """A model of another size; it must have the tokeniser that the others have."""
+
+
 class PeersConfig(Strict):
-    """Who learns."""
+    """Who learns, and from whom."""
 
     count: Count | None = None
     """Number of peers; the method's own (2 for ``l4``) when not given."""
     init: Literal["shared", "own"] = "shared"
     """Whether peers start from the same random weights (new token rows, or the whole model from scratch)."""
+    topology: Literal["complete", "ring", "star"] | list[Edge] | Path | None = None
+    """Who learns from whom: ``complete``, every peer from every other; ``ring``, each from the one before it; ``star``,
+    all from peer 0 and peer 0 from all; a list of [teacher, student] pairs; or a file with one such pair a line
+    (relative to the experiment file). The method's own when not given."""
+    each: list[PeerConfig] = Field(default_factory=list)
+    """Differences between the peers, one item for each in order; none when empty."""
+    on_peer_loss: Literal["restart", "continue"] = "restart"
+    """When a student's process dies. ``restart``: a new one takes its place and the stage is learned again from the
+    last checkpoint, with the same result. ``continue``: the others go on without it and learn from those that are
+    left."""
 
 
 def _as_task(value: object) -> object:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ray_l4.config.cluster import ClusterConfig, StudentResources
+from ray_l4.config.cluster import ClusterConfig, Resources
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import CODECS, Payload, num_bytes
 from ray_l4.learner.learner import Learner
@@ -117,7 +117,7 @@ class Student:
         self._times["mark"] = now
 
 
-def use_threads(resources: StudentResources) -> None:
+def use_threads(resources: Resources) -> None:
     """Give PyTorch in this process as many threads as the profile says."""
     if resources.threads is not None:
         torch.set_num_threads(resources.threads)

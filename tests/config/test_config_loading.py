@@ -159,7 +159,7 @@ peers: {zzz: 0}
         "FILE:16: data.raw: expected a path or null, found an empty list",
         "FILE:16: data.max_bad_fraction: expected a number of at least 0 and at most 1, found 2",
         "FILE:17: evaluation.when: expected 'epoch' or 'stage', found \"never\"",
-        "FILE:18: peers.zzz: unknown key. Known: count, init.",
+        "FILE:18: peers.zzz: unknown key. Known: count, each, init, on_peer_loss, topology.",
     ]
 
 
@@ -197,11 +197,11 @@ def test_one_problem(write: Callable[[str], Path], text: str, message: str) -> N
 
 
 def test_a_profile_is_checked_likewise(write: Callable[[str], Path]) -> None:
-    path = write("students: {gpu: 1}\nexchange: {codec: topk, steps_ahead: 65}\nray: {object_store_memory: 1}\n")
+    path = write("students: {gpu: 1}\nexchange: {precision: int8, steps_ahead: 65}\nray: {object_store_memory: 1}\n")
     assert problems(path, load=load_cluster) == [
         "FILE:3: ray.object_store_memory: expected a whole number of at least 80_000_000 or null, found 1",
         "FILE:1: students.gpu: unknown key. Did you mean 'gpus'?",
-        "FILE:2: exchange.codec: expected 'dense', found \"topk\"",
+        "FILE:2: exchange.precision: expected 'float32' or 'float16', found \"int8\"",
         "FILE:2: exchange.steps_ahead: expected a whole number of at least 1 and at most 64, found 65",
     ]
 
