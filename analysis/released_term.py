@@ -30,6 +30,7 @@ from ray_l4.errors import ConfigError
 from ray_l4.learner.models import build_model, load_folder
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_objective
+from ray_l4.losses.targets import DenseTargets
 from ray_l4.methods import resolved
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.tasks.registry import load
@@ -81,7 +82,7 @@ def measure(pair: Pair, spec: ObjectiveSpec, lm_weight: float) -> Terms:
     student, peer = pair.students
     logits = _logits(student, pair.batch)
     with torch.no_grad():
-        targets = {head: values.log_softmax(-1) for head, values in _logits(peer, pair.batch).items()}
+        targets = {head: DenseTargets(values.log_softmax(-1)) for head, values in _logits(peer, pair.batch).items()}
     totals = []
     for learned in ("labels", "distillation"):
         total = torch.zeros(())
@@ -168,7 +169,9 @@ def _pair(
 
 def _logits(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
     logits_of = PositionLogits(model)
-    return {head: logits_of(batch.input_ids_RT, positions.positions_N) for head, positions in batch.heads.items()}
+    return {
+        head: logits_of(batch.input_ids_RT, positions.positions_N).logits_NV for head, positions in batch.heads.items()
+    }
 
 
 def _gradient_norm(model: PreTrainedModel, loss: Tensor) -> float:

@@ -23,13 +23,19 @@ class Transport(Protocol):
     """Whether all workers live in this process."""
 
     def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
-        """Call ``worker.method(*arguments)``, in order per worker; gives a reference to the result."""
+        """Call ``worker.method(*arguments)``, in order per worker; gives a reference to the result.
+
+        A worker may be a tuple of ranks that act as one: all are called, and the result is that of the first.
+        """
 
     def put(self, value: Any) -> Any:
         """A reference to ``value``, stored once for all who read it."""
 
     def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
         """The value behind a reference. Raises PeerError, with ``waiting_for`` in it, if none came in ``timeout`` s."""
+
+    def get_all(self, references: Sequence[Any], timeout: float, waiting_for: str) -> list[Any]:
+        """The values behind references, within ``timeout`` s in all. Raises as soon as one of them has failed."""
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
         """Those of the references whose value (or error) is there, without waiting."""
@@ -52,6 +58,9 @@ class InProcess:
     one_process = True
 
     def submit(self, worker: Any, method: str, *arguments: Any) -> _Value:
+        if isinstance(worker, tuple):
+            first, *_ = [self.submit(rank, method, *arguments) for rank in worker]
+            return first
         values = [a.value if isinstance(a, _Value) else a for a in arguments]
         failed = [a.error for a in arguments if isinstance(a, _Value) and a.error is not None]
         if failed:
@@ -69,6 +78,9 @@ class InProcess:
             raise reference.error
         return reference.value
 
+    def get_all(self, references: Sequence[_Value], timeout: float, waiting_for: str) -> list[Any]:
+        return [self.get(reference, timeout, waiting_for) for reference in references]
+
     def ready(self, references: Sequence[Any]) -> list[Any]:
         return list(references)
 
@@ -82,14 +94,20 @@ class ObjectStore:
     one_process = False
 
     def submit(self, worker: Any, method: str, *arguments: Any) -> ray.ObjectRef:
+        if isinstance(worker, tuple):
+            first, *_ = [self.submit(rank, method, *arguments) for rank in worker]
+            return first
         return getattr(worker, method).remote(*arguments)
 
     def put(self, value: Any) -> ray.ObjectRef:
         return ray.put(value)
 
     def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
+        return self.get_all([reference], timeout, waiting_for)[0]
+
+    def get_all(self, references: Sequence[Any], timeout: float, waiting_for: str) -> list[Any]:
         try:
-            return ray.get(reference, timeout=timeout)
+            return ray.get(list(references), timeout=timeout)
         except GetTimeoutError:
             raise PeerError(
                 f"{waiting_for}: no answer within {timeout:g} s (timeouts in the cluster profile)"
@@ -106,7 +124,8 @@ class ObjectStore:
         return done
 
     def end(self, worker: Any) -> None:
-        ray.kill(worker)
+        for rank in worker if isinstance(worker, tuple) else (worker,):
+            ray.kill(rank)
 
 
 def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:

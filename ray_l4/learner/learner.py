@@ -16,22 +16,18 @@ from ray_l4.errors import PeerError
 from ray_l4.learner.guards import Guard, build_guard
 from ray_l4.learner.models import arithmetic, to_bytes
 from ray_l4.learner.optim import build_optimizer
-from ray_l4.learner.position_logits import PositionLogits
+from ray_l4.learner.position_logits import Outputs, PositionLogits
+from ray_l4.learner.predictions import NOTHING, Predictions
 from ray_l4.learner.schedule import learning_rate
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient
+from ray_l4.losses.targets import Targets
 from ray_l4.methods import Method
 from ray_l4.seeds import derive
 from ray_l4.text.batches import Batch, HeadPositions, build_batch
 from ray_l4.text.sampler import Sampler
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import Head, sequence_lengths
-
-Predictions = Mapping[str, Tensor]
-"""Head -> log-probabilities (K, vocab) at the K positions that bear distillation."""
-
-NOBODY: Predictions = {}
-"""What a peer sends that nobody learns from."""
 
 
 @dataclass
@@ -41,7 +37,7 @@ class _Pending:
     step: int
     batch: Batch
     denominators: dict[Head, Denominators]
-    logits_NV: dict[Head, Tensor]
+    outputs: Mapping[Head, Outputs]
 
 
 class Learner:
@@ -98,9 +94,9 @@ class Learner:
             raise PeerError(f"{self._where(step)}: asked for forward, but the next call is for step {self._next_step}")
         batch, denominators = self._batch(self.sampler, step)
         torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step))
-        logits_NV = self.logits(batch)
-        self._pending = _Pending(step, batch, denominators, logits_NV)
-        return self._predictions(batch, logits_NV) if publish else NOBODY
+        outputs = self._outputs(batch)
+        self._pending = _Pending(step, batch, denominators, outputs)
+        return self._predictions(batch, outputs) if publish else NOTHING
 
     @torch.no_grad()
     def predict(self, step: int, student: int) -> Predictions:
@@ -108,12 +104,12 @@ class Learner:
         was_training = self.model.training
         self.model.eval()
         batch, _ = self._batch(self._sampler_of(student), step)
-        predictions = self._predictions(batch, self.logits(batch))
+        predictions = self._predictions(batch, self._outputs(batch))
         self.model.train(was_training)
         return predictions
 
-    def backward(self, step: int, targets: Sequence[Predictions]) -> dict[str, float]:
-        """Learn from the labels and from ``targets``, the predictions of this peer's teachers for the same step.
+    def backward(self, step: int, targets: Sequence[Mapping[str, Targets]]) -> dict[str, float]:
+        """Learn from the labels and from ``targets``: head -> what a teacher says of the same step, of every teacher.
 
         Returns figures of the step: losses per token, learning rate, gradient norm, samples and tokens.
         Raises PeerError if the step was not forwarded, or if its loss is not finite.
@@ -124,13 +120,13 @@ class Learner:
         figures: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         total = torch.zeros((), device=self.device)
-        for head in pending.logits_NV:
+        for head in pending.outputs:
             losses, gradient_NV = self._head_gradient(pending, head, [target[head] for target in targets])
             weight = 1.0 if head == "qa" else self.experiment.training.lm_weight
             total = total + weight * losses.total
             gradients.append(gradient_NV.mul_(weight))
             figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
-        torch.autograd.backward(list(pending.logits_NV.values()), gradients)
+        torch.autograd.backward([own.logits_NV for own in pending.outputs.values()], gradients)
         if self.guard is not None:
             figures["penalty"] = self.guard.restrain(self, step)
             total = total + figures["penalty"]
@@ -148,11 +144,16 @@ class Learner:
 
     def logits(self, batch: Batch) -> dict[Head, Tensor]:
         """Head -> logits (N, vocab) at the positions of ``batch`` that bear a target, with their graph."""
+        return {head: outputs.logits_NV for head, outputs in self._outputs(batch).items()}
+
+    def _outputs(self, batch: Batch) -> dict[Head, Outputs]:
         positions_N = torch.cat([positions.positions_N for positions in batch.heads.values()])
         sizes = [len(positions.positions_N) for positions in batch.heads.values()]
         with arithmetic(self.experiment.model, self.device):
-            logits_NV = self._position_logits(batch.input_ids_RT, positions_N)
-        return dict(zip(batch.heads, logits_NV.split(sizes), strict=True))
+            logits_NV, hidden_ND = self._position_logits(batch.input_ids_RT, positions_N)
+        hidden = hidden_ND.split(sizes) if hidden_ND is not None else [None] * len(sizes)
+        outputs = map(Outputs, logits_NV.split(sizes), hidden)
+        return dict(zip(batch.heads, outputs, strict=True))
 
     def weights(self) -> np.ndarray:
         """The model's weights as safetensors bytes (uint8)."""
@@ -196,21 +197,31 @@ class Learner:
         follow_all = self.experiment.distillation.examples == "all"
         return len(positions.targets_N) if follow_all else positions.num_current
 
-    @torch.no_grad()
-    def _predictions(self, batch: Batch, logits_NV: Mapping[Head, Tensor]) -> Predictions:
-        return {
-            head: torch.log_softmax(logits_NV[head][: self._num_distilled(positions)].float(), dim=-1)
-            for head, positions in batch.heads.items()
-        }
+    def _predictions(self, batch: Batch, outputs: Mapping[Head, Outputs]) -> Predictions:
+        distilled = {head: self._num_distilled(positions) for head, positions in batch.heads.items()}
+        logits: dict[str, Tensor] = {}
+        hidden: dict[str, Tensor] = {}
+        for head, (logits_NV, hidden_ND) in outputs.items():
+            logits[head] = logits_NV.detach()[: distilled[head]]
+            if hidden_ND is not None:
+                hidden[head] = hidden_ND.detach()[: distilled[head]]
+        output = self._position_logits.output_layer
+        return Predictions(logits, hidden, output) if output is not None else Predictions(logits)
 
-    def _head_gradient(self, pending: _Pending, head: Head, teachers_KV: list[Tensor]) -> tuple[HeadLoss, Tensor]:
+    def _head_gradient(self, pending: _Pending, head: Head, teachers: list[Targets]) -> tuple[HeadLoss, Tensor]:
         positions = pending.batch.heads[head]
+        for teacher in teachers:
+            if teacher.num_positions != self._num_distilled(positions):
+                raise PeerError(
+                    f"{self._where(pending.step)}: a teacher speaks of {teacher.num_positions} positions of {head}; "
+                    f"expected {self._num_distilled(positions)}. Are both at the same batch?"
+                )
         return head_gradient(
-            pending.logits_NV[head],
+            pending.outputs[head].logits_NV,
             positions.targets_N,
             positions.weights_N,
             self._num_distilled(positions),
-            teachers_KV,
+            teachers,
             self._spec,
             pending.denominators[head],
         )

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ray_l4.learner.predictions import OutputLayer
+
 _PROBE_LENGTH = 4
 _PROBE_SCALE = 1e3
 _PROBE_TOLERANCE = 1e-3
+
+
+class Outputs(NamedTuple):
+    """What a model says at N positions."""
+
+    logits_NV: Tensor
+    hidden_ND: Tensor | None
+    """The states that the logits are one product of; None for a model that does more."""
 
 
 class PositionLogits(nn.Module):
@@ -24,13 +36,20 @@ class PositionLogits(nn.Module):
         self.model = model
         self.direct = self._head_is_one_product()
 
-    def forward(self, input_ids_RT: Tensor, positions_N: Tensor) -> Tensor:
+    @property
+    def output_layer(self) -> OutputLayer | None:
+        """The matrix of that one product; None where there is no such product, or where it is wrapped in another."""
+        head = self.model.get_output_embeddings()
+        return OutputLayer(head.weight.detach(), head.bias) if self.direct and type(head) is nn.Linear else None
+
+    def forward(self, input_ids_RT: Tensor, positions_N: Tensor) -> Outputs:
         # Padding stands on the right and attention is causal, so no scored position can see it: no mask is needed.
         if self.direct:
             hidden_RTD = self.model.base_model(input_ids=input_ids_RT, use_cache=False).last_hidden_state
-            return self.model.get_output_embeddings()(hidden_RTD.flatten(0, 1)[positions_N])
+            hidden_ND = hidden_RTD.flatten(0, 1)[positions_N]
+            return Outputs(self.model.get_output_embeddings()(hidden_ND), hidden_ND)
         logits_RTV = self.model(input_ids=input_ids_RT, use_cache=False).logits
-        return logits_RTV.flatten(0, 1)[positions_N]
+        return Outputs(logits_RTV.flatten(0, 1)[positions_N], None)
 
     @torch.no_grad()
     def _head_is_one_product(self) -> bool:

@@ -15,18 +15,18 @@ Direction = Literal["forward", "reverse"]
 
 
 @torch.no_grad()
-def mean_log_probs(log_probs: Sequence[Tensor], temperature: float) -> Tensor:
-    """Log of the mean over teachers of ``softmax(log_probs / temperature)``, (num_positions, vocab), float32 or wider.
+def mean_log_probs(softened: Sequence[Tensor]) -> Tensor:
+    """Log of the mean of teachers' probabilities, (num_positions, vocab), float32 or wider.
 
-    log_probs: one (num_positions, vocab) per teacher at temperature 1; a constant added to a row changes nothing.
+    softened: one (num_positions, vocab) of log-probabilities per teacher, each at the temperature of the divergence:
+    every teacher is softened *before* the mean is taken.
 
     The gradient of a KL divergence depends on its targets linearly, so learning from this mean is the same as
-    learning from every teacher and averaging; no approximation. Each teacher is softened *before* the mean is taken.
+    learning from every teacher and averaging; no approximation.
     """
-    softened = [torch.log_softmax(at_least_float32(teacher_KV) / temperature, dim=-1) for teacher_KV in log_probs]
     if len(softened) == 1:
         return softened[0]
-    return torch.logsumexp(torch.stack(softened), dim=0) - math.log(len(softened))
+    return torch.logsumexp(torch.stack(list(softened)), dim=0) - math.log(len(softened))
 
 
 def distillation(

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ray_l4.losses.chunked import chunked_gradient
 from ray_l4.losses.distillation import Direction, distillation, mean_log_probs
 from ray_l4.losses.nll import at_least_float32, nll
+from ray_l4.losses.targets import Targets
 
 
 class HeadLoss(NamedTuple):
@@ -52,26 +54,32 @@ def head_objective(
     targets_N: Tensor,
     weights_N: Tensor,
     num_distilled: int,
-    teachers_KV: Sequence[Tensor],
+    teachers: Sequence[Targets],
     spec: ObjectiveSpec,
     denominators: Denominators,
+    first: int = 0,
 ) -> HeadLoss:
     """Weighted cross-entropy on all N rows plus lambda times distillation on the first K (SPEC 5, 6.2, 20.3).
 
     logits_NV: (num_positions, vocab), of any floating type. targets_N: token ids; weights_N: their weights, 0 to drop
     a label (as L4's eq. 12, read literally, does for current samples of later tasks).
-    num_distilled: K. teachers_KV: each teacher's log-probabilities (K, vocab) at temperature 1; empty for none.
+    num_distilled: K. teachers: what each teacher says about the positions from ``first`` on; none for no distillation.
 
-    Raises ValueError if K exceeds N or a teacher's shape is not (K, vocab).
+    Raises ValueError if K exceeds N, or if a teacher has fewer positions or another vocabulary.
     """
-    _check_shapes(logits_NV, num_distilled, teachers_KV)
+    _check_rows(len(logits_NV), num_distilled, first, teachers)
     # Widened once, so that the two gradients meet in float32 and are rounded to the type of the logits once.
     logits_NV = at_least_float32(logits_NV)
     label_loss = nll(logits_NV, targets_N, weights_N, denominators.nll)
-    if not teachers_KV:
+    if not teachers:
         return HeadLoss(label_loss, label_loss.detach(), label_loss.new_zeros(()))
-    teacher_KV = mean_log_probs(teachers_KV, spec.temperature)
-    divergence = distillation(logits_NV[:num_distilled], teacher_KV, spec.temperature, denominators.kd, spec.direction)
+    logits_KV = logits_NV[:num_distilled]
+    with torch.no_grad():
+        rows = slice(first, first + num_distilled)
+        softened = [teacher.log_probs(rows, logits_KV.detach(), spec.temperature) for teacher in teachers]
+        _check_vocabularies(softened, logits_KV)
+        teacher_KV = mean_log_probs(softened)
+    divergence = distillation(logits_KV, teacher_KV, spec.temperature, denominators.kd, spec.direction)
     weight = spec.distillation_weight / (logits_NV.shape[-1] if spec.average == "vocabulary" else 1)
     # At 0 the term is left out, not multiplied by 0: an infinite divergence would make that NaN.
     total = label_loss + weight * divergence if weight else label_loss
@@ -83,15 +91,16 @@ def head_gradient(
     targets_N: Tensor,
     weights_N: Tensor,
     num_distilled: int,
-    teachers_KV: Sequence[Tensor],
+    teachers: Sequence[Targets],
     spec: ObjectiveSpec,
     denominators: Denominators,
+    first: int = 0,
 ) -> tuple[HeadLoss, Tensor]:
     """``head_objective`` and its gradient (num_positions, vocab), computed in chunks of rows (``chunked_gradient``).
 
-    Teachers are mixed chunk by chunk too; arguments and errors are those of ``head_objective``.
+    Teachers are decoded and mixed chunk by chunk too; arguments and errors are those of ``head_objective``.
     """
-    _check_shapes(logits_NV, num_distilled, teachers_KV)
+    _check_rows(len(logits_NV), num_distilled, first, teachers)
 
     def rows_objective(logits_MV: Tensor, rows: slice) -> HeadLoss:
         distilled = slice(min(rows.start, num_distilled), min(rows.stop, num_distilled))
@@ -100,22 +109,31 @@ def head_gradient(
             targets_N[rows],
             weights_N[rows],
             distilled.stop - distilled.start,
-            [teacher_KV[distilled] for teacher_KV in teachers_KV],
+            teachers,
             spec,
             denominators,
+            first + distilled.start,
         )
 
     scalars, gradient_NV = chunked_gradient(rows_objective, logits_NV)
     return HeadLoss(*scalars), gradient_NV
 
 
-def _check_shapes(logits_NV: Tensor, num_distilled: int, teachers_KV: Sequence[Tensor]) -> None:
-    num_positions, vocab = logits_NV.shape
+def _check_rows(num_positions: int, num_distilled: int, first: int, teachers: Sequence[Targets]) -> None:
     if not 0 <= num_distilled <= num_positions:
         raise ValueError(f"num_distilled is {num_distilled}; expected 0 to {num_positions}, the number of positions")
-    for index, teacher_KV in enumerate(teachers_KV):
-        if teacher_KV.shape != (num_distilled, vocab):
+    for index, teacher in enumerate(teachers):
+        if first + num_distilled > teacher.num_positions:
+            raise ValueError(
+                f"teacher {index} speaks of {teacher.num_positions} positions; expected one for each distilled "
+                f"position, {first + num_distilled}"
+            )
+
+
+def _check_vocabularies(softened: Sequence[Tensor], logits_KV: Tensor) -> None:
+    for index, teacher_KV in enumerate(softened):
+        if teacher_KV.shape != logits_KV.shape:
             raise ValueError(
                 f"teacher {index}: log-probabilities have shape {tuple(teacher_KV.shape)}; expected "
-                f"{(num_distilled, vocab)}: one row per distilled position, one shared vocabulary"
+                f"{tuple(logits_KV.shape)}: one row per distilled position, one shared vocabulary"
             )

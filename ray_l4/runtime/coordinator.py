@@ -20,6 +20,7 @@ from ray_l4.runtime.progress import Progress
 from ray_l4.runtime.scoring import Scoring
 from ray_l4.runtime.seats import Seat, groups, peers_of
 from ray_l4.runtime.setup import Setup
+from ray_l4.runtime.student import peak_memory_bytes
 from ray_l4.runtime.teachers import open_teachers
 from ray_l4.runtime.timeline import Timeline
 from ray_l4.runtime.training import Training
@@ -225,8 +226,13 @@ class Coordinator:
     def _memory(self, kind: str, workers: Sequence[Any]) -> dict[str, int]:
         """Peak memory of workers that have nothing to do: one that is busy would have to be waited for."""
         if self._transport.one_process:
-            return {"process": workers[0].peak_memory()}
-        asked = {f"{kind}-{i}": self._transport.submit(worker, "peak_memory") for i, worker in enumerate(workers)}
+            return {"process": peak_memory_bytes()}
+        ranks = {
+            f"{kind}-{i}" + (f".shard-{shard}" if shard else ""): rank
+            for i, worker in enumerate(workers)
+            for shard, rank in enumerate(worker if isinstance(worker, tuple) else (worker,))
+        }
+        asked = {name: self._transport.submit(rank, "peak_memory") for name, rank in ranks.items()}
         return {name: self._transport.get(ref, self._cluster.timeouts.start, name) for name, ref in asked.items()}
 
     def _save_state(self, stages_done: int, memory: Mapping[str, int]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util import get_node_ip_address
 from ray.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
@@ -17,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
+from ray_l4.exchange.groups import Meeting, open_meeting_place
 from ray_l4.exchange.transports import InProcess, ObjectStore, Transport
 from ray_l4.runtime.evaluator import Evaluator
 from ray_l4.runtime.placement import bundles, describe_request
@@ -25,29 +27,33 @@ from ray_l4.runtime.student import Student
 
 _EVALUATOR_RESTARTS = 3
 
-
 _PATIENCE_FOR_MORE = 10.0
 """Seconds to wait for room for more students than it takes: others may be using the cluster."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Room on the cluster: one bundle for each student, then one for each evaluator that reserves anything."""
+    """Room on the cluster: a bundle for each rank of each student, then for each evaluator that reserves anything."""
 
     group: PlacementGroup
     students: int
+    shards: int = 1
+    """Ranks of a student."""
     first: int = 0
     """Bundle of the first student; those before it are someone else's."""
     lent: bool = False
     """Whether they belong to someone else: a sweep, which reserved them for this trial."""
 
-    def of_student(self, index: int) -> PlacementGroupSchedulingStrategy:
-        """The place of a student."""
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first + index)
+    def of_student(self, index: int, shard: int) -> PlacementGroupSchedulingStrategy:
+        """The place of a student's rank."""
+        return self._bundle(index * self.shards + shard)
 
     def of_evaluator(self, index: int) -> PlacementGroupSchedulingStrategy:
         """The place of an evaluator."""
-        return self.of_student(self.students + index)
+        return self._bundle(self.students * self.shards + index)
+
+    def _bundle(self, index: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.first + index)
 
     def give_back(self) -> None:
         """Let others have them."""
@@ -60,9 +66,11 @@ class Workers:
     """Students and evaluators that stand ready, and the way to them."""
 
     transport: Transport
-    students: Sequence[Any]
-    """All peers, those included that only teach."""
+    students: Sequence[tuple[Any, ...]]
+    """The ranks of every peer, those included that only teach."""
     evaluators: Sequence[Any]
+    meeting_place: Any = None
+    """Where ranks meet to form process groups; None where none are needed."""
 
     def dismiss(self) -> None:
         """End all of them."""
@@ -72,7 +80,7 @@ class Workers:
 
 def local_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int]) -> Workers:
     """Everyone in this process, without Ray: the reference."""
-    students = [Student(peer, setup, cluster) for peer in peers]
+    students = [(Student(peer, setup, cluster),) for peer in peers]
     crew = Workers(InProcess(), students, [Evaluator(setup, cluster) for _ in range(cluster.evaluators.count)])
     _await_start(crew, cluster)
     return crew
@@ -92,13 +100,17 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
     options = cluster.students
     student_class = ray.remote(Student)
     students = [
-        student_class.options(
-            num_cpus=options.cpus,
-            num_gpus=options.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=places.of_student(place),
-        ).remote(peer, shared, cluster)
+        tuple(
+            student_class.options(
+                num_cpus=options.cpus,
+                num_gpus=options.gpus,
+                resources=options.resources,
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=places.of_student(place, shard),
+            ).remote(peer, shared, cluster, shard)
+            for shard in range(options.shards_per_student)
+        )
         for place, peer in enumerate(peers)
     ]
     wanted = cluster.evaluators
@@ -107,15 +119,37 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
         evaluator_class.options(
             num_cpus=wanted.cpus,
             num_gpus=wanted.gpus,
+            resources=wanted.resources,
             max_restarts=_EVALUATOR_RESTARTS,
             max_task_retries=_EVALUATOR_RESTARTS,
-            scheduling_strategy=places.of_evaluator(index) if wanted.cpus or wanted.gpus else None,
+            scheduling_strategy=places.of_evaluator(index) if wanted.cpus or wanted.gpus or wanted.resources else None,
         ).remote(shared, cluster)
         for index in range(wanted.count)
     ]
-    crew = Workers(ObjectStore(), students, evaluators)
+    groups = cluster.exchange.transport == "collective" or options.shards_per_student > 1
+    place = open_meeting_place(get_node_ip_address()) if groups else None
+    crew = Workers(ObjectStore(), students, evaluators, place)
     _await_start(crew, cluster)
     return crew
+
+
+def meet(crew: Workers, cluster: ClusterConfig, generation: int, peers: Sequence[int]) -> None:
+    """Have the ranks form the process groups they need: those of equal number of all ``peers``.
+
+    ``generation``: different every time. Raises PeerError if they do not meet in time.
+    """
+    if crew.meeting_place is None or cluster.exchange.transport != "collective":
+        return
+    limit = cluster.timeouts.step
+    ranks = {peer: rank for rank, peer in enumerate(peers)}
+    asked = []
+    for peer, rank in ranks.items():
+        for shard, worker in enumerate(crew.students[peer]):
+            name = f"generation-{generation}/shard-{shard}"
+            meeting = Meeting(crew.meeting_place.host, crew.meeting_place.port, name, rank, len(ranks), limit)
+            asked.append((f"student {peer}, process group", crew.transport.submit(worker, "meet", meeting, ranks)))
+    for who, reference in asked:
+        crew.transport.get(reference, cluster.timeouts.start, who)
 
 
 def reserve(least: int, most: int, cluster: ClusterConfig) -> Places:
@@ -124,14 +158,14 @@ def reserve(least: int, most: int, cluster: ClusterConfig) -> Places:
     A trial of a sweep runs in a group that holds ``least`` and takes those. Whoever asked for places has to give them
     back. Raises ClusterError if the cluster has no room for them in time.
     """
-    trial = get_current_placement_group()
+    trial, shards = get_current_placement_group(), cluster.students.shards_per_student
     if trial is not None:
-        return Places(trial, least, lent=True)
+        return Places(trial, least, shards, lent=True)
     attempts = {most: _PATIENCE_FOR_MORE} | {least: cluster.timeouts.start}
     for students, seconds in attempts.items():
         group = placement_group(bundles(students, cluster), strategy=cluster.placement.strategy)
         if group.wait(seconds):
-            return Places(group, students)
+            return Places(group, students, shards)
         remove_placement_group(group)
     raise ClusterError(
         f"no room after {cluster.timeouts.start:g} s for {describe_request(least, cluster)} "
@@ -144,8 +178,9 @@ def _await_start(crew: Workers, cluster: ClusterConfig) -> None:
     the death of an actor, without its kind."""
     starting = [
         (f"{kind} {index}, start", crew.transport.submit(worker, "start"))
-        for kind, workers in (("student", crew.students), ("evaluator", crew.evaluators))
-        for index, worker in enumerate(workers)
+        for kind, workers in (("student", crew.students), ("evaluator", [(own,) for own in crew.evaluators]))
+        for index, ranks in enumerate(workers)
+        for worker in ranks
     ]
     for who, reference in starting:
         crew.transport.get(reference, cluster.timeouts.start, who)

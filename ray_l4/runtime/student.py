@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from ray.util import get_node_ip_address
 
 from ray_l4.config.cluster import ClusterConfig, Resources
 from ray_l4.errors import PeerError
-from ray_l4.exchange.codecs import CODECS, Payload, num_bytes
+from ray_l4.exchange.codecs import Payload, build_codec
+from ray_l4.exchange.collective import Collective
+from ray_l4.exchange.groups import Meeting, join
+from ray_l4.exchange.links import ByReference, Link, Ticket
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, describe, load_bytes, pick_device
+from ray_l4.learner.predictions import Predictions
 from ray_l4.runtime.setup import Setup
 from ray_l4.seeds import derive
 
@@ -22,20 +28,30 @@ from ray_l4.seeds import derive
 class Student:
     """Calls arrive in order. One that belongs to an older generation, or is not the next step, is refused."""
 
-    def __init__(self, peer: int, setup: Setup, cluster: ClusterConfig) -> None:
+    def __init__(self, peer: int, setup: Setup, cluster: ClusterConfig, shard: int = 0) -> None:
+        """``shard``: which of the student's ranks this is."""
         self.peer = peer
+        self._shard = shard
         self._setup = setup
         self._resources = cluster.students
-        self._codec = CODECS[cluster.exchange.codec, cluster.exchange.precision]
+        self._codec = build_codec(cluster.exchange, setup.experiment)
         self._generation = 0
         self._times: dict[str, float] = {}
-        self._bytes_sent = 0
 
     def start(self) -> None:
         """Build the model. Raises ModelError if it cannot be loaded, PeerError if the device is not there."""
         use_threads(self._resources)
         self._device = pick_device(self._resources.gpus)
+        self._link: Link = ByReference(self.peer, self._device)
         self.reset()
+
+    def meet(self, meeting: Meeting, ranks: Mapping[int, int]) -> None:
+        """Join the peers' process group, through which predictions travel from now on; ``ranks``: peer -> its rank.
+
+        Raises PeerError if the others do not come in time.
+        """
+        group = join(meeting, self._device, get_node_ip_address())
+        self._link = Collective(self.peer, self._device, group, ranks)
 
     def reset(self) -> None:
         """Begin anew, with the weights of the start. Raises ModelError if the model cannot be loaded."""
@@ -60,30 +76,35 @@ class Student:
         sampler = self._learner.sampler
         return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
 
-    def forward(self, generation: int, step: int, publish: bool) -> dict[str, np.ndarray]:
-        """Predictions of the step, encoded for the peers that learn from this one, if there are any in this pass."""
+    def forward(self, generation: int, step: int, readers: Sequence[int]) -> Ticket:
+        """Begin a step, and offer its predictions to the peers that learn from this one in it, if there are any."""
         self._check(generation)
         self._mark("idle")
-        payload = self._codec.encode(self._learner.forward(step, publish=publish))
-        self._bytes_sent = num_bytes(payload)
+        predictions = self._learner.forward(step, publish=bool(readers))
+        ticket = self._publish(predictions, step, readers, at_once=False)
         self._mark("forward")
-        return payload
+        return ticket
 
-    def predict(self, generation: int, step: int, student: int) -> dict[str, np.ndarray]:
-        """Predictions for the batch of another student's step, encoded; this one learns nothing."""
+    def predict(self, generation: int, step: int, student: int, readers: Sequence[int]) -> Ticket:
+        """Predictions for the batch of another student's step, offered to ``readers``; this one learns nothing."""
         self._check(generation)
-        return self._codec.encode(self._learner.predict(step, student))
+        return self._publish(self._learner.predict(step, student), step, readers, at_once=True)
 
-    def backward(self, generation: int, step: int, *payloads: Payload) -> dict[str, float]:
+    def backward(self, generation: int, step: int, *tickets: Ticket) -> dict[str, float]:
         """Learn the step from labels and teachers' predictions. Gives its figures, with times in seconds."""
         self._check(generation)
+        payloads = self._link.collect(tickets)
         self._mark("wait")
-        device = self._learner.device
-        figures = self._learner.backward(step, [self._codec.decode(payload, device) for payload in payloads])
+        figures = self._learner.backward(step, [self._codec.decode(payload) for payload in payloads])
         self._mark("backward")
         times = {f"{name}_seconds": self._times.get(name, 0.0) for name in ("forward", "wait", "backward", "idle")}
-        traffic = {"bytes_sent": self._bytes_sent, "bytes_received": sum(map(num_bytes, payloads))}
-        return figures | times | traffic
+        sent, received = self._link.traffic()
+        return figures | times | {"bytes_sent": sent, "bytes_received": received}
+
+    def _publish(self, predictions: Predictions, step: int, readers: Sequence[int], *, at_once: bool) -> Ticket:
+        seed = derive(self._setup.experiment.seed, "sampled", self.peer, self._learner.stage, step)
+        payload = self._codec.encode(predictions, seed) if readers else Payload()
+        return self._link.publish(payload, readers, at_once=at_once)
 
     def consolidate(self) -> np.ndarray | None:
         """Let the guard take note of the stage that was learned. Gives all it knows, None if it keeps nothing."""

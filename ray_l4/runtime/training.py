@@ -9,7 +9,7 @@ from typing import Any
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.runtime.board import Board
-from ray_l4.runtime.crew import Workers
+from ray_l4.runtime.crew import Workers, meet
 from ray_l4.runtime.material import Material
 from ray_l4.runtime.progress import Progress, StudentProgress
 from ray_l4.runtime.seats import Seat, passes
@@ -66,6 +66,8 @@ class Training:
             examples[peer] = examples[seats[0].worker]
             self._load_teacher(peer, stages[0])
         self._generation += 1
+        if self._topology.edges:
+            meet(self._crew, self._cluster, self._generation, range(self._topology.size))
         began = {
             worker: self._submit(worker, "begin", self._generation, stage, given.tokens, given.memory)
             for worker, (stage, given) in examples.items()

@@ -23,7 +23,7 @@ class Adder:
     fails: Callable[[str, int], Exception | None] = lambda method, step: None
     done: list[tuple[str, int]] = field(default_factory=list)
 
-    def forward(self, generation: int, step: int, publish: bool = True) -> int:
+    def forward(self, generation: int, step: int, readers: Sequence[int] = ()) -> int:
         return self._work("forward", step, 10 * self.number + step)
 
     def backward(self, generation: int, step: int, *sent: int) -> dict[str, float]:
@@ -42,7 +42,7 @@ def run(topology: Topology, students: Sequence[Adder]) -> list[tuple[int, StepFi
     seen: list[tuple[int, StepFigures]] = []
     train_steps(
         InProcess(),
-        students,
+        [(student,) for student in students],
         topology,
         GENERATION,
         dict.fromkeys(topology.students, range(2)),

@@ -60,6 +60,9 @@ class Recorder:
         self.log.append(("collect", value["step"]))
         return value
 
+    def get_all(self, references: list[Reference], timeout: float, waiting_for: str) -> list[Any]:
+        return [self.get(reference, timeout, waiting_for) for reference in references]
+
     def put(self, value: Any) -> Reference:
         return Reference(value)
 
@@ -77,7 +80,7 @@ def run(
     seen: list[tuple[int, StepFigures]] = []
     train_steps(
         transport,
-        range(topology.size),
+        [(worker,) for worker in range(topology.size)],
         topology,
         GENERATION,
         steps if isinstance(steps, Mapping) else dict.fromkeys(topology.students, steps),
@@ -94,22 +97,23 @@ def test_every_student_forwards_and_then_learns_from_its_teachers() -> None:
     one_way = Topology(3, frozenset({(2, 0), (1, 0), (0, 1)}))
     run(transport, one_way, range(4, 6))
     teachers = {0: (1, 2), 1: (0,), 2: ()}
+    readers = {0: (1,), 1: (0,), 2: (0,)}
     for student, calls in transport.calls.items():
         assert calls == [
             call
             for step in (4, 5)
             for call in (
-                ("forward", GENERATION, step, True),
+                ("forward", GENERATION, step, readers[student]),
                 ("backward", GENERATION, step, *(("predictions", j, step) for j in teachers[student])),
             )
         ]
 
 
-def test_only_those_whom_somebody_learns_from_are_asked_to_publish() -> None:
+def test_everyone_is_told_who_learns_from_it() -> None:
     transport = Recorder()
     run(transport, Topology(3, frozenset({(0, 1)})), range(1))
     asked = {student: calls[0] for student, calls in transport.calls.items()}
-    assert asked == {student: ("forward", GENERATION, 0, student == 0) for student in range(3)}
+    assert asked == {student: ("forward", GENERATION, 0, (1,) if student == 0 else ()) for student in range(3)}
 
 
 @pytest.mark.parametrize("students", [1, 3])
@@ -117,13 +121,13 @@ def test_a_teacher_that_does_not_learn_predicts_the_students_batch_once_for_all(
     transport = Recorder()
     run(transport, taught(students), range(2, 4))
     teacher = students
-    assert transport.calls[teacher] == [("predict", GENERATION, step, 0) for step in (2, 3)]
+    assert transport.calls[teacher] == [("predict", GENERATION, step, 0, tuple(range(students))) for step in (2, 3)]
     for student in range(students):
         assert transport.calls[student] == [
             call
             for step in (2, 3)
             for call in (
-                ("forward", GENERATION, step, False),
+                ("forward", GENERATION, step, ()),
                 ("backward", GENERATION, step, ("predictions", teacher, step)),
             )
         ]
@@ -133,12 +137,12 @@ def test_a_student_whose_turn_it_is_asks_those_who_wait() -> None:
     """One at a time (Algorithm 1 of L4): the others learn nothing and predict this one's batch."""
     transport = Recorder()
     seen = run(transport, complete(3), {1: range(4, 6)})
-    assert transport.calls[0] == transport.calls[2] == [("predict", GENERATION, step, 1) for step in (4, 5)]
+    assert transport.calls[0] == transport.calls[2] == [("predict", GENERATION, step, 1, (1,)) for step in (4, 5)]
     assert transport.calls[1] == [
         call
         for step in (4, 5)
         for call in (
-            ("forward", GENERATION, step, False),
+            ("forward", GENERATION, step, ()),
             ("backward", GENERATION, step, ("predictions", 0, step), ("predictions", 2, step)),
         )
     ]
@@ -226,7 +230,7 @@ def test_an_error_ends_the_loop_and_names_student_stage_and_step() -> None:
     with pytest.raises(PeerError, match=r"^student 1, stage 1 \(woz\.en\), step 3: its process died$"):
         train_steps(
             transport,
-            range(2),
+            [(0,), (1,)],
             complete(2),
             GENERATION,
             dict.fromkeys(range(2), range(100)),
@@ -249,7 +253,7 @@ def test_an_error_of_the_caller_ends_the_loop_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         train_steps(
             transport,
-            [0],
+            [(0,)],
             isolated(1),
             GENERATION,
             {0: range(50)},
@@ -259,3 +263,24 @@ def test_an_error_of_the_caller_ends_the_loop_too() -> None:
             on_step=stop,
         )
     assert max(step for _, step in transport.log) == 1
+
+
+def test_ranks_of_a_peer_speak_with_those_of_the_same_number_and_count_as_one() -> None:
+    transport, seen = Recorder(), []
+    ranks = [(0, 1, 2), (10, 11, 12)]
+    train_steps(
+        transport,
+        ranks,
+        complete(2),
+        GENERATION,
+        dict.fromkeys(range(2), range(2)),
+        steps_ahead=1,
+        timeout=1,
+        where="stage 1",
+        on_step=lambda step, figures: seen.append((step, figures)),
+    )
+    for shard in range(3):
+        for me, other in ((ranks[0][shard], ranks[1][shard]), (ranks[1][shard], ranks[0][shard])):
+            backwards = [call for call in transport.calls[me] if call[0] == "backward"]
+            assert backwards == [("backward", GENERATION, step, ("predictions", other, step)) for step in range(2)]
+    assert seen == [(step, {0: {"student": 0, "step": step}, 1: {"student": 10, "step": step}}) for step in range(2)]

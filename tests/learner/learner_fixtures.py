@@ -15,8 +15,9 @@ import torch
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.exchange.transports import InProcess
-from ray_l4.learner.learner import Learner, Predictions
+from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
+from ray_l4.learner.predictions import Predictions
 from ray_l4.methods import Topology, get_method
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
@@ -125,14 +126,14 @@ class Worker:
 
     learner: Learner
 
-    def forward(self, generation: int, step: int, publish: bool) -> Predictions:
-        return self.learner.forward(step, publish=publish)
+    def forward(self, generation: int, step: int, readers: Sequence[int]) -> Predictions:
+        return self.learner.forward(step, publish=bool(readers))
 
-    def predict(self, generation: int, step: int, student: int) -> Predictions:
+    def predict(self, generation: int, step: int, student: int, readers: Sequence[int]) -> Predictions:
         return self.learner.predict(step, student)
 
-    def backward(self, generation: int, step: int, *targets: Predictions) -> dict[str, float]:
-        return self.learner.backward(step, targets)
+    def backward(self, generation: int, step: int, *sent: Predictions) -> dict[str, float]:
+        return self.learner.backward(step, [predictions.targets() for predictions in sent])
 
 
 def graph(learners: Sequence[Learner]) -> Topology:
@@ -146,7 +147,7 @@ def train(learners: Sequence[Learner], steps: Mapping[int, range]) -> list[StepF
     figures: list[StepFigures] = []
     train_steps(
         InProcess(),
-        [Worker(learner) for learner in learners],
+        [[Worker(learner)] for learner in learners],
         graph(learners),
         0,
         steps,

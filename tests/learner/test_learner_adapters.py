@@ -56,7 +56,7 @@ def begin(peers: list[Learner], tok: TaskTokenizer, stage: int, count: int = 24)
 def run_steps(peers: list[Learner], steps: range) -> list[float]:
     losses = []
     for step in steps:
-        sent = [peer.forward(step) for peer in peers]
+        sent = [peer.forward(step).targets() for peer in peers]
         losses.append(peers[0].backward(step, [sent[1]])["loss"])
         peers[1].backward(step, [sent[0]])
     return losses
@@ -74,7 +74,7 @@ def test_only_adapters_and_new_rows_are_trained(base: Path) -> None:
     assert all(parameter.shape == (len(added(tok)), 32) for parameter in rows.values())
     assert len(trained) - len(rows) == 2 * 2 * (1 if model.config.model_type == "gpt2" else 2)
     # Away from the start, where B is zero and hence the gradient of every A.
-    PositionLogits(adapted.disturb(model))(IDS, torch.arange(5)).logsumexp(-1).sum().backward()
+    PositionLogits(adapted.disturb(model))(IDS, torch.arange(5)).logits_NV.logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in trained), name
 
@@ -149,7 +149,7 @@ def test_both_ways_to_the_logits_agree(base: Path) -> None:
     assert chosen.direct
     positions_N = torch.tensor([26, 0, 13, 13])
     expected = model(input_ids=IDS).logits.flatten(0, 1)[positions_N]
-    torch.testing.assert_close(chosen(IDS, positions_N), expected)
+    torch.testing.assert_close(chosen(IDS, positions_N).logits_NV, expected)
 
 
 def test_bfloat16_arithmetic_leaves_adapters_in_float32(base: Path) -> None:

@@ -165,17 +165,19 @@ def test_the_second_student_learns_from_the_first_as_it_is_after_its_pass() -> N
     steps = learners[0].sampler.last_step_of(0) + 1
     small.train(learners, {0: range(steps)})
     after = learners[0].predict(0, 1)
-    assert not torch.allclose(before["qa"], after["qa"], atol=1e-3)
+    assert not torch.allclose(before.log_probs("qa"), after.log_probs("qa"), atol=1e-3)
     second = copy.deepcopy(learners[1])
     (figures,) = small.train(learners, {1: range(1)})
     second.forward(0)
-    assert second.backward(0, [after]) == figures[1]
+    assert second.backward(0, [after.targets()]) == figures[1]
 
 
 def test_the_waiting_student_has_no_dropout_and_is_not_changed() -> None:
     learners = begun(experiment(dropout=0.5))
     waiting = copy.deepcopy(learners[1].model.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*(learners[1].predict(0, 0).values() for _ in range(2)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(learners[1].predict(0, 0).logits.values() for _ in range(2)), strict=True)
+    )
     small.train(learners, {0: range(3)})
     assert all(torch.equal(weights, waiting[name]) for name, weights in learners[1].model.state_dict().items())
     assert learners[1].model.training
@@ -190,7 +192,9 @@ def test_each_student_has_an_order_of_its_own_and_the_other_can_follow_it() -> N
     for me, other in ((0, 1), (1, 0)):
         sent = learners[other].predict(0, me)
         own = learners[me].forward(0)
-        assert {head: values.shape for head, values in sent.items()} == {h: v.shape for h, v in own.items()}
+        assert {head: values.shape for head, values in sent.logits.items()} == {
+            h: v.shape for h, v in own.logits.items()
+        }
 
 
 def test_side_by_side_all_share_one_order() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ray_l4.learner.learner import Learner
+from ray_l4.learner.predictions import Predictions
 from ray_l4.losses import objective
 from ray_l4.losses.chunked import chunked_gradient
 from ray_l4.methods import get_method
@@ -173,7 +174,8 @@ def test_published_predictions_are_those_that_bear_distillation() -> None:
         rows = table.take(learner.sampler.indices(0)).to_pylist()
         bearing = [row for row in rows if row["origin"] == "real" or followed == "all"]
         assert (len(bearing) == len(rows)) == (followed == "all"), "the batch holds both kinds"
-        sent = learner.forward(0)
+        predictions = learner.forward(0)
+        sent = {head: predictions.log_probs(head) for head in ("qa", "lm")}
         assert sent["qa"].shape == (sum(len(r["ids"]) - r["prompt_length"] + 1 for r in bearing), tok.size)
         assert sent["lm"].shape == (sum(len(r["ids"]) + 1 for r in bearing), tok.size)
         assert torch.allclose(sent["lm"].exp().sum(-1), torch.ones(len(sent["lm"])), atol=1e-5)
@@ -184,5 +186,5 @@ def test_what_nobody_learns_from_is_not_sent() -> None:
     tok = small.tokenizer()
     learner = small.peers(small.experiment(), tok)[0]
     learner.begin_stage(1, small.tokens(tok))
-    assert learner.forward(0, publish=False) == {}
+    assert learner.forward(0, publish=False) == Predictions()
     assert learner.backward(0, [])["loss"] > 0

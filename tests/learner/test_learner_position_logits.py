@@ -20,8 +20,13 @@ def test_a_plain_head_is_applied_to_the_chosen_positions_only(config: PreTrained
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     positions_N = torch.tensor([26, 0, 13, 13])
     expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
-    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
+    outputs = chosen(tokens(), positions_N)
+    torch.testing.assert_close(outputs.logits_NV, expected)
     assert rows[-1] == 4
+    layer = chosen.output_layer
+    assert layer is not None and outputs.hidden_ND is not None
+    bias = 0 if layer.bias_V is None else layer.bias_V
+    torch.testing.assert_close(outputs.hidden_ND @ layer.weight_VD.T + bias, expected)
 
 
 @pytest.mark.parametrize("config", [GRANITE, COHERE, GEMMA2], ids=lambda config: config.model_type)
@@ -31,7 +36,9 @@ def test_a_head_that_does_more_takes_the_longer_way(config: PreTrainedConfig) ->
     assert not chosen.direct
     positions_N = torch.tensor([26, 0, 13, 13])
     expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
-    torch.testing.assert_close(chosen(tokens(), positions_N), expected)
+    outputs = chosen(tokens(), positions_N)
+    torch.testing.assert_close(outputs.logits_NV, expected)
+    assert outputs.hidden_ND is None and chosen.output_layer is None
 
 
 def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
@@ -40,7 +47,7 @@ def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
     chosen = PositionLogits(model)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(100)
-    logits = chosen(tokens(), torch.arange(27)).detach()
+    logits = chosen(tokens(), torch.arange(27)).logits_NV.detach()
     assert 20 < float(logits.abs().max()) <= 30
     torch.testing.assert_close(logits, model(input_ids=tokens()).logits.flatten(0, 1).detach())
 
@@ -49,7 +56,7 @@ def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
 def test_both_ways_give_the_same_gradients_as_the_model(config: PreTrainedConfig) -> None:
     positions_N = torch.tensor([2, 5, 20])
     model, twin = untrained(config), untrained(config)
-    PositionLogits(model)(tokens(), positions_N).logsumexp(-1).sum().backward()
+    PositionLogits(model)(tokens(), positions_N).logits_NV.logsumexp(-1).sum().backward()
     twin(input_ids=tokens()).logits.flatten(0, 1)[positions_N].logsumexp(-1).sum().backward()
     for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
@@ -72,4 +79,5 @@ def test_padding_on_the_right_does_not_reach_what_is_before_it() -> None:
     chosen = PositionLogits(untrained(GPT2))
     padded, longer = tokens(1), tokens(1)
     padded[0, 5:] = 0
-    torch.testing.assert_close(chosen(padded, torch.arange(5)), chosen(longer, torch.arange(5)), rtol=0, atol=0)
+    first, second = (chosen(ids, torch.arange(5)).logits_NV for ids in (padded, longer))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -15,7 +15,7 @@ def run_steps(learners: list[Learner], steps: range) -> list[list[dict[str, floa
     figures = []
     for step in steps:
         sent = [learner.forward(step) for learner in learners]
-        teachers = [[sent[j] for j in range(len(learners)) if j != i] for i in range(len(learners))]
+        teachers = [[sent[j].targets() for j in range(len(learners)) if j != i] for i in range(len(learners))]
         figures.append([learner.backward(step, t) for learner, t in zip(learners, teachers, strict=True)])
     return figures
 

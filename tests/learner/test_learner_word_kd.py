@@ -192,10 +192,10 @@ def test_the_teacher_predicts_without_dropout_while_the_student_has_it() -> None
         inputs, targets = answer_sequence(row, student.tokenizer)
         expected = calm(input_ids=torch.tensor([inputs])).logits[0].log_softmax(-1)
     bearing = [position for position, target in enumerate(targets) if target is not None]
-    predicted = teacher.predict(0, 0)["qa"][: len(bearing)]
+    predicted = teacher.predict(0, 0).log_probs("qa")[: len(bearing)]
     torch.testing.assert_close(predicted, expected[bearing], rtol=1e-5, atol=1e-5)
 
-    one, again = student.forward(0)["qa"], student.predict(0, 0)["qa"]
+    one, again = student.forward(0).log_probs("qa"), student.predict(0, 0).log_probs("qa")
     assert not torch.allclose(one, again, atol=1e-3), "the student's own step has dropout"
 
 
@@ -209,7 +209,7 @@ def test_predicting_changes_nothing_in_a_model() -> None:
     disturbed.predict(1, 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert disturbed.model.training
-    targets = calm.predict(0, 0)
+    targets = calm.predict(0, 0).targets()
     assert calm.backward(0, [targets]) == disturbed.backward(0, [targets])
     pairs = zip(calm.model.parameters(), disturbed.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
@@ -229,6 +229,6 @@ def test_students_of_one_teacher_learn_what_each_would_learn_alone() -> None:
         learner.begin_stage(1, table)
     for step in range(3):
         alone.forward(step)
-        alone.backward(step, [other_teacher.predict(step, alone.peer)])
+        alone.backward(step, [other_teacher.predict(step, alone.peer).targets()])
     pairs = zip(together[1].model.parameters(), alone.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ray_l4.losses import objective
 from ray_l4.losses.chunked import chunked_gradient
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient, head_objective
+from ray_l4.losses.targets import DenseTargets
 
 SPEC = ObjectiveSpec(distillation_weight=0.2, temperature=2.0)
 MIXED = Denominators(nll=11.0, kd=7.0)
@@ -49,10 +50,16 @@ def arguments(rows: int, vocab: int, share: float, num_teachers: int, seed: int,
         "targets_N": torch.randint(vocab, (rows,), generator=generator),
         "weights_N": torch.randint(0, 6, (rows,), generator=generator).float(),
         "num_distilled": num_distilled,
-        "teachers_KV": [random_logits(num_distilled, vocab, seed + 1 + i).log_softmax(-1) for i in range(num_teachers)],
+        "teachers": [
+            DenseTargets(random_logits(num_distilled, vocab, seed + 1 + i).log_softmax(-1)) for i in range(num_teachers)
+        ],
         "spec": SPEC,
         "denominators": MIXED,
     }
+
+
+def tensors(given: dict) -> list[Tensor]:
+    return [teacher.log_probs_KV for teacher in given["teachers"]]
 
 
 def plain_gradient(given: dict) -> tuple[HeadLoss, Tensor]:
@@ -70,8 +77,8 @@ def test_value_and_gradient_equal_the_plain_twins(**head: object) -> None:
     value, expected = nll_twin(logits, given_["targets_N"], given_["weights_N"], MIXED.nll)
     assert loss.nll.item() == pytest.approx(value, rel=1e-5, abs=1e-6)
     divergence = 0.0
-    if given_["teachers_KV"]:
-        divergence, slope = distillation_twin(logits[:count], given_["teachers_KV"], SPEC.temperature, MIXED.kd)
+    if given_["teachers"]:
+        divergence, slope = distillation_twin(logits[:count], tensors(given_), SPEC.temperature, MIXED.kd)
         expected[:count] += SPEC.distillation_weight * slope
     assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=2e-6)
     assert loss.total.item() == pytest.approx(value + 0.2 * divergence, rel=1e-5, abs=2e-6)
@@ -90,9 +97,9 @@ def test_direction_and_average_equal_the_plain_twins(spec: ObjectiveSpec, **head
     divergence, share = 0.0, spec.distillation_weight
     if spec.average == "vocabulary":
         share /= logits.shape[1]
-    if given_["teachers_KV"]:
+    if given_["teachers"]:
         twin = distillation_twin if spec.direction == "forward" else reverse_twin
-        divergence, slope = twin(logits[:count], given_["teachers_KV"], spec.temperature, MIXED.kd)
+        divergence, slope = twin(logits[:count], tensors(given_), spec.temperature, MIXED.kd)
         expected[:count] += share * slope
     assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=2e-5), "the figure is per token in any case"
     assert loss.total.item() == pytest.approx(value + share * divergence, rel=1e-4, abs=1e-4)
@@ -120,7 +127,7 @@ def test_the_vocabulary_s_share_is_that_of_the_released_code() -> None:
     given_ |= {"denominators": Denominators(nll=1.0, kd=6.0), "weights_N": torch.zeros(6)}
     loss = head_objective(**given_ | {"spec": ObjectiveSpec(0.2, 0.5, average="vocabulary")})
     log_q = (given_["logits_NV"] / 0.5).log_softmax(-1)
-    p = (given_["teachers_KV"][0] / 0.5).softmax(-1)
+    p = (tensors(given_)[0] / 0.5).softmax(-1)
     released = 0.2 * 0.5**2 * torch.nn.functional.kl_div(log_q, p, reduction="none").mean()
     assert loss.total.item() == pytest.approx(released.item(), rel=1e-5)
     assert loss.total.item() == pytest.approx(0.2 * loss.kd.item() / 50, rel=1e-6)
@@ -130,7 +137,7 @@ def test_the_vocabulary_s_share_is_that_of_the_released_code() -> None:
 @given(**heads)
 def test_lambda_zero_is_bit_for_bit_the_loss_on_labels_and_still_measures(**head: object) -> None:
     given_ = arguments(**head)
-    alone, expected = plain_gradient(given_ | {"teachers_KV": []})
+    alone, expected = plain_gradient(given_ | {"teachers": []})
     measured, gradient = plain_gradient(given_ | {"spec": ObjectiveSpec(0.0, 2.0)})
     assert torch.equal(gradient, expected)
     assert torch.equal(measured.total, alone.total)
@@ -150,7 +157,7 @@ def test_lambda_zero_learns_even_where_the_divergence_is_infinite() -> None:
 def test_rows_beyond_the_distilled_ones_learn_from_labels_alone() -> None:
     given_ = arguments(6, 5, 0.5, 2, 0, torch.float32)
     _, with_teachers = plain_gradient(given_)
-    _, without = plain_gradient(given_ | {"teachers_KV": []})
+    _, without = plain_gradient(given_ | {"teachers": []})
     assert torch.equal(with_teachers[3:], without[3:])
     assert not torch.equal(with_teachers[:3], without[:3])
 
@@ -159,7 +166,7 @@ def test_dropped_labels_leave_the_distillation_alone() -> None:
     """Eq. 12 read literally: no label on current rows of a later task, teachers as before."""
     given_ = arguments(4, 5, 1.0, 1, 0, torch.float32) | {"weights_N": torch.zeros(4)}
     loss, gradient = plain_gradient(given_ | {"denominators": Denominators(nll=0.0, kd=4.0)})
-    _, slope = distillation_twin(given_["logits_NV"], given_["teachers_KV"], 2.0, 4.0)
+    _, slope = distillation_twin(given_["logits_NV"], tensors(given_), 2.0, 4.0)
     assert loss.nll.item() == 0.0
     assert_gradient(gradient, 0.2 * slope, scale=0.1)
 
@@ -169,7 +176,7 @@ def test_a_batch_of_replay_alone_has_no_divergence_and_no_nan() -> None:
     for loss, gradient in (plain_gradient(given_), head_gradient(**given_)):
         assert loss.kd.item() == 0.0
         assert loss.total.item() == loss.nll.item() > 0
-        assert torch.equal(gradient, plain_gradient(given_ | {"teachers_KV": []})[1])
+        assert torch.equal(gradient, plain_gradient(given_ | {"teachers": []})[1])
 
 
 @some_examples
@@ -200,6 +207,7 @@ def test_misfits_are_refused(form: object) -> None:
     fitting = arguments(4, 5, 0.5, 1, 0, torch.float32)
     with pytest.raises(ValueError, match="num_distilled is 5; expected 0 to 4"):
         form(**fitting | {"num_distilled": 5})
-    for shape in ((3, 5), (1, 5), (2, 1), (2, 6)):
-        with pytest.raises(ValueError, match=r"teacher 1: .*expected \(2, 5\)"):
-            form(**fitting | {"teachers_KV": [torch.zeros(2, 5), torch.zeros(shape)]})
+    misfits = {(1, 5): "speaks of 1 positions", (2, 1): r"expected \(2, 5\)", (2, 6): r"expected \(2, 5\)"}
+    for shape, message in misfits.items():
+        with pytest.raises(ValueError, match=f"teacher 1.*{message}"):
+            form(**fitting | {"teachers": [DenseTargets(torch.zeros(2, 5)), DenseTargets(torch.zeros(shape))]})

@@ -22,10 +22,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> small.Finished:
     return small.complete_run(small.experiment(), small.cluster("in_process"), tmp_path_factory.mktemp("r") / "run")
 
 
-@pytest.fixture(scope="module")
-def on_ray(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> small.Finished:
-    """Through the object store, with two evaluators, and more steps ahead."""
-    profile = small.cluster("object_store", evaluators={"count": 2})
+@pytest.fixture(scope="module", params=["object_store", "collective"])
+def on_ray(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> small.Finished:
+    """Every student in a process of its own, with two evaluators."""
+    profile = small.cluster(request.param, evaluators={"count": 2})
     return small.complete_run(small.experiment(), profile, tmp_path_factory.mktemp("r") / "run")
 
 

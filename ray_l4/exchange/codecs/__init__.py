@@ -1,0 +1,6 @@
+"""What is sent: a peer's predictions as named tensors, and back as a student's targets."""
+
+from ray_l4.exchange.codecs.payload import Codec, Payload
+from ray_l4.exchange.codecs.table import build_codec
+
+__all__ = ["Codec", "Payload", "build_codec"]

@@ -1,0 +1,32 @@
+"""Log-probabilities over the whole vocabulary."""
+
+from __future__ import annotations
+
+import torch
+
+from ray_l4.exchange.codecs.payload import Payload
+from ray_l4.learner.predictions import Predictions
+from ray_l4.losses.targets import DenseTargets, Targets
+
+
+class Dense:
+    """Log-probabilities (K, vocab) of every head: 4 bytes an entry and exact, or 2.
+
+    In float16 they are relative to the row's largest: narrowing is safe only after centring, for what matters lies near
+    the maximum, where float16 is finest. Whoever learns from them normalises again.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def encode(self, predictions: Predictions, seed: int) -> Payload:
+        sent = {}
+        for head in predictions.logits:
+            log_probs_KV = predictions.log_probs(head)
+            if self._dtype == torch.float16:
+                log_probs_KV = (log_probs_KV - log_probs_KV.amax(dim=-1, keepdim=True)).half()
+            sent[head] = log_probs_KV
+        return Payload("dense", sent)
+
+    def decode(self, payload: Payload) -> dict[str, Targets]:
+        return {head: DenseTargets(log_probs_KV) for head, log_probs_KV in payload.tensors.items()}
