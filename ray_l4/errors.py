@@ -52,6 +52,10 @@ class PeerError(RayL4Error):
     exit_code = 7
 
 
+class PeerLostError(PeerError):
+    """A student or evaluator is gone: it died, hangs, or cannot be reached. What it knew of the stage is lost."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the closest known one, else all that are known."""
     names = sorted(known)

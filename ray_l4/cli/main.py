@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ray_l4 import __version__
-from ray_l4.cli import data, inspect_models, reports, runs, sweeps
+from ray_l4.cli import data, inspect_models, plan, reports, runs, sweeps
 from ray_l4.errors import ConfigError, RayL4Error
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 runs.register(app)
+plan.register(app)
 sweeps.register(app)
 inspect_models.register(app)
 reports.register(app)

@@ -16,13 +16,16 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import METHODS, graph_of, resolved
+from ray_l4.methods import METHODS, graph_name, graph_of, learns_from, num_students, resolved
 
 CLUSTER_PREFIX = "cluster."
 
 _LEARNS_FROM = {"task": "task teacher", "previous": "earlier self"}
 _TASKS = {"stream": "in turn", "separate": "each alone", "union": "all at once"}
 """Values of the method table as people say them."""
+_ON_GRAPHS = (
+    "each other: every student from all others, or as peers.topology says (ring, star, a list or a file of pairs)"
+)
 
 SetOption = Annotated[
     list[str] | None,
@@ -70,16 +73,32 @@ def run(
 
 
 def resume(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run that did not finish.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN_DIR|ADDRESS", help="A run that did not finish: its folder, or its copy's address."),
+    ],
     cluster: ClusterOption = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="New folder to which the copy at ADDRESS is brought first; runs/... when not given."),
+    ] = None,
 ) -> None:
     """Go on with a run from its last finished stage."""
+    folder = Path(run)
+    if run_dir is not None or "://" in run:
+        from ray_l4.store.mirror import Mirror  # Arrow takes long to load
+
+        copy = Mirror.at(run)
+        folder = run_dir or Path("runs") / copy.name
+        copy.pull(folder)
+        typer.echo(f"brought {copy.place} to {folder}")
+
     from ray_l4.runtime import execute
     from ray_l4.store.run_directory import RunDirectory
 
-    directory = RunDirectory.open(run_dir)
-    if (run_dir / "summary.json").is_file():
-        raise RunDirectoryError(f"{run_dir}: this run has finished. See it with: ray-l4 report {run_dir}")
+    directory = RunDirectory.open(folder)
+    if (folder / "summary.json").is_file():
+        raise RunDirectoryError(f"{folder}: this run has finished. See it with: ray-l4 report {folder}")
     execute.resume(directory, load_cluster(cluster) if cluster else directory.cluster(), Console())
 
 
@@ -99,7 +118,7 @@ def methods() -> None:
             _TASKS[row.stages],
         )
     console = Console()
-    console.print(summaries, "", table, sep="\n")
+    console.print(summaries, "", table, "", _ON_GRAPHS, sep="\n")
 
 
 def _table_of_methods(*columns: str) -> Table:
@@ -126,11 +145,19 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _graph(config: ExperimentConfig) -> str:
+    """By name and student by student."""
+    described = learns_from(graph_name(config), num_students(config))
+    return described if described.startswith("as listed") else f"{described} ({graph_of(config).in_words()})"
+
+
 def _print_plan(config: ExperimentConfig, profile: ClusterConfig, peers: int) -> None:
     from ray_l4.runtime.placement import bundles, check_room, describe_request, local_resources
 
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))
+    count = num_students(config)
+    typer.echo(f"# {count} student{'s' if count > 1 else ''}; who learns from whom: {_graph(config)}")
     typer.echo(f"# placement: {describe_request(peers, profile)}")
     if profile.exchange.transport == "in_process":
         typer.echo("# all of them in this process, without Ray")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.document import Document, read_document
 from ray_l4.config.experiment import DataConfig, ExperimentConfig
-from ray_l4.config.problems import explain
+from ray_l4.config.problems import dotted, explain
 from ray_l4.config.strict_yaml import Location, dump
 from ray_l4.errors import ConfigError
 
@@ -22,6 +22,9 @@ SWEEP_KEY = "sweep"
 
 DATA_VARIABLE = "RAY_L4_DATA"
 """Environment variable: the folder that holds ``raw/``."""
+
+GRAPHS = ("complete", "ring", "star")
+"""Values of ``peers.topology`` that are names; any other text is the path of a file."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -47,6 +50,7 @@ def experiment_of(document: Document) -> ExperimentConfig:
     expand_task_names(document)
     resolve_paths(document)
     _find_data(document)
+    _refuse_what_is_no_pair(document)
     return check(ExperimentConfig, document)
 
 
@@ -95,32 +99,43 @@ def check(model: type[ModelT], document: Document) -> ModelT:
 
 def expand_task_names(document: Document) -> None:
     """Write a task's bare name as a mapping, so that an override can reach into it."""
-    for location, item in _stream(document):
+    for location, item in _items(document, ("stream",)):
         if isinstance(item, str):
             document.set(location, {"name": item})
 
 
-def _stream(document: Document) -> Iterator[tuple[Location, object]]:
-    items = document.get(("stream",))
+def _items(document: Document, of: Location) -> Iterator[tuple[Location, object]]:
+    items = document.get(of)
     for index, item in enumerate(items if isinstance(items, list) else ()):
-        yield ("stream", index), item
+        yield (*of, index), item
 
 
 def resolve_paths(document: Document) -> None:
     """Make relative paths absolute: those of the file start at its folder, those of ``--set`` at the current one."""
-    for location in [
-        ("data", "raw"),
-        ("data", "converted"),
-        ("teachers", "run"),
-        *((*task, "path") for task, _ in _stream(document)),
-    ]:
+    paths: list[Location] = [("data", "raw"), ("data", "converted"), ("teachers", "run")]
+    paths += [(*task, "path") for task, _ in _items(document, ("stream",))]
+    if document.get(("peers", "topology")) not in GRAPHS:
+        paths.append(("peers", "topology"))
+    for location in paths:
         value = document.get(location)
         if isinstance(value, str):
             path = Path(value).expanduser() if value.startswith("~/") else Path(value)
             document.set(location, str(document.base_of(location).absolute() / path))
-    name = document.get(("model", "name"))
-    if isinstance(name, str) and (folder := document.base_of(("model", "name")) / name).is_dir():
-        document.set(("model", "name"), str(folder))
+    for model in [("model",), *((*peer, "model") for peer, _ in _items(document, ("peers", "each")))]:
+        location = (*model, "name")
+        name = document.get(location)
+        if isinstance(name, str) and (folder := document.base_of(location) / name).is_dir():
+            document.set(location, str(folder))
+
+
+def _refuse_what_is_no_pair(document: Document) -> None:
+    """Said here, because among all that ``peers.topology`` may be, its type cannot say what is wrong with one item."""
+    for location, item in _items(document, ("peers", "topology")):
+        if not (isinstance(item, list) and len(item) == 2 and all(type(peer) is int and peer >= 0 for peer in item)):
+            raise ConfigError(
+                f"{document.where(location)}: {dotted(location)}: expected a pair [teacher, student] of the numbers of "
+                f"two peers, counted from 0, found {json.dumps(item)}"
+            )
 
 
 def _find_data(document: Document) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_l4.errors import PeerError
+from ray_l4.errors import PeerLostError
 from ray_l4.exchange.codecs import Payload
 from ray_l4.exchange.links import Shapes, Ticket, Traffic, named_dtype, shapes_of
 
@@ -77,13 +77,13 @@ class Collective:
             self._traffic.received += 0 if sends else payload.num_bytes
 
     def _finish(self) -> None:
-        """Wait for what is under way; bounded by the timeout of the group. Raises PeerError if a partner is gone."""
+        """Wait for what is under way; bounded by the timeout of the group. Raises PeerLostError if a partner is gone."""
         under_way, self._under_way = self._under_way, []
         try:
             for work, _ in under_way:
                 work.wait()
         except RuntimeError as error:
-            raise PeerError(f"student {self.me}: predictions did not get through: {error}") from error
+            raise PeerLostError(f"student {self.me}: predictions did not get through: {error}") from error
 
     def _mean_of_others(self) -> Payload:
         """The mean of the other peers' probabilities, from one sum over all of them.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ray_l4.errors import PeerError
+from ray_l4.errors import PeerLostError
 
 _GLOO_THREADS = 2
 """They move bytes beside the training: gloo's own choice."""
@@ -41,7 +41,7 @@ def open_meeting_place(host: str) -> dist.TCPStore:
 def join(meeting: Meeting, device: torch.device, address: str) -> Any:
     """The group, once all members are there: gloo through ``address``, this process' own, or nccl for GPUs.
 
-    Raises PeerError if they do not come in time.
+    Raises PeerLostError if they do not come in time.
     """
     limit = timedelta(seconds=meeting.timeout)
     try:
@@ -51,7 +51,7 @@ def join(meeting: Meeting, device: torch.device, address: str) -> Any:
             return _nccl(store, meeting, limit)
         return _gloo(store, meeting, limit, address)
     except (RuntimeError, dist.DistError) as error:
-        raise PeerError(
+        raise PeerLostError(
             f"rank {meeting.rank} of {meeting.size} did not meet the others at {meeting.host}:{meeting.port} within "
             f"{meeting.timeout:g} s: {str(error).splitlines()[0]}. Can the nodes reach each other on all ports?"
         ) from error

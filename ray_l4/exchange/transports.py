@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 
-from ray_l4.errors import PeerError, RayL4Error
+from ray_l4.errors import PeerError, PeerLostError, RayL4Error
 
 
 class Transport(Protocol):
@@ -32,7 +32,8 @@ class Transport(Protocol):
         """A reference to ``value``, stored once for all who read it."""
 
     def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
-        """The value behind a reference. Raises PeerError, with ``waiting_for`` in it, if none came in ``timeout`` s."""
+        """The value behind a reference. Raises PeerLostError, with ``waiting_for`` in it, if none came in ``timeout`` s
+        or its worker died; PeerError if it failed."""
 
     def get_all(self, references: Sequence[Any], timeout: float, waiting_for: str) -> list[Any]:
         """The values behind references, within ``timeout`` s in all. Raises as soon as one of them has failed."""
@@ -109,11 +110,11 @@ class ObjectStore:
         try:
             return ray.get(list(references), timeout=timeout)
         except GetTimeoutError:
-            raise PeerError(
+            raise PeerLostError(
                 f"{waiting_for}: no answer within {timeout:g} s (timeouts in the cluster profile)"
             ) from None
         except (RayActorError, WorkerCrashedError) as error:
-            raise PeerError(f"{waiting_for}: its process died ({_reason(error)})") from error
+            raise PeerLostError(f"{waiting_for}: its process died ({_reason(error)})") from error
         except RayTaskError as error:
             raise _cause(error, waiting_for) from error
 
@@ -134,7 +135,7 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
     if isinstance(cause, RayL4Error):
         return cause
     if isinstance(cause, RayActorError):
-        return PeerError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
+        return PeerLostError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
     if isinstance(cause, RayTaskError):
         return _cause(cause, waiting_for)
     return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,30 +13,21 @@ from transformers import PreTrainedModel
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
 from ray_l4.learner.guards import Guard, build_guard
-from ray_l4.learner.models import arithmetic, to_bytes
+from ray_l4.learner.models import arithmetic
 from ray_l4.learner.optim import build_optimizer
-from ray_l4.learner.position_logits import Outputs, PositionLogits
+from ray_l4.learner.position_logits import Outputs
 from ray_l4.learner.predictions import NOTHING, Predictions
 from ray_l4.learner.schedule import learning_rate
-from ray_l4.losses.label_weights import label_weights
-from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_gradient
+from ray_l4.learner.sharding import ALONE, Sharding, clip
+from ray_l4.learner.slices import Piece, joined
+from ray_l4.learner.steps import Step, Steps
+from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_gradient
 from ray_l4.losses.targets import Targets
 from ray_l4.methods import Method
 from ray_l4.seeds import derive
-from ray_l4.text.batches import Batch, HeadPositions, build_batch
-from ray_l4.text.sampler import Sampler
+from ray_l4.text.batches import Batch
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import Head, sequence_lengths
-
-
-@dataclass
-class _Pending:
-    """What a step keeps between its forward and its backward."""
-
-    step: int
-    batch: Batch
-    denominators: dict[Head, Denominators]
-    outputs: Mapping[Head, Outputs]
+from ray_l4.text.tokens import Head
 
 
 class Learner:
@@ -54,21 +44,26 @@ class Learner:
         tokenizer: TaskTokenizer,
         experiment: ExperimentConfig,
         method: Method,
+        sharding: Sharding = ALONE,
+        micro_batch: int | None = None,
     ) -> None:
+        """``sharding``: the ranks that the student spans. ``micro_batch``: examples that a rank runs at a time."""
         self.peer = peer
         self.model = model
         self.tokenizer = tokenizer
         self.experiment = experiment
         self.method = method
-        self.device = model.device
         self.guard: Guard | None = build_guard(method.guard)
-        self._position_logits = PositionLogits(model)
+        self._sharding = sharding
+        self._micro_batch = micro_batch
+        self._position_logits = sharding.wrap(model)
+        self.device = model.device
         distillation = experiment.distillation
         self._spec = ObjectiveSpec(
             distillation.weight, distillation.temperature, distillation.direction, distillation.average
         )
         self._next_step = 0
-        self._pending: _Pending | None = None
+        self._pending: Step | None = None
 
     def begin_stage(self, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> None:
         """Start learning ``tokens`` (current and replayed examples) with a fresh optimiser and schedule (SPEC 10.1).
@@ -78,8 +73,10 @@ class Learner:
         self.stage = stage
         self.tokens = tokens
         self.memory = memory
-        self._samplers: dict[int, Sampler] = {}
-        self.sampler = self._sampler_of(self.peer)
+        self._steps = Steps(
+            self.experiment, self.method, self.tokenizer, stage, tokens, self._sharding, self._micro_batch
+        )
+        self.sampler = self._steps.sampler_of(self.peer)
         self.optimizer = build_optimizer(self.model, self.experiment.optim)
         self.model.train()
         self._next_step = 0
@@ -92,52 +89,51 @@ class Learner:
         """
         if step != self._next_step or self._pending is not None:
             raise PeerError(f"{self._where(step)}: asked for forward, but the next call is for step {self._next_step}")
-        batch, denominators = self._batch(self.sampler, step)
-        torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step))
-        outputs = self._outputs(batch)
-        self._pending = _Pending(step, batch, denominators, outputs)
-        return self._predictions(batch, outputs) if publish else NOTHING
+        work = self._steps.step(step, self.peer, self.device)
+        predictions = NOTHING
+        if len(work.pieces) == 1:
+            (piece,) = work.pieces
+            work.outputs = self._run(step, piece)
+            predictions = self._predictions(piece, work.outputs) if publish else NOTHING
+        elif publish:
+            predictions = self._all_predictions(work)
+        self._pending = work
+        return predictions
 
-    @torch.no_grad()
     def predict(self, step: int, student: int) -> Predictions:
         """Predictions for the batch of ``student``'s step, without dropout; nothing is learned from it."""
         was_training = self.model.training
         self.model.eval()
-        batch, _ = self._batch(self._sampler_of(student), step)
-        predictions = self._predictions(batch, self._outputs(batch))
+        predictions = self._all_predictions(self._steps.step(step, student, self.device))
         self.model.train(was_training)
         return predictions
 
     def backward(self, step: int, targets: Sequence[Mapping[str, Targets]]) -> dict[str, float]:
         """Learn from the labels and from ``targets``: head -> what a teacher says of the same step, of every teacher.
 
-        Returns figures of the step: losses per token, learning rate, gradient norm, samples and tokens.
-        Raises PeerError if the step was not forwarded, or if its loss is not finite.
+        Returns figures of the whole step, the same on every rank: losses per token, learning rate, gradient norm,
+        samples and tokens. Raises PeerError if the step was not forwarded, or if its loss is not finite.
         """
-        pending = self._pending
-        if pending is None or pending.step != step:
+        work = self._pending
+        if work is None or work.number != step:
             raise PeerError(f"{self._where(step)}: asked for backward before forward")
-        figures: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
-        total = torch.zeros((), device=self.device)
-        for head in pending.outputs:
-            losses, gradient_NV = self._head_gradient(pending, head, [target[head] for target in targets])
-            weight = 1.0 if head == "qa" else self.experiment.training.lm_weight
-            total = total + weight * losses.total
-            gradients.append(gradient_NV.mul_(weight))
-            figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
-        torch.autograd.backward([own.logits_NV for own in pending.outputs.values()], gradients)
+        self._check_rows(work, targets)
+        parts = [
+            self._accumulate(piece, work.outputs or self._run(step, piece), targets, work.denominators)
+            for piece in work.pieces
+        ]
+        of_rank = torch.stack([torch.stack([part[name] for part in parts]).sum().float() for name in parts[0]])
+        figures = dict(zip(parts[0], self._sharding.add_up(self.model, of_rank).unbind(), strict=True))
         if self.guard is not None:
             figures["penalty"] = self.guard.restrain(self, step)
-            total = total + figures["penalty"]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.training.max_grad_norm)
-        figures |= {"loss": total, "grad_norm": norm}
+            figures["loss"] = figures["loss"] + figures["penalty"]
+        figures["grad_norm"] = clip(self.model, self.experiment.training.max_grad_norm)
         values = dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
         if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
             raise PeerError(f"{self._where(step)}: loss or gradient is not finite ({values}); try a lower optim.lr")
         values["lr"] = self._update(step)
-        values["samples"] = pending.batch.num_samples
-        values["tokens"] = pending.batch.num_tokens
+        values["samples"] = work.num_samples
+        values["tokens"] = work.num_tokens
         self._pending = None
         self._next_step = step + 1
         return values
@@ -155,76 +151,79 @@ class Learner:
         outputs = map(Outputs, logits_NV.split(sizes), hidden)
         return dict(zip(batch.heads, outputs, strict=True))
 
+    def abandon(self) -> int:
+        """Drop the step that was begun, if any: its peers are not what they were. Gives the next step."""
+        self._pending = None
+        return self._next_step
+
     def weights(self) -> np.ndarray:
-        """The model's weights as safetensors bytes (uint8)."""
-        return to_bytes(self.model)
+        """The whole model's weights as safetensors bytes (uint8); of several ranks all are asked, the first answers."""
+        return self._sharding.weights(self.model)
 
-    def _sampler_of(self, student: int) -> Sampler:
-        """The order in which ``student`` sees the examples: one for all, or its own where students learn in turn."""
-        in_turn = self.experiment.distillation.schedule == "alternate_epochs"
-        key = student if in_turn else 0
-        if key not in self._samplers:
-            training = self.experiment.training
-            self._samplers[key] = Sampler(
-                sequence_lengths(self.tokens),
-                self.experiment.seed,
-                self.stage,
-                training.epochs,
-                training.batch_size,
-                training.batch_budget,
-                order=(student,) if in_turn else (),
-            )
-        return self._samplers[key]
+    def load(self, weights: np.ndarray) -> None:
+        """Go on from what ``weights`` gave. Raises ModelError if it is damaged or does not fit."""
+        self._sharding.load(self.model, weights)
 
-    def _batch(self, sampler: Sampler, step: int) -> tuple[Batch, dict[Head, Denominators]]:
-        """The step's batch on the device, and what its losses are divided by, summed up before it goes there."""
-        training = self.experiment.training
-        batch = build_batch(
-            self.tokens, sampler.indices(step), self.method.heads, self.tokenizer, training.answer_token_weight
-        )
-        heads, denominators = {}, {}
-        for head, positions in batch.heads.items():
-            current = self.method.uses_labels(self.stage, replay_in_batch=batch.num_current_samples < batch.num_samples)
-            weights_N, divisor = label_weights(
-                positions.weights_N, positions.num_current, current=current, means=training.means
-            )
-            heads[head] = replace(positions, weights_N=weights_N)
-            denominators[head] = Denominators(nll=divisor, kd=float(self._num_distilled(positions)))
-        return replace(batch, heads=heads).to(self.device), denominators
+    def _run(self, step: int, piece: Piece) -> dict[Head, Outputs]:
+        """What the model says about a piece of the step, with the dropout that the piece always has."""
+        if self.model.training:
+            part = () if piece.first is None else (piece.first,)
+            torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step, *part))
+        return self._outputs(piece.batch)
 
-    def _num_distilled(self, positions: HeadPositions) -> int:
-        """The first so many positions bear distillation."""
-        follow_all = self.experiment.distillation.examples == "all"
-        return len(positions.targets_N) if follow_all else positions.num_current
-
-    def _predictions(self, batch: Batch, outputs: Mapping[Head, Outputs]) -> Predictions:
-        distilled = {head: self._num_distilled(positions) for head, positions in batch.heads.items()}
+    def _predictions(self, piece: Piece, outputs: Mapping[Head, Outputs]) -> Predictions:
         logits: dict[str, Tensor] = {}
         hidden: dict[str, Tensor] = {}
         for head, (logits_NV, hidden_ND) in outputs.items():
-            logits[head] = logits_NV.detach()[: distilled[head]]
+            count = _length(piece.distilled[head])
+            logits[head] = logits_NV.detach()[:count]
             if hidden_ND is not None:
-                hidden[head] = hidden_ND.detach()[: distilled[head]]
+                hidden[head] = hidden_ND.detach()[:count]
         output = self._position_logits.output_layer
         return Predictions(logits, hidden, output) if output is not None else Predictions(logits)
 
-    def _head_gradient(self, pending: _Pending, head: Head, teachers: list[Targets]) -> tuple[HeadLoss, Tensor]:
-        positions = pending.batch.heads[head]
-        for teacher in teachers:
-            if teacher.num_positions != self._num_distilled(positions):
-                raise PeerError(
-                    f"{self._where(pending.step)}: a teacher speaks of {teacher.num_positions} positions of {head}; "
-                    f"expected {self._num_distilled(positions)}. Are both at the same batch?"
-                )
-        return head_gradient(
-            pending.outputs[head].logits_NV,
-            positions.targets_N,
-            positions.weights_N,
-            self._num_distilled(positions),
-            teachers,
-            self._spec,
-            pending.denominators[head],
-        )
+    @torch.no_grad()
+    def _all_predictions(self, work: Step) -> Predictions:
+        """Those of all pieces, one after the other; no graph is kept."""
+        return joined([self._predictions(piece, self._run(work.number, piece)) for piece in work.pieces])
+
+    def _accumulate(
+        self,
+        piece: Piece,
+        outputs: Mapping[Head, Outputs],
+        targets: Sequence[Mapping[str, Targets]],
+        denominators: Mapping[Head, Denominators],
+    ) -> dict[str, Tensor]:
+        """Add a piece's gradients to those of the parameters, and give its part of the step's losses."""
+        figures: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
+        total = torch.zeros((), device=self.device)
+        for head, positions in piece.batch.heads.items():
+            losses, gradient_NV = head_gradient(
+                outputs[head].logits_NV,
+                positions.targets_N,
+                positions.weights_N,
+                _length(piece.distilled[head]),
+                [target[head] for target in targets],
+                self._spec,
+                denominators[head],
+                piece.distilled[head].start,
+            )
+            weight = 1.0 if head == "qa" else self.experiment.training.lm_weight
+            total = total + weight * losses.total
+            gradients.append(gradient_NV.mul_(weight))
+            figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
+        torch.autograd.backward([own.logits_NV for own in outputs.values()], gradients)
+        return figures | {"loss": total}
+
+    def _check_rows(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> None:
+        for head, distilled in work.pieces[-1].distilled.items():
+            for teacher in targets:
+                if teacher[head].num_positions != distilled.stop:
+                    raise PeerError(
+                        f"{self._where(work.number)}: a teacher speaks of {teacher[head].num_positions} positions of "
+                        f"{head}; expected {distilled.stop}. Are both at the same batch?"
+                    )
 
     def _update(self, step: int) -> float:
         rate = learning_rate(
@@ -241,3 +240,7 @@ class Learner:
 
     def _where(self, step: int) -> str:
         return f"student {self.peer}, stage {getattr(self, 'stage', '-')}, step {step}"
+
+
+def _length(rows: slice) -> int:
+    return int(rows.stop - rows.start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,14 @@ GPT2_INIT_STD, GPT2_WIDTH = 0.02, 768
 0.02 at a width of 100 a model starts so close to zero that it needs half its training to leave."""
 
 
-def build_model(config: ModelConfig, tokenizer: TaskTokenizer, seed: int) -> PreTrainedModel:
+def build_model(
+    config: ModelConfig, tokenizer: TaskTokenizer, seed: int, dropout: float | None = None
+) -> PreTrainedModel:
     """The model an experiment asks for, with one row per token of ``tokenizer``, and adapters if it asks for them.
 
     All random numbers (the whole model from scratch, or the rows of new tokens and the adapters) follow from ``seed``.
-    Raises ModelError if the model cannot be loaded.
+    ``dropout``: of all layers of a pretrained model, in place of its own; adapters keep theirs.
+    Raises ModelError if the model cannot be loaded, or has no dropout that could be set.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,6 +50,8 @@ def build_model(config: ModelConfig, tokenizer: TaskTokenizer, seed: int) -> Pre
             return _from_scratch(config.from_scratch, tokenizer)
         name = str(config.name)
         model = load_pretrained(name, "model.name")
+        if dropout is not None:
+            set_dropout(model, dropout, name)
         drawn = grow(model, tokenizer.size)
         if config.lora is not None:
             add_adapters(model, config.lora, name, {*drawn, *_added_tokens(tokenizer)})
@@ -69,6 +74,35 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
             eos_token_id=tokenizer.eos,
         )
     )
+
+
+def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
+    """Give every layer this dropout, wherever the architecture keeps it: in modules, in attributes, in its config.
+
+    Raises ModelError if there is no such place in ``model``, which ``name`` names.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    numbers = [(holder, key) for holder in model.modules() for key in vars(holder) if _is_dropout(holder, key)]
+    if not layers and not numbers:
+        raise ModelError(
+            f"peers.each: a dropout of {dropout:g} was asked for, but {name!r} has no layer with dropout. Leave the "
+            "key out; to tell such peers apart, use peers.init: own, another seed, or adapters (model.lora)."
+        )
+    for layer in layers:
+        layer.p = dropout
+    for holder, key in [
+        *numbers,
+        *((model.config, key) for key in vars(model.config) if _is_dropout(model.config, key)),
+    ]:
+        setattr(holder, key, dropout)
+
+
+def _is_dropout(holder: object, key: str) -> bool:
+    """Not ``layerdrop``, which leaves out whole layers, and not that of heads that a language model does not use."""
+    value = getattr(holder, key)
+    is_rate = isinstance(value, int | float) and not isinstance(value, bool)
+    unused = ("summary", "classifier")
+    return is_rate and ("dropout" in key or key.endswith("pdrop")) and not key.startswith(unused)
 
 
 def _added_tokens(tokenizer: TaskTokenizer) -> set[int]:
@@ -111,9 +145,13 @@ def to_bytes(model: nn.Module) -> np.ndarray:
 
     Of a model with adapters these are the adapters and the rows of new tokens alone, as peft stores them.
     """
+    return state_bytes(adapter_state(model) if has_adapters(model) else model.state_dict())
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> np.ndarray:
+    """Named tensors in the form of :func:`to_bytes`; of those that share their memory the first is kept."""
     kept: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
-    state = adapter_state(model) if has_adapters(model) else model.state_dict()
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         if place not in seen:
@@ -122,8 +160,13 @@ def to_bytes(model: nn.Module) -> np.ndarray:
     return np.frombuffer(safetensors.torch.save(kept, metadata={"format": "pt"}), dtype=np.uint8)
 
 
-def load_bytes(model: PreTrainedModel, weights: np.ndarray) -> None:
-    """Put weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit."""
+def load_bytes(
+    model: PreTrainedModel, weights: np.ndarray, part_of: Callable[[str, Tensor], Tensor] | None = None
+) -> None:
+    """Put weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit.
+
+    ``part_of``: gives what ``model`` holds of a whole tensor of that name, where that is not all of it.
+    """
     try:
         state = safetensors.torch.load(weights.tobytes())
     except SafetensorError as error:
@@ -131,6 +174,8 @@ def load_bytes(model: PreTrainedModel, weights: np.ndarray) -> None:
     if has_adapters(model):
         load_adapter_state(model, state)
         return
+    if part_of is not None:
+        state = {name: part_of(name, tensor) for name, tensor in state.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a tensor of another shape; its name stands in the second line
@@ -160,6 +205,15 @@ def blank_model(config: ModelConfig, tokenizer: TaskTokenizer, description: Mapp
     trained and hence in the bytes, so that the seed does not matter, nor whether peers started from the same one.
     """
     return from_description(description) if config.lora is None else build_model(config, tokenizer, seed=0)
+
+
+def same_architecture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions differ in dropout at most, which a model that only predicts does not have."""
+    return _undropped(one) == _undropped(other)
+
+
+def _undropped(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in description.items() if "drop" not in key}
 
 
 def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ray_l4.learner.predictions import OutputLayer
@@ -38,9 +39,10 @@ class PositionLogits(nn.Module):
 
     @property
     def output_layer(self) -> OutputLayer | None:
-        """The matrix of that one product; None where there is no such product, or where it is wrapped in another."""
+        """The matrix of that one product; None where there is no such product, or it is wrapped in another or sharded."""
         head = self.model.get_output_embeddings()
-        return OutputLayer(head.weight.detach(), head.bias) if self.direct and type(head) is nn.Linear else None
+        whole = self.direct and type(head) is nn.Linear and not isinstance(head.weight, DTensor)
+        return OutputLayer(head.weight.detach(), head.bias) if whole else None
 
     def forward(self, input_ids_RT: Tensor, positions_N: Tensor) -> Outputs:
         # Padding stands on the right and attention is causal, so no scored position can see it: no mask is needed.

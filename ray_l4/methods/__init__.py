@@ -3,17 +3,28 @@
 One training loop serves them all. A new method is a new row of the table and, at most, one new loss.
 """
 
+from ray_l4.methods.peers import num_students, peer_experiment, peer_seed, peer_settings
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
     UNION,
+    graph_name,
     graph_of,
-    num_students,
     resolved,
     stage_names,
     teachers_of,
 )
 from ray_l4.methods.table import METHODS, Method, get_method
-from ray_l4.methods.topology import TOPOLOGIES, Topology, complete, isolated, taught
+from ray_l4.methods.topology import (
+    TOPOLOGIES,
+    Topology,
+    complete,
+    from_edges,
+    isolated,
+    learns_from,
+    ring,
+    star,
+    taught,
+)
 
 __all__ = [
     "METHODS",
@@ -23,12 +34,20 @@ __all__ = [
     "Method",
     "Topology",
     "complete",
+    "from_edges",
     "get_method",
+    "graph_name",
     "graph_of",
     "isolated",
+    "learns_from",
     "num_students",
+    "peer_experiment",
+    "peer_seed",
+    "peer_settings",
     "resolved",
+    "ring",
     "stage_names",
+    "star",
     "taught",
     "teachers_of",
 ]

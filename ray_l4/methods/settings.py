@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
-from ray_l4.methods.table import get_method
-from ray_l4.methods.topology import Topology
+from ray_l4.methods.changes import changed
+from ray_l4.methods.edges import read_edges
+from ray_l4.methods.peers import completed, num_students
+from ray_l4.methods.table import METHODS, get_method
+from ray_l4.methods.topology import TOPOLOGIES, Topology, from_edges
 from ray_l4.seeds import derive
 
 
-def num_students(experiment: ExperimentConfig) -> int:
-    """Number of students: the experiment's own, or its method's. Raises ConfigError for an unknown method."""
-    return experiment.peers.count or get_method(experiment.method).peers
-
-
 def graph_of(experiment: ExperimentConfig) -> Topology:
-    """Who learns from whom in an experiment. Raises ConfigError for an unknown method."""
-    return get_method(experiment.method).graph(num_students(experiment))
+    """Who learns from whom in an experiment: as it says itself (``peers.topology``), else as its method has it.
+
+    Raises ConfigError for an unknown method, one whose graph is not the user's to choose, a file that cannot be read,
+    or an edge that cannot be.
+    """
+    method, asked, count = get_method(experiment.method), experiment.peers.topology, num_students(experiment)
+    if asked is None:
+        return method.graph(count)
+    if method.topology != "complete":
+        mutual = ", ".join(name for name, row in METHODS.items() if row.topology == "complete")
+        raise ConfigError(
+            f"peers.topology: {method.name} has a graph of its own ({method.topology}); only students that teach each "
+            f"other can be given another one. Leave the key out, or choose one of these methods: {mutual}."
+        )
+    if isinstance(asked, str):
+        return TOPOLOGIES[asked](count)
+    if isinstance(asked, Path):
+        file = read_edges(asked)
+        return from_edges(count, file.edges, file.where)
+    return from_edges(count, asked)
+
+
+def graph_name(experiment: ExperimentConfig) -> str | list[list[int]]:
+    """The graph of an experiment by its name, or its edges where it has none: what reports and records keep of it.
+
+    Raises ConfigError as ``graph_of`` does.
+    """
+    asked, graph = experiment.peers.topology, graph_of(experiment)
+    if asked is None:
+        return get_method(experiment.method).topology
+    return asked if isinstance(asked, str) else [list(edge) for edge in sorted(graph.edges)]
 
 
 UNION = "all"
@@ -37,6 +64,7 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
     """The experiment with its method's settings where it does not set them itself.
 
     A setting of the method that a model from scratch is too small for (``model.max_length``) is cut to its size.
+    What is in files (edges of ``peers.topology``) is read and stands in the result.
     Raises ConfigError for an unknown method, or for choices that exclude each other.
     """
     for key, value in get_method(experiment.method).settings:
@@ -47,9 +75,20 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
         scratch = experiment.model.from_scratch
         if key == "model.max_length" and scratch is not None:
             value = min(int(str(value)), scratch.positions)
-        experiment = _with(experiment, **{group_name: _with(group, **{name: value})})
+        experiment = changed(experiment, **{group_name: changed(group, **{name: value})})
     _refuse_contradictions(experiment)
-    return experiment
+    return _with_own_peers(experiment)
+
+
+def _with_own_peers(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Edges in a file become a list, and every peer's model is written out: the run's config.yaml is complete."""
+    name, peers = graph_name(experiment), experiment.peers
+    values: dict[str, object] = {}
+    if isinstance(peers.topology, Path):
+        values["topology"] = name
+    if peers.each:
+        values["each"] = completed(experiment)
+    return changed(experiment, peers=changed(peers, **values)) if values else experiment
 
 
 TEACHER_METHOD = "single-qa-lm"
@@ -58,20 +97,15 @@ TEACHER_METHOD = "single-qa-lm"
 
 def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
     """The experiment that trains the teachers of ``experiment``: one model per task of its stream."""
-    return _with(
+    return changed(
         experiment,
         method=TEACHER_METHOD,
         variant=None,
         seed=derive(experiment.seed, "teachers"),
-        peers=_with(experiment.peers, count=1),
-        training=_with(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
-        evaluation=_with(experiment.evaluation, when="stage"),
+        peers=changed(experiment.peers, count=1, topology=None, each=[]),
+        training=changed(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
+        evaluation=changed(experiment.evaluation, when="stage"),
     )
-
-
-def _with(record: Any, **values: object) -> Any:
-    """A copy with other values, checked like a new one, that still knows which values were set."""
-    return type(record).model_validate({name: getattr(record, name) for name in record.model_fields_set} | values)
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:

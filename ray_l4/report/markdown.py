@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_l4.errors import ConfigError
+from ray_l4.methods import METHODS, learns_from
 from ray_l4.store.run_directory import RunDirectory, read_json
 
 MIB = 2**20
@@ -14,6 +15,9 @@ TRAFFIC: Mapping[str, str] = {
     "bytes_received_per_step": "received from its teachers in a step",
 }
 """Key of a summary's ``exchange`` -> what it means."""
+
+FIGURES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
+"""Keys of a summary that hold one number for each student."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -62,7 +66,10 @@ def run_report(run: RunDirectory) -> str:
         f"# {title}{scale_note(manifest)}",
         f"Made by `{manifest['command']}`. Scores are percentages.",
         comparison([summary]),
+        *_losses(summary),
     ]
+    if len(summary["score_matrix"]) > 1:
+        parts += ["## Students beside each other", f"Who learns from whom: {graph(summary)}.", _beside(summary)]
     for student in summary["score_matrix"]:
         parts += [f"## Student {student}", _matrix(summary, student), _figures(summary, student)]
     parts += ["## Replay", _replay(summary)] if summary["replay"] else []
@@ -79,6 +86,12 @@ def scale_note(manifest: Mapping[str, Any]) -> str:
     """What a title has to say of a run that is a scaled-down trial of a protocol; nothing for one of full size."""
     scale = manifest.get("scale", 1.0)
     return "" if scale == 1 else f", scaled to {scale:g} of its examples and epochs"
+
+
+def graph(summary: Mapping[str, Any]) -> str:
+    """Who learns from whom in a run, in words. Runs made before it was a choice have their method's graph."""
+    method = METHODS.get(summary["method"])
+    return learns_from(summary.get("topology", method.topology if method else "unknown"), summary["peers"])
 
 
 def traffic(exchange: Mapping[str, float]) -> list[list[str]]:
@@ -100,9 +113,30 @@ def _matrix(summary: Mapping[str, Any], student: str) -> str:
     return table(["after learning", *tasks], rows)
 
 
+def _beside(summary: Mapping[str, Any]) -> str:
+    """A row for each student: what it scores in the end, and its figures."""
+    tasks = summary["stream"]
+    rows = [
+        [student, *(number(final[task]) for task in tasks), *(number(summary[name][student]) for name in FIGURES)]
+        for student, final in summary["final"].items()
+    ]
+    return table(["student", *tasks, *(name.replace("_", " ") for name in FIGURES)], rows)
+
+
+def _losses(summary: Mapping[str, Any]) -> list[str]:
+    """Lines about students that died or hung, if any did."""
+    lines = [
+        f"- student {student} was lost ({how}); the others went on without it, each learning from the mean of those "
+        "that were left."
+        for student, how in summary.get("lost_students", {}).items()
+    ]
+    if summary.get("restarts"):
+        lines.append(f"- learned again from the last checkpoint after a loss: {summary['restarts']} time(s).")
+    return ["## Losses", "\n".join(lines)] if lines else []
+
+
 def _figures(summary: Mapping[str, Any], student: str) -> str:
-    names = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
-    return "; ".join(f"{name.replace('_', ' ')} {number(summary[name][student])}" for name in names) + "."
+    return "; ".join(f"{name.replace('_', ' ')} {number(summary[name][student])}" for name in FIGURES) + "."
 
 
 def _replay(summary: Mapping[str, Any]) -> str:

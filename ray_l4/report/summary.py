@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import get_method, num_students, stage_names
+from ray_l4.methods import get_method, graph_name, num_students, stage_names
 from ray_l4.metrics.continual import (
     ScoreMatrix,
     average_accuracy,
@@ -29,7 +29,10 @@ _SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds
 def summarise(run: RunDirectory) -> dict[str, Any]:
     """Everything ``summary.json`` holds. Scores are percentages; a figure that is not defined is None.
 
+    ``topology``: who learns from whom, by name or as [teacher, student] pairs.
     ``score_matrix``: student -> rows after each stage, columns the tasks in the order of the stream.
+    ``restarts``: how often a stage was learned again because a student was lost.
+    ``lost_students``: student -> how it was lost; the others went on without it, learning from the mean of those left.
     ``exchange.bytes_per_step``: what one student publishes in one step, on average.
     ``exchange.bytes_received_per_step``: what its teachers, or peers, send it; 0 for a run that did not count it yet.
     ``exchange.wait_fraction``: share of the students' time in which they wait for their teachers' predictions.
@@ -47,6 +50,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         "stream": tasks,
         "stages": stages,
         "peers": peers,
+        "topology": graph_name(experiment),
         "seed": experiment.seed,
         "score_matrix": matrices,
         "final": {student: dict(zip(tasks, final, strict=True)) for student, final in finals.items()},
@@ -55,6 +59,8 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         **_over_epochs(run, experiment, matrices),
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
+        "restarts": state.restarts,
+        "lost_students": {str(student): how for student, how in state.lost_students.items()},
         "exchange": _exchange(run.step_figures()),
         "replay": _replay(run, len(stages)),
     }

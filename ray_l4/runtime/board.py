@@ -25,6 +25,10 @@ class Board:
         """Stages of so many steps in all begin."""
         self._first, self._after = self._after, self._after + num_steps
 
+    def again(self) -> None:
+        """The stages at hand begin anew."""
+        self._after = self._first
+
     def step(self, step: int, figures: Mapping[str, Mapping[str, float]]) -> None:
         """Figures of a step, counted from the beginning of the stages at hand, by the name of who learned in it."""
         self._now = self._first + step

@@ -6,14 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import RayL4Error
+from ray_l4.errors import PeerLostError, RayL4Error
 from ray_l4.report.summary import summarise
 from ray_l4.runtime.board import Board
-from ray_l4.runtime.crew import Workers
+from ray_l4.runtime.checkpoints import Checkpoints
+from ray_l4.runtime.crew import Workers, absent, hire_anew
 from ray_l4.runtime.material import Material
 from ray_l4.runtime.pool import WorkPool
 from ray_l4.runtime.progress import Progress
@@ -25,10 +26,14 @@ from ray_l4.runtime.teachers import open_teachers
 from ray_l4.runtime.timeline import Timeline
 from ray_l4.runtime.training import Training
 from ray_l4.store.atomic import write_json
-from ray_l4.store.records import ADAPTERS, read_guard, read_weights, write_checkpoint, write_guard
-from ray_l4.store.run_directory import RunDirectory, RunState
+from ray_l4.store.records import ADAPTERS
+from ray_l4.store.run_directory import RunDirectory
 
 Hire = Callable[[Setup, ClusterConfig, Sequence[int]], Workers]
+
+
+_MOST_RESTARTS = 3
+"""Times that one stage is learned again: a student that dies every time has a reason that another try does not mend."""
 
 
 class StoppedError(RayL4Error):
@@ -67,6 +72,8 @@ class Coordinator:
         done = {(row["stage"], row["step"]) for row in run.step_figures() if row["stage"] < self._state.stages_done}
         self._board = Board(run.path / "tensorboard", steps_before=len(done))
         self._timeline = Timeline(run)
+        if self._state.lost_students:
+            self._setup = replace(setup, topology=setup.topology.without(self._state.lost_students))
 
     def run(self) -> dict[str, Any]:
         """Learn the stages that are not done, wait for every score, and give the summary.
@@ -81,11 +88,12 @@ class Coordinator:
             self._crew = self._hire(self._setup, self._cluster, peers_of(self._setup, self._places))
             self._prepare()
             self._catch_up()
-            for seats in groups(self._setup, self._state.stages_done, len(self._crew.students)):
-                self._learn(seats)
+            while self._state.stages_done < len(self._setup.stages):
+                self._learn()
             self.progress.set(phase="scoring")
             self._pool.wait(lambda: not len(self._pool), self._between)
-            self._save_state(len(self._setup.stages), self._memory("evaluator", self._crew.evaluators))
+            evaluators = {f"evaluator-{i}": evaluator for i, evaluator in enumerate(self._crew.evaluators)}
+            self._save_state(len(self._setup.stages), self._memory(evaluators))
         finally:
             self._disk.shutdown(wait=True)
             self._board.close()
@@ -132,11 +140,16 @@ class Coordinator:
         self._pool = WorkPool(self._transport, crew.evaluators, self._cluster.timeouts.work, self._timeline)
         self._scoring = Scoring(setup, self._run, self._transport, self._pool, self.progress, self._board)
         self.progress.set(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
-        self._description = self._call(0, "describe")
+        self._checkpoints = Checkpoints(setup, self._cluster, self._run, crew, self._disk)
+        self._training = self._trainer(generation=0)
+        self._warn_of_equal_peers()
+
+    def _trainer(self, generation: int) -> Training:
+        setup, crew = self._setup, self._crew
         material = Material(
-            setup, self._run, self._transport, crew.students, self._pool, self._description, self.progress
+            setup, self._run, self._transport, crew.students, self._pool, self._checkpoints.descriptions, self.progress
         )
-        self._training = Training(
+        return Training(
             setup,
             self._cluster,
             self._run,
@@ -147,13 +160,14 @@ class Coordinator:
             self._board,
             self._timeline,
             self._between,
+            generation,
         )
-        self._warn_of_equal_peers()
 
     def _warn_of_equal_peers(self) -> None:
         """Peers with equal weights, batches and no dropout stay equal, and have nothing to teach each other."""
         # GPT-2 also has dropout in a summary head, which language models do not use.
-        settings = self._description | self._description.get(ADAPTERS, {})
+        own = self._checkpoints.descriptions[self._setup.topology.students[0]]
+        settings = {**own, **own.get(ADAPTERS, {})}
         dropout = [settings[name] for name in settings if "drop" in name and "summary" not in name]
         experiment = self._setup.experiment
         # Those that learn in turn see the examples in orders of their own.
@@ -168,53 +182,81 @@ class Coordinator:
         done = self._state.stages_done
         if not done:
             return
-        epochs, students = self._setup.experiment.training.epochs, self._setup.topology.students
-        for student in students if self._setup.method.stages != "separate" else ():
-            self._call(student, "load", read_weights(self._run.checkpoint(done - 1, epochs, student)))
-            if self._run.guard(done - 1, student).is_file():
-                self._call(student, "restore_guard", read_guard(self._run, done - 1, student))
-        self._scoring.request_missing(done, len(students), self._description)
+        self._checkpoints.restore(done, self._setup.topology.students)
+        self._scoring.request_missing(done, self._checkpoints.descriptions)
         name = self._setup.stages[done - 1].name
         self.progress.event(f"resumed after {name} ({done} of {len(self._setup.stages)} stages)")
 
-    def _learn(self, seats: Sequence[Seat]) -> None:
-        """Learn one stage, or several that do not depend on each other, to the last checkpoint."""
+    def _learn(self) -> None:
+        """Learn the next stage, or several that do not depend on each other; again, if a student is lost on the way.
+
+        Raises PeerLostError if students are lost more often than is worth a try.
+        """
+        for attempt in range(_MOST_RESTARTS + 1):
+            seats = next(groups(self._setup, self._state.stages_done, len(self._crew.students)))
+            try:
+                self._learn_to_the_end(seats)
+                return
+            except PeerLostError as error:
+                if attempt == _MOST_RESTARTS:
+                    raise
+                self._begin_again(seats, error)
+
+    def _learn_to_the_end(self, seats: Sequence[Seat]) -> None:
         self._training.begin(seats)
-        written: list[Future[None]] = []
+        written: list[tuple[Seat, Future[None]]] = []
         for epoch in range(1, self._setup.experiment.training.epochs + 1):
             self._training.epoch(seats, epoch)
+            seats = [seat for seat in seats if seat.worker not in self._training.lost]
             if epoch in self._scoring.epochs:
-                written += [self._checkpoint(seat, epoch) for seat in seats]
-        self._consolidate(seats)
-        for future in written:
-            future.result()
-        self._save_state(max(seat.stage for seat in seats) + 1, self._memory("student", self._crew.students))
+                written += [(seat, self._checkpoints.keep(seat, epoch, self._scoring)) for seat in seats]
+        if self._setup.method.guard != "none":
+            what = f"importance of weights after {self._training.where}"
+            with self._timeline.span("coordinator", "importance", what):
+                self._checkpoints.consolidate(seats)
+        for seat, future in written:
+            if seat in seats:  # of one that was lost there may be no more to write
+                future.result()
+        if self._training.lost:
+            self._go_on_without(self._training.lost)
+        crew = {f"student-{seat.worker}": self._crew.students[seat.worker] for seat in seats}
+        self._save_state(max(seat.stage for seat in seats) + 1, self._memory(crew))
 
-    def _checkpoint(self, seat: Seat, epoch: int) -> Future[None]:
-        """Write a student's weights, on another thread, and have them scored."""
-        weights = self._transport.submit(self._crew.students[seat.worker], "weights")
-        folder = self._run.checkpoint(seat.stage, epoch, seat.student)
-        self._scoring.request(seat.stage, epoch, seat.student, weights, self._description)
-        return self._disk.submit(self._write_weights, folder, weights, f"student {seat.student}, checkpoint")
+    def _begin_again(self, seats: Sequence[Seat], error: PeerLostError) -> None:
+        """After a loss: everyone is where the last finished stage left them, the lost ones replaced or done without.
 
-    def _write_weights(self, folder: Path, weights: Any, what: str) -> None:
-        array = self._transport.get(weights, self._cluster.timeouts.step, what)
-        write_checkpoint(folder, array, self._description, self._run.path / "tokenizer")
+        Raises ``error`` if nobody is lost after all, or everybody.
+        """
+        left = [place for place in range(len(self._crew.students)) if place not in self._setup.topology.lost]
+        lost, _ = absent(self._crew, self._cluster, self._training.generation + 1, left)
+        if not lost:
+            raise error
+        going_on = self._setup.experiment.peers.on_peer_loss == "continue"
+        if going_on and self._setup.topology.without(lost).students:
+            self._go_on_without(lost)
+        else:
+            for student in lost:
+                self.progress.event(f"student {student} is lost and replaced: {lost[student]}")
+                hire_anew(self._crew, self._cluster, student)
+        for stage in {seat.stage for seat in seats}:
+            self._scoring.forget(stage)
+        self._board.again()
+        self._training = self._trainer(self._training.generation + 1)
+        self._checkpoints.restore(self._state.stages_done, self._setup.topology.students)
+        self._state = self._state.model_copy(update={"restarts": self._state.restarts + 1})
+        self.progress.event(f"learning again from the end of stage {self._state.stages_done}")
 
-    def _consolidate(self, seats: Sequence[Seat]) -> None:
-        """Let the students' guards take note of the stage; what they know is kept for a resume."""
-        if self._setup.method.guard == "none":
-            return
-        with self._timeline.span("coordinator", "importance", f"importance of weights after {self._training.where}"):
-            asked = [(seat, self._transport.submit(self._crew.students[seat.worker], "consolidate")) for seat in seats]
-            for seat, reference in asked:
-                what = f"student {seat.student}, importance of weights"
-                known = self._transport.get(reference, self._cluster.timeouts.work, what)
-                if known is not None:
-                    write_guard(self._run, seat.stage, seat.student, known)
+    def _go_on_without(self, lost: Mapping[int, str]) -> None:
+        """From the next stage on there are no such students; the report will say so."""
+        known = self._state.lost_students | dict(lost)
+        self._state = self._state.model_copy(update={"lost_students": known})
+        self._setup = replace(self._setup, topology=self._setup.topology.without(known))
+        self._training = self._trainer(self._training.generation)
 
     def _between(self) -> None:
         """Between two steps, and while waiting: scores that are in, and the user's wish to stop."""
+        for student in self._training.lost:  # its weights may never come
+            self._scoring.forget(self._state.stages_done, student)
         self._pool.poll()
         self.progress.set(jobs_open=len(self._scoring))
         self._heed_stop()
@@ -223,13 +265,13 @@ class Coordinator:
         if self._stop.is_set():
             raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self._run.path}")
 
-    def _memory(self, kind: str, workers: Sequence[Any]) -> dict[str, int]:
+    def _memory(self, workers: Mapping[str, Any]) -> dict[str, int]:
         """Peak memory of workers that have nothing to do: one that is busy would have to be waited for."""
         if self._transport.one_process:
             return {"process": peak_memory_bytes()}
         ranks = {
-            f"{kind}-{i}" + (f".shard-{shard}" if shard else ""): rank
-            for i, worker in enumerate(workers)
+            name + (f".shard-{shard}" if shard else ""): rank
+            for name, worker in workers.items()
             for shard, rank in enumerate(worker if isinstance(worker, tuple) else (worker,))
         }
         asked = {name: self._transport.submit(rank, "peak_memory") for name, rank in ranks.items()}
@@ -240,10 +282,7 @@ class Coordinator:
         peaks |= {name: max(peak, peaks.get(name, 0)) for name, peak in memory.items()}
         now = time.monotonic()
         wall, self._began = self._state.wall_seconds + now - self._began, now
-        self._state = RunState(stages_done=stages_done, wall_seconds=wall, peak_memory_bytes=peaks)
+        done = {"stages_done": stages_done, "wall_seconds": wall, "peak_memory_bytes": peaks}
+        self._state = self._state.model_copy(update=done)
         self._timeline.save()
         self._run.save_state(self._state)
-
-    def _call(self, peer: int, method: str, *arguments: Any) -> Any:
-        reference = self._transport.submit(self._crew.students[peer], method, *arguments)
-        return self._transport.get(reference, self._cluster.timeouts.start, f"student {peer}, {method}")

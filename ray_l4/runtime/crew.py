@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError
+from ray_l4.errors import ClusterError, PeerLostError
 from ray_l4.exchange.groups import Meeting, open_meeting_place
 from ray_l4.exchange.transports import InProcess, ObjectStore, Transport
 from ray_l4.runtime.evaluator import Evaluator
@@ -66,11 +66,17 @@ class Workers:
     """Students and evaluators that stand ready, and the way to them."""
 
     transport: Transport
-    students: Sequence[tuple[Any, ...]]
-    """The ranks of every peer, those included that only teach."""
+    students: list[tuple[Any, ...]]
+    """The ranks of every peer, those included that only teach. A lost one is replaced in its place (``replace``)."""
     evaluators: Sequence[Any]
     meeting_place: Any = None
     """Where ranks meet to form process groups; None where none are needed."""
+    hire: Callable[[int], tuple[Any, ...]] | None = None
+    """Makes the ranks of the student in a place; None where they cannot be lost."""
+
+    def submit(self, student: int, method: str, *arguments: Any) -> Any:
+        """Call a method of all ranks of a student; gives a reference to what the first one returns."""
+        return self.transport.submit(self.students[student], method, *arguments)
 
     def dismiss(self) -> None:
         """End all of them."""
@@ -99,8 +105,9 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
     shared = ray.put(setup)
     options = cluster.students
     student_class = ray.remote(Student)
-    students = [
-        tuple(
+
+    def hire(place: int) -> tuple[Any, ...]:
+        return tuple(
             student_class.options(
                 num_cpus=options.cpus,
                 num_gpus=options.gpus,
@@ -108,11 +115,11 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
                 max_restarts=0,
                 max_task_retries=0,
                 scheduling_strategy=places.of_student(place, shard),
-            ).remote(peer, shared, cluster, shard)
+            ).remote(peers[place], shared, cluster, shard)
             for shard in range(options.shards_per_student)
         )
-        for place, peer in enumerate(peers)
-    ]
+
+    students = [hire(place) for place in range(len(peers))]
     wanted = cluster.evaluators
     evaluator_class = ray.remote(Evaluator)
     evaluators = [
@@ -128,7 +135,7 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
     ]
     groups = cluster.exchange.transport == "collective" or options.shards_per_student > 1
     place = open_meeting_place(get_node_ip_address()) if groups else None
-    crew = Workers(ObjectStore(), students, evaluators, place)
+    crew = Workers(ObjectStore(), students, evaluators, place, hire)
     _await_start(crew, cluster)
     return crew
 
@@ -136,7 +143,7 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
 def meet(crew: Workers, cluster: ClusterConfig, generation: int, peers: Sequence[int]) -> None:
     """Have the ranks form the process groups they need: those of equal number of all ``peers``.
 
-    ``generation``: different every time. Raises PeerError if they do not meet in time.
+    ``generation``: different every time. Raises PeerLostError if they do not meet in time.
     """
     if crew.meeting_place is None or cluster.exchange.transport != "collective":
         return
@@ -150,6 +157,39 @@ def meet(crew: Workers, cluster: ClusterConfig, generation: int, peers: Sequence
             asked.append((f"student {peer}, process group", crew.transport.submit(worker, "meet", meeting, ranks)))
     for who, reference in asked:
         crew.transport.get(reference, cluster.timeouts.start, who)
+
+
+def hire_anew(crew: Workers, cluster: ClusterConfig, place: int) -> None:
+    """Put a new student into the place of a lost one, with the weights of the start.
+
+    Raises PeerLostError if it does not come up in time: its node may be gone, and no other has room.
+    """
+    assert crew.hire is not None, "without Ray no student is lost"
+    crew.transport.end(crew.students[place])
+    crew.students[place] = crew.hire(place)
+    asked = [crew.transport.submit(rank, "start") for rank in crew.students[place]]
+    crew.transport.get_all(asked, cluster.timeouts.start, f"student {place}, start")
+
+
+def absent(
+    crew: Workers, cluster: ClusterConfig, generation: int, places: Sequence[int]
+) -> tuple[dict[int, str], dict[int, int]]:
+    """Who of ``places`` is lost, and how; and the next step of the others, who serve ``generation`` from now on.
+
+    All calls that were submitted before have been served, or never will be, when this returns. A student that hangs is
+    lost once it has not answered for ``timeouts.step``.
+    """
+    asked = {
+        place: [crew.transport.submit(rank, "rejoin", generation) for rank in crew.students[place]] for place in places
+    }
+    lost: dict[int, str] = {}
+    steps: dict[int, int] = {}
+    for place, references in asked.items():
+        try:
+            steps[place] = crew.transport.get_all(references, cluster.timeouts.step, f"student {place}")[0]
+        except PeerLostError as error:
+            lost[place] = str(error)
+    return lost, steps
 
 
 def reserve(least: int, most: int, cluster: ClusterConfig) -> Places:

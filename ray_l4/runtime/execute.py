@@ -22,7 +22,9 @@ from ray_l4.runtime.session import start
 from ray_l4.runtime.setup import Setup, prepare
 from ray_l4.runtime.teachers import named_teachers
 from ray_l4.store.atomic import write_folder, write_text
+from ray_l4.store.mirror import NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.storage import absolute
 
 _LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
 
@@ -39,17 +41,27 @@ def run(
 
     Raises RayL4Error for whatever prevents it.
     """
+    on_record = {NAME_KEY: folder.resolve().name, **extra}
+    cluster = _with_storage_found(cluster)
+    if cluster.storage_path is not None:
+        with console.status("trying storage_path"):
+            Mirror(cluster.storage_path, str(on_record[NAME_KEY])).check(folder, new=True)
     with console.status("reading and tokenising data"):
         setup = _prepared(experiment, cluster)
-    directory = RunDirectory.create(folder, setup.experiment, cluster, {**extra, **_manifest(command, setup)})
+    directory = RunDirectory.create(folder, setup.experiment, cluster, {**on_record, **_manifest(command, setup)})
     with directory.lock():
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         _go(setup, cluster, directory, console)
 
 
 def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
-    """Go on with a run. Raises RunDirectoryError if its data is not what it was."""
+    """Go on with a run. Raises RunDirectoryError if its data is not what it was, or its copy is another run's."""
+    cluster = _with_storage_found(cluster)
     with directory.lock():
+        mirror = mirror_of(directory, cluster)
+        if mirror is not None:
+            with console.status("trying storage_path"):
+                mirror.check(directory.path, new=False)
         with console.status("reading and tokenising data"):
             setup = _prepared(directory.experiment(), cluster)
         if setup.fingerprint() != read_json(directory.path / "manifest.json")["data_fingerprint"]:
@@ -60,6 +72,13 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
         _go(setup, cluster, directory, console)
+
+
+def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
+    """The profile with a folder of the current one spelt out: the run is on record, and copied from another process."""
+    if cluster.storage_path is None:
+        return cluster
+    return cluster.model_copy(update={"storage_path": absolute(cluster.storage_path)})
 
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
@@ -84,6 +103,11 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: 
         session.close()
     write_text(directory.path / "report.md", run_report(directory))
     console.print(comparison([summary]), markup=False, highlight=False, soft_wrap=True)
+    mirror = mirror_of(directory, cluster)
+    if mirror is not None:
+        with console.status(f"copying to {mirror.place}"):
+            mirror.push(directory.path)
+        console.print(f"copy of the run directory: {mirror.place}", highlight=False, soft_wrap=True)
 
 
 def _manifest(command: str, setup: Setup) -> dict[str, object]:

@@ -40,7 +40,7 @@ class Material:
         transport: Transport,
         students: Sequence[Any],
         pool: WorkPool,
-        description: Mapping[str, Any],
+        descriptions: Mapping[int, Mapping[str, Any]],
         progress: Progress,
     ) -> None:
         self._setup = setup
@@ -48,7 +48,7 @@ class Material:
         self._transport = transport
         self._students = students
         self._pool = pool
-        self._description = description
+        self._descriptions = descriptions
         self._progress = progress
 
     def of(self, stage: int, teachers: RunDirectory | None, on_nap: Callable[[], None]) -> dict[int, Given]:
@@ -73,7 +73,7 @@ class Material:
             tables: Mapping[str, pa.Table] = self._setup.training
         else:
             tables = distilled(
-                self._run, self._setup, teachers, tasks, self._transport, self._pool, self._description, on_nap
+                self._run, self._setup, teachers, tasks, self._transport, self._pool, self._descriptions[0], on_nap
             )
         return pooled(*(tables[task] for task in tasks))
 
@@ -89,9 +89,11 @@ class Material:
         plan = ReplayPlan.of(self._setup, stage)
         if not plan.gens:
             return {}
-        description = self._transport.put(self._description)
         models = {
-            student: (description, self._transport.submit(self._students[student], "weights"))
+            student: (
+                self._transport.put(self._descriptions[student]),
+                self._transport.submit(self._students[student], "weights"),
+            )
             for student in plan.generators
         }
         replayed = collect_replay(self._run, self._setup, plan, self._pool, models, on_nap)

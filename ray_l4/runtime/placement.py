@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from ray_l4.config import cluster as profile
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
+from ray_l4.runtime.layout import lay_out
 
 Resources = Mapping[str, float]
 
-_ROUNDING = 1e-6
-"""Fractions of a GPU add up only nearly; Ray itself counts in units of 1e-4."""
+_WHY_NOT = {
+    "PACK": "a process takes a share in one GPU, or whole GPUs of one node",
+    "SPREAD": "a process takes a share in one GPU, or whole GPUs of one node",
+    "STRICT_PACK": "all of them have to fit on one node",
+    "STRICT_SPREAD": "every one of them takes a node of its own",
+}
+"""Reasons for which what is enough in total does not suffice."""
 
 
 def bundles(peers: int, cluster: ClusterConfig) -> list[dict[str, float]]:
-    """One bundle for each actor that reserves anything: students first, then evaluators."""
-    wanted = [_bundle(cluster.students.cpus, cluster.students.gpus)] * peers
-    wanted += [_bundle(cluster.evaluators.cpus, cluster.evaluators.gpus)] * cluster.evaluators.count
-    return [dict(bundle) for bundle in wanted if bundle]
+    """One bundle for each process that reserves anything, in Ray's names of resources.
+
+    First the students, one bundle for each rank (peer 0 shard 0, peer 0 shard 1, ..., peer 1 shard 0, ...), then the
+    evaluators.
+    """
+    return [dict(group.bundle) for group in _groups(peers, cluster) for _ in range(group.count)]
 
 
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+def bundle_of(share: profile.Resources) -> dict[str, float]:
+    """What one process reserves; empty if nothing."""
+    amounts = {"CPU": share.cpus, "GPU": share.gpus, **share.resources}
+    return {name: amount for name, amount in amounts.items() if amount > 0}
 
 
 def describe_request(peers: int, cluster: ClusterConfig) -> str:
     """What is asked for, in words."""
     students, evaluators = cluster.students, cluster.evaluators
-    return (
-        f"{peers} students with {students.cpus:g} CPU and {students.gpus:g} GPU each, "
-        f"{evaluators.count} evaluators with {evaluators.cpus:g} CPU and {evaluators.gpus:g} GPU each"
-    )
+    shards = students.shards_per_student
+    asked = f"with {_share(students)} each" if shards == 1 else f"of {shards} shards, {_share(students)} each shard"
+    return f"{peers} students {asked}, {evaluators.count} evaluators with {_share(evaluators)} each"
 
 
 def local_resources(cluster: ClusterConfig) -> dict[str, float]:
@@ -56,22 +68,17 @@ def _gpus(cluster: ClusterConfig) -> int:
 
 
 def check_room(peers: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -> list[int]:
-    """The node each bundle would go to, by first fit on the nodes' whole resources.
+    """A node for each bundle, such that all fit on the nodes' whole resources; Ray may choose others that do.
 
     Raises ClusterError with what is asked and what there is, if the bundles cannot fit whatever else is running.
     """
-    strategy, wanted = cluster.placement.strategy, bundles(peers, cluster)
-    everywhere = range(len(nodes))
-    attempts = [range(n, n + 1) for n in everywhere] if strategy == "STRICT_PACK" else [everywhere]
-    for candidates in attempts:
-        chosen = _first_fit(wanted, nodes, candidates, once=strategy == "STRICT_SPREAD")
-        if chosen is not None:
-            return chosen
-    raise ClusterError(
-        f"no room for {describe_request(peers, cluster)} (placement {strategy}). There "
-        f"{'is one node' if len(nodes) == 1 else f'are {len(nodes)} nodes'} with {_words(nodes)}. "
-        "Ask for fewer peers (peers.count) or less for each (students.cpus, students.gpus), or add nodes."
-    )
+    students, evaluators = _groups(peers, cluster)
+    wanted = (students.count, evaluators.count)
+    layout = lay_out(wanted, students.bundle, evaluators.bundle, nodes, cluster.placement.strategy)
+    if layout is None:
+        raise ClusterError(_refusal(peers, cluster, nodes))
+    of_students, of_evaluators = ([node for node, held in enumerate(layout) for _ in range(held[k])] for k in (0, 1))
+    return of_students + of_evaluators
 
 
 def room_for(least: int, most: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -> int:
@@ -86,22 +93,73 @@ def room_for(least: int, most: int, cluster: ClusterConfig, nodes: Sequence[Reso
     return least
 
 
-def _first_fit(
-    wanted: Sequence[Resources], nodes: Sequence[Resources], candidates: range, *, once: bool
-) -> list[int] | None:
-    """The first of the candidate nodes with room for each bundle, each node at most once if so asked; None if full."""
-    left = [dict(node) for node in nodes]
-    chosen: list[int] = []
-    for bundle in wanted:
-        free = [n for n in candidates if not (once and n in chosen)]
-        node = next((n for n in free if all(left[n].get(k, 0) >= v - _ROUNDING for k, v in bundle.items())), None)
-        if node is None:
-            return None
-        for name, amount in bundle.items():
-            left[node][name] -= amount
-        chosen.append(node)
-    return chosen
+@dataclass(frozen=True)
+class _Group:
+    """Processes that reserve the same."""
+
+    who: str
+    each: str
+    """What one of them is called."""
+    count: int
+    bundle: Mapping[str, float]
+
+    def claim(self, name: str) -> str:
+        """Its part in the request for a resource: ``4 students with 1 GPU each``."""
+        return f"{self.who} with {self.bundle[name]:g} {name} {self.each}"
 
 
-def _words(nodes: Sequence[Resources]) -> str:
-    return "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "nothing"
+def _groups(peers: int, cluster: ClusterConfig) -> tuple[_Group, _Group]:
+    """Students, and those evaluators that reserve anything."""
+    students, evaluators, shards = cluster.students, cluster.evaluators, cluster.students.shards_per_student
+    who, each = (f"{peers} students of {shards} shards", "each shard") if shards > 1 else (f"{peers} students", "each")
+    reserved = bundle_of(evaluators)
+    return (
+        _Group(who, each, peers * shards, bundle_of(students)),
+        _Group(f"{evaluators.count} evaluators", "each", evaluators.count if reserved else 0, reserved),
+    )
+
+
+def _refusal(peers: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -> str:
+    groups, strategy = _groups(peers, cluster), cluster.placement.strategy
+    names = list(dict.fromkeys(name for group in groups for name in group.bundle))
+    asked = {name: sum(group.count * group.bundle.get(name, 0) for group in groups) for name in names}
+    there = {name: sum(node.get(name, 0) for node in nodes) for name in names}
+    short = [name for name in names if asked[name] > there[name]]
+    claims = {name: ", ".join(group.claim(name) for group in groups if name in group.bundle) for name in names}
+    request = "; ".join(
+        f"asks for {asked[name]:g} {name} ({claims[name]}), there are {there[name]:g}" for name in names
+    )
+    return (
+        f"no room for {describe_request(peers, cluster)} (placement {strategy}): {request}. "
+        f"There {_held(nodes, dict.fromkeys(['CPU', 'GPU', *names]))}. "
+        f"{'' if short else f'That would do in total, but {_WHY_NOT[strategy]}. '}{_advice(short, cluster)}"
+    )
+
+
+def _held(nodes: Sequence[Resources], names: Iterable[str]) -> str:
+    """Every node's amounts of some resources; equal nodes are told once."""
+    held = Counter(_amounts({name: node.get(name, 0) for name in names}, ", ") for node in nodes)
+    texts = [text if count == 1 else f"{count} x ({text})" for text, count in held.items()]
+    number = "is one node" if len(nodes) == 1 else f"are {len(nodes)} nodes"
+    return f"{number} with {'; '.join(texts) or 'nothing'}"
+
+
+def _advice(short: Iterable[str], cluster: ClusterConfig) -> str:
+    shards = ", fewer shards (students.shards_per_student)" if cluster.students.shards_per_student > 1 else ""
+    custom = next((name for name in short if name not in ("CPU", "GPU")), None)
+    offer = (
+        f" A node offers {custom} if Ray was started there with --resources='{{\"{custom}\": 1}}'." if custom else ""
+    )
+    return (
+        f"Ask for fewer peers (peers.count){shards} or less for each (students.cpus, students.gpus), or add nodes."
+        + offer
+    )
+
+
+def _share(share: profile.Resources) -> str:
+    """CPUs and GPUs, and whatever else is asked for."""
+    return _amounts({"CPU": share.cpus, "GPU": share.gpus, **share.resources}, " and ")
+
+
+def _amounts(amounts: Resources, separator: str) -> str:
+    return separator.join(f"{amount:g} {name}" for name, amount in amounts.items())

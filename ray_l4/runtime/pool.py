@@ -25,13 +25,16 @@ class Job:
     done: Callable[[Any], None]
     kind: str = "scoring"
     """What the time is spent on, for the timeline."""
+    owner: Any = None
+    """What it belongs to, for ``drop``."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running:
     job: Job
     worker: int
     since: float
+    dropped: bool = False
 
 
 class WorkPool:
@@ -56,6 +59,12 @@ class WorkPool:
             self._waiting.extendleft(reversed(jobs))
         else:
             self._waiting.extend(jobs)
+
+    def drop(self, owner: Any) -> None:
+        """Forget the jobs of ``owner``: those that run are let run, and what comes of them is nobody's concern."""
+        self._waiting = deque(job for job in self._waiting if job.owner != owner)
+        for running in self._running.values():
+            running.dropped = running.dropped or running.job.owner == owner
 
     def poll(self) -> None:
         """Take in what has finished and hand out what waits; never blocks on Ray.
@@ -88,6 +97,8 @@ class WorkPool:
     def _finish(self, reference: Any) -> None:
         running = self._running.pop(reference)
         self._idle.append(running.worker)
+        if running.dropped:
+            return
         what = f"evaluator {running.worker}, {running.job.name}"
         result = self._transport.get(reference, self._timeout, what)
         seconds = time.monotonic() - running.since

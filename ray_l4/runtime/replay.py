@@ -43,7 +43,7 @@ class ReplayPlan:
         tasks = [task for task in setup.tasks[:stage] for _ in range(per_task)]
         students = setup.topology.students
         rows = {
-            "first": [(0, index) for index in range(len(tasks))],
+            "first": [(students[0], index) for index in range(len(tasks))],
             "own": [(student, index) for student in students for index in range(len(tasks))],
             "pool": [(students[index % len(students)], index) for index in range(len(tasks))],
         }[setup.experiment.replay.generator]

@@ -35,6 +35,7 @@ class Scoring:
         self._board = board
         self._answers: dict[Cell, dict[int, str]] = {}
         """Cells that were asked for and are not scored yet, with the answers that are there."""
+        self._scored = set(run.scores())
 
     def __len__(self) -> int:
         """Cells that are still to be scored."""
@@ -53,20 +54,31 @@ class Scoring:
     def _cells(self, stage: int, epoch: int, student: int) -> list[Cell]:
         return [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
 
-    def request_missing(self, stages: int, students: int, description: Mapping[str, Any]) -> None:
-        """Have scored what the first ``stages`` stages left unscored, from the checkpoints on disk."""
-        scored = self._run.scores()
+    def request_missing(self, stages: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
+        """Have scored what the first ``stages`` stages left unscored, from the checkpoints on disk.
+
+        ``descriptions``: student -> its model's configuration.
+        """
         for stage in range(stages):
             for epoch in self.epochs:
-                for student in range(students):
-                    missing = [cell for cell in self._cells(stage, epoch, student) if cell not in scored]
-                    if missing:
+                for student in descriptions:
+                    missing = [cell for cell in self._cells(stage, epoch, student) if cell not in self._scored]
+                    # A student that was lost on the way has no later checkpoint.
+                    if missing and self._run.checkpoint(stage, epoch, student).is_dir():
                         weights = read_weights(self._run.checkpoint(stage, epoch, student))
-                        self._ask(missing, self._transport.put(weights), description)
+                        self._ask(missing, self._transport.put(weights), descriptions[student])
+
+    def forget(self, stage: int, student: int | None = None) -> None:
+        """Give up the scores of a stage that are not in yet, of one student or of all."""
+        for cell in [cell for cell in self._answers if cell.stage == stage and student in (None, cell.student)]:
+            del self._answers[cell]
+            self._pool.drop(cell)
 
     def _ask(self, cells: Sequence[Cell], weights: Any, description: Mapping[str, Any]) -> None:
         shared = self._transport.put(description)
         for cell in cells:
+            if cell in self._scored:  # of a stage that was learned again, with the same result
+                continue
             batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
             chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
             pieces = [[batches[number] for number in chunk] for chunk in chunks]
@@ -74,7 +86,7 @@ class Scoring:
             for number, piece in enumerate(pieces, start=1):
                 name = f"{cell.name}, part {number} of {len(pieces)}"
                 arguments = (cell.checkpoint, shared, weights, cell.task, piece)
-                self._pool.add([Job(name, "answer", arguments, partial(self._gather, cell))])
+                self._pool.add([Job(name, "answer", arguments, partial(self._gather, cell), owner=cell)])
 
     def _gather(self, cell: Cell, part: Mapping[int, str]) -> None:
         """Once all parts of a cell are there, have it scored, before anything else that waits: it takes little time."""
@@ -82,11 +94,12 @@ class Scoring:
         answers.update(part)
         if len(answers) == len(self._setup.tests[cell.task].items):
             predictions = [answers[index] for index in range(len(answers))]
-            job = Job(f"{cell.name}, score", "score", (cell.task, predictions), partial(self._take, cell))
+            job = Job(f"{cell.name}, score", "score", (cell.task, predictions), partial(self._take, cell), owner=cell)
             self._pool.add([job], urgent=True)
 
     def _take(self, cell: Cell, scored: Scored) -> None:
         del self._answers[cell]
+        self._scored.add(cell)
         items = self._setup.tests[cell.task].items
         record = {
             "stage": cell.stage,

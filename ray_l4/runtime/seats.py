@@ -37,6 +37,21 @@ def groups(setup: Setup, done: int, workers: int) -> Iterator[list[Seat]]:
             yield [Seat(student, student, stage) for student in setup.topology.students]
 
 
+def levelled(at: Mapping[int, int], ends: Mapping[int, int]) -> list[dict[int, range]]:
+    """How workers that were interrupted at different steps go on: those behind catch up first, then all together.
+
+    ``at``: worker -> its next step; ``ends``: worker -> the step before which it stops.
+    """
+    going = []
+    now = {worker: at[worker] for worker in ends}
+    while len(set(now.values())) > 1:
+        low, *higher = sorted(set(now.values()))
+        behind = [worker for worker, step in now.items() if step == low]
+        going.append({worker: range(low, min(higher[0], ends[worker])) for worker in behind})
+        now |= dict.fromkeys(behind, higher[0])
+    return [*going, {worker: range(step, ends[worker]) for worker, step in now.items()}]
+
+
 def passes(
     seats: Sequence[Seat],
     steps: Mapping[int, range],

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.learner.answering import TestSet, build_test_set
 from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
 from ray_l4.methods import UNION, Method, Topology, get_method, graph_of, isolated, num_students, resolved, teachers_of
+from ray_l4.runtime.same_tokens import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -99,9 +101,10 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     experiment = resolved(experiment)
     method = get_method(experiment.method)
     training = {task.name: load(task, "train", experiment.data) for task in experiment.stream}
+    refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
-    longest = _longest(experiment)
+    longest = min(_longest(model) for model in all_models(experiment))
     return Setup(
         experiment=experiment,
         method=method,
@@ -131,8 +134,7 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
 
 
-def _longest(experiment: ExperimentConfig) -> int:
-    model = experiment.model
+def _longest(model: ModelConfig) -> int:
     if model.from_scratch is not None:
         return longest_sequence(model.from_scratch.positions, model.max_length)
     return max_length(pretrained_config(str(model.name)), model.max_length)

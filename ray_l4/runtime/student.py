@@ -68,6 +68,14 @@ class Student:
         """Continue from the weights of a checkpoint."""
         load_bytes(self._learner.model, weights)
 
+    def rejoin(self, generation: int) -> int:
+        """After a peer was lost: drop the step that was begun, and serve ``generation`` from now on.
+
+        Gives the step that this student is to learn next.
+        """
+        self._generation = generation
+        return self._learner.abandon()
+
     def begin(self, generation: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]:
         """Enter a stage; from now on only calls of ``generation`` are served. Gives the last step of each epoch."""
         self._generation = generation

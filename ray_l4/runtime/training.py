@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import PeerLostError
 from ray_l4.exchange.loop import StepFigures, train_steps
 from ray_l4.runtime.board import Board
-from ray_l4.runtime.crew import Workers, meet
+from ray_l4.runtime.crew import Workers, absent, meet
 from ray_l4.runtime.material import Material
 from ray_l4.runtime.progress import Progress, StudentProgress
-from ray_l4.runtime.seats import Seat, passes
+from ray_l4.runtime.seats import Seat, levelled, passes
 from ray_l4.runtime.setup import Setup
 from ray_l4.runtime.teachers import teacher_weights
 from ray_l4.runtime.timeline import Timeline
@@ -35,8 +36,10 @@ class Training:
         board: Board,
         timeline: Timeline,
         between: Callable[[], None],
+        generation: int = 0,
     ) -> None:
-        """``teachers``: the run whose checkpoints teach, if any. ``between``: called after every step, and in waits."""
+        """``teachers``: the run whose checkpoints teach, if any. ``between``: called after every step, and in waits.
+        ``generation``: the newest that students have served."""
         self._setup = setup
         self._cluster = cluster
         self._run = run
@@ -48,7 +51,14 @@ class Training:
         self._board = board
         self._timeline = timeline
         self._between = between
-        self._generation = 0
+        self._generation = generation
+        self.lost: dict[int, str] = {}
+        """Students that were lost and are done without, and how each was lost."""
+
+    @property
+    def generation(self) -> int:
+        """What students serve now; a call of an older one is refused."""
+        return self._generation
 
     def begin(self, seats: Sequence[Seat]) -> None:
         """Have every worker enter its stage with its examples, and those that only teach with their weights."""
@@ -67,7 +77,7 @@ class Training:
             self._load_teacher(peer, stages[0])
         self._generation += 1
         if self._topology.edges:
-            meet(self._crew, self._cluster, self._generation, range(self._topology.size))
+            self._meet()
         began = {
             worker: self._submit(worker, "begin", self._generation, stage, given.tokens, given.memory)
             for worker, (stage, given) in examples.items()
@@ -85,28 +95,69 @@ class Training:
         self._progress.set(phase="training", num_steps=num_steps)
 
     def epoch(self, seats: Sequence[Seat], epoch: int) -> None:
-        """Train one epoch (counted from 1) and write the figures of its steps. Raises PeerError if a peer fails."""
+        """Train one epoch (counted from 1) and write the figures of its steps.
+
+        A student that is lost is done without from then on (``lost``), if the experiment says so. Raises PeerLostError
+        otherwise, PeerError if one fails.
+        """
         self._progress.set(epoch=epoch)
         began = time.monotonic()
         rows: dict[int, list[dict[str, float]]] = {seat.stage: [] for seat in seats}
         on_step = self._on_step(seats, epoch, rows)
         for together in passes(seats, self._steps_of(epoch), self._setup.experiment.distillation.schedule):
-            train_steps(
-                self._transport,
-                self._crew.students,
-                self._topology,
-                self._generation,
-                together,
-                steps_ahead=self._cluster.exchange.steps_ahead,
-                timeout=self._cluster.timeouts.step,
-                where=self.where,
-                on_step=on_step,
-            )
+            self._pass(together, on_step)
         for stage, own in rows.items():
             write_steps(self._run, stage, epoch, own)
         for seat in seats:
             label = f"{self._setup.stages[seat.stage].name}, epoch {epoch}"
             self._timeline.add(f"student {seat.worker}", "training", label, time.monotonic() - began)
+
+    def _pass(self, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
+        """Train over these steps, with whoever is left."""
+        ends = {worker: steps.stop for worker, steps in together.items() if worker not in self.lost}
+        going = [{worker: together[worker] for worker in ends}] if ends else []
+        while going:
+            try:
+                train_steps(
+                    self._transport,
+                    self._crew.students,
+                    self._topology,
+                    self._generation,
+                    going[0],
+                    steps_ahead=self._cluster.exchange.steps_ahead,
+                    timeout=self._cluster.timeouts.step,
+                    where=self.where,
+                    on_step=on_step,
+                )
+                going.pop(0)
+            except PeerLostError as error:
+                if self._setup.experiment.peers.on_peer_loss != "continue":
+                    raise
+                going = self._go_on_without_lost(ends, error)
+
+    def _go_on_without_lost(self, ends: Mapping[int, int], error: PeerLostError) -> list[dict[int, range]]:
+        """The steps that are left for those who are; raises ``error`` if they cannot go on by themselves.
+
+        Their teachers' mean is over those that are left. Figures of steps that were under way are not on record.
+        """
+        self._generation += 1
+        lost, at = absent(self._crew, self._cluster, self._generation, self._left())
+        if not lost or self._topology.frozen & lost.keys() or not at:
+            raise error
+        self.lost |= lost
+        self._topology = self._topology.without(lost)
+        for worker in lost:
+            self._transport.end(self._crew.students[worker])
+            self._progress.event(f"student {worker} is lost, the others go on without it: {lost[worker]}")
+        self._meet()
+        return levelled(at, {worker: end for worker, end in ends.items() if worker in at})
+
+    def _meet(self) -> None:
+        meet(self._crew, self._cluster, self._generation, self._left())
+
+    def _left(self) -> list[int]:
+        """The workers that are not lost."""
+        return [place for place in range(len(self._crew.students)) if place not in self._topology.lost]
 
     def _steps_of(self, epoch: int) -> dict[int, range]:
         """Worker -> its steps of the epoch."""

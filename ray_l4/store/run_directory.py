@@ -55,6 +55,10 @@ class RunState(BaseModel):
     """Time the run has taken up to here, without pauses."""
     peak_memory_bytes: dict[str, int] = {}
     """Largest resident (or GPU) memory of each actor so far."""
+    restarts: int = 0
+    """How often a stage was learned again because a student was lost."""
+    lost_students: dict[int, str] = {}
+    """Students without which the run went on, and how each was lost."""
 
 
 @dataclass(frozen=True, order=True)

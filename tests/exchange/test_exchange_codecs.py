@@ -1,4 +1,4 @@
-"""What is sent between peers comes back as what it was, or as near as its width allows."""
+"""What is sent between peers comes back as what it was, or as near as its codec allows."""
 
 from __future__ import annotations
 
@@ -7,65 +7,198 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from codec_fixtures import SETTINGS, TEMPERATURE, codec, logits, protected, said, sent, softened
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from torch import Tensor
 
 from ray_l4.config.cluster import ExchangeConfig
-from ray_l4.exchange.codecs import CODECS, Codec, num_bytes
+from ray_l4.errors import ConfigError
+from ray_l4.exchange.codecs import Payload, build_codec
+from ray_l4.exchange.codecs.table import BUILDERS
+from ray_l4.learner.predictions import Predictions
 from tests.learner import learner_fixtures as small
 
-CPU = torch.device("cpu")
-FLOAT32, FLOAT16 = CODECS["dense", "float32"], CODECS["dense", "float16"]
-
-# Positions x vocabulary, any of GPT-2's logits (-30 to -100 and around) and more.
-logits = arrays.arrays(
-    np.float32,
-    st.tuples(st.integers(0, 5), st.integers(1, 40)),
-    elements=st.floats(-200, 200, width=32),
-)
-
-
-def log_probs(logits_KV: np.ndarray) -> Tensor:
-    return torch.log_softmax(torch.from_numpy(logits_KV), dim=-1)
-
-
-def sent(codec: Codec, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-    """There and back, through write-protected memory as the object store hands it out."""
-    payload = codec.encode(predictions)
-    for array in payload.values():
-        array.setflags(write=False)
-    return codec.decode(payload, CPU)
+every_codec = pytest.mark.parametrize("name", SETTINGS)
+some_examples = settings(max_examples=30)
 
 
 def test_every_choice_of_the_profile_has_a_codec() -> None:
-    fields = ExchangeConfig.model_fields
-    kinds, widths = (fields[name].annotation.__args__ for name in ("codec", "precision"))
-    assert set(CODECS) == {(kind, width) for kind in kinds for width in widths}
+    choices = ExchangeConfig.model_fields["codec"].annotation.__args__
+    assert set(BUILDERS) == set(choices) == {name.split()[0] for name in SETTINGS}
+
+
+@every_codec
+@some_examples
+@given(logits, st.integers(0, 2**63 - 1))
+def test_targets_are_a_probability_distribution(name: str, logits_KV: np.ndarray, seed: int) -> None:
+    teacher_KV = torch.from_numpy(logits_KV)
+    targets = sent(codec(name), said(qa=teacher_KV), seed)["qa"]
+    assert targets.num_positions == len(teacher_KV)
+    log_probs_KV = softened(targets, teacher_KV.flip(-1))  # a student of another opinion
+    assert log_probs_KV.shape == teacher_KV.shape
+    assert log_probs_KV.dtype == torch.float32
+    assert (log_probs_KV <= 1e-6).all()
+    torch.testing.assert_close(log_probs_KV.exp().sum(-1), torch.ones(len(teacher_KV)), rtol=0, atol=1e-5)
+
+
+@every_codec
+def test_a_position_that_is_sure_stays_sure(name: str) -> None:
+    teacher_KV = torch.full((2, 30), -200.0)
+    teacher_KV[0, 4] = teacher_KV[1, 29] = 200.0
+    received_KV = softened(sent(codec(name), said(qa=teacher_KV))["qa"], torch.zeros(2, 30)).exp()
+    assert torch.equal(received_KV.argmax(-1), torch.tensor([4, 29]))
+    torch.testing.assert_close(received_KV.amax(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", ["dense", "factored", "auto", "topk 100"])
+@some_examples
+@given(logits)
+def test_lossless_codecs_give_the_softened_predictions(name: str, logits_KV: np.ndarray) -> None:
+    """The largest k are all there are where the vocabulary is no larger than k."""
+    teacher_KV = torch.from_numpy(logits_KV)
+    received_KV = softened(sent(codec(name), said(qa=teacher_KV))["qa"], torch.zeros_like(teacher_KV))
+    # log_softmax subtracts numbers of up to 200 from each other, here once or twice.
+    torch.testing.assert_close(received_KV, (teacher_KV / TEMPERATURE).log_softmax(-1), rtol=1e-6, atol=1e-4)
+
+
+@every_codec
+@some_examples
+@given(logits, st.data())
+def test_some_rows_are_those_of_all(name: str, logits_KV: np.ndarray, data: st.DataObject) -> None:
+    teacher_KV = torch.from_numpy(logits_KV)
+    student_KV = teacher_KV.roll(1, -1)
+    first = data.draw(st.integers(0, len(teacher_KV)))
+    rows = slice(first, data.draw(st.integers(first, len(teacher_KV))))
+    targets = sent(codec(name), said(qa=teacher_KV))["qa"]
+    some_MV = targets.log_probs(rows, student_KV[rows], TEMPERATURE)
+    torch.testing.assert_close(some_MV, softened(targets, student_KV)[rows], rtol=1e-6, atol=1e-6)
+
+
+@every_codec
+def test_a_payload_shares_no_memory_with_the_predictions_and_leaves_them_alone(name: str) -> None:
+    predictions = said(qa=torch.arange(10.0).reshape(2, 5), lm=torch.ones(3, 5))
+    layer = predictions.output
+    assert layer is not None
+    own = [*predictions.logits.values(), *predictions.hidden.values(), layer.weight_VD]
+    before = [tensor.clone() for tensor in own]
+    payload = codec(name).encode(predictions, 1)
+    assert all(torch.equal(tensor, kept) for tensor, kept in zip(own, before, strict=True))
+    written = {key: tensor.clone() for key, tensor in payload.tensors.items()}
+    for tensor in own:  # the update of the step, while the payload is still on its way
+        tensor.fill_(-7.0)
+    assert all(torch.equal(payload.tensors[key], written[key]) for key in written)
+    assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in payload.tensors.values())
+
+
+@every_codec
+def test_the_same_seed_sends_the_same(name: str) -> None:
+    predictions = said(qa=torch.zeros(4, 30))
+    one, other = (codec(name).encode(predictions, 3) for _ in range(2))
+    assert all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
+
+
+@every_codec
+def test_no_positions_and_no_heads_pass(name: str) -> None:
+    own = codec(name)
+    received = sent(own, said(qa=torch.empty(0, 7), lm=torch.ones(2, 7)))
+    assert {head: targets.num_positions for head, targets in received.items()} == {"qa": 0, "lm": 2}
+    assert softened(received["qa"], torch.empty(0, 7)).shape == (0, 7)
+    assert sent(own, said()) == {}
+
+
+@every_codec
+def test_protected_memory_is_read_without_a_warning(name: str) -> None:
+    torch.set_warn_always(True)  # otherwise the first test of the process would have used up the one warning
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            softened(sent(codec(name), said(qa=torch.ones(2, 5)))["qa"], torch.ones(2, 5))
+    finally:
+        torch.set_warn_always(False)
+
+
+@every_codec
+def test_a_learner_never_writes_to_what_it_was_sent(name: str) -> None:
+    """PyTorch writes through write protection in silence, and the memory is shared by all readers."""
+    tok = small.tokenizer()
+    teacher, student = small.peers(small.experiment(), tok)
+    for learner in (teacher, student):
+        learner.begin_stage(1, small.tokens(tok))
+    own = codec(name)
+    payload = protected(own.encode(teacher.forward(0), 0))
+    before = {key: tensor.clone() for key, tensor in payload.tensors.items()}
+    student.forward(0)
+    figures = student.backward(0, [own.decode(payload)])
+    assert all(torch.equal(payload.tensors[key], before[key]) for key in before)
+    assert figures["kd_qa"] > 0 and np.isfinite(figures["kd_lm"])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_bytes"),
+    [
+        ("dense", 8 * 11 * 4),
+        ("dense float16", 8 * 11 * 2),
+        ("factored", (8 + 11) * 11 * 4),
+        ("auto", 8 * 11 * 4),
+        ("topk 3", 8 * (3 * (4 + 4) + 4)),
+        ("topk 100", 8 * (11 * (4 + 4) + 4)),
+        ("sampled 7", 8 * 7 * 4),
+        ("mean", 8 * 11 * 4),
+    ],
+)
+def test_bytes_are_those_of_the_entries(name: str, num_bytes: int) -> None:
+    predictions = said(qa=torch.zeros(3, 11), lm=torch.zeros(5, 11))
+    assert codec(name).encode(predictions, 0).num_bytes == num_bytes
+    assert Payload().num_bytes == 0
+
+
+@pytest.mark.parametrize(("name", "writer"), [("dense float16", "dense"), ("topk 3", "topk"), ("auto", "dense")])
+def test_a_payload_names_who_can_read_it(name: str, writer: str) -> None:
+    assert codec(name).encode(said(qa=torch.zeros(3, 11)), 0).codec == writer
+
+
+@pytest.mark.parametrize("name", ["topk 3", "sampled 7", "mean"])
+def test_softened_predictions_serve_no_other_temperature(name: str) -> None:
+    targets = sent(codec(name), said(qa=torch.zeros(1, 5)))["qa"]
+    with pytest.raises(ValueError, match=r"taken at temperature 2; they cannot be had at 1\.5"):
+        targets.log_probs(slice(0, 1), torch.zeros(1, 5), 1.5)
+
+
+@pytest.mark.parametrize("name", ["mean", "sampled 7"])
+def test_a_reverse_divergence_wants_a_probability_of_every_token(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"direction: reverse .* set distillation\.direction: forward, or"):
+        codec(name, direction="reverse")
+
+
+@pytest.mark.parametrize("name", ["dense", "dense float16", "factored", "auto", "topk 3"])
+def test_all_others_give_every_token_a_probability(name: str) -> None:
+    teacher_KV = torch.linspace(-9, 9, 40).reshape(1, 40)
+    received_KV = softened(sent(codec(name, direction="reverse"), said(qa=teacher_KV))["qa"], teacher_KV)
+    assert received_KV.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["factored", "topk", "sampled", "mean"])
+def test_float16_is_refused_where_it_would_narrow_nothing(name: str) -> None:
+    exchange = ExchangeConfig.model_validate({"codec": name, "precision": "float16"})
+    with pytest.raises(ConfigError, match=rf"precision: float16 .*codec: {name} sends none; set .*float32"):
+        build_codec(exchange, small.experiment())
 
 
 @given(logits)
 def test_float32_is_exact(logits_KV: np.ndarray) -> None:
-    expected = log_probs(logits_KV)
-    received = sent(FLOAT32, {"qa": expected.clone()})["qa"]
+    predictions = said(qa=torch.from_numpy(logits_KV))
+    received = protected(codec("dense").encode(predictions, 0)).tensors["qa"]
     assert received.dtype == torch.float32
-    assert torch.equal(received, expected)
-
-
-@given(logits)
-def test_float16_gives_probabilities_that_sum_to_one(logits_KV: np.ndarray) -> None:
-    received = sent(FLOAT16, {"qa": log_probs(logits_KV)})["qa"]
-    assert received.dtype == torch.float32
-    assert received.shape == logits_KV.shape
-    torch.testing.assert_close(received.exp().sum(-1), torch.ones(len(logits_KV)))
+    assert torch.equal(received, predictions.log_probs("qa"))
 
 
 @given(logits)
 def test_float16_is_fine_where_probability_is(logits_KV: np.ndarray) -> None:
     """float16 keeps 11 bits: an entry d below the maximum is off by d / 2048 at most, and so is its row's sum."""
-    expected = log_probs(logits_KV)
-    received = sent(FLOAT16, {"qa": expected})["qa"]
+    predictions = said(qa=torch.from_numpy(logits_KV))
+    expected = predictions.log_probs("qa")
+    targets = sent(codec("dense float16"), predictions)["qa"]
+    received = targets.log_probs(slice(0, len(expected)), expected, 1.0)
     if not expected.numel():
         return
     below = expected.amax(-1, keepdim=True) - expected
@@ -76,64 +209,19 @@ def test_float16_is_fine_where_probability_is(logits_KV: np.ndarray) -> None:
 
 def test_float16_resolves_log_probabilities_near_minus_100() -> None:
     """Uncentred, neighbours at -100 would be 1/16 apart: here the two best are 0.01 apart and stay so."""
-    rest = torch.full((1, 50), -160.0)
-    rows = torch.cat([torch.tensor([[-100.0, -100.01]]), rest], dim=1)
-    received = sent(FLOAT16, {"lm": rows})["lm"]
+    rows = torch.cat([torch.tensor([[-100.0, -100.01]]), torch.full((1, 50), -160.0)], dim=1)
+    received = sent(codec("dense float16"), said(lm=rows))["lm"].log_probs(slice(0, 1), rows, 1.0)
     assert float(received[0, 0] - received[0, 1]) == pytest.approx(0.01, abs=1e-4)
     assert float(rows.half()[0, 0] - rows.half()[0, 1]) == 0.0, "why centring is needed"
 
 
 def test_float16_survives_what_is_beyond_its_range() -> None:
-    received = sent(FLOAT16, {"qa": torch.tensor([[0.0, -1e6], [-1e6, 0.0]])})["qa"]
+    rows = torch.tensor([[0.0, -1e6], [-1e6, 0.0]])
+    received = softened(sent(codec("dense float16"), said(qa=rows))["qa"], rows)
     assert torch.equal(received.exp(), torch.eye(2))
 
 
-@pytest.mark.parametrize("codec", [FLOAT32, FLOAT16])
-def test_no_positions_and_no_heads_pass(codec: Codec) -> None:
-    received = sent(codec, {"qa": torch.empty(0, 7), "lm": torch.log_softmax(torch.ones(2, 7), -1)})
-    assert received["qa"].shape == (0, 7)
-    assert received["lm"].shape == (2, 7)
-    assert sent(codec, {}) == {}
-
-
-@pytest.mark.parametrize("codec", [FLOAT32, FLOAT16])
-def test_protected_arrays_are_read_without_a_warning(codec: Codec) -> None:
-    torch.set_warn_always(True)  # otherwise the first test of the process would have used up the one warning
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            sent(codec, {"qa": torch.log_softmax(torch.ones(2, 5), -1)})
-    finally:
-        torch.set_warn_always(False)
-
-
-@pytest.mark.parametrize("codec", [FLOAT32, FLOAT16])
-def test_encoding_leaves_the_predictions_alone(codec: Codec) -> None:
-    predictions = torch.log_softmax(torch.arange(10.0).reshape(2, 5), -1)
-    before = predictions.clone()
-    codec.encode({"qa": predictions})
-    assert torch.equal(predictions, before)
-
-
-@pytest.mark.parametrize("codec", [FLOAT32, FLOAT16])
-def test_a_learner_never_writes_to_what_it_was_sent(codec: Codec) -> None:
-    """PyTorch writes through write protection in silence, and the memory is shared by all readers."""
-    tok = small.tokenizer()
-    teacher, student = small.peers(small.experiment(), tok)
-    table = small.tokens(tok)
-    for learner in (teacher, student):
-        learner.begin_stage(1, table)
-    payload = codec.encode(teacher.forward(0))
-    before = {head: array.copy() for head, array in payload.items()}
-    for array in payload.values():
-        array.setflags(write=False)
-    student.forward(0)
-    student.backward(0, [codec.decode(payload, CPU)])
-    assert all(np.array_equal(payload[head], before[head]) for head in before)
-
-
-def test_bytes_are_those_of_the_entries() -> None:
-    predictions = {"qa": torch.zeros(3, 11), "lm": torch.zeros(5, 11)}
-    assert num_bytes(FLOAT32.encode(predictions)) == (3 + 5) * 11 * 4
-    assert num_bytes(FLOAT16.encode(predictions)) == (3 + 5) * 11 * 2
-    assert num_bytes({}) == 0
+def test_predictions_without_an_output_layer_serve_all_codecs_but_one() -> None:
+    plain = Predictions({"qa": torch.zeros(2, 5)})
+    for name in SETTINGS.keys() - {"factored"}:
+        assert sent(codec(name), plain)["qa"].num_positions == 2

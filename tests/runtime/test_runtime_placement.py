@@ -26,6 +26,16 @@ def test_students_come_first_and_evaluators_follow() -> None:
     assert bundles(3, cluster) == [student, student, student, evaluator, evaluator]
 
 
+def test_a_student_of_several_shards_has_a_bundle_for_each_rank() -> None:
+    cluster = profile(
+        students={"gpus": 1, "shards_per_student": 4, "resources": {"fast": 0.5}},
+        evaluators={"resources": {"slow": 1}},
+    )
+    assert bundles(2, cluster) == [{"CPU": 1, "GPU": 1, "fast": 0.5}] * 8 + [{"slow": 1}]
+    nodes = [{"CPU": 4.0, "GPU": 4.0, "fast": 2.0}] * 2 + [{"CPU": 1.0, "slow": 1.0}]
+    assert check_room(2, cluster, nodes) == [0] * 4 + [1] * 4 + [2], "the ranks of a student stand side by side"
+
+
 def test_what_reserves_nothing_has_no_bundle() -> None:
     assert bundles(2, profile()) == [{"CPU": 1}, {"CPU": 1}], "evaluators share the students' cores by default"
     with pytest.raises(ValidationError, match="students must reserve something"):
@@ -36,6 +46,10 @@ def test_the_request_in_words() -> None:
     cluster = profile(students={"cpus": 0.5, "gpus": 0.25}, evaluators={"count": 3})
     assert describe_request(2, cluster) == (
         "2 students with 0.5 CPU and 0.25 GPU each, 3 evaluators with 0 CPU and 0 GPU each"
+    )
+    cluster = profile(students={"gpus": 1, "shards_per_student": 4}, evaluators={"cpus": 1, "resources": {"disk": 2}})
+    assert describe_request(2, cluster) == (
+        "2 students of 4 shards, 1 CPU and 1 GPU each shard, 1 evaluators with 1 CPU and 0 GPU and 2 disk each"
     )
 
 
@@ -55,7 +69,8 @@ ONE_GPU = {"students": {"cpus": 1, "gpus": 0.5}}
         ("PACK", [{"CPU": 2, "GPU": 1}], [0, 0]),
         ("PACK", [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}], [0, 1]),
         ("SPREAD", [{"CPU": 2, "GPU": 1}], [0, 0]),
-        ("STRICT_SPREAD", [{"CPU": 8, "GPU": 8}, {"CPU": 1, "GPU": 0.5}], [0, 1]),
+        ("SPREAD", [{"CPU": 2, "GPU": 2}, {"CPU": 1, "GPU": 1}], [0, 1]),
+        ("STRICT_SPREAD", [{"CPU": 8, "GPU": 8}, {"CPU": 1, "GPU": 1}], [0, 1]),
         ("STRICT_PACK", [{"CPU": 2, "GPU": 1}, {"CPU": 9, "GPU": 9}], [0, 0]),
         ("STRICT_PACK", [{"CPU": 1, "GPU": 9}, {"CPU": 2, "GPU": 1}], [1, 1]),
         ("PACK", [{"CPU": 9}, {"CPU": 2, "GPU": 1}], [1, 1]),
@@ -73,7 +88,7 @@ def test_where_two_students_go(strategy: str, nodes: list[dict[str, float]], exp
         ("PACK", [{"CPU": 8}]),
         ("STRICT_PACK", [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}]),
         ("STRICT_SPREAD", [{"CPU": 8, "GPU": 8}]),
-        ("SPREAD", [{"CPU": 2, "GPU": 0.5}]),
+        ("SPREAD", [{"CPU": 2, "GPU": 0}]),
     ],
 )
 def test_what_does_not_fit(strategy: str, nodes: list[dict[str, float]]) -> None:
@@ -89,6 +104,72 @@ def test_the_refusal_says_what_there_is_and_what_to_do() -> None:
         check_room(3, profile(**ONE_GPU), [{"CPU": 1.0}, {"GPU": 4.0}])
     with pytest.raises(ClusterError, match="are 0 nodes with nothing"):
         check_room(1, profile(), [])
+    with pytest.raises(ClusterError, match=r"are 9 nodes with 8 x \(1 CPU, 0 GPU\); 0 CPU, 4 GPU"):
+        check_room(30, profile(), [{"CPU": 1.0}] * 8 + [{"GPU": 4.0}])
+
+
+@pytest.mark.parametrize(
+    ("peers", "sections", "nodes", "words"),
+    [
+        (
+            4,
+            {"students": {"gpus": 1}},
+            [{"CPU": 8, "GPU": 2}],
+            [
+                "asks for 4 CPU (4 students with 1 CPU each), there are 8; "
+                "asks for 4 GPU (4 students with 1 GPU each), there are 2. "
+            ],
+        ),
+        (
+            2,
+            {"students": {"shards_per_student": 4, "gpus": 1}},
+            [{"CPU": 8, "GPU": 4}],
+            [
+                "asks for 8 GPU (2 students of 4 shards with 1 GPU each shard), there are 4. ",
+                "fewer shards (students.shards_per_student)",
+            ],
+        ),
+        (
+            2,
+            {"students": {"gpus": 0.7}, "evaluators": {"gpus": 0.6}},
+            [{"CPU": 8, "GPU": 2}],
+            [
+                "asks for 2 GPU (2 students with 0.7 GPU each, 1 evaluators with 0.6 GPU each), there are 2. ",
+                "That would do in total, but a process takes a share in one GPU",
+            ],
+        ),
+        (
+            1,
+            {"evaluators": {"count": 2, "resources": {"score": 1}}},
+            [{"CPU": 8}],
+            [
+                "2 evaluators with 0 CPU and 0 GPU and 1 score each",
+                "asks for 2 score (2 evaluators with 1 score each), there are 0. ",
+                "one node with 8 CPU, 0 GPU, 0 score. ",
+                """A node offers score if Ray was started there with --resources='{"score": 1}'.""",
+            ],
+        ),
+        (
+            2,
+            {"placement": {"strategy": "STRICT_SPREAD"}},
+            [{"CPU": 8}],
+            ["but every one of them takes a node of its own"],
+        ),
+        (
+            3,
+            {"placement": {"strategy": "STRICT_PACK"}},
+            [{"CPU": 2}] * 2,
+            ["but all of them have to fit on one node", "are 2 nodes with 2 x (2 CPU, 0 GPU)"],
+        ),
+    ],
+)
+def test_the_refusal_names_every_resource(
+    peers: int, sections: dict[str, Any], nodes: list[dict[str, float]], words: list[str]
+) -> None:
+    with pytest.raises(ClusterError) as caught:
+        check_room(peers, ClusterConfig.model_validate(sections), nodes)
+    for text in words:
+        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.05, 1 / 3, 1 / 9])

@@ -30,3 +30,7 @@ class Dense:
 
     def decode(self, payload: Payload) -> dict[str, Targets]:
         return {head: DenseTargets(log_probs_KV) for head, log_probs_KV in payload.tensors.items()}
+
+    def num_bytes(self, predictions: Predictions) -> int:
+        """Bytes of what ``encode`` would send."""
+        return sum(logits_KV.numel() for logits_KV in predictions.logits.values()) * self._dtype.itemsize

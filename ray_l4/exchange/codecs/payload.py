@@ -26,6 +26,13 @@ class Payload:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+def of_heads(payload: Payload, *names: str) -> dict[str, list[Tensor]]:
+    """Head -> its tensors of these names, in this order, of a codec that calls them ``<head>/<name>``."""
+    ending = f"/{names[0]}"
+    heads = [name.removesuffix(ending) for name in payload.tensors if name.endswith(ending)]
+    return {head: [payload.tensors[f"{head}/{name}"] for name in names] for head in heads}
+
+
 class Codec(Protocol):
     """How predictions are written for the way, and read as targets."""
 

@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import ConfigError
+from ray_l4.exchange.codecs.auto import Auto
 from ray_l4.exchange.codecs.dense import Dense
+from ray_l4.exchange.codecs.factored import Factored
+from ray_l4.exchange.codecs.mean import Mean
 from ray_l4.exchange.codecs.payload import Codec
+from ray_l4.exchange.codecs.sampled import Sampled
+from ray_l4.exchange.codecs.topk import TopK
+
+Builder = Callable[[ExchangeConfig, ExperimentConfig], Codec]
+
+BUILDERS: Mapping[str, Builder] = {
+    "auto": lambda exchange, experiment: Auto(_dense(exchange), _factored(experiment)),
+    "dense": lambda exchange, experiment: _dense(exchange),
+    "factored": lambda exchange, experiment: _factored(experiment),
+    "topk": lambda exchange, experiment: TopK(exchange.top_k, experiment.distillation.temperature),
+    "sampled": lambda exchange, experiment: Sampled(exchange.samples, experiment.distillation.temperature),
+    "mean": lambda exchange, experiment: Mean(experiment.distillation.temperature),
+}
+"""Every value of ``exchange.codec``."""
+
+NARROWABLE = ("auto", "dense")
+"""Codecs that may send log-probabilities over the whole vocabulary, which is what ``exchange.precision`` is about."""
+
+FORWARD_ONLY = ("mean", "sampled")
+"""Codecs whose targets may give a token no probability, or one that is a rounding error."""
 
 
 def build_codec(exchange: ExchangeConfig, experiment: ExperimentConfig) -> Codec:
-    """The codec of a run."""
+    """The codec of a run. Raises ConfigError if the profile asks for one that the experiment cannot be learned with."""
+    codec, direction = exchange.codec, experiment.distillation.direction
+    if exchange.precision != "float32" and codec not in NARROWABLE:
+        raise ConfigError(
+            f"exchange.precision: {exchange.precision} is for log-probabilities over the whole vocabulary, of which "
+            f"exchange.codec: {codec} sends none; set exchange.precision: float32, or exchange.codec: dense"
+        )
+    if direction != "forward" and codec in FORWARD_ONLY:
+        raise ConfigError(
+            f"distillation.direction: {direction} takes the logarithm of the teacher's probability of every token, "
+            f"which exchange.codec: {codec} does not give; set distillation.direction: forward, or exchange.codec: "
+            "dense, factored, auto or topk"
+        )
+    return BUILDERS[codec](exchange, experiment)
+
+
+def _dense(exchange: ExchangeConfig) -> Dense:
     return Dense({"float32": torch.float32, "float16": torch.float16}[exchange.precision])
+
+
+def _factored(experiment: ExperimentConfig) -> Factored:
+    return Factored(torch.bfloat16 if experiment.model.precision == "bfloat16" else None)

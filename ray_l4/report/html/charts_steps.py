@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.charts_scores import mark_stages, room_above
-from ray_l4.report.html.drawing import INK, chart, colour, dashes, legend
+from ray_l4.report.html.drawing import INK, chart, colour, dashes, legend, legend_rows
 from ray_l4.report.html.steps import SECONDS, Steps
 
 Stages = Mapping[str, tuple[float, float]]
@@ -96,7 +96,9 @@ def _panels(
         legend(figure, [Line2D([], [], color=colour(i), linestyle=dashes(i)) for i in range(len(names))], names)
 
     alternative = "; ".join(f"{label}: {_in_words(lines)}" for label, lines in panels.items())
-    return chart(id, title, alternative, plot, 1.1 + 1.45 * len(panels) + room_above(stages), caption)
+    names = list(next(iter(panels.values()), {}))
+    height = 0.9 + 1.45 * len(panels) + room_above(stages) + 0.19 * legend_rows(names or [""])
+    return chart(id, title, alternative, plot, height, caption)
 
 
 def _logarithmic(axes: Axes, lines: Lines) -> float:

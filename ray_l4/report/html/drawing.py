@@ -19,8 +19,8 @@ from ray_l4.report.html.text import visible
 INK, HEAT = "#1b1f24", "#0072b3"
 SERIES = ("#0072b2", "#c2570c", "#00805a", "#a3508f", "#8a6d00", "#2f86ad", "#7a5cc4", "#6b6f76")
 """Colours by Okabe and Ito, darkened until they stand out from white. The style sheet has a twin for dark pages."""
-Dashes = Literal["-", "--", "-."]
-DASHES: tuple[Dashes, ...] = ("-", "--", "-.")
+Dashes = Literal["-", "--", "-.", ":"]
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _PAGE_COLOURS = {INK: "currentColor", HEAT: "var(--heat)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)

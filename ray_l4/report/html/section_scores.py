@@ -6,7 +6,7 @@ from ray_l4.methods import METHODS
 from ray_l4.report.html.blocks import Block, Chart, Listing, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars, heat_map, learning_curves
 from ray_l4.report.html.record import Matrix, Record
-from ray_l4.report.markdown import number
+from ray_l4.report.markdown import graph, number
 
 FIGURES = {
     "average": "average_accuracy",
@@ -24,6 +24,7 @@ def summary(record: Record, prefix: str) -> Section:
         ["variant", record.variant],
         ["stream", " → ".join(record.tasks)],
         ["students", str(len(record.students))],
+        ["who learns from whom", graph(record.summary)],
         ["seed", str(record.summary["seed"])],
         ["wall time", f"{record.summary['wall_seconds']:.0f} s"],
         ["run directory", record.path.resolve().name],

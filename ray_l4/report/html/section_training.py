@@ -24,6 +24,9 @@ def exchange(record: Record, prefix: str) -> Section:
 
 def learns_from_others(record: Record) -> bool:
     """Whether the run's students have peers or teachers to learn from."""
+    edges = record.summary.get("topology")
+    if isinstance(edges, list):
+        return bool(edges)
     method = METHODS.get(record.summary["method"])
     return method is None or bool(method.graph(len(record.students)).edges)
 

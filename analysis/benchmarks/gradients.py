@@ -1,0 +1,140 @@
+"""How far a gradient that was learned from what a codec sent is from the exact one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ray_l4.exchange.codecs import Codec, Payload
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.predictions import Predictions
+from ray_l4.losses.targets import Targets
+from ray_l4.methods.changes import changed
+from ray_l4.seeds import derive
+
+UNCLIPPED = 1e30
+"""A norm that no gradient has."""
+
+
+class Learned(NamedTuple):
+    """What a student learns in a step."""
+
+    gradient_P: Tensor
+    """Of the full objective with respect to all parameters, flat."""
+    kd: float
+    """Distillation loss of the LM head."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the others are held against, on one batch."""
+
+    said: Sequence[Predictions]
+    """Of every peer, the student's first."""
+    learned: Learned
+    """From dense targets in float32."""
+    labels_P: Tensor
+    """Gradient without any teacher: the rest of the objective's is the distillation term's."""
+
+
+class Difference(NamedTuple):
+    """Between a gradient and the exact one."""
+
+    relative_error: float
+    """Norm of the difference over the norm of the exact one."""
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One codec on one batch, with a value for each seed."""
+
+    num_bytes: int
+    """What one peer publishes."""
+    full: list[Difference]
+    """Of the gradient of the full objective."""
+    kd: list[Difference]
+    """Of the distillation term's alone."""
+    kd_of_mean: Difference
+    """Of the distillation term's gradient averaged over the seeds: that part of the error that does not average out."""
+    kd_loss_ratio: list[float]
+    """Distillation loss of the LM head over the exact one."""
+
+
+def unclipped(learner: Learner) -> Learner:
+    """The same model in a learner that takes gradients as they are."""
+    training = changed(learner.experiment.training, max_grad_norm=UNCLIPPED)
+    experiment = changed(learner.experiment, training=training)
+    return Learner(learner.peer, learner.model, learner.tokenizer, experiment, learner.method)
+
+
+def exact(peers: Sequence[Learner], batch: pa.Table) -> Exact:
+    """What the peers say of a batch, and what the first one learns from that."""
+    said = [_said(learner, batch) for learner in peers]
+    student, targets = peers[0], [own.targets() for own in said[1:]]
+    return Exact(said, learned(student, batch, targets), learned(student, batch, []).gradient_P)
+
+
+def compare(codec: Codec, student: Learner, batch: pa.Table, reference: Exact, seeds: range) -> Comparison:
+    """The codec on one batch of an unclipped ``student``, drawn as often as there are seeds."""
+    steps, num_bytes = [], 0
+    for seed in seeds:
+        payloads = [codec.encode(own, derive(seed, "peer", peer)) for peer, own in enumerate(reference.said)]
+        num_bytes = payloads[0].num_bytes
+        steps.append(learned(student, batch, [codec.decode(payload) for payload in received(payloads)]))
+    exact_kd_P = reference.learned.gradient_P - reference.labels_P
+    kd = [step.gradient_P - reference.labels_P for step in steps]
+    return Comparison(
+        num_bytes,
+        [difference(step.gradient_P, reference.learned.gradient_P) for step in steps],
+        [difference(own_P, exact_kd_P) for own_P in kd],
+        difference(torch.stack(kd).mean(dim=0), exact_kd_P),
+        [step.kd / reference.learned.kd for step in steps],
+    )
+
+
+def received(payloads: Sequence[Payload]) -> Sequence[Payload]:
+    """What the first peer gets of what all publish: the others' payloads, or one reduced from all (``mean``)."""
+    own, *others = payloads
+    if own.codec != "mean":
+        return others
+    # As the collective transport does it: summed over all, without one's own.
+    means = {
+        name: (torch.stack([payload.tensors[name] for payload in payloads]).sum(dim=0) - tensor) / len(others)
+        for name, tensor in own.tensors.items()
+    }
+    return [Payload(own.codec, {name: mean.clamp_(min=0) for name, mean in means.items()})]
+
+
+def learned(learner: Learner, batch: pa.Table, targets: Sequence[Mapping[str, Targets]]) -> Learned:
+    """One step on a batch, after which the learner is as before. Dropout is the same every time."""
+    weights = learner.weights()
+    learner.begin_stage(0, batch)
+    taken: list[Tensor] = []
+
+    def take(optimizer: Any, *arguments: Any) -> None:
+        taken.append(torch.cat([p.grad.flatten() for p in learner.model.parameters() if p.grad is not None]))
+
+    learner.optimizer.register_step_pre_hook(take)
+    learner.forward(0, publish=False)
+    figures = learner.backward(0, targets)
+    learner.load(weights)
+    return Learned(taken[0], figures["kd_lm"])
+
+
+def difference(gradient_P: Tensor, exact_P: Tensor) -> Difference:
+    """Of two flat gradients; summed up in float64, for there are millions of terms."""
+    gradient_P, exact_P = gradient_P.double(), exact_P.double()
+    error = (gradient_P - exact_P).norm() / exact_P.norm()
+    return Difference(float(error), float(functional.cosine_similarity(gradient_P, exact_P, dim=0)))
+
+
+def _said(learner: Learner, batch: pa.Table) -> Predictions:
+    learner.begin_stage(0, batch)
+    return learner.forward(0)

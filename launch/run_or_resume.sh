@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Starts a run, or goes on with it where its folder holds one: what a scheduler needs that may start a job again.
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+if (($# < 2)); then
+  echo "usage: launch/run_or_resume.sh RUN_DIR EXPERIMENT.yaml [options of ray-l4 run]" >&2
+  exit 2
+fi
+run_dir=$1 experiment=$2
+shift 2
+# Whoever calls this from another machine cannot know the home folder here, so the tilde arrives as it is.
+run_dir=${run_dir/#\~\//$HOME/}
+
+cd "$ROOT"
+PATH="$VENV/bin:$PATH" # an image has ray-l4 in its own place, and no .venv
+if [[ -f $run_dir/summary.json ]]; then
+  say "$run_dir: this run has finished"
+elif [[ -f $run_dir/config.yaml ]]; then
+  exec ray-l4 resume "$run_dir"
+else
+  exec ray-l4 run "$experiment" --run-dir "$run_dir" "$@"
+fi

@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# What the SLURM scripts share. Source it with the arguments of the script; it sets the variables below and has no
+# other effect, except that it makes a token if there is none.
+
+# shellcheck source=launch/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+usage() {
+  cat >&2 <<TEXT
+usage, from the repository: sbatch [options of sbatch] launch/slurm/NAME.sbatch [--dry-run] EXPERIMENT.yaml PROFILE.yaml [options of ray-l4 run]
+
+--dry-run           print the commands, and start nothing
+RAY_L4_RUN_DIR      run directory, on a disk that all jobs see (default runs/slurm-JOB); a run that is there goes on
+RAY_L4_HEAD_ADDRESS address of the first node on the network between the nodes (default: its first one)
+RAY_AUTH_TOKEN_PATH file with the token, readable on all nodes (default ~/.ray/auth_token)
+TEXT
+  exit 2
+}
+
+dry_run=false
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=true
+  shift
+  : "${SLURM_JOB_ID:=0}" # also on a login node
+fi
+(($# >= 2)) || usage
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "SLURM_JOB_ID is not set: this script is started by sbatch"
+
+nodes=${SLURM_JOB_NUM_NODES:-1}
+cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+gpus=${SLURM_GPUS_ON_NODE:-0}
+# The batch script runs on the first node, which becomes the head. A name will not do: hosts may know themselves by a
+# loopback address.
+head_ip=${RAY_L4_HEAD_ADDRESS:-$(hostname -I | cut -d ' ' -f 1)}
+run_dir=${RAY_L4_RUN_DIR:-runs/slurm-$SLURM_JOB_ID}
+# `auto` and not this job's address: the run directory keeps the profile, and may go on in another job.
+entrypoint=(
+  bash "$ROOT/launch/run_or_resume.sh" "$run_dir" "$1" --cluster "$2" --set cluster.ray.address=auto "${@:3}"
+)
+
+export RAY_AUTH_MODE=token
+export RAY_USAGE_STATS_ENABLED=0
+# Of this job alone: /tmp/ray may belong to another user, and there `auto` would find another cluster.
+export RAY_TMPDIR=/tmp/ray-l4-$SLURM_JOB_ID
+PATH="$VENV/bin:$PATH"
+cd "$ROOT"
+
+# go COMMAND...: run it, or print it in a dry run.
+go() {
+  if $dry_run; then
+    printf '%q ' "$@"
+    printf '\n'
+  else
+    "$@"
+  fi
+}
+
+# srun with one process on each of some nodes. It does not take the number of CPUs over from sbatch.
+on_nodes() {
+  local count=$1
+  shift
+  go srun --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --cpus-per-task="$cpus" "$@"
+}
+
+if ! $dry_run && [[ -z ${RAY_AUTH_TOKEN:-} && ! -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
+  [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || fail "RAY_AUTH_TOKEN_PATH: there is no file $RAY_AUTH_TOKEN_PATH"
+  (
+    umask 077 # Ray itself lets everybody read it
+    ray get-auth-token --generate >/dev/null
+  )
+fi

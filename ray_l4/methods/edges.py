@@ -1,0 +1,56 @@
+"""A topology in a file: one pair of teacher and student a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_l4.config.loading import GRAPHS
+from ray_l4.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class EdgesFile:
+    """The pairs of a file, and the lines in which they stand."""
+
+    path: Path
+    edges: tuple[tuple[int, int], ...]
+    lines: tuple[int, ...]
+
+    def where(self, index: int) -> str:
+        """The place of a pair, for a message."""
+        return f"{self.path}:{self.lines[index]}"
+
+
+def read_edges(path: Path) -> EdgesFile:
+    """Read ``TEACHER STUDENT``, two whole numbers a line. Blank lines, and all that follows a ``#``, do not count.
+
+    Raises ConfigError if the file cannot be read or holds no pair, with one line for each line that is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"peers.topology: there is no file {path}. Give {', '.join(GRAPHS)}, a list of [teacher, student] pairs, "
+            f"or the path of a file with one pair a line. {nearest(path.name, GRAPHS)}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"peers.topology: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"peers.topology: {path} is not UTF-8 text; expected one pair of numbers a line") from None
+    edges, lines, problems = [], [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if len(words) == 2 and all(word.isascii() and word.isdecimal() for word in words):
+            edges.append((int(words[0]), int(words[1])))
+            lines.append(number)
+        elif words:
+            problems.append(f"{path}:{number}: expected a teacher and its student (0 1), found {line.strip()!r}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if not edges:
+        raise ConfigError(
+            f"peers.topology: {path} holds no pair. Write one TEACHER STUDENT a line; for peers that do not see each "
+            "other, choose a method without teachers (lamol) or give an empty list: topology: []"
+        )
+    return EdgesFile(path, tuple(edges), tuple(lines))

@@ -1,0 +1,150 @@
+"""Students at work, some steps at a time: as actors on Ray, or all of them in one fresh process without Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+import ray
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import PeerError
+from ray_l4.exchange.loop import StepFigures, train_steps
+from ray_l4.runtime.bench.workload import TASK
+from ray_l4.runtime.crew import Places, Workers, local_crew, meet, ray_crew, reserve
+from ray_l4.runtime.placement import check_room
+from ray_l4.runtime.session import node_resources
+from ray_l4.runtime.setup import Setup
+
+_GENERATION = 1
+
+
+class Cohort(Protocol):
+    """Students that learn, and stop in between."""
+
+    def train(self, steps: int) -> list[StepFigures]:
+        """Let all of them learn the next ``steps`` steps; the figures of each step, by peer."""
+
+    def publish_seconds(self, attempts: int) -> list[float]:
+        """How long it takes a student to encode its predictions and have them stored for all others: each time the
+        difference of two calls, one that publishes and one that does not."""
+
+    def peak_memory(self) -> int:
+        """Bytes: the largest memory of any of their processes so far."""
+
+    def close(self) -> None:
+        """End them."""
+
+
+class _Students:
+    """A crew that learns the one task of its setup."""
+
+    def __init__(self, crew: Workers, setup: Setup, cluster: ClusterConfig) -> None:
+        self.crew = crew
+        self._setup = setup
+        self._cluster = cluster
+        self._next_step = 0
+        meet(crew, cluster, _GENERATION, range(len(crew.students)))
+        self._call("begin", _GENERATION, 0, setup.training[TASK])
+
+    def train(self, steps: int) -> list[StepFigures]:
+        figures: list[StepFigures] = []
+        turn = range(self._next_step, self._next_step + steps)
+        train_steps(
+            self.crew.transport,
+            self.crew.students,
+            self._setup.topology,
+            _GENERATION,
+            dict.fromkeys(self._setup.topology.students, turn),
+            steps_ahead=self._cluster.exchange.steps_ahead,
+            timeout=self._cluster.timeouts.step,
+            where=TASK,
+            on_step=lambda step, by_peer: figures.append(by_peer),
+        )
+        self._next_step = turn.stop
+        return figures
+
+    def publish_seconds(self, attempts: int) -> list[float]:
+        others = tuple(range(1, len(self.crew.students)))
+        return [self._seconds_to_predict(others) - self._seconds_to_predict(()) for _ in range(attempts)]
+
+    def peak_memory(self) -> int:
+        return max(self._call("peak_memory"))
+
+    def _seconds_to_predict(self, readers: tuple[int, ...]) -> float:
+        transport, first = self.crew.transport, self.crew.students[0]
+        began = time.perf_counter()
+        ticket = transport.submit(first, "predict", _GENERATION, self._next_step, 0, readers)
+        transport.get(ticket, self._cluster.timeouts.step, "student 0, predict")
+        return time.perf_counter() - began
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Of all students, at the same time."""
+        transport = self.crew.transport
+        asked = [transport.submit(student, method, *arguments) for student in self.crew.students]
+        return transport.get_all(asked, self._cluster.timeouts.start, f"students, {method}")
+
+
+class OnRay(_Students):
+    """Every student an actor. Raises ClusterError at once if the cluster has no room for them."""
+
+    def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
+        peers = setup.topology.size
+        check_room(peers, cluster, node_resources())
+        self._places: Places = reserve(peers, peers, cluster)
+        try:
+            super().__init__(ray_crew(setup, cluster, range(peers), self._places), setup, cluster)
+        except BaseException:
+            self._places.give_back()  # what runs in them ends with them
+            raise
+
+    def close(self) -> None:
+        self.crew.dismiss()
+        self._places.give_back()
+
+
+class OneProcess:
+    """All students in a process of their own, so that its memory is theirs."""
+
+    def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
+        self._timeout = cluster.timeouts.step
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            self._ask(_enter, setup, cluster)
+        except BaseException:
+            self.close()
+            raise
+
+    def train(self, steps: int) -> list[StepFigures]:
+        return self._ask(_ask_students, "train", steps)
+
+    def publish_seconds(self, attempts: int) -> list[float]:
+        return self._ask(_ask_students, "publish_seconds", attempts)
+
+    def peak_memory(self) -> int:
+        return self._ask(_ask_students, "peak_memory")
+
+    def close(self) -> None:
+        self._process.shutdown(cancel_futures=True)
+
+    def _ask(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return self._process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise PeerError("the process that holds all students died; is there memory enough for all?") from error
+
+
+_students: _Students | None = None
+"""In the process of ``OneProcess``: what it holds."""
+
+
+def _enter(setup: Setup, cluster: ClusterConfig) -> None:
+    global _students
+    _students = _Students(local_crew(setup, cluster, range(setup.topology.size)), setup, cluster)
+
+
+def _ask_students(method: str, *arguments: Any) -> Any:
+    return getattr(_students, method)(*arguments)

@@ -1,0 +1,42 @@
+"""The copying of a run directory while the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import RayL4Error
+from ray_l4.store.mirror import mirror_of
+from ray_l4.store.run_directory import RunDirectory
+
+
+class Mirroring:
+    """Brings the copy of a run up to date on a thread of its own: nobody who learns waits for a slow line."""
+
+    def __init__(self, run: RunDirectory, cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
+        """``tell`` is told of what fails; the next push makes up for it. Does nothing if the profile wants no copy."""
+        self._path = run.path
+        self._mirror = mirror_of(run, cluster)
+        self._tell = tell
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mirror")
+        self._pushes: list[Future[None]] = []
+
+    def push(self) -> None:
+        """Copy what the run directory holds now, and do not wait for it."""
+        if self._mirror is not None:
+            self._pushes.append(self._thread.submit(self._push))
+
+    def close(self) -> None:
+        """Copy what it holds in the end, and wait until that is done."""
+        self.push()
+        self._thread.shutdown(wait=True)
+        for push in self._pushes:
+            push.result()
+
+    def _push(self) -> None:
+        assert self._mirror is not None
+        try:
+            self._mirror.push(self._path)
+        except RayL4Error as error:
+            self._tell(f"warning: {error} The run goes on; what is missing is copied next time.")

@@ -1,0 +1,59 @@
+"""Peers compare predictions token by token: whether the models of an experiment can do that is checked at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.model import ModelConfig
+from ray_l4.errors import ConfigError
+from ray_l4.learner.models import pretrained_config
+from ray_l4.methods import num_students, peer_experiment
+from ray_l4.text.base_tokenizer import load_base
+from ray_l4.text.shared_tokenizer import difference
+
+_PROBES = 32
+"""Training examples of each task on which two tokenisers are tried."""
+
+
+def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
+    """The model that all have where they have none of their own, and that of every student."""
+    return [
+        experiment.model,
+        *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
+    ]
+
+
+def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> None:
+    """Raise ConfigError, with the peers and what differs, unless all pretrained models share tokens and their order.
+
+    Models from scratch share one tokeniser by construction (``methods.peers`` sees to that).
+    """
+    common, *own = [model.name for model in all_models(experiment)]
+    if common is None:
+        return
+    for peer, name in enumerate(own):
+        if name is None or name == common:
+            continue
+        found = difference(load_base(common), load_base(name), list(_probes(training))) or _rows(common, name)
+        if found is not None:
+            others = [str(other) for other, theirs in enumerate(own) if theirs == common]
+            who = f"peer {', '.join(others)}" if others else "model.name"
+            raise ConfigError(
+                f"peers.each.{peer}.model.name: peer {peer} ({name}) cannot learn with {who} ({common}): {found}. "
+                f"Peers compare predictions token by token; give peer {peer} a model with the same tokeniser."
+            )
+
+
+def _rows(common: str, name: str) -> str | None:
+    """How many outputs the models have, which may be more than their tokeniser has tokens."""
+    mine, theirs = (int(pretrained_config(each).get_text_config().vocab_size) for each in (common, name))
+    return None if mine == theirs else f"the one predicts {mine} tokens (vocab_size) and the other {theirs}"
+
+
+def _probes(training: Mapping[str, pa.Table]) -> Iterator[str]:
+    for table in training.values():
+        for row in table.slice(0, _PROBES).to_pylist():
+            yield f" {row['context']} {row['question']} {row['answer']}"

@@ -1,0 +1,181 @@
+"""Students of one rank and of several, on the same steps: what each of them makes of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from ray_l4.errors import ModelError
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.models import state_bytes
+from ray_l4.learner.sharding import ALONE, DataParallel, FullyShard, Sharding
+from tests.learner import learner_fixtures as small
+
+LIMIT = timedelta(seconds=60)
+CURRENT, REPLAYED, BATCH = 8, 3, 5
+"""Two epochs of batches of 5, 5 and 1 examples: of the last one, most ranks have nothing."""
+
+SCENARIOS: Mapping[str, dict[str, Any]] = {
+    "l4": {},
+    "everything": {
+        "distillation": {"direction": "reverse", "examples": "all", "average": "vocabulary", "weight": 900.0},
+        "training": {"means": "separate", "lm_weight": 0.7, "max_grad_norm": 0.5},
+        "optim": {"variant": "reference"},
+    },
+    "turns": {"distillation": {"schedule": "alternate_epochs"}},
+    "lamol": {"method": "lamol"},
+    "bfloat16": {"precision": "bfloat16"},
+}
+FULL = (("l4", None), ("everything", 2), ("bfloat16", None))
+"""Scenarios and micro-batches of fully sharded students."""
+
+A, T = TypeVar("A"), TypeVar("T")
+
+
+@dataclass
+class Learned:
+    """What a student did, as one of its ranks saw it."""
+
+    figures: list[dict[str, float]] = field(default_factory=list)
+    """Of every step."""
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    """Of every step, as the optimiser gets them."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """At the end."""
+    saved: bytes = b""
+    """As in a checkpoint."""
+
+
+@dataclass
+class FullyLearned:
+    """What fully sharded students did, seen from their first rank."""
+
+    learned: list[Learned]
+    share: float
+    """Of the numbers of the first student's model and moments, what the rank holds."""
+    restored: bytes
+    """Weights of a new student that was given those of the first one."""
+    refusal: str
+    """What it says to weights of another shape."""
+
+
+def peers(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | None = None) -> list[Learner]:
+    """The students of a scenario at the beginning of its second stage, each as one of its ranks sees it."""
+    more = {name: value for name, value in SCENARIOS[scenario].items() if name != "precision"}
+    shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
+    config = small.experiment(
+        model={"from_scratch": shape, "precision": SCENARIOS[scenario].get("precision", "float32")},
+        training={"epochs": 2, "batch_size": BATCH} | more.pop("training", {}),
+        optim={"variant": "torch", "lr": 1e-3, "eps": 1e-4} | more.pop("optim", {}),
+        peers={"init": "own"},
+        **more,
+    )
+    tok = small.tokenizer()
+    # Their weights are changed before they are sharded.
+    whole = small.unlike(small.peers(config, tok, config.method))
+    learners = [
+        Learner(own.peer, own.model, tok, config, own.method, sharding, micro_batch)
+        for own, sharding in zip(whole, list(shardings)[: len(whole)] or [ALONE] * len(whole), strict=True)
+    ]
+    for learner in learners:
+        learner.begin_stage(1, small.tokens(tok, CURRENT, REPLAYED))
+    return learners
+
+
+def learn(learners: Sequence[Learner]) -> list[Learned]:
+    """All steps of the stage, side by side or in turn."""
+    learned = [Learned() for _ in learners]
+    for learner, own in zip(learners, learned, strict=True):
+        learner.optimizer.register_step_pre_hook(_noting(learner, own))
+    steps = range(learners[0].sampler.num_steps)
+    in_turn = learners[0].experiment.distillation.schedule == "alternate_epochs"
+    for together in [{0: steps}, {1: steps}] if in_turn else [dict.fromkeys(range(len(learners)), steps)]:
+        for figures in small.train(learners, together):
+            for peer, of_peer in figures.items():
+                learned[peer].figures.append(of_peer)
+    for learner, own in zip(learners, learned, strict=True):
+        own.weights = {name: whole(tensor).clone() for name, tensor in learner.model.state_dict().items()}
+        own.saved = learner.weights().tobytes()
+    return learned
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which every rank holds a slice."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _noting(learner: Learner, learned: Learned) -> Callable[..., None]:
+    def note(*arguments: Any) -> None:
+        named = learner.model.named_parameters()
+        learned.gradients.append({name: whole(own.grad).clone() for name, own in named if own.grad is not None})
+
+    return note
+
+
+def groups(size: int) -> list[list[Sharding]]:
+    """For each of ``size`` ranks, how it takes part in every peer: with the whole model, on threads of this process."""
+    store = dist.HashStore()
+
+    def of_rank(rank: int) -> list[Sharding]:
+        return [DataParallel(rank, size, _gloo(store, f"peer-{peer}", rank, size)) for peer in range(2)]
+
+    return at_once(of_rank, range(size))
+
+
+def at_once(work: Callable[[A], T], items: Sequence[A]) -> list[T]:
+    """What ranks give that have to wait for each other."""
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(work, items))
+
+
+def _gloo(store: dist.Store, name: str, rank: int, size: int) -> Any:
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = LIMIT
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    return dist.ProcessGroupGloo(dist.PrefixStore(name, store), rank, size, options)
+
+
+def fully_sharded(rank: int, size: int, folder: Path) -> None:
+    """A rank in a process of its own, over the scenarios of ``FULL``; the first one writes what it has seen."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LIMIT)
+    shardings = [FullyShard(init_device_mesh("cpu", (size,), mesh_dim_names=("shard",)))] * 2
+    for scenario, micro_batch in FULL:
+        learners = peers(scenario, shardings, micro_batch)
+        learned = learn(learners)
+        fresh = peers(scenario, shardings, micro_batch)[0]
+        fresh.load(np.frombuffer(state_bytes(learned[0].weights), dtype=np.uint8))
+        restored = fresh.weights().tobytes()
+        cut_off = {name: tensor[:1] for name, tensor in learned[0].weights.items()}
+        try:
+            fresh.load(state_bytes(cut_off))
+            refusal = ""
+        except ModelError as error:
+            refusal = str(error)
+        if rank == 0:
+            done = FullyLearned(learned, _share_held(learners[0]), restored, refusal)
+            torch.save(done, folder / f"{scenario}-{micro_batch}.pt")
+    dist.destroy_process_group()
+
+
+def _share_held(learner: Learner) -> float:
+    """Of the numbers in weights and moments of all parameters, those that are in this process."""
+    tensors = [
+        tensor
+        for parameter in learner.model.parameters()
+        for tensor in (parameter, learner.optimizer.state[parameter]["exp_avg"])
+    ]
+    held = sum(own.to_local().numel() if isinstance(own, DTensor) else own.numel() for own in tensors)
+    return held / sum(own.numel() for own in tensors)

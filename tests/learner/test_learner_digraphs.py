@@ -1,0 +1,128 @@
+"""Learning from the mean of the neighbours is learning from each of them and averaging, whatever the graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ray_l4.exchange.loop import StepFigures, train_steps
+from ray_l4.exchange.transports import InProcess
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.models import build_model
+from ray_l4.methods import Topology, from_edges, get_method, ring, star
+from tests.learner import learner_fixtures as small
+from tests.learner.plain_objective import Rule, plain_objective
+
+WEIGHT = 3.0
+RULE = Rule(weight=WEIGHT)
+WIDTHS = (32, 48, 16, 32)
+"""Peers need not be of one size."""
+
+
+def begun(size: int, schedule: str = "simultaneous") -> list[Learner]:
+    """Peers without dropout and unlike each other, in a stage whose every batch holds all there is."""
+    tok = small.tokenizer()
+    learners = []
+    for peer, width in enumerate(WIDTHS[:size]):
+        shape = {"layers": 1, "width": width, "heads": 2, "positions": 64, "dropout": 0.0}
+        config = small.experiment(
+            model={"from_scratch": shape},
+            training={"epochs": 1, "batch_size": 5, "max_grad_norm": 1e9},
+            distillation={"weight": WEIGHT, "schedule": schedule},
+        )
+        learners.append(Learner(peer, build_model(config.model, tok, peer), tok, config, get_method("l4")))
+    small.unlike(learners)
+    for learner in learners:
+        learner.begin_stage(1, small.tokens(tok, current=3, replayed=2))
+    return learners
+
+
+def train(learners: list[Learner], graph: Topology, steps: Mapping[int, range]) -> StepFigures:
+    """Figures of the one step, by peer."""
+    found: list[StepFigures] = []
+    workers = [[small.Worker(learner)] for learner in learners]
+    train_steps(
+        *(InProcess(), workers, graph, 0, steps),
+        steps_ahead=1,
+        timeout=1,
+        where="test",
+        on_step=lambda step, figures: found.append(figures),
+    )
+    (figures,) = found
+    return figures
+
+
+def averaged(model: Any, teachers: list[Any], learner: Learner) -> float:
+    """Leave in ``model`` the gradient of the mean, over the teachers, of the objective with that one alone."""
+    rows = learner.tokens.take(learner.sampler.indices(0)).to_pylist()
+    losses = [
+        plain_objective(model, only, rows, learner.tokenizer, RULE, ("qa", "lm"))[0]
+        for only in ([[teacher] for teacher in teachers] or [[]])
+    ]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    return loss.item()
+
+
+@st.composite
+def digraphs(draw: st.DrawFn) -> Topology:
+    size = draw(st.integers(2, 4))
+    pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
+    return from_edges(size, sorted(draw(st.sets(st.sampled_from(pairs)))))
+
+
+def check(graph: Topology, schedule: str, together: bool) -> None:
+    learners = begun(graph.size, schedule)
+    recorded = [small.record_gradients(learner) for learner in learners]
+    turns = [list(graph.students)] if together else [[peer] for peer in graph.students]
+    for turn in turns:
+        before = [copy.deepcopy(learner.model) for learner in learners]
+        figures = train(learners, graph, dict.fromkeys(turn, range(1)))
+        assert figures.keys() == set(turn)
+        for peer in turn:
+            teachers = [before[teacher] for teacher in graph.teachers_of(peer)]
+            loss = averaged(before[peer], teachers, learners[peer])
+            small.assert_same_gradients(recorded[peer][0], before[peer], tolerance=3e-5)
+            # In value they differ by how far the teachers are apart; only one teacher is as far as itself.
+            assert figures[peer]["loss"] <= loss + 1e-5
+            if len(teachers) < 2:
+                assert figures[peer]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@settings(max_examples=6)
+@example(ring(4))
+@example(star(4))
+@example(from_edges(3, [(2, 0)]))
+@given(digraphs())
+def test_the_gradient_is_that_of_every_teacher_averaged(graph: Topology) -> None:
+    check(graph, "simultaneous", together=True)
+
+
+@settings(max_examples=2)
+@example(ring(3))
+@given(digraphs())
+def test_so_it_is_where_students_learn_in_turn(graph: Topology) -> None:
+    check(graph, "alternate_epochs", together=False)
+
+
+def test_without_a_teacher_a_peer_learns_from_labels_alone() -> None:
+    learners = begun(2)
+    figures = train(learners, from_edges(2, [(0, 1)]), {0: range(1), 1: range(1)})
+    assert figures[0]["kd_qa"] == figures[0]["kd_lm"] == 0.0
+    assert figures[1]["kd_qa"] > 0
+    assert figures[0]["loss"] == pytest.approx(figures[0]["nll_qa"] + 0.25 * figures[0]["nll_lm"], rel=1e-6)
+
+
+def test_after_a_loss_the_mean_is_that_of_those_that_are_left() -> None:
+    """Not of all with the lost one's share missing: the probabilities would not sum to one."""
+    left = train(begun(3), ring(3).without({1}), {0: range(1), 2: range(1)})
+    assert left[2]["kd_qa"] == 0.0, "its only teacher is gone"
+    two = train(begun(4), star(4).without({1}), {0: range(1), 2: range(1), 3: range(1)})
+    same = train(begun(4), from_edges(4, [(2, 0), (3, 0), (0, 2), (0, 3)]), {0: range(1), 2: range(1), 3: range(1)})
+    assert two == same

@@ -1,0 +1,191 @@
+"""A student of several ranks learns what one of a single rank learns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.errors import PeerLostError
+from ray_l4.learner.sharding import DataParallel, _buckets
+from ray_l4.learner.slices import piece_spans
+from tests.learner import learner_fixtures as small
+from tests.learner import shard_fixtures as shards
+from tests.learner.shard_fixtures import FullyLearned, Learned
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 150.0
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+@cache
+def alone(scenario: str) -> list[Learned]:
+    """By a single rank, in one piece."""
+    return shards.learn(shards.peers(scenario))
+
+
+def assert_same(found: list[Learned], scenario: str) -> None:
+    """Losses, norms, all gradients of every step and all weights at the end, relative to their size."""
+    tolerance = TOLERANCE[shards.SCENARIOS[scenario].get("precision", "float32")]
+    expected = alone(scenario)
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert len(theirs.figures) == len(theirs.gradients) == 6
+        for one, other in zip(mine.figures, theirs.figures, strict=True):
+            assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
+        for one, other in zip(mine.gradients, theirs.gradients, strict=True):
+            assert_close(one, other, tolerance)
+        assert_close(mine.weights, theirs.weights, tolerance)
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    largest = max(float(tensor.norm()) for tensor in other.values())
+    for name, expected in other.items():
+        allowed = tolerance * max(float(expected.norm()), 1e-2 * largest)
+        assert float((one[name] - expected).norm()) <= allowed, name
+
+
+def test_the_scenarios_are_not_trivial() -> None:
+    """Students learn from each other, and some ranks have nothing to do in some steps."""
+    mine, other = alone("l4")
+    assert all(figures["kd_qa"] > 1e-3 for figures in mine.figures)
+    assert [figures["samples"] for figures in mine.figures] == [5, 5, 1, 5, 5, 1]
+    assert not torch.equal(mine.weights["transformer.wte.weight"], other.weights["transformer.wte.weight"])
+    assert any(figures["grad_norm"] > 0.5 for figures in alone("everything")[0].figures), "clipping has an effect"
+
+
+@pytest.mark.parametrize(("size", "micro_batch"), [(2, None), (3, None), (2, 2)])
+@pytest.mark.parametrize("scenario", shards.SCENARIOS)
+def test_data_parallel_ranks_learn_what_one_rank_learns(scenario: str, size: int, micro_batch: int | None) -> None:
+    ranks = [shards.peers(scenario, shardings, micro_batch) for shardings in shards.groups(size)]
+    first, *others = shards.at_once(shards.learn, ranks)
+    assert_same(first, scenario)
+    for rank in others:
+        for mine, theirs in zip(rank, first, strict=True):
+            assert mine.figures == theirs.figures, "every rank gives the figures of the whole step"
+            assert all(torch.equal(mine.weights[name], theirs.weights[name]) for name in theirs.weights)
+            assert (len(mine.saved), len(theirs.saved)) == (0, len(alone(scenario)[0].saved)), "the first one answers"
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None], FullyLearned]:
+    """What two fully sharded ranks did, each in a process of its own because PyTorch has one default group in each."""
+    folder = tmp_path_factory.mktemp("full")
+    script = "import sys; from pathlib import Path; from tests.learner.shard_fixtures import fully_sharded as go; "
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{script}go({rank}, 2, Path(sys.argv[1]))", str(folder)],
+            cwd=ROOT,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=LIMIT)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+
+    def of(scenario: str, micro_batch: int | None) -> FullyLearned:
+        done: FullyLearned = torch.load(folder / f"{scenario}-{micro_batch}.pt", weights_only=False)
+        return done
+
+    return of
+
+
+@pytest.mark.parametrize(("scenario", "micro_batch"), shards.FULL)
+def test_fully_sharded_ranks_learn_what_one_rank_learns(
+    full: Callable[[str, int | None], FullyLearned], scenario: str, micro_batch: int | None
+) -> None:
+    assert_same(full(scenario, micro_batch).learned, scenario)
+
+
+def test_fully_sharded_ranks_hold_a_slice_and_give_all(full: Callable[[str, int | None], FullyLearned]) -> None:
+    done = full("l4", None)
+    assert done.share == pytest.approx(0.5, abs=0.02)
+    mine = done.learned[0].saved
+    assert len(mine) == len(alone("l4")[0].saved), "tied weights once, as an unsharded student has them"
+    assert done.restored == mine
+    assert "weights do not fit the model" in done.refusal and "size mismatch" in done.refusal
+
+
+def test_weights_of_the_first_rank_are_those_of_a_checkpoint() -> None:
+    ranks = [shards.peers("lamol", shardings) for shardings in shards.groups(2)]
+    saved = [learners[0].weights() for learners in ranks]
+    other = shards.peers("l4")[1]
+    other.load(saved[0])
+    assert other.weights().tobytes() == saved[0].tobytes() == shards.peers("lamol")[0].weights().tobytes()
+    assert saved[1].size == 0
+
+
+def test_a_rank_that_is_gone_is_told_as_a_lost_peer() -> None:
+    (mine, _), (theirs, _) = shards.groups(2)
+    assert isinstance(mine, DataParallel) and isinstance(theirs, DataParallel)
+    learner = shards.peers("lamol", [mine])[0]
+    learner.forward(0)
+    del theirs
+    object.__setattr__(mine, "group", _Broken())
+    with pytest.raises(PeerLostError, match="rank 0 of 2: gradients were not summed up: connection closed"):
+        learner.backward(0, [])
+
+
+class _Broken:
+    """A group whose other members are gone."""
+
+    def allreduce(self, tensors: list[torch.Tensor]) -> None:
+        raise RuntimeError("connection closed")
+
+
+@given(
+    examples=st.integers(1, 40),
+    ranks=st.integers(1, 9),
+    micro_batch=st.none() | st.integers(1, 12),
+)
+def test_every_example_is_in_exactly_one_piece(examples: int, ranks: int, micro_batch: int | None) -> None:
+    of_ranks = [piece_spans(examples, rank, ranks, micro_batch) for rank in range(ranks)]
+    assert [index for spans in of_ranks for span in spans for index in span] == list(range(examples))
+    assert len({len(spans) for spans in of_ranks}) == 1, "sharded weights come together for all ranks at once"
+    sizes = [sum(map(len, spans)) for spans in of_ranks]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(len(span) <= (micro_batch or examples) for spans in of_ranks for span in spans)
+    assert len(of_ranks[0]) == -(-sizes[0] // (micro_batch or sizes[0])), "no more pieces than it takes"
+
+
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 200))
+def test_buckets_hold_every_tensor_once_and_in_order(sizes: list[int], limit: int) -> None:
+    tensors = [torch.zeros(size) for size in sizes]
+    buckets = list(_buckets(tensors, limit))
+    assert [id(tensor) for bucket in buckets for tensor in bucket] == [id(tensor) for tensor in tensors]
+    assert all(len(bucket) == 1 or sum(own.nbytes for own in bucket) <= limit for bucket in buckets)
+
+
+def test_dropout_of_a_piece_does_not_depend_on_the_pieces_before_it() -> None:
+    """Each has its own stream: a rank need not know what the others draw, and a piece that runs again is the same."""
+    tok = small.tokenizer()
+    pair = [small.peers(small.experiment(training={"epochs": 1, "batch_size": 4}), tok, "lamol")[0] for _ in range(2)]
+    halves = []
+    for learner in pair:
+        learner._micro_batch = 2
+        learner.begin_stage(1, small.tokens(tok))
+        halves.append(learner.forward(0))
+    pair[0].backward(0, [])
+    assert torch.equal(halves[0].logits["qa"], halves[1].logits["qa"])
+    work = pair[1]._pending
+    assert work is not None
+    second = pair[1]._run(0, work.pieces[1])["qa"].logits_NV
+    torch.rand(7)
+    assert torch.equal(pair[1]._run(0, work.pieces[1])["qa"].logits_NV, second)
+    rows = work.pieces[1].distilled["qa"]
+    assert torch.equal(halves[1].logits["qa"][rows], second[: rows.stop - rows.start])

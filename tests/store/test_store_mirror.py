@@ -1,0 +1,351 @@
+"""The copy of a run directory: equal to it after every push, and good to go on from wherever a push was cut short."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import ClusterError, ConfigError, RunDirectoryError
+from ray_l4.store import mirror as mirror_module
+from ray_l4.store.atomic import write_text
+from ray_l4.store.mirror import Mirror, mirror_of
+from ray_l4.store.run_directory import RunDirectory, RunState
+from ray_l4.store.storage import Storage
+from tests.store.unreliable import Unreliable, mock
+
+EXPERIMENT = ExperimentConfig.model_validate(
+    {"stream": ["mini.woz"], "model": {"from_scratch": {"layers": 1, "width": 32, "heads": 2}}}
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No power is cut here: what is written need not be on the disk at once, which takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file's contents by its path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copied(folder: Path) -> dict[str, bytes]:
+    """What a copy in a local folder holds, beside its list."""
+    return {name: content for name, content in tree(folder).items() if name != ".mirror.json"}
+
+
+def grown_old(folder: Path) -> None:
+    """The files were written a minute ago: their time of modification tells them apart from later versions."""
+    for path in folder.rglob("*"):
+        before = time.time_ns() - 60 * 10**9
+        os.utime(path, ns=(before, before))
+
+
+def over(files: Any, folder: Path | str) -> Mirror:
+    return Mirror("somewhere", "run", Storage(files, str(folder)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    created = RunDirectory.create(tmp_path / "runs" / "one", EXPERIMENT, ClusterConfig(), {"mirror": "one"})
+    write_text(created.path / "scores" / "a.json", "{}")
+    return created
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    (tmp_path / "nfs").mkdir()
+    return tmp_path / "nfs"
+
+
+def test_the_copy_holds_what_the_run_holds_and_no_debris(run: RunDirectory, storage: Path) -> None:
+    expected = tree(run.path)
+    for name in (".lock", ".x.json.17.part", ".checkpoint.9.part/model", ".checkpoint.9.old/model"):
+        write_text(run.path / name, "debris")
+    assert Mirror(str(storage), "one").push(run.path) == len(expected)
+    assert copied(storage / "one") == expected
+
+
+def test_only_what_has_changed_is_copied(run: RunDirectory, storage: Path) -> None:
+    grown_old(run.path)
+    mirror = Mirror(str(storage), "one")
+    mirror.push(run.path)
+    assert mirror.push(run.path) == 0
+    run.save_state(RunState(stages_done=1))
+    write_text(run.path / "steps" / "b", "new")
+    (run.path / "scores" / "a.json").unlink()
+    assert mirror.push(run.path) == 2
+    assert copied(storage / "one") == tree(run.path)
+
+
+def test_another_process_knows_what_is_there_already(run: RunDirectory, storage: Path) -> None:
+    grown_old(run.path)
+    Mirror(str(storage), "one").push(run.path)
+    write_text(run.path / "report.md", "done")
+    assert Mirror(str(storage), "one").push(run.path) == 1
+    (storage / "one" / "report.md").unlink()
+    (storage / "one" / "stray").touch()
+    assert Mirror(str(storage), "one").push(run.path) == 1, "it looks whether what the list names is there"
+    assert copied(storage / "one") == tree(run.path)
+
+
+def test_a_run_comes_back_and_need_not_be_copied_again(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
+    grown_old(run.path)
+    Mirror(str(storage), "one").push(run.path)
+    (storage / "one" / ".check-host.3.part").touch()
+    (storage / "one" / "scores" / ".b.json.3.part").touch()
+    expected = tree(run.path)
+    shutil.rmtree(run.path)
+    again = tmp_path / "elsewhere" / "again"
+    Mirror.at(str(storage / "one")).pull(again)
+    assert tree(again) == expected
+    assert RunDirectory.open(again).experiment() == EXPERIMENT
+    assert Mirror(str(storage), "one").push(again) == 0
+
+
+def test_files_that_grow_or_vanish_during_a_push(run: RunDirectory, storage: Path) -> None:
+    """Between the look at a folder and the copying of a file, the run goes on."""
+    opened = mirror_module._open
+    (run.path / "scores" / "z.json").touch()
+
+    def later(path: Path) -> Any:
+        if path.name == "a.json":
+            (run.path / "scores" / "z.json").unlink(missing_ok=True)
+            run.save_state(RunState(stages_done=7))
+        return opened(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirror_module, "_open", later)
+        mirror = Mirror(str(storage), "one")
+        mirror.push(run.path)
+    there = RunDirectory.open(storage / "one")
+    assert there.state().stages_done == 0, "the state of the moment at which all that it names was looked for"
+    mirror.push(run.path)
+    assert copied(storage / "one") == tree(run.path)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run directory after its first stage, and the same when it has finished."""
+    folder = tmp_path_factory.mktemp("stages")
+    run = RunDirectory.create(folder / "now", EXPERIMENT, ClusterConfig(), {})
+    for stage in range(2):
+        for file in ("model.safetensors", "config.json"):
+            write_text(run.checkpoint(stage, 1, 0) / file, f"{file} of stage {stage}")
+        write_text(run.path / "timeline.parquet", f"{stage + 1} stages")
+        run.save_state(RunState(stages_done=stage + 1))
+        if stage == 1:
+            write_text(run.path / "summary.json", "{}")
+        shutil.copytree(run.path, folder / f"{stage}")
+    return [folder / "0", folder / "1"]
+
+
+def resumable(copy: Path, folder: Path) -> int:
+    """The stages that the copy vouches for, -1 if it is that of no run; all of them are there."""
+    try:
+        Mirror.at(str(copy)).pull(folder)
+    except RunDirectoryError:
+        assert not folder.exists()
+        return -1
+    run = RunDirectory.open(folder)
+    done = run.state().stages_done
+    for stage in range(done):
+        assert tree(run.checkpoint(stage, 1, 0)) == {
+            name: f"{name} of stage {stage}".encode() for name in ("model.safetensors", "config.json")
+        }
+    if (folder / "summary.json").exists():
+        assert done == 2
+    return done
+
+
+@pytest.mark.parametrize("objects", [False, True], ids=["folder", "objects"])
+def test_wherever_pushes_are_cut_short_the_run_can_go_on(tmp_path: Path, stages: list[Path], objects: bool) -> None:
+    """Both pushes are cut at every one of their operations; a later process makes up for what is missing."""
+    found, works, cut = set(), 0, True
+    while cut:
+        place = tmp_path / f"{works}"
+        place.mkdir()
+        line = Unreliable(fs.LocalFileSystem(), objects=objects)
+        mirror = over(line, place / "copy")
+        line.breaks_after(works)
+        cut = False
+        for stage in stages:
+            try:
+                mirror.push(stage)
+            except ClusterError as error:
+                assert "somewhere/run cannot be written (the line is dead). What the run has learned" in str(error)
+                cut = True
+        found.add(resumable(place / "copy", place / "pulled"))
+        line.breaks_after(float("inf"))
+        over(line, place / "copy").push(stages[1])
+        assert copied(place / "copy") == tree(stages[1])
+        works += 1
+    assert works > 40
+    assert found == {-1, 1, 2}
+
+
+@pytest.mark.parametrize("objects", [False, True], ids=["folder", "objects"])
+def test_a_push_that_failed_is_made_up_for_by_the_next_one(run: RunDirectory, tmp_path: Path, objects: bool) -> None:
+    grown_old(run.path)
+    line = Unreliable(fs.LocalFileSystem(), objects=objects, heals=True)
+    mirror = over(line, tmp_path / "copy")
+    failures = 0
+    for works in range(60):
+        line.breaks_after(works)
+        try:
+            mirror.push(run.path)
+            break
+        except ClusterError:
+            failures += 1
+    assert failures > 3
+    assert copied(tmp_path / "copy") == tree(run.path)
+
+
+def test_a_pull_that_fails_leaves_nothing(run: RunDirectory, tmp_path: Path) -> None:
+    line = Unreliable(fs.LocalFileSystem())
+    over(line, tmp_path / "copy").push(run.path)
+    line.breaks_after(4)
+    with pytest.raises(ClusterError, match=r"cannot be read \(the line is dead\)\. Is it reachable from here"):
+        over(line, tmp_path / "copy").pull(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("precious")
+    with pytest.raises(RunDirectoryError, match=r"taken: is there already and not empty\. Choose another --run-dir"):
+        over(line, tmp_path / "copy").pull(tmp_path / "taken")
+    assert tree(tmp_path / "taken") == {"thesis.txt": b"precious"}
+
+
+def test_what_is_no_copy_is_not_brought(storage: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"nfs/one: not the copy of a run \(no config\.yaml and no state\.json"):
+        Mirror(str(storage), "one").pull(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_place_is_tried_before_the_run_begins(storage: Path, tmp_path: Path) -> None:
+    Mirror(str(storage), "one").check(tmp_path / "one", new=True)
+    assert tree(storage) == {}, "what was written to try it is gone"
+    line = Unreliable(fs.LocalFileSystem())
+    line.breaks_after(2)
+    with pytest.raises(ClusterError, match=r"run cannot be used \(the line is dead\)\. Is it reachable and writable"):
+        over(line, storage).check(tmp_path / "one", new=True)
+    with pytest.raises(ClusterError, match="no such folder here"):
+        Mirror(str(tmp_path / "missing"), "one").check(tmp_path / "one", new=True)
+    with pytest.raises(ConfigError, match="cannot store at ftp"):
+        Mirror("ftp://host", "one").check(tmp_path / "one", new=True)
+
+
+def test_a_place_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung(Unreliable):
+        def create_dir(self, path: str, recursive: bool) -> None:
+            time.sleep(5)
+
+    monkeypatch.setattr(mirror_module, "_PATIENCE", 0.1)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=r"cannot be used \(no answer in 0\.1 s\)"):
+        over(Hung(fs.LocalFileSystem()), tmp_path / "copy").check(tmp_path / "run", new=True)
+    assert time.monotonic() - began < 4
+
+
+def test_an_object_storage_that_is_not_there_is_said_in_time(tmp_path: Path) -> None:
+    """Nothing listens at port 9 of this machine."""
+    mirror = Mirror("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=none", "one")
+    with pytest.raises(ClusterError, match=r"storage_path: s3://key:\*\*\*@bucket/x/one.* cannot be used .*onnect"):
+        mirror.check(tmp_path / "one", new=True)
+
+
+def test_a_new_run_does_not_take_the_place_of_another(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
+    Mirror(str(storage), "one").push(run.path)
+    before = tree(storage)
+    with pytest.raises(RunDirectoryError, match=r"nfs/one: there is a run here already.*ray-l4 resume .*nfs/one --run"):
+        Mirror(str(storage), "one").check(tmp_path / "one", new=True)
+    Mirror(str(storage), "one").check(run.path, new=False)
+    changed = EXPERIMENT.model_copy(update={"seed": 1})
+    other = RunDirectory.create(tmp_path / "other", changed, ClusterConfig(), {})
+    with pytest.raises(RunDirectoryError, match=r"nfs/one: another run than .*other\. Choose another storage_path"):
+        Mirror(str(storage), "one").check(other.path, new=False)
+    assert tree(storage) == before
+
+
+def test_a_run_is_not_copied_into_itself(run: RunDirectory) -> None:
+    for address, name in [(run.path.parent, "one"), (run.path, "copy"), (run.path.parent.parent, "runs")]:
+        with pytest.raises(RunDirectoryError, match="lie in each other"):
+            Mirror(str(address), name).check(run.path, new=True)
+
+
+def test_the_copy_keeps_its_name(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
+    profile = ClusterConfig(storage_path=str(storage))
+    moved = run.path.rename(tmp_path / "renamed")
+    mirror = mirror_of(RunDirectory.open(moved), profile)
+    assert mirror is not None
+    assert mirror.place == str(storage / "one")
+    older = RunDirectory.create(tmp_path / "older", EXPERIMENT, profile, {"command": "before there were copies"})
+    mirror = mirror_of(older, profile)
+    assert mirror is not None
+    assert mirror.place == str(storage / "older")
+    assert mirror_of(older, ClusterConfig()) is None
+
+
+NAMES = ["state.json", "summary.json", "scores/a", "scores/b", "teachers/state.json", "teachers/x/y", "größe %.txt"]
+changes = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(NAMES), st.binary(max_size=3)),
+    st.tuples(st.just("remove"), st.sampled_from(NAMES), st.none()),
+    st.tuples(st.just("push"), st.integers(0, 30), st.none()),
+    st.tuples(st.just("restart"), st.none(), st.none()),
+    st.tuples(st.just("age"), st.none(), st.none()),
+)
+FILE_SYSTEMS: dict[str, Callable[[Path], Any]] = {
+    "local": lambda folder: Unreliable(fs.LocalFileSystem(), heals=True),
+    "objects": lambda folder: Unreliable(fs.LocalFileSystem(), objects=True, heals=True),
+    "memory": lambda folder: Unreliable(mock()),
+    "subtree": lambda folder: Unreliable(fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())),
+}
+
+
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(changes, max_size=12))
+def test_whatever_happens_a_push_makes_the_copy_equal(kind: str, steps: list[tuple[str, Any, Any]]) -> None:
+    """Files come, change within an instant and go; pushes break; the process starts again."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = folder / "run"
+        run.mkdir()
+        line = FILE_SYSTEMS[kind](folder)
+        place = "copy" if kind in ("memory", "subtree") else str(folder / "copy")
+        mirror = over(line, place)
+        for what, which, content in steps:
+            match what:
+                case "write":
+                    write_text(run / which, content.hex())
+                case "remove":
+                    (run / which).unlink(missing_ok=True)
+                case "age":
+                    grown_old(run)
+                case "restart":
+                    mirror = over(line, place)
+                case "push":
+                    line.breaks_after(which)
+                    with suppress(ClusterError):
+                        mirror.push(run)
+                    line.breaks_after(float("inf"))
+        mirror.push(run)
+        there = Storage(line, place)
+        assert {file: there.read(file) for file in there.sizes() if file != ".mirror.json"} == tree(run)
+        grown_old(run)
+        mirror.push(run)
+        assert over(line, place).push(run) == 0
