@@ -77,7 +77,7 @@ class Collective:
             self._traffic.received += 0 if sends else payload.num_bytes
 
     def _finish(self) -> None:
-        """Wait for what is under way; bounded by the timeout of the group. Raises PeerLostError if a partner is gone."""
+        """Wait for what is under way, as long as the group allows. Raises PeerLostError if a partner is gone."""
         under_way, self._under_way = self._under_way, []
         try:
             for work, _ in under_way:

@@ -18,9 +18,11 @@ from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.collective import Collective
 from ray_l4.exchange.groups import Meeting, join
 from ray_l4.exchange.links import ByReference, Link, Ticket
+from ray_l4.exchange.pooled import cuda_link
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import build_model, describe, load_bytes, pick_device
+from ray_l4.learner.models import build_model, describe, pick_device
 from ray_l4.learner.predictions import Predictions
+from ray_l4.runtime.ranks import unite
 from ray_l4.runtime.setup import Setup
 from ray_l4.seeds import derive
 
@@ -34,15 +36,25 @@ class Student:
         self._shard = shard
         self._setup = setup
         self._resources = cluster.students
+        self._exchange = cluster.exchange
         self._codec = build_codec(cluster.exchange, setup.experiment)
         self._generation = 0
         self._times: dict[str, float] = {}
 
-    def start(self) -> None:
-        """Build the model. Raises ModelError if it cannot be loaded, PeerError if the device is not there."""
+    def start(self, meeting: Meeting | None = None) -> None:
+        """Build the model, after a ``meeting`` with the student's other ranks if it spans several.
+
+        Raises ModelError if it cannot be loaded, PeerError if the device is not there or the others do not come.
+        """
         use_threads(self._resources)
         self._device = pick_device(self._resources.gpus)
-        self._link: Link = ByReference(self.peer, self._device)
+        self._sharding = unite(meeting, self._resources.sharding, self._device)
+        exchange = self._exchange
+        self._link: Link = (
+            cuda_link(self.peer, self._device, exchange.steps_ahead)
+            if exchange.transport == "cuda_ipc"
+            else ByReference(self.peer, self._device)
+        )
         self.reset()
 
     def meet(self, meeting: Meeting, ranks: Mapping[int, int]) -> None:
@@ -57,8 +69,12 @@ class Student:
         """Begin anew, with the weights of the start. Raises ModelError if the model cannot be loaded."""
         setup, experiment = self._setup, self._setup.experiment
         names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
-        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(self._device)
-        self._learner = Learner(self.peer, model, setup.tokenizer, experiment, setup.method)
+        home = self._sharding.home(self._device)
+        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(home)
+        micro_batch = self._resources.micro_batch
+        self._learner = Learner(
+            self.peer, model, setup.tokenizer, experiment, setup.method, self._sharding, micro_batch
+        )
 
     def describe(self) -> dict[str, Any]:
         """The model's configuration, from which an evaluator builds the same architecture."""
@@ -66,7 +82,7 @@ class Student:
 
     def load(self, weights: np.ndarray) -> None:
         """Continue from the weights of a checkpoint."""
-        load_bytes(self._learner.model, weights)
+        self._learner.load(weights)
 
     def rejoin(self, generation: int) -> int:
         """After a peer was lost: drop the step that was begun, and serve ``generation`` from now on.
@@ -110,7 +126,8 @@ class Student:
         return figures | times | {"bytes_sent": sent, "bytes_received": received}
 
     def _publish(self, predictions: Predictions, step: int, readers: Sequence[int], *, at_once: bool) -> Ticket:
-        seed = derive(self._setup.experiment.seed, "sampled", self.peer, self._learner.stage, step)
+        names = (step, self._shard) if self._shard else (step,)
+        seed = derive(self._setup.experiment.seed, "sampled", self.peer, self._learner.stage, *names)
         payload = self._codec.encode(predictions, seed) if readers else Payload()
         return self._link.publish(payload, readers, at_once=at_once)
 
