@@ -6,13 +6,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 usage() {
-  cat >&2 <<TEXT
-usage, from the repository: sbatch [options of sbatch] launch/slurm/NAME.sbatch [--dry-run] EXPERIMENT.yaml PROFILE.yaml [options of ray-l4 run]
+  cat >&2 <<'TEXT'
+usage, from the repository:
+  sbatch [options of sbatch] launch/slurm/NAME.sbatch [--dry-run] EXPERIMENT.yaml PROFILE.yaml [options of ray-l4 run]
 
 --dry-run           print the commands, and start nothing
 RAY_L4_RUN_DIR      run directory, on a disk that all jobs see (default runs/slurm-JOB); a run that is there goes on
-RAY_L4_HEAD_ADDRESS address of the first node on the network between the nodes (default: its first one)
-RAY_AUTH_TOKEN_PATH file with the token, readable on all nodes (default ~/.ray/auth_token)
+RAY_L4_HEAD_ADDRESS address of the first node in the network between the nodes (default: its first one)
+RAY_AUTH_TOKEN_PATH file with the token, readable on all nodes (default ~/.ray/auth_token, made if it is not there)
 TEXT
   exit 2
 }
@@ -55,12 +56,8 @@ go() {
   fi
 }
 
-# srun with one process on each of some nodes. It does not take the number of CPUs over from sbatch.
-on_nodes() {
-  local count=$1
-  shift
-  go srun --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --cpus-per-task="$cpus" "$@"
-}
+# One process on each node. srun does not take the number of CPUs over from sbatch.
+each_node=(--ntasks-per-node=1 --cpus-per-task="$cpus")
 
 if ! $dry_run && [[ -z ${RAY_AUTH_TOKEN:-} && ! -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
   [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || fail "RAY_AUTH_TOKEN_PATH: there is no file $RAY_AUTH_TOKEN_PATH"

@@ -78,6 +78,7 @@ class Learner:
         )
         self.sampler = self._steps.sampler_of(self.peer)
         self.optimizer = build_optimizer(self.model, self.experiment.optim)
+        self.optimizer.zero_grad(set_to_none=True)  # a step may have come to nothing half-way
         self.model.train()
         self._next_step = 0
         self._pending = None
@@ -154,6 +155,7 @@ class Learner:
     def abandon(self) -> int:
         """Drop the step that was begun, if any: its peers are not what they were. Gives the next step."""
         self._pending = None
+        self.optimizer.zero_grad(set_to_none=True)
         return self._next_step
 
     def weights(self) -> np.ndarray:

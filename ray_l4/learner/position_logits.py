@@ -39,7 +39,7 @@ class PositionLogits(nn.Module):
 
     @property
     def output_layer(self) -> OutputLayer | None:
-        """The matrix of that one product; None where there is no such product, or it is wrapped in another or sharded."""
+        """The matrix of that one product; None where there is no such product, or it is wrapped or sharded."""
         head = self.model.get_output_embeddings()
         whole = self.direct and type(head) is nn.Linear and not isinstance(head.weight, DTensor)
         return OutputLayer(head.weight.detach(), head.bias) if whole else None

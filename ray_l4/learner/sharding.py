@@ -19,7 +19,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from ray_l4.errors import PeerLostError
 from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
 
@@ -28,7 +27,10 @@ _BUCKET_BYTES = 2**25
 
 
 class Sharding(Protocol):
-    """How a student is spread over its ranks, as one of them sees it."""
+    """How a student is spread over its ranks, as one of them sees it.
+
+    Whatever waits for the other ranks raises RuntimeError, of the process group, if one of them is gone.
+    """
 
     @property
     def rank(self) -> int: ...
@@ -43,10 +45,7 @@ class Sharding(Protocol):
         """The model as this rank runs it; ``model`` itself is changed to what the rank holds of it."""
 
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
-        """Gradients become those of the whole step, in place; gives the sum over the ranks of ``figures``, float32.
-
-        Raises PeerLostError if another rank does not answer.
-        """
+        """Gradients become those of the whole step, in place; gives the sum over the ranks of ``figures``, float32."""
 
     def weights(self, model: PreTrainedModel) -> np.ndarray:
         """The whole model's weights as safetensors bytes (uint8). All ranks are asked; the first one answers."""
@@ -93,10 +92,7 @@ class DataParallel(Alone):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         for bucket in _buckets([*gradients, total], _BUCKET_BYTES):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            try:
-                self.group.allreduce([flat]).wait()
-            except RuntimeError as error:
-                raise PeerLostError(f"rank {self.rank} of {self.size}: gradients were not summed up: {error}") from error
+            self.group.allreduce([flat]).wait()
             for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(summed.view_as(tensor))
         return total
@@ -137,10 +133,7 @@ class FullyShard:
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
         """Gradients were summed where the backward pass gave them."""
         total = figures.clone()
-        try:
-            dist.all_reduce(total, group=self.mesh.get_group())
-        except RuntimeError as error:
-            raise PeerLostError(f"rank {self.rank} of {self.size}: losses were not summed up: {error}") from error
+        dist.all_reduce(total, group=self.mesh.get_group())
         return total
 
     def weights(self, model: PreTrainedModel) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +168,7 @@ def hire_anew(crew: Workers, cluster: ClusterConfig, place: int) -> None:
     assert crew.hire is not None, "without Ray no student is lost"
     crew.transport.end(crew.students[place])
     crew.students[place] = crew.hire(place)
-    asked = [crew.transport.submit(rank, "start") for rank in crew.students[place]]
+    asked = _starting(crew, cluster, place)
     crew.transport.get_all(asked, cluster.timeouts.start, f"student {place}, start")
 
 
@@ -179,6 +180,9 @@ def absent(
     All calls that were submitted before have been served, or never will be, when this returns. A student that hangs is
     lost once it has not answered for ``timeouts.step``.
     """
+    if cluster.students.shards_per_student > 1:
+        # Ranks that wait for one that is gone cannot go on with it, nor answer before their waiting ends.
+        return dict.fromkeys(places, "one of all ranks is gone, so all are replaced"), {}
     asked = {
         place: [crew.transport.submit(rank, "rejoin", generation) for rank in crew.students[place]] for place in places
     }
@@ -216,11 +220,22 @@ def reserve(least: int, most: int, cluster: ClusterConfig) -> Places:
 def _await_start(crew: Workers, cluster: ClusterConfig) -> None:
     """All of them start at once. What goes wrong goes wrong in ``start``: an error in a constructor would reach us as
     the death of an actor, without its kind."""
-    starting = [
-        (f"{kind} {index}, start", crew.transport.submit(worker, "start"))
-        for kind, workers in (("student", crew.students), ("evaluator", [(own,) for own in crew.evaluators]))
-        for index, ranks in enumerate(workers)
-        for worker in ranks
+    starting = {f"student {place}, start": _starting(crew, cluster, place) for place in range(len(crew.students))}
+    for index, evaluator in enumerate(crew.evaluators):
+        starting[f"evaluator {index}, start"] = [crew.transport.submit(evaluator, "start")]
+    for who, references in starting.items():
+        crew.transport.get_all(references, cluster.timeouts.start, who)
+
+
+def _starting(crew: Workers, cluster: ClusterConfig, place: int) -> list[Any]:
+    """Have the ranks of a student start; several meet first, where no others have met before."""
+    ranks, meeting_place = crew.students[place], crew.meeting_place
+    if len(ranks) == 1:
+        return [crew.transport.submit(ranks[0], "start")]
+    name, limit = f"student-{place}/{uuid.uuid4().hex}", cluster.timeouts.step
+    return [
+        crew.transport.submit(
+            worker, "start", Meeting(meeting_place.host, meeting_place.port, name, shard, len(ranks), limit)
+        )
+        for shard, worker in enumerate(ranks)
     ]
-    for who, reference in starting:
-        crew.transport.get(reference, cluster.timeouts.start, who)

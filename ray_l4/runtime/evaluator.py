@@ -9,20 +9,26 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.learner.answering import Scored, answer_training, decode_answers, generate_replay, score_answers
-from ray_l4.learner.models import arithmetic, blank_model, load_bytes, pick_device
+from ray_l4.learner.models import arithmetic, blank_model, load_bytes, pick_device, same_architecture
+from ray_l4.methods import peer_experiment
 from ray_l4.runtime.setup import Setup
 from ray_l4.runtime.student import peak_memory_bytes, use_threads
 from ray_l4.seeds import derive
 
 
 class Evaluator:
-    """Serves any checkpoint of the run; the one it holds is loaded again only when another is asked for."""
+    """Serves any checkpoint of the run; the one it holds is loaded again only when another is asked for.
+
+    Students may have models of different sizes: its own is built anew where the next checkpoint is of another one.
+    """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         self._setup = setup
         self._resources = cluster.evaluators
         self._model: PreTrainedModel | None = None
+        self._description: Mapping[str, Any] = {}
         self._holds: str | None = None
 
     def start(self) -> None:
@@ -33,16 +39,18 @@ class Evaluator:
     def answer(
         self,
         checkpoint: str,
+        student: int,
         description: Mapping[str, Any],
         weights: np.ndarray,
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        """Answers of a checkpoint to some batches of a task's test set, by the index of the prompt."""
+        """Answers of a student's checkpoint to some batches of a task's test set, by the index of the prompt."""
         setup, config = self._setup, self._setup.experiment.evaluation
-        model = self._load(checkpoint, description, weights)
+        own = peer_experiment(setup.experiment, student).model
+        model = self._load(checkpoint, own, description, weights)
         seed = derive(setup.experiment.seed, "evaluate", checkpoint)
-        with arithmetic(setup.experiment.model, self._device):
+        with arithmetic(own, self._device):
             return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
@@ -52,17 +60,18 @@ class Evaluator:
     def replay(
         self,
         checkpoint: str,
+        student: int,
         description: Mapping[str, Any],
         weights: np.ndarray,
         gens: list[int],
         seeds: list[int],
     ) -> list[np.ndarray]:
-        """Pseudo-examples as token ids, one for each task token in ``gens``."""
-        experiment = self._setup.experiment
-        config = experiment.replay
+        """A student's pseudo-examples as token ids, one for each task token in ``gens``."""
+        config = self._setup.experiment.replay
         longest = min(config.max_length or self._setup.max_length, self._setup.max_length)
-        model = self._load(checkpoint, description, weights)
-        with arithmetic(experiment.model, self._device):
+        own = peer_experiment(self._setup.experiment, student).model
+        model = self._load(checkpoint, own, description, weights)
+        with arithmetic(own, self._device):
             return generate_replay(model, self._setup.tokenizer, gens, seeds, longest, config)
 
     def answer_training(
@@ -70,7 +79,7 @@ class Evaluator:
     ) -> list[str]:
         """A teacher's answers to some of its task's training examples."""
         setup, config = self._setup, self._setup.experiment.teachers
-        model = self._load(checkpoint, description, weights)
+        model = self._load(checkpoint, setup.experiment.model, description, weights)
         examples = setup.training[task]
         seed = derive(setup.experiment.seed, "distil", task)
         with arithmetic(setup.experiment.model, self._device):
@@ -80,11 +89,15 @@ class Evaluator:
         """Largest memory so far, in bytes."""
         return peak_memory_bytes()
 
-    def _load(self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray) -> PreTrainedModel:
+    def _load(
+        self, checkpoint: str, config: ModelConfig, description: Mapping[str, Any], weights: np.ndarray
+    ) -> PreTrainedModel:
         if self._model is None:
             self.start()  # again, if Ray has restarted this actor
-            model = self._setup.experiment.model
-            self._model = blank_model(model, self._setup.tokenizer, description).to(self._device)
+        if self._model is None or not same_architecture(description, self._description):
+            self._model = self._holds = None  # the old one goes before the new one comes
+            self._model = blank_model(config, self._setup.tokenizer, description).to(self._device)
+            self._description = description
         if self._holds != checkpoint:
             self._holds = None  # should loading fail half-way, nothing valid is held
             load_bytes(self._model, weights)

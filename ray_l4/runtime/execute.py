@@ -16,8 +16,10 @@ from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RunDirectoryError
 from ray_l4.methods import graph_of
 from ray_l4.report.markdown import comparison, run_report
+from ray_l4.runtime.fit import check_exchange
 from ray_l4.runtime.live import watch
 from ray_l4.runtime.placement import check_room, local_resources
+from ray_l4.runtime.ranks import check_ranks
 from ray_l4.runtime.session import start
 from ray_l4.runtime.setup import Setup, prepare
 from ray_l4.runtime.teachers import named_teachers
@@ -84,7 +86,9 @@ def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
     if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
         check_room(graph_of(experiment).size, cluster, [local_resources(cluster)])
+    check_exchange(experiment, cluster)
     setup = prepare(experiment)
+    check_ranks(setup, cluster)
     named_teachers(setup)  # what is wrong with them is said before anything is made
     return setup
 

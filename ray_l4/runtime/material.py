@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,8 @@ from ray_l4.runtime.progress import Progress
 from ray_l4.runtime.replay import ReplayPlan, collect_replay
 from ray_l4.runtime.setup import Setup
 from ray_l4.runtime.teachers import distilled
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.records import CONFIG
+from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.text.tokens import pooled
 
 
@@ -43,6 +45,7 @@ class Material:
         descriptions: Mapping[int, Mapping[str, Any]],
         progress: Progress,
     ) -> None:
+        """``descriptions``: student -> its model's configuration."""
         self._setup = setup
         self._run = run
         self._transport = transport
@@ -72,8 +75,9 @@ class Material:
         if self._setup.method.answers == "given" or teachers is None:
             tables: Mapping[str, pa.Table] = self._setup.training
         else:
+            description = described(teachers.checkpoint(0, teachers.experiment().training.epochs, 0))
             tables = distilled(
-                self._run, self._setup, teachers, tasks, self._transport, self._pool, self._descriptions[0], on_nap
+                self._run, self._setup, teachers, tasks, self._transport, self._pool, description, on_nap
             )
         return pooled(*(tables[task] for task in tasks))
 
@@ -100,3 +104,9 @@ class Material:
         kept = sum({id(table): table.num_rows for table in replayed.values()}.values())
         self._progress.event(f"replay: {kept} pseudo-examples, {len(plan.gens) - kept} dropped")
         return replayed
+
+
+def described(checkpoint: Path) -> dict[str, Any]:
+    """The configuration of a checkpoint's model; nothing where it holds adapters: the experiment names their base."""
+    path = checkpoint / CONFIG
+    return read_json(path) if path.is_file() else {}

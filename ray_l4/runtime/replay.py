@@ -100,7 +100,7 @@ def _generate(
             members = [own[position] for position in chunk]
             gens, seeds = [plan.gens[i] for i in members], [plan.seeds[i] for i in members]
             name = f"replay for stage {plan.stage} by student {student}, samples {members[0]} to {members[-1]}"
-            arguments = (f"replay-{plan.stage}.student-{student}", *models[student], gens, seeds)
+            arguments = (f"replay-{plan.stage}.student-{student}", student, *models[student], gens, seeds)
             jobs.append(Job(name, "replay", arguments, partial(take, members), kind="replay"))
     pool.add(jobs, urgent=True)
     pool.wait(lambda: len(results) == len(plan.gens), on_nap)

@@ -85,7 +85,7 @@ class Scoring:
             self._answers[cell] = {}
             for number, piece in enumerate(pieces, start=1):
                 name = f"{cell.name}, part {number} of {len(pieces)}"
-                arguments = (cell.checkpoint, shared, weights, cell.task, piece)
+                arguments = (cell.checkpoint, cell.student, shared, weights, cell.task, piece)
                 self._pool.add([Job(name, "answer", arguments, partial(self._gather, cell), owner=cell)])
 
     def _gather(self, cell: Cell, part: Mapping[int, str]) -> None:

@@ -22,7 +22,7 @@ from ray_l4.exchange.pooled import cuda_link
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, describe, pick_device
 from ray_l4.learner.predictions import Predictions
-from ray_l4.runtime.ranks import unite
+from ray_l4.runtime.ranks import fellow_ranks, unite
 from ray_l4.runtime.setup import Setup
 from ray_l4.seeds import derive
 
@@ -104,7 +104,8 @@ class Student:
         """Begin a step, and offer its predictions to the peers that learn from this one in it, if there are any."""
         self._check(generation)
         self._mark("idle")
-        predictions = self._learner.forward(step, publish=bool(readers))
+        with fellow_ranks(self.peer):
+            predictions = self._learner.forward(step, publish=bool(readers))
         ticket = self._publish(predictions, step, readers, at_once=False)
         self._mark("forward")
         return ticket
@@ -112,14 +113,17 @@ class Student:
     def predict(self, generation: int, step: int, student: int, readers: Sequence[int]) -> Ticket:
         """Predictions for the batch of another student's step, offered to ``readers``; this one learns nothing."""
         self._check(generation)
-        return self._publish(self._learner.predict(step, student), step, readers, at_once=True)
+        with fellow_ranks(self.peer):
+            predictions = self._learner.predict(step, student)
+        return self._publish(predictions, step, readers, at_once=True)
 
     def backward(self, generation: int, step: int, *tickets: Ticket) -> dict[str, float]:
         """Learn the step from labels and teachers' predictions. Gives its figures, with times in seconds."""
         self._check(generation)
         payloads = self._link.collect(tickets)
         self._mark("wait")
-        figures = self._learner.backward(step, [self._codec.decode(payload) for payload in payloads])
+        with fellow_ranks(self.peer):
+            figures = self._learner.backward(step, [self._codec.decode(payload) for payload in payloads])
         self._mark("backward")
         times = {f"{name}_seconds": self._times.get(name, 0.0) for name in ("forward", "wait", "backward", "idle")}
         sent, received = self._link.traffic()

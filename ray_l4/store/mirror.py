@@ -78,7 +78,11 @@ class Mirror:
         may change meanwhile. Raises ConfigError or ClusterError; the next push makes up for it.
         """
         with self._explained("cannot be written", f"What the run has learned is safe in {run_path}."):
-            return self._push(run_path)
+            try:
+                return self._push(run_path)
+            except BaseException:
+                self._known = None  # the next push looks again
+                raise
 
     def pull(self, folder: Path) -> None:
         """Bring the run to a ``folder`` that is empty or not there yet. A pull that fails leaves it so.
@@ -146,11 +150,9 @@ class Mirror:
             source = io.BytesIO(marks[name][1]) if name in marks else _open(run_path / name)
             if source is None:
                 continue  # gone since it was listed, which the next push will see
-            there[name] = None
             with source:
                 self._storage.write(name, source)
-            if abs(began - files[name][1]) > _TICK:
-                there[name] = files[name]
+            there[name] = files[name] if abs(began - files[name][1]) > _TICK else None
         self._remove(name for name in gone if not _rank(name))
         self._note()
         return len(changed)

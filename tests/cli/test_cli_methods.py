@@ -20,11 +20,11 @@ def test_every_method_is_named_in_full_in_both_parts(width: int) -> None:
     printed = lines(width)
     assert max(map(len, printed)) <= width
     assert "…" not in "".join(printed)
-    middle = printed.index("")
-    for part in (printed[:middle], printed[middle + 1 :]):
+    middle, end = (place for place, line in enumerate(printed) if not line)
+    for part in (printed[:middle], printed[middle + 1 : end]):
         begins = [line.split()[0] for line in part[1:] if not line.startswith(" ")]
         assert begins == list(METHODS)
-    assert len(printed[middle + 2 :]) == len(METHODS)  # one line each, however narrow
+    assert len(printed[middle + 2 : end]) == len(METHODS)  # one line each, however narrow
 
 
 def test_a_row_says_what_the_table_says() -> None:
@@ -32,3 +32,7 @@ def test_a_row_says_what_the_table_says() -> None:
     assert f"lamol         {METHODS['lamol'].summary}" in printed
     assert "l4-released   2        qa+lm without replay each other   generated  in turn" in printed
     assert "multi-seq-kd  1        qa+lm always         task teacher none       all at once" in printed
+
+
+def test_below_it_stands_which_graphs_there_are() -> None:
+    assert lines(150)[-1].startswith("each other: every student from all others, or as peers.topology says (ring, star")

@@ -13,11 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
-from ray_l4.errors import PeerLostError
-from ray_l4.learner.sharding import DataParallel, _buckets
+from ray_l4.learner.sharding import ALONE, Alone, _buckets
 from ray_l4.learner.slices import piece_spans
-from tests.learner import learner_fixtures as small
 from tests.learner import shard_fixtures as shards
 from tests.learner.shard_fixtures import FullyLearned, Learned
 
@@ -57,7 +56,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], t
 def test_the_scenarios_are_not_trivial() -> None:
     """Students learn from each other, and some ranks have nothing to do in some steps."""
     mine, other = alone("l4")
-    assert all(figures["kd_qa"] > 1e-3 for figures in mine.figures)
+    assert sum(figures["kd_qa"] > 1e-3 for figures in mine.figures) >= 4, "in the others no example is current"
     assert [figures["samples"] for figures in mine.figures] == [5, 5, 1, 5, 5, 1]
     assert not torch.equal(mine.weights["transformer.wte.weight"], other.weights["transformer.wte.weight"])
     assert any(figures["grad_norm"] > 0.5 for figures in alone("everything")[0].figures), "clipping has an effect"
@@ -130,22 +129,27 @@ def test_weights_of_the_first_rank_are_those_of_a_checkpoint() -> None:
     assert saved[1].size == 0
 
 
-def test_a_rank_that_is_gone_is_told_as_a_lost_peer() -> None:
-    (mine, _), (theirs, _) = shards.groups(2)
-    assert isinstance(mine, DataParallel) and isinstance(theirs, DataParallel)
-    learner = shards.peers("lamol", [mine])[0]
+@pytest.mark.parametrize("again", ["begin_stage", "abandon"])
+def test_a_step_that_came_to_nothing_leaves_nothing_behind(again: str) -> None:
+    """Its gradients are there already when the sum over the ranks fails, because one of them is gone."""
+    learner = shards.peers("lamol", [_Forsaken()])[0]
     learner.forward(0)
-    del theirs
-    object.__setattr__(mine, "group", _Broken())
-    with pytest.raises(PeerLostError, match="rank 0 of 2: gradients were not summed up: connection closed"):
+    with pytest.raises(RuntimeError, match="gone"):
         learner.backward(0, [])
+    assert any(parameter.grad is not None for parameter in learner.model.parameters())
+    learner._sharding = ALONE
+    if again == "abandon":
+        assert learner.abandon() == 0
+    else:
+        learner.begin_stage(1, learner.tokens)
+    assert_same(shards.learn([learner]), "lamol")
 
 
-class _Broken:
-    """A group whose other members are gone."""
+class _Forsaken(Alone):
+    """A rank whose fellows are gone."""
 
-    def allreduce(self, tensors: list[torch.Tensor]) -> None:
-        raise RuntimeError("connection closed")
+    def add_up(self, model: PreTrainedModel, figures: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("gone")
 
 
 @given(
@@ -169,23 +173,3 @@ def test_buckets_hold_every_tensor_once_and_in_order(sizes: list[int], limit: in
     buckets = list(_buckets(tensors, limit))
     assert [id(tensor) for bucket in buckets for tensor in bucket] == [id(tensor) for tensor in tensors]
     assert all(len(bucket) == 1 or sum(own.nbytes for own in bucket) <= limit for bucket in buckets)
-
-
-def test_dropout_of_a_piece_does_not_depend_on_the_pieces_before_it() -> None:
-    """Each has its own stream: a rank need not know what the others draw, and a piece that runs again is the same."""
-    tok = small.tokenizer()
-    pair = [small.peers(small.experiment(training={"epochs": 1, "batch_size": 4}), tok, "lamol")[0] for _ in range(2)]
-    halves = []
-    for learner in pair:
-        learner._micro_batch = 2
-        learner.begin_stage(1, small.tokens(tok))
-        halves.append(learner.forward(0))
-    pair[0].backward(0, [])
-    assert torch.equal(halves[0].logits["qa"], halves[1].logits["qa"])
-    work = pair[1]._pending
-    assert work is not None
-    second = pair[1]._run(0, work.pieces[1])["qa"].logits_NV
-    torch.rand(7)
-    assert torch.equal(pair[1]._run(0, work.pieces[1])["qa"].logits_NV, second)
-    rows = work.pieces[1].distilled["qa"]
-    assert torch.equal(halves[1].logits["qa"][rows], second[: rows.stop - rows.start])

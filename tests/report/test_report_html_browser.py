@@ -15,8 +15,8 @@ from tests.report.html_runs import write_run
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 FIGURES = (
-    *("matrix-0", "matrix-1", "forgetting", "curves-0", "curves-1", "loss", "disagreement", "exchange-steps"),
-    *("timeline", "time", "memory"),
+    *("matrix-0", "matrix-1", "matrix-2", "matrix-3", "forgetting", "curves-0", "curves-1", "curves-2", "curves-3"),
+    *("loss", "disagreement", "exchange-steps", "timeline", "time", "memory"),
 )
 WIDTHS = (1200, 360)
 """Pixels: a desk's screen, and a phone's."""
@@ -35,10 +35,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about two runs: one of which there is everything, and one of a method that has hardly anything."""
+    """A page about two runs: one of four students of which there is everything, and one that has hardly anything."""
     folder = tmp_path_factory.mktemp("browser")
     path = folder / "report.html"
-    path.write_text(render([write_run(folder / "l4"), write_run(folder / "multi", "multi-qa")]), encoding="utf-8")
+    peers = {"count": 4, "topology": [[0, 1], [1, 2], [2, 3], [3, 0], [0, 2]]}
+    runs = [write_run(folder / "l4", peers=peers), write_run(folder / "multi", "multi-qa")]
+    path.write_text(render(runs), encoding="utf-8")
     return path
 
 

@@ -142,6 +142,38 @@ def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: Rec
         assert "learn from nobody" in notes(section_training.training(alone, "r"))
 
 
+def test_who_learns_from_whom_is_the_run_s_own_choice(tmp_path: Path) -> None:
+    edges = {"count": 4, "topology": [[0, 1], [3, 1]]}
+    listed, none = (
+        record_of(tmp_path, "l4", variant=str(n), peers=own) for n, own in enumerate([edges, edges | {"topology": []}])
+    )
+    (facts,) = tables(section_scores.summary(listed, "r"))
+    assert rows_of(facts)["who learns from whom"] == [
+        "as listed: 0 learns from nobody; 1 from 0, 3; 2 from nobody; 3 from nobody"
+    ]
+    assert charts(section_training.training(listed, "r")) == ["r-loss", "r-disagreement"]
+    assert charts(section_training.training(none, "r")) == ["r-loss"]
+
+
+def test_four_students_have_a_drawing_each_and_a_column_each(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "l4", peers={"count": 4, "topology": "ring"})
+    assert charts(section_scores.scores(record, "r")) == [*(f"r-matrix-{n}" for n in range(4)), "r-forgetting"]
+    assert charts(section_scores.curves(record, "r")) == [f"r-curves-{n}" for n in range(4)]
+    (table,) = tables(section_scores.peers(record, "r"))
+    assert table.header == ["at the end", *(f"student {n}" for n in range(4)), "largest difference"]
+    assert rows_of(table)["e2enlg"] == ["66.0", "67.0", "68.0", "69.0", "3.0"]
+
+
+def test_a_run_from_before_there_was_a_choice_has_its_method_s_graph(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change_summary(run, lambda summary: {key: summary[key] for key in summary if key != "topology"})
+    (facts,) = tables(section_scores.summary(read_record(run), "r"))
+    assert rows_of(facts)["who learns from whom"] == ["complete: every student from all others"]
+    change_summary(run, lambda summary: summary | {"method": "of a later version"})
+    (facts,) = tables(section_scores.summary(read_record(run), "r"))
+    assert rows_of(facts)["who learns from whom"] == ["unknown"]
+
+
 def test_an_older_run_has_no_figures_of_what_was_received(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     as_an_older_version_left_it(run)

@@ -138,6 +138,23 @@ def test_the_report_has_every_student_s_matrix_and_figures(run: RunDirectory) ->
     )
 
 
+def test_students_stand_beside_each_other_under_their_graph(run: RunDirectory) -> None:
+    beside = section(run_report(run), "Students beside each other")
+    assert "Who learns from whom: complete: every student from all others." in beside
+    figures = ["average accuracy", "average incremental accuracy", "forgetting", "backward transfer"]
+    assert rows_of(beside) == [
+        ["student", "woz.en", "wikisql", *figures],
+        ["0", "60.0", "70.0", "65.0", "72.5", "20.0", "-20.0"],
+        ["1", "61.0", "71.0", "66.0", "73.5", "20.0", "–"],
+    ]
+
+
+def test_one_student_has_nobody_beside_it(run: RunDirectory) -> None:
+    alone = summary("lamol", peers=1, score_matrix={"0": [[80.0, None], [60.0, 70.0]]})
+    write_json(run.path / "summary.json", alone)
+    assert "beside each other" not in run_report(run)
+
+
 def test_the_title_names_variant_and_scale(run: RunDirectory) -> None:
     write_json(run.path / "summary.json", summary(variant="l4-lambda-0"))
     manifest = read_json(run.path / "manifest.json")

@@ -66,6 +66,23 @@ def test_what_was_run_stands_first(run: RunDirectory) -> None:
     assert found == {"name": "by hand", "method": "l4", "stream": TASKS, "peers": 2, "seed": 5}
 
 
+@pytest.mark.parametrize(
+    ("method", "peers", "expected"),
+    [
+        ("l4", {}, "complete"),
+        ("lamol", {"count": 3}, "isolated"),
+        ("l2kd-word", {}, "taught"),
+        ("l4", {"count": 4, "topology": "star"}, "star"),
+        ("l4", {"count": 3, "topology": [[2, 0], [0, 1]]}, [[0, 1], [2, 0]]),
+        ("l4", {"topology": []}, []),
+    ],
+)
+def test_who_learns_from_whom_is_on_record(
+    tmp_path: Path, method: str, peers: dict[str, Any], expected: object
+) -> None:
+    assert summarise(new_run(tmp_path / "run", method, peers=peers))["topology"] == expected
+
+
 def test_rows_are_stages_and_columns_tasks(run: RunDirectory) -> None:
     summary = summarise(run)
     assert summary["stages"] == TASKS

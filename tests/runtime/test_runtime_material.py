@@ -39,7 +39,9 @@ class Generator:
     def __init__(self, setup: Setup) -> None:
         self.ans = setup.tokenizer.ans
 
-    def replay(self, checkpoint: str, description: Any, weights: str, gens: list[int], seeds: list[int]) -> list[Any]:
+    def replay(
+        self, checkpoint: str, student: int, description: Any, weights: str, gens: list[int], seeds: list[int]
+    ) -> list[Any]:
         voice = int(weights.split()[1])
         return [
             np.asarray([gen, seed % 250, *([self.ans] if seed % 3 else []), voice + 1], np.int32)
@@ -51,7 +53,8 @@ def material(setup: Setup, path: Path) -> Material:
     run, transport = RunDirectory(path), InProcess()
     pool = WorkPool(transport, [Generator(setup)], 10, Timeline(run))
     students = [Student(peer) for peer in range(setup.topology.size)]
-    return Material(setup, run, transport, students, pool, {}, Progress())
+    descriptions: dict[int, dict[str, Any]] = {student: {} for student in setup.topology.students}
+    return Material(setup, run, transport, students, pool, descriptions, Progress())
 
 
 def given(config: ExperimentConfig, stage: int, path: Path) -> tuple[Setup, dict[int, Given]]:

@@ -109,8 +109,9 @@ class Parrot:
         self.asked: list[tuple[str, Any, Any, list[int], list[int]]] = []
 
     def replay(
-        self, checkpoint: str, description: Any, weights: Any, gens: list[int], seeds: list[int]
+        self, checkpoint: str, student: int, description: Any, weights: Any, gens: list[int], seeds: list[int]
     ) -> list[np.ndarray]:
+        assert checkpoint.endswith(f".student-{student}")
         self.asked.append((checkpoint, description, weights, gens, seeds))
         return [self._sample(gen, seed) for gen, seed in zip(gens, seeds, strict=True)]
 

@@ -35,8 +35,9 @@ class Oracle:
         self.pieces: dict[str, list[Sequence[Sequence[int]]]] = {}
 
     def answer(
-        self, checkpoint: str, description: Any, weights: Any, task: str, batches: Sequence[Sequence[int]]
+        self, checkpoint: str, student: int, description: Any, weights: Any, task: str, batches: Sequence[Sequence[int]]
     ) -> dict[int, str]:
+        assert checkpoint.endswith(f".student-{student}")
         assert (description, weights) == ({"model": "small"}, f"weights of {checkpoint}")
         self.asked.append(f"answer {task}")
         self.pieces.setdefault(task, []).append(batches)

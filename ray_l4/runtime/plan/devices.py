@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
 from ray_l4.runtime.placement import bundles, check_room, local_resources
-from ray_l4.runtime.plan.processes import RAY_ITSELF, Needs, Process
+from ray_l4.runtime.plan.baselines import RAY_ITSELF
+from ray_l4.runtime.plan.processes import COORDINATION, Needs, Process
 
 _ROUNDING = 1e-6
 """Fractions of a GPU add up only nearly."""
@@ -66,9 +67,7 @@ def _reserved(needs: Needs, cluster: ClusterConfig) -> tuple[list[Process], list
     each = [process for process in needs.processes for _ in range(process.count)]
     if cluster.exchange.transport == "in_process":
         return each, []
-    free = {"coordinator, command line"} | (
-        set() if cluster.evaluators.cpus or cluster.evaluators.gpus else {"evaluator"}
-    )
+    free = {COORDINATION} | (set() if cluster.evaluators.cpus or cluster.evaluators.gpus else {"evaluator"})
     return [p for p in each if p.role not in free], [p for p in each if p.role in free]
 
 

@@ -22,9 +22,9 @@ HEAP_LIMIT = 32 * 2**20
 """Bytes from which on glibc maps a block of its own and gives it back as a whole; smaller ones share a heap."""
 
 HEAP_SLACK = 1.25
-"""Bytes of the heap for each byte in use there at its fullest. Blocks of all sizes leave gaps between them, and the heap
-hardly shrinks. Measured with ``python -m analysis.benchmarks.memory``; the same steps with ``MALLOC_MMAP_THRESHOLD_=65536``,
-which leaves the heap unused, come within 2 % of the tensors alone (and take a quarter longer)."""
+"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them, and the heap
+hardly shrinks. Fitted to the cases of ``python -m analysis.benchmarks.memory``. The same steps with the environment
+variable ``MALLOC_MMAP_THRESHOLD_=65536``, which leaves the heap unused, take what their tensors take, within 3 %."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Ledger(TorchDispatchMode):
     scratch memory within an operator is not seen.
 
     Used inside ``FakeTensorMode`` it leaves whole numbers as they are, so that a batch can be cut and its positions
-    looked up; they are small. All other tensors have no data, and a program that reads a value out of one gets ``answer``.
+    looked up; they are small. All other tensors have no data: who reads a value out of one is given ``answer``.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +94,11 @@ def make_plan(request: Request, cluster: ClusterConfig, planner: Planner) -> Pla
 def advise(request: Request, cluster: ClusterConfig, others: Mapping[str, ClusterConfig], planner: Planner) -> Advice:
     """Which of the ``others`` (file name -> profile) fit, and which changes of settings make this profile fit."""
     profiles = {name: _objection(request, other, planner) for name, other in others.items()}
-    settings = [
-        tuple(f"{key}={value}" for key, value in changes.items())
-        for changes in _changes(request.experiment, cluster)
-        if not _objection_with(request, cluster, changes, planner)
-    ]
+    settings = []
+    for family in _changes(request.experiment, cluster):
+        fitting = (changes for changes in family if not _objection_with(request, cluster, changes, planner))
+        if (first := next(fitting, None)) is not None:
+            settings.append(tuple(f"{key}={value}" for key, value in first.items()))
     return Advice(profiles, tuple(settings))
 
 
@@ -115,27 +115,28 @@ def _objection(request: Request, cluster: ClusterConfig, planner: Planner) -> st
         return str(error)
 
 
-Changes = Mapping[str, Any]
+_AUTO = 8
+"""Stands for a batch size that follows from the data, where all that matters is which smaller ones to try."""
+
+Changes = dict[str, Any]
 """Key, as ``--set`` names it -> its new value."""
 
 
-def _changes(experiment: ExperimentConfig, cluster: ClusterConfig) -> Iterator[Changes]:
-    """What saves memory, from what costs least to what changes most; none of them alters what a step learns from."""
-    size = experiment.training.batch_size
-    own = -(-(8 if size == "auto" else size) // cluster.students.shards_per_student)
-    at_once = min(own, cluster.students.micro_batch or own)
-    for examples in sorted({-(-at_once // 2), 1}, reverse=True):
-        if examples < at_once:
-            yield {"cluster.students.micro_batch": examples}
+def _changes(experiment: ExperimentConfig, cluster: ClusterConfig) -> list[list[Changes]]:
+    """What saves memory without changing what a step learns from, by kind; within each the mildest first."""
+    students, size = cluster.students, experiment.training.batch_size
+    own = -(-(_AUTO if size == "auto" else size) // students.shards_per_student)
+    at_once = min(own, students.micro_batch or own)
+    pieces = sorted({examples for examples in (-(-at_once // 2), 1) if examples < at_once}, reverse=True)
+    ranks = [n for n in (2, 4, 8) if n > students.shards_per_student and cluster.exchange.transport != "in_process"]
     narrow = {"model.precision": "bfloat16"} if experiment.model.precision == "float32" else {}
     adapters = {"model.lora.rank": 8} if experiment.model.name and not experiment.model.lora else {}
-    yield from ([narrow] if narrow else [])
-    for ranks in (2, 4, 8):
-        if ranks > cluster.students.shards_per_student and cluster.exchange.transport != "in_process":
-            yield {"cluster.students.shards_per_student": ranks, "cluster.students.sharding": "full"}
-    yield from ([adapters] if adapters else [])
-    if at_once > 1:
-        yield {"cluster.students.micro_batch": 1, **narrow, **adapters}
+    smallest = {"cluster.students.micro_batch": 1} if at_once > 1 else {}
+    return [
+        [{"cluster.students.micro_batch": examples} for examples in pieces],
+        [{"cluster.students.shards_per_student": n, "cluster.students.sharding": "full"} for n in ranks],
+        [changes for changes in (narrow, adapters, narrow | adapters, smallest | narrow | adapters) if changes],
+    ]
 
 
 def _objection_with(request: Request, cluster: ClusterConfig, changes: Changes, planner: Planner) -> str:

@@ -8,35 +8,16 @@ from dataclasses import dataclass
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import Topology, graph_of, peer_experiment
+from ray_l4.runtime.plan.baselines import GPU_CONTEXT, GPU_HOST, LEARNER_PROCESS, RAY_WORKER, SERIALISED
 from ray_l4.runtime.plan.blank import vocabulary
 from ray_l4.runtime.plan.decoding import Decoding, rehearse_decoding
 from ray_l4.runtime.plan.rehearsal import Rehearsal, rehearse
 from ray_l4.runtime.plan.shape import BatchShape
 
-_MIB = 2**20
-
-LEARNER_PROCESS = 450 * _MIB
-"""A process in which PyTorch, transformers and this package are loaded and have trained a tiny model. Resident memory,
-measured with ``python -m analysis.benchmarks.memory --baseline``."""
-
-RAY_WORKER = 540 * _MIB
-"""The same as a worker of Ray, and likewise for the coordinator and the command line. Resident memory of the actors in a
-run of ``ray-l4 run`` on ``cluster_configs/laptop.yaml`` with a model of 50,000 parameters."""
-
-RAY_ITSELF = 1000 * _MIB
-"""Ray's own processes on a node (control store, raylet, agents, log monitor): resident memory, measured likewise."""
-
-GPU_CONTEXT = 512 * _MIB
-"""What the CUDA context and its libraries take of a GPU for each process. NOT measured by this project, which has had no
-GPU to plan for yet; the order of magnitude is that of current drivers."""
-
-GPU_HOST = 2 * 2**30
-"""Resident memory of a process that uses a GPU, apart from what it holds for the run. NOT measured either."""
+COORDINATION = "coordination"
+"""Role of the coordinator and of the command line."""
 
 _FLOAT32 = 4
-
-_SERIALISED = 2
-"""Copies of the weights while safetensors writes a checkpoint: each tensor's bytes, and all of them as one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +25,7 @@ class Process:
     """One kind of process."""
 
     role: str
-    """``student 0``, ``teacher``, ``evaluator``, ``coordinator``, or ``all`` in one process."""
+    """``student 0``, ``teacher``, ``evaluator``, ``coordination``, or ``everyone`` in one process."""
     count: int
     """Of them, each with as much."""
     gpu: bool
@@ -138,7 +119,7 @@ class Planner:
         return self._decoded[key]
 
 
-_COORDINATION = Process("coordinator, command line", 2, False, {"process": RAY_WORKER}, RAY_WORKER)
+_COORDINATION = Process(COORDINATION, 2, False, {"process": RAY_WORKER}, RAY_WORKER)
 
 
 def _rank(peer: int, graph: Topology, own: Rehearsal, cluster: ClusterConfig) -> Process:
@@ -146,28 +127,30 @@ def _rank(peer: int, graph: Topology, own: Rehearsal, cluster: ClusterConfig) ->
     role = "teacher" if peer in graph.frozen else f"student {peer}"
     students = cluster.students
     tensors = _sharded(own, students.shards_per_student) if students.sharding == "full" else own.tensors
-    checkpoint = _SERIALISED * own.saved
     if students.gpus > 0:
-        host = GPU_HOST + checkpoint + own.payload + own.received
+        host = GPU_HOST + SERIALISED * own.saved + own.payload + own.received
         return Process(role, students.shards_per_student, True, {**tensors, "process": GPU_CONTEXT}, host)
-    return _on_cpu(role, students.shards_per_student, tensors, own, checkpoint, RAY_WORKER)
+    return _on_cpu(role, students.shards_per_student, tensors, own)
 
 
-def _on_cpu(
-    role: str, count: int, tensors: Mapping[str, int], own: Rehearsal, checkpoint: int, process: int
-) -> Process:
-    """A process whose device is the machine's memory: a step, or a checkpoint written between two steps."""
+def checkpoint_and_step(own: Rehearsal) -> int:
+    """Bytes that a process on a CPU has from the machine for a peer: in a step, or when it writes a checkpoint."""
+    return max(own.resident, own.lasting + SERIALISED * own.saved)
+
+
+def _on_cpu(role: str, count: int, tensors: Mapping[str, int], own: Rehearsal) -> Process:
+    """A process whose device is its node's memory."""
     share = sum(tensors.values()) / sum(own.tensors.values())
-    gaps = max(0, round((own.resident - sum(own.tensors.values())) * share))
-    writing = max(0, round(own.lasting * share) + checkpoint - sum(tensors.values()) - gaps)
-    parts = {**tensors, "heap": gaps, "checkpoint": writing, "process": process}
+    gaps = round((own.resident - sum(own.tensors.values())) * share)
+    writing = round((checkpoint_and_step(own) - own.resident) * share)
+    parts = {**tensors, "heap": gaps, "checkpoint": writing, "process": RAY_WORKER}
     return Process(role, count, False, {name: size for name, size in parts.items() if size}, sum(parts.values()))
 
 
 def _sharded(own: Rehearsal, ranks: int) -> dict[str, int]:
     """A rank's slice of what FSDP2 divides, and the layers that are whole while they are at work.
 
-    Those are the embeddings and one layer, with their gradients, and the weights of the layer that is fetched meanwhile.
+    Those are the embeddings and one layer, with their gradients, and the weights of the layer that is fetched next.
     """
     divided = {"weights", "gradients", "optimiser"} if ranks > 1 else set()
     tensors = {name: -(-size // ranks) if name in divided else size for name, size in own.tensors.items()}
@@ -183,7 +166,7 @@ def _everyone(own: Rehearsal, decoding: Decoding, cluster: ClusterConfig) -> Pro
     gaps = own.resident - sum(own.tensors.values())
     rest = both - own.resident
     parts = {**own.tensors, "evaluators": rest, "heap": gaps, "process": LEARNER_PROCESS}
-    return Process("all in one process", 1, False, parts, sum(parts.values()))
+    return Process("everyone", 1, False, parts, sum(parts.values()))
 
 
 def _evaluator(decoding: Decoding, cluster: ClusterConfig) -> Process:

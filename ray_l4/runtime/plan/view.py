@@ -17,19 +17,19 @@ from ray_l4.runtime.plan.units import size_text
 
 _PURPOSES = {
     "weights": "weights",
-    "gathered": "layers gathered from all ranks",
+    "gathered": "layers gathered from ranks",
     "gradients": "gradients",
-    "optimiser": "optimiser's moments and working memory",
-    "guard": "what is kept of earlier tasks",
-    "activations": "activations kept for the backward pass",
+    "optimiser": "optimiser",
+    "guard": "guard of earlier tasks",
+    "activations": "activations",
     "logits": "logits",
-    "loss": "working memory of the loss",
-    "backward": "working memory of the backward pass",
-    "exchange": "predictions sent and received",
-    "cache": "keys, values and working memory of decoding",
+    "loss": "buffers of the loss",
+    "backward": "buffers of backward",
+    "exchange": "predictions exchanged",
+    "cache": "decoding",
     "evaluators": "evaluators",
-    "checkpoint": "writing a checkpoint",
-    "heap": "gaps in the heap, and loading a checkpoint",
+    "checkpoint": "checkpoint",
+    "heap": "gaps in the heap",
     "process": "process, libraries",
 }
 """Purposes of memory in words, in the order in which they are shown."""
@@ -57,7 +57,7 @@ def as_json(plan: Plan, advice: Advice | None) -> dict[str, Any]:
 
 def tables(plan: Plan, advice: Advice | None, experiment: str) -> Iterator[RenderableType]:
     """What is printed for people, at most 80 columns wide."""
-    yield from _head(plan)
+    yield _head(plan)
     yield ""
     yield _memory(plan)
     yield ""
@@ -73,23 +73,25 @@ def tables(plan: Plan, advice: Advice | None, experiment: str) -> Iterator[Rende
         yield from _advice(advice, experiment)
 
 
-def _head(plan: Plan) -> Iterator[str]:
-    needs = plan.needs
-    shape = needs.batch
+def _head(plan: Plan) -> Table:
+    needs, shape = plan.needs, plan.needs.batch
     ranks = f" over {shape.shards} ranks" if shape.shards > 1 else ""
     pieces = f", {shape.at_once} at a time" if shape.at_once * shape.shards < shape.examples else ""
-    kind = "worst case" if shape.worst_case else "as given"
     trainable = "" if needs.trainable == needs.parameters else f", {needs.trainable:,} of them trainable"
-    yield f"model      {needs.parameters:,} parameters{trainable}"
-    yield (
-        f"batch      {shape.examples} examples of {shape.length} tokens, {shape.answer} of them the answer{ranks}{pieces}"
-        f" ({kind})"
+    table = _plain("", "")
+    table.show_header = False
+    table.add_row("model", f"{needs.parameters:,} parameters{trainable}")
+    table.add_row(
+        "batch",
+        f"{shape.examples} examples{ranks}{pieces}, of {shape.length} tokens, {shape.answer} of them the answer "
+        f"({'worst case' if shape.worst_case else 'as given'})",
     )
-    yield (
-        f"exchange   {size_text(needs.published)} published and {size_text(needs.received)} read per rank and step; "
-        f"object store {size_text(needs.object_store)}"
-    )
-    yield f"placement  {escape(plan.placement)}"
+    published, received = size_text(needs.published), size_text(needs.received)
+    table.add_row("exchange", f"{published} published and {received} read per rank of a student and step")
+    if needs.object_store:
+        table.add_row("object store", f"{size_text(needs.object_store)} at a time")
+    table.add_row("placement", escape(plan.placement))
+    return table
 
 
 def _memory(plan: Plan) -> Table:
@@ -97,10 +99,9 @@ def _memory(plan: Plan) -> Table:
     columns: dict[tuple[Any, ...], list[str]] = {}
     for process in plan.needs.processes:
         columns.setdefault(tuple(process.device.items()), []).append(process.role)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("memory of one process")
-    for roles in columns.values():
-        table.add_column(_together(roles), justify="right")
+    table = _plain("memory of one process", *map(_together, columns.values()))
+    for column in table.columns[1:]:
+        column.justify = "right"
     for purpose, words in _PURPOSES.items():
         sizes = [dict(parts).get(purpose, 0) for parts in columns]
         if any(sizes):
@@ -110,10 +111,17 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _devices(plan: Plan) -> Table:
+def _plain(*titles: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("device", "holds", "needs", "has", ""):
-        table.add_column(title, justify="right" if title in ("needs", "has") else "left")
+    for title in titles:
+        table.add_column(title)
+    return table
+
+
+def _devices(plan: Plan) -> Table:
+    table = _plain("device", "holds", "needs", "has", "")
+    for column in table.columns[2:4]:
+        column.justify = "right"
     for device in plan.devices:
         there = "?" if device.there is None else size_text(device.there)
         sign = "" if device.there is None else "[green]ok[/]" if device.fits else "[red]too small[/]"
@@ -128,7 +136,7 @@ def _advice(advice: Advice, experiment: str) -> Iterator[str]:
     for changes in advice.settings:
         yield f"fits: {' '.join(f'--set {change}' for change in changes)}"
     if not fitting and not advice.settings:
-        yield "No other profile in that folder fits, and no smaller setting does: take larger devices or a smaller model."
+        yield "No other profile there fits, nor does any smaller setting: take larger devices, or a smaller model."
     for name, objection in advice.profiles.items():
         if objection:
             yield f"[dim]not: {escape(PurePath(name).name)}: {escape(objection)}[/]"

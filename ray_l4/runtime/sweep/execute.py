@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import ray
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.console import Console
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RayL4Error
 from ray_l4.methods import graph_of
+from ray_l4.runtime.fit import check_exchange
 from ray_l4.runtime.placement import Resources, check_room, local_resources
 from ray_l4.runtime.session import connect, node_resources
 from ray_l4.runtime.sweep.folder import State, SweepFolder
@@ -50,8 +51,10 @@ def count_states(states: Iterable[State]) -> str:
     return f"{counts.total()} trials: {counts['done']} already done, {counts['begun']} begun, {counts['new']} new"
 
 
-def check_fit(trials: Iterable[Trial], cluster: ClusterConfig) -> None:
-    """Raise ClusterError if a trial can never run on the local cluster of this profile, however long it waits."""
+def check_fit(trials: Collection[Trial], cluster: ClusterConfig) -> None:
+    """Raise ConfigError or ClusterError if a trial can never run as this profile has it, however long it waits."""
+    for trial in trials:
+        check_exchange(trial.experiment, cluster)
     if cluster.ray.address is None:
         _check_room(trials, cluster, [local_resources(cluster)])
 

@@ -1,0 +1,148 @@
+"""Draws from a position's distribution: unbiased, reproducible, and less noisy than independent ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ray_l4.exchange.codecs import rows as codec_rows
+from ray_l4.exchange.codecs.sampled import Sampled
+from ray_l4.learner.predictions import Predictions
+from ray_l4.losses.distillation import distillation
+from ray_l4.losses.targets import DenseTargets
+
+DRAWS, REPEATS = 7, 4000
+SIGMAS = 5
+"""With 40 tokens and fixed seeds; a right codec exceeds it once in 40,000 choices of seeds."""
+
+
+def skewed(vocab: int, seed: int = 0) -> Tensor:
+    """Logits of one position, far from uniform."""
+    return 3 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(seed)) - 40
+
+
+def shares(logits_V: Tensor, num_draws: int, seed: int, repeats: int = REPEATS) -> Tensor:
+    """What many positions of the same logits were drawn: (repeats, vocab), as probabilities."""
+    rows = logits_V.expand(repeats, -1)
+    return softened(sent(Sampled(num_draws, TEMPERATURE), said(qa=rows), seed)["qa"], rows).exp().double()
+
+
+def variances(probs: list[float], num_draws: int) -> list[float]:
+    """Of each token's share, by hand: in stratum i a token is drawn or not, with the part of it that it covers."""
+    found, start = [], 0.0
+    for p in probs:
+        edges = [(max(start, i / num_draws), min(start + p, (i + 1) / num_draws)) for i in range(num_draws)]
+        covered = [max(0.0, (stop - begin) * num_draws) for begin, stop in edges]
+        found.append(sum(c * (1 - c) for c in covered) / num_draws**2)
+        start += p
+    return found
+
+
+@pytest.mark.parametrize("num_draws", [1, DRAWS, 50])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_shares_are_unbiased(num_draws: int, seed: int) -> None:
+    """The mean over many draws is the distribution, to five standard errors for every token."""
+    logits_V = skewed(40)
+    probs_V = (logits_V.double() / TEMPERATURE).softmax(-1)[0]
+    mean_V = shares(logits_V, num_draws, seed).mean(0)
+    errors = torch.tensor(variances(probs_V.tolist(), num_draws), dtype=torch.float64).div(REPEATS).sqrt()
+    assert ((mean_V - probs_V).abs() <= SIGMAS * errors + 1e-6).all()
+    assert (errors > 0).sum() > 20, "most tokens are left to chance"
+
+
+def test_a_bias_of_one_percent_would_be_seen() -> None:
+    """What the test above is able to notice: draws at a slightly different temperature."""
+    logits_V = skewed(40)
+    probs_V = (logits_V.double() / (1.01 * TEMPERATURE)).softmax(-1)[0]
+    mean_V = torch.stack([shares(logits_V, 50, seed).mean(0) for seed in range(3)]).mean(0)
+    errors = torch.tensor(variances(probs_V.tolist(), 50), dtype=torch.float64).div(3 * REPEATS).sqrt()
+    assert ((mean_V - probs_V).abs() > SIGMAS * errors + 1e-6).any()
+
+
+def test_the_gradient_is_unbiased() -> None:
+    """Of many steps' gradients of the divergence, each from other draws, the mean is the exact gradient."""
+    teacher_V, student_V = skewed(40), skewed(40, seed=1)
+    students = student_V.expand(REPEATS, -1).clone().requires_grad_()
+    rows = teacher_V.expand(REPEATS, -1)
+    drawn = softened(sent(Sampled(DRAWS, TEMPERATURE), said(qa=rows), 4)["qa"], rows)
+    distillation(students, drawn, TEMPERATURE, 1.0).backward()
+    exact_V = student_V.clone().requires_grad_()
+    distillation(exact_V, softened(DenseTargets(teacher_V), student_V), TEMPERATURE, 1.0).backward()
+    assert students.grad is not None and exact_V.grad is not None
+    spread_V = students.grad.std(0) / math.sqrt(REPEATS)
+    assert ((students.grad.mean(0) - exact_V.grad[0]).abs() <= SIGMAS * spread_V + 1e-5).all()
+    assert (students.grad - exact_V.grad).norm(dim=1).min() > 0.1, "a single step's gradient is far from it"
+
+
+def test_the_loss_itself_is_too_high_on_average() -> None:
+    """Few draws have less entropy than the distribution: the figure is no estimate of the divergence."""
+    teacher_V, student_V = skewed(40), skewed(40, seed=1)
+    rows, students = teacher_V.expand(REPEATS, -1), student_V.expand(REPEATS, -1)
+    drawn = softened(sent(Sampled(DRAWS, TEMPERATURE), said(qa=rows), 4)["qa"], rows)
+    estimate = distillation(students, drawn, TEMPERATURE, REPEATS)
+    exact = distillation(student_V, softened(DenseTargets(teacher_V), student_V), TEMPERATURE, 1.0)
+    assert estimate > 1.05 * exact
+
+
+@pytest.mark.parametrize("num_draws", [DRAWS, 50])
+def test_strata_are_less_noisy_than_independent_draws(num_draws: int) -> None:
+    logits_V = skewed(40)
+    probs_V = (logits_V.double() / TEMPERATURE).softmax(-1)[0]
+    noise = (shares(logits_V, num_draws, 5) - probs_V).square().mean(0)
+    independent = probs_V * (1 - probs_V) / num_draws
+    assert noise.sum() < 0.8 * independent.sum()
+    expected = torch.tensor(variances(probs_V.tolist(), num_draws), dtype=torch.float64)
+    torch.testing.assert_close(noise.sum(), expected.sum(), rtol=0.05, atol=0)
+
+
+@given(logits, st.integers(1, 60), st.integers(0, 2**63 - 1))
+def test_only_tokens_that_have_a_probability_are_drawn(logits_KV: np.ndarray, num_draws: int, seed: int) -> None:
+    """And of one with probability p, at least floor(n p) - 1 draws and at most ceil(n p) + 1."""
+    teacher_KV = torch.from_numpy(logits_KV)
+    ids_KS = Sampled(num_draws, TEMPERATURE).encode(said(qa=teacher_KV), seed).tensors["qa/ids"]
+    assert ids_KS.shape == (len(teacher_KV), num_draws) and ids_KS.dtype == torch.int32
+    expected_KV = (teacher_KV / TEMPERATURE).softmax(-1) * num_draws
+    counts_KV = torch.zeros_like(expected_KV).scatter_add_(1, ids_KS.long(), torch.ones(ids_KS.shape))
+    assert (counts_KV.sum(-1) == num_draws).all()
+    assert (counts_KV[expected_KV == 0] == 0).all()
+    assert (counts_KV >= (expected_KV - 1e-3).floor() - 1).all()
+    assert (counts_KV <= (expected_KV + 1e-3).ceil() + 1).all()
+
+
+def test_a_seed_gives_the_same_draws_whatever_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = said(qa=skewed(40).expand(30, -1), lm=skewed(40).expand(30, -1))
+    own = Sampled(DRAWS, TEMPERATURE)
+    state = torch.get_rng_state()
+    first = own.encode(predictions, 8).tensors
+    assert torch.equal(torch.get_rng_state(), state), "the dropout of the next step must not depend on the codec"
+    torch.manual_seed(99)
+    monkeypatch.setattr(codec_rows, "CHUNK_ELEMENTS", 40)  # one row at a time
+    again = own.encode(predictions, 8).tensors
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = own.encode(predictions, 9).tensors
+    assert not torch.equal(first["qa/ids"], other["qa/ids"])
+    assert not torch.equal(first["qa/ids"], first["lm/ids"]), "heads are drawn apart"
+    assert not torch.equal(first["qa/ids"][0], first["qa/ids"][1]), "and so are positions"
+
+
+def test_a_rare_token_is_drawn_as_often_as_it_should_be() -> None:
+    """50,000 tokens of 1e-5 each beside a sure one: a float32 running sum would lose or double some of them."""
+    logits_V = torch.full((1, 50_000), 0.0)
+    logits_V[0, 0] = TEMPERATURE * math.log(49_999)  # half of all probability
+    drawn = sent(Sampled(1000, TEMPERATURE), Predictions({"qa": logits_V.expand(40, -1)}), 0)["qa"]
+    counts_V = drawn.log_probs(slice(0, 40), logits_V.expand(40, -1), TEMPERATURE).exp().sum(0) * 1000
+    assert counts_V[0].item() == pytest.approx(40 * 500, abs=1)
+    quarters = counts_V[1:].split(12_500)
+    for quarter in quarters:
+        assert quarter.sum().item() == pytest.approx(40 * 125, abs=40)
+
+
+def test_the_largest_seed_is_one_like_any_other() -> None:
+    assert codec("sampled 7").encode(said(qa=torch.zeros(2, 5)), 2**63 - 1).num_bytes == 2 * 7 * 4

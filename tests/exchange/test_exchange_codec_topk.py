@@ -1,0 +1,80 @@
+"""The largest probabilities and the mass of all others: what is sent, and what a step learns from it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_l4.exchange.codecs import rows as codec_rows
+from ray_l4.exchange.codecs.topk import TopK
+from tests.learner import learner_fixtures as small
+
+
+@given(logits, st.integers(1, 45))
+def test_the_largest_and_the_log_of_the_rest_are_sent(logits_KV: np.ndarray, k: int) -> None:
+    num_rows, vocab = logits_KV.shape
+    payload = TopK(k, TEMPERATURE).encode(said(lm=torch.from_numpy(logits_KV)), 0)
+    ids, log_probs, rest = (payload.tensors[f"lm/{name}"] for name in ("ids", "log_probs", "rest"))
+    assert ids.shape == log_probs.shape == (num_rows, min(k, vocab)) and rest.shape == (num_rows,)
+    assert (ids.dtype, log_probs.dtype, rest.dtype) == (torch.int32, torch.float32, torch.float32)
+    for row in range(num_rows):
+        exact = torch.from_numpy(logits_KV[row].astype(np.float64) / TEMPERATURE).log_softmax(-1)
+        chosen = ids[row].tolist()
+        others = [v for v in range(vocab) if v not in chosen]
+        assert len(set(chosen)) == len(chosen)
+        torch.testing.assert_close(log_probs[row].double(), exact[chosen], rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(
+            log_probs[row].double(), exact.sort(descending=True).values[: len(chosen)], atol=1e-4, rtol=1e-6
+        )
+        if others:
+            assert rest[row].item() == pytest.approx(exact[others].logsumexp(-1).item(), rel=1e-6, abs=1e-4)
+        else:
+            assert rest[row].item() == -math.inf
+
+
+def test_a_rest_below_the_resolution_of_float32_is_still_one() -> None:
+    """1 minus the largest probability is 0 in float32 here; the mass of the rest is known to seven digits."""
+    sure = torch.tensor([[60.0, 0.0, 0.0, 0.0]])
+    assert (1 - (sure / TEMPERATURE).softmax(-1)[0, 0]).item() == 0.0
+    payload = TopK(1, TEMPERATURE).encode(said(qa=sure), 0)
+    assert payload.tensors["qa/rest"].item() == pytest.approx(math.log(3) - 30, rel=1e-6)
+
+
+def test_the_rest_follows_the_student() -> None:
+    teacher, student = torch.tensor([[4.0, 2.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 2.0, 4.0]])
+    received = softened(sent(codec("topk 1"), said(qa=teacher))["qa"], student).exp()
+    own, tail = (teacher / TEMPERATURE).softmax(-1), (student / TEMPERATURE).softmax(-1)[:, 1:]
+    torch.testing.assert_close(received[:, 0], own[:, 0])
+    torch.testing.assert_close(received[:, 1:], tail / tail.sum() * (1 - own[:, :1]))
+
+
+def test_many_positions_are_encoded_as_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = said(qa=torch.randn(11, 9, generator=torch.Generator().manual_seed(0)))
+    whole = codec("topk 3").encode(predictions, 0)
+    monkeypatch.setattr(codec_rows, "CHUNK_ELEMENTS", 2 * 9)
+    parts = codec("topk 3").encode(predictions, 0)
+    assert all(torch.equal(parts.tensors[name], tensor) for name, tensor in whole.tensors.items())
+
+
+def test_a_step_nears_the_exact_one_as_k_grows() -> None:
+    """Over the whole way: the error of a real learner's gradient falls with k, and is nothing at the vocabulary."""
+    tok = small.tokenizer()
+    gradients = {}
+    for k in (1, 16, 128, tok.size):
+        teacher, student = small.unlike(small.peers(small.experiment(peers={"init": "own"}), tok))
+        for learner in (teacher, student):
+            learner.begin_stage(1, small.tokens(tok))
+        taken = small.record_gradients(student)
+        student.forward(0)
+        student.backward(0, [sent(TopK(k, TEMPERATURE), teacher.forward(0))])
+        gradients[k] = torch.cat([gradient.flatten() for gradient in taken[0].values()])
+    exact = gradients.pop(tok.size)
+    errors = [float((gradient - exact).norm() / exact.norm()) for gradient in gradients.values()]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[-1]
