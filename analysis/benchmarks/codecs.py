@@ -7,7 +7,7 @@
 Peers learn real data together for a while. Then, on batches that they have not seen, the gradient of the first one's
 full objective (labels, and distillation from all others), and that of the distillation term alone, are taken from
 targets that went through each codec, and from exact ones (dense, float32). The forward pass, with its dropout, is the
-same each time. All runs in this process: times and waiting are a matter of transports.
+same each time. All runs in this process; times and waiting are a matter of transports, and null here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from analysis.benchmarks.gradients import Comparison, compare, exact, unclipped
 from analysis.benchmarks.peers import Trained, trained
 from analysis.command import exit_status
 from ray_l4.config.cluster import ExchangeConfig
+from ray_l4.config.document import Document
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.loading import DATA_VARIABLE, experiment_of
 from ray_l4.errors import ConfigError
 from ray_l4.exchange.codecs import build_codec
 from ray_l4.report.markdown import table
@@ -132,24 +134,25 @@ def _figure(key: str, value: float) -> str:
 
 
 def _experiment(options: argparse.Namespace) -> ExperimentConfig:
+    if options.peers < 2:
+        raise ConfigError(f"--peers {options.peers}: whoever is alone learns from nobody; expected 2 or more")
     own: Mapping[str, object] = FROM_SCRATCH if options.model is None else {"model": {"name": options.model}}
-    return ExperimentConfig.model_validate(
-        {
-            "method": "l4",
-            "seed": options.seed,
-            "stream": [{"name": name, "train": options.examples} for name in options.tasks],
-            "data": {"raw": options.data / "raw"} if options.data is not None else {},
-            "distillation": {"temperature": options.temperature},
-            **own,
-        }
-    )
+    tree = {
+        "method": "l4",
+        "seed": options.seed,
+        "stream": [{"name": name, "train": options.examples} for name in options.tasks],
+        "data": {"raw": str(options.data / "raw")} if options.data is not None else {},
+        "distillation": {"temperature": options.temperature},
+        **own,
+    }
+    return experiment_of(Document("command line", Path.cwd(), tree))
 
 
 def _tokenizer(options: argparse.Namespace, experiment: ExperimentConfig) -> TaskTokenizer:
     """The model's own, or GPT-2's. Raises ConfigError if it is not said where that is."""
     if options.model is None and options.data is None:
         raise ConfigError(
-            "give --model NAME, or the folder that holds tokenizer/gpt2 and raw/: --data FOLDER, or RAY_L4_DATA"
+            f"give --model NAME, or the folder that holds tokenizer/gpt2 and raw/: --data FOLDER, or {DATA_VARIABLE}"
         )
     source = options.model or options.data / "tokenizer" / "gpt2"
     return TaskTokenizer.pretrained(source, options.tasks, experiment.model.spare_task_tokens)
@@ -159,7 +162,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.benchmarks.codecs", description="Bytes and gradient errors of all codecs."
     )
-    data = os.environ.get("RAY_L4_DATA")
+    data = os.environ.get(DATA_VARIABLE)
     parser.add_argument("--json", action="store_true", help="one object a line instead of a table")
     parser.add_argument(
         "--model", metavar="NAME", help="a pretrained model by name or folder; a small one from scratch"
@@ -175,12 +178,19 @@ def _arguments() -> argparse.ArgumentParser:
         "steps": (300, "steps of training before the measurement"),
         "batches": (6, "batches to measure on"),
         "seeds": (8, "how often a codec that draws does so on each"),
-        "seed": (0, "seed of models and data"),
     }
     for name, (default, meaning) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (%(default)s)")
+        parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=f"{meaning} (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of models and data (%(default)s)")
     parser.add_argument("--temperature", type=float, default=2.0, metavar="T", help="of the divergence (%(default)s)")
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
+    return value
 
 
 def run(options: argparse.Namespace) -> None:

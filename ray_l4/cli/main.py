@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ray_l4 import __version__
-from ray_l4.cli import data, inspect_models, plan, reports, runs, sweeps
+from ray_l4.cli import bench, data, inspect_models, plan, reports, runs, sweeps
 from ray_l4.errors import ConfigError, RayL4Error
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ sweeps.register(app)
 inspect_models.register(app)
 reports.register(app)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

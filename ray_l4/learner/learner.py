@@ -23,7 +23,7 @@ from ray_l4.learner.slices import Piece, joined
 from ray_l4.learner.steps import Step, Steps
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_gradient
 from ray_l4.losses.targets import Targets
-from ray_l4.methods import Method
+from ray_l4.methods import Method, peer_seed
 from ray_l4.seeds import derive
 from ray_l4.text.batches import Batch
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -84,7 +84,10 @@ class Learner:
         self._pending = None
 
     def forward(self, step: int, *, publish: bool = True) -> Predictions:
-        """Predictions of the step's batch; the graph is kept, and only what other peers need leaves.
+        """Predictions of this rank's share of the step's batch; only what other peers need leaves.
+
+        In one piece it is run once and its graph is kept. In several it is run without one, and only if it is to
+        ``publish`` anything; ``backward`` then runs each piece again, for itself.
 
         Raises PeerError if ``step`` is not the next one.
         """
@@ -170,7 +173,9 @@ class Learner:
         """What the model says about a piece of the step, with the dropout that the piece always has."""
         if self.model.training:
             part = () if piece.first is None else (piece.first,)
-            torch.manual_seed(derive(self.experiment.seed, "dropout", self.peer, self.stage, step, *part))
+            torch.manual_seed(
+                derive(peer_seed(self.experiment, self.peer), "dropout", self.peer, self.stage, step, *part)
+            )
         return self._outputs(piece.batch)
 
     def _predictions(self, piece: Piece, outputs: Mapping[Head, Outputs]) -> Predictions:

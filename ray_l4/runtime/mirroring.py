@@ -27,12 +27,11 @@ class Mirroring:
         if self._mirror is not None:
             self._pushes.append(self._thread.submit(self._push))
 
-    def close(self) -> None:
-        """Copy what it holds in the end, and wait until that is done."""
+    def finish(self) -> None:
+        """Copy what it holds now, and wait until that is done."""
         self.push()
-        self._thread.shutdown(wait=True)
-        for push in self._pushes:
-            push.result()
+        while self._pushes:
+            self._pushes.pop(0).result()
 
     def _push(self) -> None:
         assert self._mirror is not None

@@ -22,6 +22,7 @@ from ray_l4.exchange.pooled import cuda_link
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, describe, pick_device
 from ray_l4.learner.predictions import Predictions
+from ray_l4.methods import peer_experiment, peer_seed, peer_settings
 from ray_l4.runtime.ranks import fellow_ranks, unite
 from ray_l4.runtime.setup import Setup
 from ray_l4.seeds import derive
@@ -67,10 +68,13 @@ class Student:
 
     def reset(self) -> None:
         """Begin anew, with the weights of the start. Raises ModelError if the model cannot be loaded."""
-        setup, experiment = self._setup, self._setup.experiment
+        setup = self._setup
+        experiment = peer_experiment(setup.experiment, self.peer)
         names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
+        seed = derive(peer_seed(experiment, self.peer), *names)
+        dropout = peer_settings(experiment, self.peer).dropout
         home = self._sharding.home(self._device)
-        model = build_model(experiment.model, setup.tokenizer, derive(experiment.seed, *names)).to(home)
+        model = build_model(experiment.model, setup.tokenizer, seed, dropout).to(home)
         micro_batch = self._resources.micro_batch
         self._learner = Learner(
             self.peer, model, setup.tokenizer, experiment, setup.method, self._sharding, micro_batch

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_l4.exchange.codecs import rows as codec_rows
-from ray_l4.exchange.codecs.sampled import Sampled
+from ray_l4.exchange.codecs.sampled import Sampled, _tokens_at
 from ray_l4.learner.predictions import Predictions
 from ray_l4.losses.distillation import distillation
 from ray_l4.losses.targets import DenseTargets
@@ -114,6 +114,13 @@ def test_only_tokens_that_have_a_probability_are_drawn(logits_KV: np.ndarray, nu
     assert (counts_KV[expected_KV == 0] == 0).all()
     assert (counts_KV >= (expected_KV - 1e-3).floor() - 1).all()
     assert (counts_KV <= (expected_KV + 1e-3).ceil() + 1).all()
+
+
+def test_a_point_on_a_border_belongs_to_the_token_that_begins_there() -> None:
+    """And so never to one without any probability; a point that was rounded up to the very end, to the last token."""
+    log_probs_MV = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).log()
+    points_MS = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]], dtype=torch.float64)
+    assert _tokens_at(points_MS, log_probs_MV).tolist() == [[1, 1, 3, 3, 3]]
 
 
 def test_a_seed_gives_the_same_draws_whatever_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:

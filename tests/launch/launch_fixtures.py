@@ -25,9 +25,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = "launch/experiments/quickstart.yaml"
 
 _SEPARATOR = "\x1f"
+# One write for each call, since a script may call several commands at the same time.
 _RECORDER = r"""#!/usr/bin/env bash
-printf '%s\x1f' "$(basename "$0")" "AUTH=${RAY_AUTH_MODE:-}" "ADDRESS=${RAY_ADDRESS:-}" "$@" | tr '\n' ' ' >>"$LOG"
-printf '\n' >>"$LOG"
+line=$(printf '%s\x1f' "$(basename "$0")" "AUTH=${RAY_AUTH_MODE:-}" "ADDRESS=${RAY_ADDRESS:-}" "$@")
+printf '%s\n' "$line" >>"$LOG"
 """
 
 

@@ -118,3 +118,9 @@ def test_the_documentation_lists_every_profile_with_its_transport() -> None:
         re.findall(r"^\| \[`(\w+)`\]\(\.\./cluster_configs/\1\.yaml\) \|.*\| `(\w+)`[^|]*\|$", CLUSTERS, re.MULTILINE)
     )
     assert listed == {name: profile.exchange.transport for name, profile in PROFILES.items()}
+
+
+def test_the_documentation_names_files_that_are_there() -> None:
+    named = set(re.findall(r"\b(?:launch|cluster_configs)/[\w./-]*\w", CLUSTERS))
+    assert len(named) > 15
+    assert sorted(path for path in named if not (REPOSITORY / path).exists()) == []

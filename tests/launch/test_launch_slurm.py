@@ -17,6 +17,7 @@ from ray_l4.errors import ClusterError
 from tests.launch.launch_fixtures import (
     QUICKSTART,
     REPOSITORY,
+    Call,
     Commands,
     ray_start,
     ray_symmetric_run,
@@ -28,9 +29,9 @@ FOLDER = REPOSITORY / "launch" / "slurm"
 SCRIPTS = ["exclusive", "shared"]
 PROFILE = "cluster_configs/several_nodes.yaml"
 FINISHES = 'mkdir -p "$RAY_L4_RUN_DIR"; touch "$RAY_L4_RUN_DIR/summary.json"\n'
-GOES_ON = FINISHES + '[[ " $* " == *" symmetric-run "* ]] || exec sleep 60\n'
-# One process for each node would run what comes after the options; here it is one in all.
-RUNS = 'while [[ $1 == --* ]]; do shift; done; "$@"\n'
+# Ray on a node, which goes on until it is ended; and the wait for so many nodes, where each call of srun is one.
+GOES_ON = '[[ " $* " == *" symmetric-run "* ]] || exec sleep 60\n' + FINISHES
+WAITS = 'until (($(grep -c ^srun "$LOG") >= ${2:-0})); do sleep 0.05; done\n'
 
 
 def options_of(script: str) -> dict[str, str]:
@@ -65,7 +66,7 @@ class Slurm(Commands):
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Slurm:
-    return Slurm(tmp_path, srun=GOES_ON, python="sleep 0.3\n", scontrol="printf 'node1\\nnode2\\n'\n")
+    return Slurm(tmp_path, srun=GOES_ON, python=WAITS, scontrol="printf 'node1\\nnode2\\n'\n")
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -92,8 +93,6 @@ def test_what_is_reserved_has_room_for_the_profile(slurm: Slurm, script: str) ->
     """The command line in the script is run, and the run that it starts resolved."""
     options = options_of(script)
     slurm.token()
-    (slurm.root / "bin" / "ray-l4").write_text((slurm.root / "bin" / "ray-l4").read_text() + FINISHES)
-    (slurm.root / "bin" / "srun").write_text((slurm.root / "bin" / "srun").read_text() + RUNS)
     shown = slurm.submit(script, "--dry-run", QUICKSTART, PROFILE, "--set", "seed=5").stdout.splitlines()[-1]
     words = words_of(shown)
     assert slurm.run(*words[words.index("bash") :]).returncode == 0
@@ -185,20 +184,24 @@ def test_a_run_without_a_result_has_failed_whatever_ray_says(tmp_path: Path, end
 def test_head_then_workers_then_the_command(slurm: Slurm) -> None:
     slurm.token()
     assert slurm.submit("shared", QUICKSTART, PROFILE).returncode == 0
-    calls = slurm.calls()
-    starts = {call.arguments[4]: ray_start(call.after("start")) for call in calls if call.name == "srun"}
-    assert {where: start["head"] for where, start in starts.items()} == {
-        "--nodelist=node1": True,
-        "--nodelist=node2": False,
-    }
-    order = [call.name if call.name != "python" else f"wait {call.arguments[-1]}" for call in calls]
-    assert order.index("srun") < len(order) - 1 - order[::-1].index("srun")
-    assert order.index("wait 1") < len(order) - 1 - order[::-1].index("srun"), "workers come when the head is there"
-    assert order[-1] == "ray-l4"
-    assert "wait 2" in order
-    own = f"192.0.2.1:{10_000 + 1234 % 40 * 500}"
-    head, *others = [call for call in calls if call.name != "scontrol"]
-    assert (head.address, {call.address for call in others}) == ("", {own})
+    calls = {_kind(call): call for call in slurm.calls()}
+    assert set(calls) == {"hosts", "srun on node1", "srun on node2", "wait for 1", "wait for 2", "command"}
+    starts = [ray_start(calls[f"srun on node{node}"].after("start")) for node in (1, 2)]
+    assert [start["head"] for start in starts] == [True, False]
+    order = list(calls)
+    # What runs at the same time is written down in either order.
+    assert max(order.index("srun on node1"), order.index("wait for 1")) < order.index("srun on node2")
+    assert order[-1] == "command"
+    head = calls.pop("srun on node1")
+    calls.pop("hosts")
+    assert head.address == "", "a head with an address would look for another one"
+    assert {call.address for call in calls.values()} == {f"192.0.2.1:{10_000 + 1234 % 40 * 500}"}
+
+
+def _kind(call: Call) -> str:
+    names = {"scontrol": "hosts", "python": f"wait for {call.arguments[-1]}", "ray-l4": "command"}
+    where = next((word.partition("=")[2] for word in call.arguments if word.startswith("--nodelist=")), "")
+    return names.get(call.name, f"{call.name} on {where}")
 
 
 def test_jobs_on_one_node_have_ports_of_their_own(slurm: Slurm) -> None:
@@ -237,7 +240,7 @@ def test_ray_that_ends_early_ends_the_job_at_once(tmp_path: Path) -> None:
 def test_ray_ends_with_the_job(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     slurm = Slurm(
-        tmp_path, srun=f'echo $$ >>"{pid}"; exec sleep 60\n', python="sleep 0.3\n", scontrol="echo node1; echo node2\n"
+        tmp_path, srun=f'echo $$ >>"{pid}"; exec sleep 60\n', python=WAITS, scontrol="echo node1; echo node2\n"
     )
     slurm.token()
     assert slurm.submit("shared", QUICKSTART, PROFILE).returncode == 0

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -39,6 +41,8 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
 }
 FULL = (("l4", None), ("everything", 2), ("bfloat16", None))
 """Scenarios and micro-batches of fully sharded students."""
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 A, T = TypeVar("A"), TypeVar("T")
 
@@ -108,6 +112,34 @@ def learn(learners: Sequence[Learner]) -> list[Learned]:
         own.weights = {name: whole(tensor).clone() for name, tensor in learner.model.state_dict().items()}
         own.saved = learner.weights().tobytes()
     return learned
+
+
+@cache
+def alone(scenario: str) -> list[Learned]:
+    """By a single rank, in one piece."""
+    return learn(peers(scenario))
+
+
+def assert_same(found: list[Learned], scenario: str) -> None:
+    """Losses, norms, all gradients of every step and all weights at the end, relative to their size."""
+    tolerance = TOLERANCE[SCENARIOS[scenario].get("precision", "float32")]
+    expected = alone(scenario)
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert len(theirs.figures) == len(theirs.gradients) == 6
+        for one, other in zip(mine.figures, theirs.figures, strict=True):
+            assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
+        for one, other in zip(mine.gradients, theirs.gradients, strict=True):
+            assert_close(one, other, tolerance)
+        assert_close(mine.weights, theirs.weights, tolerance)
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    largest = max(float(tensor.norm()) for tensor in other.values())
+    for name, expected in other.items():
+        allowed = tolerance * max(float(expected.norm()), 1e-2 * largest)
+        assert float((one[name] - expected).norm()) <= allowed, name
 
 
 def whole(tensor: Tensor) -> Tensor:

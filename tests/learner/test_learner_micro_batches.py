@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from ray_l4.learner.slices import cut, joined, select
 from ray_l4.text.batches import Batch, build_batch
 from tests.learner import learner_fixtures as small
 from tests.learner import shard_fixtures as shards
-from tests.learner.test_learner_shards import assert_same
+from tests.learner.shard_fixtures import assert_same
 
 HEADS = ("qa", "lm")
 
@@ -128,8 +130,14 @@ def test_targets_of_another_batch_are_refused() -> None:
 
 
 def weighted(indices: list[int]) -> Batch:
-    table, tok = small.tokens(small.tokenizer(), current=6, replayed=4), small.tokenizer()
-    return build_batch(table, np.asarray(indices), HEADS, tok, 5.0)
+    """A batch of some of ten examples."""
+    return build_batch(some_tokens(), np.asarray(indices), HEADS, small.tokenizer(), 5.0)
+
+
+@cache
+def some_tokens() -> pa.Table:
+    """Six current examples, and four replayed ones."""
+    return small.tokens(small.tokenizer(), current=6, replayed=4)
 
 
 def scored(batch: Batch, head: Any) -> Iterator[tuple[tuple[int, ...], int, float]]:
@@ -140,6 +148,7 @@ def scored(batch: Batch, head: Any) -> Iterator[tuple[tuple[int, ...], int, floa
         yield tuple(batch.input_ids_RT[row, : column + 1].tolist()), int(target), float(weight)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8, unique=True), st.data())
 def test_a_selection_is_the_batch_of_its_examples(indices: list[int], data: st.DataObject) -> None:
     """The same tokens, and no more padding, as if it had been built from these examples alone."""
@@ -154,6 +163,7 @@ def test_a_selection_is_the_batch_of_its_examples(indices: list[int], data: st.D
     assert [getattr(found, name) for name in counts] == [getattr(expected, name) for name in counts]
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=8, unique=True),
     st.integers(1, 4),

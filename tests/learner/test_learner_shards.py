@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,39 +17,10 @@ from transformers import PreTrainedModel
 from ray_l4.learner.sharding import ALONE, Alone, _buckets
 from ray_l4.learner.slices import piece_spans
 from tests.learner import shard_fixtures as shards
-from tests.learner.shard_fixtures import FullyLearned, Learned
+from tests.learner.shard_fixtures import FullyLearned, alone, assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 150.0
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-
-
-@cache
-def alone(scenario: str) -> list[Learned]:
-    """By a single rank, in one piece."""
-    return shards.learn(shards.peers(scenario))
-
-
-def assert_same(found: list[Learned], scenario: str) -> None:
-    """Losses, norms, all gradients of every step and all weights at the end, relative to their size."""
-    tolerance = TOLERANCE[shards.SCENARIOS[scenario].get("precision", "float32")]
-    expected = alone(scenario)
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert len(theirs.figures) == len(theirs.gradients) == 6
-        for one, other in zip(mine.figures, theirs.figures, strict=True):
-            assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
-        for one, other in zip(mine.gradients, theirs.gradients, strict=True):
-            assert_close(one, other, tolerance)
-        assert_close(mine.weights, theirs.weights, tolerance)
-
-
-def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert one.keys() == other.keys()
-    largest = max(float(tensor.norm()) for tensor in other.values())
-    for name, expected in other.items():
-        allowed = tolerance * max(float(expected.norm()), 1e-2 * largest)
-        assert float((one[name] - expected).norm()) <= allowed, name
 
 
 def test_the_scenarios_are_not_trivial() -> None:

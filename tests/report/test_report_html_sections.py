@@ -144,9 +144,8 @@ def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: Rec
 
 def test_who_learns_from_whom_is_the_run_s_own_choice(tmp_path: Path) -> None:
     edges = {"count": 4, "topology": [[0, 1], [3, 1]]}
-    listed, none = (
-        record_of(tmp_path, "l4", variant=str(n), peers=own) for n, own in enumerate([edges, edges | {"topology": []}])
-    )
+    listed = record_of(tmp_path / "listed", "l4", peers=edges)
+    none = record_of(tmp_path / "none", "l4", peers=edges | {"topology": []})
     (facts,) = tables(section_scores.summary(listed, "r"))
     assert rows_of(facts)["who learns from whom"] == [
         "as listed: 0 learns from nobody; 1 from 0, 3; 2 from nobody; 3 from nobody"

@@ -168,6 +168,7 @@ def resumable(copy: Path, folder: Path) -> int:
         assert tree(run.checkpoint(stage, 1, 0)) == {
             name: f"{name} of stage {stage}".encode() for name in ("model.safetensors", "config.json")
         }
+    assert int((folder / "timeline.parquet").read_text().split()[0]) >= done
     if (folder / "summary.json").exists():
         assert done == 2
     return done
@@ -214,6 +215,42 @@ def test_a_push_that_failed_is_made_up_for_by_the_next_one(run: RunDirectory, tm
             failures += 1
     assert failures > 3
     assert copied(tmp_path / "copy") == tree(run.path)
+
+
+def stamped(path: Path, content: str, modified: int) -> None:
+    """A file with such a time of modification (ns)."""
+    path.write_text(content)
+    os.utime(path, ns=(modified, modified))
+
+
+def test_a_file_that_changes_twice_in_an_instant(run: RunDirectory, storage: Path) -> None:
+    """A clock that is too coarse to tell the two versions apart."""
+    mirror, score, now = Mirror(str(storage), "one"), run.path / "scores" / "a.json", time.time_ns()
+    stamped(score, "first ", now)
+    mirror.push(run.path)
+    stamped(score, "second", now)
+    mirror.push(run.path)
+    assert copied(storage / "one") == tree(run.path)
+
+
+def test_a_file_that_is_brought_back_after_a_push_was_cut_short(run: RunDirectory, tmp_path: Path) -> None:
+    """The list of versions must not name the older one while the newer one is there."""
+    score, copy = run.path / "scores" / "a.json", tmp_path / "copy"
+    line = Unreliable(fs.LocalFileSystem(), objects=True)
+    grown_old(run.path)
+    stamped(score, "older", 10**18)
+    over(line, copy).push(run.path)
+    stamped(score, "newer", 2 * 10**18)
+    for works in range(20):
+        line.breaks_after(works)
+        with suppress(ClusterError):
+            over(line, copy).push(run.path)
+        if (copy / "scores" / "a.json").read_text() == "newer":
+            break
+    line.breaks_after(float("inf"))
+    stamped(score, "older", 10**18)
+    over(line, copy).push(run.path)
+    assert copied(copy) == tree(run.path)
 
 
 def test_a_pull_that_fails_leaves_nothing(run: RunDirectory, tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
-import ray
-
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerError
 from ray_l4.exchange.loop import StepFigures, train_steps
@@ -24,6 +22,8 @@ _GENERATION = 1
 
 class Cohort(Protocol):
     """Students that learn, and stop in between."""
+
+    peers: int
 
     def train(self, steps: int) -> list[StepFigures]:
         """Let all of them learn the next ``steps`` steps; the figures of each step, by peer."""
@@ -43,6 +43,7 @@ class _Students:
     """A crew that learns the one task of its setup."""
 
     def __init__(self, crew: Workers, setup: Setup, cluster: ClusterConfig) -> None:
+        self.peers = setup.topology.size
         self.crew = crew
         self._setup = setup
         self._cluster = cluster
@@ -110,7 +111,7 @@ class OneProcess:
     """All students in a process of their own, so that its memory is theirs."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
-        self._timeout = cluster.timeouts.step
+        self.peers = setup.topology.size
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
             self._ask(_enter, setup, cluster)

@@ -32,14 +32,14 @@ _ANSWERS = 4
 class Workload:
     """A model, and how much of it is exchanged in a step."""
 
-    vocab: int = 50_257
+    vocab: int
     """Entries of the tokeniser, and of every prediction."""
-    examples: int = 4
+    examples: int
     """Of a batch."""
-    tokens: int = 128
+    tokens: int
     """Positions of each example that bear a target and a prediction, in both heads together."""
-    layers: int = 2
-    width: int = 64
+    layers: int
+    width: int
 
     @property
     def positions(self) -> int:

@@ -22,9 +22,10 @@ HEAP_LIMIT = 32 * 2**20
 """Bytes from which on glibc maps a block of its own and gives it back as a whole; smaller ones share a heap."""
 
 HEAP_SLACK = 1.25
-"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them, and the heap
-hardly shrinks. Fitted to the cases of ``python -m analysis.benchmarks.memory``. The same steps with the environment
-variable ``MALLOC_MMAP_THRESHOLD_=65536``, which leaves the heap unused, take what their tensors take, within 3 %."""
+"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them, and what is
+freed is hardly given back. Fitted to the cases of ``python -m analysis.benchmarks.memory``. The same steps with the
+environment variable ``MALLOC_MMAP_THRESHOLD_=65536``, which leaves the heap unused, take what their tensors take, within
+3 %."""
 
 
 @dataclass
@@ -59,6 +60,11 @@ class Ledger(TorchDispatchMode):
         self._largest = 0
         self._in_heap, self._fullest_heap = 0, 0
         self._entries: weakref.WeakKeyDictionary[torch.UntypedStorage, _Entry] = weakref.WeakKeyDictionary()
+
+    @property
+    def held(self) -> int:
+        """Bytes that the process has from the machine now."""
+        return self.live.total() - self._in_heap + round(HEAP_SLACK * self._fullest_heap)
 
     def begin(self, purpose: str) -> None:
         """What is made from now on serves ``purpose``."""
@@ -114,7 +120,7 @@ class Ledger(TorchDispatchMode):
         if total > self._largest:
             self._largest, self.peak = total, dict(self.live)
         self._fullest_heap = max(self._fullest_heap, self._in_heap)
-        self.resident = max(self.resident, total - self._in_heap + round(HEAP_SLACK * self._fullest_heap))
+        self.resident = max(self.resident, self.held)
 
 
 def _for_real(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

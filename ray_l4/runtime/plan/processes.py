@@ -135,7 +135,7 @@ def _rank(peer: int, graph: Topology, own: Rehearsal, cluster: ClusterConfig) ->
 
 def checkpoint_and_step(own: Rehearsal) -> int:
     """Bytes that a process on a CPU has from the machine for a peer: in a step, or when it writes a checkpoint."""
-    return max(own.resident, own.lasting + SERIALISED * own.saved)
+    return max(own.resident, own.between + SERIALISED * own.saved)
 
 
 def _on_cpu(role: str, count: int, tensors: Mapping[str, int], own: Rehearsal) -> Process:
@@ -162,7 +162,7 @@ def _sharded(own: Rehearsal, ranks: int) -> dict[str, int]:
 def _everyone(own: Rehearsal, decoding: Decoding, cluster: ClusterConfig) -> Process:
     """All peers and evaluators in one process: a step beside the evaluators' models, or their work beside the peers."""
     idle = cluster.evaluators.count * decoding.tensors["weights"]
-    both = max(own.resident + idle, own.lasting + decoding.resident + idle - decoding.tensors["weights"])
+    both = max(own.resident + idle, own.between + decoding.resident + idle - decoding.tensors["weights"])
     gaps = own.resident - sum(own.tensors.values())
     rest = both - own.resident
     parts = {**own.tensors, "evaluators": rest, "heap": gaps, "process": LEARNER_PROCESS}

@@ -43,8 +43,8 @@ class Rehearsal:
     exchange."""
     resident: int
     """Bytes that the process had from the machine at most for tensors on the CPU, gaps in the heap included."""
-    lasting: int
-    """Bytes that stay between two steps: weights and moments."""
+    between: int
+    """Bytes that it has between two steps, likewise: weights, moments, and what the heap does not give back."""
     saved: int
     """Bytes of a checkpoint of one peer."""
     payload: int
@@ -98,7 +98,7 @@ def rehearse(
             count_parameters(learner.model),
             {purpose: size for purpose, size in ledger.peak.items() if size},
             ledger.resident,
-            ledger.live.total(),
+            ledger.held,
             trained,
             stage.sent_bytes,
             stage.sent_bytes * stage.most_teachers,
@@ -163,6 +163,7 @@ class _Stage:
         talk = bool(graph.edges)
         sent: dict[int, Payload] = {}
         for peer, learner in self.learners.items():
+            ledger.begin("activations")
             frozen = peer in graph.frozen
             predictions = learner.predict(step, 0) if frozen else learner.forward(step, publish=talk)
             ledger.begin("exchange")
@@ -170,14 +171,16 @@ class _Stage:
                 sent[peer] = self._codec.encode(predictions, 0)
                 self.sent_bytes = sent[peer].num_bytes
             del predictions
-        for peer in self.learners:
-            if peer not in graph.frozen:
-                arrived = [sent.get(teacher) or _like(next(iter(sent.values()))) for teacher in graph.teachers_of(peer)]
-                if self._exchange.transport == "object_store":
-                    sent.clear()  # it left as the answer to the call; by all other ways the peer still holds it
-                targets = [self._codec.decode(payload) for payload in arrived]
-                ledger.begin("loss")
-                self.learners[peer].backward(step, targets)
+        arrived = {
+            peer: [sent.get(teacher) or _like(sent[peer]) for teacher in graph.teachers_of(peer)]
+            for peer in self.learners
+            if peer not in graph.frozen
+        }
+        if self._exchange.transport == "object_store":
+            sent.clear()  # it left as the answer to the call; by all other ways the peer still holds it
+        for peer, payloads in arrived.items():
+            ledger.begin("loss")
+            self.learners[peer].backward(step, [self._codec.decode(payload) for payload in payloads])
 
 
 def _like(payload: Payload) -> Payload:
