@@ -16,6 +16,7 @@ from ray_l4.runtime.board import Board
 from ray_l4.runtime.checkpoints import Checkpoints
 from ray_l4.runtime.crew import Workers, absent, hire_anew
 from ray_l4.runtime.material import Material
+from ray_l4.runtime.mirroring import Mirroring
 from ray_l4.runtime.pool import WorkPool
 from ray_l4.runtime.progress import Progress
 from ray_l4.runtime.scoring import Scoring
@@ -54,10 +55,11 @@ class Coordinator:
         places: int,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
+        mirroring: Mirroring | None = None,
     ) -> None:
         """``hire`` makes the workers when the run begins, at most ``places`` students at a time.
 
-        ``progress`` and ``stop``: those of the run that this one is a part of.
+        ``progress``, ``stop`` and ``mirroring``: those of the run that this one is a part of.
         """
         self.progress = progress or Progress()
         self._is_part = progress is not None
@@ -72,6 +74,7 @@ class Coordinator:
         done = {(row["stage"], row["step"]) for row in run.step_figures() if row["stage"] < self._state.stages_done}
         self._board = Board(run.path / "tensorboard", steps_before=len(done))
         self._timeline = Timeline(run)
+        self._mirroring = mirroring or Mirroring(run, cluster, self.progress.event)
         if self._state.lost_students:
             self._setup = replace(setup, topology=setup.topology.without(self._state.lost_students))
 
@@ -98,6 +101,8 @@ class Coordinator:
             self._disk.shutdown(wait=True)
             self._board.close()
             self._timeline.save()
+            if not self._is_part:
+                self._mirroring.finish()
         self._crew.dismiss()
         summary = summarise(self._run)
         write_json(self._run.path / "summary.json", summary)
@@ -117,7 +122,8 @@ class Coordinator:
             self.progress.event("training the teachers")
             self.progress.set(part="teachers: ")
             setup = self._setup.of_teachers()
-            before = Coordinator(setup, self._cluster, teachers, self._hire, self._places, self.progress, self._stop)
+            shared = (self.progress, self._stop, self._mirroring)
+            before = Coordinator(setup, self._cluster, teachers, self._hire, self._places, *shared)
             try:
                 with self._timeline.span("coordinator", "teachers", "training the teachers"):
                     before.run()
@@ -286,3 +292,4 @@ class Coordinator:
         self._state = self._state.model_copy(update=done)
         self._timeline.save()
         self._run.save_state(self._state)
+        self._mirroring.push()

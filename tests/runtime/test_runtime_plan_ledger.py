@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -15,6 +15,7 @@ actions = st.lists(st.one_of(st.integers(1, 50), st.none()), max_size=30)
 """A size to allocate, in units, or None to free the oldest block."""
 
 
+@settings(max_examples=30)
 @given(actions, st.sampled_from([1, HEAP_LIMIT // 40]))
 def test_it_says_what_a_plain_count_says(sizes: list[int | None], unit: int) -> None:
     """Peak, and the heap that never shrinks, over any order of allocating and freeing; nothing is really allocated."""
@@ -60,9 +61,7 @@ def test_what_autograd_keeps_is_counted() -> None:
     with FakeTensorMode(), ledger:
         weight = torch.empty(1000, requires_grad=True)
         result = weight.exp().sin().sum()
-        assert ledger.live.total() == 3 * 4000 - 4000 + 4 + 4000, (
-            "weight, exp (sin's input), sin's sum, and exp's result"
-        )
+        assert ledger.live.total() == 2 * 4000 + 4, "weight, its exponential for both backward steps, and the sum"
         result.backward()
         del result
         assert ledger.live.total() == 2 * 4000, "weight and its gradient"

@@ -41,7 +41,7 @@ def test_it_takes_what_real_tensors_take(name: str) -> None:
     sections, cluster = CASES[name]
     config, ledger = experiment(**sections), cpu_ledger()
     train_for_real(config, profile(**cluster), ledger)
-    assert sum(rehearsed(config, **cluster).tensors.values()) == pytest.approx(sum(ledger.peak.values()), rel=0.03)
+    assert sum(rehearsed(config, **cluster).tensors.values()) == pytest.approx(sum(ledger.peak.values()), rel=0.01)
 
 
 EXPECTED_BYTES = {
@@ -60,7 +60,7 @@ def test_bytes_on_the_way(codec: str) -> None:
     own = rehearsed(exchange=exchange)
     assert own.payload == own.received == EXPECTED_BYTES[codec]
     if codec != "mean":  # of which the targets are made while it is reduced
-        assert train_for_real(experiment(), profile(exchange=exchange), cpu_ledger()).num_bytes == own.payload
+        assert train_for_real(experiment(), profile(exchange=exchange), cpu_ledger()) == own.payload
 
 
 def test_float16_halves_them_and_ranks_share_them() -> None:

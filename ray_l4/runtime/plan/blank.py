@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ray_l4.config.experiment import ExperimentConfig
@@ -82,13 +83,31 @@ def blank_student(config: ModelConfig, tokens: Vocabulary, dropout: float | None
     if config.from_scratch is not None:
         return build_model(config, tokenizer, 0)
     name = str(config.name)
-    model = AutoModelForCausalLM.from_config(pretrained_config(name), dtype=torch.float32)
-    if dropout is not None:
-        set_dropout(model, dropout, name)
-    drawn = grow(model, tokens.size)
-    if config.lora is not None:
-        add_adapters(model, config.lora, name, {*drawn, tokens.ans, tokens.pad, tokens.unk, *tokens.task_tokens})
+    # Not at once without data but on the right device: PyTorch cannot move such modules, as peft does.
+    with unset_fake_temporarily(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(pretrained_config(name), dtype=torch.float32)
+        if dropout is not None:
+            set_dropout(model, dropout, name)
+        drawn = grow(model, tokens.size)
+        if config.lora is not None:
+            add_adapters(model, config.lora, name, {*drawn, tokens.ans, tokens.pad, tokens.unk, *tokens.task_tokens})
+    _bring_to_cpu(model)
     return model
+
+
+def _bring_to_cpu(model: nn.Module) -> None:
+    """Put an empty tensor on the CPU in the place of every one on the meta device; what was shared stays shared."""
+    moved: dict[Tensor, Tensor] = {}
+
+    def on_cpu(tensor: Tensor) -> Tensor:
+        if tensor not in moved:
+            empty = torch.zeros(tensor.shape, dtype=tensor.dtype)
+            moved[tensor] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        return moved[tensor]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            held.update({name: on_cpu(tensor) for name, tensor in held.items() if tensor is not None})
 
 
 @torch.no_grad()
