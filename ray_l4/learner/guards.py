@@ -17,6 +17,7 @@ from ray_l4.losses.importance import fisher_diagonal, output_sensitivity, square
 from ray_l4.losses.nll import at_least_float32
 from ray_l4.losses.penalty import QuadraticPenalty
 from ray_l4.losses.projection import project_gradients, take_gradients
+from ray_l4.methods import peer_seed
 from ray_l4.seeds import derive
 from ray_l4.text.batches import Batch, build_batch
 
@@ -73,7 +74,8 @@ class MemoryGuard:
             parameters = trainable(learner.model)
             own = take_gradients(parameters)
             # Dropout of its own: what was drawn since the forward pass depends on who shares this process.
-            torch.manual_seed(derive(learner.experiment.seed, "memory dropout", learner.peer, learner.stage, step))
+            seed = peer_seed(learner.experiment, learner.peer)
+            torch.manual_seed(derive(seed, "memory dropout", learner.peer, learner.stage, step))
             answer_loss(learner, self._batch(learner, learner.memory, step)).backward()
             reference = take_gradients(parameters)
             for name, gradient in own.items():

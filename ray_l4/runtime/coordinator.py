@@ -172,13 +172,13 @@ class Coordinator:
     def _warn_of_equal_peers(self) -> None:
         """Peers with equal weights, batches and no dropout stay equal, and have nothing to teach each other."""
         # GPT-2 also has dropout in a summary head, which language models do not use.
-        own = self._checkpoints.descriptions[self._setup.topology.students[0]]
-        settings = {**own, **own.get(ADAPTERS, {})}
-        dropout = [settings[name] for name in settings if "drop" in name and "summary" not in name]
+        settings = [{**own, **own.get(ADAPTERS, {})} for own in self._checkpoints.descriptions.values()]
+        dropout = [own[name] for own in settings for name in own if "drop" in name and "summary" not in name]
         experiment = self._setup.experiment
+        alike = all(own == experiment.peers.each[0] for own in experiment.peers.each)
         # Those that learn in turn see the examples in orders of their own.
         together = experiment.distillation.schedule == "simultaneous"
-        equal = experiment.peers.init == "shared" and together and not any(dropout)
+        equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
         graph = self._setup.topology
         if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
             self.progress.event("warning: the model has no dropout and peers.init is shared: the peers will stay equal")
