@@ -41,6 +41,14 @@ class Resources(Strict):
     """Custom resources of the cluster reserved for each, by name: they bind it to nodes that offer them."""
 
 
+    @model_validator(mode="after")
+    def _only_custom_ones(self) -> Resources:
+        taken = sorted({"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys())
+        if taken:
+            raise ValueError(f"resources: {taken[0]} is Ray's own; use cpus or gpus, or another name")
+        return self
+
+
 class StudentResources(Resources):
     """What every rank of a student is given, and how many ranks a student spans."""
 

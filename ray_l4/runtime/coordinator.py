@@ -62,7 +62,7 @@ class Coordinator:
         ``progress``, ``stop`` and ``mirroring``: those of the run that this one is a part of.
         """
         self.progress = progress or Progress()
-        self._is_part = progress is not None
+        self._is_part = mirroring is not None
         self._setup = setup
         self._cluster = cluster
         self._run = run

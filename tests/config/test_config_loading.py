@@ -412,3 +412,10 @@ def test_profiles_survive_a_round_trip(tmp_path_factory: pytest.TempPathFactory,
     path = tmp_path_factory.getbasetemp() / "profile.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8", newline="\n")
     assert load_cluster(path) == config
+
+
+def test_what_ray_counts_itself_is_no_custom_resource(write: Callable[[str], Path]) -> None:
+    path = write("students: {resources: {GPU: 1}}\n")
+    assert problems(path, load=load_cluster) == [
+        "FILE:1: students: resources: GPU is Ray's own; use cpus or gpus, or another name"
+    ]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import ray
 
-from ray_l4.config.cluster import ClusterConfig
 from ray_l4.runtime.session import connect
 from tests.runtime import runtime_fixtures as small
 
@@ -15,7 +14,7 @@ from tests.runtime import runtime_fixtures as small
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local cluster with four CPUs, whatever the machine has."""
-    connect(1, ClusterConfig.model_validate({"ray": {"num_cpus": 4, "object_store_memory": 200_000_000}}))
+    connect(1, small.SHARED)
     yield
     ray.shutdown()
 

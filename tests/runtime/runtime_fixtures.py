@@ -22,6 +22,9 @@ from ray_l4.store.run_directory import RunDirectory
 
 LIMIT = 180.0
 
+SHARED = ClusterConfig.model_validate({"ray": {"num_cpus": 4, "object_store_memory": 200_000_000}})
+"""The local cluster that the tests of a session share, whatever the machine has."""
+
 Finished = tuple[RunDirectory, dict[str, Any]]
 """A finished run and its summary."""
 

@@ -35,7 +35,7 @@ def cluster() -> Iterator[Cluster]:
         ray.shutdown()
         made.shutdown()
         if shared:
-            connect(1, ClusterConfig.model_validate({"ray": {"num_cpus": 4, "object_store_memory": 200_000_000}}))
+            connect(1, small.SHARED)
 
 
 def test_a_student_whose_node_is_gone_is_replaced_on_another(cluster: Cluster, tmp_path: Path) -> None:

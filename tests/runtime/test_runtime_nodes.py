@@ -46,7 +46,7 @@ def nodes() -> Iterator[dict[str, str]]:
         ray.shutdown()
         cluster.shutdown()
         if shared:
-            connect(1, ClusterConfig.model_validate({"ray": {"num_cpus": 4, "object_store_memory": 200_000_000}}))
+            connect(1, small.SHARED)
 
 
 def profile(**changes: Any) -> ClusterConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import architectures
 from tests.runtime.plan_fixtures import cpu_ledger, experiment
 
-CONFIGS = {
-    name.lower(): getattr(architectures, name) for name in ("GPT2", "LLAMA", "NEOX", "GRANITE", "COHERE", "GEMMA2")
-}
+NAMES = ("gpt2", "llama", "neox", "granite", "cohere", "gemma2")
 TOKENS = Vocabulary(architectures.VOCABULARY, 3)
+
+
+def config_of(name: str) -> Any:
+    """A copy, for a model that grows writes its size there."""
+    return copy.deepcopy(getattr(architectures, name.upper()))
 
 
 def blank(config: ModelConfig, tokens: Vocabulary = TOKENS) -> Any:
@@ -47,10 +51,10 @@ def numbers(model: Any) -> tuple[int, int]:
 @pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["whole", "lora"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "neox"])
 def test_a_named_model_needs_no_weights(tmp_path: Path, name: str, lora: dict[str, int] | None) -> None:
-    CONFIGS[name].save_pretrained(tmp_path)
+    config_of(name).save_pretrained(tmp_path)
     planned = blank(ModelConfig(name=str(tmp_path), lora=lora))
     assert all(isinstance(p, FakeTensor) for p in planned.parameters())
-    real = architectures.untrained(CONFIGS[name])
+    real = architectures.untrained(config_of(name))
     drawn = grow(real, TOKENS.size)
     if lora:
         add_adapters(real, LoraConfig(**lora), "base", drawn)
@@ -80,12 +84,12 @@ def test_the_vocabulary_is_the_largest_that_the_stream_can_give() -> None:
     assert len({planned.ans, planned.pad, planned.unk, *planned.task_tokens}) == 3 + 6
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_follows_the_head_is_seen_without_values(name: str) -> None:
     """As ``PositionLogits`` sees it by comparing numbers, for heads that scale or cap and for plain ones."""
-    model = architectures.untrained(CONFIGS[name])
+    model = architectures.untrained(config_of(name))
     with FakeTensorMode(allow_non_fake_inputs=True), cpu_ledger():
-        planned = head_is_one_product(type(model)(CONFIGS[name]))
+        planned = head_is_one_product(type(model)(config_of(name)))
     assert planned is PositionLogits(model).direct
 
 
@@ -98,7 +102,7 @@ def test_no_model_without_a_configuration(tmp_path: Path) -> None:
 
 
 def test_the_longest_sequence(tmp_path: Path) -> None:
-    architectures.LLAMA.save_pretrained(tmp_path)
+    config_of("llama").save_pretrained(tmp_path)
     assert longest(ModelConfig(name=str(tmp_path))) == 32
     assert longest(ModelConfig(name=str(tmp_path), max_length=20)) == 20
     assert longest(experiment().model) == 48

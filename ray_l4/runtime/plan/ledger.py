@@ -22,10 +22,12 @@ HEAP_LIMIT = 32 * 2**20
 """Bytes from which on glibc maps a block of its own and gives it back as a whole; smaller ones share a heap."""
 
 HEAP_SLACK = 1.25
-"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them, and what is
-freed is hardly given back. Fitted to the cases of ``python -m analysis.benchmarks.memory``. The same steps with the
-environment variable ``MALLOC_MMAP_THRESHOLD_=65536``, which leaves the heap unused, take what their tensors take, within
-3 %."""
+"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them. Fitted to the
+cases of ``python -m analysis.benchmarks.memory``. With the environment variable ``MALLOC_MMAP_THRESHOLD_=65536``, which
+leaves the heap unused, the same steps take what their tensors take, within 3 %."""
+
+HEAP_KEPT = 1.05
+"""The same for what is left of the heap later: little of what is freed is given back. Fitted likewise."""
 
 
 @dataclass
@@ -63,8 +65,8 @@ class Ledger(TorchDispatchMode):
 
     @property
     def held(self) -> int:
-        """Bytes that the process has from the machine now."""
-        return self.live.total() - self._in_heap + round(HEAP_SLACK * self._fullest_heap)
+        """Bytes that the process has from the machine now, whatever of them is in use."""
+        return self._from_machine(HEAP_KEPT)
 
     def begin(self, purpose: str) -> None:
         """What is made from now on serves ``purpose``."""
@@ -120,7 +122,10 @@ class Ledger(TorchDispatchMode):
         if total > self._largest:
             self._largest, self.peak = total, dict(self.live)
         self._fullest_heap = max(self._fullest_heap, self._in_heap)
-        self.resident = max(self.resident, self.held)
+        self.resident = max(self.resident, self._from_machine(HEAP_SLACK))
+
+    def _from_machine(self, slack: float) -> int:
+        return self.live.total() - self._in_heap + round(slack * self._fullest_heap)
 
 
 def _for_real(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from ray_l4.runtime import execute
 from ray_l4.runtime.placement import bundles
 from ray_l4.runtime.sweep.folder import SweepFolder
 from ray_l4.runtime.sweep.plan import Trial
+from ray_l4.store.mirror import NAME_KEY
 from ray_l4.store.run_directory import RunDirectory
 
 _LOCK_PATIENCE = 120.0
@@ -34,7 +35,7 @@ def needs(trial: Trial, cluster: ClusterConfig) -> list[dict[str, float]]:
     if cluster.exchange.transport != "in_process":
         return bundles(graph_of(trial.experiment).size, cluster)
     amounts = {"CPU": float(students.threads or students.cpus), "GPU": students.gpus}
-    return [{name: amount for name, amount in amounts.items() if amount}]
+    return [{name: amount for name, amount in amounts.items() if amount} | students.resources]
 
 
 def run_trial(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command: str) -> None:
@@ -68,7 +69,8 @@ def _run(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command: str
         execute.resume(run, cluster, console)
     else:
         folder.clear(trial)
-        execute.run(trial.experiment, cluster, path, command, console, folder.provenance())
+        name = f"{folder.path.resolve().name}/{trial.folder}"
+        execute.run(trial.experiment, cluster, path, command, console, folder.provenance() | {NAME_KEY: name})
 
 
 def _await_lock(run: RunDirectory) -> None:
