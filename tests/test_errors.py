@@ -16,14 +16,15 @@ words = st.text("abcdefghij-_.", min_size=1, max_size=10)
 
 
 def test_everything_a_user_can_mend_has_one_root() -> None:
-    assert len(CLASSES) == 7
+    assert len(CLASSES) == 8
     assert all(issubclass(c, RayL4Error) for c in CLASSES)
     assert not issubclass(RayL4Error, OSError | ValueError), "a handler for those must not swallow ours"
 
 
 def test_every_kind_has_an_exit_code_of_its_own() -> None:
-    codes = {c.__name__: c.exit_code for c in CLASSES}
+    codes = {c.__name__: c.exit_code for c in CLASSES if c.__bases__[0] in (Exception, RayL4Error)}
     assert sorted(codes.values()) == [1, 2, 3, 4, 5, 6, 7]
+    assert errors.PeerLostError.exit_code == errors.PeerError.exit_code, "one kind of failure, seen by the coordinator"
     assert codes["ConfigError"] == 2, "as command lines use it for wrong arguments"
 
 

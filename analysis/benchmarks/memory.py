@@ -74,6 +74,7 @@ class Case:
 _TORCH = {"optim": {"variant": "torch"}}
 
 CASES: Mapping[str, Case] = {
+    "small": Case((4, 512, 64, 8000), 4, 16),
     "60M parameters": Case((16, 544, 64, 4000), 2, 16),
     "many positions": Case((8, 512, 128, 8000), 8, 32),
     "V=50k, few positions": Case((8, 512, 64, 50257), 1, 16),

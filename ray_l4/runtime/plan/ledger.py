@@ -22,9 +22,9 @@ HEAP_LIMIT = 32 * 2**20
 """Bytes from which on glibc maps a block of its own and gives it back as a whole; smaller ones share a heap."""
 
 HEAP_SLACK = 1.25
-"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them. Fitted to the
-cases of ``python -m analysis.benchmarks.memory``. With the environment variable ``MALLOC_MMAP_THRESHOLD_=65536``, which
-leaves the heap unused, the same steps take what their tensors take, within 3 %."""
+"""Bytes of the heap for each byte in use there at its fullest: blocks of all sizes leave gaps between them. Fitted to
+the cases of ``python -m analysis.benchmarks.memory``. With the environment variable ``MALLOC_MMAP_THRESHOLD_=65536``,
+which leaves the heap unused, the same steps take what their tensors take, within 3 %."""
 
 HEAP_KEPT = 1.05
 """The same for what is left of the heap later: little of what is freed is given back. Fitted likewise."""
