@@ -132,7 +132,8 @@ def difference(gradient_P: Tensor, exact_P: Tensor) -> Difference:
     """Of two flat gradients; summed up in float64, for there are millions of terms."""
     gradient_P, exact_P = gradient_P.double(), exact_P.double()
     error = (gradient_P - exact_P).norm() / exact_P.norm()
-    return Difference(float(error), float(functional.cosine_similarity(gradient_P, exact_P, dim=0)))
+    cosine = functional.cosine_similarity(gradient_P, exact_P, dim=0).clamp(-1, 1)
+    return Difference(float(error), float(cosine))
 
 
 def _said(learner: Learner, batch: pa.Table) -> Predictions:

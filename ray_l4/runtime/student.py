@@ -38,7 +38,7 @@ class Student:
         self._setup = setup
         self._resources = cluster.students
         self._exchange = cluster.exchange
-        self._codec = build_codec(cluster.exchange, setup.experiment)
+        self._codec = build_codec(cluster.exchange, peer_experiment(setup.experiment, peer))
         self._generation = 0
         self._times: dict[str, float] = {}
 

@@ -18,7 +18,7 @@ from ray_l4.runtime.plan.blank import vocabulary
 from ray_l4.runtime.plan.ledger import Ledger
 from ray_l4.runtime.plan.shape import batch_shape
 
-SHAPE: Mapping[str, Any] = {"layers": 2, "width": 64, "heads": 4, "positions": 48, "vocabulary": 600}
+SHAPE: Mapping[str, Any] = {"layers": 1, "width": 64, "heads": 4, "positions": 48, "vocabulary": 600}
 
 
 def experiment(method: str = "l4", shape: Mapping[str, Any] = SHAPE, **sections: Any) -> ExperimentConfig:

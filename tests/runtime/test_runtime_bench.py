@@ -114,9 +114,10 @@ def test_all_students_fit_on_this_machine_and_one_process_has_their_cores(peers:
 
 
 def test_what_this_machine_cannot_hold_is_refused() -> None:
-    plan().refuse_without_memory()
+    modest = plan()
+    modest.refuse_without_room(modest.ways())
     with pytest.raises(ClusterError, match=r"no room for 64 students of .* GB together, and this machine has"):
-        plan(peers=[2, 64], workload=Workload(2_000_000, 64, 1024, 2, 64)).refuse_without_memory()
+        plan(peers=[2, 64], workload=Workload(2_000_000, 64, 1024, 2, 64)).refuse_without_room([])
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def figures(*seconds: tuple[float, float, float, float], sent: int = 0) -> StepF
 
 
 def measured(rounds: Sequence[Round]) -> Measured:
-    return Measured(2, rounds, [0.3, 0.1, 0.2], 7, Fidelity(100, 0.5, 0.25))
+    return Measured(2, rounds, 9, [0.3, 0.1, 0.2], 7, Fidelity(100, 0.5, 0.25))
 
 
 def test_times_are_medians_and_the_ratio_is_taken_round_by_round() -> None:

@@ -71,7 +71,7 @@ def test_a_model_from_scratch_has_the_parameters_it_will_have() -> None:
     assert (counted.total, counted.trainable) == numbers(real)
     block = sum(p.numel() for p in real.transformer.h[0].parameters())
     assert counted.largest_block == block
-    assert counted.outside_blocks == counted.total - 2 * block
+    assert counted.outside_blocks == counted.total - block
 
 
 def test_the_vocabulary_is_the_largest_that_the_stream_can_give() -> None:

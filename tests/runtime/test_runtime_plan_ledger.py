@@ -15,7 +15,7 @@ actions = st.lists(st.one_of(st.integers(1, 50), st.none()), max_size=30)
 """A size to allocate, in units, or None to free the oldest block."""
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(actions, st.sampled_from([1, HEAP_LIMIT // 40]))
 def test_it_says_what_a_plain_count_says(sizes: list[int | None], unit: int) -> None:
     """Peak, and the heap that never shrinks, over any order of allocating and freeing; nothing is really allocated."""

@@ -18,12 +18,16 @@ from ray_l4.runtime.session import node_resources
 from ray_l4.runtime.setup import Setup
 
 _GENERATION = 1
+_GLANCE = 2e-4
+"""Seconds between looks at whether predictions are stored; they are not fetched."""
 
 
 class Cohort(Protocol):
     """Students that learn, and stop in between."""
 
     peers: int
+    steps: int
+    """They have learned so far."""
 
     def train(self, steps: int) -> list[StepFigures]:
         """Let all of them learn the next ``steps`` steps; the figures of each step, by peer."""
@@ -47,13 +51,13 @@ class _Students:
         self.crew = crew
         self._setup = setup
         self._cluster = cluster
-        self._next_step = 0
+        self.steps = 0
         meet(crew, cluster, _GENERATION, range(len(crew.students)))
         self._call("begin", _GENERATION, 0, setup.training[TASK])
 
     def train(self, steps: int) -> list[StepFigures]:
         figures: list[StepFigures] = []
-        turn = range(self._next_step, self._next_step + steps)
+        turn = range(self.steps, self.steps + steps)
         train_steps(
             self.crew.transport,
             self.crew.students,
@@ -65,7 +69,7 @@ class _Students:
             where=TASK,
             on_step=lambda step, by_peer: figures.append(by_peer),
         )
-        self._next_step = turn.stop
+        self.steps = turn.stop
         return figures
 
     def publish_seconds(self, attempts: int) -> list[float]:
@@ -78,8 +82,9 @@ class _Students:
     def _seconds_to_predict(self, readers: tuple[int, ...]) -> float:
         transport, first = self.crew.transport, self.crew.students[0]
         began = time.perf_counter()
-        ticket = transport.submit(first, "predict", _GENERATION, self._next_step, 0, readers)
-        transport.get(ticket, self._cluster.timeouts.step, "student 0, predict")
+        ticket = transport.submit(first, "predict", _GENERATION, self.steps, 0, readers)
+        while not transport.ready([ticket]):
+            time.sleep(_GLANCE)
         return time.perf_counter() - began
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
@@ -112,6 +117,7 @@ class OneProcess:
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         self.peers = setup.topology.size
+        self.steps = 0
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         try:
             self._ask(_enter, setup, cluster)
@@ -120,6 +126,7 @@ class OneProcess:
             raise
 
     def train(self, steps: int) -> list[StepFigures]:
+        self.steps += steps
         return self._ask(_ask_students, "train", steps)
 
     def publish_seconds(self, attempts: int) -> list[float]:

@@ -34,7 +34,7 @@ def measure(plan: Plan, say: Say) -> Iterator[Record]:
     Raises ConfigError for a plan that cannot be, ClusterError if there is no room for it, PeerError if a student dies.
     """
     ways = plan.ways()
-    plan.refuse_without_memory()
+    plan.refuse_without_room(ways)
     with _cluster(plan, ways):
         for peers in plan.peers:
             setup = plan.workload.setup(peers, _most_steps(plan, peers))
@@ -71,7 +71,7 @@ def _turn(plan: Plan, cohort: Cohort) -> Turn:
 
 def _record(plan: Plan, way: Way, cohort: Cohort, rounds: Sequence[Round], fidelity: Fidelity) -> Record:
     publishing = cohort.publish_seconds(_ATTEMPTS) if way.by_reference else []
-    measured = Measured(cohort.peers, rounds, publishing, cohort.peak_memory(), fidelity)
+    measured = Measured(cohort.peers, rounds, cohort.steps, publishing, cohort.peak_memory(), fidelity)
     return summarised(plan, way, measured)
 
 
@@ -84,9 +84,9 @@ def _students(plan: Plan, setup: Setup, way: Way) -> Iterator[Cohort]:
 
 @contextmanager
 def _cluster(plan: Plan, ways: Sequence[Way]) -> Iterator[None]:
-    """A cluster if any way needs one: that of the plan, one that is there already, or one that ends with this."""
+    """A cluster if any way needs one: that of the plan, one that is joined already, or one that ends with this."""
     on_ray = [way for way in ways if not way.in_one_process]
-    if not on_ray or ray.is_initialized():
+    if not on_ray or (ray.is_initialized() and plan.address is None):
         yield
         return
     most = max(plan.peers)

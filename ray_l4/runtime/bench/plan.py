@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from ray_l4.config.cluster import ClusterConfig, ExchangeConfig
 from ray_l4.errors import ClusterError, ConfigError, nearest
 from ray_l4.exchange.codecs import build_codec
 from ray_l4.runtime.bench.workload import Workload
-from ray_l4.runtime.placement import usable_cores
+from ray_l4.runtime.placement import check_room, local_resources, usable_cores
 
 _ONE_PROCESS = "in_process"
+_LEAST_SHARE = 1e-4
+"""Of a CPU, in Ray."""
 _STORE_AT_LEAST = 200_000_000
 _AROUND_A_STEP = 3
 """Of each student, predictions that the object store holds beside those of the steps submitted ahead."""
@@ -84,7 +85,7 @@ class Plan:
 
         Raises ConfigError for a name that does not exist, or one that goes with no other that was asked for.
         """
-        asked = {"transport": self.transports, "codec": self.codecs, "precision": self.precisions}
+        asked = {"codec": self.codecs, "precision": self.precisions, "transport": self.transports}
         for key, names in asked.items():
             _require_known(key, names)
         found, refused = [], {}
@@ -109,7 +110,11 @@ class Plan:
         cores = usable_cores()
         # In one process PyTorch may use as many cores as the processes of the others together.
         threads = min(self.threads * peers, cores) if way.in_one_process else self.threads
-        share = float(self.threads) if self.address else min(self.threads, math.floor(100 * cores / peers) / 100)
+        share = (
+            float(self.threads)
+            if self.address
+            else min(self.threads, max(_LEAST_SHARE, cores / peers // _LEAST_SHARE * _LEAST_SHARE))
+        )
         sections: dict[str, Mapping[str, Any]] = {
             "ray": {"address": self.address, "object_store_memory": self._store_memory()},
             "students": {"cpus": share, "gpus": self.gpus, "threads": threads},
@@ -120,14 +125,22 @@ class Plan:
         # A run needs an evaluator, and the profile insists on one; here nothing is scored.
         return profile.model_copy(update={"evaluators": profile.evaluators.model_copy(update={"count": 0})})
 
-    def refuse_without_memory(self) -> None:
-        """Raise ClusterError if what has to be in memory together is more than this machine has."""
+    def refuse_without_room(self, ways: Sequence[Way]) -> None:
+        """Raise ClusterError if this machine has too few devices, or too little memory, for the most students.
+
+        What a running cluster has is known once it is joined.
+        """
+        if self.address:
+            return
         peers, load = max(self.peers), self.workload
+        for way in ways:
+            if not way.in_one_process:
+                profile = self.profile(way, peers)
+                check_room(peers, profile, [local_resources(profile)])
         received = (peers - 1) * load.dense_bytes
         student = _LIBRARIES + _PER_PARAMETER * load.num_parameters + _BUFFERS * load.dense_bytes + received
-        store = 0 if self.address else self._store_memory()
-        needed, there = peers * student + store, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if not self.address and needed > there:
+        needed, there = peers * student + self._store_memory(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > there:
             raise ClusterError(
                 f"no room for {peers} students of {load.num_parameters:,} parameters that exchange {load.positions} "
                 f"predictions of {load.vocab:,} entries: they take about {needed / 1e9:.1f} GB together, and this "

@@ -55,6 +55,8 @@ class Record:
     backward_ms_p50: float
     steps: int
     """Measured, of each student."""
+    steps_in_all: int
+    """Those included of which nothing was kept."""
     threads: int
     """Of PyTorch in each process."""
     cores: int

@@ -35,6 +35,7 @@ class Measured:
 
     peers: int
     rounds: Sequence[Round]
+    steps_in_all: int
     publish_seconds: Sequence[float]
     """None where publishing cannot be told from the rest."""
     peak_memory: int
@@ -76,6 +77,7 @@ def summarised(plan: Plan, way: Way, measured: Measured) -> Record:
         wait_ms_p50=None if way.in_one_process else statistics.median(waits),
         backward_ms_p50=_median_ms(turns, "backward_seconds"),
         steps=sum(map(len, turns)),
+        steps_in_all=measured.steps_in_all,
         threads=plan.profile(way, peers).students.threads or 0,
         cores=usable_cores(),
         parameters=plan.workload.num_parameters,

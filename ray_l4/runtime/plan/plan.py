@@ -128,7 +128,8 @@ def _changes(experiment: ExperimentConfig, cluster: ClusterConfig) -> list[list[
     own = -(-(_AUTO if size == "auto" else size) // students.shards_per_student)
     at_once = min(own, students.micro_batch or own)
     pieces = sorted({examples for examples in (-(-at_once // 2), 1) if examples < at_once}, reverse=True)
-    ranks = [n for n in (2, 4, 8) if n > students.shards_per_student and cluster.exchange.transport != "in_process"]
+    one_process, most = cluster.exchange.transport == "in_process", own * students.shards_per_student
+    ranks = [n for n in (2, 4, 8) if students.shards_per_student < n <= most and not one_process]
     narrow = {"model.precision": "bfloat16"} if experiment.model.precision == "float32" else {}
     adapters = {"model.lora.rank": 8} if experiment.model.name and not experiment.model.lora else {}
     smallest = {"cluster.students.micro_batch": 1} if at_once > 1 else {}

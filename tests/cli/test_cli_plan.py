@@ -1,0 +1,76 @@
+"""``ray-l4 plan`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from ray_l4.cli.main import app
+from ray_l4.errors import ConfigError
+from tests.cli.cli_fixtures import REPOSITORY, write_experiment
+
+LAPTOP = {"ray": {"num_cpus": 2}}
+GPUS = {"students": {"gpus": 1}, "evaluators": {"count": 1, "gpus": 1}}
+
+
+def plan(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)], env={"COLUMNS": "80"})
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> Path:
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    for name, sections in {"laptop": LAPTOP, "gpus": GPUS}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **sections}))
+    return folder
+
+
+def test_a_run_that_fits(tmp_path: Path, profiles: Path) -> None:
+    result = plan(write_experiment(tmp_path), "--cluster", profiles / "laptop.yaml")
+    assert result.exit_code == 0, result.output
+    assert "fits on laptop" in result.output and "activations" in result.output
+
+
+def test_a_run_that_does_not_fit_exits_1_and_names_what_does(tmp_path: Path, profiles: Path) -> None:
+    """A device of 3 GiB is a whole machine to the one profile, and one of two GPUs to the other."""
+    experiment = write_experiment(tmp_path, training={"batch_size": 1})
+    result = plan(experiment, "--cluster", profiles / "laptop.yaml", "--device-memory", "3GiB", "--json")
+    assert result.exit_code == 1
+    value: dict[str, Any] = json.loads(result.stdout)
+    assert value["fits"] is False
+    assert {Path(name).name: why for name, why in value["advice"]["profiles"].items()} == {"gpus.yaml": ""}
+    fitting = plan(experiment, "--cluster", profiles / "gpus.yaml", "--device-memory", "3GiB")
+    assert fitting.exit_code == 0 and "fits on gpus" in fitting.output
+
+
+def test_settings_of_both_files_can_be_changed(tmp_path: Path, profiles: Path) -> None:
+    changes = ("--set", "training.batch_size=2", "--set", "cluster.exchange.precision=float16", "--json")
+    common = (write_experiment(tmp_path), "--cluster", profiles / "laptop.yaml", "--tokens", 40, "--answer", 8)
+    before, after = (json.loads(plan(*common, *more).stdout) for more in (("--json",), changes))
+    assert (before["batch"]["examples"], after["batch"]["examples"]) == (8, 2)
+    assert after["batch"]["length"] == 40 and after["batch"]["worst_case"] is False
+    assert before["bytes_per_student_step"] == 8 * after["bytes_per_student_step"], "a quarter of the batch, in half"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--device-memory", "a lot"), ("--tokens", 4000), ("--set", "training.batchsize=2")],
+    ids=["memory", "tokens", "key"],
+)
+def test_mistakes(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    result = plan(write_experiment(tmp_path), *arguments)
+    assert isinstance(result.exception, ConfigError)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "cluster_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_of_the_project_can_be_planned_from_a_laptop(tmp_path: Path, path: Path) -> None:
+    result = plan(write_experiment(tmp_path), "--cluster", path, "--device-memory", "80GiB", "--json")
+    assert result.exit_code == 0, result.output
+    assert all(device["fits"] for device in json.loads(result.stdout)["devices"])
