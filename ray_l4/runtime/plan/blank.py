@@ -99,7 +99,7 @@ def _bring_to_cpu(model: nn.Module) -> None:
     """Put an empty tensor on the CPU in the place of every one on the meta device; what was shared stays shared."""
     moved: dict[Tensor, Tensor] = {}
 
-    def on_cpu(tensor: Tensor) -> Tensor:
+    def on_cpu(tensor: Tensor) -> Any:
         if tensor not in moved:
             empty = torch.zeros(tensor.shape, dtype=tensor.dtype)
             moved[tensor] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
