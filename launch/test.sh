@@ -11,5 +11,6 @@ install_project dev
 step "ruff check" "$VENV/bin/python" -m ruff check
 step "ruff format --check" "$VENV/bin/python" -m ruff format --check
 step "mypy" "$VENV/bin/python" -m mypy
-step "pytest" "$VENV/bin/python" -m pytest "$@"
+# Two at a time: tests that start Ray one after the other, all others beside them (tests/conftest.py).
+step "pytest" "$VENV/bin/python" -m pytest --numprocesses 2 --dist loadgroup "$@"
 say "all checks passed in $SECONDS s"

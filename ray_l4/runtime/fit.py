@@ -19,5 +19,5 @@ def check_exchange(experiment: ExperimentConfig, cluster: ClusterConfig) -> None
     if graph.frozen or graph.edges != complete(graph.size).edges or not together:
         raise ConfigError(
             "exchange.codec: mean is one sum over all students, so each has to learn from all others at every step; "
-            "expected peers.topology: complete and distillation.schedule: simultaneous. Use another codec (dense, topk)."
+            "expected peers.topology: complete and distillation.schedule: simultaneous. Or use another codec."
         )

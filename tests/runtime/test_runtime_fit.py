@@ -40,7 +40,7 @@ def test_what_can_be_learned_passes(changes: dict[str, Any]) -> None:
     ids=["ring", "in turn", "a frozen teacher"],
 )
 def test_a_mean_over_all_needs_all_to_learn_from_all(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"exchange\.codec: mean .*peers\.topology: complete.*Use another codec"):
+    with pytest.raises(ConfigError, match=r"exchange\.codec: mean .*peers\.topology: complete.*Or use another codec"):
         check_exchange(small.experiment(**changes), profile(MEAN))
 
 

@@ -70,8 +70,9 @@ def _turn(plan: Plan, cohort: Cohort) -> Turn:
 
 
 def _record(plan: Plan, way: Way, cohort: Cohort, rounds: Sequence[Round], fidelity: Fidelity) -> Record:
+    peak = cohort.peak_memory()  # of training alone, hence first
     publishing = cohort.publish_seconds(_ATTEMPTS) if way.by_reference else []
-    measured = Measured(cohort.peers, rounds, cohort.steps, publishing, cohort.peak_memory(), fidelity)
+    measured = Measured(cohort.peers, rounds, cohort.steps, publishing, peak, fidelity)
     return summarised(plan, way, measured)
 
 

@@ -142,7 +142,8 @@ def _on_cpu(role: str, count: int, tensors: Mapping[str, int], own: Rehearsal) -
     """A process whose device is its node's memory."""
     share = sum(tensors.values()) / sum(own.tensors.values())
     gaps = round((own.resident - sum(own.tensors.values())) * share)
-    writing = round((checkpoint_and_step(own) - own.resident) * share)
+    # Its pages of the object store count as its own: those of the checkpoint, once it is written.
+    writing = round((checkpoint_and_step(own) - own.resident) * share) + own.saved
     parts = {**tensors, "heap": gaps, "checkpoint": writing, "process": RAY_WORKER}
     return Process(role, count, False, {name: size for name, size in parts.items() if size}, sum(parts.values()))
 
