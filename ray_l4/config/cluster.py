@@ -20,7 +20,7 @@ class RayConfig(Strict):
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     """CPUs of a local cluster; all of the machine when not given."""
     num_gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a local cluster; all of the machine when not given."""
+    """GPUs of a local cluster, at most those of the machine; all of them when not given."""
     object_store_memory: Annotated[int, Field(ge=80_000_000)] | None = None
     """Bytes of a local cluster's object store; Ray's choice when not given."""
     dashboard: bool = False
@@ -39,7 +39,6 @@ class Resources(Strict):
     Results depend on it in the last bits."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Custom resources of the cluster reserved for each, by name: they bind it to nodes that offer them."""
-
 
     @model_validator(mode="after")
     def _only_custom_ones(self) -> Resources:
@@ -81,8 +80,8 @@ class ExchangeConfig(Strict):
     codec: Literal["auto", "dense", "factored", "topk", "sampled", "mean"] = "dense"
     """What is sent. ``dense``: log-probabilities over the whole vocabulary. ``factored``: hidden states and the output
     matrix, from which they follow. ``auto``: the smaller one of these two, step by step. ``topk``: the largest
-    probabilities and the remaining mass. ``sampled``: tokens drawn from the prediction. ``mean``: the mean of all
-    peers' probabilities, reduced collectively (``collective`` transport, complete topology)."""
+    probabilities and the remaining mass. ``sampled``: tokens drawn from the prediction. ``mean``: the mean of the
+    other peers' probabilities, reduced collectively (``collective`` transport, complete topology)."""
     precision: Literal["float32", "float16"] = "float32"
     """Type on the wire; float16 log-probabilities are taken after centring on the row maximum."""
     top_k: Count = 64
@@ -148,6 +147,13 @@ class ClusterConfig(Strict):
             )
         if exchange.transport == "cuda_ipc" and students.gpus == 0:
             raise ValueError("exchange.transport: cuda_ipc shares GPU memory; give students.gpus a value above 0")
+        if (exchange.transport == "collective" or students.shards_per_student > 1) and 0 < students.gpus <= 0.5:
+            raise ValueError(
+                "students.gpus: nccl refuses two ranks on one GPU; expected more than 0.5, or "
+                "exchange.transport: object_store and students.shards_per_student: 1"
+            )
+        if exchange.transport == "cuda_ipc" and self.ray.address and self.placement.strategy != "STRICT_PACK":
+            raise ValueError("exchange.transport: cuda_ipc is for one host; it takes placement.strategy: STRICT_PACK")
         if exchange.codec == "mean" and exchange.transport != "collective":
             raise ValueError(
                 "exchange.codec: mean is reduced by the students together; set exchange.transport: collective"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +48,8 @@ class Collective:
         return Ticket(self.me, payload.codec, payload.num_bytes, shapes_of(payload))
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
-        if tickets and tickets[0].codec == REDUCED:
+        # Where some learn and others only predict (after a loss), what these sent comes one by one.
+        if tickets and tickets[0].codec == REDUCED and len(self._kept[1]) == len(self.ranks) - 1:
             return [self._mean_of_others()]
         received = {ticket.sender: Payload(ticket.codec, self._room_for(ticket.content)) for ticket in tickets}
         self._post(received)
@@ -72,16 +74,23 @@ class Collective:
             for tag, name in enumerate(sorted(payload.tensors)):
                 tensor = payload.tensors[name]
                 if tensor.numel():
-                    self._under_way.append((move([tensor], self.ranks[partner], tag), tensor))
+                    with self._reaching():
+                        self._under_way.append((move([tensor], self.ranks[partner], tag), tensor))
             self._traffic.sent += payload.num_bytes if sends else 0
             self._traffic.received += 0 if sends else payload.num_bytes
 
     def _finish(self) -> None:
         """Wait for what is under way, as long as the group allows. Raises PeerLostError if a partner is gone."""
         under_way, self._under_way = self._under_way, []
-        try:
+        with self._reaching():
             for work, _ in under_way:
                 work.wait()
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What happens within fails if a partner is gone: at once, if that is known already."""
+        try:
+            yield
         except RuntimeError as error:
             raise PeerLostError(f"student {self.me}: predictions did not get through: {error}") from error
 
@@ -97,7 +106,8 @@ class Collective:
             own = kept.tensors[name]
             total = own.clone()
             if own.numel():
-                self._under_way.append((self.group.allreduce([total]), total))
+                with self._reaching():
+                    self._under_way.append((self.group.allreduce([total]), total))
             means[name] = total
         self._finish()
         share = 2 * others * kept.num_bytes // len(self.ranks)

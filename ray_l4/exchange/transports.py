@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from ray_l4.errors import PeerError, PeerLostError, RayL4Error
 
@@ -113,10 +113,12 @@ class ObjectStore:
             raise PeerLostError(
                 f"{waiting_for}: no answer within {timeout:g} s (timeouts in the cluster profile)"
             ) from None
+        except RayTaskError as error:  # first, as it is also of the kind of its cause
+            raise _cause(error, waiting_for) from error
         except (RayActorError, WorkerCrashedError) as error:
             raise PeerLostError(f"{waiting_for}: its process died ({_reason(error)})") from error
-        except RayTaskError as error:
-            raise _cause(error, waiting_for) from error
+        except ObjectLostError as error:
+            raise PeerLostError(f"{waiting_for}: the node that held the answer is gone ({_reason(error)})") from error
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
         if not references:
@@ -134,7 +136,7 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
     cause = error.cause
     if isinstance(cause, RayL4Error):
         return cause
-    if isinstance(cause, RayActorError):
+    if isinstance(cause, RayActorError | ObjectLostError | WorkerCrashedError):
         return PeerLostError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
     if isinstance(cause, RayTaskError):
         return _cause(cause, waiting_for)

@@ -158,7 +158,7 @@ class Learner:
     def abandon(self) -> int:
         """Drop the step that was begun, if any: its peers are not what they were. Gives the next step."""
         self._pending = None
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # there may be no stage yet, and so no optimiser
         return self._next_step
 
     def weights(self) -> np.ndarray:

@@ -102,13 +102,18 @@ def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
         method=TEACHER_METHOD,
         variant=None,
         seed=derive(experiment.seed, "teachers"),
-        peers=changed(experiment.peers, count=1, topology=None, each=[]),
+        peers=changed(experiment.peers, count=1, topology=None, each=[], on_peer_loss="restart"),
         training=changed(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
         evaluation=changed(experiment.evaluation, when="stage"),
     )
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
+    if experiment.peers.on_peer_loss == "continue" and get_method(experiment.method).stages == "separate":
+        raise ConfigError(
+            f"peers.on_peer_loss: continue would leave out the task of a model that is lost, and {experiment.method} "
+            "needs all of them. Set peers.on_peer_loss: restart."
+        )
     if get_method(experiment.method).stages == "separate" and num_students(experiment) > 1:
         raise ConfigError(
             f"peers.count: {experiment.method} trains one model a task, as many at a time as there is room for; "

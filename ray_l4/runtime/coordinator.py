@@ -237,8 +237,9 @@ class Coordinator:
         lost, _ = absent(self._crew, self._cluster, self._training.generation + 1, left)
         if not lost:
             raise error
+        graph = self._setup.topology
         going_on = self._setup.experiment.peers.on_peer_loss == "continue"
-        if going_on and self._setup.topology.without(lost).students:
+        if going_on and graph.without(lost).students and not graph.frozen & lost.keys():
             self._go_on_without(lost)
         else:
             for student in lost:
@@ -246,6 +247,8 @@ class Coordinator:
                 hire_anew(self._crew, self._cluster, student)
         for stage in {seat.stage for seat in seats}:
             self._scoring.forget(stage)
+        for evaluator in self._crew.evaluators:  # without a peer the same checkpoints become others
+            self._transport.submit(evaluator, "forget")
         self._board.again()
         self._training = self._trainer(self._training.generation + 1)
         self._checkpoints.restore(self._state.stages_done, self._setup.topology.students)

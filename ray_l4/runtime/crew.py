@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Workers:
 
     transport: Transport
     students: list[tuple[Any, ...]]
-    """The ranks of every peer, those included that only teach. A lost one is replaced in its place (``replace``)."""
+    """The ranks of every peer, those included that only teach. A lost one is replaced in its place (``hire_anew``)."""
     evaluators: Sequence[Any]
     meeting_place: Any = None
     """Where ranks meet to form process groups; None where none are needed."""
@@ -120,7 +121,7 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
             for shard in range(options.shards_per_student)
         )
 
-    students = [hire(place) for place in range(len(peers))]
+    students = [() if place in setup.topology.lost else hire(place) for place in range(len(peers))]
     wanted = cluster.evaluators
     evaluator_class = ray.remote(Evaluator)
     evaluators = [
@@ -178,7 +179,8 @@ def absent(
     """Who of ``places`` is lost, and how; and the next step of the others, who serve ``generation`` from now on.
 
     All calls that were submitted before have been served, or never will be, when this returns. A student that hangs is
-    lost once it has not answered for ``timeouts.step``.
+    lost once it has not answered for ``timeouts.step``; so are those that wait for what it owes them, for Ray serves
+    the calls of an actor in order.
     """
     if cluster.students.shards_per_student > 1:
         # Ranks that wait for one that is gone cannot go on with it, nor answer before their waiting ends.
@@ -188,9 +190,12 @@ def absent(
     }
     lost: dict[int, str] = {}
     steps: dict[int, int] = {}
+    limit = cluster.timeouts.step
+    deadline = time.monotonic() + limit  # one for all: they answer beside each other
     for place, references in asked.items():
+        left = max(0.0, deadline - time.monotonic())
         try:
-            steps[place] = crew.transport.get_all(references, cluster.timeouts.step, f"student {place}")[0]
+            steps[place] = crew.transport.get_all(references, left, f"student {place}, asked for {limit:g} s")[0]
         except PeerLostError as error:
             lost[place] = str(error)
     return lost, steps
@@ -230,8 +235,8 @@ def _await_start(crew: Workers, cluster: ClusterConfig) -> None:
 def _starting(crew: Workers, cluster: ClusterConfig, place: int) -> list[Any]:
     """Have the ranks of a student start; several meet first, where no others have met before."""
     ranks, meeting_place = crew.students[place], crew.meeting_place
-    if len(ranks) == 1:
-        return [crew.transport.submit(ranks[0], "start")]
+    if len(ranks) <= 1:  # none, if the student was lost before the run was resumed
+        return [crew.transport.submit(rank, "start") for rank in ranks]
     name, limit = f"student-{place}/{uuid.uuid4().hex}", cluster.timeouts.step
     return [
         crew.transport.submit(

@@ -85,6 +85,10 @@ class Evaluator:
         with arithmetic(setup.experiment.model, self._device):
             return answer_training(model, setup.tokenizer, examples, setup.max_length, config, seed, rows)
 
+    def forget(self) -> None:
+        """A checkpoint of the name that it holds may come with other weights."""
+        self._holds = None
+
     def peak_memory(self) -> int:
         """Largest memory so far, in bytes."""
         return peak_memory_bytes()

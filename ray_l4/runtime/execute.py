@@ -20,7 +20,7 @@ from ray_l4.runtime.fit import check_exchange
 from ray_l4.runtime.live import watch
 from ray_l4.runtime.placement import check_room, local_resources
 from ray_l4.runtime.ranks import check_ranks
-from ray_l4.runtime.session import start
+from ray_l4.runtime.session import check_answers, start
 from ray_l4.runtime.setup import Setup, prepare
 from ray_l4.runtime.teachers import named_teachers
 from ray_l4.store.atomic import write_folder, write_text
@@ -86,6 +86,8 @@ def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
     if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
         check_room(graph_of(experiment).size, cluster, [local_resources(cluster)])
+    if cluster.exchange.transport != "in_process" and cluster.ray.address is not None:
+        check_answers(cluster.ray.address)
     check_exchange(experiment, cluster)
     setup = prepare(experiment)
     check_ranks(setup, cluster)

@@ -60,11 +60,13 @@ def usable_cores() -> int:
 
 
 def _gpus(cluster: ClusterConfig) -> int:
-    if cluster.ray.num_gpus is not None:
-        return cluster.ray.num_gpus
-    import torch  # only where nobody says how many there are: it takes seconds to load
+    """Those there are, at most as many as the profile names: Ray would believe it and start processes without any."""
+    if cluster.ray.num_gpus == 0 or not (cluster.students.gpus or cluster.evaluators.gpus):
+        return 0
+    import torch  # only where somebody asks for one: it takes seconds to load
 
-    return torch.cuda.device_count()
+    there = torch.cuda.device_count()
+    return there if cluster.ray.num_gpus is None else min(cluster.ray.num_gpus, there)
 
 
 def check_room(peers: int, cluster: ClusterConfig, nodes: Sequence[Resources]) -> list[int]:

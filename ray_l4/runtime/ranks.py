@@ -67,7 +67,7 @@ def _batch_size(setup: Setup, stage: int) -> int:
 
 
 def unite(meeting: Meeting | None, kind: Literal["data", "full"], device: torch.device) -> Sharding:
-    """Meet the student's other ranks; None if there are none. Raises PeerLostError if they do not come in time."""
+    """Meet the student's other ranks; ``ALONE`` if there are none. Raises PeerLostError if they do not come in time."""
     if meeting is None:
         return ALONE
     if kind == "data":

@@ -69,7 +69,9 @@ class Scoring:
                         self._ask(missing, self._transport.put(weights), descriptions[student])
 
     def forget(self, stage: int, student: int | None = None) -> None:
-        """Give up the scores of a stage that are not in yet, of one student or of all."""
+        """Give up the scores of a stage that are not in yet, of one student; or all scores, as it is learned again."""
+        if student is None:
+            self._scored = {cell for cell in self._scored if cell.stage != stage}
         for cell in [cell for cell in self._answers if cell.stage == stage and student in (None, cell.student)]:
             del self._answers[cell]
             self._pool.drop(cell)
@@ -77,8 +79,6 @@ class Scoring:
     def _ask(self, cells: Sequence[Cell], weights: Any, description: Mapping[str, Any]) -> None:
         shared = self._transport.put(description)
         for cell in cells:
-            if cell in self._scored:  # of a stage that was learned again, with the same result
-                continue
             batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
             chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
             pieces = [[batches[number] for number in chunk] for chunk in chunks]

@@ -186,7 +186,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         }
     else:
         options["address"] = cluster.ray.address
-        _check_answers(cluster.ray.address)
+        check_answers(cluster.ray.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -202,7 +202,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """Raise ClusterError at once if nothing listens there; Ray itself would try for minutes."""
     if address.startswith("ray://"):
         raise ClusterError(

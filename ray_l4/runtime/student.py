@@ -86,7 +86,8 @@ class Student:
 
     def load(self, weights: np.ndarray) -> None:
         """Continue from the weights of a checkpoint."""
-        self._learner.load(weights)
+        with fellow_ranks(self.peer):
+            self._learner.load(weights)
 
     def rejoin(self, generation: int) -> int:
         """After a peer was lost: drop the step that was begun, and serve ``generation`` from now on.
@@ -154,7 +155,8 @@ class Student:
 
     def weights(self) -> np.ndarray:
         """The model's weights now, as safetensors bytes."""
-        return self._learner.weights()
+        with fellow_ranks(self.peer):
+            return self._learner.weights()
 
     def peak_memory(self) -> int:
         """Largest memory so far, in bytes."""

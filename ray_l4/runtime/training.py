@@ -150,7 +150,8 @@ class Training:
             self._transport.end(self._crew.students[worker])
             self._progress.event(f"student {worker} is lost, the others go on without it: {lost[worker]}")
         self._meet()
-        return levelled(at, {worker: end for worker, end in ends.items() if worker in at})
+        left = {worker: end for worker, end in ends.items() if worker in at}
+        return levelled(at, left) if left else []
 
     def _meet(self) -> None:
         meet(self._crew, self._cluster, self._generation, self._left())

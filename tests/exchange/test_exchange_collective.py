@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +116,8 @@ def test_the_mean_of_the_others_is_reduced_once_for_all(peers: int) -> None:
 
     def work(link: Collective) -> tuple[torch.Tensor, tuple[int, int]]:
         own = Payload("mean", {"qa": probabilities(link.me), "lm": torch.empty(0, 11)})
-        ticket = link.publish(own, tuple(range(peers)), at_once=False)
+        others = tuple(peer for peer in range(peers) if peer != link.me)
+        ticket = link.publish(own, others, at_once=False)
         (mean,) = link.collect([ticket] * (peers - 1))
         assert torch.equal(own.tensors["qa"], probabilities(link.me)), "its own stay what they were"
         assert mean.codec == "mean" and mean.tensors["lm"].shape == (0, 11)
@@ -140,6 +143,50 @@ def test_a_partner_that_is_gone_is_an_error_and_not_a_wait() -> None:
     assert isinstance(error, PeerLostError)
     assert "student 0: predictions did not get through" in str(error)
     assert time.monotonic() - began < LIMIT
+
+
+def test_a_partner_that_goes_between_two_steps_is_noticed_as_lost() -> None:
+    """Gloo knows of the closed connection by then, and refuses before anything is under way."""
+    place = open_meeting_place(HOST)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=one_step_and_gone, args=(place.port,), daemon=True)
+    process.start()
+    link = Collective(0, CPU, join(Meeting(HOST, place.port, "peers", 0, 2, LIMIT), CPU, HOST), {0: 0, 1: 1})
+    theirs = Collective(1, CPU, link.group, {}).publish(payload(1, 0), (), at_once=False)
+    link.publish(payload(0, 0), (1,), at_once=False)
+    assert same(link.collect([theirs])[0], payload(1, 0))
+    process.join(LIMIT)
+    link.publish(payload(0, 1), (1,), at_once=False)
+    with pytest.raises(PeerLostError, match="student 0: predictions did not get through"):
+        link.collect([theirs])
+
+
+def one_step_and_gone(port: int) -> None:
+    """The partner of that test, in a process of its own."""
+    link = Collective(1, CPU, join(Meeting(HOST, port, "peers", 1, 2, LIMIT), CPU, HOST), {0: 0, 1: 1})
+    theirs = Collective(0, CPU, link.group, {}).publish(payload(0, 0), (), at_once=False)
+    link.publish(payload(1, 0), (0,), at_once=False)
+    link.collect([theirs])
+    os._exit(0)
+
+
+def test_while_some_only_predict_means_come_one_by_one() -> None:
+    """After a loss those ahead predict for those behind: there is no sum over all."""
+
+    def work(link: Collective) -> Any:
+        own = Payload("mean", {"qa": torch.full((2, 3), float(link.me))})
+        if link.me > 0:
+            link.publish(own, (0,), at_once=True)
+            link._finish()
+            return None
+        link.publish(own, (), at_once=False)
+        tickets = [
+            Collective(peer, CPU, link.group, {}).publish(Payload("mean", {"qa": torch.empty(2, 3)}), (), at_once=False)
+            for peer in (1, 2)
+        ]
+        return [received.tensors["qa"].unique().item() for received in link.collect(tickets)]
+
+    assert everywhere([0, 1, 2], work)[0] == [1.0, 2.0]
 
 
 def test_members_that_do_not_come_are_named_with_the_place() -> None:

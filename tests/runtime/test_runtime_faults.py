@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,28 +50,31 @@ def outcome(session: Session) -> tuple[dict[str, Any], str]:
     return small.finish(session), events
 
 
-def strike(session: Session, phase: str, title: str, before: set[int], number: int) -> int:
+def strike(
+    session: Session, phase: str, title: str, before: set[int], number: int, which: Callable[[set[int]], int] = min
+) -> int:
     """Send a signal to a new process of that title once the run is in ``phase`` and some steps into it."""
     wait_for(session, phase)
     deadline = time.monotonic() + small.LIMIT
     while session.look().step < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    victim = min(set(actor_processes(title)) - before)
+    victim = which(set(actor_processes(title)) - before)
     os.kill(victim, number)
     return victim
 
 
-@pytest.mark.parametrize("transport", ["object_store", "collective"])
+@pytest.mark.parametrize(("transport", "which"), [("object_store", min), ("collective", max)])
 def test_a_student_that_dies_is_replaced_and_the_result_is_the_undisturbed_one(
-    transport: str, tmp_path: Path, ray_cluster: None
+    transport: str, which: Callable[[set[int]], int], tmp_path: Path, ray_cluster: None
 ) -> None:
+    """The survivor's own error, that its partner is gone, is the first that is seen if the later one dies."""
     config = small.experiment(training={"epochs": 20, "batch_size": 8}, evaluation={"when": "epoch", "limit": 2})
     expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
     profile = small.cluster(transport)
     setup, run = small.new_run(config, profile, tmp_path / "run")
     before = set(actor_processes("Student"))
     session = start(setup, profile, run)
-    strike(session, "training", "Student", before, signal.SIGKILL)
+    strike(session, "training", "Student", before, signal.SIGKILL, which)
     summary, events = outcome(session)
     small.assert_equal(run, expected)
     assert summary["restarts"] == 1 and summary["lost_students"] == {}
@@ -151,7 +155,7 @@ def test_a_student_that_hangs_is_given_up_after_the_timeout(tmp_path: Path, ray_
     victim = strike(session, "training", "Student", before, signal.SIGSTOP)
     summary, events = outcome(session)
     assert summary["restarts"] == 1
-    assert "no answer within 5 s" in events
+    assert "no answer within" in events
     assert victim not in actor_processes("Student"), "it is ended, not only left alone"
 
 

@@ -53,11 +53,17 @@ def test_the_request_in_words() -> None:
     )
 
 
-def test_a_local_cluster_has_what_the_profile_says_or_what_the_machine_has() -> None:
-    assert local_resources(profile(ray={"num_cpus": 7, "num_gpus": 3})) == {"CPU": 7.0, "GPU": 3.0}
-    mine = local_resources(profile())
-    assert mine == {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-    assert local_resources(profile(ray={"num_gpus": 0}))["GPU"] == 0.0
+def test_a_local_cluster_has_what_the_machine_has_and_at_most_what_the_profile_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asking = {"students": {"gpus": 1}}
+    cores = float(len(os.sched_getaffinity(0)))
+    assert local_resources(profile(ray={"num_cpus": 7}, **asking)) == {"CPU": 7.0, "GPU": 2.0}
+    assert local_resources(profile(ray={"num_gpus": 1}, **asking)) == {"CPU": cores, "GPU": 1.0}
+    assert local_resources(profile(ray={"num_gpus": 3}, **asking))["GPU"] == 2.0, "those that are there"
+    assert local_resources(profile(ray={"num_gpus": 0}, **asking))["GPU"] == 0.0
+    assert local_resources(profile())["GPU"] == 0.0, "nobody asks for one"
 
 
 ONE_GPU = {"students": {"cpus": 1, "gpus": 0.5}}
