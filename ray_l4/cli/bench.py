@@ -35,7 +35,7 @@ def exchange(
     tokens: Annotated[int, typer.Option(min=8, help="Positions of an example that bear a prediction.")] = 128,
     layers: Annotated[int, typer.Option(min=1, help="Blocks of the GPT-2 that learns (GPT-2 small: 12).")] = 2,
     width: Annotated[int, typer.Option(min=1, help="Its hidden size (GPT-2 small: 768).")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Steps in a round of 2 students; of N students, 2/N of it.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in a round of 2 students; of N students, 2/N of it.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, each beside one in a single process.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch for each student.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each student.")] = 0.0,

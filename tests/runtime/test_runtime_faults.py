@@ -22,15 +22,18 @@ from tests.runtime import runtime_fixtures as small
 
 
 def actor_processes(title: str) -> list[int]:
-    """Ray actors on this machine whose process is called ``ray::<title>...``."""
+    """Actors of this session whose process is called ``ray::<title>...``; other Rays may run on this machine."""
+    session = ray._private.worker.global_worker.node.get_session_dir_path()
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 name = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                ours = session in (Path("/proc") / parent / "cmdline").read_text()
             except OSError:  # it ended while we looked
                 continue
-            if name.startswith(f"ray::{title}"):
+            if ours and name.startswith(f"ray::{title}"):
                 found.append(int(entry.name))
     return found
 

@@ -21,7 +21,7 @@ from ray_l4.runtime.setup import Setup
 
 Say = Callable[[str], None]
 
-_WARM_UP = 5
+_WARM_UP = 3
 """Steps of which nothing is kept: pages of the object store are slow when touched first (RAY.md 2), and predictions of
 several steps are in it."""
 _ATTEMPTS = 7
