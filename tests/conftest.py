@@ -23,6 +23,7 @@ settings.load_profile("ray_l4")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run beside each other (``launch/test.sh``), those that start Ray, or look for processes, do not."""
     for item in items:

@@ -72,6 +72,8 @@ def measure(one: Host, other: Host, address: str, rate: str, options: Sequence[s
     ) as running:
         assert running.stdout is not None
         for line in running.stdout:
+            if not line.startswith("{"):
+                continue  # what Ray has to say when something dies
             record = json.loads(line)
             before, crossed = crossed, _crossed(one, other)
             each = round((crossed - before) / record["peers"] / record["steps_in_all"])
