@@ -11,6 +11,5 @@ install_project dev
 step "ruff check" "$VENV/bin/python" -m ruff check
 step "ruff format --check" "$VENV/bin/python" -m ruff format --check
 step "mypy" "$VENV/bin/python" -m mypy
-# Two at a time: tests that start Ray one after the other, all others beside them (tests/conftest.py).
-step "pytest" "$VENV/bin/python" -m pytest --numprocesses 2 --dist loadgroup "$@"
+step "pytest" "$VENV/bin/python" -m pytest "$@"
 say "all checks passed in $SECONDS s"

@@ -23,14 +23,6 @@ settings.load_profile("ray_l4")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before the marks are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run beside each other (``launch/test.sh``), those that start Ray, or look for processes, do not."""
-    for item in items:
-        if {"runtime", "cli"} & set(item.path.relative_to(REPOSITORY).parts) or "network" in item.path.name:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder that holds ``raw/``, ``tokenizer/`` and ``models/``; tests that need it are skipped without it."""
