@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from typer.testing import CliRunner
 
 from ray_l4.cli.main import app
 from ray_l4.config.cluster import ExchangeConfig
-from ray_l4.errors import ClusterError, ConfigError
+from ray_l4.errors import ClusterError, ConfigError, PeerError
 from ray_l4.exchange.loop import StepFigures
 from ray_l4.learner.models import build_model
 from ray_l4.runtime.bench.cohort import OnRay
-from ray_l4.runtime.bench.gradient import Fidelity, fidelities
+from ray_l4.runtime.bench.fresh import Fresh
+from ray_l4.runtime.bench.gradient import Fidelity, Gradients
 from ray_l4.runtime.bench.plan import Way
 from ray_l4.runtime.bench.record import Record
 from ray_l4.runtime.bench.summary import Measured, Round, summarised
@@ -30,6 +32,7 @@ from ray_l4.runtime.bench.workload import TASK, Workload
 from ray_l4.runtime.placement import usable_cores
 from ray_l4.text.batches import build_batch
 from tests.runtime.bench_fixtures import SMALL, plan
+from tests.runtime.fresh_fixtures import Counter
 
 KEYS = (
     *("bench", "transport", "codec", "peers", "vocab", "positions", "bytes_per_student_step", "step_ms_p50"),
@@ -126,7 +129,7 @@ def three() -> dict[str, Fidelity]:
     sections = [("dense", "float32"), ("dense", "float16"), ("factored", "float32"), ("topk", "float32")]
     sections += [("sampled", "float32"), ("mean", "float32")]
     exchanges = [ExchangeConfig(codec=codec, precision=narrow, top_k=4, samples=8) for codec, narrow in sections]  # type: ignore[arg-type]
-    found = fidelities(SMALL.setup(3, 1), exchanges)
+    found = Gradients(SMALL.setup(3, 1)).fidelities(exchanges)
     return {f"{codec} {narrow}": own for (codec, narrow), own in zip(sections, found, strict=True)}
 
 
@@ -235,3 +238,19 @@ def test_the_command_measures_real_students(ray_cluster: None, tmp_path: Path) -
     assert (stored.steps, stored.positions, stored.gradient_relative_error) == (4, SMALL.positions, 0)
     assert min(stored.peak_rss_bytes, alone.peak_rss_bytes) > 100 * 2**20  # processes that have loaded PyTorch
     assert not torch.cuda.is_available() or "no GPU" not in stored.machine
+
+
+def test_what_lives_elsewhere_keeps_its_state_and_its_errors() -> None:
+    fresh = Fresh(Counter, 5)
+    try:
+        assert [fresh.ask("add", 2), fresh.ask("add", 3)] == [7, 10]
+        assert fresh.ask("process") != os.getpid()
+        with pytest.raises(ClusterError, match="not that one"):
+            fresh.ask("add", 13)
+        assert fresh.ask("add", 1) == 11
+        with pytest.raises(PeerError, match=r"died \(status 3\)"):
+            fresh.ask("add", 0)
+    finally:
+        fresh.close()
+    with pytest.raises(ConfigError, match="-1 is below 0"):
+        Fresh(Counter, -1)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import PeerError
 from ray_l4.exchange.loop import StepFigures, train_steps
+from ray_l4.runtime.bench.fresh import Fresh
 from ray_l4.runtime.bench.workload import TASK
 from ray_l4.runtime.crew import Places, Workers, local_crew, meet, ray_crew, reserve
 from ray_l4.runtime.placement import check_room
@@ -118,41 +115,21 @@ class OneProcess:
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         self.peers = setup.topology.size
         self.steps = 0
-        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        try:
-            self._ask(_enter, setup, cluster)
-        except BaseException:
-            self.close()
-            raise
+        self._process = Fresh(_of_one_process, setup, cluster)
 
     def train(self, steps: int) -> list[StepFigures]:
         self.steps += steps
-        return self._ask(_ask_students, "train", steps)
+        return self._process.ask("train", steps)
 
     def publish_seconds(self, attempts: int) -> list[float]:
-        return self._ask(_ask_students, "publish_seconds", attempts)
+        return self._process.ask("publish_seconds", attempts)
 
     def peak_memory(self) -> int:
-        return self._ask(_ask_students, "peak_memory")
+        return self._process.ask("peak_memory")
 
     def close(self) -> None:
-        self._process.shutdown(cancel_futures=True)
-
-    def _ask(self, function: Any, *arguments: Any) -> Any:
-        try:
-            return self._process.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise PeerError("the process that holds all students died; is there memory enough for all?") from error
+        self._process.close()
 
 
-_students: _Students | None = None
-"""In the process of ``OneProcess``: what it holds."""
-
-
-def _enter(setup: Setup, cluster: ClusterConfig) -> None:
-    global _students
-    _students = _Students(local_crew(setup, cluster, range(setup.topology.size)), setup, cluster)
-
-
-def _ask_students(method: str, *arguments: Any) -> Any:
-    return getattr(_students, method)(*arguments)
+def _of_one_process(setup: Setup, cluster: ClusterConfig) -> _Students:
+    return _Students(local_crew(setup, cluster, range(setup.topology.size)), setup, cluster)

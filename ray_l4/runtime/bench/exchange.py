@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import groupby
 
@@ -12,7 +10,8 @@ import ray
 
 from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.runtime.bench.cohort import Cohort, OneProcess, OnRay
-from ray_l4.runtime.bench.gradient import Fidelity, fidelities
+from ray_l4.runtime.bench.fresh import Fresh
+from ray_l4.runtime.bench.gradient import Fidelity, Gradients
 from ray_l4.runtime.bench.plan import Plan, Way
 from ray_l4.runtime.bench.record import Record
 from ray_l4.runtime.bench.summary import Measured, Round, Turn, summarised
@@ -102,8 +101,8 @@ def _fidelities(plan: Plan, setup: Setup, ways: Sequence[Way]) -> Mapping[tuple[
     """Codec and precision -> what it does to a gradient; found in a process that ends, with the memory it took."""
     wanted = list(dict.fromkeys((way.codec, way.precision) for way in ways))
     exchanges = [ExchangeConfig.model_validate({"codec": codec, "precision": precision}) for codec, precision in wanted]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return dict(zip(wanted, process.submit(fidelities, setup, exchanges).result(), strict=True))
+    with closing(Fresh(Gradients, setup)) as process:
+        return dict(zip(wanted, process.ask("fidelities", exchanges), strict=True))
 
 
 def _most_steps(plan: Plan, peers: int) -> int:

@@ -35,22 +35,25 @@ class Fidelity:
     cosine: float
 
 
-def fidelities(setup: Setup, exchanges: Sequence[ExchangeConfig]) -> list[Fidelity]:
-    """Of student 0 learning the first step from all others, for every exchange: how it differs from dense float32.
+class Gradients:
+    """Of student 0 learning the first step from all others: of the whole loss, labels and distillation, over all
+    parameters, with dropout. All in this process; ``mean`` is summed up by a process group of threads."""
 
-    The gradient is that of the whole loss, labels and distillation, over all parameters, with dropout. All in this
-    process; ``mean`` is summed up by a process group of threads.
-    """
-    student, *teachers = (_Tapped(peer, setup) for peer in range(setup.topology.size))
-    said = [own.predictions() for own in (student, *teachers)]
-    exact = student.gradient([own.targets() for own in said[1:]])
-    found = []
-    for exchange in exchanges:
-        codec = build_codec(exchange, setup.experiment)
-        payloads = [codec.encode(own, seed=derive(setup.experiment.seed, peer)) for peer, own in enumerate(said)]
-        gradient = student.gradient(_read(codec, payloads))
-        found.append(Fidelity(payloads[0].num_bytes, *_compare(gradient, exact)))
-    return found
+    def __init__(self, setup: Setup) -> None:
+        self._experiment = setup.experiment
+        self._student, *teachers = (_Tapped(peer, setup) for peer in range(setup.topology.size))
+        self._said = [own.predictions() for own in (self._student, *teachers)]
+        self._exact = self._student.gradient([own.targets() for own in self._said[1:]])
+
+    def fidelities(self, exchanges: Sequence[ExchangeConfig]) -> list[Fidelity]:
+        """For every exchange: what is sent, and how the gradient differs from that of dense float32."""
+        found = []
+        for exchange in exchanges:
+            codec, seed = build_codec(exchange, self._experiment), self._experiment.seed
+            payloads = [codec.encode(own, derive(seed, peer)) for peer, own in enumerate(self._said)]
+            gradient = self._student.gradient(_read(codec, payloads))
+            found.append(Fidelity(payloads[0].num_bytes, *_compare(gradient, self._exact)))
+        return found
 
 
 def _read(codec: Codec, payloads: Sequence[Payload]) -> list[Mapping[str, Targets]]:
