@@ -75,8 +75,6 @@ class Coordinator:
         self._board = Board(run.path / "tensorboard", steps_before=len(done))
         self._timeline = Timeline(run)
         self._mirroring = mirroring or Mirroring(run, cluster, self.progress.event)
-        if self._state.lost_students:
-            self._setup = replace(setup, topology=setup.topology.without(self._state.lost_students))
 
     def run(self) -> dict[str, Any]:
         """Learn the stages that are not done, wait for every score, and give the summary.

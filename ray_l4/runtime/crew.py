@@ -47,7 +47,7 @@ class Places:
     """Whether they belong to someone else: a sweep, which reserved them for this trial."""
 
     def of_student(self, index: int, shard: int) -> PlacementGroupSchedulingStrategy:
-        """The place of a student's rank."""
+        """The place of a rank of a student; ``index`` counts those that are there."""
         return self._bundle(index * self.shards + shard)
 
     def of_evaluator(self, index: int) -> PlacementGroupSchedulingStrategy:
@@ -108,6 +108,8 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
     options = cluster.students
     student_class = ray.remote(Student)
 
+    present = [place for place in range(len(peers)) if place not in setup.topology.lost]
+
     def hire(place: int) -> tuple[Any, ...]:
         return tuple(
             student_class.options(
@@ -116,12 +118,12 @@ def ray_crew(setup: Setup, cluster: ClusterConfig, peers: Sequence[int], places:
                 resources=options.resources,
                 max_restarts=0,
                 max_task_retries=0,
-                scheduling_strategy=places.of_student(place, shard),
+                scheduling_strategy=places.of_student(present.index(place), shard),
             ).remote(peers[place], shared, cluster, shard)
             for shard in range(options.shards_per_student)
         )
 
-    students = [() if place in setup.topology.lost else hire(place) for place in range(len(peers))]
+    students = [hire(place) if place in present else () for place in range(len(peers))]
     wanted = cluster.evaluators
     evaluator_class = ray.remote(Evaluator)
     evaluators = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,9 +18,8 @@ from ray_l4.methods import graph_of
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.runtime.fit import check_exchange
 from ray_l4.runtime.live import watch
-from ray_l4.runtime.placement import check_room, local_resources
 from ray_l4.runtime.ranks import check_ranks
-from ray_l4.runtime.session import check_answers, start
+from ray_l4.runtime.session import check_cluster, start
 from ray_l4.runtime.setup import Setup, prepare
 from ray_l4.runtime.teachers import named_teachers
 from ray_l4.store.atomic import write_folder, write_text
@@ -65,7 +64,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
             with console.status("trying storage_path"):
                 mirror.check(directory.path, new=False)
         with console.status("reading and tokenising data"):
-            setup = _prepared(directory.experiment(), cluster)
+            setup = _prepared(directory.experiment(), cluster, directory.state().lost_students)
         if setup.fingerprint() != read_json(directory.path / "manifest.json")["data_fingerprint"]:
             raise RunDirectoryError(
                 f"{directory.path}: the data or the tokeniser has changed since the run began; its scores could not "
@@ -83,12 +82,10 @@ def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
     return cluster.model_copy(update={"storage_path": absolute(cluster.storage_path)})
 
 
-def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig) -> Setup:
-    if cluster.exchange.transport != "in_process" and cluster.ray.address is None:
-        check_room(graph_of(experiment).size, cluster, [local_resources(cluster)])
-    if cluster.exchange.transport != "in_process" and cluster.ray.address is not None:
-        check_answers(cluster.ray.address)
+def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
+    """What all workers share, once it is clear that they will have room: all but the students that were ``lost``."""
     check_exchange(experiment, cluster)
+    check_cluster(len(graph_of(experiment).without(lost).left), cluster)
     setup = prepare(experiment)
     check_ranks(setup, cluster)
     named_teachers(setup)  # what is wrong with them is said before anything is made

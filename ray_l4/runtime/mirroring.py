@@ -24,11 +24,12 @@ class Mirroring:
 
     def push(self) -> None:
         """Copy what the run directory holds now, and do not wait for it."""
-        if self._mirror is not None:
+        waits = self._pushes and not (self._pushes[-1].running() or self._pushes[-1].done())
+        if self._mirror is not None and not waits:  # what waits will copy all that there is then
             self._pushes.append(self._thread.submit(self._push))
 
     def finish(self) -> None:
-        """Copy what it holds now, and wait until that is done."""
+        """Copy what it holds now, and wait until that is done or the storage answers no more."""
         self.push()
         while self._pushes:
             self._pushes.pop(0).result()

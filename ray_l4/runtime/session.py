@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +59,10 @@ class Session(Protocol):
 
 
 def start(setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> Session:
-    """Start a run, or go on with one. Raises ClusterError if there is no room for it."""
+    """Start a run, or go on with one, without the students it has lost. Raises ClusterError if there is no room."""
+    lost = run.state().lost_students
+    if lost:
+        setup = replace(setup, topology=setup.topology.without(lost))
     if cluster.exchange.transport == "in_process":
         return LocalSession(setup, cluster, run)
     return RaySession(setup, cluster, run)
@@ -127,9 +131,9 @@ class RaySession:
         self._last = Snapshot()
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            connect(setup.topology.size, cluster)
+            connect(len(setup.topology.left), cluster)
         try:
-            least = setup.topology.size
+            least = len(setup.topology.left)
             self._places = reserve(least, room_for(least, setup.most_students, cluster, node_resources()), cluster)
             # It writes the run directory, so it lives where the directory is: on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -200,6 +204,26 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         # Ray puts a handler of its own in place, which ends the process where it stands.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def check_cluster(peers: int, cluster: ClusterConfig) -> None:
+    """Raise ClusterError if the profile's cluster cannot be joined, or has too little whatever else it is doing.
+
+    Joining a cluster that runs takes a second; reading the data of a run, which comes next, may take minutes.
+    """
+    if cluster.exchange.transport == "in_process":
+        return
+    if cluster.ray.address is None:
+        check_room(peers, cluster, [local_resources(cluster)])
+        return
+    joins = not ray.is_initialized()
+    if joins:
+        connect(peers, cluster)
+    try:
+        check_room(peers, cluster, node_resources())
+    finally:
+        if joins:
+            ray.shutdown()
 
 
 def check_answers(address: str) -> None:

@@ -66,7 +66,8 @@ class Setup:
     def most_students(self) -> int:
         """Peers that can be at work at the same time: more than the graph has where models are trained on their own."""
         independent = self.method.stages == "separate" or self.method.teacher == "task"
-        return max(self.topology.size, len(self.tasks)) if independent else self.topology.size
+        peers = len(self.topology.left)
+        return max(peers, len(self.tasks)) if independent else peers
 
     def topology_of(self, stage: int) -> Topology:
         """Who learns from whom in a stage: before the first one there is no earlier model to learn from."""

@@ -11,8 +11,9 @@ import json
 import os
 import platform
 import re
+import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -42,6 +43,9 @@ _TICK = 100_000_000
 _PATIENCE = 60.0
 """Seconds for a storage to answer at the start of a run."""
 
+_STALLED = 300.0
+"""Seconds without a byte moved after which a storage is given up, for this time."""
+
 
 class Mirror:
     """The copy of one run directory."""
@@ -56,6 +60,7 @@ class Mirror:
         self._where = (address, run_name)
         self._opened = storage
         self._known: dict[str, Version | None] | None = None
+        self._one_at_a_time = threading.Lock()
 
     @classmethod
     def at(cls, place: str) -> Mirror:
@@ -75,14 +80,22 @@ class Mirror:
         """Copy what is new or has changed, and remove what is gone. Returns the number of files copied.
 
         Wherever this is cut short, the run can go on from the copy: a state is written after all that it names. Files
-        may change meanwhile. Raises ConfigError or ClusterError; the next push makes up for it.
+        may change meanwhile. Raises ConfigError or ClusterError, also if the storage has stopped to answer; the next
+        push makes up for it.
         """
+        copied: list[int] = []
+
+        def push() -> None:
+            with self._one_at_a_time:  # one that was given up may still be there
+                try:
+                    copied.append(self._push(run_path))
+                except BaseException:
+                    self._known = None  # the next push looks again
+                    raise
+
         with self._explained("cannot be written", f"What the run has learned is safe in {run_path}."):
-            try:
-                return self._push(run_path)
-            except BaseException:
-                self._known = None  # the next push looks again
-                raise
+            self._unless_stalled(push)
+        return copied[0]
 
     def pull(self, folder: Path) -> None:
         """Bring the run to a ``folder`` that is empty or not there yet. A pull that fails leaves it so.
@@ -93,11 +106,7 @@ class Mirror:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunDirectoryError(f"{folder}: is there already and not empty. Choose another --run-dir.")
         with self._explained("cannot be read", "Is it reachable from here, and are its credentials set?"):
-            sizes = self._storage.sizes()
-            missing = [name for name in ("config.yaml", "state.json") if name not in sizes]
-            if missing:
-                raise RunDirectoryError(f"{self.place}: not the copy of a run (no {' and no '.join(missing)} in it)")
-            write_folder(folder, lambda beside: self._fetch(sizes, beside))
+            self._unless_stalled(lambda: self._pull(folder))
 
     @property
     def _storage(self) -> Storage:
@@ -113,6 +122,9 @@ class Mirror:
             versions = self._noted() if _LIST in names else {}
             self._known = {name: versions.get(name) for name in names if name != _LIST}
         return self._known
+
+    def _unless_stalled(self, action: Callable[[], None]) -> None:
+        within(_STALLED, action, lambda: self._opened.moved if self._opened else 0)
 
     def _check(self, run_path: Path, new: bool) -> None:
         ours, copy = run_path.resolve(), self._storage.local
@@ -170,6 +182,13 @@ class Mirror:
     def _noted(self) -> dict[str, Version]:
         listed = json.loads(self._storage.read(_LIST))
         return {name: (num_bytes, modified) for name, (num_bytes, modified) in listed.items()}
+
+    def _pull(self, folder: Path) -> None:
+        sizes = self._storage.sizes()
+        missing = [name for name in ("config.yaml", "state.json") if name not in sizes]
+        if missing:
+            raise RunDirectoryError(f"{self.place}: not the copy of a run (no {' and no '.join(missing)} in it)")
+        write_folder(folder, lambda beside: self._fetch(sizes, beside))
 
     def _fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
         """Bring all files to a folder. They keep their times, so that the next push need not copy them again."""

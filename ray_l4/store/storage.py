@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +37,8 @@ class Storage:
         """``filesystem``: one of :mod:`pyarrow.fs`; ``folder``: a path in it, which need not exist."""
         self._files = filesystem
         self._folder = folder.rstrip("/")
+        self.moved = 0
+        """Bytes written and fetched so far."""
 
     @classmethod
     def at(cls, address: str, name: str) -> Storage:
@@ -73,7 +74,7 @@ class Storage:
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to a local path."""
         with self._files.open_input_stream(self._path(name)) as stream, path.open("wb") as file:
-            shutil.copyfileobj(stream, file, _CHUNK)
+            file.writelines(self._chunks(stream))
 
     def write(self, name: str, source: BinaryIO) -> None:
         """Write all of ``source``, instead of an older version if there is one. What is cut short is not there."""
@@ -82,11 +83,12 @@ class Storage:
             self._put(target, source)
             return
         parent, _, last = target.rpartition("/")
-        beside = f"{parent}/.{last}.{os.getpid()}.part"
+        beside = f"{parent}/.{last}.{os.getpid()}-{threading.get_ident()}.part"
         self._files.create_dir(parent, recursive=True)
         try:
             with self._files.open_output_stream(beside) as stream:
-                shutil.copyfileobj(source, stream, _CHUNK)
+                for chunk in self._chunks(source):
+                    stream.write(chunk)
             self._files.move(beside, target)
         except BaseException:
             self._delete_if_possible(beside)
@@ -102,18 +104,22 @@ class Storage:
         reading = False
         try:
             with self._files.open_output_stream(path) as stream:
-                while True:
-                    reading = True
-                    chunk = source.read(_CHUNK)
+                reading = True
+                for chunk in self._chunks(source):
                     reading = False
-                    if not chunk:
-                        break
                     stream.write(chunk)
+                    reading = True
+                reading = False
         except BaseException as error:
             if reading or not isinstance(error, FAILURES):
                 # Its stream, closed in good order on the way here, has put in place what it had got.
                 self._delete_if_possible(path)
             raise
+
+    def _chunks(self, source: BinaryIO) -> Iterator[bytes]:
+        while chunk := source.read(_CHUNK):
+            yield chunk
+            self.moved += len(chunk)
 
     def _delete_if_possible(self, path: str) -> None:
         with suppress(*FAILURES):
@@ -150,8 +156,12 @@ def public(address: str) -> str:
     return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", address)
 
 
-def within(seconds: float, action: Callable[[], None]) -> None:
-    """Do ``action``, but do not wait for it for ever: a disk that is gone may never answer."""
+def within(seconds: float, action: Callable[[], None], moved: Callable[[], int] = lambda: 0) -> None:
+    """Do ``action``, but do not wait for it for ever: a disk that is gone may never answer.
+
+    ``moved``: how much of it is done; the time begins anew as long as that grows. Raises TimeoutError; what was begun
+    may go on in its thread, which ends with the process.
+    """
     done: Future[None] = Future()
 
     def work() -> None:
@@ -163,8 +173,11 @@ def within(seconds: float, action: Callable[[], None]) -> None:
             done.set_result(None)
 
     threading.Thread(target=work, name="storage", daemon=True).start()
-    if not wait([done], seconds).done:
-        raise TimeoutError(f"no answer in {seconds:g} s")
+    before = moved()
+    while not wait([done], seconds).done:
+        if moved() == before:
+            raise TimeoutError(f"no answer in {seconds:g} s")
+        before = moved()
     done.result()
 
 

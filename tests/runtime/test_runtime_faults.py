@@ -17,6 +17,7 @@ import ray
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ClusterError, ModelError, PeerError
 from ray_l4.report.markdown import run_report
+from ray_l4.runtime.placement import check_room
 from ray_l4.runtime.session import Session, start
 from tests.runtime import runtime_fixtures as small
 
@@ -106,6 +107,20 @@ def test_without_a_student_the_others_go_on_and_the_report_says_so(tmp_path: Pat
     assert received == {1.0}, "one teacher each"
     report = run_report(run)
     assert f"student {lost} was lost" in report
+
+
+def test_a_lost_student_needs_no_room_after_a_resume(tmp_path: Path, ray_cluster: None) -> None:
+    """Two students with two CPUs each fit on the four there are; three, of which the run began with, would not."""
+    config = small.experiment(peers={"count": 3, "on_peer_loss": "continue"})
+    setup, run = small.stopped_run(config, tmp_path / "run", "learning mini.sql")
+    run.save_state(run.state().model_copy(update={"lost_students": {1: "its node was gone"}}))
+    profile = small.cluster("object_store", students={"cpus": 2})
+    with pytest.raises(ClusterError, match="3 students with 2 CPU"):
+        check_room(3, profile, [{"CPU": 4.0}])
+    summary = small.finish(start(setup, profile, run))
+    assert summary["lost_students"] == {"1": "its node was gone"}
+    last = {student: rows[-1] for student, rows in summary["score_matrix"].items()}
+    assert last["1"] == [None, None] and None not in last["0"] + last["2"]
 
 
 def test_a_student_that_dies_every_time_ends_the_run(tmp_path: Path, ray_cluster: None) -> None:

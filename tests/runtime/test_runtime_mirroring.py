@@ -49,6 +49,30 @@ def test_nobody_waits_for_a_copy_but_at_the_end(
     assert (tmp_path / "nfs" / "run" / "report.md").read_text() == "better", "it can be used again"
 
 
+def test_a_line_that_is_too_slow_does_not_pile_up_work(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for its turn copies all that there is by then, so one is enough."""
+    began, goes_on, pushes = threading.Event(), threading.Event(), 0
+
+    def slow(self: Mirror, run_path: Path) -> int:
+        nonlocal pushes
+        pushes += 1
+        began.set()
+        assert goes_on.wait(30)
+        return 0
+
+    monkeypatch.setattr(Mirror, "push", slow)
+    mirroring = Mirroring(run, profile(tmp_path), pytest.fail)
+    mirroring.push()
+    assert began.wait(30)
+    for _ in range(5):
+        mirroring.push()
+    goes_on.set()
+    mirroring.finish()
+    assert pushes in (2, 3), "the first, one for the five, and one more if the five's had begun"
+
+
 def test_a_storage_that_is_gone_for_a_while_is_told_of_and_made_up_for(run: RunDirectory, tmp_path: Path) -> None:
     news: list[str] = []
     mirroring = Mirroring(run, profile(tmp_path / "nfs"), news.append)

@@ -23,6 +23,7 @@ from ray_l4.runtime.session import connect, start
 from ray_l4.runtime.setup import prepare
 from ray_l4.store.mirror import Mirror
 from ray_l4.store.run_directory import RunDirectory
+from tests.cli.cli_fixtures import ray_l4, refused, write_experiment
 from tests.runtime import runtime_fixtures as small
 
 NODES = {
@@ -132,6 +133,17 @@ def ordered(nodes: dict[str, str]) -> list[dict[str, float]]:
     """What Ray says of the nodes, in their order here."""
     found = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
     return [found[node] for node in nodes]
+
+
+def test_a_cluster_that_is_too_small_is_refused_before_the_data_is_read(nodes: dict[str, str], tmp_path: Path) -> None:
+    """By a command that joins it for that. What to learn is not even there; nothing is left behind."""
+    experiment = write_experiment(tmp_path, stream=["squad"], data={"raw": str(tmp_path / "nowhere")})
+    address = f"cluster.ray.address={ray.get_runtime_context().gcs_address}"
+    result = ray_l4(
+        "run", experiment, "--set", address, "--set", "cluster.students.gpus=2", "--run-dir", tmp_path / "run"
+    )
+    refused(result, 6, "2 students with 1 CPU and 2 GPU each", "asks for 4 GPU", "there are 2. There are 3 nodes")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_node_that_is_missing_is_said_at_once(nodes: dict[str, str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -296,6 +297,38 @@ def test_a_place_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ClusterError, match=r"cannot be used \(no answer in 0\.1 s\)"):
         over(Hung(fs.LocalFileSystem()), tmp_path / "copy").check(tmp_path / "run", new=True)
     assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_a_storage_that_answers_no_more_is_given_up(
+    direction: str, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For this time: the next push waits its turn, and makes up for it."""
+
+    class Hangs(Unreliable):
+        answers = threading.Event()
+
+        def open_input_stream(self, path: str) -> Any:
+            assert self.answers.wait(30)
+            return super().open_input_stream(path)
+
+        def move(self, source: str, target: str) -> None:
+            assert self.answers.wait(30)
+            super().move(source, target)
+
+    hangs = Hangs(fs.LocalFileSystem())
+    hangs.answers.set()
+    over(hangs, tmp_path / "copy").push(run.path)
+    write_text(run.path / "scores" / "b.json", "{}")
+    hangs.answers.clear()
+    mirror = over(hangs, tmp_path / "copy")
+    monkeypatch.setattr(mirror_module, "_STALLED", 0.2)
+    with pytest.raises(ClusterError, match=r"\(no answer in 0\.2 s\)"):
+        mirror.push(run.path) if direction == "push" else mirror.pull(tmp_path / "back")
+    hangs.answers.set()
+    monkeypatch.setattr(mirror_module, "_STALLED", 30.0)
+    mirror.push(run.path)
+    assert copied(tmp_path / "copy") == tree(run.path)
 
 
 def test_an_object_storage_that_is_not_there_is_said_in_time(tmp_path: Path) -> None:

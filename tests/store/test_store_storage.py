@@ -156,3 +156,16 @@ def test_waiting_is_bounded() -> None:
     done: list[int] = []
     within(30, lambda: done.append(1))
     assert done == [1]
+
+
+def test_what_goes_on_is_waited_for_however_long_it_takes() -> None:
+    moved = 0
+
+    def slow() -> None:
+        nonlocal moved
+        for _ in range(7):
+            time.sleep(0.2)
+            moved += 1
+
+    within(0.5, slow, lambda: moved)
+    assert moved == 7
