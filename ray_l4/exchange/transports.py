@@ -11,9 +11,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from ray_l4.errors import PeerError, PeerLostError, RayL4Error
+
+_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
 
 
 class Transport(Protocol):
@@ -115,10 +126,8 @@ class ObjectStore:
             ) from None
         except RayTaskError as error:  # first, as it is also of the kind of its cause
             raise _cause(error, waiting_for) from error
-        except (RayActorError, WorkerCrashedError) as error:
-            raise PeerLostError(f"{waiting_for}: its process died ({_reason(error)})") from error
-        except ObjectLostError as error:
-            raise PeerLostError(f"{waiting_for}: the node that held the answer is gone ({_reason(error)})") from error
+        except RayError as error:
+            raise _of_ray(error, waiting_for, "its process") from error
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
         if not references:
@@ -136,11 +145,26 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
     cause = error.cause
     if isinstance(cause, RayL4Error):
         return cause
-    if isinstance(cause, RayActorError | ObjectLostError | WorkerCrashedError):
-        return PeerLostError(f"{waiting_for}: a peer it depends on died ({_reason(cause)})")
     if isinstance(cause, RayTaskError):
         return _cause(cause, waiting_for)
+    if isinstance(cause, RayError):
+        return _of_ray(cause, waiting_for, "a peer it depends on")
     return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error}")
+
+
+def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:
+    """What Ray itself says went wrong, not the worker."""
+    if isinstance(error, OutOfMemoryError):
+        return PeerLostError(
+            f"{waiting_for}: {who} was ended because its machine ran out of memory ({_reason(error)}). Smaller "
+            "micro-batches (students.micro_batch), more shards or another node per student take less; ray-l4 plan says "
+            "how much."
+        )
+    if isinstance(error, _DEATHS):
+        return PeerLostError(f"{waiting_for}: {who} died ({_reason(error)})")
+    if isinstance(error, ObjectLostError):
+        return PeerLostError(f"{waiting_for}: the node that held the answer is gone ({_reason(error)})")
+    return PeerError(f"{waiting_for}: {type(error).__name__}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ray_l4.config.experiment import OptimConfig
 from ray_l4.errors import ModelError
+from ray_l4.learner.buckets import buckets
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -57,9 +58,8 @@ class ReferenceAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                gradients = [parameter.grad for parameter in parameters]
+            for parameters in buckets([parameter for parameter in group["params"] if parameter.grad is not None]):
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 self._update(parameters, gradients, **{key: group[key] for key in HYPERPARAMETERS})
         return loss
 

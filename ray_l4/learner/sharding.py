@@ -6,7 +6,6 @@ are summed over the ranks, never averaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +18,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from ray_l4.learner.buckets import buckets
 from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
-
-_BUCKET_BYTES = 2**25
-"""Gradients that are summed in one message: few messages, and little memory beside the gradients themselves."""
 
 
 class Sharding(Protocol):
@@ -90,7 +87,7 @@ class DataParallel(Alone):
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
         total = figures.clone()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        for bucket in _buckets([*gradients, total], _BUCKET_BYTES):
+        for bucket in buckets([*gradients, total]):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             self.group.allreduce([flat]).wait()
             for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
@@ -179,15 +176,3 @@ def _blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The layers that transformers never splits over devices; none if the architecture does not name them."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
-
-
-def _buckets(tensors: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """The tensors in order, in lists that begin anew before they exceed ``size`` bytes."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(own.nbytes for own in bucket) + tensor.nbytes > size:
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket

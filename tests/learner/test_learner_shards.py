@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ray_l4.learner.sharding import ALONE, Alone, _buckets
+from ray_l4.learner.sharding import ALONE, Alone
 from ray_l4.learner.slices import piece_spans
 from tests.learner import shard_fixtures as shards
 from tests.learner.shard_fixtures import FullyLearned, alone, assert_same
@@ -135,11 +135,3 @@ def test_every_example_is_in_exactly_one_piece(examples: int, ranks: int, micro_
     assert max(sizes) - min(sizes) <= 1
     assert all(len(span) <= (micro_batch or examples) for spans in of_ranks for span in spans)
     assert len(of_ranks[0]) == -(-sizes[0] // (micro_batch or sizes[0])), "no more pieces than it takes"
-
-
-@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 200))
-def test_buckets_hold_every_tensor_once_and_in_order(sizes: list[int], limit: int) -> None:
-    tensors = [torch.zeros(size) for size in sizes]
-    buckets = list(_buckets(tensors, limit))
-    assert [id(tensor) for bucket in buckets for tensor in bucket] == [id(tensor) for tensor in tensors]
-    assert all(len(bucket) == 1 or sum(own.nbytes for own in bucket) <= limit for bucket in buckets)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.runtime.coordinator import Coordinator, StoppedError
 from ray_l4.runtime.crew import local_crew
 from ray_l4.runtime.progress import Progress
-from ray_l4.runtime.session import Session, start
+from ray_l4.runtime.session import Session, connect, start
 from ray_l4.runtime.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.run_directory import RunDirectory
@@ -98,6 +103,31 @@ def stopped_run(config: ExperimentConfig, folder: Path, line: str, occurrence: i
         Coordinator(setup, profile, run, local_crew, setup.topology.size, news, news.stop).run()
     assert not (run.path / "summary.json").exists()
     return setup, run
+
+
+@contextmanager
+def pretended_nodes() -> Iterator[Cluster]:
+    """An empty cluster to which nodes can be added: Ray runs one node manager for each of them on this machine.
+
+    The Ray that tests share makes way meanwhile: a process can have but one.
+    """
+    shared = ray.is_initialized()
+    ray.shutdown()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    cluster = Cluster()
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        signal.signal(signal.SIGTERM, on_sigterm)  # a node in this process puts a handler of its own in place
+        if shared:
+            connect(1, SHARED)
+
+
+def join_nodes(cluster: Cluster) -> None:
+    """Make this process a part of the cluster, as a command does."""
+    connect(1, ClusterConfig.model_validate({"ray": {"address": cluster.address}}))
 
 
 def finish(session: Session) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
-from ray_l4.config.cluster import ClusterConfig
-from ray_l4.runtime.session import connect, start
+from ray_l4.runtime.session import start
 from tests.runtime import runtime_fixtures as small
 
 FAST = {
@@ -24,24 +22,16 @@ FAST = {
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that computes nothing. The tests' shared Ray, of which there can be one, makes way meanwhile."""
-    shared = ray.is_initialized()
-    ray.shutdown()
-    made = Cluster()
-    try:
+    """A head that computes nothing."""
+    with small.pretended_nodes() as made:
         made.add_node(num_cpus=0, include_dashboard=False, resources={"scoring": 1}, _system_config=FAST)
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
-        if shared:
-            connect(1, small.SHARED)
 
 
 def test_a_student_whose_node_is_gone_is_replaced_on_another(cluster: Cluster, tmp_path: Path) -> None:
     """Each student on a node of its own; the one that takes the lost node's place comes after the loss."""
     nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]
-    connect(1, ClusterConfig.model_validate({"ray": {"address": cluster.address}}))
+    small.join_nodes(cluster)
     config = small.experiment(training={"epochs": 20, "batch_size": 8})
     expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
     profile = small.cluster("object_store", students={"cpus": 1}, evaluators={"resources": {"scoring": 0.5}})

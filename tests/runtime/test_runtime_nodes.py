@@ -1,7 +1,4 @@
-"""Several nodes: processes land where the profile says, and nothing but ``storage_path`` outlives the run's own node.
-
-The nodes are pretended: Ray runs one node manager for each of them on this machine.
-"""
+"""Several nodes: processes land where the profile says, and only ``storage_path`` outlives the run's own node."""
 
 from __future__ import annotations
 
@@ -13,13 +10,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
 from ray_l4.runtime.placement import check_room
-from ray_l4.runtime.session import connect, start
+from ray_l4.runtime.session import start
 from ray_l4.runtime.setup import prepare
 from ray_l4.store.mirror import Mirror
 from ray_l4.store.run_directory import RunDirectory
@@ -35,19 +31,11 @@ NODES = {
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[dict[str, str]]:
-    """The name of each node by Ray's id of it. The Ray that tests share makes way: a process can have but one."""
-    shared = ray.is_initialized()
-    ray.shutdown()
-    cluster = Cluster()
-    try:
+    """The name of each node by Ray's id of it."""
+    with small.pretended_nodes() as cluster:
         names = {cluster.add_node(include_dashboard=False, **node).node_id: name for name, node in NODES.items()}
-        connect(1, ClusterConfig.model_validate({"ray": {"address": cluster.address}}))
+        small.join_nodes(cluster)
         yield names
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        if shared:
-            connect(1, small.SHARED)
 
 
 def profile(**changes: Any) -> ClusterConfig:

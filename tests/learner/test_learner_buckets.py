@@ -1,0 +1,52 @@
+"""Work on many tensors, some at a time, changes no number."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ray_l4.learner import optim
+from ray_l4.learner.buckets import BUCKET_BYTES, buckets
+
+
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 200))
+def test_buckets_hold_every_tensor_once_and_in_order(sizes: list[int], limit: int) -> None:
+    tensors = [torch.zeros(size) for size in sizes]
+    made = list(buckets(tensors, limit))
+    assert [id(tensor) for bucket in made for tensor in bucket] == [id(tensor) for tensor in tensors]
+    assert all(len(bucket) == 1 or sum(own.nbytes for own in bucket) <= limit for bucket in made)
+    assert all(made), "none is empty"
+
+
+def trained(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Weights of several shapes after three updates."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [nn.Parameter(torch.randn(*shape, generator=generator).to(dtype)) for shape in ((5, 3), (7,), (2, 9))]
+    optimizer = optim.ReferenceAdamW(weights, lr=1e-2)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator).to(dtype)
+        optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_in_pieces_is_the_update(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def spied(*arguments: object, size: int = BUCKET_BYTES) -> list[list[torch.Tensor]]:
+        calls.append(list(buckets(*arguments, size)))  # type: ignore[arg-type]
+        return calls[-1]
+
+    monkeypatch.setattr(optim, "buckets", spied)
+    whole = trained(dtype)
+    monkeypatch.setattr(optim, "buckets", partial(spied, size=1))
+    pieces = trained(dtype)
+    assert [len(call) for call in calls] == [1, 1, 1, 3, 3, 3]
+    for expected, found in zip(whole, pieces, strict=True):
+        assert torch.equal(expected, found)
