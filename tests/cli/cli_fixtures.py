@@ -18,7 +18,8 @@ IN_PROCESS = REPOSITORY / "cluster_configs" / "in_process.yaml"
 LIMIT = 240.0
 
 _LOADED = multiprocessing.get_context("forkserver")
-_LOADED.set_forkserver_preload(["ray_l4.cli.main", "ray_l4.runtime.execute", "ray_l4.runtime.sweep.execute"])
+_LOADED.set_forkserver_preload(["ray_l4.cli.main", "ray_l4.learner.learner", "ray_l4.learner.answering"])
+"""Not Ray, which reads its environment when it is imported."""
 
 SMALL = {
     "name": "small",
