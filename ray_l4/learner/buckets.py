@@ -6,18 +6,17 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-BUCKET_BYTES = 2**26
-"""Weights that are updated, or gradients that are summed in one message, together: few calls, and little memory beside
-the tensors themselves. The roots that AdamW needs would take half a gigabyte for all of GPT-2."""
 
-
-def buckets(tensors: Iterable[Tensor], size: int = BUCKET_BYTES) -> Iterator[list[Tensor]]:
+def buckets(tensors: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
     """The tensors in order, in lists that begin anew before they exceed ``size`` bytes; each holds at least one."""
     bucket: list[Tensor] = []
+    held = 0
     for tensor in tensors:
-        if bucket and sum(own.nbytes for own in bucket) + tensor.nbytes > size:
+        nbytes = tensor.nbytes
+        if bucket and held + nbytes > size:
             yield bucket
-            bucket = []
+            bucket, held = [], 0
         bucket.append(tensor)
+        held += nbytes
     if bucket:
         yield bucket

@@ -17,6 +17,10 @@ from ray_l4.learner.buckets import buckets
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+_BUCKET_BYTES = 2**26
+"""Weights that are updated together: few calls, and little memory beside them. The roots that AdamW needs would take
+half a gigabyte for all of GPT-2."""
+
 
 class ReferenceAdamW(torch.optim.Optimizer):
     """AdamW as the references have it (SPEC 10.1). With gradient g at a parameter's step t = 1, 2, ...::
@@ -58,7 +62,8 @@ class ReferenceAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameters in buckets([parameter for parameter in group["params"] if parameter.grad is not None]):
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameters in buckets(trained, _BUCKET_BYTES):
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 self._update(parameters, gradients, **{key: group[key] for key in HYPERPARAMETERS})
         return loss

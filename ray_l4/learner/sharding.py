@@ -22,6 +22,9 @@ from ray_l4.learner.buckets import buckets
 from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
 
+_BUCKET_BYTES = 2**25
+"""Gradients that are summed in one message: few messages, and little memory beside the gradients themselves."""
+
 
 class Sharding(Protocol):
     """How a student is spread over its ranks, as one of them sees it.
@@ -87,7 +90,7 @@ class DataParallel(Alone):
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
         total = figures.clone()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        for bucket in buckets([*gradients, total]):
+        for bucket in buckets([*gradients, total], _BUCKET_BYTES):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             self.group.allreduce([flat]).wait()
             for tensor, summed in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):

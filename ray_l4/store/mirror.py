@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias, TypeVar
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RunDirectoryError
@@ -24,6 +24,7 @@ from ray_l4.store.atomic import write_folder
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.storage import FAILURES, Storage, join, public, split, within
 
+_Result = TypeVar("_Result")
 Version: TypeAlias = tuple[int, int]
 """Bytes and time of modification (ns) of a local file: enough to tell whether it has changed."""
 
@@ -83,19 +84,17 @@ class Mirror:
         may change meanwhile. Raises ConfigError or ClusterError, also if the storage has stopped to answer; the next
         push makes up for it.
         """
-        copied: list[int] = []
 
-        def push() -> None:
+        def push() -> int:
             with self._one_at_a_time:  # one that was given up may still be there
                 try:
-                    copied.append(self._push(run_path))
+                    return self._push(run_path)
                 except BaseException:
                     self._known = None  # the next push looks again
                     raise
 
         with self._explained("cannot be written", f"What the run has learned is safe in {run_path}."):
-            self._unless_stalled(push)
-        return copied[0]
+            return self._unless_stalled(push)
 
     def pull(self, folder: Path) -> None:
         """Bring the run to a ``folder`` that is empty or not there yet. A pull that fails leaves it so.
@@ -106,7 +105,11 @@ class Mirror:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunDirectoryError(f"{folder}: is there already and not empty. Choose another --run-dir.")
         with self._explained("cannot be read", "Is it reachable from here, and are its credentials set?"):
-            self._unless_stalled(lambda: self._pull(folder))
+            sizes = self._unless_stalled(lambda: self._storage.sizes())
+            missing = [name for name in ("config.yaml", "state.json") if name not in sizes]
+            if missing:
+                raise RunDirectoryError(f"{self.place}: not the copy of a run (no {' and no '.join(missing)} in it)")
+            write_folder(folder, lambda beside: self._unless_stalled(lambda: self._fetch(sizes, beside)))
 
     @property
     def _storage(self) -> Storage:
@@ -123,8 +126,8 @@ class Mirror:
             self._known = {name: versions.get(name) for name in names if name != _LIST}
         return self._known
 
-    def _unless_stalled(self, action: Callable[[], None]) -> None:
-        within(_STALLED, action, lambda: self._opened.moved if self._opened else 0)
+    def _unless_stalled(self, action: Callable[[], _Result]) -> _Result:
+        return within(_STALLED, action, lambda: self._opened.moved if self._opened else 0)
 
     def _check(self, run_path: Path, new: bool) -> None:
         ours, copy = run_path.resolve(), self._storage.local
@@ -182,13 +185,6 @@ class Mirror:
     def _noted(self) -> dict[str, Version]:
         listed = json.loads(self._storage.read(_LIST))
         return {name: (num_bytes, modified) for name, (num_bytes, modified) in listed.items()}
-
-    def _pull(self, folder: Path) -> None:
-        sizes = self._storage.sizes()
-        missing = [name for name in ("config.yaml", "state.json") if name not in sizes]
-        if missing:
-            raise RunDirectoryError(f"{self.place}: not the copy of a run (no {' and no '.join(missing)} in it)")
-        write_folder(folder, lambda beside: self._fetch(sizes, beside))
 
     def _fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
         """Bring all files to a folder. They keep their times, so that the next push need not copy them again."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ _RETRY_SECONDS = 30
 """How long Google's client may try again, once it was refused; a quarter of an hour if nobody says."""
 
 _CHUNK = 8 * 2**20
+
+_Result = TypeVar("_Result")
 
 
 class Storage:
@@ -156,21 +158,19 @@ def public(address: str) -> str:
     return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", address)
 
 
-def within(seconds: float, action: Callable[[], None], moved: Callable[[], int] = lambda: 0) -> None:
-    """Do ``action``, but do not wait for it for ever: a disk that is gone may never answer.
+def within(seconds: float, action: Callable[[], _Result], moved: Callable[[], int] = lambda: 0) -> _Result:
+    """What ``action`` gives, but without waiting for it for ever: a disk that is gone may never answer.
 
     ``moved``: how much of it is done; the time begins anew as long as that grows. Raises TimeoutError; what was begun
     may go on in its thread, which ends with the process.
     """
-    done: Future[None] = Future()
+    done: Future[_Result] = Future()
 
     def work() -> None:
         try:
-            action()
+            done.set_result(action())
         except Exception as error:  # handed to whoever waits, whatever it is
             done.set_exception(error)
-        else:
-            done.set_result(None)
 
     threading.Thread(target=work, name="storage", daemon=True).start()
     before = moved()
@@ -178,7 +178,7 @@ def within(seconds: float, action: Callable[[], None], moved: Callable[[], int] 
         if moved() == before:
             raise TimeoutError(f"no answer in {seconds:g} s")
         before = moved()
-    done.result()
+    return done.result()
 
 
 def _connect(address: str) -> tuple[Any, str]:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from ray_l4.errors import ClusterError
 
 NO_NAMESPACES = why_not()
 needs_namespaces = pytest.mark.skipif(NO_NAMESPACES is not None, reason=str(NO_NAMESPACES))
-ON_REQUEST = "RAY_L4_TEST_NETWORK"
 
 MEGABYTES = 4
 RECEIVE = f"""
-import socket
-server = socket.create_server(("0.0.0.0", 5001))
+import socket, sys
+server = socket.create_server((sys.argv[1], 5001))
 print("ready", flush=True)
 connection, _ = server.accept()
 left = {MEGABYTES} * 2**20
@@ -44,7 +42,7 @@ print(time.monotonic() - began)
 def seconds_to_send(one: Host, other: Host) -> float:
     """From one host to the other, once it has arrived."""
     receive, send = ([sys.executable, "-c", code] for code in (RECEIVE, SEND))
-    with subprocess.Popen(other.inside(receive), stdout=subprocess.PIPE, text=True) as receiver:
+    with subprocess.Popen(other.inside([*receive, other.address]), stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"
         sent = subprocess.run(one.inside([*send, other.address]), capture_output=True, text=True, check=True)
     return float(sent.stdout)
@@ -126,12 +124,10 @@ def test_the_table_says_what_crossed_the_link() -> None:
 
 
 @needs_namespaces
-@pytest.mark.skipif(ON_REQUEST not in os.environ, reason=f"takes most of a minute; set {ON_REQUEST} to run it")
 @pytest.mark.end_to_end
 def test_students_on_two_hosts(tmp_path: Path) -> None:
     output = tmp_path / "found.jsonl"
     options = "--transports object_store --codecs dense --vocab 3000 --examples 2 --tokens 16 --layers 1 --width 16"
-    began = time.monotonic()
     arguments = ["--rates", "1", "--output", str(output), "--", *options.split(), "--steps", "4", "--repeats", "1"]
     assert network.main(arguments) == 0
     (record,) = (json.loads(line) for line in output.read_text(encoding="utf-8").splitlines())
@@ -139,5 +135,4 @@ def test_students_on_two_hosts(tmp_path: Path) -> None:
     assert (record["link_gbit"], record["bytes_per_student_step"]) == (1.0, payload)
     assert payload < record["link_bytes_per_student_step"] < 5 * payload  # each way once, and Ray's own messages
     assert record["wait_fraction"] > 0
-    assert time.monotonic() - began < 250
     assert f"ray-l4-{os.getpid()}" not in namespaces()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ray_l4.learner import optim
-from ray_l4.learner.buckets import BUCKET_BYTES, buckets
+from ray_l4.learner.buckets import buckets
 
 
 @given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 200))
@@ -37,16 +35,17 @@ def trained(dtype: torch.dtype) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_update_in_pieces_is_the_update(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    sizes = []
 
-    def spied(*arguments: object, size: int = BUCKET_BYTES) -> list[list[torch.Tensor]]:
-        calls.append(list(buckets(*arguments, size)))  # type: ignore[arg-type]
-        return calls[-1]
+    def counted(tensors: list[torch.Tensor], size: int) -> list[list[torch.Tensor]]:
+        made = list(buckets(tensors, size))
+        sizes.append([len(bucket) for bucket in made])
+        return made
 
-    monkeypatch.setattr(optim, "buckets", spied)
+    monkeypatch.setattr(optim, "buckets", counted)
     whole = trained(dtype)
-    monkeypatch.setattr(optim, "buckets", partial(spied, size=1))
+    monkeypatch.setattr(optim, "_BUCKET_BYTES", 1)
     pieces = trained(dtype)
-    assert [len(call) for call in calls] == [1, 1, 1, 3, 3, 3]
+    assert sizes == [[3]] * 3 + [[1, 1, 1]] * 3
     for expected, found in zip(whole, pieces, strict=True):
         assert torch.equal(expected, found)

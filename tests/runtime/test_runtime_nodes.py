@@ -123,6 +123,16 @@ def ordered(nodes: dict[str, str]) -> list[dict[str, float]]:
     return [found[node] for node in nodes]
 
 
+def test_a_command_runs_on_a_cluster_that_is_there_and_leaves_it_as_it_was(
+    nodes: dict[str, str], tmp_path: Path
+) -> None:
+    address = f"cluster.ray.address={ray.get_runtime_context().gcs_address}"
+    result = ray_l4("run", write_experiment(tmp_path), "--set", address, "--run-dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert RunDirectory.open(tmp_path / "run").summary()["method"] == "l4"
+    assert fits([{"CPU": 1}] * 3, 60), "what it reserved is given back"
+
+
 def test_a_cluster_that_is_too_small_is_refused_before_the_data_is_read(nodes: dict[str, str], tmp_path: Path) -> None:
     """By a command that joins it for that. What to learn is not even there; nothing is left behind."""
     experiment = write_experiment(tmp_path, stream=["squad"], data={"raw": str(tmp_path / "nowhere")})
