@@ -23,7 +23,7 @@ from ray_l4.methods import (
     stage_names,
     teachers_of,
 )
-from ray_l4.runtime.setup import Setup, prepare
+from ray_l4.setup.setup import Setup, prepare
 
 SCRATCH = {"from_scratch": {"positions": 128, "layers": 1, "width": 32, "heads": 2}}
 names = st.sampled_from(sorted(METHODS))

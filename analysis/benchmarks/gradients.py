@@ -15,7 +15,7 @@ from ray_l4.exchange.codecs import Codec, Payload
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.predictions import Predictions
 from ray_l4.losses.targets import Targets
-from ray_l4.methods.changes import changed
+from ray_l4.methods.copying import changed
 from ray_l4.seeds import derive
 
 UNCLIPPED = 1e30

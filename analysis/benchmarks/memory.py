@@ -26,12 +26,12 @@ from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
 from ray_l4.learner.sharding import Alone
 from ray_l4.methods import get_method, graph_of, resolved
-from ray_l4.methods.changes import changed
-from ray_l4.runtime.plan.baselines import LEARNER_PROCESS
-from ray_l4.runtime.plan.blank import vocabulary
-from ray_l4.runtime.plan.processes import checkpoint_and_step
-from ray_l4.runtime.plan.rehearsal import rehearse
-from ray_l4.runtime.plan.shape import BatchShape, batch_shape
+from ray_l4.methods.copying import changed
+from ray_l4.planning.batch_shape import BatchShape, batch_shape
+from ray_l4.planning.meta_models import vocabulary
+from ray_l4.planning.process_baselines import LEARNER_PROCESS
+from ray_l4.planning.processes import checkpoint_and_step
+from ray_l4.planning.simulated_step import rehearse
 
 _STEPS = 4
 

@@ -13,7 +13,7 @@ from ray_l4.errors import ConfigError
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, longest_sequence, max_length, pretrained_config
 from ray_l4.methods import get_method
-from ray_l4.methods.changes import changed
+from ray_l4.methods.copying import changed
 from ray_l4.seeds import derive
 from ray_l4.tasks.registry import load
 from ray_l4.text.assembly import assemble, refuse_if_many

@@ -62,10 +62,10 @@ def exchange(
     if output is not None:
         _refuse_unwritable(output)
 
-    from ray_l4.runtime.bench.exchange import measure  # torch and Ray take seconds to load
-    from ray_l4.runtime.bench.plan import Plan
-    from ray_l4.runtime.bench.view import table
-    from ray_l4.runtime.bench.workload import Workload
+    from ray_l4.bench.exchange import measure  # torch and Ray take seconds to load
+    from ray_l4.bench.grid import Plan
+    from ray_l4.bench.view import table
+    from ray_l4.bench.workload import Workload
 
     workload = Workload(vocab, examples, tokens, layers, width)
     plan = Plan(

@@ -46,10 +46,10 @@ def plan(
     profile = load_cluster(cluster, for_cluster)
 
     # PyTorch and Ray take seconds to load: not before the files were read.
-    from ray_l4.runtime.plan import view
-    from ray_l4.runtime.plan.plan import Request, advise, make_plan
-    from ray_l4.runtime.plan.processes import Planner
-    from ray_l4.runtime.plan.units import parse_size
+    from ray_l4.planning import view
+    from ray_l4.planning.plan import Request, advise, make_plan
+    from ray_l4.planning.processes import Planner
+    from ray_l4.planning.units import parse_size
 
     size = None if device_memory is None else parse_size(device_memory, "--device-memory")
     request, planner = Request(config, size, tokens, answer), Planner()

@@ -67,7 +67,7 @@ def run(
         return
     folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{config.method}-s{config.seed}"
 
-    from ray_l4.runtime import execute  # torch and Ray take seconds to load: not before the files were read
+    from ray_l4.run import execute  # torch and Ray take seconds to load: not before the files were read
 
     execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
@@ -93,7 +93,7 @@ def resume(
         copy.pull(folder)
         typer.echo(f"brought {copy.place} to {folder}")
 
-    from ray_l4.runtime import execute
+    from ray_l4.run import execute
     from ray_l4.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(folder)
@@ -132,7 +132,7 @@ def _table_of_methods(*columns: str) -> Table:
 
 def doctor() -> None:
     """Say what this machine has, what is missing, and how to mend it."""
-    from ray_l4.runtime.doctor import examine
+    from ray_l4.monitor.doctor import examine
 
     console = Console()
     findings = examine()
@@ -152,7 +152,7 @@ def _graph(config: ExperimentConfig) -> str:
 
 
 def _print_plan(config: ExperimentConfig, profile: ClusterConfig, peers: int) -> None:
-    from ray_l4.runtime.placement import bundles, check_room, describe_request, local_resources
+    from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
 
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))

@@ -14,7 +14,7 @@ from ray_l4.cli.runs import CLUSTER_PREFIX, ClusterOption, SetOption
 from ray_l4.config.loading import load_cluster
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError
-from ray_l4.runtime.sweep.plan import MAX_TRIALS, Orders, Plan, Request, make_plan
+from ray_l4.sweep.trials import MAX_TRIALS, Orders, Plan, Request, make_plan
 
 GridOption = Annotated[
     list[str] | None,
@@ -73,9 +73,9 @@ def sweep(
         cluster, [text.removeprefix(CLUSTER_PREFIX) for text in overrides if text.startswith(CLUSTER_PREFIX)]
     )
     # Torch and Ray take seconds to load: not before the files were read.
-    from ray_l4.runtime.sweep.execute import check_fit, count_states, run_sweep
-    from ray_l4.runtime.sweep.folder import SweepFolder
-    from ray_l4.runtime.sweep.trial import needs
+    from ray_l4.sweep.execute import check_fit, count_states, run_sweep
+    from ray_l4.sweep.folder import SweepFolder
+    from ray_l4.sweep.run_trial import needs
 
     folder = SweepFolder(out or _default_folder(plan, overlays))
     if dry_run:

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
 from ray_l4.learner.guards import Guard, build_guard
+from ray_l4.learner.micro_batches import Piece, joined
 from ray_l4.learner.models import arithmetic
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.position_logits import Outputs
 from ray_l4.learner.predictions import NOTHING, Predictions
 from ray_l4.learner.schedule import learning_rate
 from ray_l4.learner.sharding import ALONE, Sharding, clip
-from ray_l4.learner.slices import Piece, joined
 from ray_l4.learner.steps import Step, Steps
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_gradient
 from ray_l4.losses.targets import Targets

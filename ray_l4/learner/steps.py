@@ -9,9 +9,9 @@ import pyarrow as pa
 import torch
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.learner.micro_batches import Piece, cut
 from ray_l4.learner.position_logits import Outputs
 from ray_l4.learner.sharding import Sharding
-from ray_l4.learner.slices import Piece, cut
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
 from ray_l4.methods import Method

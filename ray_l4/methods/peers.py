@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from ray_l4.config.experiment import ExperimentConfig, PeerConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ConfigError
-from ray_l4.methods.changes import changed
+from ray_l4.methods.copying import changed
 from ray_l4.methods.table import get_method
 
 _OF_THE_SOURCE = ("name", "from_scratch", "max_length")

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
-from ray_l4.methods.changes import changed
-from ray_l4.methods.edges import read_edges
+from ray_l4.methods.copying import changed
+from ray_l4.methods.edges_file import read_edges
 from ray_l4.methods.peers import completed, num_students
 from ray_l4.methods.table import METHODS, get_method
 from ray_l4.methods.topology import TOPOLOGIES, Topology, from_edges

@@ -11,7 +11,7 @@ import pyarrow as pa
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.metrics.registry import METRICS
-from ray_l4.tasks import cnndm, e2e, embedded, own, rnnlg, squad, textclass, wikisql, woz
+from ray_l4.tasks import cnndm, custom, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
 from ray_l4.tasks.sampling import count_of, subset
 from ray_l4.tasks.schema import BadRecords, Split, build_table
 from ray_l4.tasks.source import Source
@@ -138,7 +138,7 @@ def _check_known(task: TaskConfig) -> None:
 
 def _reader(task: TaskConfig, data: DataConfig) -> Reader:
     if task.path is not None:
-        return squad.read if squad.is_squad_folder(task.path) else own.read
+        return squad.read if squad.is_squad_folder(task.path) else custom.read
     if squad.is_converted(data.converted, task.name):
         return squad.read
     return READERS[TASKS[task.name].family]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from analysis.benchmarks import memory
-from ray_l4.runtime.plan.baselines import LEARNER_PROCESS
+from ray_l4.planning.process_baselines import LEARNER_PROCESS
 
 
 def test_predicted_and_measured_memory_of_a_student_are_within_15_percent() -> None:

@@ -13,7 +13,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.models import build_model, describe, to_bytes
 from ray_l4.losses.objective import ObjectiveSpec
-from ray_l4.runtime.setup import prepare
+from ray_l4.setup.setup import prepare
 from ray_l4.store.atomic import write_json
 from ray_l4.store.records import write_checkpoint
 from ray_l4.store.run_directory import RunDirectory

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 from ray_l4.cli.main import app
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
-from ray_l4.runtime.sweep.plan import Request, make_plan
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.sweep.trials import Request, make_plan
 from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, command, ray_l4, refused
 from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked_processes, wait_until_gone
 

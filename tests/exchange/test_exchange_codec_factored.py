@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from codec_fixtures import codec, said, sent, softened
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PhiConfig, PreTrainedConfig
@@ -18,6 +17,7 @@ from ray_l4.exchange.codecs.factored import Factored
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.predictions import OutputLayer, Predictions
+from tests.exchange.codec_fixtures import codec, said, sent, softened
 from tests.learner import learner_fixtures as small
 from tests.learner.architectures import GPT2, GRANITE, LLAMA, NEOX, SIZES, tokens, untrained
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codec_fixtures import TEMPERATURE, codec, said, softened
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from ray_l4.exchange.codecs import Payload
 from ray_l4.losses.distillation import distillation, mean_log_probs
 from ray_l4.losses.targets import DenseTargets
+from tests.exchange.codec_fixtures import TEMPERATURE, codec, said, softened
 
 num_peers = st.integers(2, 8)
 

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +16,7 @@ from ray_l4.exchange.codecs.sampled import Sampled, _tokens_at
 from ray_l4.learner.predictions import Predictions
 from ray_l4.losses.distillation import distillation
 from ray_l4.losses.targets import DenseTargets
+from tests.exchange.codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
 
 DRAWS, REPEATS = 7, 4000
 SIGMAS = 5

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.exchange.codecs import rows as codec_rows
 from ray_l4.exchange.codecs.topk import TopK
+from tests.exchange.codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
 from tests.learner import learner_fixtures as small
 
 

@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from codec_fixtures import SETTINGS, TEMPERATURE, codec, logits, protected, said, sent, softened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from ray_l4.errors import ConfigError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.codecs.table import BUILDERS
 from ray_l4.learner.predictions import Predictions
+from tests.exchange.codec_fixtures import SETTINGS, TEMPERATURE, codec, logits, protected, said, sent, softened
 from tests.learner import learner_fixtures as small
 
 every_codec = pytest.mark.parametrize("name", SETTINGS)

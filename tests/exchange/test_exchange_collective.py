@@ -15,8 +15,8 @@ import torch
 from ray_l4.errors import PeerLostError
 from ray_l4.exchange.codecs import Payload
 from ray_l4.exchange.collective import Collective
-from ray_l4.exchange.groups import Meeting, join, open_meeting_place
 from ray_l4.methods import Topology, complete, ring, star
+from ray_l4.workers.rendezvous import Meeting, join, open_meeting_place
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from ray_l4.cluster.rpc import InProcess
 from ray_l4.errors import PeerError
-from ray_l4.exchange.loop import StepFigures, train_steps
-from ray_l4.exchange.transports import InProcess
 from ray_l4.methods import Topology, complete
+from ray_l4.run.step_loop import StepFigures, train_steps
 
 GENERATION = 5
 

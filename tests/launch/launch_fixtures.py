@@ -16,10 +16,10 @@ from ray.scripts.symmetric_run import symmetric_run
 from typer.testing import CliRunner
 
 from ray_l4.cli.main import app
+from ray_l4.cluster.placement import check_room
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import graph_of
-from ray_l4.runtime.placement import check_room
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = "launch/experiments/quickstart.yaml"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from ray_l4.cluster.placement import check_room
 from ray_l4.config import load_cluster
 from ray_l4.errors import ClusterError
-from ray_l4.runtime.placement import check_room
 from tests.launch.launch_fixtures import REPOSITORY
 
 PROFILES = {path.stem: load_cluster(path) for path in sorted((REPOSITORY / "cluster_configs").glob("*.yaml"))}

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ray_l4.cluster.rpc import InProcess
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.exchange.loop import StepFigures, train_steps
-from ray_l4.exchange.transports import InProcess
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
 from ray_l4.learner.predictions import Predictions
 from ray_l4.methods import Topology, get_method
+from ray_l4.run.step_loop import StepFigures, train_steps
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
 from ray_l4.text.replay import GeneratedSample, generated_table

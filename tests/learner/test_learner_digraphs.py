@@ -11,11 +11,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ray_l4.exchange.loop import StepFigures, train_steps
-from ray_l4.exchange.transports import InProcess
+from ray_l4.cluster.rpc import InProcess
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
 from ray_l4.methods import Topology, from_edges, get_method, ring, star
+from ray_l4.run.step_loop import StepFigures, train_steps
 from tests.learner import learner_fixtures as small
 from tests.learner.plain_objective import Rule, plain_objective
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ray_l4.errors import PeerError
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.slices import cut, joined, select
+from ray_l4.learner.micro_batches import cut, joined, select
 from ray_l4.text.batches import Batch, build_batch
 from tests.learner import learner_fixtures as small
 from tests.learner import shard_fixtures as shards

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from ray_l4.learner.micro_batches import piece_spans
 from ray_l4.learner.sharding import ALONE, Alone
-from ray_l4.learner.slices import piece_spans
 from tests.learner import shard_fixtures as shards
 from tests.learner.shard_fixtures import FullyLearned, alone, assert_same
 

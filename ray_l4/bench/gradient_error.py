@@ -1,0 +1,132 @@
+"""What a codec does to the loss gradient of one batch, beside dense float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_l4.bench.workload import TASK
+from ray_l4.config.cluster import ExchangeConfig
+from ray_l4.exchange.codecs import Codec, Payload, build_codec
+from ray_l4.exchange.collective import REDUCED, Collective
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.models import build_model, load_bytes
+from ray_l4.learner.predictions import Predictions
+from ray_l4.losses.targets import Targets
+from ray_l4.seeds import derive
+from ray_l4.setup.setup import Setup
+from ray_l4.workers.rendezvous import Meeting, join, open_meeting_place
+
+_HERE = "127.0.0.1"
+_PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a codec sends, and what is learned from it."""
+
+    payload_bytes: int
+    relative_error: float
+    cosine: float
+
+
+class Gradients:
+    """Of student 0 learning the first step from all others: of the whole loss, labels and distillation, over all
+    parameters, with dropout. All in this process; ``mean`` is summed up by a process group of threads."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._experiment = setup.experiment
+        self._student, *teachers = (_Tapped(peer, setup) for peer in range(setup.topology.size))
+        self._said = [own.predictions() for own in (self._student, *teachers)]
+        self._exact = self._student.gradient([own.targets() for own in self._said[1:]])
+
+    def fidelities(self, exchanges: Sequence[ExchangeConfig]) -> list[Fidelity]:
+        """For every exchange: what is sent, and how the gradient differs from that of dense float32."""
+        found = []
+        for exchange in exchanges:
+            codec, seed = build_codec(exchange, self._experiment), self._experiment.seed
+            payloads = [codec.encode(own, derive(seed, peer)) for peer, own in enumerate(self._said)]
+            gradient = self._student.gradient(_read(codec, payloads))
+            found.append(Fidelity(payloads[0].num_bytes, *_compare(gradient, self._exact)))
+        return found
+
+
+def _read(codec: Codec, payloads: Sequence[Payload]) -> list[Mapping[str, Targets]]:
+    """What student 0 learns from."""
+    sent = [_mean_of_others(payloads)] if payloads[0].codec == REDUCED else payloads[1:]
+    return [codec.decode(payload) for payload in sent]
+
+
+def _mean_of_others(payloads: Sequence[Payload]) -> Payload:
+    """What student 0 gets when all peers reduce their payloads together."""
+    ranks = {peer: peer for peer in range(len(payloads))}
+    place, device = open_meeting_place(_HERE), torch.device("cpu")
+
+    def take_part(peer: int) -> Payload:
+        meeting = Meeting(_HERE, place.port, "fidelity", peer, len(ranks), _PATIENCE)
+        link = Collective(peer, device, join(meeting, device, _HERE), ranks)
+        ticket = link.publish(payloads[peer], [other for other in ranks if other != peer], at_once=False)
+        return link.collect([ticket])[0]
+
+    with ThreadPoolExecutor(len(ranks)) as threads:
+        of_first, *_ = threads.map(take_part, ranks)
+    return of_first
+
+
+@dataclass
+class _Tap:
+    """Stands where a guard stands, between the backward pass and the update, and keeps the gradient."""
+
+    taken: list[Tensor] = field(default_factory=list)
+
+    def restrain(self, learner: Learner, step: int) -> Tensor:
+        self.taken = [own.grad.clone() for own in learner.model.parameters() if own.grad is not None]
+        return torch.zeros(())
+
+    def after_stage(self, learner: Learner) -> None:
+        """There is none."""
+
+    def to_bytes(self) -> np.ndarray | None:
+        return None
+
+    def restore(self, data: np.ndarray, device: torch.device) -> None:
+        """It keeps nothing."""
+
+
+class _Tapped:
+    """A student whose first step can be repeated, and whose gradient can be seen."""
+
+    def __init__(self, peer: int, setup: Setup) -> None:
+        seed = derive(setup.experiment.seed, "init", peer)
+        model = build_model(setup.experiment.model, setup.tokenizer, seed)
+        self._learner = Learner(peer, model, setup.tokenizer, setup.experiment, setup.method)
+        self._tap = self._learner.guard = _Tap()
+        self._tokens = setup.training[TASK]
+        self._start = self._learner.weights().copy()
+
+    def predictions(self) -> Predictions:
+        self._learner.begin_stage(0, self._tokens)
+        return self._learner.forward(0)
+
+    def gradient(self, targets: Sequence[Mapping[str, Targets]]) -> list[Tensor]:
+        """Of the first step; afterwards the model is as it was."""
+        self._learner.begin_stage(0, self._tokens)
+        self._learner.forward(0, publish=False)
+        self._learner.backward(0, targets)
+        load_bytes(self._learner.model, self._start)
+        return self._tap.taken
+
+
+def _compare(found: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
+    """Relative error and cosine of two gradients, summed up in float64, a tensor at a time."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    for one, other in zip(found, exact, strict=True):
+        a, b = one.flatten().double(), other.flatten().double()
+        sums += torch.stack([(a - b) @ (a - b), a @ a, b @ b, a @ b])
+    difference, own, reference, product = sums.tolist()
+    return (difference / reference) ** 0.5, product / (own * reference) ** 0.5

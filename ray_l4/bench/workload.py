@@ -1,0 +1,111 @@
+"""What the students of a measurement learn: random tokens of a vocabulary of any size, the same in every clone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import ConfigError
+from ray_l4.learner.models import longest_sequence
+from ray_l4.methods import get_method, graph_of, resolved
+from ray_l4.seeds import derive
+from ray_l4.setup.setup import Setup
+from ray_l4.text.tokenizer import ANS, PAD, UNK, TaskTokenizer
+from ray_l4.text.tokens import tokens_table
+
+TASK = "bench"
+LEAST_TOKENS = 8
+"""Positions of an example: fewer do not hold a question and an answer in both heads."""
+_END, _TASK_TOKEN = "<|endoftext|>", f"__{TASK}__"
+_SPECIAL = (ANS, PAD, UNK, _END, _TASK_TOKEN)
+_WIDTH_PER_HEAD = 64
+_ANSWERS = 4
+"""One position in so many is that of an answer."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model, and how much of it is exchanged in a step."""
+
+    vocab: int
+    """Entries of the tokeniser, and of every prediction."""
+    examples: int
+    """Of a batch."""
+    tokens: int
+    """Positions of each example that bear a target and a prediction, in both heads together."""
+    layers: int
+    width: int
+
+    @property
+    def positions(self) -> int:
+        """Predictions that a student gives in a step."""
+        return self.examples * self.tokens
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of a step's predictions in float32."""
+        return 4 * self.positions * self.vocab
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model: embeddings of tokens and positions, and twelve squares of the width a block (roughly)."""
+        return (self.vocab + self.tokens) * self.width + 12 * self.layers * self.width**2
+
+    def experiment(self, peers: int) -> ExperimentConfig:
+        """``peers`` students that start from weights of their own and all learn from each other.
+
+        Raises ValidationError (pydantic) for sizes that no model has.
+        """
+        heads = self.width // _WIDTH_PER_HEAD if self.width % _WIDTH_PER_HEAD == 0 else 1
+        shape = {"layers": self.layers, "width": self.width, "heads": heads}
+        sections = {
+            "name": "bench",
+            "stream": [TASK],
+            "model": {"from_scratch": {**shape, "positions": self.tokens, "vocabulary": self.vocab}},
+            "training": {"epochs": 1, "batch_size": self.examples},
+            "peers": {"count": peers, "init": "own"},
+        }
+        return resolved(ExperimentConfig.model_validate(sections))
+
+    def setup(self, peers: int, steps: int) -> Setup:
+        """All that the students need for ``steps`` steps. Raises ConfigError for sizes that cannot be."""
+        if self.tokens < LEAST_TOKENS:
+            raise ConfigError(f"--tokens {self.tokens}: expected at least {LEAST_TOKENS}, a question and an answer")
+        experiment, tokenizer = self.experiment(peers), synthetic_tokenizer(self.vocab)
+        return Setup(
+            experiment=experiment,
+            method=get_method(experiment.method),
+            topology=graph_of(experiment),
+            tokenizer=tokenizer,
+            max_length=longest_sequence(self.tokens, experiment.model.max_length),
+            training={TASK: self._stream(tokenizer, steps)},
+            tests={},
+        )
+
+    def _stream(self, tokenizer: TaskTokenizer, steps: int) -> pa.Table:
+        """Examples of one length: the language-model head has ``tokens - answer`` positions, the answer head the rest.
+
+        Y_lm is one longer than the ids, Y_qa one longer than the answer (SPEC 4).
+        """
+        of_answer = max(2, self.tokens // _ANSWERS)
+        length, answer = self.tokens - of_answer - 1, of_answer - 1
+        rows = self.examples * steps
+        generator = np.random.default_rng(derive(0, "bench"))
+        ids = generator.integers(len(_SPECIAL), self.vocab, size=(rows, length), dtype=np.int32)
+        prompt = length - answer
+        ids[:, prompt - 1] = tokenizer.ans
+        names = [f"bench-{row}" for row in range(rows)]
+        return tokens_table(list(ids), [prompt] * rows, [tokenizer.gen_of(TASK)] * rows, [TASK] * rows, names, "real")
+
+
+def synthetic_tokenizer(vocab: int) -> TaskTokenizer:
+    """A tokeniser of ``vocab`` entries, added tokens included; only its special ids are ever looked at."""
+    words = [*_SPECIAL, *(f"w{index}" for index in range(len(_SPECIAL), vocab))]
+    table = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNK))
+    fast = PreTrainedTokenizerFast(tokenizer_object=table, eos_token=_END, pad_token=PAD, unk_token=UNK)
+    return TaskTokenizer(fast, {TASK: words.index(_TASK_TOKEN)}, ())

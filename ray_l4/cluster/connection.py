@@ -1,0 +1,91 @@
+"""Joining the profile's Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from typing import Any
+
+import ray
+
+from ray_l4.cluster.placement import check_room, local_resources
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import ClusterError
+
+_CONNECT_TIMEOUT = 10.0
+
+
+def connect(peers: int, cluster: ClusterConfig) -> None:
+    """Join the profile's cluster, or start one on this machine. Raises ClusterError if neither is possible."""
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if cluster.ray.address is None:
+        resources = local_resources(cluster)
+        check_room(peers, cluster, [resources])
+        options |= {
+            "num_cpus": int(resources["CPU"]),
+            "num_gpus": int(resources["GPU"]),
+            "object_store_memory": cluster.ray.object_store_memory,
+            "include_dashboard": cluster.ray.dashboard,
+            "address": "local",
+        }
+    else:
+        options["address"] = cluster.ray.address
+        check_answers(cluster.ray.address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = cluster.ray.address or "this machine"
+        raise ClusterError(
+            f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip() or type(error).__name__}. "
+            "Is it running (ray status), and reachable from here?"
+        ) from error
+    finally:
+        # Ray puts a handler of its own in place, which ends the process where it stands.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def check_cluster(peers: int, cluster: ClusterConfig) -> None:
+    """Raise ClusterError if the profile's cluster cannot be joined, or has too little whatever else it is doing.
+
+    Joining a cluster that runs takes a second; reading the data of a run, which comes next, may take minutes.
+    """
+    if cluster.exchange.transport == "in_process":
+        return
+    if cluster.ray.address is None:
+        check_room(peers, cluster, [local_resources(cluster)])
+        return
+    joins = not ray.is_initialized()
+    if joins:
+        connect(peers, cluster)
+    try:
+        check_room(peers, cluster, node_resources())
+    finally:
+        if joins:
+            ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raise ClusterError at once if nothing listens there; Ray itself would try for minutes."""
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"ray.address: {address} is a Ray Client address; the run directory would be on another machine than the "
+            "coordinator that writes it. Start ray-l4 on a node of the cluster with ray.address: auto."
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like are looked up by Ray
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ClusterError(
+            f"ray.address: nothing answers at {address} ({error.strerror or error}). "
+            "Is the cluster running (ray status), and reachable from here?"
+        ) from error
+
+
+def node_resources() -> list[dict[str, float]]:
+    """CPUs and GPUs of every living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

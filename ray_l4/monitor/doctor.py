@@ -1,0 +1,87 @@
+"""What this machine has for a run, what it lacks, and how to mend that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from ray_l4.cluster.placement import usable_cores
+
+_GIB = 2**30
+_MIN_FREE_DISK = 2 * _GIB
+_MIN_MEMORY = 4 * _GIB
+_MIN_SHARED_MEMORY = _GIB
+"""Below this Ray keeps its object store on disk, and every exchange with it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    found: str
+    ok: bool
+    needed: bool = True
+    """Whether a run fails without it."""
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything; nothing is changed, started or downloaded."""
+    return [*_python(), *_packages(), *_hardware(), *_data()]
+
+
+def _python() -> Iterator[Finding]:
+    ok = sys.version_info >= (3, 11)
+    yield Finding("Python", sys.version.split()[0], ok, remedy="" if ok else "ray-l4 needs Python 3.11 or newer.")
+
+
+def _packages() -> Iterator[Finding]:
+    for text in requires("ray-l4") or []:
+        requirement = Requirement(text)
+        optional = requirement.marker is not None and "extra" in str(requirement.marker)
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            found = "not installed"
+        ok = found != "not installed" and requirement.specifier.contains(found, prereleases=True)
+        extra = f" (only for {requirement.marker})" if optional else ""
+        wanted = f"pip install '{text.split(';')[0].strip()}'{extra}"
+        yield Finding(requirement.name, found, ok, needed=not optional, remedy="" if ok else wanted)
+
+
+def _hardware() -> Iterator[Finding]:
+    import torch
+
+    cores = usable_cores()
+    many = cores >= 2
+    advice = "" if many else "Two students share one core: set students.cpus to 0.5 in the cluster profile."
+    yield Finding("CPU cores", str(cores), many, needed=False, remedy=advice)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    enough = memory >= _MIN_MEMORY
+    yield Finding("memory", f"{memory / _GIB:.1f} GiB", enough, remedy="" if enough else "A run needs 4 GiB or more.")
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    advice = "" if gpus else f"Runs use the CPU. PyTorch {torch.__version__} sees no GPU; is it a CUDA build?"
+    yield Finding("GPUs", ", ".join(gpus) or "none", bool(gpus), needed=False, remedy=advice)
+    shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
+    enough = shared >= _MIN_SHARED_MEMORY
+    advice = "" if enough else "Ray will keep its object store on disk, which is slow (in a container: --shm-size=4g)."
+    yield Finding("shared memory", f"{shared / _GIB:.1f} GiB", enough, needed=False, remedy=advice)
+    free = shutil.disk_usage(Path.cwd()).free
+    enough = free >= _MIN_FREE_DISK
+    advice = "" if enough else "Free some, or give --run-dir on another disk."
+    yield Finding("free disk here", f"{free / _GIB:.1f} GiB", enough, remedy=advice)
+
+
+def _data() -> Iterator[Finding]:
+    folder = os.environ.get("RAY_L4_DATA")
+    ok = folder is not None and (Path(folder) / "raw").is_dir()
+    advice = "" if ok else "Only for the papers' tasks: set RAY_L4_DATA to the folder that holds raw/."
+    yield Finding("raw data sets", folder or "RAY_L4_DATA is not set", ok, needed=False, remedy=advice)

@@ -1,0 +1,127 @@
+"""A run from the first check to the last line: prepare, start, watch, report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Collection, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from ray_l4.cluster.connection import check_cluster
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.loading import dump_yaml
+from ray_l4.errors import RunDirectoryError
+from ray_l4.methods import graph_of
+from ray_l4.monitor.live_view import watch
+from ray_l4.report.markdown import comparison, run_report
+from ray_l4.run.session import start
+from ray_l4.run.teachers import named_teachers
+from ray_l4.setup.exchange_check import check_exchange
+from ray_l4.setup.setup import Setup, prepare
+from ray_l4.store.atomic import write_folder, write_text
+from ray_l4.store.mirror import NAME_KEY, Mirror, mirror_of
+from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.storage import absolute
+from ray_l4.workers.ranks import check_ranks
+
+_LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
+
+
+def run(
+    experiment: ExperimentConfig,
+    cluster: ClusterConfig,
+    folder: Path,
+    command: str,
+    console: Console,
+    extra: Mapping[str, object] = {},
+) -> None:
+    """Learn ``experiment`` into the new ``folder``; ``extra`` is for its manifest, beside what always stands there.
+
+    Raises RayL4Error for whatever prevents it.
+    """
+    on_record = {NAME_KEY: folder.resolve().name, **extra}
+    cluster = _with_storage_found(cluster)
+    if cluster.storage_path is not None:
+        with console.status("trying storage_path"):
+            Mirror(cluster.storage_path, str(on_record[NAME_KEY])).check(folder, new=True)
+    with console.status("reading and tokenising data"):
+        setup = _prepared(experiment, cluster)
+    directory = RunDirectory.create(folder, setup.experiment, cluster, {**on_record, **_manifest(command, setup)})
+    with directory.lock():
+        write_folder(directory.path / "tokenizer", setup.tokenizer.save)
+        _go(setup, cluster, directory, console)
+
+
+def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
+    """Go on with a run. Raises RunDirectoryError if its data is not what it was, or its copy is another run's."""
+    cluster = _with_storage_found(cluster)
+    with directory.lock():
+        mirror = mirror_of(directory, cluster)
+        if mirror is not None:
+            with console.status("trying storage_path"):
+                mirror.check(directory.path, new=False)
+        with console.status("reading and tokenising data"):
+            setup = _prepared(directory.experiment(), cluster, directory.state().lost_students)
+        if setup.fingerprint() != read_json(directory.path / "manifest.json")["data_fingerprint"]:
+            raise RunDirectoryError(
+                f"{directory.path}: the data or the tokeniser has changed since the run began; its scores could not "
+                "be compared. Bring the old data back, or start a new run."
+            )
+        write_folder(directory.path / "tokenizer", setup.tokenizer.save)
+        write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
+        _go(setup, cluster, directory, console)
+
+
+def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
+    """The profile with a folder of the current one spelt out: the run is on record, and copied from another process."""
+    if cluster.storage_path is None:
+        return cluster
+    return cluster.model_copy(update={"storage_path": absolute(cluster.storage_path)})
+
+
+def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
+    """What all workers share, once it is clear that they will have room: all but the students that were ``lost``."""
+    check_exchange(experiment, cluster)
+    check_cluster(len(graph_of(experiment).without(lost).left), cluster)
+    setup = prepare(experiment)
+    check_ranks(setup, cluster)
+    named_teachers(setup)  # what is wrong with them is said before anything is made
+    return setup
+
+
+def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: Console) -> None:
+    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
+    with console.status("starting"):
+        session = start(setup, cluster, directory)
+    try:
+        watch(session, console)
+        summary = session.result()
+    except KeyboardInterrupt:
+        console.print(f"stopping; go on with it: ray-l4 resume {directory.path}", highlight=False, soft_wrap=True)
+        raise
+    finally:
+        session.close()
+    write_text(directory.path / "report.md", run_report(directory))
+    console.print(comparison([summary]), markup=False, highlight=False, soft_wrap=True)
+    mirror = mirror_of(directory, cluster)
+    if mirror is not None:
+        with console.status(f"copying to {mirror.place}"):
+            mirror.push(directory.path)
+        console.print(f"copy of the run directory: {mirror.place}", highlight=False, soft_wrap=True)
+
+
+def _manifest(command: str, setup: Setup) -> dict[str, object]:
+    return {
+        "command": command,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": {library: version(library) for library in _LIBRARIES},
+        "data_fingerprint": setup.fingerprint(),
+        "training_examples": {task: table.num_rows for task, table in setup.training.items()},
+        "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
+        "vocabulary": setup.tokenizer.size,
+    }

@@ -1,0 +1,71 @@
+"""Real examples of earlier tasks, for the methods that keep some: experience replay and A-GEM."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from ray_l4.seeds import derive
+from ray_l4.setup.setup import Setup
+from ray_l4.store.records import write_replay
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.text.replay import replay_counts
+from ray_l4.text.tokens import as_stored, pooled
+
+
+def reservoir(setup: Setup, stage: int) -> pa.Table:
+    """What is kept of the tasks before ``stage``: at most ``replay.capacity`` examples, each as likely as any other.
+
+    Every example has a random key that follows from the seed, its task and its place, and those with the smallest keys
+    stay. That is reservoir sampling (Vitter 1985) that needs no state: any stage's reservoir can be made again.
+    """
+    tables = [setup.training[task] for task in setup.tasks[:stage]]
+    seen = pooled(*tables)
+    capacity = setup.experiment.replay.capacity
+    if capacity is None or capacity >= seen.num_rows:
+        return seen
+    keys = np.concatenate(
+        [
+            np.random.default_rng(derive(setup.experiment.seed, "reservoir", task)).random(table.num_rows)
+            for task, table in zip(setup.tasks[:stage], tables, strict=True)
+        ]
+    )
+    return seen.take(pa.array(np.sort(np.argsort(keys, kind="stable")[:capacity])))
+
+
+def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
+    """Kept examples to replay in ``stage``, marked as stored; None where there are none.
+
+    As many per earlier task as LAMOL would generate, drawn with replacement (SPEC 8, real-sample variant); a task of
+    which the reservoir holds nothing gets none.
+    """
+    if stage == 0:
+        return None
+    kept = reservoir(setup, stage)
+    tasks = np.asarray(kept["task"].to_pylist())
+    count = replay_counts(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
+    drawn = []
+    for task in setup.tasks[:stage]:
+        rows = np.flatnonzero(tasks == task)
+        if len(rows):
+            generator = np.random.default_rng(derive(setup.experiment.seed, "stored replay", stage, task))
+            drawn.append(generator.choice(rows, size=count))
+    rows = np.concatenate(drawn)
+    return as_stored(kept.take(pa.array(rows)).combine_chunks(), stage) if len(rows) else None
+
+
+def record_stored(run: RunDirectory, setup: Setup, stage: int, table: pa.Table) -> None:
+    """Put on record what is replayed in ``stage``, as for generated examples."""
+    rows = [
+        {
+            "index": index,
+            "student": None,
+            "task": row["task"],
+            "valid": True,
+            "reason": "",
+            "text": setup.tokenizer.decode([row["gen"], *row["ids"]]),
+            "ids": [row["gen"], *row["ids"]],
+        }
+        for index, row in enumerate(table.to_pylist())
+    ]
+    write_replay(run, stage, rows)

@@ -1,0 +1,113 @@
+"""Teachers that are trained before the students: a run of its own, and their answers to examples (SPEC 6, 7)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_l4.cluster.rpc import Transport
+from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.learner.decoding import in_chunks
+from ray_l4.methods import TEACHER_METHOD
+from ray_l4.run.work_queue import Job, WorkPool
+from ray_l4.setup.setup import Setup
+from ray_l4.store.atomic import write_folder
+from ray_l4.store.records import read_weights, write_answers
+from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.text.assembly import with_answers
+
+
+def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
+    """The run that trains this run's teachers: the one the experiment names, else one inside the run directory.
+
+    Raises ConfigError or RunDirectoryError if the named one has not finished, or trained other models or on other data.
+    """
+    named = named_teachers(setup)
+    if named is not None:
+        return named
+    folder = run.teachers()
+    if not (folder / "config.yaml").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # what was begun and never became a run
+        manifest = read_json(run.path / "manifest.json")
+        RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
+    write_folder(folder / "tokenizer", setup.tokenizer.save)
+    return RunDirectory.open(folder)
+
+
+def named_teachers(setup: Setup) -> RunDirectory | None:
+    """The run that ``teachers.run`` names, once it is sure that its models can teach; None if none is named or needed.
+
+    Raises ConfigError or RunDirectoryError if it has not finished, or trained other models or on other data.
+    """
+    named = setup.experiment.teachers.run
+    if named is None or setup.method.teacher != "task":
+        return None
+    teachers = RunDirectory.open(named)
+    teachers.summary()  # it has finished, or this says so
+    experiment = teachers.experiment()
+    if experiment.method != TEACHER_METHOD:
+        raise ConfigError(f"teachers.run: {teachers.path} is a run of {experiment.method}; expected {TEACHER_METHOD}")
+    if experiment.model != setup.experiment.model:
+        raise ConfigError(f"teachers.run: {teachers.path} trained another model than this experiment's")
+    if read_json(teachers.path / "manifest.json")["data_fingerprint"] != setup.fingerprint():
+        raise RunDirectoryError(
+            f"teachers.run: {teachers.path} learned from other data, or with another tokeniser, than this experiment. "
+            "Train teachers on the same stream (tasks, order, sizes, data.seed)."
+        )
+    return teachers
+
+
+def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
+    """The weights of the teacher of the stream's task number ``stage``."""
+    return read_weights(teachers.checkpoint(stage, teachers.experiment().training.epochs, 0))
+
+
+def distilled(
+    run: RunDirectory,
+    setup: Setup,
+    teachers: RunDirectory,
+    tasks: Sequence[str],
+    transport: Transport,
+    pool: WorkPool,
+    description: Mapping[str, Any],
+    on_nap: Callable[[], None],
+) -> dict[str, pa.Table]:
+    """The training examples of ``tasks`` with the answers of each task's teacher, decoded now or on record already."""
+    shared = transport.put(description)
+    for task in tasks:
+        if not run.answers(task).is_file():
+            stage = setup.tasks.index(task)
+            weights = transport.put(teacher_weights(teachers, stage))
+            texts = _decoded(setup, task, (f"teacher-{stage}", shared, weights), pool, on_nap)
+            write_answers(run, task, setup.training[task]["sample_id"].to_pylist(), texts)
+    return {task: _with_recorded(run, setup, task) for task in tasks}
+
+
+def _decoded(
+    setup: Setup, task: str, model: tuple[str, Any, Any], pool: WorkPool, on_nap: Callable[[], None]
+) -> list[str]:
+    """A teacher's answers to all training examples of its task, from all evaluators."""
+    chunks: dict[int, list[str]] = {}
+    jobs = [
+        Job(
+            f"answers of the teacher of {task}, examples {rows.start} to {rows.stop - 1}",
+            "answer_training",
+            (*model, task, rows),
+            partial(chunks.__setitem__, rows.start),
+            kind="distil",
+        )
+        for rows in in_chunks(setup.training[task].num_rows, setup.experiment.replay.chunk)
+    ]
+    pool.add(jobs, urgent=True)
+    pool.wait(lambda: len(chunks) == len(jobs), on_nap)
+    return [text for start in sorted(chunks) for text in chunks[start]]
+
+
+def _with_recorded(run: RunDirectory, setup: Setup, task: str) -> pa.Table:
+    texts = pq.read_table(run.answers(task))["answer"].to_pylist()
+    return with_answers(setup.training[task], texts, setup.tokenizer, setup.max_length)

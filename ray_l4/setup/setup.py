@@ -1,0 +1,152 @@
+"""From an experiment file to what every worker needs: tokeniser, token tables and test sets, made once per run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.model import ModelConfig
+from ray_l4.learner.answering import TestSet, build_test_set
+from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
+from ray_l4.methods import UNION, Method, Topology, get_method, graph_of, isolated, num_students, resolved, teachers_of
+from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
+from ray_l4.tasks.registry import load, metric_of
+from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.tokenizer import TaskTokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is learned between two checkpoints of the score matrix."""
+
+    name: str
+    tasks: tuple[str, ...]
+    """Those whose examples it learns from."""
+    scored: tuple[str, ...]
+    """Those that its checkpoints are asked about."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all workers of a run share."""
+
+    experiment: ExperimentConfig
+    method: Method
+    topology: Topology
+    tokenizer: TaskTokenizer
+    max_length: int
+    """Longest sequence in tokens."""
+    training: Mapping[str, pa.Table]
+    """Task -> its training examples as tokens."""
+    tests: Mapping[str, TestSet]
+    """Task -> what it takes to score it."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """The stream, in order."""
+        return [task.name for task in self.experiment.stream]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, in the order in which they are learned."""
+        everything = tuple(self.tasks)
+        if self.method.stages == "union":
+            return [Stage(UNION, everything, everything)]
+        alone = self.method.stages == "separate"
+        return [Stage(task, (task,), (task,) if alone else everything) for task in self.tasks]
+
+    @property
+    def most_students(self) -> int:
+        """Peers that can be at work at the same time: more than the graph has where models are trained on their own."""
+        independent = self.method.stages == "separate" or self.method.teacher == "task"
+        peers = len(self.topology.left)
+        return max(peers, len(self.tasks)) if independent else peers
+
+    def topology_of(self, stage: int) -> Topology:
+        """Who learns from whom in a stage: before the first one there is no earlier model to learn from."""
+        return isolated(self.topology.size) if self.method.teacher == "previous" and stage == 0 else self.topology
+
+    def num_examples(self, stage: int) -> int:
+        """Training examples of a stage, without replayed ones."""
+        return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
+
+    def of_teachers(self) -> Setup:
+        """The run that trains a teacher for every task, on the same tokens and from a seed of its own (SPEC 6.1)."""
+        experiment = teachers_of(self.experiment)
+        method = get_method(experiment.method)
+        return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
+
+    def fingerprint(self) -> str:
+        """A digest of all tokens and gold answers: equal data and tokeniser, equal fingerprint."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in self.tasks:
+            for table in (self.training[name], self.tests[name].prompts):
+                for column in table.select(["ids", "prompt_length", "gen"]).itercolumns():
+                    digest.update(repr(column.combine_chunks().to_pylist()).encode())
+            digest.update(repr(self.tests[name].items).encode())
+        return digest.hexdigest()
+
+
+def prepare(experiment: ExperimentConfig) -> Setup:
+    """Load the stream's data and tokenise it.
+
+    Raises ConfigError, DataError or ModelError for anything wrong with the experiment, before any process is started.
+    """
+    experiment = resolved(experiment)
+    method = get_method(experiment.method)
+    training = {task.name: load(task, "train", experiment.data) for task in experiment.stream}
+    refuse_other_tokenizers(experiment, training)
+    tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
+    tokenizer = build_tokenizer(experiment, training)
+    longest = min(_longest(model) for model in all_models(experiment))
+    return Setup(
+        experiment=experiment,
+        method=method,
+        topology=graph_of(experiment),
+        tokenizer=tokenizer,
+        max_length=longest,
+        training={name: _tokens(table, name, tokenizer, longest, experiment) for name, table in training.items()},
+        tests={
+            task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
+            for task in experiment.stream
+        },
+    )
+
+
+def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
+    """The model's own tokeniser with task tokens, or a byte-level BPE of the stream's training text."""
+    model, names = experiment.model, [task.name for task in experiment.stream]
+    shared = model.task_tokens == "shared"
+    if model.from_scratch is None:
+        return TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens, shared)
+    texts = [
+        text
+        for table in training.values()
+        for column in ("context", "question", "answer")
+        for text in table.column(column).to_pylist()
+    ]
+    return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
+
+
+def _longest(model: ModelConfig) -> int:
+    if model.from_scratch is not None:
+        return longest_sequence(model.from_scratch.positions, model.max_length)
+    return max_length(pretrained_config(str(model.name)), model.max_length)
+
+
+def _tokens(
+    examples: pa.Table, name: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
+) -> pa.Table:
+    tokens, dropped = assemble(examples, tokenizer, longest)
+    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, train")
+    if dropped:
+        left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
+        log.warning("task %s: %d of %d training examples left out: %s", name, len(dropped), examples.num_rows, left_out)
+    return tokens

@@ -1,0 +1,206 @@
+"""The live record of a run, and what people are shown of it."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ray_l4.monitor.live_view import duration, headline, render, students
+from ray_l4.monitor.progress import Progress, Snapshot, StudentProgress
+
+
+def figures(loss: float = 2.0, kd: float = 0.1, tokens: float = 60.0, seconds: float = 1.0) -> dict[str, float]:
+    """Of one step: half the time forward and backward, a quarter waiting, a quarter idle."""
+    shares = {"forward_seconds": 0.2, "wait_seconds": 0.25, "backward_seconds": 0.3, "idle_seconds": 0.25}
+    return {"loss": loss, "kd_qa": kd, "tokens": tokens} | {name: x * seconds for name, x in shares.items()}
+
+
+def test_the_first_step_is_shown_as_it_is() -> None:
+    student = StudentProgress()
+    student.update(figures(seconds=0.5))
+    assert (student.loss, student.disagreement) == (2.0, 0.1)
+    assert student.tokens_per_second == pytest.approx(120.0)
+    assert student.wait_fraction == pytest.approx(0.25)
+
+
+def test_later_steps_are_smoothed() -> None:
+    student = StudentProgress()
+    student.update(figures(loss=2.0))
+    student.update(figures(loss=1.0))
+    assert student.loss == pytest.approx(0.9 * 2.0 + 0.1 * 1.0)
+    for _ in range(100):
+        student.update(figures(loss=1.0, tokens=30))
+    assert student.loss == pytest.approx(1.0, abs=1e-3)
+    assert student.tokens_per_second == pytest.approx(30.0, abs=1e-2)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=20))
+def test_smoothed_figures_stay_within_what_was_seen(losses: list[float]) -> None:
+    student = StudentProgress()
+    for loss in losses:
+        student.update(figures(loss=loss))
+    assert min(losses) - 1e-9 <= student.loss <= max(losses) + 1e-9
+
+
+def test_no_time_is_not_divided_by() -> None:
+    student = StudentProgress()
+    student.update(figures(seconds=0.0))
+    assert (student.tokens_per_second, student.wait_fraction) == (0.0, 0.0)
+
+
+def test_steps_are_counted_in_the_stage_and_in_the_run() -> None:
+    progress = Progress()
+    progress.set(students=[StudentProgress(), StudentProgress()], num_steps=2, steps_total=4)
+    for stage in range(2):
+        progress.set(stage=stage, step=0)
+        for step in range(2):
+            progress.step(step, {0: figures(loss=1.0), 1: figures(loss=3.0)}, seconds=0.5)
+    now = progress.look()
+    assert (now.stage, now.step, now.steps_done, now.training_seconds) == (1, 2, 4, 2.0)
+    assert [student.loss for student in now.students] == [pytest.approx(1.0), pytest.approx(3.0)]
+
+
+def test_figures_of_more_students_than_there_are_do_not_pass() -> None:
+    progress = Progress()
+    progress.set(students=[StudentProgress()])
+    with pytest.raises(IndexError):
+        progress.step(0, {0: figures(), 1: figures()}, seconds=0.1)
+
+
+def test_a_step_in_which_not_all_learn_leaves_the_others_as_they_were() -> None:
+    """Students that learn in turn."""
+    progress = Progress()
+    progress.set(students=[StudentProgress(loss=7.0), StudentProgress()])
+    progress.step(0, {1: figures(loss=3.0)}, seconds=0.5)
+    now = progress.look()
+    assert [student.loss for student in now.students] == [7.0, pytest.approx(3.0)]
+    assert (now.steps_done, now.training_seconds) == (1, 0.5)
+
+
+def test_the_remaining_time_follows_from_the_steps_done() -> None:
+    assert Snapshot(steps_total=10).remaining_seconds is None
+    assert Snapshot(steps_done=4, steps_total=10, training_seconds=8.0).remaining_seconds == pytest.approx(12.0)
+    assert Snapshot(steps_done=10, steps_total=10, training_seconds=8.0).remaining_seconds == 0.0
+    assert Snapshot(steps_done=12, steps_total=10, training_seconds=8.0).remaining_seconds == 0.0, "never negative"
+
+
+def test_a_look_is_a_copy() -> None:
+    progress = Progress()
+    progress.set(students=[StudentProgress()], phase="training")
+    seen = progress.look()
+    seen.students[0].loss = 99.0
+    seen.events.append("not there")
+    seen.phase = "other"
+    again = progress.look()
+    assert (again.students[0].loss, again.events, again.phase) == (0.0, [], "training")
+
+
+def test_a_look_does_not_change_later() -> None:
+    progress = Progress()
+    progress.set(students=[StudentProgress()])
+    before = progress.look()
+    progress.step(0, {0: figures()}, seconds=1.0)
+    progress.event("learning")
+    assert (before.steps_done, before.students[0].loss, before.events) == (0, 0.0, [])
+
+
+def test_events_keep_their_order_and_bear_the_time() -> None:
+    progress = Progress()
+    for line in ("one", "two"):
+        progress.event(line)
+    assert [re.fullmatch(r"\d\d:\d\d:\d\d (\w+)", event)[1] for event in progress.look().events] == ["one", "two"]
+
+
+def test_one_thread_writes_while_another_looks() -> None:
+    """A step's figures are seen together or not at all."""
+    progress = Progress()
+    progress.set(students=[StudentProgress() for _ in range(2)])
+    torn: list[Snapshot] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            now = progress.look()
+            if now.step != now.steps_done or now.students[0].loss != now.students[1].loss:
+                torn.append(now)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for step in range(400):
+            progress.step(step, {student: figures(loss=step % 7) for student in range(2)}, seconds=0.0)
+    finally:
+        done.set()
+        watcher.join()
+    assert torn == []
+
+
+# --- what people see
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (61, "1 min 01 s"),
+        (3600, "1 h 00 min"),
+        (7322, "2 h 02 min"),
+    ],
+)
+def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def running() -> Snapshot:
+    student = StudentProgress(loss=1.234, disagreement=0.05678, tokens_per_second=12345.6, wait_fraction=0.071)
+    return Snapshot(
+        phase="training",
+        stage=1,
+        num_stages=3,
+        task="mini.sql",
+        epoch=2,
+        num_epochs=9,
+        step=30,
+        num_steps=90,
+        steps_done=130,
+        steps_total=260,
+        training_seconds=65.0,
+        students=[student, StudentProgress()],
+        jobs_open=2,
+        jobs_done=6,
+    )
+
+
+def test_where_the_run_is_in_one_line() -> None:
+    assert headline(running()) == (
+        "task 2 of 3 (mini.sql), training, epoch 2 of 9, step 30 of 90, about 1 min 05 s of training left; "
+        "scores: 6 done, 2 open"
+    )
+    assert "left" not in headline(Snapshot()), "before the first step nothing is known"
+
+
+def test_every_student_in_one_line() -> None:
+    assert students(running()) == (
+        "student 0: loss 1.234, peers differ by 0.0568, 12346 tokens/s, waits 7 %, "
+        "student 1: loss 0.000, peers differ by 0.0000, 0 tokens/s, waits 0 %"
+    )
+
+
+@pytest.mark.parametrize("snapshot", [running(), Snapshot(students=[StudentProgress()])], ids=["running", "starting"])
+def test_the_live_view_has_a_bar_for_every_student(snapshot: Snapshot) -> None:
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(render(snapshot))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].startswith(headline(snapshot)[:60])
+    bars = [line for line in lines if line.startswith("student ")]
+    assert [line.split()[1] for line in bars] == [str(index) for index in range(len(snapshot.students))]
+    done = 30 * snapshot.step // max(snapshot.num_steps, 1)
+    assert [line.count("━") for line in bars] == [done] * len(bars), "a bar is 30 characters wide"

@@ -1,0 +1,174 @@
+"""A small run, with or without Ray, and what it left behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from ray_l4.cluster.connection import connect
+from ray_l4.cluster.spawn import local_crew
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.monitor.progress import Progress
+from ray_l4.run.coordinator import Coordinator, StoppedError
+from ray_l4.run.session import Session, start
+from ray_l4.setup.setup import Setup, prepare
+from ray_l4.store.atomic import write_folder
+from ray_l4.store.run_directory import RunDirectory
+
+LIMIT = 180.0
+
+SHARED = ClusterConfig.model_validate({"ray": {"num_cpus": 4, "object_store_memory": 200_000_000}})
+"""The local cluster that the tests of a session share, whatever the machine has."""
+
+Finished = tuple[RunDirectory, dict[str, Any]]
+"""A finished run and its summary."""
+
+
+def experiment(**changes: Any) -> ExperimentConfig:
+    """Two embedded tasks, a tiny model, two epochs: half a minute on Ray, seconds without."""
+    sections: dict[str, Any] = {
+        "name": "small",
+        "stream": [{"name": "mini.woz", "train": 40, "test": 8}, {"name": "mini.sql", "train": 40, "test": 8}],
+        "model": {"from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 96, "vocabulary": 400}},
+        "training": {"epochs": 2, "batch_size": 8},
+        "optim": {"variant": "torch", "lr": 2e-3},
+        "replay": {"ratio": 0.5, "chunk": 4, "max_length": 40},
+        "evaluation": {"chunk": 4, "max_new_tokens": 8},
+    }
+    return ExperimentConfig.model_validate(sections | changes)
+
+
+def quick(method: str, **changes: Any) -> ExperimentConfig:
+    """A second's work, from which a model learns enough that replay is valid and scores are not all nought."""
+    sections: dict[str, Any] = {
+        "stream": [{"name": "mini.rest", "train": 40, "test": 10}, {"name": "mini.woz", "train": 32, "test": 10}],
+        "training": {"epochs": 3, "batch_size": 4},
+        "optim": {"variant": "torch", "lr": 1e-2, "eps": 1e-8, "warmup": 0.1},
+        "replay": {"ratio": 1.0, "chunk": 8, "max_length": 64, "capacity": 20},
+        "evaluation": {"chunk": 2, "max_new_tokens": 12},
+    }
+    merged = {
+        name: sections.get(name, {}) | value if isinstance(value, dict) else value for name, value in changes.items()
+    }
+    return experiment(method=method, **sections | merged)
+
+
+def cluster(transport: str, **changes: Any) -> ClusterConfig:
+    """A profile for tests: no CPU is reserved, so that everything fits on whatever machine there is."""
+    sections = {"students": {"cpus": 0.5}, "exchange": {"transport": transport}}
+    return ClusterConfig.model_validate(sections | changes)
+
+
+def new_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path) -> tuple[Setup, RunDirectory]:
+    """A prepared run directory."""
+    setup = prepare(config)
+    manifest = {"command": "test", "versions": {}, "platform": "", "data_fingerprint": setup.fingerprint()}
+    run = RunDirectory.create(folder, setup.experiment, profile, manifest)
+    write_folder(run.path / "tokenizer", setup.tokenizer.save)
+    return setup, run
+
+
+class StopAt(Progress):
+    """A record that stops its run when a line of people's news comes up for the ``occurrence``-th time."""
+
+    def __init__(self, line: str, occurrence: int = 1) -> None:
+        super().__init__()
+        self.stop = threading.Event()
+        self._line = line
+        self._left = occurrence
+
+    def event(self, line: str) -> None:
+        super().event(line)
+        self._left -= line.startswith(self._line)
+        if not self._left:
+            self.stop.set()
+
+
+def stopped_run(config: ExperimentConfig, folder: Path, line: str, occurrence: int = 1) -> tuple[Setup, RunDirectory]:
+    """A run in this process that was stopped at that line of its news."""
+    profile = cluster("in_process")
+    setup, run = new_run(config, profile, folder)
+    news = StopAt(line, occurrence)
+    with pytest.raises(StoppedError, match=re.escape(f"ray-l4 resume {run.path}") + "$"):
+        Coordinator(setup, profile, run, local_crew, setup.topology.size, news, news.stop).run()
+    assert not (run.path / "summary.json").exists()
+    return setup, run
+
+
+@contextmanager
+def pretended_nodes() -> Iterator[Cluster]:
+    """An empty cluster to which nodes can be added: Ray runs one node manager for each of them on this machine.
+
+    The Ray that tests share makes way meanwhile: a process can have but one.
+    """
+    shared = ray.is_initialized()
+    ray.shutdown()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    cluster = Cluster()
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        signal.signal(signal.SIGTERM, on_sigterm)  # a node in this process puts a handler of its own in place
+        if shared:
+            connect(1, SHARED)
+
+
+def join_nodes(cluster: Cluster) -> None:
+    """Make this process a part of the cluster, as a command does."""
+    connect(1, ClusterConfig.model_validate({"ray": {"address": cluster.address}}))
+
+
+def finish(session: Session) -> dict[str, Any]:
+    """The summary, once the run has ended."""
+    try:
+        assert session.wait(LIMIT), f"the run did not end within {LIMIT:g} s: {session.look()}"
+        return session.result()
+    finally:
+        session.close()
+
+
+def complete_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path) -> tuple[RunDirectory, dict[str, Any]]:
+    """A run from beginning to end."""
+    setup, run = new_run(config, profile, folder)
+    return run, finish(start(setup, profile, run))
+
+
+def weights(run: RunDirectory) -> dict[str, bytes]:
+    """Every checkpoint's bytes by its place in the run directory."""
+    paths = sorted((run.path / "checkpoints").rglob("model.safetensors"))
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in paths}
+
+
+def replayed(run: RunDirectory) -> list[dict[str, Any]]:
+    """All that was replayed before the second stage; nothing for a method without replay."""
+    path = run.path / "replay" / "stage-1.parquet"
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
+def assert_equal(found: RunDirectory, expected: RunDirectory) -> None:
+    """What two runs learned, generated and scored is equal, bit for bit; that of their teachers too."""
+    mine, theirs = weights(found), weights(expected)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in theirs if mine[name] != theirs[name]] == []
+    assert scores(found) == scores(expected)
+    assert replayed(found) == replayed(expected)
+    if expected.teachers().exists():
+        assert_equal(RunDirectory.open(found.teachers()), RunDirectory.open(expected.teachers()))
+
+
+def scores(run: RunDirectory) -> dict[str, dict[str, float]]:
+    """Every score by the name of its cell."""
+    return {cell.name: record["values"] for cell, record in run.scores().items()}

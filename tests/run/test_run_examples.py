@@ -1,0 +1,140 @@
+"""What students are given for a stage: the same current examples for all, and what the method says of earlier ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_l4.cluster.rpc import InProcess
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.monitor.progress import Progress
+from ray_l4.monitor.timeline import Timeline
+from ray_l4.run.examples import Given, Material
+from ray_l4.run.stored_replay import reservoir, stored_replay
+from ray_l4.run.work_queue import WorkPool
+from ray_l4.setup.setup import Setup, prepare
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.text.sampler import Sampler
+from ray_l4.text.tokens import pooled, sequence_lengths
+from tests.run import run_fixtures as small
+
+
+class Student:
+    """Has nothing but weights."""
+
+    def __init__(self, peer: int) -> None:
+        self.peer = peer
+
+    def weights(self) -> str:
+        return f"weights {self.peer}"
+
+
+class Generator:
+    """Generates from (weights, seed) what may or may not be an example; a third of it is not."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.ans = setup.tokenizer.ans
+
+    def replay(
+        self, checkpoint: str, student: int, description: Any, weights: str, gens: list[int], seeds: list[int]
+    ) -> list[Any]:
+        voice = int(weights.split()[1])
+        return [
+            np.asarray([gen, seed % 250, *([self.ans] if seed % 3 else []), voice + 1], np.int32)
+            for gen, seed in zip(gens, seeds, strict=True)
+        ]
+
+
+def material(setup: Setup, path: Path) -> Material:
+    run, transport = RunDirectory(path), InProcess()
+    pool = WorkPool(transport, [Generator(setup)], 10, Timeline(run))
+    students = [Student(peer) for peer in range(setup.topology.size)]
+    descriptions: dict[int, dict[str, Any]] = {student: {} for student in setup.topology.students}
+    return Material(setup, run, transport, students, pool, descriptions, Progress())
+
+
+def given(config: ExperimentConfig, stage: int, path: Path) -> tuple[Setup, dict[int, Given]]:
+    setup = prepare(config)
+    return setup, material(setup, path).of(stage, None, lambda: None)
+
+
+def table(given: Given) -> pa.Table:
+    found: pa.Table = given.tokens.value
+    assert given.num_examples == found.num_rows
+    return found
+
+
+@pytest.mark.parametrize("peers", [2, 3])
+def test_with_replay_of_their_own_students_still_see_the_same_current_examples(tmp_path: Path, peers: int) -> None:
+    config = small.quick("l4", replay={"generator": "own"}, peers={"count": peers})
+    setup, found = given(config, 1, tmp_path)
+    current = setup.training["mini.woz"]
+    tables = [table(found[student]) for student in range(peers)]
+    assert len({own.num_rows for own in tables}) == 1
+    replayed = [own.slice(current.num_rows) for own in tables]
+    for student, (own, replay) in enumerate(zip(tables, replayed, strict=True)):
+        assert own.slice(0, current.num_rows).equals(current), "at the same places"
+        assert replay.num_rows > 0
+        assert {ids[-1] for ids in replay["ids"].to_pylist()} == {student + 1}, "what it generated itself"
+    for step_rows in zip(*(batches(own) for own in tables), strict=True):
+        names = [[row for row in rows if row < current.num_rows] for rows in step_rows]
+        assert all(rows == names[0] for rows in names), "in every batch, in the same order"
+
+
+def batches(tokens: pa.Table) -> list[list[int]]:
+    sampler = Sampler(sequence_lengths(tokens), 0, 1, epochs=2, batch_size=4)
+    return [sampler.indices(step).tolist() for step in range(sampler.num_steps)]
+
+
+@pytest.mark.parametrize("generator", ["first", "pool"])
+def test_shared_replay_is_one_table_that_travels_once(tmp_path: Path, generator: str) -> None:
+    config = small.quick("l4", replay={"generator": generator}, peers={"count": 3})
+    setup, found = given(config, 1, tmp_path)
+    assert len({id(found[student].tokens) for student in range(3)}) == 1
+    tokens = table(found[0])
+    current = setup.training["mini.woz"].num_rows
+    assert 0 < tokens.num_rows - current <= 32
+    voices = {ids[-1] for ids in tokens.slice(current)["ids"].to_pylist()}
+    assert voices == ({1} if generator == "first" else {1, 2, 3})
+    assert set(tokens.slice(current)["origin"].to_pylist()) == {"generated"}
+
+
+def test_experience_replay_gives_what_was_kept(tmp_path: Path) -> None:
+    setup, found = given(small.quick("er"), 1, tmp_path)
+    stored = stored_replay(setup, 1)
+    assert stored is not None
+    assert table(found[0]).equals(pooled(setup.training["mini.woz"], stored))
+    assert found[0].memory is None
+    assert len(small.replayed(RunDirectory(tmp_path))) == stored.num_rows
+
+
+def test_gradients_are_guarded_by_what_was_kept_and_nothing_is_replayed(tmp_path: Path) -> None:
+    setup, found = given(small.quick("agem"), 1, tmp_path)
+    assert table(found[0]).equals(setup.training["mini.woz"])
+    assert found[0].memory.value.equals(reservoir(setup, 1))
+    assert found[0].memory.value.num_rows == 20, "replay.capacity"
+
+
+@pytest.mark.parametrize("method", ["l4", "er", "agem", "lamol"])
+def test_the_first_stage_has_its_own_examples_alone(tmp_path: Path, method: str) -> None:
+    setup, found = given(small.quick(method), 0, tmp_path)
+    for student in setup.topology.students:
+        assert table(found[student]).equals(setup.training["mini.rest"])
+        assert found[student].memory is None
+    assert not (tmp_path / "replay").exists()
+
+
+def test_all_tasks_at_once_are_one_table(tmp_path: Path) -> None:
+    setup, found = given(small.quick("multi-qa-lm"), 0, tmp_path)
+    tokens = table(found[0])
+    assert tokens.equals(pooled(setup.training["mini.rest"], setup.training["mini.woz"]))
+    assert set(tokens["gen"].to_pylist()) == {setup.tokenizer.gen["mini.rest"]}, "one token begins all (SPEC 12)"
+
+
+def test_a_model_of_one_task_gets_that_task(tmp_path: Path) -> None:
+    setup, found = given(small.quick("single-qa-lm"), 1, tmp_path)
+    assert table(found[0]).equals(setup.training["mini.woz"])

@@ -1,0 +1,193 @@
+"""From an experiment on one's own data to what every worker needs, and what is refused before any process starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import ConfigError, DataError, ModelError
+from ray_l4.learner.models import build_model
+from ray_l4.setup.setup import Setup, build_tokenizer, prepare
+from ray_l4.text.tokenizer import TaskTokenizer
+from tests.learner import learner_fixtures as small
+
+FROM_SCRATCH = {"layers": 1, "width": 32, "heads": 2, "positions": 64, "vocabulary": 320}
+
+
+def write(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two tasks, each with 12 training and 5 test examples."""
+    for name in ("a", "b"):
+        for split, count, seed in (("train", 12, 0), ("test", 5, 1)):
+            write(tmp_path / name, split, small.examples(name, count, seed).to_pylist())
+    return tmp_path
+
+
+def experiment(folder: Path, **changes: Any) -> ExperimentConfig:
+    sections: dict[str, Any] = {
+        "stream": [{"name": name, "path": str(folder / name), "metric": "em"} for name in ("a", "b")],
+        "model": {"from_scratch": FROM_SCRATCH, "spare_task_tokens": 1},
+    }
+    return ExperimentConfig.model_validate(sections | changes)
+
+
+def test_everything_workers_need_is_there(data: Path) -> None:
+    setup = prepare(experiment(data, peers={"count": 3}))
+    assert setup.tasks == ["a", "b"]
+    assert (setup.method.name, setup.topology.size, setup.max_length) == ("l4", 3, 64)
+    assert {name: table.num_rows for name, table in setup.training.items()} == {"a": 12, "b": 12}
+    assert {name: len(tests.items) for name, tests in setup.tests.items()} == {"a": 5, "b": 5}
+    assert {name: tests.metric for name, tests in setup.tests.items()} == {"a": "em", "b": "em"}
+    assert set(setup.tokenizer.gen) == {"a", "b"}
+    assert len(setup.tokenizer.spares) == 1
+
+
+def test_tokens_say_what_the_data_says(data: Path) -> None:
+    setup = prepare(experiment(data))
+    tok = setup.tokenizer
+    for example, row in zip(small.examples("b", 12, 0).to_pylist(), setup.training["b"].to_pylist(), strict=True):
+        answer = tok.encode(example["answer"])
+        prompt = [*tok.encode(example["context"]), *tok.encode(example["question"]), tok.ans]
+        assert (row["ids"], row["prompt_length"]) == ([*prompt, *answer], len(prompt))
+        assert (row["gen"], row["task"], row["origin"]) == (tok.gen["b"], "b", "real")
+
+
+def test_the_number_of_peers_is_the_method_s_unless_it_is_said(data: Path) -> None:
+    assert prepare(experiment(data)).topology.size == 2
+    assert prepare(experiment(data, method="lamol")).topology.size == 1
+
+
+def test_equal_data_gives_an_equal_fingerprint(data: Path) -> None:
+    first = prepare(experiment(data))
+    assert prepare(experiment(data, seed=7)).fingerprint() == first.fingerprint(), "the run seed draws no data"
+    assert isinstance(first.fingerprint(), str) and len(first.fingerprint()) == 32
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_changed_word_changes_the_fingerprint(data: Path, split: str) -> None:
+    before = prepare(experiment(data)).fingerprint()
+    path = data / "b" / f"{split}.jsonl"
+    path.write_text(path.read_text().replace("how does b begin", "where does b begin", 1))
+    assert prepare(experiment(data)).fingerprint() != before
+
+
+def test_the_order_of_the_stream_changes_the_fingerprint(data: Path) -> None:
+    config = experiment(data)
+    swapped = config.model_copy(update={"stream": config.stream[::-1]})
+    assert prepare(swapped).fingerprint() != prepare(config).fingerprint()
+
+
+def test_a_tokeniser_from_scratch_is_learned_from_the_training_texts(data: Path) -> None:
+    config = experiment(data, model={"from_scratch": FROM_SCRATCH | {"vocabulary": 400}})
+    setup = prepare(config)
+    assert len(setup.tokenizer.encode("word1 word2 word3")) < 9, "words that occur often have tokens of their own"
+    assert len(setup.tokenizer.encode("zyx wvu tsr")) > 9
+    assert build_model(config.model, setup.tokenizer, 0).config.vocab_size == setup.tokenizer.size
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A model folder as one would download it: 40 positions, a tokeniser without task tokens."""
+    folder = tmp_path / "model"
+    tok = small.tokenizer()
+    config = small.experiment(model={"from_scratch": FROM_SCRATCH | {"positions": 40}})
+    build_model(config.model, tok, 0).save_pretrained(folder)
+    TaskTokenizer.trained(["word1 word2"], 320, [], 0).hf.save_pretrained(folder)
+    return folder
+
+
+def test_a_pretrained_model_brings_its_tokeniser_and_its_limit(data: Path, pretrained: Path) -> None:
+    setup = prepare(experiment(data, model={"name": str(pretrained)}))
+    assert setup.max_length == 40
+    assert set(setup.tokenizer.gen) == {"a", "b"}
+    assert all(len(ids) + 1 <= 40 for table in setup.training.values() for ids in table["ids"].to_pylist())
+    assert prepare(experiment(data, model={"name": str(pretrained), "max_length": 39})).max_length == 39
+    with pytest.raises(ModelError, match=r"a length of 41 tokens was asked for \(max_length\), but the model has 40"):
+        prepare(experiment(data, model={"name": str(pretrained), "max_length": 41}))
+
+
+def test_a_shorter_limit_cuts_contexts(data: Path) -> None:
+    full, cut = (
+        prepare(experiment(data, model={"from_scratch": FROM_SCRATCH, "max_length": limit})) for limit in (64, 30)
+    )
+    assert cut.max_length == 30
+
+    def longest(setup: Setup) -> int:
+        return max(len(ids) for table in setup.training.values() for ids in table["ids"].to_pylist())
+
+    assert longest(full) > 30
+    assert longest(cut) == 29, "and one for GEN"
+
+
+def too_long(data: Path, count: int) -> None:
+    rows = small.examples("b", 12).to_pylist()
+    for row in rows[:count]:
+        row["question"] = "word1 " * 80
+    write(data / "b", "train", rows)
+
+
+def test_examples_that_do_not_fit_are_refused_beyond_the_tolerated_share(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    too_long(data, 2)
+    with pytest.raises(DataError, match=r"(?s)2 of 12 examples in task b, train do not fit.*\n  b-0: question of 160"):
+        prepare(experiment(data))
+    tolerant = prepare(experiment(data, data={"max_bad_fraction": 0.2}))
+    assert tolerant.training["b"].num_rows == 10
+    warnings = [record.getMessage() for record in caplog.records if record.name == "ray_l4.setup.setup"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("task b: 2 of 12 training examples left out: b-0: question of 160")
+
+
+def test_questions_of_the_test_set_always_have_to_fit(data: Path) -> None:
+    """A test set without its hardest questions would be another one."""
+    rows = small.examples("b", 5).to_pylist()
+    rows[3]["question"] = "word1 " * 80
+    write(data / "b", "test", rows)
+    with pytest.raises(DataError, match="1 of 5 examples in the test set of b do not fit"):
+        prepare(experiment(data, data={"max_bad_fraction": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"method": "l5"}, ConfigError, r"unknown method 'l5'\. Did you mean 'l4'\?"),
+        ({"stream": ["mini.wok"]}, ConfigError, r"Unknown task 'mini\.wok'\. Did you mean 'mini\.woz'\?"),
+        ({"model": {"name": "no/such-model"}}, ModelError, "no/such-model"),
+    ],
+)
+def test_names_that_are_not_known(data: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        prepare(experiment(data, **changes))
+
+
+def test_own_data_needs_a_metric_and_its_files(data: Path) -> None:
+    with pytest.raises(ConfigError, match="set its metric"):
+        prepare(experiment(data, stream=[{"name": "a", "path": str(data / "a")}]))
+    (data / "b" / "test.jsonl").unlink()
+    with pytest.raises(DataError, match=r"Task 'b': no test data"):
+        prepare(experiment(data))
+
+
+def test_a_task_cannot_take_the_name_of_another_token(data: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be called 'ans'"):
+        prepare(experiment(data, stream=[{"name": "ans", "path": str(data / "a"), "metric": "em"}]))
+
+
+def test_the_tokeniser_depends_on_the_training_texts_alone(data: Path) -> None:
+    """Not on the test set: it must not be seen before it is asked."""
+    config = experiment(data)
+    setup = prepare(config)
+    write(data / "a", "test", small.examples("other", 5).to_pylist())
+    assert prepare(config).tokenizer.hf.get_vocab() == setup.tokenizer.hf.get_vocab()
+    tables = {name: small.examples(name, 12) for name in ("a", "b")}
+    assert build_tokenizer(config, tables).hf.get_vocab() == setup.tokenizer.hf.get_vocab()
