@@ -50,7 +50,7 @@ PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
 
 TYPES = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-SPEC_REFERENCE = re.compile(r" \(SPEC [^)]*\)")
+REFERENCE = re.compile(r" \(REFERENCE\.md[^)]*\)")
 
 
 def render() -> str:
@@ -131,7 +131,7 @@ def _default(value: object) -> str:
 
 def _text(docstring: str) -> str:
     """A docstring in one line of Markdown, without references to the specification, which is no part of the project."""
-    return " ".join(SPEC_REFERENCE.sub("", docstring).replace("``", "`").split())
+    return " ".join(REFERENCE.sub("", docstring).replace("``", "`").split())
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -54,7 +54,7 @@ def forgetting(results: Results, students: Sequence[int]) -> Table:
 def forgetting_of(run: Run, student: int) -> dict[str, float | None]:
     """Highest minus final score of every task but the last, and ``AVERAGE``; empty for a method without an order.
 
-    The highest score is that of any checkpoint which was scored: of every epoch, or the last of every task (SPEC 17).
+    The highest score is that of any checkpoint which was scored: of every epoch, or the last of every task (REFERENCE.md#continual-metrics).
     """
     if run.block == NO_ORDER or len(run.tasks) < 2:
         return {}

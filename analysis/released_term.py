@@ -78,7 +78,7 @@ def spec_of(experiment: ExperimentConfig) -> ObjectiveSpec:
 
 
 def measure(pair: Pair, spec: ObjectiveSpec, lm_weight: float) -> Terms:
-    """Both terms of the first student's loss on the batch, the second one being its peer (SPEC 5, 6.2, 20.2)."""
+    """Both terms of the first student's loss on the batch, the second one being its peer (REFERENCE.md#lamol-loss, #word-kd-loss, #l4-released)."""
     student, peer = pair.students
     logits = _logits(student, pair.batch)
     with torch.no_grad():

@@ -99,7 +99,7 @@ def test_a_resolved_experiment_survives_its_file(method: str, tmp_path: Path, mo
 
 
 def test_the_released_settings_are_those_of_the_authors() -> None:
-    """SPEC 20.2."""
+    """REFERENCE.md#l4-released."""
     config = resolved(experiment("l4-released", model={"name": "gpt2"}))
     assert config.distillation.model_dump() == {
         "weight": 0.2,
@@ -188,7 +188,7 @@ def test_teachers_learn_what_their_students_will(method: str) -> None:
     assert changed == {"method", "variant", "seed", "peers.count", "evaluation.when"}
     assert (teachers.method, teachers.variant, teachers.peers.count) == (TEACHER_METHOD, None, 1)
     assert teachers.evaluation.when == "stage"
-    assert METHODS[TEACHER_METHOD].stages == "separate", "each task alone, from the start (SPEC 6.1)"
+    assert METHODS[TEACHER_METHOD].stages == "separate", "each task alone, from the start (REFERENCE.md#teachers)"
     assert METHODS[TEACHER_METHOD].heads == ("qa", "lm")
     assert resolved(teachers) == teachers
 

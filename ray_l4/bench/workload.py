@@ -90,7 +90,7 @@ class Workload:
     def _stream(self, tokenizer: TaskTokenizer, steps: int) -> pa.Table:
         """Examples of one length: the language-model head has ``tokens - answer`` positions, the answer head the rest.
 
-        Y_lm is one longer than the ids, Y_qa one longer than the answer (SPEC 4).
+        Y_lm is one longer than the ids, Y_qa one longer than the answer (REFERENCE.md#assembly).
         """
         of_answer = max(2, self.tokens // _ANSWERS)
         length, answer = self.tokens - of_answer - 1, of_answer - 1

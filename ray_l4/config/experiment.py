@@ -61,7 +61,7 @@ class DataConfig(Strict):
     is read from them. Relative to the experiment file."""
     distil: bool = False
     """Take training examples from the ``distil`` files of such folders: the same ones with the answers that the
-    references' teachers decoded (SPEC 7)."""
+    references' teachers decoded (REFERENCE.md#seq-kd)."""
     seed: int = 0
     """Seed of subset sampling and of the embedded grammar; independent of the run seed, so seeds share the data."""
     max_bad_fraction: Fraction = 0.01
@@ -74,21 +74,21 @@ class TrainingConfig(Strict):
     epochs: Count = 9
     """Passes over the task's examples and the replayed ones."""
     batch_size: Count | Literal["auto"] = 4
-    """Examples per step; ``auto`` is the references' cap, max(N // 1500, 4) (SPEC 9)."""
+    """Examples per step; ``auto`` is the references' cap, max(N // 1500, 4) (REFERENCE.md#batching)."""
     batch_budget: Annotated[float, Field(gt=0)] | None = None
-    """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (SPEC 9); no limit if not given."""
+    """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (REFERENCE.md#batching); no limit if not given."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.25
-    """Weight of the language-model head beside the answer head (SPEC 5)."""
+    """Weight of the language-model head beside the answer head (REFERENCE.md#lamol-loss)."""
     means: Literal["pooled", "separate"] = "pooled"
-    """``pooled``: one token mean over current and replayed examples. ``separate``: one mean each, added (SPEC 20.3)."""
+    """``pooled``: one token mean over current and replayed examples. ``separate``: one mean each, added (REFERENCE.md#l4-choices)."""
     answer_token_weight: Annotated[float, Field(gt=0)] = 5.0
-    """Weight of the token that separates question and answer, as a target (SPEC 5)."""
+    """Weight of the token that separates question and answer, as a target (REFERENCE.md#lamol-loss)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global L2 norm to which gradients are clipped."""
 
 
 class OptimConfig(Strict):
-    """AdamW and its schedule (SPEC 10); both start anew with every task."""
+    """AdamW and its schedule (REFERENCE.md#optimisation); both start anew with every task."""
 
     variant: Literal["reference", "torch"] = "reference"
     """``reference``: epsilon outside the bias correction, decay after the step. ``torch``: PyTorch's AdamW."""
@@ -107,14 +107,14 @@ class OptimConfig(Strict):
 
 
 class DistillationConfig(Strict):
-    """How peers teach each other (SPEC 6, 20)."""
+    """How peers teach each other (REFERENCE.md#word-kd, #l4)."""
 
     weight: Annotated[float, Field(ge=0)] = 0.2
     """Lambda: weight of the distillation term. 0 still measures disagreement and equals ``lamol``."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
     """Softens both distributions; the term is multiplied by its square."""
     average: Literal["token", "vocabulary"] = "token"
-    """Mean over positions, or over positions and vocabulary entries as in the released code of L4 (SPEC 20.2)."""
+    """Mean over positions, or over positions and vocabulary entries as in the released code of L4 (REFERENCE.md#l4-released)."""
     direction: Literal["forward", "reverse"] = "forward"
     """``forward``: KL(teacher || student), as in the papers. ``reverse``: KL(student || teacher)."""
     examples: Literal["current", "all"] = "current"
@@ -125,7 +125,7 @@ class DistillationConfig(Strict):
 
 
 class ReplayConfig(Strict):
-    """Pseudo-examples of earlier tasks (SPEC 8)."""
+    """Pseudo-examples of earlier tasks (REFERENCE.md#replay)."""
 
     ratio: Annotated[float, Field(ge=0)] = 0.2
     """Gamma: replayed examples as a share of the new task's training examples."""
@@ -136,7 +136,7 @@ class ReplayConfig(Strict):
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest pseudo-example in tokens; the model's limit when not given."""
     ban_task_tokens: bool = False
-    """Never generate a task token inside a pseudo-example (SPEC 20.2)."""
+    """Never generate a task token inside a pseudo-example (REFERENCE.md#l4-released)."""
     generator: Literal["first", "own", "pool"] = "first"
     """Who generates: student 0 for all, each student its own, or all students in turn for one shared pool."""
     capacity: Count | None = None
@@ -146,7 +146,7 @@ class ReplayConfig(Strict):
 
 
 class TeacherConfig(Strict):
-    """Teachers that are trained before the student (SPEC 6, 7)."""
+    """Teachers that are trained before the student (REFERENCE.md#word-kd, #seq-kd)."""
 
     run: Path | None = None
     """A finished ``single-qa-lm`` run on the same stream and model, whose checkpoints are the teachers; they are
@@ -160,7 +160,7 @@ class TeacherConfig(Strict):
 
 
 class RegulariserConfig(Strict):
-    """Protection of weights or gradients against forgetting (SPEC 13)."""
+    """Protection of weights or gradients against forgetting (REFERENCE.md#regularisers)."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Strength of the penalty on moving important weights (``ewc``, ``mas``)."""
@@ -169,7 +169,7 @@ class RegulariserConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """Scoring of checkpoints (SPEC 14, 15)."""
+    """Scoring of checkpoints (REFERENCE.md#decoding, #metrics)."""
 
     when: Literal["epoch", "stage"] = "stage"
     """Score every epoch's checkpoint, or the last of each task."""
@@ -178,11 +178,11 @@ class EvaluationConfig(Strict):
     top_k: Count = 1
     """1: greedy, as in the papers; 20: sampled, as in the references' code."""
     ban_task_tokens: bool = False
-    """Never answer with a task token (SPEC 20.2)."""
+    """Never answer with a task token (REFERENCE.md#l4-released)."""
     max_new_tokens: Count | None = None
     """Longest answer in tokens; the longest reference of the test set when not given."""
     reserve: Annotated[int, Field(ge=1)] = 128
-    """Room kept for the answer when a long context is cut (SPEC 14.5)."""
+    """Room kept for the answer when a long context is cut (REFERENCE.md#decoding)."""
     chunk: Count = 64
     """Examples decoded together: the fixed batches of which evaluators are handed a few at a time."""
 

@@ -18,7 +18,7 @@ from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import sequence_lengths
 
 RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
-"""Metrics whose gold strings are scored as they stand in the data (SPEC 14.6)."""
+"""Metrics whose gold strings are scored as they stand in the data (REFERENCE.md#decoding)."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def answer_training(
     seed: int,
     rows: range | None = None,
 ) -> list[str]:
-    """A teacher's answers to the training examples in ``tokens`` (a ``TOKENS`` table), in their order (SPEC 7).
+    """A teacher's answers to the training examples in ``tokens`` (a ``TOKENS`` table), in their order (REFERENCE.md#seq-kd).
 
     rows: which of them to answer; all when not given. No answer is longer than the longest true one of the whole
     table, nor than ``max_length`` leaves room for beside its own prompt, so that it does not matter which rows are
@@ -179,7 +179,7 @@ def generate_replay(
     max_length: int,
     config: ReplayConfig,
 ) -> list[np.ndarray]:
-    """Pseudo-examples, each begun from a task token: the token itself and what the model says after it (SPEC 8)."""
+    """Pseudo-examples, each begun from a task token: the token itself and what the model says after it (REFERENCE.md#replay)."""
     new = continue_prompts(
         model,
         tokenizer,

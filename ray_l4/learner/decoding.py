@@ -18,7 +18,7 @@ class TopKSampler(LogitsProcessor):
 
     The arg max of log-probabilities plus independent Gumbel noise is a draw from the distribution. The noise of row i
     at its n-th token comes from the generator of ``seeds[i]``, so a sample does not depend on its neighbours, and the
-    library's greedy search does all the rest. Ties at the k-th logit are broken by position (SPEC 8 keeps them all;
+    library's greedy search does all the rest. Ties at the k-th logit are broken by position (REFERENCE.md#replay keeps them all;
     float logits of a trained model do not tie).
     """
 

@@ -1,4 +1,4 @@
-"""What holds a model back from forgetting, between its gradient and its update: penalties and projections (SPEC 13)."""
+"""What holds a model back from forgetting, between its gradient and its update: penalties and projections (REFERENCE.md#regularisers)."""
 
 from __future__ import annotations
 

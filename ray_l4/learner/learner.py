@@ -66,7 +66,7 @@ class Learner:
         self._pending: Step | None = None
 
     def begin_stage(self, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> None:
-        """Start learning ``tokens`` (current and replayed examples) with a fresh optimiser and schedule (SPEC 10.1).
+        """Start learning ``tokens`` (current and replayed examples) with a fresh optimiser and schedule (REFERENCE.md#adamw).
 
         ``memory``: stored examples of earlier tasks, for a method that guards its gradients with them.
         """

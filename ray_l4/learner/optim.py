@@ -1,4 +1,4 @@
-"""The optimiser: the references' AdamW, or PyTorch's (SPEC 10.1)."""
+"""The optimiser: the references' AdamW, or PyTorch's (REFERENCE.md#adamw)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ half a gigabyte for all of GPT-2."""
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
-    """AdamW as the references have it (SPEC 10.1). With gradient g at a parameter's step t = 1, 2, ...::
+    """AdamW as the references have it (REFERENCE.md#adamw). With gradient g at a parameter's step t = 1, 2, ...::
 
         m <- beta1 m + (1 - beta1) g;  u <- beta2 u + (1 - beta2) g^2
         theta <- theta - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(u) + eps)
@@ -123,7 +123,7 @@ VARIANTS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"reference": Ref
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over the trainable parameters of ``model``, in two groups: decayed, and not (SPEC 10.1).
+    """A fresh optimiser over the trainable parameters of ``model``, in two groups: decayed, and not (REFERENCE.md#adamw).
 
     Parameters whose name contains ``bias`` are not decayed; all others are, layer-norm gains and embeddings included.
     A shared parameter (tied embeddings) stands in one group once. Both groups exist even when empty.

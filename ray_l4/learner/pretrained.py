@@ -34,7 +34,7 @@ def load_pretrained(name: str, where: str) -> PreTrainedModel:
 def grow(model: PreTrainedModel, vocabulary: int) -> range:
     """Give ``model`` at least ``vocabulary`` rows; the rows that were drawn for it.
 
-    Only ever more: some models keep more rows than their tokeniser has tokens. SPEC 3.3: new rows are drawn from
+    Only ever more: some models keep more rows than their tokeniser has tokens. REFERENCE.md#embedding-growth: new rows are drawn from
     N(0, initializer_range), not from the statistics of the old ones, which is today's default of the library.
     """
     rows = model.get_input_embeddings().num_embeddings

@@ -1,4 +1,4 @@
-"""The learning rate of a step, a pure function of the samples consumed before it (SPEC 10.2)."""
+"""The learning rate of a step, a pure function of the samples consumed before it (REFERENCE.md#schedule)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray_l4.config.experiment import OptimConfig
 
 
 def learning_rate(samples_seen: int, num_samples: int, epochs: int, config: OptimConfig) -> float:
-    """Learning rate of the step before which ``samples_seen`` samples of the stage were consumed (SPEC 10.2).
+    """Learning rate of the step before which ``samples_seen`` samples of the stage were consumed (REFERENCE.md#schedule).
 
     num_samples: samples of one epoch, replayed ones included. The rate rises from 0 over the first
     ``floor(config.warmup * num_samples)`` samples, then falls on a line that would reach 0 one warm-up *after* the

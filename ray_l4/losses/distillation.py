@@ -1,4 +1,4 @@
-"""What a peer learns from its teachers' predictions (SPEC 6.2, 20.3)."""
+"""What a peer learns from its teachers' predictions (REFERENCE.md#word-kd-loss, #l4-choices)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def distillation(
     denominator: float,
     direction: Direction = "forward",
 ) -> Tensor:
-    """``T^2 * sum over positions of KL(teacher || student at T) / denominator``, in nats (SPEC 6.2, 20.3 rows 4 and 6).
+    """``T^2 * sum over positions of KL(teacher || student at T) / denominator``, in nats (REFERENCE.md#word-kd-loss, #l4-choices rows 4 and 6).
 
     ``direction``: "reverse" takes KL(student || teacher), which prefers what the teacher is sure of over covering all
     that it thinks possible. Towards several teachers it is the divergence from their mean, not the mean of divergences.

@@ -1,4 +1,4 @@
-"""How much each parameter matters to a task that was just learned: the measures of EWC and of MAS (SPEC 13)."""
+"""How much each parameter matters to a task that was just learned: the measures of EWC and of MAS (REFERENCE.md#regularisers)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def squared_output_norm(logits_NV: Tensor) -> Tensor:
 
     MAS leaves open what a network's output is. Here it is the probabilities, as in the references, because logits are
     free up to a constant per row: their norm changes where no prediction does. The references average over the
-    vocabulary too, which is this divided by its size (SPEC 13).
+    vocabulary too, which is this divided by its size (REFERENCE.md#regularisers).
     """
     return torch.softmax(at_least_float32(logits_NV), dim=-1).square().sum(dim=-1).mean()
 

@@ -13,7 +13,7 @@ from ray_l4.losses.nll import per_step
 def label_weights(
     weights_N: Tensor, num_current: int, *, current: bool, means: Literal["pooled", "separate"]
 ) -> tuple[Tensor, float]:
-    """The weights of one head's labels, and what their sum of losses is divided by (SPEC 5, 6.2, 20.3 row 2).
+    """The weights of one head's labels, and what their sum of losses is divided by (REFERENCE.md#lamol-loss, #word-kd-loss, #l4-choices row 2).
 
     weights_N: (num_positions,) weight of each label, those of current examples (``num_current``) first; of the whole
     step, all micro-batches and shards.

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of labels, weighted per token (SPEC 5)."""
+"""Negative log-likelihood of labels, weighted per token (REFERENCE.md#lamol-loss)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def nll(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, denominator: float) -> Tensor:
-    """Sum over positions of ``weight * -log p(target)``, divided by ``denominator``, in nats (SPEC 5).
+    """Sum over positions of ``weight * -log p(target)``, divided by ``denominator``, in nats (REFERENCE.md#lamol-loss).
 
     logits_NV: (num_positions, vocab), of any floating type; the arithmetic is float32 or wider.
     targets_N: (num_positions,) token ids. weights_N: (num_positions,), 0 for a position that bears no label loss.
@@ -26,5 +26,5 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def per_step(total: Tensor, denominator: float) -> Tensor:
-    """``total / denominator``; where nothing in the step bears this loss both are 0, and the result too (SPEC 6.2)."""
+    """``total / denominator``; where nothing in the step bears this loss both are 0, and the result too (REFERENCE.md#word-kd-loss)."""
     return total / (denominator or 1.0)

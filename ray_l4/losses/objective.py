@@ -28,7 +28,7 @@ class HeadLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """How labels and teachers are combined (SPEC 20.3)."""
+    """How labels and teachers are combined (REFERENCE.md#l4-choices)."""
 
     distillation_weight: float
     """Lambda. At 0 the divergence is measured and nothing is learned from it."""
@@ -36,7 +36,7 @@ class ObjectiveSpec:
     """Softens teachers and student in the divergence; labels are learned at temperature 1."""
     direction: Direction = "forward"
     average: Literal["token", "vocabulary"] = "token"
-    """What the divergence is a mean over: positions, or positions and vocabulary entries (SPEC 20.2)."""
+    """What the divergence is a mean over: positions, or positions and vocabulary entries (REFERENCE.md#l4-released)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def head_objective(
     denominators: Denominators,
     first: int = 0,
 ) -> HeadLoss:
-    """Weighted cross-entropy on all N rows plus lambda times distillation on the first K (SPEC 5, 6.2, 20.3).
+    """Weighted cross-entropy on all N rows plus lambda times distillation on the first K (REFERENCE.md#lamol-loss, #word-kd-loss, #l4-choices).
 
     logits_NV: (num_positions, vocab), of any floating type. targets_N: token ids; weights_N: their weights, 0 to drop
     a label (as L4's eq. 12, read literally, does for current samples of later tasks).

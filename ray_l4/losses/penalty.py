@@ -19,7 +19,7 @@ from ray_l4.losses.nll import at_least_float32
 class QuadraticPenalty:
     """``strength * sum over parameters of importance * (theta - anchor)^2``. Without any tensor it is 0 everywhere.
 
-    This is eq. 4 of MAS (Aljundi et al. 2018) and the references' form for both methods (SPEC 13, strength 1). EWC
+    This is eq. 4 of MAS (Aljundi et al. 2018) and the references' form for both methods (REFERENCE.md#regularisers, strength 1). EWC
     (Kirkpatrick et al. 2017, eq. 3) writes lambda / 2 in front of the same sum, so its lambda is twice the strength.
 
     Unlike the references, which take a step of their own after Adam's, the papers add the penalty to the loss: call

@@ -1,7 +1,7 @@
 """A-GEM: the gradient that is closest to a step's own and does not raise the loss on stored examples.
 
 Chaudhry et al. 2019, eq. 10 and 11: minimise ``|g' - g|^2`` subject to ``g' . r >= 0``, where r is the gradient on a
-batch from the memory of all earlier tasks. GEM (SPEC 13) has one such constraint per task and a quadratic programme;
+batch from the memory of all earlier tasks. GEM (REFERENCE.md#regularisers) has one such constraint per task and a quadratic programme;
 A-GEM has one in all, and therefore a closed form.
 """
 

@@ -92,7 +92,7 @@ def _with_own_peers(experiment: ExperimentConfig) -> ExperimentConfig:
 
 
 TEACHER_METHOD = "single-qa-lm"
-"""What trains a teacher: its task alone, both heads, from the start (SPEC 6.1)."""
+"""What trains a teacher: its task alone, both heads, from the start (REFERENCE.md#teachers)."""
 
 
 def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:

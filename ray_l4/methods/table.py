@@ -66,9 +66,9 @@ def _table(rows: Iterable[Method]) -> Mapping[str, Method]:
 _QA: tuple[Head, ...] = ("qa",)
 _BOTH: tuple[Head, ...] = ("qa", "lm")
 _TEACHER_LEADS: Settings = (("distillation.weight", 1.0), ("distillation.temperature", 2.0))
-"""SPEC 6.2: what the teacher says counts as much as labels do elsewhere."""
+"""REFERENCE.md#word-kd-loss: what the teacher says counts as much as labels do elsewhere."""
 _ONE_TASK_TOKEN: Settings = (("model.task_tokens", "shared"),)
-"""SPEC 12: the first task's token serves all."""
+"""REFERENCE.md#other-modes: the first task's token serves all."""
 
 METHODS = _table(
     [

@@ -1,4 +1,4 @@
-"""How much a model has learned and forgotten over a stream of tasks (SPEC 17).
+"""How much a model has learned and forgotten over a stream of tasks (REFERENCE.md#continual-metrics).
 
 All functions read a score matrix ``R``: row i holds the scores after stage i, column j those of task j, in percent.
 ``None`` is a cell that was not scored. A result of ``None`` means undefined: a cell that the formula needs is missing,

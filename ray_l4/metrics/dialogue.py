@@ -1,4 +1,4 @@
-"""Exact match of dialogue states: the "dsEM" of the papers is ``joint_goal_em`` (SPEC 15.2)."""
+"""Exact match of dialogue states: the "dsEM" of the papers is ``joint_goal_em`` (REFERENCE.md#joint-goal)."""
 
 from __future__ import annotations
 

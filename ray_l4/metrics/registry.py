@@ -47,10 +47,10 @@ METRICS: dict[str, Metric] = {
 
 
 def score(metric: str, items: Sequence[Item]) -> dict[str, float]:
-    """All values of ``metric`` over ``items``, in percent (SPEC 15).
+    """All values of ``metric`` over ``items``, in percent (REFERENCE.md#metrics).
 
     Predictions and references are stripped first. In the references both carry the leading space of decoded text,
-    except where gold strings come raw from side files (SPEC 14.4, 14.6); without blanks at the ends both cases compare
+    except where gold strings come raw from side files (REFERENCE.md#decoding); without blanks at the ends both cases compare
     alike.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Average ROUGE of summaries and of generated sentences (SPEC 15.4).
+"""Average ROUGE of summaries and of generated sentences (REFERENCE.md#rouge).
 
 A stand-in for Perl ROUGE-1.5.5 on the package ``rouge-score``: Porter stemming, ROUGE-1, ROUGE-2 and summary-level
 ROUGE-L (union of the longest common subsequences over sentences), F-measure with alpha 0.5. Like the original it

@@ -1,4 +1,4 @@
-"""How alike two column names are, character by character (SPEC 15.3, step 3)."""
+"""How alike two column names are, character by character (REFERENCE.md#logical-form, step 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact match of SQL logical forms, "lfEM" (SPEC 15.3; Zhong et al. 2017 with the parsers of decaNLP and LAMOL).
+"""Exact match of SQL logical forms, "lfEM" (REFERENCE.md#logical-form; Zhong et al. 2017 with the parsers of decaNLP and LAMOL).
 
 A prediction such as ``select count player from table where team = ajax`` is parsed back into column, aggregate and
 condition indices and compared with the gold query, conditions in order. Two parsers:
@@ -9,7 +9,7 @@ condition indices and compared with the gold query, conditions in order. Two par
   about 98.4. The published numbers contain this, so it stays.
 - *exact* (decaNLP): column names must be equal and values keep their spaces.
 
-The header is lower-cased, predictions are not: WikiSQL's answers are lower-case from the conversion on (SPEC 2.2).
+The header is lower-cased, predictions are not: WikiSQL's answers are lower-case from the conversion on (REFERENCE.md#wikisql).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _closest(header: Header, *texts: str) -> tuple[int, int]:
 
 
 def _repair(text: str, header: Header) -> str:
-    """The conditions rewritten with the header's own column names (SPEC 15.3, step 5)."""
+    """The conditions rewritten with the header's own column names (REFERENCE.md#logical-form, step 5)."""
     operators = _OPERATOR.findall(text)
     first, *rest = _OPERATOR.split(text)
     if not rest:
@@ -140,7 +140,7 @@ def _repair(text: str, header: Header) -> str:
 
 
 def _conditions(text: str, header: Header) -> tuple[Condition, ...]:
-    """Read ``column op value and column op value`` (SPEC 15.3, step 6).
+    """Read ``column op value and column op value`` (REFERENCE.md#logical-form, step 6).
 
     The longest column names are looked for first, so that ``final score`` is not taken for ``score``.
     """

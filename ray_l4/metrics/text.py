@@ -1,4 +1,4 @@
-"""Exact match and bag-of-words F1, plain and normalised (SPEC 15.1)."""
+"""Exact match and bag-of-words F1, plain and normalised (REFERENCE.md#em-nf1)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _examples(task: TaskConfig) -> int:
 
 
 def _with_budget(length: int, cap: int, budget: float | None) -> tuple[int, int]:
-    """Length and number of examples that make most tokens of a batch under ``training.batch_budget`` (SPEC 9)."""
+    """Length and number of examples that make most tokens of a batch under ``training.batch_budget`` (REFERENCE.md#batching)."""
     if budget is None:
         return length, cap
     most_at_cap = max(4, min(length, int((budget / cap) ** (1 / LENGTH_EXPONENT))))

@@ -17,7 +17,7 @@ from ray_l4.learner.models import build_model, longest_sequence, max_length, pre
 from ray_l4.learner.pretrained import grow
 
 _OWN_TOKENS = 3
-"""ANS, PAD and UNK (SPEC 3.2)."""
+"""ANS, PAD and UNK (REFERENCE.md#added-tokens)."""
 
 
 @dataclass(frozen=True)

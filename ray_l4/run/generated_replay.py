@@ -36,7 +36,7 @@ class ReplayPlan:
 
     @classmethod
     def of(cls, setup: Setup, stage: int) -> ReplayPlan:
-        """Equal numbers for every earlier task, in the order of the stream (SPEC 8), from whoever generates."""
+        """Equal numbers for every earlier task, in the order of the stream (REFERENCE.md#replay), from whoever generates."""
         if setup.method.replay != "generated" or stage == 0:
             return cls(stage, (), (), (), ())
         per_task = replay_counts(setup.experiment.replay.ratio, setup.num_examples(stage), stage)

@@ -36,7 +36,7 @@ def reservoir(setup: Setup, stage: int) -> pa.Table:
 def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
     """Kept examples to replay in ``stage``, marked as stored; None where there are none.
 
-    As many per earlier task as LAMOL would generate, drawn with replacement (SPEC 8, real-sample variant); a task of
+    As many per earlier task as LAMOL would generate, drawn with replacement (REFERENCE.md#replay, real-sample variant); a task of
     which the reservoir holds nothing gets none.
     """
     if stage == 0:

@@ -1,4 +1,4 @@
-"""Teachers that are trained before the students: a run of its own, and their answers to examples (SPEC 6, 7)."""
+"""Teachers that are trained before the students: a run of its own, and their answers to examples (REFERENCE.md#word-kd, #seq-kd)."""
 
 from __future__ import annotations
 

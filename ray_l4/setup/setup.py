@@ -78,7 +78,7 @@ class Setup:
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
 
     def of_teachers(self) -> Setup:
-        """The run that trains a teacher for every task, on the same tokens and from a seed of its own (SPEC 6.1)."""
+        """The run that trains a teacher for every task, on the same tokens and from a seed of its own (REFERENCE.md#teachers)."""
         experiment = teachers_of(self.experiment)
         method = get_method(experiment.method)
         return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))

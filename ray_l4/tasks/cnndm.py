@@ -1,4 +1,4 @@
-"""CNN/DailyMail: an article to its highlights (SPEC 2.3). All text is lower case and in Unicode normal form NFKC.
+"""CNN/DailyMail: an article to its highlights (REFERENCE.md#cnndm). All text is lower case and in Unicode normal form NFKC.
 
 Two layouts of the raw folder ``cnndm/`` are read, the first one that is there:
 
@@ -82,7 +82,7 @@ def _originals(folder: Path, source: Source, bad: BadRecords) -> Iterator[Row]:
 
 
 def split_story(lines: list[str]) -> tuple[str, str]:
-    """The article and the highlights of a story from its stripped, non-empty lines (SPEC 2.3, steps 2 to 4)."""
+    """The article and the highlights of a story from its stripped, non-empty lines (REFERENCE.md#cnndm, steps 2 to 4)."""
     article: list[str] = []
     highlights: list[str] = []
     into = article

@@ -1,4 +1,4 @@
-"""E2E NLG: a meaning representation in, a sentence out (SPEC 2.4). Text is verbatim."""
+"""E2E NLG: a meaning representation in, a sentence out (REFERENCE.md#e2e). Text is verbatim."""
 
 from __future__ import annotations
 

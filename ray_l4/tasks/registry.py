@@ -31,7 +31,7 @@ class TaskInfo:
     """Key of ``READERS``: which reader knows its raw files."""
     metric: str
     train: int
-    """Training examples that the papers use (SPEC 1)."""
+    """Training examples that the papers use (REFERENCE.md#data-schema)."""
     test: int
     description: str
 

@@ -1,4 +1,4 @@
-"""RNNLG: a dialogue act in, a sentence out, in four domains (SPEC 2.5). Text is verbatim."""
+"""RNNLG: a dialogue act in, a sentence out, in four domains (REFERENCE.md#rnnlg). Text is verbatim."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def subset(table: pa.Table, count: int, seed: int, task: str, split: str, by_dia
     """``count`` examples drawn without replacement, in file order.
 
     With ``by_dialogue`` whole dialogues are drawn until the count is reached, and the last one is cut to its first
-    turns: the joint-goal metric accumulates over a dialogue's turns (SPEC 15.2).
+    turns: the joint-goal metric accumulates over a dialogue's turns (REFERENCE.md#joint-goal).
     """
     if count == table.num_rows:
         return table

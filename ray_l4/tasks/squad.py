@@ -1,4 +1,4 @@
-"""The references' converted files, ``<task>_to_squad-<split>-v2.0.json`` (SPEC 1).
+"""The references' converted files, ``<task>_to_squad-<split>-v2.0.json`` (REFERENCE.md#data-schema).
 
 For woz.en and wikisql the gold answers of the test split stand in side files, ``woz.en_answers.json`` and
 ``wikisql_answers.json``, aligned with the test examples after these are sorted by their id.

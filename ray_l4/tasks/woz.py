@@ -1,4 +1,4 @@
-"""WOZ 2.0, English: what a user turn changes in the dialogue state (SPEC 2.1).
+"""WOZ 2.0, English: what a user turn changes in the dialogue state (REFERENCE.md#woz).
 
 The papers call it MultiWOZ; the sizes say that it is WOZ 2.0 of the neural belief tracker. All text is lower case.
 """
@@ -58,13 +58,13 @@ def _state(belief_state: list[dict[str, Any]]) -> tuple[Informs, list[str]]:
 
 
 def context_of(system_acts: list[str | list[str]], transcript: str) -> str:
-    """What the system just asked or offered, then what the user said (SPEC 2.1, steps 1 and 2)."""
+    """What the system just asked or offered, then what the user said (REFERENCE.md#woz, steps 1 and 2)."""
     acts = ", ".join(act if isinstance(act, str) else ": ".join(act) for act in system_acts)
     return " ".join(f"{acts} -- {transcript}".split() if acts else transcript.split())
 
 
 def answer_of(informs: Informs, requests: list[str]) -> str:
-    """``slot: value, slot: value; request, request``; ``None`` when nothing changed (SPEC 2.1, step 5)."""
+    """``slot: value, slot: value; request, request``; ``None`` when nothing changed (REFERENCE.md#woz, step 5)."""
     if not informs and not requests:
         return "None"
     stated = ", ".join(f"{slot}: {value}" for slot, value in informs)

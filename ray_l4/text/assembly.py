@@ -1,4 +1,4 @@
-"""Examples to token ids: tokenise, cut the context where needed, join (SPEC 4)."""
+"""Examples to token ids: tokenise, cut the context where needed, join (REFERENCE.md#assembly)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     """Training sequences of ``examples`` as a ``TOKENS`` table, and the examples that do not fit.
 
     Only the context is cut, from its end and as much as needed, so that X_lm = GEN + ids has at most ``max_length``
-    tokens. An example whose question and answer alone are longer is dropped (SPEC 4 and 19.13: the reference cuts
+    tokens. An example whose question and answer alone are longer is dropped (REFERENCE.md#assembly, #defects: the reference cuts
     its answer such that input and target no longer line up).
 
     Args:
@@ -54,7 +54,7 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
 
 
 def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokenizer, max_length: int) -> pa.Table:
-    """The same examples with other answers, as a ``TOKENS`` table (SPEC 7).
+    """The same examples with other answers, as a ``TOKENS`` table (REFERENCE.md#seq-kd).
 
     tokens: what ``assemble`` gave. answers: one for each row; what does not fit into ``max_length`` is cut at its end.
     """
@@ -75,7 +75,7 @@ def assemble_prompts(
 ) -> tuple[pa.Table, int]:
     """Evaluation prompts as a ``TOKENS`` table in the order of ``examples``, and the number of new tokens A.
 
-    The context is cut so that min(A, reserve) new tokens fit after the prompt (SPEC 14.5). ``reserve=1`` is the
+    The context is cut so that min(A, reserve) new tokens fit after the prompt (REFERENCE.md#decoding). ``reserve=1`` is the
     reference, where an example with a long context gets an answer of one token.
 
     Args:
@@ -107,7 +107,7 @@ def assemble_prompts(
 
 
 def longest_answer(examples: pa.Table, tokenizer: TaskTokenizer) -> int:
-    """Tokens of the longest gold answer: all references of an example and one PAD between each two (SPEC 14.3)."""
+    """Tokens of the longest gold answer: all references of an example and one PAD between each two (REFERENCE.md#decoding)."""
     answers, references = examples["answer"].to_pylist(), examples["references"].to_pylist()
     gold = [several or [one] for several, one in zip(references, answers, strict=True)]
     lengths = iter([len(ids) for ids in tokenizer.encode_batch([text for texts in gold for text in texts])])

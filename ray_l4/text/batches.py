@@ -1,4 +1,4 @@
-"""Rows of token ids to the tensors of one training step (SPEC 4, 5)."""
+"""Rows of token ids to the tensors of one training step (REFERENCE.md#assembly, #lamol-loss)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class HeadPositions:
 
     N is their number. ``positions_N`` (int64) index the flattened (rows x time) grid of the batch; ``targets_N``
     (int64) are the ids that the logits there are scored against; ``weights_N`` (float32) are the weights of the token
-    mean (SPEC 5). ``[:num_current]`` are the positions that bear distillation.
+    mean (REFERENCE.md#lamol-loss). ``[:num_current]`` are the positions that bear distillation.
     """
 
     positions_N: Tensor
@@ -37,7 +37,7 @@ class HeadPositions:
 class Batch:
     """One step's input. R rows: all QA sequences in the order of the indices, then all LM sequences; T the longest.
 
-    Stacking serves both passes of SPEC 4 with one forward. They stay independent: every row has dropout of its own,
+    Stacking serves both passes of REFERENCE.md#assembly with one forward. They stay independent: every row has dropout of its own,
     and causal attention with padding on the right gives each row what it would have had alone.
 
     ``input_ids_RT`` is int64, (R, T). ``num_tokens`` counts loss-bearing positions, summed over the heads.
@@ -106,7 +106,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
 
 
 def _sequences(head: Head, rows: pa.Table) -> list[_Sequence]:
-    """X of the head for every row. QA is scored from ANS on, LM from GEN on (SPEC 4)."""
+    """X of the head for every row. QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly)."""
     ids = [np.asarray(row.values) for row in rows["ids"]]
     if head == "qa":
         return [_Sequence(row, first - 1) for row, first in zip(ids, rows["prompt_length"].to_pylist(), strict=True)]

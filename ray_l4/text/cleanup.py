@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# In the order of the reference, which applies them one after another (SPEC 3.1).
+# In the order of the reference, which applies them one after another (REFERENCE.md#base-tokeniser).
 REPLACEMENTS: tuple[tuple[str, str], ...] = (
     (" .", "."),
     (" ?", "?"),
@@ -19,7 +19,7 @@ REPLACEMENTS: tuple[tuple[str, str], ...] = (
 
 
 def clean_up(text: str) -> str:
-    """Join punctuation and English contractions to the word before them (SPEC 3.1).
+    """Join punctuation and English contractions to the word before them (REFERENCE.md#base-tokeniser).
 
     Predictions and references both go through this, so that a score compares like with like.
     """

@@ -1,4 +1,4 @@
-"""Generated token ids to training examples, and how many of them a task gets (SPEC 8)."""
+"""Generated token ids to training examples, and how many of them a task gets (REFERENCE.md#replay)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample 
 
     What follows the first EOS is cut. The rest is valid if ANS stands in it exactly once after the first token;
     what precedes it is the question (the context is empty), what follows the answer. Samples without EOS, empty
-    parts, foreign task tokens and duplicates are kept (SPEC 8). Works on ids, where the reference splits a string of
-    decimals (SPEC 19.14).
+    parts, foreign task tokens and duplicates are kept (REFERENCE.md#replay). Works on ids, where the reference splits a string of
+    decimals (REFERENCE.md#defects).
     """
     gen, *rest = map(int, ids)
     if special.eos in rest:
@@ -50,7 +50,7 @@ def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample 
 def generated_table(
     samples: Sequence[GeneratedSample], tasks: Sequence[str], tokenizer: TaskTokenizer, stage: int
 ) -> pa.Table:
-    """Pseudo-examples as a ``TOKENS`` table; row i is called ``replay-<stage>-<i>`` and keeps its own GEN (SPEC 8).
+    """Pseudo-examples as a ``TOKENS`` table; row i is called ``replay-<stage>-<i>`` and keeps its own GEN (REFERENCE.md#replay).
 
     ``tasks``: what each sample was meant to be an example of.
 
@@ -71,7 +71,7 @@ def generated_table(
 
 
 def replay_counts(ratio: float, num_new: int, num_previous: int) -> int:
-    """Pseudo-examples per previous task: ceil(ratio * num_new) shared evenly, the remainder left out (SPEC 8).
+    """Pseudo-examples per previous task: ceil(ratio * num_new) shared evenly, the remainder left out (REFERENCE.md#replay).
 
     ``ratio`` is taken as the decimal number it is written as: 0.07 of 100 is 7, where floats would make it 8.
     """

@@ -1,4 +1,4 @@
-"""Which examples make up which step: a pure function of the seed, so that any step can be restarted (SPEC 9)."""
+"""Which examples make up which step: a pure function of the seed, so that any step can be restarted (REFERENCE.md#batching)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTH_EXPONENT = 1.163
 
 
 def auto_batch_size(num_samples: int) -> int:
-    """The references' cap on the examples of a batch: max(N // 1500, 4) (SPEC 9)."""
+    """The references' cap on the examples of a batch: max(N // 1500, 4) (REFERENCE.md#batching)."""
     return max(num_samples // 1500, 4)
 
 
@@ -23,7 +23,7 @@ class Sampler:
 
     A batch is closed when it has ``batch_size`` examples, or before one more would make
     (longest sequence) ** 1.163 * (number of examples) exceed ``budget``. The reference counts one example too many
-    for the budget after a batch was closed by its size (SPEC 9); that slip is not reproduced. An example that exceeds
+    for the budget after a batch was closed by its size (REFERENCE.md#batching); that slip is not reproduced. An example that exceeds
     the budget on its own is a batch of one. The last, partial batch of an epoch is kept.
     """
 
@@ -76,7 +76,7 @@ class Sampler:
         return int(np.searchsorted(self._bounds, (epoch + 1) * self.num_samples)) - 1
 
     def samples_before(self, step: int) -> int:
-        """Examples seen before the step, over all epochs: the unit of the learning-rate schedule (SPEC 10.2).
+        """Examples seen before the step, over all epochs: the unit of the learning-rate schedule (REFERENCE.md#schedule).
 
         ``step == num_steps`` is allowed and gives the total.
         """

@@ -19,7 +19,7 @@ TASK_TOKENS_FILE = "task_tokens.json"
 
 
 class TaskTokenizer:
-    """Text to ids and back, with the added tokens of SPEC 3.2; it never grows after it was built.
+    """Text to ids and back, with the added tokens of REFERENCE.md#added-tokens; it never grows after it was built.
 
     A new task takes one of the spare tokens (``assign``), so that the models' vocabulary keeps its size in a run.
 
@@ -51,7 +51,7 @@ class TaskTokenizer:
     def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False) -> TaskTokenizer:
         """The tokeniser of a pretrained model and the added tokens; see ``load_base`` for the errors.
 
-        ``shared``: all tasks start with the token of the first one (LAMOL-GEN, SPEC 3.2 and 12).
+        ``shared``: all tasks start with the token of the first one (LAMOL-GEN, REFERENCE.md#added-tokens, #other-modes).
         """
         return cls._extend(load_base(name), tasks, spare, shared)
 
@@ -106,7 +106,7 @@ class TaskTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the stripped text as a continuation, that is with one leading space; nothing for a blank text.
 
-        Context, question and answer are each encoded so, hence ids can be concatenated without a separator (SPEC 3.1).
+        Context, question and answer are each encoded so, hence ids can be concatenated without a separator (REFERENCE.md#base-tokeniser).
         The name of an added token inside the text becomes that token. The reference prefixes the text after it
         by a space; here it is encoded as it stands.
         """
@@ -117,7 +117,7 @@ class TaskTokenizer:
         return self._ids([self._lead + stripped if (stripped := text.strip()) else "" for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The cleaned-up text of ``ids``, without truncation or removal of special tokens (SPEC 3.1).
+        """The cleaned-up text of ``ids``, without truncation or removal of special tokens (REFERENCE.md#base-tokeniser).
 
         An added token is preceded by one space; text keeps the leading space of its first word.
         """
@@ -165,7 +165,7 @@ class TaskTokenizer:
 
 
 def _task_token(task: str) -> str:
-    """``__<task>__`` (SPEC 3.2). Raises ConfigError for a name that is taken by another added token."""
+    """``__<task>__`` (REFERENCE.md#added-tokens). Raises ConfigError for a name that is taken by another added token."""
     token = f"__{task}__"
     if token in (ANS, PAD, UNK) or task.startswith("spare_"):
         raise ConfigError(f"A task cannot be called '{task}': the token '{token}' has another use. Rename the task.")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Head = Literal["qa", "lm"]
-"""What bears a loss: the answer, or the whole text from the task token on (SPEC 5)."""
+"""What bears a loss: the answer, or the whole text from the task token on (REFERENCE.md#lamol-loss)."""
 
 Origin = Literal["real", "generated", "stored"]
 
@@ -30,7 +30,7 @@ TOKENS = pa.schema(
 including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` for examples of the task
 at hand; replayed ones are ``generated`` or ``stored``.
 
-All sequences of SPEC 4 follow from a row:
+All sequences of REFERENCE.md#assembly follow from a row:
 prompt = ids[:prompt_length]; X_qa = ids; Y_qa = ignore x (prompt_length - 1) + answer + EOS;
 X_lm = GEN + ids; Y_lm = ids + EOS.
 """
@@ -62,7 +62,7 @@ def tokens_table(
 
 
 def pooled(*tables: pa.Table) -> pa.Table:
-    """The rows of all tables, in order and in one chunk: current and replayed examples share one pool (SPEC 8).
+    """The rows of all tables, in order and in one chunk: current and replayed examples share one pool (REFERENCE.md#replay).
 
     One chunk matters: to take rows from a column of lists in several chunks, Arrow copies the whole column.
     """

@@ -22,7 +22,7 @@ COMMITTED = REPOSITORY / "docs" / "CONFIGURATION.md"
 
 
 class Inner(Strict):
-    """A group (SPEC 1.2)
+    """A group (REFERENCE.md#data-schema)
     over two lines."""
 
     flag: bool = False
@@ -35,7 +35,7 @@ class Outer(Strict):
     text: str
     """Needed."""
     path: Path | None = None
-    """May be left out (SPEC 3, 4)."""
+    """May be left out (REFERENCE.md#tokeniser, #assembly)."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Bounded."""
     size: Annotated[int, Field(ge=1)] | Literal["auto", "all"] = "auto"

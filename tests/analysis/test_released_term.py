@@ -57,7 +57,7 @@ def test_at_equal_temperatures_the_ratio_is_the_closed_form(pair: Pair) -> None:
 
 
 def test_the_released_term_is_what_the_released_code_computes(pair: Pair) -> None:
-    """``kl_div`` with the mean over everything, times T squared and lambda (SPEC 20.2)."""
+    """``kl_div`` with the mean over everything, times T squared and lambda (REFERENCE.md#l4-released)."""
     student, peer = pair.students
     expected = 0.0
     for head, positions in pair.batch.heads.items():

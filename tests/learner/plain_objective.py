@@ -1,4 +1,4 @@
-"""The objective of SPEC 5, 6.2 and 20.3 with all its options: one sequence, one head, one position at a time."""
+"""The objective of REFERENCE.md#lamol-loss, #word-kd-loss, #l4-choices with all its options: one sequence, one head, one position at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rule:
 
 
 def sequences(row: dict[str, Any], tok: Any) -> dict[str, tuple[list[int], list[int]]]:
-    """Inputs and targets of both heads, written out from SPEC 4; -1 is ignored."""
+    """Inputs and targets of both heads, written out from REFERENCE.md#assembly; -1 is ignored."""
     ids, start = row["ids"], row["prompt_length"]
     answer = ids[start:]
     return {

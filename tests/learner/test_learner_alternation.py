@@ -1,4 +1,4 @@
-"""``l4-released``: the authors' rule for a batch, and their epochs in turn (SPEC 20.2), against plain code."""
+"""``l4-released``: the authors' rule for a batch, and their epochs in turn (REFERENCE.md#l4-released), against plain code."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_side_by_side_all_share_one_order() -> None:
 
 
 def test_the_divergence_of_the_authors_is_the_default_s_over_the_vocabulary() -> None:
-    """Same batch, same temperature: what enters the loss is smaller by the size of the vocabulary (SPEC 20.2)."""
+    """Same batch, same temperature: what enters the loss is smaller by the size of the vocabulary (REFERENCE.md#l4-released)."""
     terms = {}
     for average in ("token", "vocabulary"):
         learners = begun(experiment(distillation={"average": average}), current=3, replayed=0)

@@ -111,7 +111,7 @@ def test_a_task_without_a_token_is_refused(tok: TaskTokenizer) -> None:
 
 
 def test_gold_answers_are_cleaned_like_predictions(tok: TaskTokenizer) -> None:
-    """SPEC 14.6: both sides pass through the tokeniser, except where the gold side is a file of raw strings."""
+    """REFERENCE.md#decoding: both sides pass through the tokeniser, except where the gold side is a file of raw strings."""
     examples = rows(("word1", "q", ["  i do not go .", "word1 , word2"]))
     for metric in METRICS:
         (item,) = build_items(examples, metric, tok)
@@ -185,7 +185,7 @@ def test_right_answers_score_100(model: PreTrainedModel, tok: TaskTokenizer) -> 
 def test_long_contexts_leave_room_for_what_is_reserved(
     model: PreTrainedModel, tok: TaskTokenizer, reach: list[int], reserve: int, expected: int
 ) -> None:
-    """SPEC 14.5: with a reserve of 1, as in the reference, an answer has a single token."""
+    """REFERENCE.md#decoding: with a reserve of 1, as in the reference, an answer has a single token."""
     config = EvaluationConfig(reserve=reserve, max_new_tokens=30)
     long = rows(*[(" ".join(small.WORDS * 4), "how ?", [" ".join(small.WORDS)])] * 2)
     tests = build_test_set(long, "em", tok, POSITIONS, config)

@@ -141,7 +141,7 @@ def test_the_penalty_enters_loss_and_gradient(method: str) -> None:
 
 
 def test_clipping_sees_the_penalty() -> None:
-    """It is a part of the loss (SPEC 13: the references take a step of its own after Adam's)."""
+    """It is a part of the loss (REFERENCE.md#regularisers: the references take a step of its own after Adam's)."""
     learner = begun("ewc", experiment(max_grad_norm=0.5))
     learner.guard.after_stage(learner)  # type: ignore[union-attr]
     learner.forward(0)

@@ -161,7 +161,7 @@ def saved(folder: Path, tok: TaskTokenizer, config: PreTrainedConfig, missing: i
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["tied", "untied"])
 def test_new_rows_are_drawn_and_old_ones_kept(tmp_path: Path, tok: TaskTokenizer, config: PreTrainedConfig) -> None:
-    """SPEC 3.3: new rows from N(0, 0.02), not from the statistics of the old ones."""
+    """REFERENCE.md#embedding-growth: new rows from N(0, 0.02), not from the statistics of the old ones."""
     missing = 90
     folder = saved(tmp_path, tok, config, missing)
     old = AutoModelForCausalLM.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A teacher's answers to training examples (SPEC 7): in their place, of their length, whatever is decoded beside."""
+"""A teacher's answers to training examples (REFERENCE.md#seq-kd): in their place, of their length, whatever is decoded beside."""
 
 from __future__ import annotations
 
@@ -115,6 +115,6 @@ def test_a_sampled_answer_follows_from_the_seed_and_the_example(model: PreTraine
         for seed in (0, 0, 1)
     )
     assert one == again != other
-    assert len(set(one)) > 4, "equal inputs get different answers, as in the published files (SPEC 7)"
+    assert len(set(one)) > 4, "equal inputs get different answers, as in the published files (REFERENCE.md#seq-kd)"
     greedy = answer_training(model, tok, table, POSITIONS, TeacherConfig(), 0)
     assert len(set(greedy)) == 1

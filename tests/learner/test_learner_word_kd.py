@@ -1,4 +1,4 @@
-"""Word-KD (SPEC 6.2) on the project's one loop against two models in a plain loop over samples and positions."""
+"""Word-KD (REFERENCE.md#word-kd-loss) on the project's one loop against two models in a plain loop over samples and positions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def plain_word_kd(student: Any, teacher: Any, rows: Sequence[dict[str, Any]], to
 def plain_training(
     student: Any, teacher: Any, batches: Sequence[Sequence[dict[str, Any]]], tok: TaskTokenizer, config: Any
 ) -> list[float]:
-    """An ordinary PyTorch training loop, with a learning rate that falls on a line (SPEC 10.2). Gives the losses."""
+    """An ordinary PyTorch training loop, with a learning rate that falls on a line (REFERENCE.md#schedule). Gives the losses."""
     decayed = [p for name, p in student.named_parameters() if "bias" not in name]
     others = [p for name, p in student.named_parameters() if "bias" in name]
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -132,7 +132,7 @@ def test_loss_and_all_gradients_equal_two_plain_models(table_of: Callable[[TaskT
 
 
 def test_a_batch_of_replay_alone_has_no_divergence_and_is_finite() -> None:
-    """In the reference it is 0/0 (SPEC 6.2)."""
+    """In the reference it is 0/0 (REFERENCE.md#word-kd-loss)."""
     table = small.replay_alone(small.tokenizer(), 3)
     student, teacher = student_and_teacher(experiment(), table)
     (figures,) = small.train([student, teacher], {0: range(1)})

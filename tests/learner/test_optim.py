@@ -19,7 +19,7 @@ LR = 6.25e-5
 
 
 def twin(theta: float, gradients: list[float], lrs: list[float], decay: float, eps: float = 1e-4) -> list[float]:
-    """SPEC 10.1 for one scalar: theta after every step."""
+    """REFERENCE.md#adamw for one scalar: theta after every step."""
     m = u = 0.0
     path = []
     for t, (g, lr) in enumerate(zip(gradients, lrs, strict=True), start=1):
@@ -67,7 +67,7 @@ def test_equals_the_plain_twin_over_several_steps(
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(shape, generator=generator)
     gradients = [scale * torch.randn(shape, generator=generator) for _ in range(num_steps)]
-    lrs = [1e-2 * step for step in range(num_steps)]  # the first step of a stage has rate 0 (SPEC 10.2)
+    lrs = [1e-2 * step for step in range(num_steps)]  # the first step of a stage has rate 0 (REFERENCE.md#schedule)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         parameter = nn.Parameter(start.to(dtype, copy=True))
         optimizer = ReferenceAdamW([parameter], lr=1.0, weight_decay=decay)
@@ -93,7 +93,7 @@ def test_parameters_without_a_gradient_wait_and_keep_their_own_step_count() -> N
 
 
 def test_differs_from_pytorch_by_the_eps_alone() -> None:
-    """SPEC 10.1: PyTorch's eps would have to be eps / sqrt(1 - beta2^t), 3.2e-3 at the first step."""
+    """REFERENCE.md#adamw: PyTorch's eps would have to be eps / sqrt(1 - beta2^t), 3.2e-3 at the first step."""
     gradients = [torch.tensor([1e-4, 1e-2, 1.0], dtype=torch.float64)] * 4
     ours, theirs, matched = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
     reference = run(ReferenceAdamW([ours], LR, weight_decay=0.0), ours, gradients, [LR] * 4)

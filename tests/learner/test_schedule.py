@@ -1,4 +1,4 @@
-"""The learning rate over a stage: the worked values of SPEC 21 and the shape of SPEC 10.2."""
+"""The learning rate over a stage: the worked values of REFERENCE.md#worked-values and the shape of REFERENCE.md#schedule."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_equals_the_formula_in_exact_fractions(
 
 @pytest.mark.parametrize("num_samples", [1, 199, 200, 201, 2536, 3043, 138_000])
 def test_rises_to_the_peak_and_falls_on_a_line(num_samples: int) -> None:
-    warmup = num_samples // 200  # SPEC 10.2: floor(0.005 N)
+    warmup = num_samples // 200  # REFERENCE.md#schedule: floor(0.005 N)
     rates = [learning_rate(i, num_samples, 3, CONFIG) for i in range(min(3 * num_samples, 5000) + 1)]
     assert max(rates) == CONFIG.lr == rates[warmup]
     assert rates[: warmup + 1] == sorted(rates[: warmup + 1])

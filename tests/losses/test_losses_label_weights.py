@@ -63,7 +63,7 @@ def test_pooled_weights_are_those_of_the_batch_bit_for_bit() -> None:
 
 
 def test_one_replayed_example_weighs_as_much_as_all_current_ones_with_separate_means() -> None:
-    """SPEC 6.2: the two means are added with weight 1 each."""
+    """REFERENCE.md#word-kd-loss: the two means are added with weight 1 each."""
     new_N, divisor = label_weights(torch.tensor([1.0, 1.0, 1.0, 5.0]), 3, current=True, means="separate")
     assert new_N.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
     assert divisor == 1.0

@@ -34,7 +34,7 @@ def test_value_and_gradient_equal_the_plain_twin(rows: int, vocab: int, seed: in
 def test_weights_of_spec_5_enter_numerator_and_denominator() -> None:
     # Uniform logits: every token costs log V, whatever its weight, once the denominator is the sum of the weights.
     targets, weights = torch.arange(9), torch.tensor([1.0] * 7 + [5.0, 1.0])
-    assert weights.sum() == 13  # SPEC 21: one sample with seven ordinary tokens, ANS and EOS
+    assert weights.sum() == 13  # REFERENCE.md#worked-values: one sample with seven ordinary tokens, ANS and EOS
     loss = nll(torch.zeros(9, 11), targets, weights, denominator=13.0)
     assert loss.item() == pytest.approx(math.log(11))
 

@@ -122,7 +122,7 @@ def test_direction_and_average_are_the_same_in_many_chunks(
 
 
 def test_the_vocabulary_s_share_is_that_of_the_released_code() -> None:
-    """PyTorch's ``kl_div`` with ``reduction="mean"`` divides by positions and vocabulary entries (SPEC 20.2)."""
+    """PyTorch's ``kl_div`` with ``reduction="mean"`` divides by positions and vocabulary entries (REFERENCE.md#l4-released)."""
     given_ = arguments(6, 50, 1.0, 1, 0, torch.float32)
     given_ |= {"denominators": Denominators(nll=1.0, kd=6.0), "weights_N": torch.zeros(6)}
     loss = head_objective(**given_ | {"spec": ObjectiveSpec(0.2, 0.5, average="vocabulary")})

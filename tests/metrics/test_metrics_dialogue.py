@@ -112,7 +112,7 @@ def test_turn_scores_ignore_the_order(turns: list[tuple[str, str, str]], random:
 
 
 def gold_answers(path: Path) -> list[tuple[str, str]]:
-    """(turn id, answer) of every turn, written from SPEC 2.1."""
+    """(turn id, answer) of every turn, written from REFERENCE.md#woz."""
     answers = []
     for number, dialogue in enumerate(json.loads(gzip.decompress(path.read_bytes()))):
         told: list[list[str]] = []

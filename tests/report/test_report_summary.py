@@ -94,7 +94,7 @@ def test_rows_are_stages_and_columns_tasks(run: RunDirectory) -> None:
 
 
 def test_figures_by_hand(run: RunDirectory) -> None:
-    """SPEC 17: mean of the last row; best minus last and last minus learned, over all tasks but the last."""
+    """REFERENCE.md#continual-metrics: mean of the last row; best minus last and last minus learned, over all tasks but the last."""
     summary = summarise(run)
     assert summary["average_accuracy"] == {"0": pytest.approx(55.0), "1": pytest.approx(140 / 3)}
     assert summary["forgetting"] == {"0": pytest.approx((30 + 0) / 2), "1": pytest.approx((0 + 10) / 2)}

@@ -61,7 +61,7 @@ def stream(new: int, previous: int) -> dict[str, int]:
     ],
 )
 def test_the_counts_of_the_papers(tok: TaskTokenizer, new: int, totals: tuple[int, ...]) -> None:
-    """SPEC 21, gamma = 0.2: totals for 1 to 4 previous tasks, an equal share for each."""
+    """REFERENCE.md#worked-values, gamma = 0.2: totals for 1 to 4 previous tasks, an equal share for each."""
     for previous, total in enumerate(totals, start=1):
         plan = ReplayPlan.of(setup_of(tok, stream(new, previous), replay={"ratio": 0.2}), previous)
         assert len(plan.gens) == len(plan.seeds) == len(plan.tasks) == total
@@ -216,7 +216,7 @@ def test_all_of_it_is_recorded_with_the_reason_of_what_was_dropped(tok: TaskToke
 def test_if_nothing_survives_the_stage_learns_its_own_examples(
     tok: TaskTokenizer, tmp_path: Path, generator: str
 ) -> None:
-    """SPEC 8: training goes on without replay."""
+    """REFERENCE.md#replay: training goes on without replay."""
     gens = (tok.gen["a"],) * 3
     found = collected(tok, tmp_path, plan=ReplayPlan(1, (0,) * 3, ("a",) * 3, gens, (1, 3, 5)), generator=generator)
     assert len(found.record) == 3

@@ -173,7 +173,7 @@ def test_students_learn_from_batches_of_the_same_size_whoever_generates(shared: 
 
 
 def test_lamol_with_one_task_token_for_all(tmp_path: Path) -> None:
-    """LAMOL-GEN (SPEC 3.2): every text starts with the same token, those that are replayed too."""
+    """LAMOL-GEN (REFERENCE.md#added-tokens): every text starts with the same token, those that are replayed too."""
     model = small.quick("lamol").model.model_dump() | {"task_tokens": "shared"}
     run, _ = small.complete_run(small.quick("lamol", model=model), small.cluster("in_process"), tmp_path / "run")
     rows = pq.read_table(run.path / "replay" / "stage-1.parquet").to_pylist()

@@ -104,7 +104,7 @@ def test_every_example_is_equally_likely_to_be_kept() -> None:
 @given(sizes, st.none() | capacities, st.sampled_from([0.2, 0.5, 1.0, 2.0]))
 @settings(max_examples=50)
 def test_as_much_is_replayed_as_would_be_generated(sizes: list[int], capacity: int | None, ratio: float) -> None:
-    """SPEC 8, for every earlier task of which the reservoir holds anything."""
+    """REFERENCE.md#replay, for every earlier task of which the reservoir holds anything."""
     setup = setup_of(sizes, capacity=capacity, ratio=ratio)
     for stage in range(1, len(sizes)):
         per_task = replay_counts(ratio, sizes[stage], stage)

@@ -66,7 +66,7 @@ def test_one_s_own_path_comes_before_the_common_folder(folder: Path, write: Writ
 @pytest.mark.shared_data
 @pytest.mark.parametrize("task", DOMAINS)
 def test_the_published_distil_files_are_the_training_files_with_other_answers(task: str, shared_data: Path) -> None:
-    """SPEC 7: contexts, questions, ids and order unchanged."""
+    """REFERENCE.md#seq-kd: contexts, questions, ids and order unchanged."""
     given, distilled = (
         load(TaskConfig(name=task), "train", DataConfig(converted=shared_data / "processed_l2kd", distil=distil))
         for distil in (False, True)

@@ -1,4 +1,4 @@
-"""Assembly: the worked sequences of SPEC 21, truncation, dropping, and prompts for evaluation."""
+"""Assembly: the worked sequences of REFERENCE.md#worked-values, truncation, dropping, and prompts for evaluation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_worked_sequences(tokenizer: TaskTokenizer, examples_of: Examples) -> No
 
 
 def test_worked_truncation(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
-    """SPEC 21: c of 3, q of 2, a of 2 words; with L = 8 two context tokens stay in training, all in the prompt."""
+    """REFERENCE.md#worked-values: c of 3, q of 2, a of 2 words; with L = 8 two context tokens stay in training, all in the prompt."""
     examples = examples_of((words(3), words(2), words(2)))
     c, q, a = (tokenizer.encode(words(n)) for n in (3, 2, 2))
     table, dropped = assemble(examples, tokenizer, 8)

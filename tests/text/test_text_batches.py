@@ -1,4 +1,4 @@
-"""Batches against a plain twin, one sequence at a time, written from the tables of SPEC 4 and 5."""
+"""Batches against a plain twin, one sequence at a time, written from the tables of REFERENCE.md#assembly, #lamol-loss."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table(*rows: tuple[list[int], list[int]], origin: Any = "real", gen: int = G
 
 
 def twin(row: dict[str, Any], head: Head) -> tuple[list[int], list[int]]:
-    """X and Y of SPEC 4, literally."""
+    """X and Y of REFERENCE.md#assembly, literally."""
     ids, split = row["ids"], row["prompt_length"]
     prompt, answer = ids[:split], ids[split:]
     if head == "qa":
@@ -65,7 +65,7 @@ def test_worked_sequences() -> None:
     lm, _ = grid_of_targets(batch, "lm")
     assert qa.tolist() == [[IGNORE] * 5 + [*A, IDS.eos, IGNORE], [IGNORE] * 9]
     assert lm.tolist() == [[IGNORE] * 9, [*C, *Q, 1, *A, IDS.eos]]
-    # SPEC 21: seven ordinary tokens, ANS of weight 5, EOS.
+    # REFERENCE.md#worked-values: seven ordinary tokens, ANS of weight 5, EOS.
     assert batch.heads["lm"].weights_N.sum().item() == 13
     assert batch.heads["qa"].weights_N.tolist() == [1, 1, 1]
     assert batch.num_tokens == 3 + 9

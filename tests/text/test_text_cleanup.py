@@ -1,4 +1,4 @@
-"""Clean-up of decoded text (SPEC 3.1, worked value of SPEC 21)."""
+"""Clean-up of decoded text (REFERENCE.md#base-tokeniser, worked value of REFERENCE.md#worked-values)."""
 
 from __future__ import annotations
 

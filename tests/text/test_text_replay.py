@@ -1,4 +1,4 @@
-"""Replay: the validity filter on ids, the table of pseudo-examples, and the counts of SPEC 21."""
+"""Replay: the validity filter on ids, the table of pseudo-examples, and the counts of REFERENCE.md#worked-values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ray_l4.text.tokens import TOKENS
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids 0 and 1 on purpose: a filter on strings of decimals would cut digits out of others (SPEC 19.14)."""
+    """Ids 0 and 1 on purpose: a filter on strings of decimals would cut digits out of others (REFERENCE.md#defects)."""
 
     eos: int = 0
     ans: int = 1

@@ -1,4 +1,4 @@
-"""The sampler: every example once an epoch, the same batch at any restart, the batch rules of SPEC 9."""
+"""The sampler: every example once an epoch, the same batch at any restart, the batch rules of REFERENCE.md#batching."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_worked_batch_caps(num_samples: int, cap: int) -> None:
 
 
 def test_auto_uses_the_cap() -> None:
-    assert Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634  # SPEC 9: WOZ has 634 steps an epoch
+    assert Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634  # REFERENCE.md#batching: WOZ has 634 steps an epoch
     assert len(Sampler([10] * 7925, 0, 0, 1, "auto").indices(0)) == 5
 
 
@@ -104,7 +104,7 @@ def test_a_batch_is_full_by_size_or_by_budget(lengths: list[int], cap: int, budg
 
 
 def test_the_budget_is_counted_from_one_after_a_full_batch() -> None:
-    # Two fit by size and by budget; the reference would count three after the first batch and close at one (SPEC 9).
+    # Two fit by size and by budget; the reference would count three after the first batch and close at one (REFERENCE.md#batching).
     budget = 2 * 10**1.163
     sampler = Sampler([10] * 6, 0, 0, 1, 2, budget)
     assert [len(sampler.indices(step)) for step in range(sampler.num_steps)] == [2, 2, 2]

@@ -36,7 +36,7 @@ def test_encoding_is_a_continuation_without_special_tokens(tokenizer: TaskTokeni
     assert ids == tokenizer.encode("  cheap food\n") == tokenizer.hf(" cheap food")["input_ids"]
     assert ids != tokenizer.hf("cheap food")["input_ids"]
     assert tokenizer.encode("") == tokenizer.encode(" \n") == []
-    # Pieces that are encoded apart join to what is encoded together (SPEC 3.1).
+    # Pieces that are encoded apart join to what is encoded together (REFERENCE.md#base-tokeniser).
     assert tokenizer.encode("cheap") + tokenizer.encode("food") == ids
 
 
@@ -100,7 +100,7 @@ def test_a_spare_token_goes_to_a_new_task_and_the_size_stays(tokenizer: TaskToke
 
 
 def test_tasks_may_share_the_token_of_the_first(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
-    """SPEC 12: one token for all. Every task still has a token of its own in the vocabulary, which keeps its size."""
+    """REFERENCE.md#other-modes: one token for all. Every task still has a token of its own in the vocabulary, which keeps its size."""
     own, shared = (TaskTokenizer.trained(CORPUS, 300, ["x", "y", "z"], 2, shared=shared) for shared in (False, True))
     assert len(set(own.gen.values())) == 3
     assert shared.gen == dict.fromkeys("xyz", own.gen["x"])

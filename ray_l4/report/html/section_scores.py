@@ -72,7 +72,7 @@ def peers(record: Record, prefix: str) -> Section:
 
 
 def task_forgetting(matrix: Matrix) -> list[float | None]:
-    """Of every task but the last, its highest score after any stage minus its final one (SPEC 17): the terms of the
+    """Of every task but the last, its highest score after any stage minus its final one (REFERENCE.md#continual-metrics): the terms of the
     mean that is called forgetting. None where a score is missing; nothing at all unless tasks were learned in turn."""
     if len(matrix) != len(matrix[0]):
         return []

@@ -1,4 +1,4 @@
-"""mini.rest: a dialogue act about a restaurant becomes a sentence (format of SPEC 2.5).
+"""mini.rest: a dialogue act about a restaurant becomes a sentence (format of REFERENCE.md#rnnlg).
 
 The act and the set of its slots choose the wording, so a perfect learner gives the reference; the order of the slots
 in the act is free.

@@ -1,6 +1,6 @@
-"""mini.sql: a question about a small table becomes a query (format of SPEC 2.2, without the list of keywords).
+"""mini.sql: a question about a small table becomes a query (format of REFERENCE.md#wikisql, without the list of keywords).
 
-No column and no value contains ``and`` or ``where``: the metric cuts queries at these letters (SPEC 15.3).
+No column and no value contains ``and`` or ``where``: the metric cuts queries at these letters (REFERENCE.md#logical-form).
 """
 
 from __future__ import annotations

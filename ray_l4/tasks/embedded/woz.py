@@ -1,4 +1,4 @@
-"""mini.woz: dialogues of two or three turns; the answer is what a turn changes in the state (format of SPEC 2.1).
+"""mini.woz: dialogues of two or three turns; the answer is what a turn changes in the state (format of REFERENCE.md#woz).
 
 A user never repeats what holds already, and an answer lists slots in the order in which they are mentioned, so the
 context alone determines the answer.

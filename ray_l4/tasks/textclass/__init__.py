@@ -1,4 +1,4 @@
-"""AG News, DBpedia, Yelp, Amazon and Yahoo Answers: which class a text belongs to (SPEC 2.6).
+"""AG News, DBpedia, Yelp, Amazon and Yahoo Answers: which class a text belongs to (REFERENCE.md#text-classification).
 
 A split is read from the original CSV where it is there, otherwise from the most complete of the published subsets
 (``PARTS``; docs/DATA.md says what they hold). The draws among these overlap, so a text is taken once; no text of the

@@ -1,4 +1,4 @@
-"""The five text-classification sets of Zhang et al. (2015): their classes and how their files write them (SPEC 2.6)."""
+"""The five text-classification sets of Zhang et al. (2015): their classes and how their files write them (REFERENCE.md#text-classification)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WikiSQL: a question about a table becomes a query (SPEC 2.2). All text is lower case.
+"""WikiSQL: a question about a table becomes a query (REFERENCE.md#wikisql). All text is lower case.
 
 Three layouts of the raw folder ``wikisql/`` are read, the most complete one that is there:
 

@@ -1,4 +1,4 @@
-"""A WikiSQL query, and the example it becomes (SPEC 2.2)."""
+"""A WikiSQL query, and the example it becomes (REFERENCE.md#wikisql)."""
 
 from __future__ import annotations
 
