@@ -1,13 +1,13 @@
-"""What every codec sends in a step, and how far the gradient that is learned from it is from the exact one.
+"""The bytes that every codec sends in a step, and how far the gradient learned from them is from the exact one.
 
 ::
 
     python -m analysis.benchmarks.codecs [--json] [--data FOLDER] [--model NAME] [--positions K] [--temperature T]
 
-Peers learn real data together for a while. Then, on batches that they have not seen, the gradient of the first one's
-full objective (labels, and distillation from all others), and that of the distillation term alone, are taken from
-targets that went through each codec, and from exact ones (dense, float32). The forward pass, with its dropout, is the
-same each time. All runs in this process; times and waiting are a matter of transports, and null here.
+Peers learn real data together for a while. On batches that they have not seen, the first peer then computes two
+gradients, of its full objective (labels, and distillation from all others) and of the distillation term alone, from
+targets that went through each codec and from exact ones (dense, float32). The forward pass, with its dropout, is the
+same each time. Everything runs in this process, so times and waiting, which depend on the link, are null here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
     **{f"n = {n}": {"codec": "sampled", "samples": n} for n in (10, 50, 200)},
     "float32 sum": {"codec": "mean"},
 }
-"""Name of a setting -> values of ``exchange``. ``auto`` sends what the smaller of ``dense`` and ``factored`` sends."""
+"""Name of a setting -> values of ``exchange``. ``auto`` would send the smaller of ``dense`` and ``factored``."""
 
 TASKS = ("woz.en", "e2enlg", "rnnlg.rest", "rnnlg.hotel")
 FROM_SCRATCH: Mapping[str, object] = {
@@ -50,7 +50,7 @@ FROM_SCRATCH: Mapping[str, object] = {
     "optim": {"variant": "torch", "lr": 3e-3, "eps": 1e-8, "warmup": 0.1},
     "peers": {"init": "own"},
 }
-"""Where there is no pretrained model: a narrow GPT-2 with random weights, and GPT-2's own tokeniser and vocabulary."""
+"""Without a pretrained model: a narrow GPT-2 with random weights, and GPT-2's own tokeniser and vocabulary."""
 
 COLUMNS: Mapping[str, str] = {
     "bytes_per_student_step": "bytes a step",
@@ -66,7 +66,7 @@ COLUMNS: Mapping[str, str] = {
 
 
 def rows(peers: Trained, num_seeds: int) -> Iterator[dict[str, Any]]:
-    """One JSON object for each setting; ``num_seeds``: how often a codec that draws does so."""
+    """Yield one JSON object for each setting. ``num_seeds``: how often a codec that samples is measured."""
     student, *others = [unclipped(learner) for learner in peers.learners]
     experiment = student.experiment
     codecs = {name: build_codec(ExchangeConfig.model_validate(values), experiment) for name, values in SETTINGS.items()}
@@ -75,7 +75,7 @@ def rows(peers: Trained, num_seeds: int) -> Iterator[dict[str, Any]]:
     positions, vocab = [], 0
     for batch in peers.batches:
         reference = exact([student, *others], batch)
-        logits = reference.said[0].logits.values()
+        logits = reference.predictions[0].logits.values()
         positions.append(sum(map(len, logits)))
         vocab = next(iter(logits)).shape[-1]
         for name, codec in codecs.items():
@@ -101,7 +101,7 @@ def rows(peers: Trained, num_seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def figures(comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """Means of one codec's comparisons over batches and seeds, and spreads (``_std``) of the relative errors."""
+    """Return means of one codec's comparisons over batches and seeds, and spreads (``_std``) of the relative errors."""
     full = [own for comparison in comparisons for own in comparison.full]
     kd = [own for comparison in comparisons for own in comparison.kd]
     return {
@@ -118,7 +118,7 @@ def figures(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table, and what they have in common."""
+    """Render the rows as a table, with their common settings below."""
     first = found[0]
     lines = [
         [f"{row['codec']} {row['setting']}".strip(), *(_figure(key, row[key]) for key in COLUMNS)] for row in found
@@ -149,7 +149,7 @@ def _experiment(options: argparse.Namespace) -> ExperimentConfig:
 
 
 def _tokenizer(options: argparse.Namespace, experiment: ExperimentConfig) -> TaskTokenizer:
-    """The model's own, or GPT-2's. Raises ConfigError if it is not said where that is."""
+    """Load the model's tokeniser, or GPT-2's. Raises ConfigError if neither can be located."""
     if options.model is None and options.data is None:
         raise ConfigError(
             f"give --model NAME, or the folder that holds tokenizer/gpt2 and raw/: --data FOLDER, or {DATA_VARIABLE}"
@@ -163,26 +163,34 @@ def _arguments() -> argparse.ArgumentParser:
         prog="python -m analysis.benchmarks.codecs", description="Bytes and gradient errors of all codecs."
     )
     data = os.environ.get(DATA_VARIABLE)
-    parser.add_argument("--json", action="store_true", help="one object a line instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")
     parser.add_argument(
-        "--model", metavar="NAME", help="a pretrained model by name or folder; a small one from scratch"
+        "--model", metavar="NAME", help="pretrained model, by name or folder (default: a small one from scratch)"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", default=Path(data) if data else None, help="holds raw/ and tokenizer/"
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        default=Path(data) if data else None,
+        help="folder that holds raw/ and tokenizer/",
     )
-    parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="what is learned: %(default)s")
+    parser.add_argument(
+        "--tasks", nargs="+", default=TASKS, metavar="TASK", help="tasks to learn (default: %(default)s)"
+    )
     numbers = {
-        "peers": (2, "peers, all of which learn from all others"),
-        "positions": (128, "distilled positions of a step, about"),
+        "peers": (2, "peers, each of which learns from all others"),
+        "positions": (128, "approximate number of distilled positions in a step"),
         "examples": (300, "examples of each task"),
-        "steps": (300, "steps of training before the measurement"),
+        "steps": (300, "training steps before the measurement"),
         "batches": (6, "batches to measure on"),
-        "seeds": (8, "how often a codec that draws does so on each"),
+        "seeds": (8, "repetitions on each batch of a codec that samples"),
     }
     for name, (default, meaning) in numbers.items():
         parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=f"{meaning} (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of models and data (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=2.0, metavar="T", help="of the divergence (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of models and data (%(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=2.0, metavar="T", help="temperature of the divergence (%(default)s)"
+    )
     return parser
 
 
@@ -194,7 +202,7 @@ def _count(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, measure and print. Raises a RayL4Error for a mistake of the user's."""
+    """Train, measure and print. Raises RayL4Error for a mistake of the user's."""
     experiment = _experiment(options)
     peers = trained(
         experiment,
@@ -213,7 +221,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit status."""
+    """Run the command; returns the exit status."""
     options = _arguments().parse_args(arguments)
     return exit_status(lambda: run(options))
 

@@ -1,4 +1,4 @@
-"""How far a gradient that was learned from what a codec sent is from the exact one."""
+"""How far the gradient learned from a codec's payloads is from the exact one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ray_l4.config.traits import CODECS
 from ray_l4.exchange.codecs import Codec, Payload
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.predictions import Predictions
@@ -23,28 +24,28 @@ UNCLIPPED = 1e30
 
 
 class Learned(NamedTuple):
-    """What a student learns in a step."""
+    """The result of a student's step."""
 
     gradient_P: Tensor
-    """Of the full objective with respect to all parameters, flat."""
+    """Gradient of the full objective with respect to all P parameters, flat."""
     kd: float
     """Distillation loss of the LM head."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """What the others are held against, on one batch."""
+    """The exact values that codecs are compared with, on one batch."""
 
-    said: Sequence[Predictions]
-    """Of every peer, the student's first."""
+    predictions: Sequence[Predictions]
+    """Predictions of every peer, the student's first."""
     learned: Learned
-    """From dense targets in float32."""
+    """The student's step from dense targets in float32."""
     labels_P: Tensor
-    """Gradient without any teacher: the rest of the objective's is the distillation term's."""
+    """Gradient without any teacher; the rest of the full gradient is that of the distillation term."""
 
 
 class Difference(NamedTuple):
-    """Between a gradient and the exact one."""
+    """The difference between a gradient and the exact one."""
 
     relative_error: float
     """Norm of the difference over the norm of the exact one."""
@@ -56,36 +57,36 @@ class Comparison:
     """One codec on one batch, with a value for each seed."""
 
     num_bytes: int
-    """What one peer publishes."""
+    """Bytes that one peer publishes."""
     full: list[Difference]
-    """Of the gradient of the full objective."""
+    """Differences of the full objective's gradient."""
     kd: list[Difference]
-    """Of the distillation term's alone."""
+    """Differences of the distillation term's gradient."""
     kd_of_mean: Difference
-    """Of the distillation term's gradient averaged over the seeds: that part of the error that does not average out."""
+    """Difference of the distillation term's gradient averaged over the seeds: the error that does not average out."""
     kd_loss_ratio: list[float]
     """Distillation loss of the LM head over the exact one."""
 
 
 def unclipped(learner: Learner) -> Learner:
-    """The same model in a learner that takes gradients as they are."""
+    """Wrap the same model in a learner that does not clip gradients."""
     training = changed(learner.experiment.training, max_grad_norm=UNCLIPPED)
     experiment = changed(learner.experiment, training=training)
     return Learner(learner.peer, learner.model, learner.tokenizer, experiment, learner.method)
 
 
 def exact(peers: Sequence[Learner], batch: pa.Table) -> Exact:
-    """What the peers say of a batch, and what the first one learns from that."""
-    said = [_said(learner, batch) for learner in peers]
-    student, targets = peers[0], [own.targets() for own in said[1:]]
-    return Exact(said, learned(student, batch, targets), learned(student, batch, []).gradient_P)
+    """Return the peers' predictions for a batch, and the step that the first one learns from them."""
+    predictions = [learner.begin_stage(0, batch).forward(0) for learner in peers]
+    student, targets = peers[0], [own.targets() for own in predictions[1:]]
+    return Exact(predictions, learned(student, batch, targets), learned(student, batch, []).gradient_P)
 
 
 def compare(codec: Codec, student: Learner, batch: pa.Table, reference: Exact, seeds: range) -> Comparison:
-    """The codec on one batch of an unclipped ``student``, drawn as often as there are seeds."""
+    """Measure a codec on one batch of an unclipped ``student``, once for each seed."""
     steps, num_bytes = [], 0
     for seed in seeds:
-        payloads = [codec.encode(own, derive(seed, "peer", peer)) for peer, own in enumerate(reference.said)]
+        payloads = [codec.encode(own, derive(seed, "peer", peer)) for peer, own in enumerate(reference.predictions)]
         num_bytes = payloads[0].num_bytes
         steps.append(learned(student, batch, [codec.decode(payload) for payload in received(payloads)]))
     exact_kd_P = reference.learned.gradient_P - reference.labels_P
@@ -100,11 +101,11 @@ def compare(codec: Codec, student: Learner, batch: pa.Table, reference: Exact, s
 
 
 def received(payloads: Sequence[Payload]) -> Sequence[Payload]:
-    """What the first peer gets of what all publish: the others' payloads, or one reduced from all (``mean``)."""
+    """Return the payloads that the first peer receives: those of the others, or one reduced from all."""
     own, *others = payloads
-    if own.codec != "mean":
+    if not CODECS[own.codec].reduces:
         return others
-    # As the collective transport does it: summed over all, without one's own.
+    # As the collective link does it: the sum over all peers, minus the peer's own.
     means = {
         name: (torch.stack([payload.tensors[name] for payload in payloads]).sum(dim=0) - tensor) / len(others)
         for name, tensor in own.tensors.items()
@@ -113,29 +114,24 @@ def received(payloads: Sequence[Payload]) -> Sequence[Payload]:
 
 
 def learned(learner: Learner, batch: pa.Table, targets: Sequence[Mapping[str, Targets]]) -> Learned:
-    """One step on a batch, after which the learner is as before. Dropout is the same every time."""
+    """Learn one step on a batch, then restore the learner's weights. Dropout is the same every time."""
     weights = learner.weights()
-    learner.begin_stage(0, batch)
+    run = learner.begin_stage(0, batch)
     taken: list[Tensor] = []
 
     def take(optimizer: Any, *arguments: Any) -> None:
         taken.append(torch.cat([p.grad.flatten() for p in learner.model.parameters() if p.grad is not None]))
 
-    learner.optimizer.register_step_pre_hook(take)
-    learner.forward(0, publish=False)
-    figures = learner.backward(0, targets)
+    run.optimizer.register_step_pre_hook(take)
+    run.forward(0, publish=False)
+    figures = run.backward(0, targets)
     learner.load(weights)
     return Learned(taken[0], figures["kd_lm"])
 
 
 def difference(gradient_P: Tensor, exact_P: Tensor) -> Difference:
-    """Of two flat gradients; summed up in float64, for there are millions of terms."""
+    """Compare two flat gradients, summed in float64, since there are millions of terms."""
     gradient_P, exact_P = gradient_P.double(), exact_P.double()
     error = (gradient_P - exact_P).norm() / exact_P.norm()
     cosine = functional.cosine_similarity(gradient_P, exact_P, dim=0).clamp(-1, 1)
     return Difference(float(error), float(cosine))
-
-
-def _said(learner: Learner, batch: pa.Table) -> Predictions:
-    learner.begin_stage(0, batch)
-    return learner.forward(0)

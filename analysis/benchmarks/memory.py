@@ -1,9 +1,9 @@
-"""The memory that ``ray-l4 plan`` predicts, beside what training really takes: each case in a fresh process.
+"""The memory that ``ray-l4 plan`` predicts, beside the memory that training takes, each case in a fresh process.
 
     python -m analysis.benchmarks.memory --json
 
-Measured is the largest resident memory of a process that trains a few steps of a GPT-2 from scratch and takes a
-checkpoint. A student by itself learns from as many payloads as it has teachers, which are copies of its own.
+The measured value is the largest resident memory of a process that trains a GPT-2 from scratch for a few steps and
+takes a checkpoint. A student alone in its process learns from copies of its own payload, one for each teacher.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import torch
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.exchange.codecs import Payload, build_codec
+from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
 from ray_l4.learner.sharding import Alone
-from ray_l4.methods import get_method, graph_of, resolved
+from ray_l4.learner.stage_run import StageRun
+from ray_l4.methods import Topology, get_method, graph_of, resolved
 from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import BatchShape, batch_shape
 from ray_l4.planning.meta_models import vocabulary
@@ -38,10 +39,10 @@ _STEPS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """An experiment to train."""
 
     model: tuple[int, int, int, int]
-    """Layers, width, longest sequence, vocabulary."""
+    """Layers, width, longest sequence (tokens), vocabulary (entries)."""
     batch: int
     answer: int
     """Tokens of an answer."""
@@ -49,9 +50,9 @@ class Case:
     peers: int = 1
     """Peers in the process."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Sections of the experiment besides."""
+    """More sections of the experiment."""
     cluster: Mapping[str, Any] = field(default_factory=dict)
-    """Sections of the profile."""
+    """Sections of the cluster profile."""
 
     def experiment(self) -> ExperimentConfig:
         layers, width, positions, entries = self.model
@@ -92,14 +93,14 @@ CASES: Mapping[str, Case] = {
 
 
 def predicted(case: Case) -> int:
-    """Bytes, from the configuration alone."""
+    """Return the predicted memory in bytes, from the configuration alone."""
     experiment, profile = case.experiment(), case.profile()
     own = rehearse(experiment, profile.exchange, vocabulary(experiment), case.shape(), range(case.peers))
     return checkpoint_and_step(own) + LEARNER_PROCESS
 
 
 def train(case: Case, steps: int = _STEPS) -> None:
-    """Train the case's peers for so many steps, exchange included, and take a checkpoint of each."""
+    """Train the case's peers for ``steps`` steps, exchange included, and take a checkpoint of each."""
     experiment, profile, shape = case.experiment(), case.profile(), case.shape()
     tokens, method, graph = cast(Any, vocabulary(experiment)), get_method(experiment.method), graph_of(experiment)
     codec = build_codec(profile.exchange, experiment)
@@ -109,24 +110,25 @@ def train(case: Case, steps: int = _STEPS) -> None:
         Learner(peer, build_model(own.model, tokens, peer), tokens, own, method, ranks, shape.micro_batch)
         for peer in range(case.peers)
     ]
-    for stage in range(2 if method.guard != "none" else 1):
-        for learner in learners:
-            learner.begin_stage(stage, shape.table(tokens, steps))
-        for step in range(steps):
-            sent = {
-                learner.peer: codec.encode(learner.forward(step, publish=bool(graph.edges)), 0) for learner in learners
-            }
-            for learner in learners:
-                teachers = graph.teachers_of(learner.peer)
-                arrived = [sent[t] if t in sent else _copy(sent[learner.peer]) for t in teachers]
-                if profile.exchange.transport == "object_store":
-                    sent.clear()
-                learner.backward(step, [codec.decode(payload) for payload in arrived])
-                del arrived
-        for learner in learners:
-            learner.weights()
-            if learner.guard is not None:
-                learner.guard.after_stage(learner)
+    in_store = profile.exchange.transport_traits.through_object_store
+    for stage in range(2 if method.has_guard else 1):
+        table = shape.table(tokens, steps)
+        _learn([learner.begin_stage(stage, table) for learner in learners], graph, codec, steps, drop_sent=in_store)
+
+
+def _learn(runs: Sequence[StageRun], graph: Topology, codec: Codec, steps: int, *, drop_sent: bool) -> None:
+    """Learn a stage. ``drop_sent``: payloads are handed over in the store, and their senders do not keep them."""
+    for step in range(steps):
+        sent = {peer: codec.encode(run.forward(step, publish=bool(graph.edges)), 0) for peer, run in enumerate(runs)}
+        for peer, run in enumerate(runs):
+            arrived = [sent[t] if t in sent else _copy(sent[peer]) for t in graph.teachers_of(peer)]
+            if drop_sent:
+                sent.clear()
+            run.backward(step, [codec.decode(payload) for payload in arrived])
+            del arrived
+    for run in runs:
+        run.learner.weights()
+        run.consolidate()
 
 
 def _copy(payload: Payload) -> Payload:
@@ -134,14 +136,14 @@ def _copy(payload: Payload) -> Payload:
 
 
 def measured(name: str) -> int:
-    """Largest resident memory, in bytes, of a fresh process that trains the case (or ``""``: next to nothing)."""
+    """Measure the largest resident memory, in bytes, of a fresh process that trains the case (``""``: a tiny one)."""
     command = [sys.executable, "-m", "analysis.benchmarks.memory", "--measure", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 def compare(names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One object for each case."""
+    """Yield one object for each case."""
     for name in names:
         case, expected, found = CASES[name], predicted(CASES[name]), measured(name)
         shape, exchange = case.shape(), case.profile().exchange
@@ -167,9 +169,9 @@ def _largest() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help=f"of: {', '.join(CASES)}; all when not given")
-    parser.add_argument("--json", action="store_true", help="one object a line")
-    parser.add_argument("--baseline", action="store_true", help="a process with next to no model")
+    parser.add_argument("cases", nargs="*", help=f"cases to run: {', '.join(CASES)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--baseline", action="store_true", help="measure a process with a tiny model")
     parser.add_argument("--measure", metavar="CASE", help="train CASE in this process and print its memory in bytes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Peers that have learned real data for a while: figures about what untrained ones say would mean nothing."""
+"""Peers that have learned real data for a while, since figures about untrained ones would mean nothing."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from ray_l4.text.tokens import pooled, sequence_lengths
 
 @dataclass(frozen=True)
 class Trained:
-    """Peers, and what is left to measure them on."""
+    """Trained peers, and batches to measure them on."""
 
     learners: list[Learner]
+    learned: pa.Table
+    """Tokens of the examples that they have learned."""
     batches: list[pa.Table]
-    """Tokens of examples that nobody has learned, as many in each as make one step."""
+    """Tokens of examples that no peer has learned, as many in each as in a step."""
 
 
 def trained(
     experiment: ExperimentConfig, tokenizer: TaskTokenizer, *, peers: int, steps: int, positions: int, batches: int
 ) -> Trained:
-    """``peers`` that have taught each other for ``steps`` on the pooled tasks of the experiment's stream.
+    """Let ``peers`` teach each other for ``steps`` on the pooled tasks of the experiment's stream.
 
-    A step has as many examples as have about ``positions`` distilled positions, of all heads together.
+    A step has so many examples that all heads together have about ``positions`` distilled positions.
     Raises ConfigError, DataError or ModelError if the experiment cannot be carried out.
     """
     examples = _examples(experiment, tokenizer)
@@ -49,14 +51,14 @@ def trained(
     training = changed(experiment.training, batch_size=size, epochs=-(-steps * size // learned))
     experiment = changed(experiment, training=training)
     learners = [_learner(experiment, tokenizer, peer) for peer in range(peers)]
-    _teach_each_other(learners, examples.slice(0, learned).combine_chunks(), steps)
-    return Trained(
-        learners, [examples.slice(first, size).combine_chunks() for first in range(learned, examples.num_rows, size)]
-    )
+    seen = examples.slice(0, learned).combine_chunks()
+    _teach_each_other(learners, seen, steps)
+    unseen = [examples.slice(first, size).combine_chunks() for first in range(learned, examples.num_rows, size)]
+    return Trained(learners, seen, unseen)
 
 
 def _examples(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> pa.Table:
-    """The training examples of all tasks as tokens, shuffled."""
+    """Load the training examples of all tasks as tokens, shuffled."""
     model = experiment.model
     longest = (
         longest_sequence(model.from_scratch.positions, model.max_length)
@@ -75,7 +77,7 @@ def _examples(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> pa.Tabl
 
 
 def _num_positions(tokens: pa.Table) -> int:
-    """Positions of both heads: the answer and its end; the whole text and its end."""
+    """Count the positions of both heads: the answer and its end; the whole text and its end."""
     lengths = sequence_lengths(tokens)
     return int((2 * lengths + 2).sum() - pc.sum(tokens["prompt_length"]).as_py())
 
@@ -87,9 +89,8 @@ def _learner(experiment: ExperimentConfig, tokenizer: TaskTokenizer, peer: int) 
 
 
 def _teach_each_other(learners: list[Learner], tokens: pa.Table, steps: int) -> None:
-    for learner in learners:
-        learner.begin_stage(0, tokens)
+    runs = [learner.begin_stage(0, tokens) for learner in learners]
     for step in range(steps):
-        said = [learner.forward(step).targets() for learner in learners]
-        for peer, learner in enumerate(learners):
-            learner.backward(step, [own for teacher, own in enumerate(said) if teacher != peer])
+        sent = [run.forward(step).targets() for run in runs]
+        for peer, run in enumerate(runs):
+            run.backward(step, [targets for teacher, targets in enumerate(sent) if teacher != peer])

@@ -12,7 +12,7 @@ from ray_l4.bench.gradient_error import Fidelity, Gradients
 from ray_l4.bench.grid import Plan, Way
 from ray_l4.bench.isolated_process import Fresh
 from ray_l4.bench.record import Record
-from ray_l4.bench.students import Cohort, OneProcess, OnRay
+from ray_l4.bench.students import BenchStudents, OneProcess, OnRay
 from ray_l4.bench.summary import Measured, Round, Turn, summarised
 from ray_l4.cluster.connection import connect
 from ray_l4.config.cluster import ExchangeConfig
@@ -63,12 +63,12 @@ def _one_codec(plan: Plan, setup: Setup, ways: Sequence[Way], fidelity: Fidelity
                 yield _record(plan, way, cohort, rounds, fidelity)
 
 
-def _turn(plan: Plan, cohort: Cohort) -> Turn:
+def _turn(plan: Plan, cohort: BenchStudents) -> Turn:
     """Figures of a few steps; of the first one, which begins with nothing under way, none are kept."""
     return cohort.train(1 + plan.steps_of(cohort.peers))[1:]
 
 
-def _record(plan: Plan, way: Way, cohort: Cohort, rounds: Sequence[Round], fidelity: Fidelity) -> Record:
+def _record(plan: Plan, way: Way, cohort: BenchStudents, rounds: Sequence[Round], fidelity: Fidelity) -> Record:
     peak = cohort.peak_memory()  # of training alone, hence first
     publishing = cohort.publish_seconds(_ATTEMPTS) if way.by_reference else []
     measured = Measured(cohort.peers, rounds, cohort.steps, publishing, peak, fidelity)
@@ -76,7 +76,7 @@ def _record(plan: Plan, way: Way, cohort: Cohort, rounds: Sequence[Round], fidel
 
 
 @contextmanager
-def _students(plan: Plan, setup: Setup, way: Way) -> Iterator[Cohort]:
+def _students(plan: Plan, setup: Setup, way: Way) -> Iterator[BenchStudents]:
     profile = plan.profile(way, setup.topology.size)
     with closing(OneProcess(setup, profile) if way.in_one_process else OnRay(setup, profile)) as cohort:
         yield cohort

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from ray_l4.bench.workload import TASK
 from ray_l4.config.cluster import ExchangeConfig
+from ray_l4.config.traits import CODECS
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
-from ray_l4.exchange.collective import REDUCED, Collective
+from ray_l4.exchange.collective import Collective
+from ray_l4.learner.guards import GuardContext
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, load_bytes
 from ray_l4.learner.predictions import Predictions
 from ray_l4.losses.targets import Targets
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
-from ray_l4.workers.rendezvous import Meeting, join, open_meeting_place
+from ray_l4.workers.rendezvous import RendezvousStore, join
 
 _HERE = "127.0.0.1"
 _PATIENCE = 120.0
@@ -58,18 +60,18 @@ class Gradients:
 
 def _read(codec: Codec, payloads: Sequence[Payload]) -> list[Mapping[str, Targets]]:
     """What student 0 learns from."""
-    sent = [_mean_of_others(payloads)] if payloads[0].codec == REDUCED else payloads[1:]
+    sent = [_mean_of_others(payloads)] if CODECS[payloads[0].codec].reduces else payloads[1:]
     return [codec.decode(payload) for payload in sent]
 
 
 def _mean_of_others(payloads: Sequence[Payload]) -> Payload:
     """What student 0 gets when all peers reduce their payloads together."""
     ranks = {peer: peer for peer in range(len(payloads))}
-    place, device = open_meeting_place(_HERE), torch.device("cpu")
+    members = RendezvousStore.open(_HERE, _PATIENCE).members("fidelity", len(ranks))
+    device = torch.device("cpu")
 
     def take_part(peer: int) -> Payload:
-        meeting = Meeting(_HERE, place.port, "fidelity", peer, len(ranks), _PATIENCE)
-        link = Collective(peer, device, join(meeting, device, _HERE), ranks)
+        link = Collective(peer, device, join(members[peer], device, _HERE), ranks)
         ticket = link.publish(payloads[peer], [other for other in ranks if other != peer], at_once=False)
         return link.collect([ticket])[0]
 
@@ -84,11 +86,11 @@ class _Tap:
 
     taken: list[Tensor] = field(default_factory=list)
 
-    def restrain(self, learner: Learner, step: int) -> Tensor:
-        self.taken = [own.grad.clone() for own in learner.model.parameters() if own.grad is not None]
+    def restrain(self, context: GuardContext, step: int) -> Tensor:
+        self.taken = [own.grad.clone() for own in context.model.parameters() if own.grad is not None]
         return torch.zeros(())
 
-    def after_stage(self, learner: Learner) -> None:
+    def after_stage(self, context: GuardContext) -> None:
         """There is none."""
 
     def to_bytes(self) -> np.ndarray | None:
@@ -110,14 +112,13 @@ class _Tapped:
         self._start = self._learner.weights().copy()
 
     def predictions(self) -> Predictions:
-        self._learner.begin_stage(0, self._tokens)
-        return self._learner.forward(0)
+        return self._learner.begin_stage(0, self._tokens).forward(0)
 
     def gradient(self, targets: Sequence[Mapping[str, Targets]]) -> list[Tensor]:
         """Of the first step; afterwards the model is as it was."""
-        self._learner.begin_stage(0, self._tokens)
-        self._learner.forward(0, publish=False)
-        self._learner.backward(0, targets)
+        run = self._learner.begin_stage(0, self._tokens)
+        run.forward(0, publish=False)
+        run.backward(0, targets)
         load_bytes(self._learner.model, self._start)
         return self._tap.taken
 

@@ -1,68 +1,75 @@
-"""Students at work, some steps at a time: as actors on Ray, or all of them in one fresh process without Ray."""
+"""Students that learn some steps at a time: as actors on Ray, or all of them in one process of their own without Ray."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from ray_l4.bench.isolated_process import Fresh
 from ray_l4.bench.workload import TASK
 from ray_l4.cluster.connection import node_resources
+from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.placement import check_room
-from ray_l4.cluster.spawn import Places, Workers, local_crew, meet, ray_crew, reserve
+from ray_l4.cluster.reservation import reserve
+from ray_l4.cluster.rpc import PerRank
+from ray_l4.cluster.spawn import LocalSpawner, RaySpawner, Spawner
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.run.step_loop import StepFigures, train_steps
+from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.setup.setup import Setup
 
-_GENERATION = 1
 _GLANCE = 2e-4
 """Seconds between looks at whether predictions are stored; they are not fetched."""
 
 
-class Cohort(Protocol):
+class BenchStudents(Protocol):
     """Students that learn, and stop in between."""
 
     peers: int
     steps: int
-    """They have learned so far."""
+    """Steps that they have learned so far."""
 
     def train(self, steps: int) -> list[StepFigures]:
-        """Let all of them learn the next ``steps`` steps; the figures of each step, by peer."""
+        """Train all of them for the next ``steps`` steps; returns the figures of each step, by peer."""
 
     def publish_seconds(self, attempts: int) -> list[float]:
-        """How long it takes a student to encode its predictions and have them stored for all others: each time the
-        difference of two calls, one that publishes and one that does not."""
+        """Measure how long it takes a student to encode its predictions and have them stored for all others.
+
+        Each attempt is the difference of two calls, one that publishes and one that does not.
+        """
 
     def peak_memory(self) -> int:
-        """Bytes: the largest memory of any of their processes so far."""
+        """Return the largest memory of any of their processes so far, in bytes."""
 
     def close(self) -> None:
         """End them."""
 
 
-class _Students:
-    """A crew that learns the one task of its setup."""
+class SpawnedStudents:
+    """Students that learn the one task of their set-up."""
 
-    def __init__(self, crew: Workers, setup: Setup, cluster: ClusterConfig) -> None:
+    def __init__(self, spawner: Spawner, setup: Setup, cluster: ClusterConfig) -> None:
         self.peers = setup.topology.size
-        self.crew = crew
+        self.steps = 0
         self._setup = setup
         self._cluster = cluster
-        self.steps = 0
-        meet(crew, cluster, _GENERATION, range(len(crew.students)))
-        self._call("begin", _GENERATION, 0, setup.training[TASK])
+        self._rpc = spawner.rpc
+        self._membership = Membership(spawner, cluster, setup.topology)
+        self._membership.await_start([])
+        fence = self._membership.raise_fence()
+        self._membership.form_groups()
+        tokens = self._rpc.put(setup.training[TASK])
+        self._wait({student.slot: student.begin(fence, 0, tokens) for student in self._membership.students}, "begin")
 
     def train(self, steps: int) -> list[StepFigures]:
         figures: list[StepFigures] = []
         turn = range(self.steps, self.steps + steps)
         train_steps(
-            self.crew.transport,
-            self.crew.students,
+            self._membership.students,
             self._setup.topology,
-            _GENERATION,
+            self._membership.fence,
             dict.fromkeys(self._setup.topology.students, turn),
-            steps_ahead=self._cluster.exchange.steps_ahead,
-            timeout=self._cluster.timeouts.step,
+            StepLimits(self._cluster.exchange.steps_ahead, self._cluster.timeouts.step),
             where=TASK,
             on_step=lambda step, by_peer: figures.append(by_peer),
         )
@@ -70,43 +77,45 @@ class _Students:
         return figures
 
     def publish_seconds(self, attempts: int) -> list[float]:
-        others = tuple(range(1, len(self.crew.students)))
+        others = tuple(range(1, self.peers))
         return [self._seconds_to_predict(others) - self._seconds_to_predict(()) for _ in range(attempts)]
 
     def peak_memory(self) -> int:
-        return max(self._call("peak_memory"))
+        asked = {student.slot: student.peak_memory() for student in self._membership.students}
+        return max(self._wait(asked, "peak_memory"))
+
+    def close(self) -> None:
+        """End the students' workers."""
+        self._membership.end()
 
     def _seconds_to_predict(self, readers: tuple[int, ...]) -> float:
-        transport, first = self.crew.transport, self.crew.students[0]
         began = time.perf_counter()
-        ticket = transport.submit(first, "predict", _GENERATION, self.steps, 0, readers)
-        while not transport.ready([ticket]):
+        tickets = self._membership.students[0].predict(self._membership.fence, self.steps, 0, readers)
+        while len(self._rpc.ready(tickets)) < len(tickets):
             time.sleep(_GLANCE)
         return time.perf_counter() - began
 
-    def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """Of all students, at the same time."""
-        transport = self.crew.transport
-        asked = [transport.submit(student, method, *arguments) for student in self.crew.students]
-        return transport.get_all(asked, self._cluster.timeouts.start, f"students, {method}")
+    def _wait(self, asked: dict[int, PerRank[Any]], what: str) -> list[Any]:
+        """Wait for a call to all students; returns the first rank's value of each."""
+        named = {f"student {slot}, {what}": references for slot, references in asked.items()}
+        return [values[0] for values in self._rpc.get_all(named, self._cluster.timeouts.start).values()]
 
 
-class OnRay(_Students):
-    """Every student an actor. Raises ClusterError at once if the cluster has no room for them."""
+class OnRay(SpawnedStudents):
+    """Every student is an actor. Raises ClusterError at once if the cluster has no room for them."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         peers = setup.topology.size
         check_room(peers, cluster, node_resources())
-        self._places: Places = reserve(peers, peers, cluster)
-        try:
-            super().__init__(ray_crew(setup, cluster, range(peers), self._places), setup, cluster)
-        except BaseException:
-            self._places.give_back()  # what runs in them ends with them
-            raise
+        with ExitStack() as reserved:
+            reservation = reserve(peers, peers, cluster)
+            reserved.callback(reservation.release)  # which ends whatever runs in it
+            super().__init__(RaySpawner(setup, cluster, range(peers), (), reservation), setup, cluster)
+            self._reserved = reserved.pop_all()
 
     def close(self) -> None:
-        self.crew.dismiss()
-        self._places.give_back()
+        super().close()
+        self._reserved.close()
 
 
 class OneProcess:
@@ -115,7 +124,7 @@ class OneProcess:
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         self.peers = setup.topology.size
         self.steps = 0
-        self._process = Fresh(_of_one_process, setup, cluster)
+        self._process = Fresh(_in_this_process, setup, cluster)
 
     def train(self, steps: int) -> list[StepFigures]:
         self.steps += steps
@@ -131,5 +140,5 @@ class OneProcess:
         self._process.close()
 
 
-def _of_one_process(setup: Setup, cluster: ClusterConfig) -> _Students:
-    return _Students(local_crew(setup, cluster, range(setup.topology.size)), setup, cluster)
+def _in_this_process(setup: Setup, cluster: ClusterConfig) -> SpawnedStudents:
+    return SpawnedStudents(LocalSpawner(setup, cluster, range(setup.topology.size)), setup, cluster)

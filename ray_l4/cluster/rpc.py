@@ -1,14 +1,14 @@
-"""How calls and predictions travel: one small interface, with and without Ray.
+"""RPC: how calls to workers travel, with and without Ray.
 
-Whoever drives the peers submits calls and gets back references; a reference may be handed to another call as an
-argument, and its value then goes from worker to worker without passing through the driver.
+A call returns a reference at once. A reference may be an argument of another call; its value then goes from worker to
+worker without passing through the caller, and an error in it fails that other call with the same cause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import ray
 from ray.exceptions import (
@@ -24,110 +24,111 @@ from ray.exceptions import (
 
 from ray_l4.errors import PeerError, PeerLostError, RayL4Error
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
 
 
-class Transport(Protocol):
-    """The way to the workers."""
+class Ref(Generic[T_co]):
+    """A reference to a value of this type, which may still be on its way. Only the RPC that made it can read it."""
 
-    one_process: bool
-    """Whether all workers live in this process."""
 
-    def submit(self, worker: Any, method: str, *arguments: Any) -> Any:
-        """Call ``worker.method(*arguments)``, in order per worker; gives a reference to the result.
+PerRank = Sequence[Ref[T]]
+"""References to the results of one call to a student, one for each of its ranks. The first rank's value counts; the
+others tell whether their ranks failed."""
 
-        A worker may be a tuple of ranks that act as one: all are called, and the result is that of the first.
+
+class Rpc(Protocol):
+    """Calls to workers. A worker is an object of this process, or a Ray actor."""
+
+    def call(self, worker: Any, method: Callable[..., T], *arguments: Any) -> Ref[T]:
+        """Call ``method``, a function of the worker's class, on the worker. A worker serves its calls in order."""
+
+    def put(self, value: T) -> Ref[T]:
+        """Store a value once for all who read it."""
+
+    def get_all(self, references: Mapping[str, Sequence[Ref[T]]], timeout: float) -> dict[str, list[T]]:
+        """Wait up to ``timeout`` seconds in all for the values of references, given by who is waited for.
+
+        Raises as soon as one has failed: PeerLostError, naming who was waited for, if its worker died or did not answer
+        in time; the call's own error if that is a RayL4Error; PeerError, naming the class, for any other.
         """
 
-    def put(self, value: Any) -> Any:
-        """A reference to ``value``, stored once for all who read it."""
-
-    def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
-        """The value behind a reference. Raises PeerLostError, with ``waiting_for`` in it, if none came in ``timeout`` s
-        or its worker died; PeerError if it failed."""
-
-    def get_all(self, references: Sequence[Any], timeout: float, waiting_for: str) -> list[Any]:
-        """The values behind references, within ``timeout`` s in all. Raises as soon as one of them has failed."""
-
-    def ready(self, references: Sequence[Any]) -> list[Any]:
-        """Those of the references whose value (or error) is there, without waiting."""
+    def ready(self, references: Sequence[Ref[Any]]) -> list[Ref[Any]]:
+        """Return those references whose value or error is there, without waiting."""
 
     def end(self, worker: Any) -> None:
-        """The worker is not needed any more."""
+        """End a worker that is not needed any more."""
+
+
+def get(rpc: Rpc, reference: Ref[T], timeout: float, waiting_for: str) -> T:
+    """Return the value of one reference; see ``Rpc.get_all``."""
+    return rpc.get_all({waiting_for: [reference]}, timeout)[waiting_for][0]
+
+
+def get_first(rpc: Rpc, references: PerRank[T], timeout: float, waiting_for: str) -> T:
+    """Wait for all ranks of a student and return the value of the first; see ``Rpc.get_all``."""
+    return rpc.get_all({waiting_for: references}, timeout)[waiting_for][0]
 
 
 @dataclass(frozen=True, eq=False)
-class _Value:
-    """A reference in one process is the value itself, or the error that came instead."""
+class _Result(Ref[T]):
+    """A reference within one process: the value itself, or the error that came instead."""
 
-    value: Any = None
+    value: T | None = None
     error: RayL4Error | None = None
 
 
-class InProcess:
-    """All workers are objects of this process and calls run at once: the reference."""
+class LocalRpc:
+    """All workers are objects of this process, and calls run at once: the reference for every other RPC."""
 
-    one_process = True
-
-    def submit(self, worker: Any, method: str, *arguments: Any) -> _Value:
-        if isinstance(worker, tuple):
-            first, *_ = [self.submit(rank, method, *arguments) for rank in worker]
-            return first
-        values = [a.value if isinstance(a, _Value) else a for a in arguments]
-        failed = [a.error for a in arguments if isinstance(a, _Value) and a.error is not None]
+    def call(self, worker: Any, method: Callable[..., T], *arguments: Any) -> Ref[T]:
+        failed = [a.error for a in arguments if isinstance(a, _Result) and a.error is not None]
         if failed:
-            return _Value(error=failed[0])
+            return _Result(error=failed[0])
+        values = [a.value if isinstance(a, _Result) else a for a in arguments]
         try:
-            return _Value(getattr(worker, method)(*values))
+            return _Result(getattr(worker, method.__name__)(*values))
         except RayL4Error as error:
-            return _Value(error=error)
+            return _Result(error=error)
 
-    def put(self, value: Any) -> _Value:
-        return _Value(value)
+    def put(self, value: T) -> Ref[T]:
+        return _Result(value)
 
-    def get(self, reference: _Value, timeout: float, waiting_for: str) -> Any:
-        if reference.error is not None:
-            raise reference.error
-        return reference.value
+    def get_all(self, references: Mapping[str, Sequence[Any]], timeout: float) -> dict[str, list[Any]]:
+        for error in (own.error for owns in references.values() for own in owns):
+            if error is not None:
+                raise error
+        return {who: [own.value for own in owns] for who, owns in references.items()}
 
-    def get_all(self, references: Sequence[_Value], timeout: float, waiting_for: str) -> list[Any]:
-        return [self.get(reference, timeout, waiting_for) for reference in references]
-
-    def ready(self, references: Sequence[Any]) -> list[Any]:
+    def ready(self, references: Sequence[Ref[Any]]) -> list[Ref[Any]]:
         return list(references)
 
     def end(self, worker: Any) -> None:
         """Nothing to do: it is an object like any other."""
 
 
-class ObjectStore:
-    """Workers are Ray actors; values travel through the object store (RAY.md 2 and 3)."""
+class RayRpc:
+    """Workers are Ray actors, and values travel through the object store (REFERENCE.md#ray)."""
 
-    one_process = False
+    def call(self, worker: Any, method: Callable[..., T], *arguments: Any) -> Ref[T]:
+        return cast(Ref[T], getattr(worker, method.__name__).remote(*arguments))
 
-    def submit(self, worker: Any, method: str, *arguments: Any) -> ray.ObjectRef:
-        if isinstance(worker, tuple):
-            first, *_ = [self.submit(rank, method, *arguments) for rank in worker]
-            return first
-        return getattr(worker, method).remote(*arguments)
+    def put(self, value: T) -> Ref[T]:
+        return cast(Ref[T], ray.put(value))
 
-    def put(self, value: Any) -> ray.ObjectRef:
-        return ray.put(value)
-
-    def get(self, reference: Any, timeout: float, waiting_for: str) -> Any:
-        return self.get_all([reference], timeout, waiting_for)[0]
-
-    def get_all(self, references: Sequence[Any], timeout: float, waiting_for: str) -> list[Any]:
+    def get_all(self, references: Mapping[str, Sequence[Any]], timeout: float) -> dict[str, list[Any]]:
+        everything = [own for owns in references.values() for own in owns]
         try:
-            return ray.get(list(references), timeout=timeout)
+            values = iter(ray.get(everything, timeout=timeout))
         except GetTimeoutError:
-            raise PeerLostError(
-                f"{waiting_for}: no answer within {timeout:g} s (timeouts in the cluster profile)"
-            ) from None
-        except RayTaskError as error:  # first, as it is also of the kind of its cause
-            raise _cause(error, waiting_for) from error
+            late = ", ".join(who for who, owns in references.items() if len(self.ready(owns)) < len(owns))
+            who = late or ", ".join(references)
+            raise PeerLostError(f"{who}: no answer within {timeout:g} s (timeouts in the cluster profile)") from None
         except RayError as error:
-            raise _of_ray(error, waiting_for, "its process") from error
+            raise _translated(error, self._who_failed(references)) from error
+        return {who: [next(values) for _ in owns] for who, owns in references.items()}
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
         if not references:
@@ -136,12 +137,30 @@ class ObjectStore:
         return done
 
     def end(self, worker: Any) -> None:
-        for rank in worker if isinstance(worker, tuple) else (worker,):
-            ray.kill(rank)
+        ray.kill(worker)
+
+    def _who_failed(self, references: Mapping[str, Sequence[Any]]) -> str:
+        """Whose reference holds an error; all names if that cannot be told any more."""
+        for who, owns in references.items():
+            for reference in self.ready(owns):
+                try:
+                    ray.get(reference, timeout=0)
+                except GetTimeoutError:
+                    continue  # its value is there, but on another node
+                except RayError:
+                    return who
+        return ", ".join(references)
+
+
+def _translated(error: RayError, waiting_for: str) -> RayL4Error:
+    """Turn Ray's error into one of this project's."""
+    if isinstance(error, RayTaskError):  # first, since it is also of the class of its cause
+        return _cause(error, waiting_for)
+    return _of_ray(error, waiting_for, "its process")
 
 
 def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
-    """The error of this project that a worker raised; anything else is named as what it is, with its place."""
+    """The error of this project that a worker raised. Any other is named with its class: a traceback is for --debug."""
     cause = error.cause
     if isinstance(cause, RayL4Error):
         return cause
@@ -149,16 +168,16 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
         return _cause(cause, waiting_for)
     if isinstance(cause, RayError):
         return _of_ray(cause, waiting_for, "a peer it depends on")
-    return PeerError(f"{waiting_for}: {type(cause).__name__}: {cause}\n{error}")
+    return PeerError(f"{waiting_for}: {type(cause).__name__}: {_reason(cause)} (--debug prints the worker's traceback)")
 
 
 def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:
-    """What Ray itself says went wrong, not the worker."""
+    """Turn an error of Ray itself, not of the worker, into one of this project's."""
     if isinstance(error, OutOfMemoryError):
         return PeerLostError(
-            f"{waiting_for}: {who} was ended because its machine ran out of memory ({_reason(error)}). Smaller "
-            "micro-batches (students.micro_batch), more shards or another node per student take less; ray-l4 plan says "
-            "how much."
+            f"{waiting_for}: {who} was ended because its machine ran out of memory ({_reason(error)}). Use smaller "
+            "micro-batches (students.micro_batch), more ranks (students.shards_per_student) or a node for each student; "
+            "ray-l4 plan says how much memory they take."
         )
     if isinstance(error, _DEATHS):
         return PeerLostError(f"{waiting_for}: {who} died ({_reason(error)})")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ray_l4.config.fields import Count, Strict
+from ray_l4.config.traits import CODECS, TRANSPORTS, CodecTraits, TransportTraits
 
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
@@ -91,6 +92,16 @@ class ExchangeConfig(Strict):
     steps_ahead: Annotated[int, Field(ge=1, le=64)] = 3
     """Steps submitted before the oldest one is waited for."""
 
+    @property
+    def codec_traits(self) -> CodecTraits:
+        """What the codec implies."""
+        return CODECS[self.codec]
+
+    @property
+    def transport_traits(self) -> TransportTraits:
+        """What the transport implies."""
+        return TRANSPORTS[self.transport]
+
 
 class PlacementConfig(Strict):
     """How actors are spread over nodes."""
@@ -131,6 +142,16 @@ class ClusterConfig(Strict):
     """Where the run directory is copied as it grows: a folder (NFS) or the address of an object storage
     (``s3://bucket/runs``, ``gs://...``); nowhere else when not given. ``ray-l4 resume`` takes that copy too."""
 
+    @property
+    def in_one_process(self) -> bool:
+        """Whether all workers are objects of one process, without Ray."""
+        return self.exchange.transport_traits.in_one_process
+
+    @property
+    def forms_groups(self) -> bool:
+        """Whether ranks have to form process groups, of peers or within a student."""
+        return self.exchange.transport_traits.process_group or self.students.shards_per_student > 1
+
     @model_validator(mode="after")
     def _students_reserve_something(self) -> ClusterConfig:
         if self.students.cpus == 0 and self.students.gpus == 0:
@@ -140,21 +161,21 @@ class ClusterConfig(Strict):
     @model_validator(mode="after")
     def _exchange_is_possible(self) -> ClusterConfig:
         exchange, students = self.exchange, self.students
-        if exchange.transport == "in_process" and students.shards_per_student > 1:
+        if self.in_one_process and students.shards_per_student > 1:
             raise ValueError(
                 f"students.shards_per_student: {students.shards_per_student} ranks are as many processes; expected a "
                 "transport other than in_process"
             )
-        if exchange.transport == "cuda_ipc" and students.gpus == 0:
+        if exchange.transport_traits.device_memory and students.gpus == 0:
             raise ValueError("exchange.transport: cuda_ipc shares GPU memory; give students.gpus a value above 0")
-        if (exchange.transport == "collective" or students.shards_per_student > 1) and 0 < students.gpus <= 0.5:
+        if self.forms_groups and 0 < students.gpus <= 0.5:
             raise ValueError(
                 "students.gpus: nccl refuses two ranks on one GPU; expected more than 0.5, or "
                 "exchange.transport: object_store and students.shards_per_student: 1"
             )
-        if exchange.transport == "cuda_ipc" and self.ray.address and self.placement.strategy != "STRICT_PACK":
+        if exchange.transport_traits.device_memory and self.ray.address and self.placement.strategy != "STRICT_PACK":
             raise ValueError("exchange.transport: cuda_ipc is for one host; it takes placement.strategy: STRICT_PACK")
-        if exchange.codec == "mean" and exchange.transport != "collective":
+        if exchange.codec_traits.reduces and not exchange.transport_traits.process_group:
             raise ValueError(
                 "exchange.codec: mean is reduced by the students together; set exchange.transport: collective"
             )

@@ -1,4 +1,4 @@
-"""From process to process with torch.distributed: gloo on CPUs, nccl on GPUs."""
+"""A link from process to process with torch.distributed: gloo on CPUs, nccl on GPUs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ray_l4.config.traits import CODECS
 from ray_l4.errors import PeerLostError
 from ray_l4.exchange.codecs import Payload
 from ray_l4.exchange.links import Shapes, Ticket, Traffic, named_dtype, shapes_of
 
-REDUCED = "mean"
-"""Name of the codec whose payloads are summed over all peers instead of being handed from one to another."""
+_NOT_A_LOSS = "enforce fail"
+"""In messages of gloo about a defect, such as buffers of different sizes."""
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether torch.distributed or gloo raised this because another rank is gone or did not come in time."""
+    # Gloo has no class of its own for what goes wrong on the way.
+    return isinstance(error, dist.DistError) or ("gloo" in str(error) and _NOT_A_LOSS not in str(error))
 
 
 @dataclass
 class Collective:
-    """Predictions go straight into the memory of those who learn from them; a ticket only says their shapes.
+    """Predictions go straight into the memory of their readers; a ticket only carries their shapes.
 
-    A reader has the tickets of its teachers before it asks for their predictions, so a peer that died before it had
-    any is noticed without waiting for it. Transfers are posted in one order that all ranks share, by sender and
-    reader, so that none waits for a partner that waits for it (nccl works them off in that order).
+    A reader has its teachers' tickets before it asks for their predictions, so a peer that died before it had any is
+    noticed without waiting for it. All ranks post transfers in the same order, by sender and reader, so that no two
+    wait for each other (nccl serves them in that order).
     """
 
     me: int
     device: torch.device
     group: Any
-    """The process group of the peers (``groups.join``)."""
+    """The process group of the peers (``workers.rendezvous.join``)."""
     ranks: Mapping[int, int]
     """Peer -> its rank in the group."""
     _kept: tuple[Payload, tuple[int, ...]] = (Payload(), ())
-    """What was published and is not sent yet, and its readers."""
+    """The payload that was published and not sent yet, and its readers."""
     _under_way: list[tuple[Any, Tensor]] = field(default_factory=list)
-    """Transfers that were posted, with the memory they use."""
+    """Posted transfers, with the memory they use."""
     _traffic: Traffic = field(default_factory=Traffic)
 
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
@@ -48,8 +56,8 @@ class Collective:
         return Ticket(self.me, payload.codec, payload.num_bytes, shapes_of(payload))
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
-        # Where some learn and others only predict (after a loss), what these sent comes one by one.
-        if tickets and tickets[0].codec == REDUCED and len(self._kept[1]) == len(self.ranks) - 1:
+        # After a loss some learn while others only predict; then payloads are handed over one by one.
+        if tickets and CODECS[tickets[0].codec].reduces and len(self._kept[1]) == len(self.ranks) - 1:
             return [self._mean_of_others()]
         received = {ticket.sender: Payload(ticket.codec, self._room_for(ticket.content)) for ticket in tickets}
         self._post(received)
@@ -63,7 +71,7 @@ class Collective:
         return self._traffic.take()
 
     def _post(self, received: Mapping[int, Payload]) -> None:
-        """Begin to send what is kept, and to receive into ``received``, by sender."""
+        """Begin to send the kept payload, and to receive into ``received``, by sender."""
         kept, readers = self._kept
         self._kept = Payload(), ()
         outgoing = {(self.me, reader): kept for reader in readers if reader in self.ranks}
@@ -80,7 +88,7 @@ class Collective:
             self._traffic.received += 0 if sends else payload.num_bytes
 
     def _finish(self) -> None:
-        """Wait for what is under way, as long as the group allows. Raises PeerLostError if a partner is gone."""
+        """Wait for the posted transfers, as long as the group allows. Raises PeerLostError if a peer is gone."""
         under_way, self._under_way = self._under_way, []
         with self._reaching():
             for work, _ in under_way:
@@ -88,14 +96,19 @@ class Collective:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """What happens within fails if a partner is gone: at once, if that is known already."""
+        """Within this context peers are waited for. Raises PeerLostError if one of them is gone."""
         try:
             yield
         except RuntimeError as error:
-            raise PeerLostError(f"student {self.me}: predictions did not get through: {error}") from error
+            if not is_lost_connection(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise PeerLostError(
+                f"student {self.me}: a peer is gone; predictions did not get through: {reason}"
+            ) from error
 
     def _mean_of_others(self) -> Payload:
-        """The mean of the other peers' probabilities, from one sum over all of them.
+        """Return the mean of the other peers' probabilities, from one sum over all of them.
 
         A ring sends and receives each byte 2 (N - 1) / N times, whatever the number N of peers.
         """
@@ -113,14 +126,14 @@ class Collective:
         share = 2 * others * kept.num_bytes // len(self.ranks)
         self._traffic.sent += share
         self._traffic.received += share
-        # Where the others give a token hardly any probability, what is left of the difference may be below 0.
+        # Rounding can make the difference negative where the others give a token hardly any probability.
         return Payload(
-            REDUCED,
+            kept.codec,
             {n: total.sub_(kept.tensors[n]).div_(others).clamp_(min=0).to(self.device) for n, total in means.items()},
         )
 
     def _staged(self, tensor: Tensor) -> Tensor:
-        """The tensor where the group can read it: gloo does not reach into a GPU."""
+        """Copy the tensor to where the group can read it: gloo does not reach into a GPU."""
         return tensor.to(self._memory).contiguous()
 
     def _room_for(self, shapes: Shapes) -> dict[str, Tensor]:

@@ -1,10 +1,14 @@
-"""What holds a model back from forgetting, between its gradient and its update: penalties and projections (REFERENCE.md#regularisers)."""
+"""Guards against forgetting, which act between backward and update: penalties and projections.
+
+Source: REFERENCE.md#regularisers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,52 +16,74 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.losses.importance import fisher_diagonal, output_sensitivity, squared_output_norm, trainable
 from ray_l4.losses.nll import at_least_float32
 from ray_l4.losses.penalty import QuadraticPenalty
 from ray_l4.losses.projection import project_gradients, take_gradients
 from ray_l4.methods import peer_seed
 from ray_l4.seeds import derive
-from ray_l4.text.batches import Batch, build_batch
 
-if TYPE_CHECKING:
-    from ray_l4.learner.learner import Learner
+
+@dataclass(frozen=True)
+class GuardContext:
+    """The stage that a guard acts in, as far as guards need to know it."""
+
+    peer: int
+    stage: int
+    model: PreTrainedModel
+    experiment: ExperimentConfig
+    tokens: pa.Table
+    """What the stage learns from."""
+    memory: pa.Table | None
+    """Stored examples of earlier tasks."""
+    answer_logits: Callable[[pa.Table, np.ndarray], tuple[Tensor, Tensor]]
+    """Table of examples, rows of it -> logits (N, vocab) at all tokens of their answers, with the graph, and those tokens
+    (N,)."""
+    num_samples: Callable[[int], int]
+    """Step -> the number of its examples."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
 
 
 class Guard(Protocol):
-    """Stands between a learner's backward pass and its update."""
+    """Acts between the backward pass and the update of every step, and after every stage."""
 
-    def restrain(self, learner: Learner, step: int) -> Tensor:
-        """Change the gradients of the learner's parameters; gives what it adds to the loss, a scalar."""
+    def restrain(self, context: GuardContext, step: int) -> Tensor:
+        """Change the gradients of the model's parameters; returns what this adds to the loss, a scalar."""
 
-    def after_stage(self, learner: Learner) -> None:
+    def after_stage(self, context: GuardContext) -> None:
         """Take note of the task that was just learned."""
 
     def to_bytes(self) -> np.ndarray | None:
-        """All it knows, for a later ``restore``; None if it keeps nothing."""
+        """Return all that the guard knows, for a later ``restore``; None if it keeps nothing."""
 
     def restore(self, data: np.ndarray, device: torch.device) -> None:
-        """Go on from what ``to_bytes`` gave. Raises ModelError if that is damaged."""
+        """Load what ``to_bytes`` returned. Raises ModelError if it is damaged."""
 
 
 class ImportanceGuard:
-    """EWC and MAS: weights are held where they were, each as firmly as it mattered to the tasks before."""
+    """EWC and MAS: a quadratic penalty holds each weight near its earlier value, scaled by its importance."""
 
-    def __init__(self, measure: Callable[[Learner, pa.Table], dict[str, Tensor]]) -> None:
+    def __init__(self, measure: Callable[[GuardContext, pa.Table], dict[str, Tensor]]) -> None:
         self.penalty = QuadraticPenalty()
         self._measure = measure
 
-    def restrain(self, learner: Learner, step: int) -> Tensor:
-        strength = learner.experiment.regulariser.weight
-        return self.penalty.add_gradient(trainable(learner.model), strength).to(learner.device)
+    def restrain(self, context: GuardContext, step: int) -> Tensor:
+        strength = context.experiment.regulariser.weight
+        return self.penalty.add_gradient(trainable(context.model), strength).to(context.device)
 
-    def after_stage(self, learner: Learner) -> None:
-        examples = _some_current(learner)
-        learner.model.eval()
-        importance = self._measure(learner, examples)
-        learner.model.train()
-        self.penalty = self.penalty.merged(importance, trainable(learner.model))
+    def after_stage(self, context: GuardContext) -> None:
+        examples = _some_current(context)
+        context.model.eval()
+        importance = self._measure(context, examples)
+        context.model.train()
+        self.penalty = self.penalty.merged(importance, trainable(context.model))
 
     def to_bytes(self) -> np.ndarray | None:
         return self.penalty.to_bytes()
@@ -67,24 +93,25 @@ class ImportanceGuard:
 
 
 class MemoryGuard:
-    """A-GEM: a step never goes against the gradient on a batch of stored examples, drawn anew for each step."""
+    """A-GEM: projects each step's gradient so that it does not oppose that of a batch of stored examples."""
 
-    def restrain(self, learner: Learner, step: int) -> Tensor:
-        if learner.memory is not None and learner.memory.num_rows:
-            parameters = trainable(learner.model)
+    def restrain(self, context: GuardContext, step: int) -> Tensor:
+        if context.memory is not None and context.memory.num_rows:
+            parameters = trainable(context.model)
             own = take_gradients(parameters)
-            # Dropout of its own: what was drawn since the forward pass depends on who shares this process.
-            seed = peer_seed(learner.experiment, learner.peer)
-            torch.manual_seed(derive(seed, "memory dropout", learner.peer, learner.stage, step))
-            answer_loss(learner, self._batch(learner, learner.memory, step)).backward()
+            # Its own dropout seed: the numbers drawn since the forward pass depend on who shares this process.
+            seed = peer_seed(context.experiment, context.peer)
+            torch.manual_seed(derive(seed, "memory dropout", context.peer, context.stage, step))
+            logits_NV, targets_N = context.answer_logits(context.memory, self._rows(context, context.memory, step))
+            functional.cross_entropy(at_least_float32(logits_NV), targets_N).backward()
             reference = take_gradients(parameters)
             for name, gradient in own.items():
                 parameters[name].grad = gradient
             project_gradients(parameters, reference)
-        return torch.zeros((), device=learner.device)
+        return torch.zeros((), device=context.device)
 
-    def after_stage(self, learner: Learner) -> None:
-        """The stored examples come with the next stage."""
+    def after_stage(self, context: GuardContext) -> None:
+        """Nothing to note: the stored examples come with the next stage."""
 
     def to_bytes(self) -> np.ndarray | None:
         return None
@@ -92,53 +119,42 @@ class MemoryGuard:
     def restore(self, data: np.ndarray, device: torch.device) -> None:
         """Nothing to restore."""
 
-    def _batch(self, learner: Learner, memory: pa.Table, step: int) -> Batch:
-        """As many stored examples as the step has of its own, at most all of them, drawn without replacement."""
-        generator = np.random.default_rng(derive(learner.experiment.seed, "memory", learner.stage, step))
-        size = min(len(learner.sampler.indices(step)), memory.num_rows)
-        return _answers(learner, memory, generator.choice(memory.num_rows, size=size, replace=False))
+    def _rows(self, context: GuardContext, memory: pa.Table, step: int) -> np.ndarray:
+        """Draw as many stored examples as the step has of its own, at most all of them, without replacement."""
+        generator = np.random.default_rng(derive(context.experiment.seed, "memory", context.stage, step))
+        size = min(context.num_samples(step), memory.num_rows)
+        return generator.choice(memory.num_rows, size=size, replace=False)
 
 
-def answer_loss(learner: Learner, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch's answer tokens, a scalar with its graph, in nats."""
-    logits_NV = learner.logits(batch)["qa"]
-    return functional.cross_entropy(at_least_float32(logits_NV), batch.heads["qa"].targets_N)
-
-
-def _fisher(learner: Learner, examples: pa.Table) -> dict[str, Tensor]:
-    """Log-likelihood of an example: the sum over its answer's tokens."""
+def _fisher(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]:
+    """Return the diagonal of the Fisher information, from the log-likelihood of each example's whole answer."""
 
     def log_likelihoods() -> Iterator[Tensor]:
         for row in range(examples.num_rows):
-            batch = _answers(learner, examples, np.asarray([row]))
-            yield answer_loss(learner, batch) * len(batch.heads["qa"].targets_N)
+            logits_NV, targets_N = context.answer_logits(examples, np.asarray([row]))
+            yield functional.cross_entropy(at_least_float32(logits_NV), targets_N) * len(targets_N)
 
-    return fisher_diagonal(trainable(learner.model), log_likelihoods())
+    return fisher_diagonal(trainable(context.model), log_likelihoods())
 
 
-def _sensitivity(learner: Learner, examples: pa.Table) -> dict[str, Tensor]:
-    """Norm of the prediction of the answer's first token, which ANS asks for."""
+def _sensitivity(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]:
+    """Return the sensitivity of the output at the answer's first token, as MAS measures it."""
 
     def output_norms() -> Iterator[Tensor]:
         for row in range(examples.num_rows):
-            logits_NV = learner.logits(_answers(learner, examples, np.asarray([row])))["qa"]
+            logits_NV, _ = context.answer_logits(examples, np.asarray([row]))
             yield squared_output_norm(logits_NV[:1])
 
-    return output_sensitivity(trainable(learner.model), output_norms())
+    return output_sensitivity(trainable(context.model), output_norms())
 
 
-def _answers(learner: Learner, table: pa.Table, rows: np.ndarray) -> Batch:
-    weight = learner.experiment.training.answer_token_weight
-    return build_batch(table, rows, ("qa",), learner.tokenizer, weight).to(learner.device)
-
-
-def _some_current(learner: Learner) -> pa.Table:
-    """The stage's own examples, or as many of them as the experiment wants looked at."""
-    current = learner.tokens.filter(pc.equal(learner.tokens["origin"], "real")).combine_chunks()
-    limit = learner.experiment.regulariser.examples
+def _some_current(context: GuardContext) -> pa.Table:
+    """Select the stage's own examples, or as many of them as ``regulariser.examples`` says."""
+    current = context.tokens.filter(pc.equal(context.tokens["origin"], "real")).combine_chunks()
+    limit = context.experiment.regulariser.examples
     if limit is None or limit >= current.num_rows:
         return current
-    generator = np.random.default_rng(derive(learner.experiment.seed, "importance", learner.stage))
+    generator = np.random.default_rng(derive(context.experiment.seed, "importance", context.stage))
     return current.take(pa.array(np.sort(generator.choice(current.num_rows, size=limit, replace=False))))
 
 
@@ -150,10 +166,10 @@ GUARDS: Mapping[str, Callable[[], Guard] | None] = MappingProxyType(
         "memory": MemoryGuard,
     }
 )
-"""What a method may name as its guard, and how one is made."""
+"""Values of ``Method.guard``, with the constructor of each."""
 
 
 def build_guard(name: str) -> Guard | None:
-    """A new guard of this kind (a key of ``GUARDS``), or None."""
+    """Build a new guard of the kind called ``name`` (a key of ``GUARDS``), or None."""
     make = GUARDS[name]
     return make() if make else None

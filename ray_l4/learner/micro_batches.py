@@ -1,6 +1,6 @@
-"""A step's examples cut to what one rank runs at a time, and predictions of the pieces put together again.
+"""A step's batch split into what one rank runs at a time, and predictions of the parts put together again.
 
-Pieces are cut from the whole batch, whose labels are weighted already, so that what they give is summed, not averaged.
+The whole batch's labels are weighted before it is split, so losses of the parts are summed, not averaged.
 """
 
 from __future__ import annotations
@@ -17,32 +17,37 @@ from ray_l4.text.tokens import Head
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """Examples of a step that go through the model together."""
 
     batch: Batch
     distilled: Mapping[Head, slice]
-    """Of each head, which rows of a teacher's targets are about this piece: about its first so many positions."""
+    """Head -> the rows of a teacher's targets for this micro-batch: for its first so many positions."""
     first: int | None = None
-    """Which of the step's examples it begins with; None for all of them in one piece."""
+    """Index of its first example among those of the step; None if it holds all of them."""
 
-    def to(self, device: torch.device) -> Piece:
-        """The same on another device."""
+    def num_distilled(self, head: Head) -> int:
+        """The number of the head's positions that bear distillation."""
+        rows = self.distilled[head]
+        return int(rows.stop - rows.start)
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Copy to ``device``."""
         return replace(self, batch=self.batch.to(device))
 
 
-def cut(
-    batch: Batch, rank: int = 0, num_ranks: int = 1, micro_batch: int | None = None, *, distil_all: bool = False
-) -> list[Piece]:
-    """What ``rank`` runs of a step: at most ``micro_batch`` examples at a time, or all of its share at once.
+def split(
+    batch: Batch, rank: int = 0, num_ranks: int = 1, size: int | None = None, *, distil_all: bool = False
+) -> list[MicroBatch]:
+    """Split off ``rank``'s share of a batch, at most ``size`` examples at a time, or all of it at once.
 
-    Every rank has equally many pieces, because sharded weights come together for all ranks at once. One that has
-    fewer examples gets blank pieces, from which nothing is learned. A teacher speaks of the distilled positions of
-    the rank's pieces, one after the other. ``distil_all``: replayed examples bear distillation too.
+    Every rank has equally many micro-batches, because sharded weights are gathered on all ranks at once; a rank with
+    fewer examples gets empty ones, from which nothing is learned. A teacher's targets for a rank follow the order of
+    its micro-batches. ``distil_all``: replayed examples bear distillation too.
     """
-    spans = piece_spans(batch.num_samples, rank, num_ranks, micro_batch)
+    spans = micro_batch_spans(batch.num_samples, rank, num_ranks, size)
     whole = spans == [range(batch.num_samples)]
-    pieces, stops = [], dict.fromkeys(batch.heads, 0)
+    parts, stops = [], dict.fromkeys(batch.heads, 0)
     for span in spans:
         own = batch if whole else select(batch, span)
         starts = stops
@@ -51,33 +56,34 @@ def cut(
             for head, positions in own.heads.items()
         }
         distilled = {head: slice(starts[head], stops[head]) for head in own.heads}
-        pieces.append(Piece(own, distilled, None if whole else span.start))
-    return pieces
+        parts.append(MicroBatch(own, distilled, None if whole else span.start))
+    return parts
 
 
-def piece_spans(num_examples: int, rank: int, num_ranks: int, micro_batch: int | None) -> list[range]:
-    """The examples of each piece of a rank: contiguous shares, whose sizes differ by 1 at most, the larger ones first.
+def micro_batch_spans(num_examples: int, rank: int, num_ranks: int, size: int | None) -> list[range]:
+    """Return the examples of each micro-batch of a rank.
 
-    Each rank has the same number of pieces, the last of which may be empty.
+    Ranks have contiguous shares whose sizes differ by at most 1, the larger ones first, and equally many micro-batches,
+    the last of which may be empty.
     """
     least, rest = divmod(num_examples, num_ranks)
     start = rank * least + min(rank, rest)
     stop = start + least + (rank < rest)
     longest = least + (rest > 0)
-    size = min(micro_batch or longest, longest)
-    return [range(min(start + at, stop), min(start + at + size, stop)) for at in range(0, longest, size)]
+    step = min(size or longest, longest)
+    return [range(min(start + at, stop), min(start + at + step, stop)) for at in range(0, longest, step)]
 
 
 def select(batch: Batch, examples: range) -> Batch:
-    """Some examples of a batch, with the weights that their labels have in it and no more padding than they need.
+    """Select some examples of a batch, with the weights of their labels and no more padding than they need.
 
-    No example gives a batch that bears no loss: a single token that is scored nowhere.
+    An empty selection gives a batch that bears no loss: a single token that is scored nowhere.
     """
     width = batch.input_ids_RT.shape[1]
     blocks = range(0, len(batch.input_ids_RT), batch.num_samples)
     rows_S = torch.cat([block + torch.arange(examples.start, examples.stop) for block in blocks])
     heads = {head: _within(positions, rows_S, width) for head, positions in batch.heads.items()}
-    # The last token of every sequence is scored, so that only padding lies behind what is scored.
+    # The last token of every sequence is scored, so only padding lies behind the last scored position.
     columns = [int((positions.positions_N % width).max()) for positions in heads.values() if len(positions.positions_N)]
     length = max(columns, default=0) + 1
     place_R = torch.zeros(len(batch.input_ids_RT), dtype=torch.int64)
@@ -97,7 +103,7 @@ def select(batch: Batch, examples: range) -> Batch:
 
 
 def _within(positions: HeadPositions, rows_S: Tensor, width: int) -> HeadPositions:
-    """Those of the positions that lie in the rows, in the order they have."""
+    """Select the positions that lie in the rows, in their order."""
     kept_N = torch.isin(positions.positions_N // width, rows_S)
     return HeadPositions(
         positions_N=positions.positions_N[kept_N],
@@ -107,8 +113,8 @@ def _within(positions: HeadPositions, rows_S: Tensor, width: int) -> HeadPositio
     )
 
 
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of all pieces, in their order."""
+def concatenated(parts: Sequence[Predictions]) -> Predictions:
+    """Concatenate the predictions of all micro-batches, in their order."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

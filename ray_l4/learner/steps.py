@@ -1,23 +1,23 @@
-"""The steps of a stage: which examples each has, what their labels weigh, and what of it one rank runs."""
+"""The steps of a stage: each one's examples, the weights of their labels, and the share of one rank."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import torch
-
-from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.learner.micro_batches import Piece, cut
-from ray_l4.learner.position_logits import Outputs
-from ray_l4.learner.sharding import Sharding
+from ray_l4.learner.micro_batches import MicroBatch, split
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
-from ray_l4.methods import Method
 from ray_l4.text.batches import build_batch
 from ray_l4.text.sampler import Sampler
-from ray_l4.text.tokens import Head, SpecialIds, sequence_lengths
+from ray_l4.text.tokens import Head, sequence_lengths
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ray_l4.learner.peer_model import PeerModel
+    from ray_l4.learner.position_logits import Outputs
 
 
 @dataclass
@@ -25,47 +25,36 @@ class Step:
     """A step as one rank sees it, between its forward and its backward."""
 
     number: int
-    pieces: Sequence[Piece]
-    """What the rank runs, one after the other; a single one unless the profile says otherwise."""
+    micro_batches: Sequence[MicroBatch]
+    """The rank's share, to be run one after the other; a single one unless the profile says otherwise."""
     denominators: Mapping[Head, Denominators]
-    """Of the whole step, all pieces and ranks, like the two that follow."""
+    """Of the whole step, over all micro-batches and ranks, like the two counts that follow."""
     num_samples: int
     num_tokens: int
     outputs: Mapping[Head, Outputs] | None = None
-    """Of a single piece, with their graph. Several would need the memory they are there to save: each runs again."""
+    """Outputs of a single micro-batch, with their graph. Several are run again in the backward pass, since keeping all
+    their graphs would take the memory that splitting is to save."""
 
 
 class Steps:
     """The steps of one stage."""
 
-    def __init__(
-        self,
-        experiment: ExperimentConfig,
-        method: Method,
-        special: SpecialIds,
-        stage: int,
-        tokens: pa.Table,
-        sharding: Sharding,
-        micro_batch: int | None,
-    ) -> None:
-        self._experiment = experiment
-        self._method = method
-        self._special = special
+    def __init__(self, learner: PeerModel, stage: int, tokens: pa.Table) -> None:
+        self._learner = learner
         self._stage = stage
         self._tokens = tokens
-        self._sharding = sharding
-        self._micro_batch = micro_batch
         self._samplers: dict[int, Sampler] = {}
 
     def sampler_of(self, student: int) -> Sampler:
-        """The order in which ``student`` sees the examples: one for all, or its own where students learn in turn."""
-        in_turn = self._experiment.distillation.schedule == "alternate_epochs"
+        """Return the order of the examples: one for all students, or ``student``'s own where they take turns."""
+        experiment = self._learner.experiment
+        in_turn = experiment.distillation.schedule == "alternate_epochs"
         key = student if in_turn else 0
         if key not in self._samplers:
-            training = self._experiment.training
+            training = experiment.training
             self._samplers[key] = Sampler(
                 sequence_lengths(self._tokens),
-                self._experiment.seed,
+                experiment.seed,
                 self._stage,
                 training.epochs,
                 training.batch_size,
@@ -74,13 +63,17 @@ class Steps:
             )
         return self._samplers[key]
 
-    def step(self, number: int, student: int, device: torch.device) -> Step:
-        """A step of ``student``: labels are weighted for the whole of it, then it is cut, and goes to the device."""
-        training = self._experiment.training
-        distil_all = self._experiment.distillation.examples == "all"
+    def step(self, number: int, student: int) -> Step:
+        """Build a step of ``student``: weight the labels of the whole batch, split it, and copy it to the device."""
+        learner = self._learner
+        training = learner.experiment.training
+        distil_all = learner.experiment.distillation.examples == "all"
         indices = self.sampler_of(student).indices(number)
-        batch = build_batch(self._tokens, indices, self._method.heads, self._special, training.answer_token_weight)
-        current = self._method.uses_labels(self._stage, replay_in_batch=batch.num_current_samples < batch.num_samples)
+        batch = build_batch(
+            self._tokens, indices, learner.method.heads, learner.tokenizer, training.answer_token_weight
+        )
+        replay_in_batch = batch.num_current_samples < batch.num_samples
+        current = learner.method.uses_labels(self._stage, replay_in_batch=replay_in_batch)
         heads, denominators = {}, {}
         for head, positions in batch.heads.items():
             weights_N, divisor = label_weights(
@@ -89,7 +82,9 @@ class Steps:
             heads[head] = replace(positions, weights_N=weights_N)
             distilled = len(positions.targets_N) if distil_all else positions.num_current
             denominators[head] = Denominators(nll=divisor, kd=float(distilled))
-        weighted = replace(batch, heads=heads)
-        pieces = cut(weighted, self._sharding.rank, self._sharding.size, self._micro_batch, distil_all=distil_all)
-        on_device = [piece.to(device) for piece in pieces]
+        sharding = learner.sharding
+        parts = split(
+            replace(batch, heads=heads), sharding.rank, sharding.size, learner.micro_batch, distil_all=distil_all
+        )
+        on_device = [part.to(learner.device) for part in parts]
         return Step(number, on_device, denominators, batch.num_samples, batch.num_tokens)

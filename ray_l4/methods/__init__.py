@@ -6,13 +6,13 @@ One training loop serves them all. A new method is a new row of the table and, a
 from ray_l4.methods.peers import num_students, peer_experiment, peer_seed, peer_settings
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
-    UNION,
     graph_name,
     graph_of,
     resolved,
     stage_names,
     teachers_of,
 )
+from ray_l4.methods.stages import ALL_TASKS, STAGE_KINDS, Stage, StageKind
 from ray_l4.methods.table import METHODS, Method, get_method
 from ray_l4.methods.topology import (
     TOPOLOGIES,
@@ -27,11 +27,14 @@ from ray_l4.methods.topology import (
 )
 
 __all__ = [
+    "ALL_TASKS",
     "METHODS",
+    "STAGE_KINDS",
     "TEACHER_METHOD",
     "TOPOLOGIES",
-    "UNION",
     "Method",
+    "Stage",
+    "StageKind",
     "Topology",
     "complete",
     "from_edges",

@@ -23,7 +23,7 @@ def num_students(experiment: ExperimentConfig) -> int:
 def peer_settings(experiment: ExperimentConfig, peer: int) -> PeerConfig:
     """What ``peer`` has of its own. A teacher has nothing, unless it is the student itself as it was before."""
     each = experiment.peers.each
-    own = 0 if get_method(experiment.method).teacher == "previous" else peer
+    own = 0 if get_method(experiment.method).taught_by_itself else peer
     return each[own] if own < len(each) else PeerConfig()
 
 

@@ -50,14 +50,10 @@ def graph_name(experiment: ExperimentConfig) -> str | list[list[int]]:
     return asked if isinstance(asked, str) else [list(edge) for edge in sorted(graph.edges)]
 
 
-UNION = "all"
-"""Name of the one stage of a method that learns all tasks at once."""
-
-
 def stage_names(experiment: ExperimentConfig) -> list[str]:
     """What is learned between two rows of the score matrix: a task each, or all at once."""
-    union = get_method(experiment.method).stages == "union"
-    return [UNION] if union else [task.name for task in experiment.stream]
+    kind = get_method(experiment.method).kind
+    return [stage.name for stage in kind.stages([task.name for task in experiment.stream])]
 
 
 def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
@@ -109,17 +105,17 @@ def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
-    if experiment.peers.on_peer_loss == "continue" and get_method(experiment.method).stages == "separate":
+    if experiment.peers.on_peer_loss == "continue" and get_method(experiment.method).kind.independent:
         raise ConfigError(
             f"peers.on_peer_loss: continue would leave out the task of a model that is lost, and {experiment.method} "
             "needs all of them. Set peers.on_peer_loss: restart."
         )
-    if get_method(experiment.method).stages == "separate" and num_students(experiment) > 1:
+    if get_method(experiment.method).kind.independent and num_students(experiment) > 1:
         raise ConfigError(
             f"peers.count: {experiment.method} trains one model a task, as many at a time as there is room for; "
             f"expected 1 student, not {num_students(experiment)}. Use another seed for another model."
         )
-    if get_method(experiment.method).teacher == "previous" and num_students(experiment) > 1:
+    if get_method(experiment.method).taught_by_itself and num_students(experiment) > 1:
         raise ConfigError(
             f"peers.count: {experiment.method} learns from its own earlier self, and there is one teacher; expected 1 "
             f"student, not {num_students(experiment)}. Use another seed for another student."

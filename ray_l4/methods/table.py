@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ray_l4.errors import ConfigError, nearest
+from ray_l4.methods.stages import STAGE_KINDS, StageKind
 from ray_l4.methods.topology import TOPOLOGIES, Topology
 from ray_l4.text.tokens import Head
 
@@ -44,6 +45,26 @@ class Method:
     on stored examples."""
     settings: Settings = ()
     """Values that the method wants where an experiment does not set them."""
+
+    @property
+    def kind(self) -> StageKind:
+        """What its ``stages`` mean."""
+        return STAGE_KINDS[self.stages]
+
+    @property
+    def has_guard(self) -> bool:
+        """Whether a guard acts between backward and update."""
+        return self.guard != "none"
+
+    @property
+    def has_task_teachers(self) -> bool:
+        """Whether a teacher for each task is trained before the students."""
+        return self.teacher == "task"
+
+    @property
+    def taught_by_itself(self) -> bool:
+        """Whether the student learns from the model that it was before the task."""
+        return self.teacher == "previous"
 
     def graph(self, peers: int) -> Topology:
         """The topology for this many students."""

@@ -22,6 +22,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.sharding import Alone
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import get_method, graph_of, peer_experiment, peer_settings
 from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import BatchShape
@@ -127,6 +128,7 @@ class _Stage:
         self.most_teachers = max((len(self._graph.teachers_of(peer)) for peer in peers), default=0)
         self.sent_bytes = 0
         self.learners = {peer: self._learner(experiment, tokens, batch, peer) for peer in peers}
+        self._runs: dict[int, StageRun] = {}
 
     def _learner(self, experiment: ExperimentConfig, tokens: Vocabulary, batch: BatchShape, peer: int) -> Learner:
         own = _cut(peer_experiment(experiment, peer), batch)
@@ -143,8 +145,8 @@ class _Stage:
     def learn(self, number: int) -> None:
         """A stage; what a guard keeps of it is there in the next."""
         for learner in self.learners.values():
-            learner.begin_stage(number, self._table, self._table)
-            optimizer = learner.optimizer
+            run = self._runs[learner.peer] = learner.begin_stage(number, self._table, self._table)
+            optimizer = run.optimizer
             optimizer.register_step_pre_hook(lambda *_: self._ledger.begin("optimiser"))
             optimizer.register_step_post_hook(lambda *_: self._ledger.begin("loss"))
             for group in optimizer.param_groups:
@@ -154,7 +156,7 @@ class _Stage:
             self._step(step)
         for learner in self.learners.values():
             if learner.guard is not None:
-                learner.guard.after_stage(learner)
+                self._runs[learner.peer].consolidate()
                 for purpose in ("activations", "loss", "backward"):
                     self._ledger.rename(purpose, "guard")
 
@@ -162,10 +164,10 @@ class _Stage:
         ledger, graph = self._ledger, self._graph
         talk = bool(graph.edges)
         sent: dict[int, Payload] = {}
-        for peer, learner in self.learners.items():
+        for peer, run in self._runs.items():
             ledger.begin("activations")
             frozen = peer in graph.frozen
-            predictions = learner.predict(step, 0) if frozen else learner.forward(step, publish=talk)
+            predictions = run.predict(step, 0) if frozen else run.forward(step, publish=talk)
             ledger.begin("exchange")
             if talk:
                 sent[peer] = self._codec.encode(predictions, 0)
@@ -180,7 +182,7 @@ class _Stage:
             sent.clear()  # it left as the answer to the call; by all other ways the peer still holds it
         for peer, payloads in arrived.items():
             ledger.begin("loss")
-            self.learners[peer].backward(step, [self._codec.decode(payload) for payload in payloads])
+            self._runs[peer].backward(step, [self._codec.decode(payload) for payload in payloads])
 
 
 def _like(payload: Payload) -> Payload:

@@ -1,4 +1,4 @@
-"""What students leave on disk, and how they come back to it."""
+"""Students' checkpoints in the run directory, and how students return to them."""
 
 from __future__ import annotations
 
@@ -7,64 +7,63 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ray_l4.cluster.spawn import Workers
-from ray_l4.config.cluster import ClusterConfig
+from ray_l4.cluster.membership import Membership
+from ray_l4.cluster.rpc import PerRank
+from ray_l4.run.context import RunContext
 from ray_l4.run.scoring import Scoring
-from ray_l4.setup.setup import Setup
-from ray_l4.setup.stage_plan import Seat
+from ray_l4.setup.stage_plan import Assignment
 from ray_l4.store.records import read_guard, read_weights, write_checkpoint, write_guard
-from ray_l4.store.run_directory import RunDirectory
 
 
 class Checkpoints:
-    """Keeps students' weights, and what their guards know, in the run directory; files are written on a thread."""
+    """Writes students' weights, and what their guards know, to the run directory, on a thread of its own."""
 
-    def __init__(
-        self, setup: Setup, cluster: ClusterConfig, run: RunDirectory, crew: Workers, disk: ThreadPoolExecutor
-    ) -> None:
-        self._setup = setup
-        self._cluster = cluster
-        self._run = run
-        self._crew = crew
+    def __init__(self, context: RunContext, membership: Membership, disk: ThreadPoolExecutor) -> None:
+        self._context = context
+        self._limits = context.cluster.timeouts
+        self._membership = membership
         self._disk = disk
-        asked = {student: crew.submit(student, "describe") for student in setup.topology.students}
+        asked = {student: membership.students[student].describe() for student in membership.topology.students}
         self.descriptions: Mapping[int, Mapping[str, Any]] = {
-            student: crew.transport.get(reference, cluster.timeouts.start, f"student {student}, describe")
-            for student, reference in asked.items()
+            student: membership.students[student].wait(references, self._limits.start, "describe")
+            for student, references in asked.items()
         }
         """Student -> its model's configuration."""
 
-    def keep(self, seat: Seat, epoch: int, scoring: Scoring) -> Future[None]:
+    def keep(self, assignment: Assignment, epoch: int, scoring: Scoring) -> Future[None]:
         """Write a student's weights as they are now, and have them scored."""
-        weights = self._crew.submit(seat.worker, "weights")
-        folder = self._run.checkpoint(seat.stage, epoch, seat.student)
-        scoring.request(seat.stage, epoch, seat.student, weights, self.descriptions[seat.student])
-        return self._disk.submit(self._write, folder, weights, seat.student)
+        weights = self._membership.students[assignment.slot].weights()
+        folder = self._context.directory.checkpoint(assignment.stage, epoch, assignment.student)
+        description = self.descriptions[assignment.student]
+        scoring.request(assignment.stage, epoch, assignment.student, weights[0], description)
+        return self._disk.submit(self._write, folder, assignment, weights)
 
-    def _write(self, folder: Path, weights: Any, student: int) -> None:
-        array = self._crew.transport.get(weights, self._cluster.timeouts.step, f"student {student}, checkpoint")
-        write_checkpoint(folder, array, self.descriptions[student], self._run.path / "tokenizer")
+    def _write(self, folder: Path, assignment: Assignment, weights: PerRank[Any]) -> None:
+        student = self._membership.students[assignment.slot]
+        array = student.wait(weights, self._limits.step, "checkpoint")
+        write_checkpoint(
+            folder, array, self.descriptions[assignment.student], self._context.directory.path / "tokenizer"
+        )
 
-    def consolidate(self, seats: Sequence[Seat]) -> None:
-        """Let the students' guards take note of the stage; what they know is kept for a resume."""
-        asked = [(seat, self._crew.submit(seat.worker, "consolidate")) for seat in seats]
-        for seat, reference in asked:
-            what = f"student {seat.student}, importance of weights"
-            known = self._crew.transport.get(reference, self._cluster.timeouts.work, what)
+    def consolidate(self, assignments: Sequence[Assignment]) -> None:
+        """Let the students' guards take note of the stage, and write what they know for a resume."""
+        students = self._membership.students
+        asked = [(own, students[own.slot].consolidate()) for own in assignments]
+        for own, references in asked:
+            known = students[own.slot].wait(references, self._limits.work, "importance of weights")
             if known is not None:
-                write_guard(self._run, seat.stage, seat.student, known)
+                write_guard(self._context.directory, own.stage, own.student, known)
 
-    def restore(self, done: int, students: Sequence[int]) -> None:
-        """Bring students to where the first ``done`` stages left them; independent models begin anew anyway."""
-        epochs = self._setup.experiment.training.epochs
-        for student in students if self._setup.method.stages != "separate" else ():
-            if not done:
-                self._call(student, "reset")
+    def restore(self, stages_done: int) -> None:
+        """Bring the present students to where the first ``stages_done`` stages left them."""
+        directory, epochs = self._context.directory, self._context.setup.experiment.training.epochs
+        for peer in self._membership.topology.students:
+            student = self._membership.students[peer]
+            if not stages_done:
+                student.wait(student.reset(), self._limits.start, "reset")
                 continue
-            self._call(student, "load", read_weights(self._run.checkpoint(done - 1, epochs, student)))
-            if self._run.guard(done - 1, student).is_file():
-                self._call(student, "restore_guard", read_guard(self._run, done - 1, student))
-
-    def _call(self, student: int, method: str, *arguments: Any) -> Any:
-        reference = self._crew.submit(student, method, *arguments)
-        return self._crew.transport.get(reference, self._cluster.timeouts.start, f"student {student}, {method}")
+            weights = read_weights(directory.checkpoint(stages_done - 1, epochs, peer))
+            student.wait(student.load(weights), self._limits.start, "load")
+            if directory.guard(stages_done - 1, peer).is_file():
+                guard = read_guard(directory, stages_done - 1, peer)
+                student.wait(student.restore_guard(guard), self._limits.start, "restore_guard")

@@ -6,36 +6,31 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ray_l4.cluster.rpc import Transport
+from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
+from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.learner.answering import Scored, answer_batches
 from ray_l4.learner.decoding import in_chunks
-from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import Board
-from ray_l4.run.work_queue import Job, WorkPool
-from ray_l4.setup.setup import Setup
+from ray_l4.run.context import RunContext
+from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.store.records import read_weights, write_score
-from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.run_directory import Cell
 
 _BATCHES_PER_JOB = 4
-"""Batches (``evaluation.chunk``) of a test set that an evaluator answers at a stretch: replay, for which students
-stand still, waits for no more than that."""
+"""Batches (``evaluation.chunk``) of a test set in one job. Replay, for which students stand still, waits no longer than
+one job takes."""
 
 
 class Scoring:
-    """Every cell (checkpoint, task) is scored once; results may come late and in any order."""
+    """Scores every cell (checkpoint, task) once; results may come late and in any order."""
 
-    def __init__(
-        self, setup: Setup, run: RunDirectory, transport: Transport, pool: WorkPool, progress: Progress, board: Board
-    ) -> None:
-        self._setup = setup
-        self._run = run
-        self._transport = transport
-        self._pool = pool
-        self._progress = progress
-        self._board = board
+    def __init__(self, context: RunContext, rpc: Rpc, queue: WorkQueue) -> None:
+        self._context = context
+        self._setup = context.setup
+        self._rpc = rpc
+        self._queue = queue
         self._answers: dict[Cell, dict[int, str]] = {}
-        """Cells that were asked for and are not scored yet, with the answers that are there."""
-        self._scored = set(run.scores())
+        """Cells that were requested and are not scored yet, with the answers that are there."""
+        self._scored = set(context.directory.scores())
 
     def __len__(self) -> int:
         """Cells that are still to be scored."""
@@ -47,12 +42,9 @@ class Scoring:
         last = self._setup.experiment.training.epochs
         return range(1 if self._setup.experiment.evaluation.when == "epoch" else last, last + 1)
 
-    def request(self, stage: int, epoch: int, student: int, weights: Any, description: Mapping[str, Any]) -> None:
-        """Have a checkpoint, whose weights are behind the reference, scored on its tasks."""
-        self._ask(self._cells(stage, epoch, student), weights, description)
-
-    def _cells(self, stage: int, epoch: int, student: int) -> list[Cell]:
-        return [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
+    def request(self, stage: int, epoch: int, student: int, weights: Ref[Any], description: Mapping[str, Any]) -> None:
+        """Have a checkpoint scored on all tasks of its stage."""
+        self._add_jobs(self._cells(stage, epoch, student), weights, description)
 
     def request_missing(self, stages: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
         """Have scored what the first ``stages`` stages left unscored, from the checkpoints on disk.
@@ -63,39 +55,54 @@ class Scoring:
             for epoch in self.epochs:
                 for student in descriptions:
                     missing = [cell for cell in self._cells(stage, epoch, student) if cell not in self._scored]
-                    # A student that was lost on the way has no later checkpoint.
-                    if missing and self._run.checkpoint(stage, epoch, student).is_dir():
-                        weights = read_weights(self._run.checkpoint(stage, epoch, student))
-                        self._ask(missing, self._transport.put(weights), descriptions[student])
+                    checkpoint = self._context.directory.checkpoint(stage, epoch, student)
+                    # A student that was lost has no later checkpoints.
+                    if missing and checkpoint.is_dir():
+                        self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), descriptions[student])
 
     def forget(self, stage: int, student: int | None = None) -> None:
-        """Give up the scores of a stage that are not in yet, of one student; or all scores, as it is learned again."""
+        """Cancel the scores of a student that are still to come; without a student, void all scores of the stage."""
         if student is None:
             self._scored = {cell for cell in self._scored if cell.stage != stage}
         for cell in [cell for cell in self._answers if cell.stage == stage and student in (None, cell.student)]:
             del self._answers[cell]
-            self._pool.drop(cell)
+            self._queue.drop(cell)
 
-    def _ask(self, cells: Sequence[Cell], weights: Any, description: Mapping[str, Any]) -> None:
-        shared = self._transport.put(description)
+    def _cells(self, stage: int, epoch: int, student: int) -> list[Cell]:
+        return [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
+
+    def _add_jobs(self, cells: Sequence[Cell], weights: Ref[Any], description: Mapping[str, Any]) -> None:
+        shared = self._rpc.put(description)
         for cell in cells:
             batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
             chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
-            pieces = [[batches[number] for number in chunk] for chunk in chunks]
+            parts = [[batches[number] for number in chunk] for chunk in chunks]
+            model = ModelRef(cell.checkpoint, shared, weights)
             self._answers[cell] = {}
-            for number, piece in enumerate(pieces, start=1):
-                name = f"{cell.name}, part {number} of {len(pieces)}"
-                arguments = (cell.checkpoint, cell.student, shared, weights, cell.task, piece)
-                self._pool.add([Job(name, "answer", arguments, partial(self._gather, cell), owner=cell)])
+            jobs = [
+                Job(
+                    f"{cell.name}, part {number} of {len(parts)}",
+                    partial(_answer_batches, model, cell, part),
+                    partial(self._gather, cell),
+                    owner=cell,
+                )
+                for number, part in enumerate(parts, start=1)
+            ]
+            self._queue.add(jobs)
 
     def _gather(self, cell: Cell, part: Mapping[int, str]) -> None:
-        """Once all parts of a cell are there, have it scored, before anything else that waits: it takes little time."""
+        """Add answers to a cell. Once all are there it is scored before other waiting jobs: that takes little time."""
         answers = self._answers[cell]
         answers.update(part)
         if len(answers) == len(self._setup.tests[cell.task].items):
             predictions = [answers[index] for index in range(len(answers))]
-            job = Job(f"{cell.name}, score", "score", (cell.task, predictions), partial(self._take, cell), owner=cell)
-            self._pool.add([job], urgent=True)
+            job = Job(
+                f"{cell.name}, score",
+                lambda evaluator: evaluator.score(cell.task, predictions),
+                partial(self._take, cell),
+                owner=cell,
+            )
+            self._queue.add([job], urgent=True)
 
     def _take(self, cell: Cell, scored: Scored) -> None:
         del self._answers[cell]
@@ -116,10 +123,16 @@ class Scoring:
             "references": [list(item.references) for item in items],
             "score": scored.item_scores,
         }
-        write_score(self._run, cell, record, predictions)
+        write_score(self._context.directory, cell, record, predictions)
         value = scored.values[scored.headline]
-        self._board.score(cell, value)
-        self._progress.scored(
+        self._context.curves.score(cell, value)
+        self._context.progress.scored(
             f"student {cell.student} after {self._setup.stages[cell.stage].name}, epoch {cell.epoch}: "
             f"{cell.task} {scored.headline} {value:.1f}"
         )
+
+
+def _answer_batches(
+    model: ModelRef, cell: Cell, batches: Sequence[Sequence[int]], evaluator: EvaluatorHandle
+) -> Ref[dict[int, str]]:
+    return evaluator.answer(model, cell.student, cell.task, batches)

@@ -1,10 +1,10 @@
-"""A run from the outside: start it, watch it, stop it, get its result. With Ray or without, the same four calls."""
+"""A run from the outside: start it, watch it, stop it, get its result. With Ray or without, the same calls."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,20 +15,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.cluster.connection import connect, node_resources
 from ray_l4.cluster.placement import room_for
-from ray_l4.cluster.rpc import ObjectStore
-from ray_l4.cluster.spawn import Places, local_crew, ray_crew, reserve
+from ray_l4.cluster.reservation import Reservation, reserve
+from ray_l4.cluster.rpc import RayRpc, get
+from ray_l4.cluster.spawn import LocalSpawner, RaySpawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.monitor.progress import Snapshot
-from ray_l4.run.coordinator import Coordinator
+from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.setup.setup import Setup
+from ray_l4.setup.stage_plan import most_slots
 from ray_l4.store.run_directory import RunDirectory
 
 _CONTROL_TIMEOUT = 30.0
-"""Seconds for the coordinator to answer how far it is; it does so from a thread that has nothing else to do."""
-
+"""Seconds for the coordinator to answer ``look``, which it does from a thread that has nothing else to do."""
 
 _STOP_TIMEOUT = 10.0
-"""Seconds for the coordinator to leave its loop in order before it is ended; what is on disk is whole either way."""
+"""Seconds for the coordinator to stop by itself before it is ended; what is on disk is whole either way."""
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +37,29 @@ log = logging.getLogger(__name__)
 class Session(Protocol):
     """A run that has been started."""
 
-    def look(self) -> Snapshot: ...
+    def look(self) -> Snapshot:
+        """Return what the run is doing now."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait up to ``seconds``; whether the run has ended."""
+        """Wait up to ``seconds``; returns whether the run has ended."""
 
     def result(self) -> dict[str, Any]:
-        """The summary of a run that has ended. Raises what ended it otherwise."""
+        """Return the summary of a run that has ended, or raise the error that ended it."""
 
     def close(self) -> None:
-        """Stop the run if it goes on, and every process that was started for it."""
+        """Stop the run if it has not ended, and every process that was started for it."""
 
 
-def start(setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> Session:
+def start(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
     """Start a run, or go on with one, without the students it has lost. Raises ClusterError if there is no room."""
-    lost = run.state().lost_students
-    if lost:
-        setup = replace(setup, topology=setup.topology.without(lost))
-    if cluster.exchange.transport == "in_process":
-        return LocalSession(setup, cluster, run)
-    return RaySession(setup, cluster, run)
+    return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
 
 
 class LocalSession:
     """The whole run in a thread of this process."""
 
-    def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
-        self._coordinator = Coordinator(setup, cluster, run, local_crew, setup.topology.size)
+    def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
+        self._coordinator = Coordinator(new_context(setup, cluster, directory), LocalSpawner, setup.topology.size)
         self._summary: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
@@ -87,16 +84,17 @@ class LocalSession:
     def _work(self) -> None:
         try:
             self._summary = self._coordinator.run()
-        except BaseException as error:  # handed to whoever asks for the result, whatever it is
+        except BaseException as error:  # ``result`` raises it in the caller's thread, whatever it is
             self._error = error
 
 
 class CoordinatorActor:
-    """The coordinator as an actor: ``run`` takes as long as the run, ``look`` and ``stop`` answer meanwhile."""
+    """The coordinator as an actor: ``run`` takes as long as the run; ``look`` and ``stop`` answer meanwhile."""
 
-    def __init__(self, setup: Setup, cluster: ClusterConfig, run: Path, places: Places) -> None:
-        hire = partial(ray_crew, places=places)
-        self._coordinator = Coordinator(setup, cluster, RunDirectory.open(run), hire, places.students)
+    def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
+        make_spawner = partial(RaySpawner, reservation=reservation)
+        context = new_context(setup, cluster, RunDirectory.open(directory))
+        self._coordinator = Coordinator(context, make_spawner, reservation.students)
 
     def run(self) -> dict[str, Any]:
         return self._coordinator.run()
@@ -111,35 +109,33 @@ class CoordinatorActor:
 
 
 class RaySession:
-    """The run on a Ray cluster: one that is there, or one of this machine that ends with the run."""
+    """The run on a Ray cluster: a running one, or one of this machine that ends with the run."""
 
-    def __init__(self, setup: Setup, cluster: ClusterConfig, run: RunDirectory) -> None:
-        self._transport = ObjectStore()
-        self._coordinator: Any = None
-        self._running: Any = None
-        self._places: Places | None = None
-        self._last = Snapshot()
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            connect(len(setup.topology.left), cluster)
-        try:
-            least = len(setup.topology.left)
-            self._places = reserve(least, room_for(least, setup.most_students, cluster, node_resources()), cluster)
-            # It writes the run directory, so it lives where the directory is: on the node of this process.
+    def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
+        students = len(setup.topology.without(directory.state().lost_students).left)
+        with ExitStack() as started:
+            if not ray.is_initialized():
+                connect(students, cluster)
+                started.callback(_shut_down)
+            most = room_for(students, most_slots(setup, students), cluster, node_resources())
+            reservation = reserve(students, most, cluster)
+            started.callback(reservation.release)
+            # It writes the run directory, so it runs where that is: on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
-            placed = actor.options(scheduling_strategy=here)
-            self._coordinator = placed.remote(ray.put(setup), cluster, run.path.resolve(), self._places)
+            self._coordinator = actor.options(scheduling_strategy=here).remote(
+                ray.put(setup), cluster, directory.path.resolve(), reservation
+            )
+            started.callback(ray.kill, self._coordinator)  # its students and evaluators go with it
             self._running = self._coordinator.run.remote()
-        except BaseException:
-            self.close()
-            raise
+            self._started = started.pop_all()
+        self._last = Snapshot()
 
     def look(self) -> Snapshot:
         try:
             self._last = ray.get(self._coordinator.look.remote(), timeout=_CONTROL_TIMEOUT)
         except (GetTimeoutError, RayError):
-            # Still starting, or gone: the first shows soon, the second is for result() to tell.
+            # Still starting, which shows soon, or gone, which ``result`` reports.
             return self._last
         return self._last
 
@@ -148,18 +144,16 @@ class RaySession:
         return bool(done)
 
     def result(self) -> dict[str, Any]:
-        return self._transport.get(self._running, _CONTROL_TIMEOUT, "coordinator")
+        return get(RayRpc(), self._running, _CONTROL_TIMEOUT, "coordinator")
 
     def close(self) -> None:
-        if self._coordinator is not None:
-            # Students and evaluators belong to the coordinator and go when it goes.
-            self._coordinator.stop.remote()
-            if self._running is not None and not self.wait(_STOP_TIMEOUT):
-                log.warning("the coordinator did not stop within %g s and is ended", _STOP_TIMEOUT)
-            ray.kill(self._coordinator)
-            self._coordinator = None
-        if self._places is not None:
-            self._places.give_back()
-            self._places = None
-        if self._owns_ray and ray.is_initialized():
-            ray.shutdown()
+        with self._started.pop_all():
+            if ray.is_initialized():
+                self._coordinator.stop.remote()
+                if not self.wait(_STOP_TIMEOUT):
+                    log.warning("the coordinator did not stop within %g s and is ended", _STOP_TIMEOUT)
+
+
+def _shut_down() -> None:
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,4 +1,4 @@
-"""The training of a stage: everyone takes a seat, and epoch after epoch goes through the loop."""
+"""The training of one stage: its students begin it, and epoch after epoch goes through the step loop."""
 
 from __future__ import annotations
 
@@ -6,211 +6,218 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray_l4.cluster.spawn import Workers, absent, meet
-from ray_l4.config.cluster import ClusterConfig
+from ray_l4.cluster.membership import Membership, levelled
+from ray_l4.cluster.rpc import PerRank, Ref, Rpc
 from ray_l4.errors import PeerLostError
-from ray_l4.monitor.progress import Progress, StudentProgress
-from ray_l4.monitor.tensorboard import Board
-from ray_l4.monitor.timeline import Timeline
-from ray_l4.run.examples import Material
-from ray_l4.run.step_loop import StepFigures, train_steps
+from ray_l4.monitor.progress import StudentProgress
+from ray_l4.run.context import RunContext
+from ray_l4.run.examples import StageExamples, StudentExamples
+from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
-from ray_l4.setup.setup import Setup
-from ray_l4.setup.stage_plan import Seat, levelled, passes
+from ray_l4.setup.stage_plan import Assignment, StagePlan
 from ray_l4.store.records import write_steps
 from ray_l4.store.run_directory import RunDirectory
 
 
-class Training:
-    """Trains one stage at a time, or several that do not depend on each other; its caller keeps the checkpoints."""
+class StageTrainer:
+    """Begins the training of stages."""
 
     def __init__(
         self,
-        setup: Setup,
-        cluster: ClusterConfig,
-        run: RunDirectory,
-        crew: Workers,
-        material: Material,
+        context: RunContext,
+        rpc: Rpc,
+        plan: StagePlan,
+        membership: Membership,
+        examples: StageExamples,
         teachers: RunDirectory | None,
-        progress: Progress,
-        board: Board,
-        timeline: Timeline,
-        between: Callable[[], None],
-        generation: int = 0,
     ) -> None:
-        """``teachers``: the run whose checkpoints teach, if any. ``between``: called after every step, and in waits.
-        ``generation``: the newest that students have served."""
-        self._setup = setup
-        self._cluster = cluster
-        self._run = run
-        self._crew = crew
-        self._transport = crew.transport
-        self._material = material
+        """``teachers``: the run whose checkpoints teach, if any."""
+        self._context = context
+        self._rpc = rpc
+        self._plan = plan
+        self._membership = membership
+        self._examples = examples
         self._teachers = teachers
-        self._progress = progress
-        self._board = board
-        self._timeline = timeline
+
+    def begin(self, assignments: Sequence[Assignment], between: Callable[[], None]) -> StageTraining:
+        """Have every student begin its stage with its examples, and every frozen peer with its weights.
+
+        ``between`` is called after every step, and while the coordinator waits.
+        """
+        context = self._context
+        stages = sorted({own.stage for own in assignments})
+        where = " and ".join(context.setup.stages[stage].name for stage in stages)
+        context.progress.set(stage=stages[0], task=where, epoch=0, step=0, num_steps=0, phase="replay")
+        context.progress.set(students=[StudentProgress() for _ in assignments])
+        for own in assignments if self._plan.begins_anew else ():
+            self._call(own.slot, self._membership.students[own.slot].reset(), "reset")
+        with context.timeline.span("coordinator", "replay", f"examples for {where}"):
+            given = {stage: self._examples.of(stage, between) for stage in stages}
+        examples = {own.slot: (own.stage, given[own.stage][own.student]) for own in assignments}
+        last_steps = self._begin_all(assignments, examples)
+        counts = " and ".join(
+            str(own.num_examples) for own in {own.stage: examples[own.slot][1] for own in assignments}.values()
+        )
+        num_steps = max(last[-1] + 1 for last in last_steps.values())
+        steps_of = {own.stage: last_steps[own.slot][-1] + 1 for own in assignments}
+        context.curves.begin(sum(steps_of.values()))
+        self._expect_steps(stages, num_steps, len(assignments))
+        context.progress.event(f"learning {where} from {counts} examples in {num_steps} steps")
+        context.progress.set(phase="training", num_steps=num_steps)
+        return StageTraining(context, self._plan, self._membership, assignments, last_steps, between)
+
+    def _begin_all(
+        self, assignments: Sequence[Assignment], examples: dict[int, tuple[int, StudentExamples]]
+    ) -> dict[int, list[int]]:
+        """Have all workers of a stage begin it under a new fence; returns slot -> the last step of each epoch."""
+        membership = self._membership
+        topology = self._plan.topology_of(assignments[0].stage, membership.topology)
+        for peer in topology.frozen:
+            examples[peer] = examples[assignments[0].slot]
+            self._load_teacher(peer, assignments[0].stage)
+        fence = membership.raise_fence()
+        if topology.edges:
+            membership.form_groups()
+        began = {
+            slot: membership.students[slot].begin(fence, stage, given.tokens, given.memory)
+            for slot, (stage, given) in examples.items()
+        }
+        ends = {slot: self._call(slot, references, "begin") for slot, references in began.items()}
+        return {own.slot: ends[own.slot] for own in assignments}
+
+    def _load_teacher(self, peer: int, stage: int) -> None:
+        """Give a frozen peer the weights that it teaches ``stage`` with."""
+        membership = self._membership
+        if self._teachers is not None:
+            weights: Ref[Any] = self._rpc.put(teacher_weights(self._teachers, stage))
+        else:
+            weights = membership.students[membership.topology.students[0]].weights()[0]
+        self._call(peer, membership.students[peer].load(weights), "load")
+
+    def _expect_steps(self, stages: Sequence[int], steps: int, num_students: int) -> None:
+        """Estimate the steps of the whole run from the stages at hand and the sizes of those to come."""
+        setup, progress = self._context.setup, self._context.progress
+        in_turn = setup.experiment.distillation.schedule == "alternate_epochs"
+        steps *= num_students if in_turn else 1
+        current = max(setup.num_examples(stage) for stage in stages)
+        later = sum(setup.num_examples(stage) for stage in range(max(stages) + 1, len(setup.stages)))
+        done = progress.look().steps_done
+        progress.set(steps_total=done + steps + round(steps * later / current / len(stages)))
+
+    def _call(self, slot: int, references: PerRank[Any], what: str) -> Any:
+        return self._membership.students[slot].wait(references, self._context.cluster.timeouts.start, what)
+
+
+class StageTraining:
+    """A stage that all its students have begun, or several that do not depend on each other."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        plan: StagePlan,
+        membership: Membership,
+        assignments: Sequence[Assignment],
+        last_steps: Mapping[int, Sequence[int]],
+        between: Callable[[], None],
+    ) -> None:
+        """``last_steps``: slot -> the last step of each epoch."""
+        self._context = context
+        self._plan = plan
+        self._membership = membership
+        self._assignments = assignments
+        self._last_steps = last_steps
         self._between = between
-        self._generation = generation
-        self.lost: dict[int, str] = {}
-        """Students that were lost and are done without, and how each was lost."""
+        self.where = " and ".join(context.setup.stages[stage].name for stage in sorted({a.stage for a in assignments}))
+        exchange, limits = context.cluster.exchange, context.cluster.timeouts
+        self._limits = StepLimits(exchange.steps_ahead, limits.step)
 
     @property
-    def generation(self) -> int:
-        """What students serve now; a call of an older one is refused."""
-        return self._generation
+    def assignments(self) -> list[Assignment]:
+        """The assignments of students that are present."""
+        return [own for own in self._assignments if own.slot in self._membership.present]
 
-    def begin(self, seats: Sequence[Seat]) -> None:
-        """Have every worker enter its stage with its examples, and those that only teach with their weights."""
-        stages = sorted({seat.stage for seat in seats})
-        self.where = " and ".join(self._setup.stages[stage].name for stage in stages)
-        self._progress.set(stage=stages[0], task=self.where, epoch=0, step=0, num_steps=0, phase="replay")
-        self._progress.set(students=[StudentProgress() for _ in seats])
-        for seat in seats if self._setup.method.stages == "separate" else ():
-            self._call(seat.worker, "reset")
-        with self._timeline.span("coordinator", "replay", f"examples for {self.where}"):
-            given = {stage: self._material.of(stage, self._teachers, self._between) for stage in stages}
-        self._topology = self._setup.topology_of(stages[0])
-        examples = {seat.worker: (seat.stage, given[seat.stage][seat.student]) for seat in seats}
-        for peer in self._topology.frozen:
-            examples[peer] = examples[seats[0].worker]
-            self._load_teacher(peer, stages[0])
-        self._generation += 1
-        if self._topology.edges:
-            self._meet()
-        began = {
-            worker: self._submit(worker, "begin", self._generation, stage, given.tokens, given.memory)
-            for worker, (stage, given) in examples.items()
-        }
-        timeout = self._cluster.timeouts.start
-        ends = {worker: self._transport.get(ref, timeout, f"student {worker}") for worker, ref in began.items()}
-        self._last_steps = {seat.worker: ends[seat.worker] for seat in seats}
-        steps_of = {seat.stage: self._last_steps[seat.worker][-1] + 1 for seat in seats}
-        self._board.begin(sum(steps_of.values()))
-        num_steps = max(steps_of.values())
-        in_turn = self._setup.experiment.distillation.schedule == "alternate_epochs"
-        self._expect_steps(stages, num_steps * (len(seats) if in_turn else 1))
-        counts = " and ".join(str(own.num_examples) for own in {s: examples[s.worker][1] for s in seats}.values())
-        self._progress.event(f"learning {self.where} from {counts} examples in {num_steps} steps")
-        self._progress.set(phase="training", num_steps=num_steps)
-
-    def epoch(self, seats: Sequence[Seat], epoch: int) -> None:
+    def epoch(self, epoch: int) -> None:
         """Train one epoch (counted from 1) and write the figures of its steps.
 
-        A student that is lost is done without from then on (``lost``), if the experiment says so. Raises PeerLostError
-        otherwise, PeerError if one fails.
+        With ``peers.on_peer_loss: continue`` a student that is lost is dropped and the others go on. Otherwise raises
+        PeerLostError; raises PeerError if a student fails.
         """
-        self._progress.set(epoch=epoch)
+        assignments = self.assignments
+        self._context.progress.set(epoch=epoch)
         began = time.monotonic()
-        rows: dict[int, list[dict[str, float]]] = {seat.stage: [] for seat in seats}
-        on_step = self._on_step(seats, epoch, rows)
-        for together in passes(seats, self._steps_of(epoch), self._setup.experiment.distillation.schedule):
+        rows: dict[int, list[dict[str, float]]] = {own.stage: [] for own in assignments}
+        on_step = self._on_step(assignments, epoch, rows)
+        for together in self._plan.passes(self._steps_of(assignments, epoch)):
             self._pass(together, on_step)
-        for stage, own in rows.items():
-            write_steps(self._run, stage, epoch, own)
-        for seat in seats:
-            label = f"{self._setup.stages[seat.stage].name}, epoch {epoch}"
-            self._timeline.add(f"student {seat.worker}", "training", label, time.monotonic() - began)
+        for stage, own_rows in rows.items():
+            write_steps(self._context.directory, stage, epoch, own_rows)
+        for own in assignments:
+            label = f"{self._context.setup.stages[own.stage].name}, epoch {epoch}"
+            self._context.timeline.add(f"student {own.slot}", "training", label, time.monotonic() - began)
 
     def _pass(self, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
-        """Train over these steps, with whoever is left."""
-        ends = {worker: steps.stop for worker, steps in together.items() if worker not in self.lost}
-        going = [{worker: together[worker] for worker in ends}] if ends else []
-        while going:
+        """Train over these steps, with whoever of their students is present."""
+        membership, stage = self._membership, self._assignments[0].stage
+        ends = {slot: steps.stop for slot, steps in together.items() if slot in membership.present}
+        spans = [{slot: together[slot] for slot in ends}] if ends else []
+        while spans:
             try:
                 train_steps(
-                    self._transport,
-                    self._crew.students,
-                    self._topology,
-                    self._generation,
-                    going[0],
-                    steps_ahead=self._cluster.exchange.steps_ahead,
-                    timeout=self._cluster.timeouts.step,
+                    membership.students,
+                    self._plan.topology_of(stage, membership.topology),
+                    membership.fence,
+                    spans[0],
+                    self._limits,
                     where=self.where,
                     on_step=on_step,
                 )
-                going.pop(0)
+                spans.pop(0)
             except PeerLostError as error:
-                if self._setup.experiment.peers.on_peer_loss != "continue":
+                if self._context.setup.experiment.peers.on_peer_loss != "continue":
                     raise
-                going = self._go_on_without_lost(ends, error)
+                spans = self._continue_without_lost(ends, error)
 
-    def _go_on_without_lost(self, ends: Mapping[int, int], error: PeerLostError) -> list[dict[int, range]]:
-        """The steps that are left for those who are; raises ``error`` if they cannot go on by themselves.
+    def _continue_without_lost(self, ends: Mapping[int, int], error: PeerLostError) -> list[dict[int, range]]:
+        """Drop the lost students; returns the steps that the others still have to learn.
 
-        Their teachers' mean is over those that are left. Figures of steps that were under way are not on record.
+        Raises ``error`` if the others cannot go on by themselves. From now on a student's targets are the mean over its
+        remaining teachers. The figures of the steps that were under way are not recorded.
         """
-        self._generation += 1
-        lost, at = absent(self._crew, self._cluster, self._generation, self._left())
-        if not lost or self._topology.frozen & lost.keys() or not at:
+        membership = self._membership
+        roll = membership.roll_call()
+        if not roll.lost or membership.topology.frozen & roll.lost.keys() or not roll.next_steps:
             raise error
-        self.lost |= lost
-        self._topology = self._topology.without(lost)
-        for worker in lost:
-            self._transport.end(self._crew.students[worker])
-            self._progress.event(f"student {worker} is lost, the others go on without it: {lost[worker]}")
-        self._meet()
-        left = {worker: end for worker, end in ends.items() if worker in at}
-        return levelled(at, left) if left else []
+        membership.drop(roll.lost)
+        for slot, how in roll.lost.items():
+            self._context.progress.event(f"student {slot} is lost, the others go on without it: {how}")
+        membership.form_groups()
+        remaining = {slot: end for slot, end in ends.items() if slot in roll.next_steps}
+        return levelled(roll.next_steps, remaining) if remaining else []
 
-    def _meet(self) -> None:
-        meet(self._crew, self._cluster, self._generation, self._left())
-
-    def _left(self) -> list[int]:
-        """The workers that are not lost."""
-        return [place for place in range(len(self._crew.students)) if place not in self._topology.lost]
-
-    def _steps_of(self, epoch: int) -> dict[int, range]:
-        """Worker -> its steps of the epoch."""
-        return {
-            worker: range(0 if epoch == 1 else last[epoch - 2] + 1, last[epoch - 1] + 1)
-            for worker, last in self._last_steps.items()
-        }
+    def _steps_of(self, assignments: Sequence[Assignment], epoch: int) -> dict[int, range]:
+        """Return slot -> its steps of the epoch."""
+        last = {own.slot: self._last_steps[own.slot] for own in assignments}
+        return {slot: range(0 if epoch == 1 else own[epoch - 2] + 1, own[epoch - 1] + 1) for slot, own in last.items()}
 
     def _on_step(
-        self, seats: Sequence[Seat], epoch: int, rows: Mapping[int, list[dict[str, float]]]
+        self, assignments: Sequence[Assignment], epoch: int, rows: Mapping[int, list[dict[str, float]]]
     ) -> Callable[[int, StepFigures], None]:
-        """What to do with the figures of a step: show them, and keep them in ``rows`` by stage."""
-        seat_of = {seat.worker: (index, seat) for index, seat in enumerate(seats)}
-        mark = time.monotonic()
+        """Return what is done with the figures of a step: show them, and add them to ``rows``, by stage."""
+        by_slot = {own.slot: (index, own) for index, own in enumerate(assignments)}
+        last_time = time.monotonic()
 
         def on_step(step: int, figures: StepFigures) -> None:
-            nonlocal mark
+            nonlocal last_time
             now = time.monotonic()
-            self._progress.step(step, {seat_of[worker][0]: own for worker, own in figures.items()}, now - mark)
-            mark = now
-            for worker, values in figures.items():
-                _, seat = seat_of[worker]
-                place = {"stage": seat.stage, "epoch": epoch, "step": step, "student": seat.student}
-                rows[seat.stage].append({**place, **values})
-            self._board.step(step, {self._curve(seat_of[worker][1]): values for worker, values in figures.items()})
+            shown = {by_slot[slot][0]: own for slot, own in figures.items()}
+            self._context.progress.step(step, shown, now - last_time)
+            last_time = now
+            for slot, values in figures.items():
+                _, own = by_slot[slot]
+                key = {"stage": own.stage, "epoch": epoch, "step": step, "student": own.student}
+                rows[own.stage].append({**key, **values})
+            curves = {self._plan.curve_name(by_slot[slot][1]): values for slot, values in figures.items()}
+            self._context.curves.step(step, curves)
             self._between()
 
         return on_step
-
-    def _curve(self, seat: Seat) -> str:
-        """What a learner's curves are called: models that are trained independently, side by side, are not one."""
-        independent = self._setup.method.stages == "separate"
-        return self._setup.stages[seat.stage].name if independent else f"student-{seat.student}"
-
-    def _load_teacher(self, peer: int, stage: int) -> None:
-        """Give a peer that only teaches the weights it teaches ``stage`` with."""
-        if self._teachers is not None:
-            weights = self._transport.put(teacher_weights(self._teachers, stage))
-        else:
-            weights = self._submit(self._setup.topology.students[0], "weights")
-        self._call(peer, "load", weights)
-
-    def _expect_steps(self, stages: Sequence[int], steps: int) -> None:
-        """Estimate the steps of the whole run from the stages at hand and the sizes of those to come."""
-        now = self._progress.look()
-        current = max(self._setup.num_examples(stage) for stage in stages)
-        later = sum(self._setup.num_examples(stage) for stage in range(max(stages) + 1, len(self._setup.stages)))
-        self._progress.set(steps_total=now.steps_done + steps + round(steps * later / current / len(stages)))
-
-    def _submit(self, worker: int, method: str, *arguments: Any) -> Any:
-        return self._transport.submit(self._crew.students[worker], method, *arguments)
-
-    def _call(self, worker: int, method: str, *arguments: Any) -> Any:
-        reference = self._submit(worker, method, *arguments)
-        return self._transport.get(reference, self._cluster.timeouts.start, f"student {worker}, {method}")

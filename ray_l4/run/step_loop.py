@@ -1,88 +1,109 @@
-"""The training of one stage, as the coordinator sees it."""
+"""The loop over the steps of a stage, which drives all students."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ray_l4.cluster.rpc import Transport
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.rpc import PerRank
 from ray_l4.methods import Topology
 
-Ranks = Sequence[Any]
-"""The processes that one peer spans."""
+if TYPE_CHECKING:
+    from ray_l4.exchange.links import Ticket
 
 StepFigures = Mapping[int, dict[str, float]]
-"""Figures of one step, by peer, of those that learned in it."""
+"""Figures of one step, by student, of those that learned in it."""
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """How far calls run ahead, and how long they may take."""
+
+    steps_ahead: int
+    """Steps that are submitted before the oldest is waited for."""
+    timeout: float
+    """Seconds to wait for the figures of a step."""
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """The ``backward`` calls that were submitted together: by student, its step and references to its figures."""
+
+    steps: Mapping[int, int]
+    figures: Mapping[int, PerRank[dict[str, float]]]
 
 
 def train_steps(
-    transport: Transport,
-    peers: Sequence[Ranks],
+    students: Sequence[StudentHandle],
     topology: Topology,
-    generation: int,
+    fence: int,
     steps: Mapping[int, range],
+    limits: StepLimits,
     *,
-    steps_ahead: int,
+    where: str,
+    on_step: Callable[[int, StepFigures], None],
+) -> None:
+    """Train students side by side, each over its own ``steps``, on their teachers' predictions of the same step.
+
+    Students that depend on each other, or on one teacher, have the same steps; models that are trained independently
+    may be at different ones. A teacher that learns as well publishes the predictions of its forward pass. One that
+    does not (a frozen peer, or one that waits for its turn) is asked to predict the student's batch.
+
+    Calls are submitted ``limits.steps_ahead`` steps early, so no student waits for the coordinator. Predictions go from
+    student to student, and their references are dropped as soon as they are handed on. ``on_step`` gets the figures of
+    every step, in order for each student, and late. Raises what failed first: PeerLostError if a student dies or gives
+    no answer within ``limits.timeout`` seconds, otherwise the error of the call, with ``where`` to name the stage.
+    """
+    window: deque[_Submitted] = deque()
+    for turn in range(max(map(len, steps.values()))):
+        learning = {student: own[turn] for student, own in steps.items() if turn < len(own)}
+        window.append(_submit(students, topology, fence, learning))
+        if len(window) > limits.steps_ahead:
+            _collect(students, window.popleft(), limits.timeout, where, on_step)
+    while window:
+        _collect(students, window.popleft(), limits.timeout, where, on_step)
+
+
+def _submit(
+    students: Sequence[StudentHandle], topology: Topology, fence: int, learning: Mapping[int, int]
+) -> _Submitted:
+    """Submit one step of every student. ``learning``: student -> its step."""
+    readers = {
+        teacher: tuple(peer for peer in learning if (teacher, peer) in topology.edges)
+        for teacher in sorted({teacher for teacher, _ in topology.edges} | learning.keys())
+    }
+    sent: dict[int, PerRank[Ticket]] = {
+        peer: students[peer].forward(fence, step, readers[peer]) for peer, step in learning.items()
+    }
+    # Students that learn from one teacher share the batch, so it predicts the batch of the first of them.
+    student, first_step = next(iter(learning.items()))
+    for teacher, own in readers.items():
+        if own and teacher not in sent:
+            sent[teacher] = students[teacher].predict(fence, first_step, student, own)
+    figures = {
+        peer: students[peer].backward(
+            fence, step, sent[peer], [sent[teacher] for teacher in topology.teachers_of(peer)]
+        )
+        for peer, step in learning.items()
+    }
+    return _Submitted(learning, figures)
+
+
+def _collect(
+    students: Sequence[StudentHandle],
+    submitted: _Submitted,
     timeout: float,
     where: str,
     on_step: Callable[[int, StepFigures], None],
 ) -> None:
-    """Let peers learn side by side, each over its own ``steps``, from their teachers' predictions of the same step.
-
-    All begin with the first of their steps, whatever its number: models that are trained independently of each other
-    may be at different ones. Peers that learn from one another, or from one teacher, have the same.
-
-    A teacher that learns as well sends what its forward pass gives. One that does not (trained before, or waiting for
-    its turn) is asked to predict the student's batch. Of a peer that spans several ranks, each one speaks with the
-    rank of the same number of the other peers, and all of them give the same figures.
-
-    Calls are submitted ``steps_ahead`` steps early, so no student waits for the coordinator, and predictions go from
-    peer to peer: their references are dropped as soon as they are handed on. ``on_step`` sees the figures of
-    every step, in order for each peer, and late. Raises PeerError if a peer dies, fails, or takes longer than
-    ``timeout`` seconds.
-    """
-    window: deque[dict[int, tuple[int, list[Any]]]] = deque()
-
-    def collect() -> None:
-        by_step: dict[int, dict[int, dict[str, float]]] = {}
-        for peer, (step, references) in window.popleft().items():
-            figures, *_ = transport.get_all(references, timeout, f"student {peer}, {where}, step {step}")
-            by_step.setdefault(step, {})[peer] = figures
-        for step, by_peer in by_step.items():
-            on_step(step, by_peer)
-
-    def each(peer: int, method: str, *arguments: Any) -> list[Any]:
-        return [transport.submit(rank, method, generation, *arguments) for rank in peers[peer]]
-
-    def submit(turn: int) -> dict[int, tuple[int, list[Any]]]:
-        learning = {peer: own[turn] for peer, own in steps.items() if turn < len(own)}
-        readers = {
-            teacher: tuple(peer for peer in learning if (teacher, peer) in topology.edges)
-            for teacher in sorted({teacher for teacher, _ in topology.edges} | learning.keys())
-        }
-        sent = {peer: each(peer, "forward", step, readers[peer]) for peer, step in learning.items()}
-        # Students that learn from one teacher share the batch, so the first one's stands for all.
-        student, step = next(iter(learning.items()))
-        for teacher, own in readers.items():
-            if own and teacher not in sent:
-                sent[teacher] = each(teacher, "predict", step, student, own)
-        done = {}
-        for peer, step in learning.items():
-            tickets = zip(*(sent[teacher] for teacher in topology.teachers_of(peer)), strict=True)
-            per_rank = list(tickets) or [()] * len(peers[peer])
-            done[peer] = (
-                step,
-                [
-                    transport.submit(rank, "backward", generation, step, *own)
-                    for rank, own in zip(peers[peer], per_rank, strict=True)
-                ],
-            )
-        return done
-
-    for turn in range(max(map(len, steps.values()))):
-        window.append(submit(turn))
-        if len(window) > steps_ahead:
-            collect()
-    while window:
-        collect()
+    names = {peer: f"student {peer}, {where}, step {step}" for peer, step in submitted.steps.items()}
+    rpc = students[next(iter(names))].rpc
+    values = rpc.get_all({names[peer]: own for peer, own in submitted.figures.items()}, timeout)
+    by_step: dict[int, dict[int, dict[str, float]]] = {}
+    for peer, step in submitted.steps.items():
+        by_step.setdefault(step, {})[peer] = values[names[peer]][0]
+    for step, by_peer in by_step.items():
+        on_step(step, by_peer)

@@ -1,4 +1,4 @@
-"""Real examples of earlier tasks, for the methods that keep some: experience replay and A-GEM."""
+"""Stored real examples of earlier tasks, for experience replay and A-GEM."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ray_l4.text.tokens import as_stored, pooled
 
 
 def reservoir(setup: Setup, stage: int) -> pa.Table:
-    """What is kept of the tasks before ``stage``: at most ``replay.capacity`` examples, each as likely as any other.
+    """Return the kept examples of the tasks before ``stage``: at most ``replay.capacity``, each equally likely.
 
-    Every example has a random key that follows from the seed, its task and its place, and those with the smallest keys
-    stay. That is reservoir sampling (Vitter 1985) that needs no state: any stage's reservoir can be made again.
+    Every example has a random key that follows from the seed, its task and its row; those with the smallest keys are
+    kept. This is reservoir sampling (Vitter 1985) without state: any stage's reservoir can be computed again.
     """
     tables = [setup.training[task] for task in setup.tasks[:stage]]
     seen = pooled(*tables)
@@ -34,10 +34,10 @@ def reservoir(setup: Setup, stage: int) -> pa.Table:
 
 
 def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
-    """Kept examples to replay in ``stage``, marked as stored; None where there are none.
+    """Draw kept examples to replay in ``stage``, marked as stored; None if there are none.
 
-    As many per earlier task as LAMOL would generate, drawn with replacement (REFERENCE.md#replay, real-sample variant); a task of
-    which the reservoir holds nothing gets none.
+    As many per earlier task as LAMOL would generate, drawn with replacement; a task of which the reservoir holds nothing
+    gets none. Source: REFERENCE.md#replay, real-sample variant.
     """
     if stage == 0:
         return None
@@ -55,7 +55,7 @@ def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
 
 
 def record_stored(run: RunDirectory, setup: Setup, stage: int, table: pa.Table) -> None:
-    """Put on record what is replayed in ``stage``, as for generated examples."""
+    """Write the stored examples that ``stage`` replays to the run directory, in the form of generated ones."""
     rows = [
         {
             "index": index,

@@ -1,4 +1,7 @@
-"""Teachers that are trained before the students: a run of its own, and their answers to examples (REFERENCE.md#word-kd, #seq-kd)."""
+"""Task teachers, trained before the students in a run of their own, and their answers to training examples.
+
+Source: REFERENCE.md#word-kd, #seq-kd.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_l4.cluster.rpc import Transport
+from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
+from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.learner.decoding import in_chunks
 from ray_l4.methods import TEACHER_METHOD
-from ray_l4.run.work_queue import Job, WorkPool
+from ray_l4.run.context import RunContext
+from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.records import read_weights, write_answers
@@ -23,7 +28,7 @@ from ray_l4.text.assembly import with_answers
 
 
 def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
-    """The run that trains this run's teachers: the one the experiment names, else one inside the run directory.
+    """Return the run that trains this run's teachers: the one the experiment names, else one inside the run directory.
 
     Raises ConfigError or RunDirectoryError if the named one has not finished, or trained other models or on other data.
     """
@@ -32,7 +37,7 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
         return named
     folder = run.teachers()
     if not (folder / "config.yaml").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # what was begun and never became a run
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that ended before it was a run
         manifest = read_json(run.path / "manifest.json")
         RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
     write_folder(folder / "tokenizer", setup.tokenizer.save)
@@ -40,12 +45,12 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
 
 
 def named_teachers(setup: Setup) -> RunDirectory | None:
-    """The run that ``teachers.run`` names, once it is sure that its models can teach; None if none is named or needed.
+    """Return the run that ``teachers.run`` names, checked to fit; None if none is named or needed.
 
     Raises ConfigError or RunDirectoryError if it has not finished, or trained other models or on other data.
     """
     named = setup.experiment.teachers.run
-    if named is None or setup.method.teacher != "task":
+    if named is None or not setup.method.has_task_teachers:
         return None
     teachers = RunDirectory.open(named)
     teachers.summary()  # it has finished, or this says so
@@ -63,49 +68,53 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
 
 def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
-    """The weights of the teacher of the stream's task number ``stage``."""
+    """Return the weights of the teacher of the stream's task number ``stage``."""
     return read_weights(teachers.checkpoint(stage, teachers.experiment().training.epochs, 0))
 
 
 def distilled(
-    run: RunDirectory,
-    setup: Setup,
+    context: RunContext,
     teachers: RunDirectory,
     tasks: Sequence[str],
-    transport: Transport,
-    pool: WorkPool,
+    rpc: Rpc,
+    queue: WorkQueue,
     description: Mapping[str, Any],
     on_nap: Callable[[], None],
 ) -> dict[str, pa.Table]:
-    """The training examples of ``tasks`` with the answers of each task's teacher, decoded now or on record already."""
-    shared = transport.put(description)
+    """Return the training examples of ``tasks`` with their teachers' answers, which are decoded unless on record.
+
+    ``description``: the teachers' model configuration.
+    """
+    setup, run = context.setup, context.directory
+    shared = rpc.put(description)
     for task in tasks:
         if not run.answers(task).is_file():
             stage = setup.tasks.index(task)
-            weights = transport.put(teacher_weights(teachers, stage))
-            texts = _decoded(setup, task, (f"teacher-{stage}", shared, weights), pool, on_nap)
+            model = ModelRef(f"teacher-{stage}", shared, rpc.put(teacher_weights(teachers, stage)))
+            texts = _decoded(setup, task, model, queue, on_nap)
             write_answers(run, task, setup.training[task]["sample_id"].to_pylist(), texts)
     return {task: _with_recorded(run, setup, task) for task in tasks}
 
 
-def _decoded(
-    setup: Setup, task: str, model: tuple[str, Any, Any], pool: WorkPool, on_nap: Callable[[], None]
-) -> list[str]:
-    """A teacher's answers to all training examples of its task, from all evaluators."""
+def _decoded(setup: Setup, task: str, model: ModelRef, queue: WorkQueue, on_nap: Callable[[], None]) -> list[str]:
+    """Have all evaluators decode a teacher's answers to the training examples of its task."""
     chunks: dict[int, list[str]] = {}
     jobs = [
         Job(
             f"answers of the teacher of {task}, examples {rows.start} to {rows.stop - 1}",
-            "answer_training",
-            (*model, task, rows),
+            partial(_answer_rows, model, task, rows),
             partial(chunks.__setitem__, rows.start),
             kind="distil",
         )
         for rows in in_chunks(setup.training[task].num_rows, setup.experiment.replay.chunk)
     ]
-    pool.add(jobs, urgent=True)
-    pool.wait(lambda: len(chunks) == len(jobs), on_nap)
+    queue.add(jobs, urgent=True)
+    queue.wait(lambda: len(chunks) == len(jobs), on_nap)
     return [text for start in sorted(chunks) for text in chunks[start]]
+
+
+def _answer_rows(model: ModelRef, task: str, rows: range, evaluator: EvaluatorHandle) -> Ref[list[str]]:
+    return evaluator.answer_training(model, task, rows)
 
 
 def _with_recorded(run: RunDirectory, setup: Setup, task: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""From an experiment file to what every worker needs: tokeniser, token tables and test sets, made once per run."""
+"""An experiment made ready for workers: tokeniser, token tables and test sets, prepared once per run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.learner.answering import TestSet, build_test_set
 from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
-from ray_l4.methods import UNION, Method, Topology, get_method, graph_of, isolated, num_students, resolved, teachers_of
+from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teachers_of
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
@@ -23,30 +23,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What is learned between two checkpoints of the score matrix."""
-
-    name: str
-    tasks: tuple[str, ...]
-    """Those whose examples it learns from."""
-    scored: tuple[str, ...]
-    """Those that its checkpoints are asked about."""
-
-
-@dataclass(frozen=True)
 class Setup:
-    """What all workers of a run share."""
+    """The data and settings that all workers of a run share."""
 
     experiment: ExperimentConfig
     method: Method
     topology: Topology
+    """All peers of the run, whether or not they are still present (``cluster.membership`` knows that)."""
     tokenizer: TaskTokenizer
     max_length: int
     """Longest sequence in tokens."""
     training: Mapping[str, pa.Table]
     """Task -> its training examples as tokens."""
     tests: Mapping[str, TestSet]
-    """Task -> what it takes to score it."""
+    """Task -> its test set, tokenised."""
 
     @property
     def tasks(self) -> list[str]:
@@ -56,35 +46,20 @@ class Setup:
     @property
     def stages(self) -> list[Stage]:
         """The stages, in the order in which they are learned."""
-        everything = tuple(self.tasks)
-        if self.method.stages == "union":
-            return [Stage(UNION, everything, everything)]
-        alone = self.method.stages == "separate"
-        return [Stage(task, (task,), (task,) if alone else everything) for task in self.tasks]
-
-    @property
-    def most_students(self) -> int:
-        """Peers that can be at work at the same time: more than the graph has where models are trained on their own."""
-        independent = self.method.stages == "separate" or self.method.teacher == "task"
-        peers = len(self.topology.left)
-        return max(peers, len(self.tasks)) if independent else peers
-
-    def topology_of(self, stage: int) -> Topology:
-        """Who learns from whom in a stage: before the first one there is no earlier model to learn from."""
-        return isolated(self.topology.size) if self.method.teacher == "previous" and stage == 0 else self.topology
+        return self.method.kind.stages(self.tasks)
 
     def num_examples(self, stage: int) -> int:
-        """Training examples of a stage, without replayed ones."""
+        """Return the number of training examples of a stage, without replayed ones."""
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
 
     def of_teachers(self) -> Setup:
-        """The run that trains a teacher for every task, on the same tokens and from a seed of its own (REFERENCE.md#teachers)."""
+        """Return the set-up of the run that trains a teacher for each task on the same tokens (REFERENCE.md#teachers)."""
         experiment = teachers_of(self.experiment)
         method = get_method(experiment.method)
         return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
 
     def fingerprint(self) -> str:
-        """A digest of all tokens and gold answers: equal data and tokeniser, equal fingerprint."""
+        """Return a digest of all tokens and gold answers: equal data and tokeniser, equal fingerprint."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self.tasks:
             for table in (self.training[name], self.tests[name].prompts):
@@ -121,7 +96,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
 
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
-    """The model's own tokeniser with task tokens, or a byte-level BPE of the stream's training text."""
+    """Load the model's own tokeniser, or train a byte-level BPE on the stream's training text; add the task tokens."""
     model, names = experiment.model, [task.name for task in experiment.stream]
     shared = model.task_tokens == "shared"
     if model.from_scratch is None:

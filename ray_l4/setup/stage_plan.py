@@ -1,66 +1,90 @@
-"""Which worker learns which stage, and who learns at the same time."""
+"""Which student worker learns which stage, and which workers learn at the same time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from ray_l4.setup.setup import Setup
+from ray_l4.methods import Topology, isolated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ray_l4.setup.setup import Setup
 
 
 @dataclass(frozen=True)
-class Seat:
+class Assignment:
     """A worker that learns a stage as this student."""
 
-    worker: int
+    slot: int
+    """Index of the worker among a run's student workers."""
     student: int
     stage: int
 
 
-def peers_of(setup: Setup, places: int) -> list[int]:
-    """What number each worker goes by: a peer of the graph, or 0 for models that are trained independently."""
-    if setup.method.stages == "separate":
-        return [0] * min(places, len(setup.stages))
-    return list(range(setup.topology.size))
+@dataclass(frozen=True)
+class StagePlan:
+    """What the kind of a method's stages means for the workers of a run."""
+
+    setup: Setup
+    num_slots: int
+    """Student workers of the run."""
+
+    @classmethod
+    def of(cls, setup: Setup, most_slots: int) -> StagePlan:
+        """Plan a run whose cluster has room for up to ``most_slots`` student workers."""
+        independent = setup.method.kind.independent
+        return cls(setup, min(most_slots, len(setup.stages)) if independent else setup.topology.size)
+
+    @property
+    def peers(self) -> list[int]:
+        """The peer that each slot is: one of the topology, or peer 0 for models that are trained independently."""
+        return [0] * self.num_slots if self.begins_anew else list(range(self.num_slots))
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether every stage begins with a new model, rather than with the weights that the stage before left."""
+        return self.setup.method.kind.independent
+
+    def assignments(self, done: int, students: Sequence[int]) -> list[Assignment]:
+        """Return who learns next, when ``done`` stages are: the ``students``, or a worker for each of the next models.
+
+        ``students``: the peers that are present and learn.
+        """
+        if self.begins_anew:
+            stages = range(done, min(done + self.num_slots, len(self.setup.stages)))
+            return [Assignment(slot, 0, stage) for slot, stage in enumerate(stages)]
+        return [Assignment(student, student, done) for student in students]
+
+    def topology_of(self, stage: int, present: Topology) -> Topology:
+        """Return who learns from whom in a stage, among the peers that are ``present``.
+
+        Before the first stage there is no earlier model for a student to learn from.
+        """
+        no_teacher_yet = self.setup.method.taught_by_itself and stage == 0
+        return isolated(present.size) if no_teacher_yet else present
+
+    def curve_name(self, assignment: Assignment) -> str:
+        """Return the name of a student's curves: its task, where several models are trained side by side."""
+        if self.begins_anew:
+            return self.setup.stages[assignment.stage].name
+        return f"student-{assignment.student}"
+
+    def passes(self, steps: Mapping[int, range]) -> Iterator[dict[int, range]]:
+        """Split an epoch into passes: all workers side by side, or one after the other (Algorithm 1 of L4).
+
+        ``steps``: slot -> its steps of the epoch.
+        """
+        if self.setup.experiment.distillation.schedule == "simultaneous":
+            yield dict(steps)
+        else:
+            yield from ({slot: own} for slot, own in steps.items())
 
 
-def groups(setup: Setup, done: int, workers: int) -> Iterator[list[Seat]]:
-    """The stages that are not done, in order; as many independent ones together as there are workers."""
-    stages = range(done, len(setup.stages))
-    if setup.method.stages == "separate":
-        for first in stages[::workers]:
-            together = range(first, min(first + workers, stages.stop))
-            yield [Seat(worker, 0, stage) for worker, stage in enumerate(together)]
-    else:
-        for stage in stages:
-            yield [Seat(student, student, stage) for student in setup.topology.students]
-
-
-def levelled(at: Mapping[int, int], ends: Mapping[int, int]) -> list[dict[int, range]]:
-    """How workers that were interrupted at different steps go on: those behind catch up first, then all together.
-
-    ``at``: worker -> its next step; ``ends``: worker -> the step before which it stops.
-    """
-    going = []
-    now = {worker: at[worker] for worker in ends}
-    while len(set(now.values())) > 1:
-        low, *higher = sorted(set(now.values()))
-        behind = [worker for worker, step in now.items() if step == low]
-        going.append({worker: range(low, min(higher[0], ends[worker])) for worker in behind})
-        now |= dict.fromkeys(behind, higher[0])
-    return [*going, {worker: range(step, ends[worker]) for worker, step in now.items()}]
-
-
-def passes(
-    seats: Sequence[Seat],
-    steps: Mapping[int, range],
-    schedule: Literal["simultaneous", "alternate_epochs"],
-) -> list[dict[int, range]]:
-    """How an epoch goes: all workers side by side over their steps, or one after the other (Algorithm 1 of L4).
-
-    ``steps``: worker -> its steps of the epoch.
-    """
-    if schedule == "simultaneous":
-        return [dict(steps)]
-    return [{seat.worker: steps[seat.worker]} for seat in seats]
+def most_slots(setup: Setup, students: int) -> int:
+    """Return how many student workers can be busy at the same time: ``students``, or more for independent models."""
+    method = setup.method
+    independent = method.kind.independent or method.has_task_teachers
+    return max(students, len(setup.tasks)) if independent else students

@@ -165,6 +165,10 @@ class RunDirectory:
         """The file of the answers that a task's teacher gave to its training examples."""
         return self.path / "distil" / f"{quote(task, safe='')}.parquet"
 
+    def log(self, name: str) -> Path:
+        """Return the path of a log file."""
+        return self.path / "logs" / f"{name}.log"
+
     def guard(self, stage: int, student: int) -> Path:
         """The file of what a student's guard knows after ``stage``."""
         return self.path / "guards" / f"stage-{stage}.student-{student}.safetensors"

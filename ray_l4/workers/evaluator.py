@@ -1,12 +1,9 @@
-"""An evaluator: scores checkpoints and generates replay, each piece of work complete in itself."""
+"""An evaluator: scores checkpoints and generates replay. Each call is complete in itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.model import ModelConfig
@@ -15,37 +12,41 @@ from ray_l4.learner.models import arithmetic, blank_model, load_bytes, pick_devi
 from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
-from ray_l4.workers.student import peak_memory_bytes, use_threads
+from ray_l4.workers.process import peak_memory_bytes, use_threads
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
 
 
 class Evaluator:
-    """Serves any checkpoint of the run; the one it holds is loaded again only when another is asked for.
+    """Serves any checkpoint of the run. It loads weights only if they are not those that it holds.
 
-    Students may have models of different sizes: its own is built anew where the next checkpoint is of another one.
+    Students may have models of different sizes: the evaluator's own is built anew if a checkpoint needs another one.
     """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
+        """Take the device. Raises PeerError if it is not there."""
         self._setup = setup
-        self._resources = cluster.evaluators
+        use_threads(cluster.evaluators)
+        self._device = pick_device(cluster.evaluators.gpus)
         self._model: PreTrainedModel | None = None
         self._description: Mapping[str, Any] = {}
-        self._holds: str | None = None
+        self._checkpoint: str | None = None
 
-    def start(self) -> None:
-        """Take the device. Raises PeerError if it is not there."""
-        use_threads(self._resources)
-        self._device = pick_device(self._resources.gpus)
+    def ready(self) -> None:
+        """Do nothing: whoever waits for the result waits for the evaluator to be built."""
 
     def answer(
         self,
         checkpoint: str,
-        student: int,
         description: Mapping[str, Any],
         weights: np.ndarray,
+        student: int,
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        """Answers of a student's checkpoint to some batches of a task's test set, by the index of the prompt."""
+        """Answer some batches of a task's test set with a student's model; returns answers by index of the prompt."""
         setup, config = self._setup, self._setup.experiment.evaluation
         own = peer_experiment(setup.experiment, student).model
         model = self._load(checkpoint, own, description, weights)
@@ -54,19 +55,19 @@ class Evaluator:
             return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
-        """What answers to a task's whole test set are worth."""
+        """Score answers to a task's whole test set."""
         return score_answers(self._setup.tests[task], predictions)
 
     def replay(
         self,
         checkpoint: str,
-        student: int,
         description: Mapping[str, Any],
         weights: np.ndarray,
+        student: int,
         gens: list[int],
         seeds: list[int],
     ) -> list[np.ndarray]:
-        """A student's pseudo-examples as token ids, one for each task token in ``gens``."""
+        """Generate a student's pseudo-examples, one for each task token in ``gens``; returns their token ids."""
         config = self._setup.experiment.replay
         longest = min(config.max_length or self._setup.max_length, self._setup.max_length)
         own = peer_experiment(self._setup.experiment, student).model
@@ -77,7 +78,7 @@ class Evaluator:
     def answer_training(
         self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range
     ) -> list[str]:
-        """A teacher's answers to some of its task's training examples."""
+        """Answer some training examples of a task with its teacher's model."""
         setup, config = self._setup, self._setup.experiment.teachers
         model = self._load(checkpoint, setup.experiment.model, description, weights)
         examples = setup.training[task]
@@ -86,24 +87,22 @@ class Evaluator:
             return answer_training(model, setup.tokenizer, examples, setup.max_length, config, seed, rows)
 
     def forget(self) -> None:
-        """A checkpoint of the name that it holds may come with other weights."""
-        self._holds = None
+        """Load the next checkpoint even if it has the name of the one held now: its weights may be others."""
+        self._checkpoint = None
 
     def peak_memory(self) -> int:
-        """Largest memory so far, in bytes."""
+        """Return the largest memory of this process so far, in bytes."""
         return peak_memory_bytes()
 
     def _load(
         self, checkpoint: str, config: ModelConfig, description: Mapping[str, Any], weights: np.ndarray
     ) -> PreTrainedModel:
-        if self._model is None:
-            self.start()  # again, if Ray has restarted this actor
         if self._model is None or not same_architecture(description, self._description):
-            self._model = self._holds = None  # the old one goes before the new one comes
+            self._model = self._checkpoint = None  # the old model is freed before the new one is built
             self._model = blank_model(config, self._setup.tokenizer, description).to(self._device)
             self._description = description
-        if self._holds != checkpoint:
-            self._holds = None  # should loading fail half-way, nothing valid is held
+        if self._checkpoint != checkpoint:
+            self._checkpoint = None  # if loading fails half-way, no valid checkpoint is held
             load_bytes(self._model, weights)
-            self._holds = checkpoint
+            self._checkpoint = checkpoint
         return self._model

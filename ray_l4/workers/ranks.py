@@ -1,4 +1,4 @@
-"""The ranks of one student: what they can be asked to learn, and how they come together."""
+"""The ranks of one student: what they can learn, and how they form a process group."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from ray.util import get_node_ip_address
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.traits import CODECS
 from ray_l4.errors import ConfigError, PeerLostError
+from ray_l4.exchange.collective import is_lost_connection
 from ray_l4.learner.sharding import ALONE, DataParallel, FullyShard, Sharding
 from ray_l4.setup.setup import Setup
 from ray_l4.setup.tokenizer_check import all_models
 from ray_l4.text.sampler import auto_batch_size
-from ray_l4.workers.rendezvous import Meeting, join
+from ray_l4.workers.process import address
+from ray_l4.workers.rendezvous import Rendezvous, join
 
 
 def check_ranks(setup: Setup, cluster: ClusterConfig) -> None:
@@ -46,11 +48,9 @@ def check_ranks(setup: Setup, cluster: ClusterConfig) -> None:
 def _check_full(setup: Setup, cluster: ClusterConfig) -> None:
     experiment, codec = setup.experiment, cluster.exchange.codec
     needs_whole = {
-        f"method: {setup.method.name} compares whole weights or gradients with earlier ones": (
-            setup.method.guard != "none"
-        ),
+        f"method: {setup.method.name} compares whole weights or gradients with earlier ones": (setup.method.has_guard),
         "model.lora puts adapters beside whole weights": any(model.lora for model in all_models(experiment)),
-        "exchange.codec: factored sends the whole output layer": codec == "factored",
+        f"exchange.codec: {codec} sends the whole output layer": CODECS[codec].sends_output_layer,
     }
     for what, applies in needs_whole.items():
         if applies:
@@ -66,44 +66,46 @@ def _batch_size(setup: Setup, stage: int) -> int:
     return auto_batch_size(setup.num_examples(stage)) if size == "auto" else size
 
 
-def unite(meeting: Meeting | None, kind: Literal["data", "full"], device: torch.device) -> Sharding:
-    """Meet the student's other ranks; ``ALONE`` if there are none. Raises PeerLostError if they do not come in time."""
-    if meeting is None:
+def sharding_of(rendezvous: Rendezvous | None, kind: Literal["data", "full"], device: torch.device) -> Sharding:
+    """Meet the student's other ranks and return how it is split over them; ``ALONE`` if there are none.
+
+    Raises PeerLostError if they do not come in time.
+    """
+    if rendezvous is None:
         return ALONE
     if kind == "data":
-        return DataParallel(meeting.rank, meeting.size, join(meeting, device, get_node_ip_address()))
-    return FullyShard(_mesh(meeting, device))
+        return DataParallel(rendezvous.rank, rendezvous.size, join(rendezvous, device, address()))
+    return FullyShard(_mesh(rendezvous, device))
 
 
 @contextmanager
-def fellow_ranks(peer: int) -> Iterator[None]:
-    """What happens within waits for the student's other ranks: raises PeerLostError if one of them is gone."""
+def other_ranks(peer: int) -> Iterator[None]:
+    """Within this context the student's other ranks are waited for. Raises PeerLostError if one of them is gone."""
     try:
         yield
     except RuntimeError as error:
-        # Gloo has no class of its own for what goes wrong on the way.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not is_lost_connection(error):
             raise
         raise PeerLostError(f"student {peer}: one of its ranks is gone: {str(error).splitlines()[0]}") from error
 
 
-def _mesh(meeting: Meeting, device: torch.device) -> DeviceMesh:
-    """A device mesh stands on PyTorch's default group. What there was of one is left first."""
-    limit = timedelta(seconds=meeting.timeout)
+def _mesh(rendezvous: Rendezvous, device: torch.device) -> DeviceMesh:
+    """Build a device mesh on PyTorch's default group, which a mesh needs. An earlier default group is left first."""
+    limit = timedelta(seconds=rendezvous.timeout)
     if dist.is_initialized():
         dist.destroy_process_group()
     try:
-        place = dist.TCPStore(meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=limit)
+        store = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False, wait_for_workers=False, timeout=limit)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(meeting.name, place),
-            rank=meeting.rank,
-            world_size=meeting.size,
+            store=dist.PrefixStore(rendezvous.name, store),
+            rank=rendezvous.rank,
+            world_size=rendezvous.size,
             timeout=limit,
         )
-        return init_device_mesh(device.type, (meeting.size,), mesh_dim_names=("shard",))
+        return init_device_mesh(device.type, (rendezvous.size,), mesh_dim_names=("shard",))
     except (RuntimeError, dist.DistError) as error:
         raise PeerLostError(
-            f"rank {meeting.rank} of {meeting.size} of a student did not meet the others at {meeting.host}:"
-            f"{meeting.port} within {meeting.timeout:g} s: {str(error).splitlines()[0]}"
+            f"rank {rendezvous.rank} of {rendezvous.size} of a student did not meet the others at {rendezvous.host}:"
+            f"{rendezvous.port} within {rendezvous.timeout:g} s: {str(error).splitlines()[0]}"
         ) from error

@@ -1,73 +1,166 @@
-"""A student: a learner and the codec by which it speaks to its peers. An actor on Ray, a plain object without."""
+"""A student: a learner, the stage it is in, and the codec and link by which it exchanges predictions with its peers."""
 
 from __future__ import annotations
 
-import resource
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from ray.util import get_node_ip_address
 
-from ray_l4.config.cluster import ClusterConfig, Resources
+from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
-from ray_l4.exchange.collective import Collective
-from ray_l4.exchange.device_buffers import cuda_link
-from ray_l4.exchange.links import ByReference, Link, Ticket
+from ray_l4.exchange.links import Link, Ticket
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, describe, pick_device
 from ray_l4.learner.predictions import Predictions
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import peer_experiment, peer_seed, peer_settings
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
-from ray_l4.workers.ranks import fellow_ranks, unite
-from ray_l4.workers.rendezvous import Meeting, join
+from ray_l4.workers.links import collective_link, first_link
+from ray_l4.workers.log import LogBuffer, LogLine
+from ray_l4.workers.process import peak_memory_bytes, use_threads
+from ray_l4.workers.ranks import other_ranks, sharding_of
+from ray_l4.workers.rendezvous import Rendezvous
+
+log = logging.getLogger("ray_l4.exchange")
 
 
 class Student:
-    """Calls arrive in order. One that belongs to an older generation, or is not the next step, is refused."""
+    """One rank of a student: an actor on Ray, a plain object without. Calls arrive in order.
 
-    def __init__(self, peer: int, setup: Setup, cluster: ClusterConfig, shard: int = 0) -> None:
-        """``shard``: which of the student's ranks this is."""
+    A call with another fence than the student serves, or for a step that is not the next one, is refused.
+    """
+
+    def __init__(
+        self, peer: int, setup: Setup, cluster: ClusterConfig, rank: int = 0, rendezvous: Rendezvous | None = None
+    ) -> None:
+        """Build the model, after a ``rendezvous`` with the student's other ranks if it spans several.
+
+        Raises ModelError if the model cannot be loaded, PeerError if the device is not there or the other ranks do not
+        come.
+        """
         self.peer = peer
-        self._shard = shard
+        self._rank = rank
         self._setup = setup
-        self._resources = cluster.students
-        self._exchange = cluster.exchange
+        self._micro_batch = cluster.students.micro_batch
         self._codec = build_codec(cluster.exchange, peer_experiment(setup.experiment, peer))
-        self._generation = 0
-        self._times: dict[str, float] = {}
+        self._log = None if cluster.in_one_process else LogBuffer.attached()
+        use_threads(cluster.students)
+        self._device = pick_device(cluster.students.gpus)
+        self._sharding = sharding_of(rendezvous, cluster.students.sharding, self._device)
+        self._link: Link = first_link(peer, self._device, cluster.exchange)
+        self._learner = self._new_learner()
+        self._stage: StageRun | None = None
+        self._fence = 0
+        self._clock = StepClock()
 
-    def start(self, meeting: Meeting | None = None) -> None:
-        """Build the model, after a ``meeting`` with the student's other ranks if it spans several.
+    def ready(self) -> None:
+        """Do nothing: whoever waits for the result waits for the student to be built."""
 
-        Raises ModelError if it cannot be loaded, PeerError if the device is not there or the others do not come.
+    def meet(self, rendezvous: Rendezvous, ranks: Mapping[int, int]) -> None:
+        """Join the peers' process group, through which predictions travel from now on. ``ranks``: peer -> its rank.
+
+        Raises PeerLostError if the others do not come in time.
         """
-        use_threads(self._resources)
-        self._device = pick_device(self._resources.gpus)
-        self._sharding = unite(meeting, self._resources.sharding, self._device)
-        exchange = self._exchange
-        self._link: Link = (
-            cuda_link(self.peer, self._device, exchange.steps_ahead)
-            if exchange.transport == "cuda_ipc"
-            else ByReference(self.peer, self._device)
-        )
-        self.reset()
-
-    def meet(self, meeting: Meeting, ranks: Mapping[int, int]) -> None:
-        """Join the peers' process group, through which predictions travel from now on; ``ranks``: peer -> its rank.
-
-        Raises PeerError if the others do not come in time.
-        """
-        group = join(meeting, self._device, get_node_ip_address())
-        self._link = Collective(self.peer, self._device, group, ranks)
+        self._link = collective_link(self.peer, self._device, rendezvous, ranks)
+        log.info("student %d joined the group %s", self.peer, rendezvous.name)
 
     def reset(self) -> None:
-        """Begin anew, with the weights of the start. Raises ModelError if the model cannot be loaded."""
+        """Build the model again, with the weights of the start. Raises ModelError if it cannot be loaded."""
+        self._learner, self._stage = self._new_learner(), None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model's configuration, from which an evaluator builds the same architecture."""
+        return describe(self._learner.model)
+
+    def load(self, weights: np.ndarray) -> None:
+        """Load the weights of a checkpoint. Raises ModelError if they are damaged or do not fit the model."""
+        with other_ranks(self.peer):
+            self._learner.load(weights)
+
+    def rejoin(self, fence: int) -> int:
+        """After a peer was lost: drop the step under way, and serve ``fence`` from now on; returns the next step."""
+        self._fence = fence
+        next_step = 0 if self._stage is None else self._stage.abandon()
+        log.info("student %d rejoined under fence %d; its next step is %d", self.peer, fence, next_step)
+        return next_step
+
+    def begin(self, fence: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]:
+        """Begin a stage, and serve ``fence`` from now on; returns the last step of each epoch."""
+        self._fence = fence
+        self._stage = self._learner.begin_stage(stage, tokens, memory)
+        self._clock = StepClock()
+        sampler = self._stage.sampler
+        return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
+
+    def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket:
+        """Begin a step, and publish its predictions to ``readers``, the peers that learn from this one in it."""
+        stage = self._served(fence)
+        self._clock.mark("idle")
+        with other_ranks(self.peer):
+            predictions = stage.forward(step, publish=bool(readers))
+        ticket = self._publish(stage, predictions, step, readers, at_once=False)
+        self._clock.mark("forward")
+        return ticket
+
+    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket:
+        """Publish predictions for the batch of another student's step to ``readers``, without learning from it."""
+        stage = self._served(fence)
+        with other_ranks(self.peer):
+            predictions = stage.predict(step, student)
+        return self._publish(stage, predictions, step, readers, at_once=True)
+
+    def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]:
+        """Learn a step from labels and the ``teachers``' predictions; returns its figures, with times in seconds.
+
+        ``own``: the ticket that ``forward`` returned. It is handed on so that a failed forward pass fails this call too,
+        with its cause.
+        """
+        stage = self._served(fence)
+        if own.sender != self.peer:
+            raise PeerError(
+                f"student {self.peer}, step {step}: was given the ticket of student {own.sender} as its own"
+            )
+        payloads = self._link.collect(teachers)
+        self._clock.mark("wait")
+        with other_ranks(self.peer):
+            figures = stage.backward(step, [self._codec.decode(payload) for payload in payloads])
+        self._clock.mark("backward")
+        sent, received = self._link.traffic()
+        return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
+
+    def consolidate(self) -> np.ndarray | None:
+        """Let the guard take note of the stage that was learned; returns all it knows, None if it keeps nothing."""
+        guard = self._learner.guard
+        if guard is None or self._stage is None:
+            return None
+        self._stage.consolidate()
+        return guard.to_bytes()
+
+    def restore_guard(self, data: np.ndarray) -> None:
+        """Load what ``consolidate`` returned. Raises ModelError if it is damaged."""
+        if self._learner.guard is not None:
+            self._learner.guard.restore(data, self._device)
+
+    def weights(self) -> np.ndarray:
+        """Return the model's weights as safetensors bytes; of several ranks only the first returns them."""
+        with other_ranks(self.peer):
+            return self._learner.weights()
+
+    def peak_memory(self) -> int:
+        """Return the largest memory of this process so far, in bytes."""
+        return peak_memory_bytes()
+
+    def take_log(self) -> list[LogLine]:
+        """Return the lines logged since the last call; none without Ray, where the run's own log gets them at once."""
+        return [] if self._log is None else self._log.take()
+
+    def _new_learner(self) -> Learner:
         setup = self._setup
         experiment = peer_experiment(setup.experiment, self.peer)
         names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
@@ -75,112 +168,41 @@ class Student:
         dropout = peer_settings(experiment, self.peer).dropout
         home = self._sharding.home(self._device)
         model = build_model(experiment.model, setup.tokenizer, seed, dropout).to(home)
-        micro_batch = self._resources.micro_batch
-        self._learner = Learner(
-            self.peer, model, setup.tokenizer, experiment, setup.method, self._sharding, micro_batch
-        )
+        return Learner(self.peer, model, setup.tokenizer, experiment, setup.method, self._sharding, self._micro_batch)
 
-    def describe(self) -> dict[str, Any]:
-        """The model's configuration, from which an evaluator builds the same architecture."""
-        return describe(self._learner.model)
-
-    def load(self, weights: np.ndarray) -> None:
-        """Continue from the weights of a checkpoint."""
-        with fellow_ranks(self.peer):
-            self._learner.load(weights)
-
-    def rejoin(self, generation: int) -> int:
-        """After a peer was lost: drop the step that was begun, and serve ``generation`` from now on.
-
-        Gives the step that this student is to learn next.
-        """
-        self._generation = generation
-        return self._learner.abandon()
-
-    def begin(self, generation: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]:
-        """Enter a stage; from now on only calls of ``generation`` are served. Gives the last step of each epoch."""
-        self._generation = generation
-        self._learner.begin_stage(stage, tokens, memory)
-        self._times = {}
-        sampler = self._learner.sampler
-        return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
-
-    def forward(self, generation: int, step: int, readers: Sequence[int]) -> Ticket:
-        """Begin a step, and offer its predictions to the peers that learn from this one in it, if there are any."""
-        self._check(generation)
-        self._mark("idle")
-        with fellow_ranks(self.peer):
-            predictions = self._learner.forward(step, publish=bool(readers))
-        ticket = self._publish(predictions, step, readers, at_once=False)
-        self._mark("forward")
-        return ticket
-
-    def predict(self, generation: int, step: int, student: int, readers: Sequence[int]) -> Ticket:
-        """Predictions for the batch of another student's step, offered to ``readers``; this one learns nothing."""
-        self._check(generation)
-        with fellow_ranks(self.peer):
-            predictions = self._learner.predict(step, student)
-        return self._publish(predictions, step, readers, at_once=True)
-
-    def backward(self, generation: int, step: int, *tickets: Ticket) -> dict[str, float]:
-        """Learn the step from labels and teachers' predictions. Gives its figures, with times in seconds."""
-        self._check(generation)
-        payloads = self._link.collect(tickets)
-        self._mark("wait")
-        with fellow_ranks(self.peer):
-            figures = self._learner.backward(step, [self._codec.decode(payload) for payload in payloads])
-        self._mark("backward")
-        times = {f"{name}_seconds": self._times.get(name, 0.0) for name in ("forward", "wait", "backward", "idle")}
-        sent, received = self._link.traffic()
-        return figures | times | {"bytes_sent": sent, "bytes_received": received}
-
-    def _publish(self, predictions: Predictions, step: int, readers: Sequence[int], *, at_once: bool) -> Ticket:
-        names = (step, self._shard) if self._shard else (step,)
-        seed = derive(self._setup.experiment.seed, "sampled", self.peer, self._learner.stage, *names)
+    def _publish(
+        self, stage: StageRun, predictions: Predictions, step: int, readers: Sequence[int], *, at_once: bool
+    ) -> Ticket:
+        names = (step, self._rank) if self._rank else (step,)
+        seed = derive(self._setup.experiment.seed, "sampled", self.peer, stage.stage, *names)
         payload = self._codec.encode(predictions, seed) if readers else Payload()
+        log.debug("student %d, stage %d, step %d: %d bytes", self.peer, stage.stage, step, payload.num_bytes)
         return self._link.publish(payload, readers, at_once=at_once)
 
-    def consolidate(self) -> np.ndarray | None:
-        """Let the guard take note of the stage that was learned. Gives all it knows, None if it keeps nothing."""
-        guard = self._learner.guard
-        if guard is None:
-            return None
-        guard.after_stage(self._learner)
-        return guard.to_bytes()
+    def _served(self, fence: int) -> StageRun:
+        """Return the stage that the student is in. Raises PeerError if the call is not one that it serves."""
+        if fence != self._fence:
+            raise PeerError(f"student {self.peer}: refused a call with fence {fence}; it serves fence {self._fence}")
+        if self._stage is None:
+            raise PeerError(f"student {self.peer}: asked for a step before a stage was begun")
+        return self._stage
 
-    def restore_guard(self, data: np.ndarray) -> None:
-        """Go on with what ``consolidate`` gave. Raises ModelError if it is damaged."""
-        if self._learner.guard is not None:
-            self._learner.guard.restore(data, self._device)
 
-    def weights(self) -> np.ndarray:
-        """The model's weights now, as safetensors bytes."""
-        with fellow_ranks(self.peer):
-            return self._learner.weights()
+class StepClock:
+    """Measures how a student spends its time in a step."""
 
-    def peak_memory(self) -> int:
-        """Largest memory so far, in bytes."""
-        return peak_memory_bytes()
+    _NAMES = ("forward", "wait", "backward", "idle")
 
-    def _check(self, generation: int) -> None:
-        if generation != self._generation:
-            raise PeerError(f"student {self.peer}: a call of generation {generation}, but it serves {self._generation}")
+    def __init__(self) -> None:
+        self._times: dict[str, float] = {}
+        self._last: float | None = None
 
-    def _mark(self, name: str) -> None:
-        """The time since the last mark was spent on ``name``."""
+    def mark(self, name: str) -> None:
+        """Book the time since the last mark on ``name``."""
         now = time.perf_counter()
-        self._times[name] = now - self._times.get("mark", now)
-        self._times["mark"] = now
+        self._times[name] = 0.0 if self._last is None else now - self._last
+        self._last = now
 
-
-def use_threads(resources: Resources) -> None:
-    """Give PyTorch in this process as many threads as the profile says."""
-    if resources.threads is not None:
-        torch.set_num_threads(resources.threads)
-
-
-def peak_memory_bytes() -> int:
-    """Largest memory of this process: on the GPU if it uses one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def seconds(self) -> dict[str, float]:
+        """Return the newest time booked on each name, in seconds."""
+        return {f"{name}_seconds": self._times.get(name, 0.0) for name in self._NAMES}

@@ -60,15 +60,16 @@ def measured(peers: Trained) -> dict[str, dict[str, Any]]:
 
 
 def test_peers_have_learned_and_are_measured_on_what_they_have_not(peers: Trained) -> None:
-    seen = set(peers.learners[0].tokens["sample_id"].to_pylist())
+    seen = set(peers.learned["sample_id"].to_pylist())
+    assert len(seen) + sum(batch.num_rows for batch in peers.batches) == 80, "all examples, each of them once"
     for batch in peers.batches:
         assert seen.isdisjoint(batch["sample_id"].to_pylist())
         assert batch.num_rows == peers.batches[0].num_rows
     assert len(peers.batches) == 2 and len(peers.learners) == 3
     student = peers.learners[0]
-    student.begin_stage(0, peers.batches[0])
-    student.forward(0, publish=False)
-    figures = student.backward(0, [])
+    run = student.begin_stage(0, peers.batches[0])
+    run.forward(0, publish=False)
+    figures = run.backward(0, [])
     assert figures["nll_lm"] < 0.8 * math.log(student.tokenizer.size), "far better than by chance"
 
 

@@ -14,9 +14,9 @@ from ray_l4.errors import ModelError
 from ray_l4.exchange.codecs.auto import Auto
 from ray_l4.exchange.codecs.dense import Dense
 from ray_l4.exchange.codecs.factored import Factored
-from ray_l4.learner.learner import Learner
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.predictions import OutputLayer, Predictions
+from ray_l4.learner.stage_run import StageRun
 from tests.exchange.codec_fixtures import codec, said, sent, softened
 from tests.learner import learner_fixtures as small
 from tests.learner.architectures import GPT2, GRANITE, LLAMA, NEOX, SIZES, tokens, untrained
@@ -25,7 +25,7 @@ PHI = PhiConfig(**SIZES)  # the one with a bias in its output layer
 
 
 def predicted(config: PreTrainedConfig) -> Predictions:
-    """What a model of that architecture says at some positions, with weights large enough to have an opinion."""
+    """Predict some positions with a model of that architecture, whose weights are large enough to matter."""
     model = untrained(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -68,7 +68,7 @@ def test_a_model_that_does_more_than_one_product_cannot_be_factored() -> None:
 def test_a_step_learned_from_factors_is_that_learned_from_log_probabilities(precision: str) -> None:
     gradients = {}
     for name in ("dense", "factored"):
-        teacher, student = learners(precision)
+        teacher, student = begun(precision)
         own = codec(name, precision=precision)
         taken = small.record_gradients(student)
         student.forward(0)
@@ -79,18 +79,16 @@ def test_a_step_learned_from_factors_is_that_learned_from_log_probabilities(prec
         assert float(error) <= 1e-5 * max(float(dense.norm()), 1e-2), name
 
 
-def learners(precision: str) -> tuple[Learner, Learner]:
-    """A teacher and a student of different weights, before a stage's first step."""
+def begun(precision: str) -> list[StageRun]:
+    """Begin a stage with a teacher and a student of different weights."""
     model = small.experiment().model.model_dump(exclude_unset=True) | {"precision": precision}
     tok = small.tokenizer()
-    teacher, student = small.unlike(small.peers(small.experiment(model=model, peers={"init": "own"}), tok))
-    for learner in (teacher, student):
-        learner.begin_stage(1, small.tokens(tok))
-    return teacher, student
+    learners = small.unlike(small.peers(small.experiment(model=model, peers={"init": "own"}), tok))
+    return small.begun(learners, small.tokens(tok))
 
 
 def test_bfloat16_products_want_no_more_than_bfloat16_factors() -> None:
-    teacher, _ = learners("bfloat16")
+    teacher, _ = begun("bfloat16")
     predictions = teacher.forward(0)
     payload = codec("factored", precision="bfloat16").encode(predictions, 0)
     assert {tensor.dtype for tensor in payload.tensors.values()} == {torch.bfloat16}

@@ -67,9 +67,8 @@ def test_a_step_nears_the_exact_one_as_k_grows() -> None:
     tok = small.tokenizer()
     gradients = {}
     for k in (1, 16, 128, tok.size):
-        teacher, student = small.unlike(small.peers(small.experiment(peers={"init": "own"}), tok))
-        for learner in (teacher, student):
-            learner.begin_stage(1, small.tokens(tok))
+        learners = small.unlike(small.peers(small.experiment(peers={"init": "own"}), tok))
+        teacher, student = small.begun(learners, small.tokens(tok))
         taken = small.record_gradients(student)
         student.forward(0)
         student.backward(0, [sent(TopK(k, TEMPERATURE), teacher.forward(0))])

@@ -121,9 +121,7 @@ def test_protected_memory_is_read_without_a_warning(name: str) -> None:
 def test_a_learner_never_writes_to_what_it_was_sent(name: str) -> None:
     """PyTorch writes through write protection in silence, and the memory is shared by all readers."""
     tok = small.tokenizer()
-    teacher, student = small.peers(small.experiment(), tok)
-    for learner in (teacher, student):
-        learner.begin_stage(1, small.tokens(tok))
+    teacher, student = small.begun(small.peers(small.experiment(), tok), small.tokens(tok))
     own = codec(name)
     payload = protected(own.encode(teacher.forward(0), 0))
     before = {key: tensor.clone() for key, tensor in payload.tensors.items()}
@@ -180,7 +178,7 @@ def test_all_others_give_every_token_a_probability(name: str) -> None:
 @pytest.mark.parametrize("name", ["factored", "topk", "sampled", "mean"])
 def test_float16_is_refused_where_it_would_narrow_nothing(name: str) -> None:
     exchange = ExchangeConfig.model_validate({"codec": name, "precision": "float16"})
-    with pytest.raises(ConfigError, match=rf"precision: float16 .*codec: {name} sends none; set .*float32"):
+    with pytest.raises(ConfigError, match=rf"precision: float16 applies .*codec: {name} does not send; set .*float32"):
         build_codec(exchange, small.experiment())
 
 

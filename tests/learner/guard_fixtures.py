@@ -1,4 +1,4 @@
-"""Learners in a second stage whose guards have something to guard, without dropout and without clipping."""
+"""Stage runs of a second stage whose guards have something to guard, without dropout and without clipping."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ray_l4.learner.guards import ImportanceGuard
 from ray_l4.learner.learner import Learner
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.text.assembly import assemble
 from tests.learner import learner_fixtures as small
 
@@ -28,14 +30,20 @@ def table(task: str, count: int) -> pa.Table:
     return assemble(small.examples(task, count), tok, 64)[0]
 
 
-def begun(method: str, config: Any = None, memory: pa.Table | None = None, peer: int = 0) -> Learner:
-    """A learner in the second stage, with weights as if it had learned something."""
+def begun(method: str, config: Any = None, memory: pa.Table | None = None, peer: int = 0) -> StageRun:
+    """Begin a second stage, with weights as if the learner had learned something."""
     learner = small.unlike(small.peers(config or experiment(), small.tokenizer(), method, peer + 1))[peer]
-    learner.begin_stage(1, table("b", 6), memory)
-    return learner
+    return learner.begin_stage(1, table("b", 6), memory)
+
+
+def importance_guard(run: StageRun) -> ImportanceGuard:
+    """Return the guard of a run whose method is ewc or mas."""
+    assert isinstance(run.learner, Learner)
+    assert isinstance(run.learner.guard, ImportanceGuard)
+    return run.learner.guard
 
 
 def answer_logits(model: Any, row: dict[str, Any], tok: Any) -> tuple[Tensor, Tensor]:
-    """Logits and targets of one example's answer and EOS, in evaluation mode."""
+    """Return logits and targets of one example's answer and EOS, in evaluation mode."""
     logits = model(input_ids=torch.tensor([row["ids"]])).logits[0, row["prompt_length"] - 1 :]
     return logits, torch.tensor([*row["ids"][row["prompt_length"] :], tok.eos])

@@ -1,9 +1,9 @@
-"""Small models, data and learners for the tests of the learner room."""
+"""Small models, data, learners and stage runs for the tests of the learner room."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ray_l4.cluster.rpc import InProcess
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
+from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.predictions import Predictions
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import Topology, get_method
-from ray_l4.run.step_loop import StepFigures, train_steps
+from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
 from ray_l4.text.replay import GeneratedSample, generated_table
@@ -86,7 +89,7 @@ def replay_alone(tok: TaskTokenizer, count: int) -> pa.Table:
 
 
 def peers(config: ExperimentConfig, tok: TaskTokenizer, method: str = "l4", count: int | None = None) -> list[Learner]:
-    """Learners that have just been made."""
+    """Build learners that have not begun a stage."""
     row = get_method(method)
     return [
         Learner(
@@ -102,8 +105,15 @@ def peers(config: ExperimentConfig, tok: TaskTokenizer, method: str = "l4", coun
     ]
 
 
+def begun(
+    learners: Iterable[Learner], table: pa.Table, stage: int = 1, memory: pa.Table | None = None
+) -> list[StageRun]:
+    """Begin a stage on ``table`` with every learner."""
+    return [learner.begin_stage(stage, table, memory) for learner in learners]
+
+
 def attentive(tok: TaskTokenizer) -> Any:
-    """A model with attention large enough that what it says depends on the prompt."""
+    """Build a model with attention large enough that its predictions depend on the prompt."""
     model = build_model(experiment().model, tok, 5).eval()
     with torch.no_grad():
         for block in model.transformer.h:
@@ -113,7 +123,7 @@ def attentive(tok: TaskTokenizer) -> Any:
 
 
 def unlike(learners: Sequence[Learner], scale: float = 3.0) -> Sequence[Learner]:
-    """Learners whose predictions are far from uniform, and so from each other's if their weights differ."""
+    """Scale the embeddings so that predictions are far from uniform, and from each other's if weights differ."""
     for learner in learners:
         with torch.no_grad():
             learner.model.get_input_embeddings().weight.mul_(scale)
@@ -122,57 +132,64 @@ def unlike(learners: Sequence[Learner], scale: float = 3.0) -> Sequence[Learner]
 
 @dataclass(frozen=True)
 class Worker:
-    """A learner as the loop calls it, without codec and without Ray."""
+    """Stands for a ``Student``: a stage run as the loop calls it, without codec and without Ray."""
 
-    learner: Learner
+    run: StageRun
 
-    def forward(self, generation: int, step: int, readers: Sequence[int]) -> Predictions:
-        return self.learner.forward(step, publish=bool(readers))
+    def forward(self, fence: int, step: int, readers: Sequence[int]) -> Predictions:
+        return self.run.forward(step, publish=bool(readers))
 
-    def predict(self, generation: int, step: int, student: int, readers: Sequence[int]) -> Predictions:
-        return self.learner.predict(step, student)
+    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Predictions:
+        return self.run.predict(step, student)
 
-    def backward(self, generation: int, step: int, *sent: Predictions) -> dict[str, float]:
-        return self.learner.backward(step, [predictions.targets() for predictions in sent])
-
-
-def graph(learners: Sequence[Learner]) -> Topology:
-    """Who learns from whom among them."""
-    row = learners[0].method
-    return row.graph(len(learners) - len(row.graph(1).frozen))
+    def backward(self, fence: int, step: int, own: Predictions, *teachers: Predictions) -> dict[str, float]:
+        return self.run.backward(step, [predictions.targets() for predictions in teachers])
 
 
-def train(learners: Sequence[Learner], steps: Mapping[int, range]) -> list[StepFigures]:
-    """The loop of a run over these steps of each peer; the figures of every step."""
+def graph(runs: Sequence[StageRun]) -> Topology:
+    """Return the topology of these peers' method."""
+    row = runs[0].learner.method
+    return row.graph(len(runs) - len(row.graph(1).frozen))
+
+
+def train(runs: Sequence[StageRun], steps: Mapping[int, range], topology: Topology | None = None) -> list[StepFigures]:
+    """Run a run's step loop over ``steps`` (peer -> its steps), in the method's topology unless another is given.
+
+    Returns the figures of every step, by peer.
+    """
     figures: list[StepFigures] = []
     train_steps(
-        InProcess(),
-        [[Worker(learner)] for learner in learners],
-        graph(learners),
+        [StudentHandle(peer, LocalRpc(), [Worker(run)]) for peer, run in enumerate(runs)],
+        topology or graph(runs),
         0,
         steps,
-        steps_ahead=1,
-        timeout=1,
+        StepLimits(steps_ahead=1, timeout=1),
         where="test",
         on_step=lambda step, by_peer: figures.append(by_peer),
     )
     return figures
 
 
-def record_gradients(learner: Learner) -> list[dict[str, torch.Tensor]]:
-    """A list that fills with the gradients of every step, as the optimiser gets them. After ``begin_stage`` only."""
+def record_gradients(run: StageRun) -> list[dict[str, torch.Tensor]]:
+    """Return a list that fills with the gradients of every step from now on, as the optimiser gets them."""
     steps: list[dict[str, torch.Tensor]] = []
 
     def note(optimizer: Any, *arguments: Any) -> None:
-        named = learner.model.named_parameters()
+        named = run.learner.model.named_parameters()
         steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
-    learner.optimizer.register_step_pre_hook(note)
+    run.optimizer.register_step_pre_hook(note)
     return steps
 
 
+def same_weights(one: PeerModel, other: PeerModel) -> bool:
+    """Return whether two models' weights are the same, bit for bit."""
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
 def assert_same_gradients(mine: Mapping[str, torch.Tensor], model: torch.nn.Module, tolerance: float = 1e-5) -> None:
-    """Every parameter's gradient equals that in ``model``, relative to its own size (or, near zero, to the largest)."""
+    """Compare every gradient with that in ``model``, relative to its own size or, near zero, to the largest."""
     expected = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     assert mine.keys() == expected.keys()
     largest = max(float(gradient.norm()) for gradient in expected.values())
@@ -182,7 +199,7 @@ def assert_same_gradients(mine: Mapping[str, torch.Tensor], model: torch.nn.Modu
 
 
 def cosine(mine: Mapping[str, torch.Tensor], model: torch.nn.Module) -> float:
-    """Of all gradients together."""
+    """Return the cosine of all gradients together with those in ``model``."""
     pairs = [(mine[name].flatten(), p.grad.flatten()) for name, p in model.named_parameters() if p.grad is not None]
     one, other = (torch.cat(side) for side in zip(*pairs, strict=True))
     return float(torch.nn.functional.cosine_similarity(one, other, dim=0))

@@ -1,4 +1,7 @@
-"""The objective of REFERENCE.md#lamol-loss, #word-kd-loss, #l4-choices with all its options: one sequence, one head, one position at a time."""
+"""The objective with all its options, one sequence, one head and one position at a time.
+
+Source: REFERENCE.md#lamol-loss, #word-kd-loss and #l4-choices.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ ANS_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class Rule:
-    """What is chosen where the papers leave room. Defaults are those of ``l4``."""
+    """The choices that the papers leave open. Defaults are those of ``l4``."""
 
     weight: float = 0.2
     temperature: float = 2.0
@@ -28,7 +31,7 @@ class Rule:
 
 
 def sequences(row: dict[str, Any], tok: Any) -> dict[str, tuple[list[int], list[int]]]:
-    """Inputs and targets of both heads, written out from REFERENCE.md#assembly; -1 is ignored."""
+    """Return inputs and targets of both heads, written out from REFERENCE.md#assembly; -1 is ignored."""
     ids, start = row["ids"], row["prompt_length"]
     answer = ids[start:]
     return {
@@ -38,13 +41,13 @@ def sequences(row: dict[str, Any], tok: Any) -> dict[str, tuple[list[int], list[
 
 
 def mean(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted mean; of nothing it is 0."""
+    """Return the weighted mean, 0 for no terms."""
     pairs = zip(terms, weights, strict=True)
     return sum((w * t for t, w in pairs), start=torch.zeros(())) / (sum(weights) or 1.0)
 
 
 def divergence(teachers: Sequence[Tensor], logits: Tensor, rule: Rule) -> Tensor:
-    """KL at one position, at the temperature; towards several teachers from the mean of their probabilities."""
+    """Return the KL divergence at one position, softened; several teachers count by their mean probabilities."""
     p = torch.stack([(z / rule.temperature).softmax(-1) for z in teachers]).mean(0)
     q = (logits / rule.temperature).softmax(-1)
     left, right = (p, q) if rule.direction == "forward" else (q, p)
@@ -54,7 +57,7 @@ def divergence(teachers: Sequence[Tensor], logits: Tensor, rule: Rule) -> Tensor
 def plain_head(
     model: Any, others: Sequence[Any], rows: Sequence[dict[str, Any]], tok: Any, head: str, rule: Rule
 ) -> Any:
-    """(what the head minimises, loss on labels, divergence per token times T squared), scalars."""
+    """Return the head's loss, its loss on labels, and its divergence per token times T squared, as scalars."""
     labels: dict[str, tuple[list[Tensor], list[float]]] = {"current": ([], []), "replayed": ([], [])}
     distances: list[Tensor] = []
     for row in rows:
@@ -85,7 +88,7 @@ def plain_head(
 def plain_objective(
     model: Any, others: Sequence[Any], rows: Sequence[dict[str, Any]], tok: Any, rule: Rule, heads: Sequence[str]
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a step, with its graph, and the figures that belong to it."""
+    """Return the loss of a step, with its graph, and its figures."""
     total, figures = torch.zeros(()), {}
     for head in heads:
         loss, nll, kd = plain_head(model, others, rows, tok, head, rule)

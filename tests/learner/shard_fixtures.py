@@ -1,4 +1,4 @@
-"""Students of one rank and of several, on the same steps: what each of them makes of these."""
+"""Students of one rank and of several, which learn the same steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from torch.distributed.tensor import DTensor
 from ray_l4.errors import ModelError
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import state_bytes
+from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.sharding import ALONE, DataParallel, FullyShard, Sharding
+from ray_l4.learner.stage_run import StageRun
 from tests.learner import learner_fixtures as small
 
 LIMIT = timedelta(seconds=60)
@@ -49,7 +51,7 @@ A, T = TypeVar("A"), TypeVar("T")
 
 @dataclass
 class Learned:
-    """What a student did, as one of its ranks saw it."""
+    """A student's learning of a stage, as one of its ranks saw it."""
 
     figures: list[dict[str, float]] = field(default_factory=list)
     """Of every step."""
@@ -63,19 +65,19 @@ class Learned:
 
 @dataclass
 class FullyLearned:
-    """What fully sharded students did, seen from their first rank."""
+    """The learning of fully sharded students, as their first rank saw it."""
 
     learned: list[Learned]
     share: float
-    """Of the numbers of the first student's model and moments, what the rank holds."""
+    """Fraction of the first student's weights and moments that the rank holds."""
     restored: bytes
     """Weights of a new student that was given those of the first one."""
     refusal: str
-    """What it says to weights of another shape."""
+    """Its message for weights of another shape."""
 
 
-def peers(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | None = None) -> list[Learner]:
-    """The students of a scenario at the beginning of its second stage, each as one of its ranks sees it."""
+def begun(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | None = None) -> list[StageRun]:
+    """Begin the second stage of a scenario's students, each as one of its ranks sees it."""
     more = {name: value for name, value in SCENARIOS[scenario].items() if name != "precision"}
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
     config = small.experiment(
@@ -92,36 +94,34 @@ def peers(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | 
         Learner(own.peer, own.model, tok, config, own.method, sharding, micro_batch)
         for own, sharding in zip(whole, list(shardings)[: len(whole)] or [ALONE] * len(whole), strict=True)
     ]
-    for learner in learners:
-        learner.begin_stage(1, small.tokens(tok, CURRENT, REPLAYED))
-    return learners
+    return small.begun(learners, small.tokens(tok, CURRENT, REPLAYED))
 
 
-def learn(learners: Sequence[Learner]) -> list[Learned]:
-    """All steps of the stage, side by side or in turn."""
-    learned = [Learned() for _ in learners]
-    for learner, own in zip(learners, learned, strict=True):
-        learner.optimizer.register_step_pre_hook(_noting(learner, own))
-    steps = range(learners[0].sampler.num_steps)
-    in_turn = learners[0].experiment.distillation.schedule == "alternate_epochs"
-    for together in [{0: steps}, {1: steps}] if in_turn else [dict.fromkeys(range(len(learners)), steps)]:
-        for figures in small.train(learners, together):
+def learn(runs: Sequence[StageRun]) -> list[Learned]:
+    """Learn all steps of the stage, side by side or in turn."""
+    learned = [Learned() for _ in runs]
+    for run, own in zip(runs, learned, strict=True):
+        run.optimizer.register_step_pre_hook(_noting(run.learner, own))
+    steps = range(runs[0].num_steps)
+    in_turn = runs[0].learner.experiment.distillation.schedule == "alternate_epochs"
+    for together in [{0: steps}, {1: steps}] if in_turn else [dict.fromkeys(range(len(runs)), steps)]:
+        for figures in small.train(runs, together):
             for peer, of_peer in figures.items():
                 learned[peer].figures.append(of_peer)
-    for learner, own in zip(learners, learned, strict=True):
-        own.weights = {name: whole(tensor).clone() for name, tensor in learner.model.state_dict().items()}
-        own.saved = learner.weights().tobytes()
+    for run, own in zip(runs, learned, strict=True):
+        own.weights = {name: whole(tensor).clone() for name, tensor in run.learner.model.state_dict().items()}
+        own.saved = run.learner.weights().tobytes()
     return learned
 
 
 @cache
 def alone(scenario: str) -> list[Learned]:
-    """By a single rank, in one piece."""
-    return learn(peers(scenario))
+    """Learn with a single rank, each batch at once."""
+    return learn(begun(scenario))
 
 
 def assert_same(found: list[Learned], scenario: str) -> None:
-    """Losses, norms, all gradients of every step and all weights at the end, relative to their size."""
+    """Compare losses, norms, all gradients of every step and all weights at the end, relative to their size."""
     tolerance = TOLERANCE[SCENARIOS[scenario].get("precision", "float32")]
     expected = alone(scenario)
     assert len(found) == len(expected)
@@ -143,11 +143,11 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which every rank holds a slice."""
+    """Return all of a tensor of which every rank holds a slice."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _noting(learner: Learner, learned: Learned) -> Callable[..., None]:
+def _noting(learner: PeerModel, learned: Learned) -> Callable[..., None]:
     def note(*arguments: Any) -> None:
         named = learner.model.named_parameters()
         learned.gradients.append({name: whole(own.grad).clone() for name, own in named if own.grad is not None})
@@ -156,7 +156,7 @@ def _noting(learner: Learner, learned: Learned) -> Callable[..., None]:
 
 
 def groups(size: int) -> list[list[Sharding]]:
-    """For each of ``size`` ranks, how it takes part in every peer: with the whole model, on threads of this process."""
+    """Return the shardings of ``size`` ranks, one for each peer: data parallel, on threads of this process."""
     store = dist.HashStore()
 
     def of_rank(rank: int) -> list[Sharding]:
@@ -166,7 +166,7 @@ def groups(size: int) -> list[list[Sharding]]:
 
 
 def at_once(work: Callable[[A], T], items: Sequence[A]) -> list[T]:
-    """What ranks give that have to wait for each other."""
+    """Map ``work`` over ``items`` on threads, for ranks that wait for each other."""
     with ThreadPoolExecutor(len(items)) as pool:
         return list(pool.map(work, items))
 
@@ -179,15 +179,15 @@ def _gloo(store: dist.Store, name: str, rank: int, size: int) -> Any:
 
 
 def fully_sharded(rank: int, size: int, folder: Path) -> None:
-    """A rank in a process of its own, over the scenarios of ``FULL``; the first one writes what it has seen."""
+    """Run a rank in its own process, over the scenarios of ``FULL``; the first one writes what it has seen."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LIMIT)
     shardings = [FullyShard(init_device_mesh("cpu", (size,), mesh_dim_names=("shard",)))] * 2
     for scenario, micro_batch in FULL:
-        learners = peers(scenario, shardings, micro_batch)
-        learned = learn(learners)
-        fresh = peers(scenario, shardings, micro_batch)[0]
+        runs = begun(scenario, shardings, micro_batch)
+        learned = learn(runs)
+        fresh = begun(scenario, shardings, micro_batch)[0].learner
         fresh.load(np.frombuffer(state_bytes(learned[0].weights), dtype=np.uint8))
         restored = fresh.weights().tobytes()
         cut_off = {name: tensor[:1] for name, tensor in learned[0].weights.items()}
@@ -197,17 +197,17 @@ def fully_sharded(rank: int, size: int, folder: Path) -> None:
         except ModelError as error:
             refusal = str(error)
         if rank == 0:
-            done = FullyLearned(learned, _share_held(learners[0]), restored, refusal)
+            done = FullyLearned(learned, _share_held(runs[0]), restored, refusal)
             torch.save(done, folder / f"{scenario}-{micro_batch}.pt")
     dist.destroy_process_group()
 
 
-def _share_held(learner: Learner) -> float:
-    """Of the numbers in weights and moments of all parameters, those that are in this process."""
+def _share_held(run: StageRun) -> float:
+    """Return the fraction of the numbers in weights and moments that this process holds."""
     tensors = [
         tensor
-        for parameter in learner.model.parameters()
-        for tensor in (parameter, learner.optimizer.state[parameter]["exp_avg"])
+        for parameter in run.learner.model.parameters()
+        for tensor in (parameter, run.optimizer.state[parameter]["exp_avg"])
     ]
     held = sum(own.to_local().numel() if isinstance(own, DTensor) else own.numel() for own in tensors)
     return held / sum(own.numel() for own in tensors)

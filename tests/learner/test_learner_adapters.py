@@ -16,6 +16,7 @@ from ray_l4.errors import ModelError
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import arithmetic, blank_model, build_model, describe, load_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.text.assembly import assemble
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import adapter_fixtures as adapted
@@ -40,25 +41,22 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def learners(base: Path, **lora: object) -> tuple[list[Learner], TaskTokenizer]:
     tok = adapted.tokenizer(base)
-    peers = small.peers(adapted.experiment(base, **lora), tok)
-    begin(peers, tok, stage=0)
-    return peers, tok
+    return small.peers(adapted.experiment(base, **lora), tok), tok
 
 
-def begin(peers: list[Learner], tok: TaskTokenizer, stage: int, count: int = 24) -> None:
-    """A stage on examples of task ``b``."""
+def begun(peers: list[Learner], tok: TaskTokenizer, stage: int = 0, count: int = 24) -> list[StageRun]:
+    """Begin a stage on examples of task ``b``."""
     table, dropped = assemble(small.examples("b", count), tok, 64)
     assert not dropped
-    for peer in peers:
-        peer.begin_stage(stage, table)
+    return small.begun(peers, table, stage)
 
 
-def run_steps(peers: list[Learner], steps: range) -> list[float]:
+def run_steps(runs: list[StageRun], steps: range) -> list[float]:
     losses = []
     for step in steps:
-        sent = [peer.forward(step).targets() for peer in peers]
-        losses.append(peers[0].backward(step, [sent[1]])["loss"])
-        peers[1].backward(step, [sent[0]])
+        sent = [run.forward(step).targets() for run in runs]
+        losses.append(runs[0].backward(step, [sent[1]])["loss"])
+        runs[1].backward(step, [sent[0]])
     return losses
 
 
@@ -86,10 +84,10 @@ def test_untrained_adapters_change_nothing(base: Path) -> None:
 
 
 def test_the_pretrained_weights_stay_as_they_are(base: Path) -> None:
-    peers, _ = learners(base, dropout=0.1)
+    peers, tok = learners(base, dropout=0.1)
     before = {name: tensor.clone() for name, tensor in frozen(peers[0].model).items()}
     start = peers[0].weights().tobytes()
-    run_steps(peers, range(4))
+    run_steps(begun(peers, tok), range(4))
     after = frozen(peers[0].model)
     assert before and before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -104,7 +102,7 @@ def test_every_trained_number_moves(base: Path) -> None:
     peers, tok = learners(base, dropout=0.1)
     model = peers[0].model
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    run_steps(peers, range(4))
+    run_steps(begun(peers, tok), range(4))
     for name, parameter in model.named_parameters():
         if "lora_" in name and parameter.requires_grad:
             assert not torch.equal(parameter, before[name]), name
@@ -133,13 +131,13 @@ def test_dropout_of_adapters_follows_the_step(llama: Path) -> None:
     """It is all that sets two peers of a Llama apart, which has no dropout of its own."""
     runs = []
     for _ in range(2):
-        peers, _ = learners(llama, dropout=0.1)
-        run_steps(peers, range(3))
+        peers, tok = learners(llama, dropout=0.1)
+        run_steps(begun(peers, tok), range(3))
         runs.append([peer.weights().tobytes() for peer in peers])
     assert runs[0] == runs[1]
     assert runs[0][0] != runs[0][1]
-    peers, _ = learners(llama, dropout=0.0)
-    run_steps(peers, range(3))
+    peers, tok = learners(llama, dropout=0.0)
+    run_steps(begun(peers, tok), range(3))
     assert peers[0].weights().tobytes() == peers[1].weights().tobytes()
 
 
@@ -213,15 +211,14 @@ def test_weights_that_do_not_fit_are_refused(gpt2: Path, llama: Path) -> None:
 def test_a_resumed_peer_goes_on_as_if_nothing_had_been(llama: Path) -> None:
     """A stage starts from weights alone, so a peer that was restored learns it bit for bit as the one before."""
     peers, tok = learners(llama, dropout=0.1)
-    run_steps(peers, range(3))
+    run_steps(begun(peers, tok), range(3))
     kept = [peer.weights() for peer in peers]
     restored, _ = learners(llama, dropout=0.1)
     for peer, weights in zip(restored, kept, strict=True):
         load_bytes(peer.model, weights)
     ends = []
     for group in (peers, restored):
-        begin(group, tok, stage=1)
-        run_steps(group, range(3))
+        run_steps(begun(group, tok, stage=1), range(3))
         ends.append([peer.weights().tobytes() for peer in group])
     assert ends[0] == ends[1]
 
@@ -233,7 +230,6 @@ def test_a_resumed_peer_goes_on_as_if_nothing_had_been(llama: Path) -> None:
 def test_a_trained_llama_learns_with_adapters(shared_data: Path) -> None:
     base = shared_data / "models" / "stories260K"
     peers, tok = learners(base, dropout=0.1)
-    begin(peers, tok, stage=0, count=40)
-    losses = run_steps(peers, range(20))
+    losses = run_steps(begun(peers, tok, count=40), range(20))
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     assert peers[0].weights().nbytes < 0.1 * to_bytes(build_model(ModelConfig(name=str(base)), tok, 0)).nbytes

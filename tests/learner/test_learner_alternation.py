@@ -1,4 +1,7 @@
-"""``l4-released``: the authors' rule for a batch, and their epochs in turn (REFERENCE.md#l4-released), against plain code."""
+"""``l4-released``: the authors' rule for a batch, and their epochs in turn, against plain code.
+
+Source: REFERENCE.md#l4-released.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ray_l4.learner.learner import Learner
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import resolved
 from ray_l4.seeds import derive
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -59,7 +62,7 @@ def flat(row: dict[str, Any], tok: TaskTokenizer, head: str) -> tuple[list[int],
 
 
 def released_loss(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, lambda_: float) -> Tensor:
-    """Labels of all samples if none is a pseudo-sample, of the pseudo-samples alone otherwise; KD on current ones."""
+    """Labels of all examples if none is a pseudo-example, else of the pseudo-examples alone; KD on current ones."""
     pseudo = [row for row in rows if row["origin"] == "generated"]
     current = [row for row in rows if row["origin"] == "real"]
     loss = torch.zeros(())
@@ -112,22 +115,19 @@ def experiment(dropout: float = 0.0, **more: Any) -> Any:
     )
 
 
-def begun(config: Any, current: int = 6, replayed: int = 3) -> list[Learner]:
+def begun(config: Any, current: int = 6, replayed: int = 3) -> list[StageRun]:
     tok = small.tokenizer()
-    learners = list(small.unlike(small.peers(config, tok, "l4-released")))
-    for learner in learners:
-        learner.begin_stage(1, small.tokens(tok, current, replayed))
-    return learners
+    return small.begun(small.unlike(small.peers(config, tok, "l4-released")), small.tokens(tok, current, replayed))
 
 
-def in_turn(learners: Sequence[Learner]) -> list[list[dict[str, float]]]:
-    """A stage as the coordinator has it: each epoch one pass of each student. Figures of each student's steps."""
-    figures: list[list[dict[str, float]]] = [[] for _ in learners]
-    first = [0 for _ in learners]
+def in_turn(runs: Sequence[StageRun]) -> list[list[dict[str, float]]]:
+    """Learn a stage as the coordinator has it, a pass of each student per epoch; returns each student's figures."""
+    figures: list[list[dict[str, float]]] = [[] for _ in runs]
+    first = [0 for _ in runs]
     for epoch in range(EPOCHS):
-        for me, learner in enumerate(learners):
-            last = learner.sampler.last_step_of(epoch)
-            for by_peer in small.train(learners, {me: range(first[me], last + 1)}):
+        for me, run in enumerate(runs):
+            last = run.sampler.last_step_of(epoch)
+            for by_peer in small.train(runs, {me: range(first[me], last + 1)}):
                 figures[me].append(by_peer[me])
             first[me] = last + 1
     return figures
@@ -136,79 +136,83 @@ def in_turn(learners: Sequence[Learner]) -> list[list[dict[str, float]]]:
 @pytest.mark.filterwarnings("ignore:reduction")  # PyTorch advises against the mean that the authors' code takes
 @pytest.mark.parametrize("lambda_", [0.2, 200.0], ids=["as released", "so that it matters"])
 def test_two_epochs_in_turn_equal_two_plain_models(lambda_: float) -> None:
-    learners = begun(experiment(distillation={"weight": lambda_}))
-    models = [copy.deepcopy(learner.model) for learner in learners]
-    rows = learners[0].tokens.to_pylist()
-    batches = [[rows[i] for i in learner.sampler.indices(step)] for learner in learners for step in range(6)]
+    runs = begun(experiment(distillation={"weight": lambda_}))
+    models = [copy.deepcopy(run.learner.model) for run in runs]
+    rows = runs[0].tokens.to_pylist()
+    batches = [[rows[i] for i in run.sampler.indices(step)] for run in runs for step in range(6)]
     kinds = [{row["origin"] for row in batch} for batch in batches]
     assert {"real"} in kinds and {"real", "generated"} in kinds, "both halves of the rule are needed"
 
-    figures = in_turn(learners)
+    figures = in_turn(runs)
     losses = plain_alternation(
         models,
         rows,
         lambda me, epoch: np.random.default_rng(derive(0, "order", 1, epoch, me)).permutation(len(rows)),
-        learners[0].tokenizer,
+        runs[0].learner.tokenizer,
         lr=1e-2,
         lambda_=lambda_,
     )
-    for me, learner in enumerate(learners):
+    for me, run in enumerate(runs):
         assert [one["loss"] for one in figures[me]] == pytest.approx(losses[me], rel=1e-5)
         expected = models[me].state_dict()
-        for name, weights in learner.model.state_dict().items():
+        for name, weights in run.learner.model.state_dict().items():
             assert (weights - expected[name]).norm() <= 1e-5 * expected[name].norm(), (me, name)
 
 
 def test_the_second_student_learns_from_the_first_as_it_is_after_its_pass() -> None:
-    learners = begun(experiment(distillation={"weight": 50_000.0}))
-    before = learners[0].predict(0, 1)
-    steps = learners[0].sampler.last_step_of(0) + 1
-    small.train(learners, {0: range(steps)})
-    after = learners[0].predict(0, 1)
+    runs = begun(experiment(distillation={"weight": 50_000.0}))
+    before = runs[0].predict(0, 1)
+    steps = runs[0].sampler.last_step_of(0) + 1
+    small.train(runs, {0: range(steps)})
+    after = runs[0].predict(0, 1)
     assert not torch.allclose(before.log_probs("qa"), after.log_probs("qa"), atol=1e-3)
-    second = copy.deepcopy(learners[1])
-    (figures,) = small.train(learners, {1: range(1)})
+    second = copy.deepcopy(runs[1])
+    (figures,) = small.train(runs, {1: range(1)})
     second.forward(0)
     assert second.backward(0, [after.targets()]) == figures[1]
 
 
 def test_the_waiting_student_has_no_dropout_and_is_not_changed() -> None:
-    learners = begun(experiment(dropout=0.5))
-    waiting = copy.deepcopy(learners[1].model.state_dict())
+    runs = begun(experiment(dropout=0.5))
+    model = runs[1].learner.model
+    waiting = copy.deepcopy(model.state_dict())
     assert all(
-        torch.equal(a, b) for a, b in zip(*(learners[1].predict(0, 0).logits.values() for _ in range(2)), strict=True)
+        torch.equal(a, b) for a, b in zip(*(runs[1].predict(0, 0).logits.values() for _ in range(2)), strict=True)
     )
-    small.train(learners, {0: range(3)})
-    assert all(torch.equal(weights, waiting[name]) for name, weights in learners[1].model.state_dict().items())
-    assert learners[1].model.training
+    small.train(runs, {0: range(3)})
+    assert all(torch.equal(weights, waiting[name]) for name, weights in model.state_dict().items())
+    assert model.training
 
 
 def test_each_student_has_an_order_of_its_own_and_the_other_can_follow_it() -> None:
-    learners = begun(experiment())
-    orders = [np.concatenate([one.sampler.indices(step) for step in range(3)]).tolist() for one in learners]
+    runs = begun(experiment())
+    orders = [np.concatenate([one.sampler.indices(step) for step in range(3)]).tolist() for one in runs]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(9))
     # The waiting student predicts the positions of the learning one's batch, whatever its own next batch is.
     for me, other in ((0, 1), (1, 0)):
-        sent = learners[other].predict(0, me)
-        own = learners[me].forward(0)
+        sent = runs[other].predict(0, me)
+        own = runs[me].forward(0)
         assert {head: values.shape for head, values in sent.logits.items()} == {
             h: v.shape for h, v in own.logits.items()
         }
 
 
 def test_side_by_side_all_share_one_order() -> None:
-    learners = begun(experiment(distillation={"schedule": "simultaneous"}))
-    orders = [[one.sampler.indices(step).tolist() for step in range(6)] for one in learners]
+    runs = begun(experiment(distillation={"schedule": "simultaneous"}))
+    orders = [[one.sampler.indices(step).tolist() for step in range(6)] for one in runs]
     assert orders[0] == orders[1]
 
 
 def test_the_divergence_of_the_authors_is_the_default_s_over_the_vocabulary() -> None:
-    """Same batch, same temperature: what enters the loss is smaller by the size of the vocabulary (REFERENCE.md#l4-released)."""
+    """Same batch, same temperature: the loss's term is smaller by the size of the vocabulary.
+
+    Source: REFERENCE.md#l4-released.
+    """
     terms = {}
     for average in ("token", "vocabulary"):
-        learners = begun(experiment(distillation={"average": average}), current=3, replayed=0)
-        (figures,) = small.train(learners, {0: range(1)})
+        runs = begun(experiment(distillation={"average": average}), current=3, replayed=0)
+        (figures,) = small.train(runs, {0: range(1)})
         one = figures[0]
         terms[average] = one["loss"] - one["nll_qa"] - LM_WEIGHT * one["nll_lm"]
         assert one["kd_qa"] > 0.1, "the figure is per token either way"

@@ -111,7 +111,7 @@ def test_a_task_without_a_token_is_refused(tok: TaskTokenizer) -> None:
 
 
 def test_gold_answers_are_cleaned_like_predictions(tok: TaskTokenizer) -> None:
-    """REFERENCE.md#decoding: both sides pass through the tokeniser, except where the gold side is a file of raw strings."""
+    """Both sides pass through the tokeniser, except for gold files of raw strings (REFERENCE.md#decoding)."""
     examples = rows(("word1", "q", ["  i do not go .", "word1 , word2"]))
     for metric in METRICS:
         (item,) = build_items(examples, metric, tok)

@@ -34,7 +34,7 @@ def trained(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_update_in_pieces_is_the_update(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_in_buckets_is_the_update(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def counted(tensors: list[torch.Tensor], size: int) -> list[list[torch.Tensor]]:
@@ -45,7 +45,7 @@ def test_an_update_in_pieces_is_the_update(dtype: torch.dtype, monkeypatch: pyte
     monkeypatch.setattr(optim, "buckets", counted)
     whole = trained(dtype)
     monkeypatch.setattr(optim, "_BUCKET_BYTES", 1)
-    pieces = trained(dtype)
+    parts = trained(dtype)
     assert sizes == [[3]] * 3 + [[1, 1, 1]] * 3
-    for expected, found in zip(whole, pieces, strict=True):
+    for expected, found in zip(whole, parts, strict=True):
         assert torch.equal(expected, found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ray_l4.cluster.rpc import InProcess
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import Topology, from_edges, get_method, ring, star
-from ray_l4.run.step_loop import StepFigures, train_steps
 from tests.learner import learner_fixtures as small
 from tests.learner.plain_objective import Rule, plain_objective
 
@@ -25,7 +23,7 @@ WIDTHS = (32, 48, 16, 32)
 """Peers need not be of one size."""
 
 
-def begun(size: int, schedule: str = "simultaneous") -> list[Learner]:
+def begun(size: int, schedule: str = "simultaneous") -> list[StageRun]:
     """Peers without dropout and unlike each other, in a stage whose every batch holds all there is."""
     tok = small.tokenizer()
     learners = []
@@ -37,32 +35,14 @@ def begun(size: int, schedule: str = "simultaneous") -> list[Learner]:
             distillation={"weight": WEIGHT, "schedule": schedule},
         )
         learners.append(Learner(peer, build_model(config.model, tok, peer), tok, config, get_method("l4")))
-    small.unlike(learners)
-    for learner in learners:
-        learner.begin_stage(1, small.tokens(tok, current=3, replayed=2))
-    return learners
+    return small.begun(small.unlike(learners), small.tokens(tok, current=3, replayed=2))
 
 
-def train(learners: list[Learner], graph: Topology, steps: Mapping[int, range]) -> StepFigures:
-    """Figures of the one step, by peer."""
-    found: list[StepFigures] = []
-    workers = [[small.Worker(learner)] for learner in learners]
-    train_steps(
-        *(InProcess(), workers, graph, 0, steps),
-        steps_ahead=1,
-        timeout=1,
-        where="test",
-        on_step=lambda step, figures: found.append(figures),
-    )
-    (figures,) = found
-    return figures
-
-
-def averaged(model: Any, teachers: list[Any], learner: Learner) -> float:
+def averaged(model: Any, teachers: list[Any], run: StageRun) -> float:
     """Leave in ``model`` the gradient of the mean, over the teachers, of the objective with that one alone."""
-    rows = learner.tokens.take(learner.sampler.indices(0)).to_pylist()
+    rows = run.tokens.take(run.sampler.indices(0)).to_pylist()
     losses = [
-        plain_objective(model, only, rows, learner.tokenizer, RULE, ("qa", "lm"))[0]
+        plain_objective(model, only, rows, run.learner.tokenizer, RULE, ("qa", "lm"))[0]
         for only in ([[teacher] for teacher in teachers] or [[]])
     ]
     loss = torch.stack(losses).mean()
@@ -78,16 +58,16 @@ def digraphs(draw: st.DrawFn) -> Topology:
 
 
 def check(graph: Topology, schedule: str, together: bool) -> None:
-    learners = begun(graph.size, schedule)
-    recorded = [small.record_gradients(learner) for learner in learners]
+    runs = begun(graph.size, schedule)
+    recorded = [small.record_gradients(run) for run in runs]
     turns = [list(graph.students)] if together else [[peer] for peer in graph.students]
     for turn in turns:
-        before = [copy.deepcopy(learner.model) for learner in learners]
-        figures = train(learners, graph, dict.fromkeys(turn, range(1)))
+        before = [copy.deepcopy(run.learner.model) for run in runs]
+        (figures,) = small.train(runs, dict.fromkeys(turn, range(1)), graph)
         assert figures.keys() == set(turn)
         for peer in turn:
             teachers = [before[teacher] for teacher in graph.teachers_of(peer)]
-            loss = averaged(before[peer], teachers, learners[peer])
+            loss = averaged(before[peer], teachers, runs[peer])
             small.assert_same_gradients(recorded[peer][0], before[peer], tolerance=3e-5)
             # In value they differ by how far the teachers are apart; only one teacher is as far as itself.
             assert figures[peer]["loss"] <= loss + 1e-5
@@ -112,17 +92,17 @@ def test_so_it_is_where_students_learn_in_turn(graph: Topology) -> None:
 
 
 def test_without_a_teacher_a_peer_learns_from_labels_alone() -> None:
-    learners = begun(2)
-    figures = train(learners, from_edges(2, [(0, 1)]), {0: range(1), 1: range(1)})
+    (figures,) = small.train(begun(2), dict.fromkeys((0, 1), range(1)), from_edges(2, [(0, 1)]))
     assert figures[0]["kd_qa"] == figures[0]["kd_lm"] == 0.0
     assert figures[1]["kd_qa"] > 0
     assert figures[0]["loss"] == pytest.approx(figures[0]["nll_qa"] + 0.25 * figures[0]["nll_lm"], rel=1e-6)
 
 
-def test_after_a_loss_the_mean_is_that_of_those_that_are_left() -> None:
+def test_after_a_loss_the_mean_is_that_of_the_peers_that_are_present() -> None:
     """Not of all with the lost one's share missing: the probabilities would not sum to one."""
-    left = train(begun(3), ring(3).without({1}), {0: range(1), 2: range(1)})
-    assert left[2]["kd_qa"] == 0.0, "its only teacher is gone"
-    two = train(begun(4), star(4).without({1}), {0: range(1), 2: range(1), 3: range(1)})
-    same = train(begun(4), from_edges(4, [(2, 0), (3, 0), (0, 2), (0, 3)]), {0: range(1), 2: range(1), 3: range(1)})
-    assert two == same
+    (present,) = small.train(begun(3), dict.fromkeys((0, 2), range(1)), ring(3).without({1}))
+    assert present[2]["kd_qa"] == 0.0, "its only teacher is gone"
+    steps = dict.fromkeys((0, 2, 3), range(1))
+    two = small.train(begun(4), steps, star(4).without({1}))
+    same = small.train(begun(4), steps, from_edges(4, [(2, 0), (3, 0), (0, 2), (0, 3)]))
+    assert two == same and len(two) == 1

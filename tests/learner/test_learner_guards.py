@@ -1,4 +1,4 @@
-"""The penalties of EWC and MAS on a learner, against plain autograd."""
+"""The penalties of EWC and MAS in a stage, against plain autograd."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ray_l4.errors import ModelError
-from ray_l4.learner.guards import GUARDS, ImportanceGuard, build_guard
+from ray_l4.learner.guards import GUARDS, build_guard
 from ray_l4.seeds import derive
 from ray_l4.text.tokens import as_stored, pooled
 from tests.learner import learner_fixtures as small
-from tests.learner.guard_fixtures import STRENGTH, answer_logits, begun, experiment, table
+from tests.learner.guard_fixtures import STRENGTH, answer_logits, begun, experiment, importance_guard, table
 
 CPU = torch.device("cpu")
 PENALTIES = ["ewc", "mas"]
@@ -50,29 +50,26 @@ def plain_importance(method: str, model: Any, rows: Iterable[dict[str, Any]], to
 @pytest.mark.parametrize("method", PENALTIES)
 def test_importance_is_that_of_plain_autograd(method: str) -> None:
     """Also for a model with dropout, which is off while importance is measured, and on again afterwards."""
-    learner = begun(method, experiment(dropout=0.5))
-    learner.guard.after_stage(learner)  # type: ignore[union-attr]
-    penalty = learner.guard.penalty  # type: ignore[union-attr]
-    assert learner.model.training
-    expected = plain_importance(
-        method, copy.deepcopy(learner.model).eval(), learner.tokens.to_pylist(), learner.tokenizer
-    )
+    run = begun(method, experiment(dropout=0.5))
+    run.consolidate()
+    penalty, model = importance_guard(run).penalty, run.learner.model
+    assert model.training
+    expected = plain_importance(method, copy.deepcopy(model).eval(), run.tokens.to_pylist(), run.learner.tokenizer)
     assert penalty.importance.keys() == expected.keys()
     for name, values in expected.items():
         assert_close(penalty.importance[name], values)
-        assert torch.equal(penalty.anchor[name], dict(learner.model.named_parameters())[name])
-    assert all(p.grad is None for p in learner.model.parameters()), "measuring leaves no gradient behind"
+        assert torch.equal(penalty.anchor[name], dict(model.named_parameters())[name])
+    assert all(p.grad is None for p in model.parameters()), "measuring leaves no gradient behind"
 
 
 @pytest.mark.parametrize("method", PENALTIES)
 def test_only_the_stage_s_own_examples_matter(method: str) -> None:
     """Replayed ones belong to earlier tasks, which were measured in their time."""
-    alone, mixed = begun(method), begun(method)
     own = table("b", 6)
-    mixed.begin_stage(1, pooled(as_stored(table("a", 4), 1), own))
-    for learner in (alone, mixed):
-        learner.guard.after_stage(learner)  # type: ignore[union-attr]
-    one, other = (learner.guard.penalty.importance for learner in (alone, mixed))  # type: ignore[union-attr]
+    runs = begun(method), *small.begun([begun(method).learner], pooled(as_stored(table("a", 4), 1), own))
+    for run in runs:
+        run.consolidate()
+    one, other = (importance_guard(run).penalty.importance for run in runs)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -80,14 +77,15 @@ def test_a_sample_of_the_examples_is_one_of_them_and_always_the_same() -> None:
     chosen = []
     for seed in (0, 0, 1):
         config = experiment(examples=2).model_copy(update={"seed": seed})
-        learner = begun("ewc", config)
-        learner.model.load_state_dict(begun("ewc").model.state_dict())
-        learner.guard.after_stage(learner)  # type: ignore[union-attr]
-        chosen.append(learner.guard.penalty.importance["transformer.wte.weight"])  # type: ignore[union-attr]
+        run = begun("ewc", config)
+        model = run.learner.model
+        model.load_state_dict(begun("ewc").learner.model.state_dict())
+        run.consolidate()
+        chosen.append(importance_guard(run).penalty.importance["transformer.wte.weight"])
         generator = np.random.default_rng(derive(seed, "importance", 1))
         picked = sorted(generator.choice(6, size=2, replace=False).tolist())
-        rows = learner.tokens.take(pa.array(picked)).to_pylist()
-        expected = plain_importance("ewc", copy.deepcopy(learner.model).eval(), rows, learner.tokenizer)
+        rows = run.tokens.take(pa.array(picked)).to_pylist()
+        expected = plain_importance("ewc", copy.deepcopy(model).eval(), rows, run.learner.tokenizer)
         assert_close(chosen[-1], expected["transformer.wte.weight"])
     assert torch.equal(chosen[0], chosen[1])
     assert not torch.equal(chosen[0], chosen[2])
@@ -95,20 +93,17 @@ def test_a_sample_of_the_examples_is_one_of_them_and_always_the_same() -> None:
 
 @pytest.mark.parametrize("method", PENALTIES)
 def test_importances_add_up_and_the_anchor_moves(method: str) -> None:
-    learner = begun(method)
-    guard = learner.guard
-    assert isinstance(guard, ImportanceGuard)
-    guard.after_stage(learner)
+    run = begun(method)
+    guard, model = importance_guard(run), run.learner.model
+    run.consolidate()
     first = guard.penalty
-    learner.forward(0)
-    learner.backward(0, [])
-    guard.after_stage(learner)
-    second = plain_importance(
-        method, copy.deepcopy(learner.model).eval(), learner.tokens.to_pylist(), small.tokenizer()
-    )
+    run.forward(0)
+    run.backward(0, [])
+    run.consolidate()
+    second = plain_importance(method, copy.deepcopy(model).eval(), run.tokens.to_pylist(), small.tokenizer())
     name = "transformer.h.0.mlp.c_fc.weight"
     assert_close(guard.penalty.importance[name], first.importance[name] + second[name])
-    assert torch.equal(guard.penalty.anchor[name], dict(learner.model.named_parameters())[name])
+    assert torch.equal(guard.penalty.anchor[name], dict(model.named_parameters())[name])
     assert not torch.equal(guard.penalty.anchor[name], first.anchor[name])
 
 
@@ -117,18 +112,18 @@ def test_importances_add_up_and_the_anchor_moves(method: str) -> None:
 
 @pytest.mark.parametrize("method", PENALTIES)
 def test_the_penalty_enters_loss_and_gradient(method: str) -> None:
-    learner = begun(method)
-    learner.guard.after_stage(learner)  # type: ignore[union-attr]
+    run = begun(method)
+    run.consolidate()
     for step in range(2):
-        learner.forward(step)
-        learner.backward(step, [])
-    penalty, plain = learner.guard.penalty, copy.deepcopy(learner.model)  # type: ignore[union-attr]
-    gradients = small.record_gradients(learner)
-    learner.forward(2)
-    figures = learner.backward(2, [])
+        run.forward(step)
+        run.backward(step, [])
+    penalty, plain = importance_guard(run).penalty, copy.deepcopy(run.learner.model)
+    gradients = small.record_gradients(run)
+    run.forward(2)
+    figures = run.backward(2, [])
 
-    rows = learner.tokens.take(learner.sampler.indices(2)).to_pylist()
-    pairs = [answer_logits(plain, row, learner.tokenizer) for row in rows]
+    rows = run.tokens.take(run.sampler.indices(2)).to_pylist()
+    pairs = [answer_logits(plain, row, run.learner.tokenizer) for row in rows]
     nll = functional.cross_entropy(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
     drift = STRENGTH * sum(
         (penalty.importance[name] * (p - penalty.anchor[name]) ** 2).sum() for name, p in plain.named_parameters()
@@ -142,13 +137,13 @@ def test_the_penalty_enters_loss_and_gradient(method: str) -> None:
 
 def test_clipping_sees_the_penalty() -> None:
     """It is a part of the loss (REFERENCE.md#regularisers: the references take a step of its own after Adam's)."""
-    learner = begun("ewc", experiment(max_grad_norm=0.5))
-    learner.guard.after_stage(learner)  # type: ignore[union-attr]
-    learner.forward(0)
-    learner.backward(0, [])
-    gradients = small.record_gradients(learner)
-    learner.forward(1)
-    figures = learner.backward(1, [])
+    run = begun("ewc", experiment(max_grad_norm=0.5))
+    run.consolidate()
+    run.forward(0)
+    run.backward(0, [])
+    gradients = small.record_gradients(run)
+    run.forward(1)
+    figures = run.backward(1, [])
     norm = torch.stack([gradient.norm() for gradient in gradients[0].values()]).norm()
     assert figures["grad_norm"] > 0.5
     assert float(norm) == pytest.approx(0.5, rel=1e-4)
@@ -157,30 +152,29 @@ def test_clipping_sees_the_penalty() -> None:
 @pytest.mark.parametrize("method", PENALTIES)
 def test_before_any_task_was_learned_nothing_is_held(method: str) -> None:
     held, free = begun(method), begun("finetune")
-    for learner in (held, free):
-        learner.forward(0)
+    for run in (held, free):
+        run.forward(0)
     figures, expected = held.backward(0, []), free.backward(0, [])
     assert figures.pop("penalty") == 0.0
     assert figures == expected
-    assert held.weights().tobytes() == free.weights().tobytes()
+    assert held.learner.weights().tobytes() == free.learner.weights().tobytes()
 
 
 @pytest.mark.parametrize("method", PENALTIES)
 def test_restored_from_bytes_the_next_step_is_the_same(method: str) -> None:
-    learner = begun(method)
-    learner.guard.after_stage(learner)  # type: ignore[union-attr]
-    again = begun(method)
-    again.guard.restore(learner.guard.to_bytes(), CPU)  # type: ignore[union-attr]
-    for one in (learner, again):
-        one.begin_stage(2, table("a", 6))
+    run, again = begun(method), begun(method)
+    run.consolidate()
+    known = importance_guard(run).to_bytes()
+    assert known is not None
+    importance_guard(again).restore(known, CPU)
     figures = []
-    for one in (learner, again):
+    for one in small.begun((run.learner, again.learner), table("a", 6), stage=2):
         for step in range(3):
             one.forward(step)
             figures.append(one.backward(step, []))
     assert figures[:3] == figures[3:]
     assert figures[2]["penalty"] > 0
-    assert learner.weights().tobytes() == again.weights().tobytes()
+    assert run.learner.weights().tobytes() == again.learner.weights().tobytes()
 
 
 def test_damaged_bytes_are_refused() -> None:

@@ -21,25 +21,24 @@ def test_the_previous_weights_teach_the_answers_of_the_new_task() -> None:
         small.experiment(method="lwf", model={"from_scratch": SHAPE}, training={"batch_size": 4, "max_grad_norm": 1e9})
     )
     student, teacher = small.unlike(small.peers(config, tok, "lwf"))
-    student.begin_stage(0, small.tokens(tok, current=4, replayed=0))
+    alone = student.begin_stage(0, small.tokens(tok, current=4, replayed=0))
     for step in range(2):  # the first task: nobody to learn from
-        student.forward(step, publish=False)
-        assert student.backward(step, [])["kd_qa"] == 0.0
+        alone.forward(step, publish=False)
+        assert alone.backward(step, [])["kd_qa"] == 0.0
 
     load_bytes(teacher.model, student.weights())
     previous = copy.deepcopy(teacher.model)
     table = small.tokens(tok, current=6, replayed=0)
-    for learner in (student, teacher):
-        learner.begin_stage(1, table)
-    first, second = small.train([student, teacher], {0: range(2)})
+    runs = small.begun((student, teacher), table)
+    first, second = small.train(runs, {0: range(2)})
     assert first[0]["kd_qa"] == pytest.approx(0.0, abs=1e-6), "nothing has changed yet"
     assert second[0]["kd_qa"] > 1e-4
     assert "kd_lm" not in second[0]
 
     # The next step, against the plain form: labels everywhere, and as much of the previous model as of them.
-    plain, rows = copy.deepcopy(student.model), table.take(student.sampler.indices(2)).to_pylist()
-    gradients = small.record_gradients(student)
-    (figures,) = small.train([student, teacher], {0: range(2, 3)})
+    plain, rows = copy.deepcopy(student.model), table.take(runs[0].sampler.indices(2)).to_pylist()
+    gradients = small.record_gradients(runs[0])
+    (figures,) = small.train(runs, {0: range(2, 3)})
     loss, expected = plain_objective(plain, [previous], rows, tok, Rule(weight=1.0), ("qa",))
     loss.backward()
     assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)

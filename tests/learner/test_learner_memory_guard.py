@@ -1,4 +1,4 @@
-"""A-GEM's projection on a learner, against plain autograd."""
+"""A-GEM's projection in a stage, against plain autograd."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from torch.nn import functional
 from ray_l4.learner.guards import MemoryGuard
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import load_bytes
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.seeds import derive
 from ray_l4.text.tokens import TOKENS, as_stored
 from tests.learner import learner_fixtures as small
 from tests.learner.guard_fixtures import answer_logits, begun, experiment, table
 
 
-def memory_gradient(learner: Learner, model: Any, step: int) -> dict[str, Tensor]:
-    """Of the mean cross-entropy on as many stored examples as the step has of its own, drawn anew for each step."""
-    generator = np.random.default_rng(derive(0, "memory", learner.stage, step))
-    size = min(len(learner.sampler.indices(step)), learner.memory.num_rows)
-    picked = generator.choice(learner.memory.num_rows, size=size, replace=False)
-    return plain_gradient(learner, model, learner.memory.take(pa.array(picked)).to_pylist())
+def memory_gradient(run: StageRun, model: Any, step: int) -> dict[str, Tensor]:
+    """Return the gradient of the mean cross-entropy on stored examples, as many as the step has, drawn for it anew."""
+    assert run.memory is not None
+    generator = np.random.default_rng(derive(0, "memory", run.stage, step))
+    size = min(len(run.sampler.indices(step)), run.memory.num_rows)
+    picked = generator.choice(run.memory.num_rows, size=size, replace=False)
+    return plain_gradient(run, model, run.memory.take(pa.array(picked)).to_pylist())
 
 
-def plain_gradient(learner: Learner, model: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    pairs = [answer_logits(model, row, learner.tokenizer) for row in rows]
+def plain_gradient(run: StageRun, model: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    pairs = [answer_logits(model, row, run.learner.tokenizer) for row in rows]
     model.zero_grad()
     functional.cross_entropy(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -57,29 +59,29 @@ def remembering() -> np.ndarray:
     changes = {"training": {"epochs": 60, "batch_size": 3}, "optim": {"variant": "torch", "lr": 5e-3, "eps": 1e-8}}
     config = small.experiment(**experiment().model_dump(exclude_unset=True, exclude=set(changes)) | changes)
     (learner,) = small.unlike(small.peers(config, small.tokenizer(), "finetune"))
-    learner.begin_stage(0, opposed(6))
-    small.train([learner], {0: range(learner.sampler.num_steps)})
+    runs = small.begun([learner], opposed(6), stage=0)
+    small.train(runs, {0: range(runs[0].num_steps)})
     return learner.weights()
 
 
-def in_conflict(method: str, config: Any = None, peer: int = 0) -> Learner:
-    """What the learner's weights know and its memory holds is not what it is about to learn."""
-    learner = begun(method, config, opposed(6), peer)
-    load_bytes(learner.model, remembering())
-    return learner
+def in_conflict(method: str, config: Any = None, peer: int = 0) -> StageRun:
+    """Begin a stage whose examples contradict both the learner's weights and its memory."""
+    run = begun(method, config, opposed(6), peer)
+    load_bytes(run.learner.model, remembering())
+    return run
 
 
 def test_no_step_goes_against_the_memory() -> None:
     """The applied gradient, before it is clipped, is A-GEM's: g - (g.r / r.r) r where g.r < 0, else g."""
-    learner = in_conflict("agem")
-    recorded = small.record_gradients(learner)
+    run = in_conflict("agem")
+    recorded = small.record_gradients(run)
     conflicts = 0
-    for step in range(learner.sampler.num_steps):
-        plain = copy.deepcopy(learner.model)
-        rows = learner.tokens.take(learner.sampler.indices(step)).to_pylist()
-        own, reference = plain_gradient(learner, plain, rows), memory_gradient(learner, plain, step)
-        learner.forward(step)
-        learner.backward(step, [])
+    for step in range(run.num_steps):
+        plain = copy.deepcopy(run.learner.model)
+        rows = run.tokens.take(run.sampler.indices(step)).to_pylist()
+        own, reference = plain_gradient(run, plain, rows), memory_gradient(run, plain, step)
+        run.forward(step)
+        run.backward(step, [])
         agreement, square = inner(own, reference), inner(reference, reference)
         coefficient = min(agreement, 0.0) / square
         conflicts += agreement < 0
@@ -94,22 +96,22 @@ def test_no_step_goes_against_the_memory() -> None:
 @pytest.mark.parametrize("memory", [None, opposed(0)], ids=["none", "empty"])
 def test_without_a_memory_nothing_is_changed(memory: pa.Table | None) -> None:
     guarded, free = begun("agem", experiment(dropout=0.3), memory), begun("finetune", experiment(dropout=0.3))
-    for learner in (guarded, free):
-        learner.forward(0)
+    for run in (guarded, free):
+        run.forward(0)
     figures, expected = guarded.backward(0, []), free.backward(0, [])
     assert figures.pop("penalty") == 0.0
     assert figures == expected
-    assert guarded.weights().tobytes() == free.weights().tobytes()
+    assert guarded.learner.weights().tobytes() == free.learner.weights().tobytes()
 
 
 def test_a_memory_makes_a_difference_to_the_weights_and_not_to_the_figures_of_the_loss() -> None:
     guarded, free = in_conflict("agem"), in_conflict("finetune")
-    for learner in (guarded, free):
-        learner.forward(0)
+    for run in (guarded, free):
+        run.forward(0)
     figures, expected = guarded.backward(0, []), free.backward(0, [])
     assert figures["loss"] == expected["loss"]
     assert figures["grad_norm"] != expected["grad_norm"], "this batch does conflict with the memory"
-    assert guarded.weights().tobytes() != free.weights().tobytes()
+    assert guarded.learner.weights().tobytes() != free.learner.weights().tobytes()
 
 
 def test_dropout_on_the_memory_does_not_depend_on_who_shares_the_process() -> None:
@@ -125,11 +127,12 @@ def test_dropout_on_the_memory_does_not_depend_on_who_shares_the_process() -> No
         torch.manual_seed(step)
         calm.backward(step, [])
         other.backward(step, [])
-    assert calm.weights().tobytes() == disturbed.weights().tobytes()
+    assert calm.learner.weights().tobytes() == disturbed.learner.weights().tobytes()
 
 
 def test_a_memory_guard_keeps_nothing() -> None:
-    learner = begun("agem", memory=opposed())
-    assert isinstance(learner.guard, MemoryGuard)
-    learner.guard.after_stage(learner)
-    assert learner.guard.to_bytes() is None
+    run = begun("agem", memory=opposed())
+    assert isinstance(run.learner, Learner)
+    assert isinstance(run.learner.guard, MemoryGuard)
+    run.consolidate()
+    assert run.learner.guard.to_bytes() is None

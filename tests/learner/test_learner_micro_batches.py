@@ -1,8 +1,9 @@
-"""A step in several pieces is the step in one, and holds no more at a time than it needs."""
+"""A step in several micro-batches is the step in one, and holds no more at a time than it needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_l4.errors import PeerError
-from ray_l4.learner.learner import Learner
-from ray_l4.learner.micro_batches import cut, joined, select
+from ray_l4.learner.micro_batches import MicroBatch, concatenated, select, split
+from ray_l4.learner.peer_model import PeerModel
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.text.batches import Batch, build_batch
 from tests.learner import learner_fixtures as small
 from tests.learner import shard_fixtures as shards
@@ -28,34 +30,40 @@ HEADS = ("qa", "lm")
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 @pytest.mark.parametrize("scenario", shards.SCENARIOS)
 def test_micro_batches_learn_what_the_whole_batch_learns(scenario: str, micro_batch: int) -> None:
-    assert_same(shards.learn(shards.peers(scenario, micro_batch=micro_batch)), scenario)
+    assert_same(shards.learn(shards.begun(scenario, micro_batch=micro_batch)), scenario)
 
 
-def begun(micro_batch: int | None, method: str = "l4", dropout: float = 0.1) -> list[Learner]:
-    """Two students, or one, with dropout, in a stage of eleven examples, four a step."""
+def begun(micro_batch: int | None, method: str = "l4", dropout: float = 0.1) -> list[StageRun]:
+    """Begin a stage of eleven examples, four a step, with one student or two, with dropout."""
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": dropout}
     config, tok = small.experiment(model={"from_scratch": shape}), small.tokenizer()
     learners = small.peers(config, tok, method)
     for learner in learners:
-        learner._micro_batch = micro_batch
-        learner.begin_stage(1, small.tokens(tok))
-    return learners
+        learner.micro_batch = micro_batch
+    return small.begun(learners, small.tokens(tok))
+
+
+def under_way(run: StageRun) -> Sequence[MicroBatch]:
+    """Return the micro-batches of the step that is under way."""
+    work = run._under_way
+    assert work is not None
+    return work.micro_batches
 
 
 def test_a_micro_batch_that_holds_the_batch_changes_no_bit() -> None:
-    """Dropout included: what is in one piece draws what it always has."""
+    """Dropout included: a batch that is not split draws the numbers that it always has."""
     one, other = begun(None), begun(4)
     steps = dict.fromkeys((0, 1), range(6))
     assert small.train(one, steps) == small.train(other, steps)
     for mine, theirs in zip(one, other, strict=True):
-        pairs = zip(mine.model.parameters(), theirs.model.parameters(), strict=True)
+        pairs = zip(mine.learner.model.parameters(), theirs.learner.model.parameters(), strict=True)
         assert all(torch.equal(x, y) for x, y in pairs)
 
 
 class Calls:
-    """What a model is run on: number of rows, and whether a graph is kept."""
+    """The calls of a model: number of rows, and whether a graph is kept."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: PeerModel) -> None:
         self.seen: list[tuple[int, bool]] = []
         learner._position_logits.register_forward_hook(self._note)
 
@@ -67,54 +75,53 @@ class Calls:
         return seen
 
 
-def test_pieces_run_twice_only_where_predictions_are_published() -> None:
-    (learner,) = begun(3, "lamol")
-    calls = Calls(learner)
-    learner.forward(0, publish=False)
+def test_micro_batches_run_twice_only_where_predictions_are_published() -> None:
+    (run,) = begun(3, "lamol")
+    calls = Calls(run.learner)
+    run.forward(0, publish=False)
     assert calls.take() == [], "nobody asks what it predicts"
-    learner.backward(0, [])
+    run.backward(0, [])
     assert calls.take() == [(6, True), (2, True)], "two heads: three examples, then one"
-    learner.forward(1)
+    run.forward(1)
     assert calls.take() == [(6, False), (2, False)], "no graph is kept"
-    learner.backward(1, [])
+    run.backward(1, [])
     assert calls.take() == [(6, True), (2, True)]
 
 
 def test_the_whole_batch_runs_once() -> None:
-    (learner,) = begun(None, "lamol")
-    calls = Calls(learner)
+    (run,) = begun(None, "lamol")
+    calls = Calls(run.learner)
     for publish in (True, False):
-        step = learner._next_step
-        learner.forward(step, publish=publish)
-        learner.backward(step, [])
+        step = run.next_step
+        run.forward(step, publish=publish)
+        run.backward(step, [])
         assert calls.take() == [(8, True)]
 
 
-def test_a_piece_draws_the_same_dropout_when_it_runs_again() -> None:
+def test_a_micro_batch_draws_the_same_dropout_when_it_runs_again() -> None:
     """The loss is about the predictions that were published."""
-    learner = begun(2)[0]
-    published = learner.forward(0)
-    work = learner._pending
-    assert work is not None and len(work.pieces) == 2
-    for piece in work.pieces:
+    run = begun(2)[0]
+    published = run.forward(0)
+    micro_batches = under_way(run)
+    assert len(micro_batches) == 2
+    for micro_batch in micro_batches:
         torch.rand(7)
-        again = learner._run(0, piece)
+        again = run._run(0, micro_batch)
         for head in HEADS:
-            rows = piece.distilled[head]
+            rows = micro_batch.distilled[head]
+            assert micro_batch.num_distilled(head) == rows.stop - rows.start
             assert torch.equal(again[head].logits_NV[: rows.stop - rows.start], published.logits[head][rows])
-    learner.model.eval()
-    without = learner._run(0, work.pieces[0])
+    run.learner.model.eval()
+    without = run._run(0, micro_batches[0])
     assert not torch.equal(without["qa"].logits_NV[:1], published.logits["qa"][:1])
 
 
-def test_pieces_draw_dropout_of_their_own() -> None:
-    learner = begun(2, dropout=0.5)[0]
-    learner.forward(0)
-    work = learner._pending
-    assert work is not None
-    first, second = work.pieces
-    same_examples = learner._run(0, first)["qa"].logits_NV
-    as_second = learner._run(0, type(first)(first.batch, first.distilled, second.first))["qa"].logits_NV
+def test_micro_batches_draw_dropout_of_their_own() -> None:
+    run = begun(2, dropout=0.5)[0]
+    run.forward(0)
+    first, second = under_way(run)
+    same_examples = run._run(0, first)["qa"].logits_NV
+    as_second = run._run(0, replace(first, first=second.first))["qa"].logits_NV
     assert not torch.equal(same_examples, as_second)
 
 
@@ -124,24 +131,24 @@ def test_targets_of_another_batch_are_refused() -> None:
     mine.forward(0)
     short = {head: type(own)(own.log_probs_KV[:-1]) for head, own in targets.items()}
     count = targets["qa"].num_positions
-    with pytest.raises(PeerError, match=rf"teacher speaks of {count - 1} positions of qa; expected {count}"):
+    with pytest.raises(PeerError, match=rf"teacher predicted {count - 1} positions of head qa; expected {count}\."):
         mine.backward(0, [short])
     mine.backward(0, [targets])
 
 
 def weighted(indices: list[int]) -> Batch:
-    """A batch of some of ten examples."""
+    """Build a batch of some of ten examples."""
     return build_batch(some_tokens(), np.asarray(indices), HEADS, small.tokenizer(), 5.0)
 
 
 @cache
 def some_tokens() -> pa.Table:
-    """Six current examples, and four replayed ones."""
+    """Build a table of six current examples and four replayed ones."""
     return small.tokens(small.tokenizer(), current=6, replayed=4)
 
 
 def scored(batch: Batch, head: Any) -> Iterator[tuple[tuple[int, ...], int, float]]:
-    """Of every scored position in order: the tokens up to it, its target and its weight."""
+    """Yield, of every scored position in order, the tokens up to it, its target and its weight."""
     own, width = batch.heads[head], batch.input_ids_RT.shape[1]
     for position, target, weight in zip(own.positions_N, own.targets_N, own.weights_N, strict=True):
         row, column = divmod(int(position), width)
@@ -170,44 +177,44 @@ def test_a_selection_is_the_batch_of_its_examples(indices: list[int], data: st.D
     st.none() | st.integers(1, 4),
     st.booleans(),
 )
-def test_the_pieces_of_all_ranks_are_the_batch(
-    indices: list[int], ranks: int, micro_batch: int | None, distil_all: bool
+def test_the_micro_batches_of_all_ranks_are_the_batch(
+    indices: list[int], ranks: int, size: int | None, distil_all: bool
 ) -> None:
     """Every scored position once with its weight in the whole batch, and every distilled one in some rank's targets."""
     batch = weighted(indices)
-    of_ranks = [cut(batch, rank, ranks, micro_batch, distil_all=distil_all) for rank in range(ranks)]
+    of_ranks = [split(batch, rank, ranks, size, distil_all=distil_all) for rank in range(ranks)]
     for head in HEADS:
-        found = [item for pieces in of_ranks for piece in pieces for item in scored(piece.batch, head)]
+        found = [item for parts in of_ranks for part in parts for item in scored(part.batch, head)]
         assert sorted(found) == sorted(scored(batch, head))
         own = batch.heads[head]
         distilled = len(own.targets_N) if distil_all else own.num_current
-        assert sum(pieces[-1].distilled[head].stop for pieces in of_ranks) == distilled
-        for pieces in of_ranks:
-            rows = [row for piece in pieces for row in range(piece.distilled[head].start, piece.distilled[head].stop)]
-            assert rows == list(range(pieces[-1].distilled[head].stop)), "no gap between pieces"
-    firsts = [piece.first for pieces in of_ranks for piece in pieces if piece.batch.num_samples]
-    assert len(set(firsts)) == len(firsts), "no two pieces draw the same dropout"
+        assert sum(parts[-1].distilled[head].stop for parts in of_ranks) == distilled
+        for parts in of_ranks:
+            rows = [row for part in parts for row in range(part.distilled[head].start, part.distilled[head].stop)]
+            assert rows == list(range(parts[-1].distilled[head].stop)), "no gap between micro-batches"
+    firsts = [part.first for parts in of_ranks for part in parts if part.batch.num_samples]
+    assert len(set(firsts)) == len(firsts), "no two micro-batches draw the same dropout"
 
 
 def test_a_rank_without_examples_runs_a_token_that_nobody_scores() -> None:
-    (blank,) = cut(weighted([3]), rank=1, num_ranks=2)
+    (blank,) = split(weighted([3]), rank=1, num_ranks=2)
     assert blank.batch.input_ids_RT.shape == (1, 1)
     assert all(len(own.positions_N) == own.num_current == 0 for own in blank.batch.heads.values())
     assert all(rows == slice(0, 0) for rows in blank.distilled.values())
-    (whole,) = cut(weighted([3]), rank=0, num_ranks=2)
+    (whole,) = split(weighted([3]), rank=0, num_ranks=2)
     assert whole.first is None, "the other one has all there is, as if it were alone"
 
 
-def test_predictions_of_pieces_are_put_together_in_order() -> None:
-    whole, pieces = begun(None, dropout=0.0)[0].forward(0), begun(1, dropout=0.0)[0].forward(0)
-    learner = begun(1, dropout=0.0)[0]
-    learner.forward(0)
-    work = learner._pending
-    assert work is not None and len(work.pieces) == 4
+def test_predictions_of_micro_batches_are_concatenated_in_order() -> None:
+    whole, parts = begun(None, dropout=0.0)[0].forward(0), begun(1, dropout=0.0)[0].forward(0)
+    run = begun(1, dropout=0.0)[0]
+    run.forward(0)
+    assert len(under_way(run)) == 4
+    assert parts.output is not None
     for head in HEADS:
-        assert whole.logits[head].shape == pieces.logits[head].shape
-        # Current examples come first in a batch; in pieces each one comes in its turn. The numbers are the same.
-        for mine in (pieces.logits[head], pieces.hidden[head] @ pieces.output.weight_VD.T):
+        assert whole.logits[head].shape == parts.logits[head].shape
+        # Current examples come first in a batch; split, each one comes in its turn. The numbers are the same.
+        for mine in (parts.logits[head], parts.hidden[head] @ parts.output.weight_VD.T):
             ordered = [rows[rows[:, 0].argsort()] for rows in (whole.logits[head], mine)]
             assert torch.allclose(*ordered, atol=1e-4)
-    assert joined([whole]) is whole
+    assert concatenated([whole]) is whole

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ray_l4.learner.learner import Learner
 from ray_l4.learner.predictions import Predictions
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.losses import objective
 from ray_l4.losses.chunked import chunked_gradient
 from ray_l4.methods import get_method
@@ -29,39 +29,37 @@ def no_dropout(precision: str = "float32", **more: Any) -> Any:
     )
 
 
-def begun(config: Any, method: str, peers: int, replayed: int, stage: int = 1) -> list[Learner]:
-    """Learners in a stage whose every batch holds all there is: current examples, and replayed ones, or these alone."""
+def begun(config: Any, method: str, peers: int, replayed: int, stage: int = 1) -> list[StageRun]:
+    """Begin a stage whose every batch holds all there is: current examples, and replayed ones, or these alone."""
     tok = small.tokenizer()
     table = small.replay_alone(tok, REPLAYED) if replayed == ALONE else small.tokens(tok, CURRENT, replayed)
-    learners = small.unlike(small.peers(config, tok, method, peers))
-    for learner in learners:
-        learner.begin_stage(stage, table)
-    return list(learners)
+    return small.begun(small.unlike(small.peers(config, tok, method, peers)), table, stage)
 
 
-def one_step(learners: list[Learner]) -> list[tuple[dict[str, float], dict[str, torch.Tensor], Any, list[Any], Any]]:
-    """Of every student: figures and gradients of its first step, its model and its teachers' before it, the rows."""
-    students = small.graph(learners).students
-    before = [copy.deepcopy(learner.model) for learner in learners]
-    recorded = {peer: small.record_gradients(learners[peer]) for peer in students}
-    (figures,) = small.train(learners, dict.fromkeys(students, range(1)))
-    rows = learners[0].tokens.take(learners[0].sampler.indices(0)).to_pylist()
+def one_step(runs: list[StageRun]) -> list[tuple[dict[str, float], dict[str, torch.Tensor], Any, list[Any], Any]]:
+    """Learn the first step; returns each student's figures, gradients, model and teachers before the step, and rows."""
+    students = small.graph(runs).students
+    before = [copy.deepcopy(run.learner.model) for run in runs]
+    recorded = {peer: small.record_gradients(runs[peer]) for peer in students}
+    (figures,) = small.train(runs, dict.fromkeys(students, range(1)))
+    rows = runs[0].tokens.take(runs[0].sampler.indices(0)).to_pylist()
     return [
         (
             figures[peer],
             recorded[peer][0],
             before[peer],
-            [before[teacher] for teacher in small.graph(learners).teachers_of(peer)],
+            [before[teacher] for teacher in small.graph(runs).teachers_of(peer)],
             rows,
         )
         for peer in students
     ]
 
 
-def check(learners: list[Learner], rule: Rule) -> None:
-    """Figures and all gradients of a step equal those of the plain form."""
-    for figures, gradients, model, teachers, rows in one_step(learners):
-        loss, expected = plain_objective(model, teachers, rows, learners[0].tokenizer, rule, learners[0].method.heads)
+def check(runs: list[StageRun], rule: Rule) -> None:
+    """Compare figures and all gradients of a step with those of the plain form."""
+    learner = runs[0].learner
+    for figures, gradients, model, teachers, rows in one_step(runs):
+        loss, expected = plain_objective(model, teachers, rows, learner.tokenizer, rule, learner.method.heads)
         if loss.requires_grad:
             loss.backward()
         for name, value in expected.items():
@@ -110,9 +108,9 @@ def test_every_option_equals_its_plain_formula(option: str, replayed: int) -> No
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name != "no distillation"])
 def test_every_option_makes_a_difference(option: str) -> None:
     """Otherwise the test above would pass for an option that is ignored on both sides."""
-    learners = begun(config_of(OPTIONS[option]), "l4", 3 if "three" in option else 2, REPLAYED)
-    figures, _, model, teachers, rows = one_step(learners)[0]
-    _, default = plain_objective(model, teachers, rows, learners[0].tokenizer, Rule(), ("qa", "lm"))
+    runs = begun(config_of(OPTIONS[option]), "l4", 3 if "three" in option else 2, REPLAYED)
+    figures, _, model, teachers, rows = one_step(runs)[0]
+    _, default = plain_objective(model, teachers, rows, runs[0].learner.tokenizer, Rule(), ("qa", "lm"))
     assert figures["loss"] != pytest.approx(default["loss"], rel=1e-3)
 
 
@@ -135,14 +133,14 @@ def test_every_option_makes_a_difference(option: str) -> None:
 )
 def test_where_current_examples_bear_labels(method: str, stage: int, replayed: int, labels: bool) -> None:
     """``first_stage``, ``without_replay`` and ``never``; peers differ, so that some distillation is left anyway."""
-    learners = begun(no_dropout(), method, get_method(method).peers, replayed, stage)
-    check(learners, Rule(labels_on_current=labels))
+    runs = begun(no_dropout(), method, get_method(method).peers, replayed, stage)
+    check(runs, Rule(labels_on_current=labels))
 
 
 @pytest.mark.parametrize("option", ["heavy", "everything", "separate means"])
 def test_a_step_in_many_chunks_is_the_step_in_one(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    learners = begun(config_of(OPTIONS[option]), "l4", 2, REPLAYED)
-    few_rows = 3 * learners[0].tokenizer.size
+    runs = begun(config_of(OPTIONS[option]), "l4", 2, REPLAYED)
+    few_rows = 3 * runs[0].learner.tokenizer.size
     calls: list[int] = []
 
     def in_small_chunks(loss: Any, logits_NV: torch.Tensor) -> Any:
@@ -150,16 +148,16 @@ def test_a_step_in_many_chunks_is_the_step_in_one(option: str, monkeypatch: pyte
         return chunked_gradient(loss, logits_NV, few_rows)
 
     monkeypatch.setattr(objective, "chunked_gradient", in_small_chunks)
-    check(learners, Rule(**OPTIONS[option]))
+    check(runs, Rule(**OPTIONS[option]))
     assert len(calls) == 4 and min(calls) > 3, "both heads of both students, in several chunks each"
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision(option: str) -> None:
     rule = Rule(**OPTIONS[option])
-    learners = begun(config_of(OPTIONS[option], "bfloat16"), "l4", 3 if "three" in option else 2, REPLAYED)
-    figures, gradients, model, teachers, rows = one_step(learners)[0]
-    loss, expected = plain_objective(model, teachers, rows, learners[0].tokenizer, rule, ("qa", "lm"))
+    runs = begun(config_of(OPTIONS[option], "bfloat16"), "l4", 3 if "three" in option else 2, REPLAYED)
+    figures, gradients, model, teachers, rows = one_step(runs)[0]
+    loss, expected = plain_objective(model, teachers, rows, runs[0].learner.tokenizer, rule, ("qa", "lm"))
     loss.backward()
     assert figures["loss"] == pytest.approx(expected["loss"], rel=2e-2)
     assert figures["loss"] != pytest.approx(expected["loss"], rel=1e-6), "was it bfloat16 at all?"
@@ -169,12 +167,11 @@ def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision(o
 def test_published_predictions_are_those_that_bear_distillation() -> None:
     tok = small.tokenizer()
     for followed in ("current", "all"):
-        learner = begun(no_dropout(distillation={"examples": followed}), "l4", 2, REPLAYED)[0]
-        table = learner.tokens
-        rows = table.take(learner.sampler.indices(0)).to_pylist()
+        run = begun(no_dropout(distillation={"examples": followed}), "l4", 2, REPLAYED)[0]
+        rows = run.tokens.take(run.sampler.indices(0)).to_pylist()
         bearing = [row for row in rows if row["origin"] == "real" or followed == "all"]
         assert (len(bearing) == len(rows)) == (followed == "all"), "the batch holds both kinds"
-        predictions = learner.forward(0)
+        predictions = run.forward(0)
         sent = {head: predictions.log_probs(head) for head in ("qa", "lm")}
         assert sent["qa"].shape == (sum(len(r["ids"]) - r["prompt_length"] + 1 for r in bearing), tok.size)
         assert sent["lm"].shape == (sum(len(r["ids"]) + 1 for r in bearing), tok.size)
@@ -184,7 +181,6 @@ def test_published_predictions_are_those_that_bear_distillation() -> None:
 
 def test_what_nobody_learns_from_is_not_sent() -> None:
     tok = small.tokenizer()
-    learner = small.peers(small.experiment(), tok)[0]
-    learner.begin_stage(1, small.tokens(tok))
-    assert learner.forward(0, publish=False) == Predictions()
-    assert learner.backward(0, [])["loss"] > 0
+    run = small.peers(small.experiment(), tok)[0].begin_stage(1, small.tokens(tok))
+    assert run.forward(0, publish=False) == Predictions()
+    assert run.backward(0, [])["loss"] > 0

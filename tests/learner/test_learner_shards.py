@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ray_l4.learner.micro_batches import piece_spans
+from ray_l4.learner.learner import Learner
+from ray_l4.learner.micro_batches import micro_batch_spans
 from ray_l4.learner.sharding import ALONE, Alone
 from tests.learner import shard_fixtures as shards
 from tests.learner.shard_fixtures import FullyLearned, alone, assert_same
@@ -35,7 +36,7 @@ def test_the_scenarios_are_not_trivial() -> None:
 @pytest.mark.parametrize(("size", "micro_batch"), [(2, None), (3, None), (2, 2)])
 @pytest.mark.parametrize("scenario", shards.SCENARIOS)
 def test_data_parallel_ranks_learn_what_one_rank_learns(scenario: str, size: int, micro_batch: int | None) -> None:
-    ranks = [shards.peers(scenario, shardings, micro_batch) for shardings in shards.groups(size)]
+    ranks = [shards.begun(scenario, shardings, micro_batch) for shardings in shards.groups(size)]
     first, *others = shards.at_once(shards.learn, ranks)
     assert_same(first, scenario)
     for rank in others:
@@ -47,7 +48,7 @@ def test_data_parallel_ranks_learn_what_one_rank_learns(scenario: str, size: int
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None], FullyLearned]:
-    """What two fully sharded ranks did, each in a process of its own because PyTorch has one default group in each."""
+    """Train two fully sharded ranks, each in its own process, because PyTorch has one default group per process."""
     folder = tmp_path_factory.mktemp("full")
     script = "import sys; from pathlib import Path; from tests.learner.shard_fixtures import fully_sharded as go; "
     started = [
@@ -92,32 +93,35 @@ def test_fully_sharded_ranks_hold_a_slice_and_give_all(full: Callable[[str, int 
 
 
 def test_weights_of_the_first_rank_are_those_of_a_checkpoint() -> None:
-    ranks = [shards.peers("lamol", shardings) for shardings in shards.groups(2)]
-    saved = [learners[0].weights() for learners in ranks]
-    other = shards.peers("l4")[1]
+    ranks = [shards.begun("lamol", shardings) for shardings in shards.groups(2)]
+    saved = [runs[0].learner.weights() for runs in ranks]
+    other, single = shards.begun("l4")[1].learner, shards.begun("lamol")[0].learner
     other.load(saved[0])
-    assert other.weights().tobytes() == saved[0].tobytes() == shards.peers("lamol")[0].weights().tobytes()
+    assert other.weights().tobytes() == saved[0].tobytes() == single.weights().tobytes()
     assert saved[1].size == 0
 
 
 @pytest.mark.parametrize("again", ["begin_stage", "abandon"])
 def test_a_step_that_came_to_nothing_leaves_nothing_behind(again: str) -> None:
     """Its gradients are there already when the sum over the ranks fails, because one of them is gone."""
-    learner = shards.peers("lamol", [_Forsaken()])[0]
-    learner.forward(0)
+    run = shards.begun("lamol", [_Forsaken()])[0]
+    learner = run.learner
+    assert isinstance(learner, Learner)
+    run.forward(0)
     with pytest.raises(RuntimeError, match="gone"):
-        learner.backward(0, [])
+        run.backward(0, [])
     assert any(parameter.grad is not None for parameter in learner.model.parameters())
-    learner._sharding = ALONE
+    learner.sharding = ALONE
     if again == "abandon":
-        assert learner.abandon() == 0
+        assert run.abandon() == 0
     else:
-        learner.begin_stage(1, learner.tokens)
-    assert_same(shards.learn([learner]), "lamol")
+        run = learner.begin_stage(1, run.tokens)
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+    assert_same(shards.learn([run]), "lamol")
 
 
 class _Forsaken(Alone):
-    """A rank whose fellows are gone."""
+    """A rank that has lost the other ranks."""
 
     def add_up(self, model: PreTrainedModel, figures: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("gone")
@@ -128,11 +132,11 @@ class _Forsaken(Alone):
     ranks=st.integers(1, 9),
     micro_batch=st.none() | st.integers(1, 12),
 )
-def test_every_example_is_in_exactly_one_piece(examples: int, ranks: int, micro_batch: int | None) -> None:
-    of_ranks = [piece_spans(examples, rank, ranks, micro_batch) for rank in range(ranks)]
+def test_every_example_is_in_exactly_one_micro_batch(examples: int, ranks: int, micro_batch: int | None) -> None:
+    of_ranks = [micro_batch_spans(examples, rank, ranks, micro_batch) for rank in range(ranks)]
     assert [index for spans in of_ranks for span in spans for index in span] == list(range(examples))
     assert len({len(spans) for spans in of_ranks}) == 1, "sharded weights come together for all ranks at once"
     sizes = [sum(map(len, spans)) for spans in of_ranks]
     assert max(sizes) - min(sizes) <= 1
     assert all(len(span) <= (micro_batch or examples) for spans in of_ranks for span in spans)
-    assert len(of_ranks[0]) == -(-sizes[0] // (micro_batch or sizes[0])), "no more pieces than it takes"
+    assert len(of_ranks[0]) == -(-sizes[0] // (micro_batch or sizes[0])), "no more micro-batches than it takes"

@@ -1,4 +1,4 @@
-"""A teacher's answers to training examples (REFERENCE.md#seq-kd): in their place, of their length, whatever is decoded beside."""
+"""A teacher's answers to training examples: in order, of bounded length, whatever the batch (REFERENCE.md#seq-kd)."""
 
 from __future__ import annotations
 

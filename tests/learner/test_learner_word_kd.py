@@ -1,4 +1,7 @@
-"""Word-KD (REFERENCE.md#word-kd-loss) on the project's one loop against two models in a plain loop over samples and positions."""
+"""Word-KD in the project's one loop, against two models in a plain loop over examples and positions.
+
+Source: REFERENCE.md#word-kd-loss.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_l4.learner.learner import Learner
+from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import resolved
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
@@ -40,7 +43,7 @@ def whole_sequence(row: dict[str, Any], tok: TaskTokenizer) -> tuple[list[int], 
 
 
 def plain_word_kd(student: Any, teacher: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer) -> Tensor:
-    """L2KD's loss of one batch: KD on current samples plus cross-entropy on pseudo-samples, each with its own mean."""
+    """L2KD's loss of one batch: KD on current examples, cross-entropy on pseudo-examples, each with its own mean."""
     loss = torch.zeros(())
     for sequence_of, head_weight in ((answer_sequence, 1.0), (whole_sequence, LM_WEIGHT)):
         kd_sum, kd_positions = torch.zeros(()), 0
@@ -72,7 +75,7 @@ def plain_word_kd(student: Any, teacher: Any, rows: Sequence[dict[str, Any]], to
 def plain_training(
     student: Any, teacher: Any, batches: Sequence[Sequence[dict[str, Any]]], tok: TaskTokenizer, config: Any
 ) -> list[float]:
-    """An ordinary PyTorch training loop, with a learning rate that falls on a line (REFERENCE.md#schedule). Gives the losses."""
+    """Train with plain PyTorch, at a learning rate that falls linearly (REFERENCE.md#schedule); returns the losses."""
     decayed = [p for name, p in student.named_parameters() if "bias" not in name]
     others = [p for name, p in student.named_parameters() if "bias" in name]
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -109,10 +112,8 @@ def experiment(precision: str = "float32", dropout: float = 0.0, **training: Any
     )
 
 
-def student_and_teacher(config: Any, table: pa.Table) -> tuple[Learner, Learner]:
-    student, teacher = small.unlike(small.peers(config, small.tokenizer(), "l2kd-word"))
-    for learner in (student, teacher):
-        learner.begin_stage(1, table)
+def student_and_teacher(config: Any, table: pa.Table) -> tuple[StageRun, StageRun]:
+    student, teacher = small.begun(small.unlike(small.peers(config, small.tokenizer(), "l2kd-word")), table)
     return student, teacher
 
 
@@ -120,11 +121,11 @@ def student_and_teacher(config: Any, table: pa.Table) -> tuple[Learner, Learner]
 def test_loss_and_all_gradients_equal_two_plain_models(table_of: Callable[[TaskTokenizer], pa.Table]) -> None:
     table = table_of(small.tokenizer())
     student, teacher = student_and_teacher(experiment(max_grad_norm=1e9), table)
-    plain = copy.deepcopy(student.model)
+    plain = copy.deepcopy(student.learner.model)
     gradients = small.record_gradients(student)
     ((figures,),) = [list(by_peer.values()) for by_peer in small.train([student, teacher], {0: range(1)})]
     rows = table.take(student.sampler.indices(0)).to_pylist()
-    loss = plain_word_kd(plain, teacher.model, rows, student.tokenizer)
+    loss = plain_word_kd(plain, teacher.learner.model, rows, student.learner.tokenizer)
     loss.backward()
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert loss.item() > 0.1
@@ -138,7 +139,7 @@ def test_a_batch_of_replay_alone_has_no_divergence_and_is_finite() -> None:
     (figures,) = small.train([student, teacher], {0: range(1)})
     assert figures[0]["kd_qa"] == figures[0]["kd_lm"] == 0.0
     assert figures[0]["loss"] == pytest.approx(figures[0]["nll_qa"] + LM_WEIGHT * figures[0]["nll_lm"])
-    assert all(parameter.isfinite().all() for parameter in student.model.parameters())
+    assert all(parameter.isfinite().all() for parameter in student.learner.model.parameters())
 
 
 def test_no_label_of_a_current_example_is_learned() -> None:
@@ -152,10 +153,11 @@ def test_no_label_of_a_current_example_is_learned() -> None:
 def test_bfloat16_differs_by_its_rounding_alone() -> None:
     table = BATCHES["mixed"](small.tokenizer())
     student, teacher = student_and_teacher(experiment("bfloat16", max_grad_norm=1e9), table)
-    plain = copy.deepcopy(student.model)
+    plain = copy.deepcopy(student.learner.model)
     gradients = small.record_gradients(student)
     (figures,) = small.train([student, teacher], {0: range(1)})
-    loss = plain_word_kd(plain, teacher.model, table.take(student.sampler.indices(0)).to_pylist(), student.tokenizer)
+    rows = table.take(student.sampler.indices(0)).to_pylist()
+    loss = plain_word_kd(plain, teacher.learner.model, rows, student.learner.tokenizer)
     loss.backward()
     assert figures[0]["loss"] == pytest.approx(loss.item(), rel=2e-2)
     assert figures[0]["loss"] != pytest.approx(loss.item(), rel=1e-6), "was it bfloat16 at all?"
@@ -166,30 +168,31 @@ def test_three_steps_give_the_weights_of_a_plain_training_loop() -> None:
     table = small.tokens(small.tokenizer(), current=5, replayed=3)
     config = experiment()
     student, teacher = student_and_teacher(config, table)
-    start, plain, frozen = (copy.deepcopy(model) for model in (student.model, student.model, teacher.model))
-    steps = range(student.sampler.num_steps)
+    model, frozen = student.learner.model, copy.deepcopy(teacher.learner.model)
+    start, plain = copy.deepcopy(model), copy.deepcopy(model)
+    steps = range(student.num_steps)
     batches = [table.take(student.sampler.indices(step)).to_pylist() for step in steps]
     assert len(batches) == 6 and any(len({row["origin"] for row in rows}) == 2 for rows in batches)
 
     figures = small.train([student, teacher], {0: steps})
-    losses = plain_training(plain, frozen, batches, student.tokenizer, config)
+    losses = plain_training(plain, frozen, batches, student.learner.tokenizer, config)
 
     assert [by_peer[0]["loss"] for by_peer in figures] == pytest.approx(losses, rel=1e-5)
     before, expected = start.state_dict(), plain.state_dict()
-    for name, weights in student.model.state_dict().items():
+    for name, weights in model.state_dict().items():
         assert (weights - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
         assert (weights - before[name]).norm() >= 1e-4 * before[name].norm(), "the weights have moved"
-    for before, after in zip(frozen.parameters(), teacher.model.parameters(), strict=True):
+    for before, after in zip(frozen.parameters(), teacher.learner.model.parameters(), strict=True):
         assert torch.equal(before, after), "the teacher has not"
 
 
 def test_the_teacher_predicts_without_dropout_while_the_student_has_it() -> None:
     table = BATCHES["mixed"](small.tokenizer())
     student, teacher = student_and_teacher(experiment(dropout=0.5), table)
-    calm = copy.deepcopy(teacher.model).eval()
+    calm = copy.deepcopy(teacher.learner.model).eval()
     (row,) = [row for row in table.take(student.sampler.indices(0)).to_pylist() if row["origin"] == "real"][:1]
     with torch.no_grad():
-        inputs, targets = answer_sequence(row, student.tokenizer)
+        inputs, targets = answer_sequence(row, student.learner.tokenizer)
         expected = calm(input_ids=torch.tensor([inputs])).logits[0].log_softmax(-1)
     bearing = [position for position, target in enumerate(targets) if target is not None]
     predicted = teacher.predict(0, 0).log_probs("qa")[: len(bearing)]
@@ -208,10 +211,10 @@ def test_predicting_changes_nothing_in_a_model() -> None:
     before = torch.get_rng_state()
     disturbed.predict(1, 0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert disturbed.model.training
+    assert disturbed.learner.model.training
     targets = calm.predict(0, 0).targets()
     assert calm.backward(0, [targets]) == disturbed.backward(0, [targets])
-    pairs = zip(calm.model.parameters(), disturbed.model.parameters(), strict=True)
+    pairs = zip(calm.learner.model.parameters(), disturbed.learner.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
@@ -219,16 +222,12 @@ def test_students_of_one_teacher_learn_what_each_would_learn_alone() -> None:
     """The teacher predicts a batch once for all of them."""
     table = BATCHES["mixed"](small.tokenizer())
     config, tok = experiment(), small.tokenizer()
-    *together, teacher = small.unlike(small.peers(config, tok, "l2kd-word", 2))
-    for learner in (*together, teacher):
-        learner.begin_stage(1, table)
-    small.train([*together, teacher], dict.fromkeys((0, 1), range(3)))
+    together = small.begun(small.unlike(small.peers(config, tok, "l2kd-word", 2)), table)
+    small.train(together, dict.fromkeys((0, 1), range(3)))
 
-    *_, alone, other_teacher = small.unlike(small.peers(config, tok, "l2kd-word", 2))
-    for learner in (alone, other_teacher):
-        learner.begin_stage(1, table)
+    _, alone, teacher = small.begun(small.unlike(small.peers(config, tok, "l2kd-word", 2)), table)
     for step in range(3):
         alone.forward(step)
-        alone.backward(step, [other_teacher.predict(step, alone.peer).targets()])
-    pairs = zip(together[1].model.parameters(), alone.model.parameters(), strict=True)
+        alone.backward(step, [teacher.predict(step, alone.learner.peer).targets()])
+    pairs = zip(together[1].learner.model.parameters(), alone.learner.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

@@ -1,4 +1,4 @@
-"""The learning rate over a stage: the worked values of REFERENCE.md#worked-values and the shape of REFERENCE.md#schedule."""
+"""The learning rate over a stage: worked values (REFERENCE.md#worked-values) and shape (REFERENCE.md#schedule)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small experiments to plan for, and the training that a rehearsal stands for."""
+"""Small experiments to plan for, and the training that a rehearsal simulates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPE: Mapping[str, Any] = {"layers": 1, "width": 64, "heads": 4, "positions": 4
 
 
 def experiment(method: str = "l4", shape: Mapping[str, Any] = SHAPE, **sections: Any) -> ExperimentConfig:
-    """A tiny model and batches of four; ``sections`` replace whole ones."""
+    """Build an experiment of a tiny model and batches of four; ``sections`` replace whole ones."""
     own = {"method": method, "stream": ["mini.woz"], "model": {"from_scratch": shape}, "training": {"batch_size": 4}}
     return resolved(ExperimentConfig.model_validate(own | sections))
 
@@ -32,7 +32,7 @@ def profile(**sections: Any) -> ClusterConfig:
 
 
 def train_for_real(config: ExperimentConfig, cluster: ClusterConfig, ledger: Ledger) -> int:
-    """Two steps of one student with one teacher, as real tensors that ``ledger`` counts; the bytes of a payload."""
+    """Train one student with one teacher for two steps, while ``ledger`` counts tensors; returns a payload's bytes."""
     sent = 0
     shape, tokens = batch_shape(config, cluster), cast(Any, vocabulary(config))
     codec = build_codec(cluster.exchange, config)
@@ -42,14 +42,14 @@ def train_for_real(config: ExperimentConfig, cluster: ClusterConfig, ledger: Led
         students = cluster.students
         ranks = Alone(size=students.shards_per_student)
         learner = Learner(0, model, tokens, config, get_method(config.method), ranks, students.micro_batch)
-        learner.begin_stage(0, shape.table(tokens, 2))
+        run = learner.begin_stage(0, shape.table(tokens, 2))
         ledger.begin("training")
         for step in range(2):
-            payload = codec.encode(learner.forward(step), 0)
+            payload = codec.encode(run.forward(step), 0)
             arrived = Payload(payload.codec, {name: own.clone() for name, own in payload.tensors.items()})
             sent = payload.num_bytes
             del payload
-            learner.backward(step, [codec.decode(arrived)])
+            run.backward(step, [codec.decode(arrived)])
             del arrived
     return sent
 

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_l4.cluster.connection import connect
-from ray_l4.cluster.spawn import local_crew
+from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.monitor.progress import Progress
-from ray_l4.run.coordinator import Coordinator, StoppedError
+from ray_l4.run.context import StoppedError
+from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import Session, start
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder
@@ -80,11 +82,11 @@ def new_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path) -> t
 
 
 class StopAt(Progress):
-    """A record that stops its run when a line of people's news comes up for the ``occurrence``-th time."""
+    """A record that stops its run when an event line comes up for the ``occurrence``-th time."""
 
-    def __init__(self, line: str, occurrence: int = 1) -> None:
+    def __init__(self, line: str, stop: threading.Event, occurrence: int = 1) -> None:
         super().__init__()
-        self.stop = threading.Event()
+        self.stop = stop
         self._line = line
         self._left = occurrence
 
@@ -96,12 +98,13 @@ class StopAt(Progress):
 
 
 def stopped_run(config: ExperimentConfig, folder: Path, line: str, occurrence: int = 1) -> tuple[Setup, RunDirectory]:
-    """A run in this process that was stopped at that line of its news."""
+    """A run in this process that was stopped at that event line."""
     profile = cluster("in_process")
     setup, run = new_run(config, profile, folder)
-    news = StopAt(line, occurrence)
+    context = new_context(setup, profile, run)
+    context = replace(context, progress=StopAt(line, context.stop, occurrence))
     with pytest.raises(StoppedError, match=re.escape(f"ray-l4 resume {run.path}") + "$"):
-        Coordinator(setup, profile, run, local_crew, setup.topology.size, news, news.stop).run()
+        Coordinator(context, LocalSpawner, setup.topology.size).run()
     assert not (run.path / "summary.json").exists()
     return setup, run
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ray_l4.cluster.spawn import local_crew
-from ray_l4.run.coordinator import Coordinator
+from ray_l4.cluster.spawn import LocalSpawner
+from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import start
 from ray_l4.store.run_directory import RunDirectory, RunState
 from tests.run import run_fixtures as small
@@ -80,7 +80,7 @@ def test_students_that_learn_in_turn_share_a_time_axis(tmp_path: Path) -> None:
 def test_models_that_are_trained_side_by_side_have_curves_of_their_own(tmp_path: Path) -> None:
     profile = small.cluster("in_process")
     setup, run = small.new_run(small.quick("single-qa", training={"epochs": 1}), profile, tmp_path / "run")
-    Coordinator(setup, profile, run, local_crew, 2).run()
+    Coordinator(new_context(setup, profile, run), LocalSpawner, 2).run()
     for stage, task in enumerate(("mini.rest", "mini.woz")):
         expected = [row["loss"] for row in run.step_figures() if row["stage"] == stage]
         assert [event.value for event in curves(run).Scalars(f"loss/{task}")] == pytest.approx(expected)
@@ -91,7 +91,7 @@ def test_the_steps_of_the_whole_run_are_known_in_the_last_stage(tmp_path: Path, 
     """Also where a step is one student's, or two stages go side by side; teachers' steps count as well."""
     profile = small.cluster("in_process")
     setup, run = small.new_run(small.quick(method, training={"epochs": 1}), profile, tmp_path / "run")
-    coordinator = Coordinator(setup, profile, run, local_crew, 2)
+    coordinator = Coordinator(new_context(setup, profile, run), LocalSpawner, 2)
     coordinator.run()
     now = coordinator.progress.look()
     assert now.steps_done == now.steps_total

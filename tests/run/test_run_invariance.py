@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.cluster.spawn import local_crew
+from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.run import scoring
-from ray_l4.run.coordinator import Coordinator
+from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.store.run_directory import RunDirectory
 from tests.run import run_fixtures as small
 
@@ -115,13 +115,13 @@ def test_other_methods_learn_the_same_on_ray(
     assert summary["score_matrix"] == of_expected["score_matrix"]
 
 
-@pytest.mark.parametrize("places", [2, 3])
+@pytest.mark.parametrize("slots", [2, 3])
 def test_models_that_are_trained_independently_do_not_depend_on_how_many_are_at_a_time(
-    finished: Callable[[str], small.Finished], tmp_path: Path, places: int
+    finished: Callable[[str], small.Finished], tmp_path: Path, slots: int
 ) -> None:
     profile = small.cluster("in_process")
     setup, run = small.new_run(small.quick("single-qa-lm"), profile, tmp_path / "run")
-    summary = Coordinator(setup, profile, run, local_crew, places).run()
+    summary = Coordinator(new_context(setup, profile, run), LocalSpawner, slots).run()
     expected, of_expected = finished("single-qa-lm")
     small.assert_equal(run, expected)
     assert summary["score_matrix"] == of_expected["score_matrix"]

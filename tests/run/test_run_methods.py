@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.methods import METHODS, UNION, get_method, graph_of
+from ray_l4.methods import ALL_TASKS, METHODS, get_method, graph_of
 from ray_l4.report.markdown import run_report
 from ray_l4.setup.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
@@ -24,7 +24,7 @@ Finished = Callable[[str], small.Finished]
 @every_method
 def test_the_score_matrix_has_a_row_for_each_stage(method: str, finished: Finished) -> None:
     run, summary = finished(method)
-    stages = {"stream": TASKS, "separate": TASKS, "union": [UNION]}[get_method(method).stages]
+    stages = {"stream": TASKS, "separate": TASKS, "union": [ALL_TASKS]}[get_method(method).stages]
     assert (summary["method"], summary["variant"], summary["stages"]) == (method, method, stages)
     for student in map(str, range(summary["peers"])):
         matrix = summary["score_matrix"][student]

@@ -14,8 +14,8 @@ import torch
 from ray_l4.errors import ConfigError, PeerLostError
 from ray_l4.setup.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.workers.ranks import check_ranks, fellow_ranks, unite
-from ray_l4.workers.rendezvous import Meeting, join, open_meeting_place
+from ray_l4.workers.ranks import check_ranks, other_ranks, sharding_of
+from ray_l4.workers.rendezvous import RendezvousStore, join
 from tests.run import run_fixtures as small
 
 TOLERANCE = 1e-5
@@ -135,19 +135,18 @@ def test_what_ranks_can_learn_is_not(profile: dict[str, Any]) -> None:
 
 
 def test_a_rank_that_does_not_answer_is_told_as_a_lost_peer() -> None:
-    place = open_meeting_place("127.0.0.1")
     device, address = torch.device("cpu"), "127.0.0.1"
+    members = RendezvousStore.open(address, 1.0).members("test", 2)
     with ThreadPoolExecutor(2) as pool:
-        meetings = [Meeting(place.host, place.port, "test", rank, 2, 1.0) for rank in range(2)]
-        mine, _silent = pool.map(lambda meeting: join(meeting, device, address), meetings)
-    with pytest.raises(PeerLostError, match=r"student 3: one of its ranks is gone: .*gloo"), fellow_ranks(3):
+        mine, _silent = pool.map(lambda member: join(member, device, address), members)
+    with pytest.raises(PeerLostError, match=r"student 3: one of its ranks is gone: .*gloo"), other_ranks(3):
         mine.allreduce([torch.ones(3)]).wait()
-    with pytest.raises(RuntimeError, match="something else"), fellow_ranks(3):
+    with pytest.raises(RuntimeError, match="something else"), other_ranks(3):
         raise RuntimeError("something else")
 
 
 def test_ranks_that_do_not_meet_are_told_at_once_and_not_for_ever(ray_cluster: None) -> None:
-    place = open_meeting_place("127.0.0.1")
+    store = RendezvousStore.open("127.0.0.1", 0.5)
     for kind in ("data", "full"):
         with pytest.raises(PeerLostError, match=r"rank 0 of 2.*did not meet the others"):
-            unite(Meeting(place.host, place.port, f"test-{kind}", 0, 2, 0.5), kind, torch.device("cpu"))
+            sharding_of(store.members(f"test-{kind}", 2)[0], kind, torch.device("cpu"))

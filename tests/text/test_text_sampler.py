@@ -23,7 +23,9 @@ def test_worked_batch_caps(num_samples: int, cap: int) -> None:
 
 
 def test_auto_uses_the_cap() -> None:
-    assert Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634  # REFERENCE.md#batching: WOZ has 634 steps an epoch
+    assert (
+        Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634
+    )  # REFERENCE.md#batching: WOZ has 634 steps an epoch
     assert len(Sampler([10] * 7925, 0, 0, 1, "auto").indices(0)) == 5
 
 

@@ -1,4 +1,4 @@
-"""The codec that a profile asks for."""
+"""The table of codecs, and the one that a profile asks for."""
 
 from __future__ import annotations
 
@@ -27,24 +27,18 @@ BUILDERS: Mapping[str, Builder] = {
     "sampled": lambda exchange, experiment: Sampled(exchange.samples, experiment.distillation.temperature),
     "mean": lambda exchange, experiment: Mean(experiment.distillation.temperature),
 }
-"""Every value of ``exchange.codec``."""
-
-NARROWABLE = ("auto", "dense")
-"""Codecs that may send log-probabilities over the whole vocabulary, which is what ``exchange.precision`` is about."""
-
-FORWARD_ONLY = ("mean", "sampled")
-"""Codecs whose targets may give a token no probability, or one that is a rounding error."""
+"""Every value of ``exchange.codec``, with its constructor."""
 
 
 def build_codec(exchange: ExchangeConfig, experiment: ExperimentConfig) -> Codec:
-    """The codec of a run. Raises ConfigError if the profile asks for one that the experiment cannot be learned with."""
+    """Build the codec of a run. Raises ConfigError if the experiment cannot be learned with it."""
     codec, direction = exchange.codec, experiment.distillation.direction
-    if exchange.precision != "float32" and codec not in NARROWABLE:
+    if exchange.precision != "float32" and not exchange.codec_traits.narrowable:
         raise ConfigError(
-            f"exchange.precision: {exchange.precision} is for log-probabilities over the whole vocabulary, of which "
-            f"exchange.codec: {codec} sends none; set exchange.precision: float32, or exchange.codec: dense"
+            f"exchange.precision: {exchange.precision} applies to log-probabilities over the whole vocabulary, which "
+            f"exchange.codec: {codec} does not send; set exchange.precision: float32, or exchange.codec: dense"
         )
-    if direction != "forward" and codec in FORWARD_ONLY:
+    if direction != "forward" and exchange.codec_traits.forward_only:
         raise ConfigError(
             f"distillation.direction: {direction} takes the logarithm of the teacher's probability of every token, "
             f"which exchange.codec: {codec} does not give; set distillation.direction: forward, or exchange.codec: "

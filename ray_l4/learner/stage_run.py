@@ -1,0 +1,275 @@
+"""The learning of one stage by one peer: its optimiser, its position, and one step at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ray_l4.errors import PeerError
+from ray_l4.learner.guards import Guard, GuardContext
+from ray_l4.learner.micro_batches import MicroBatch, concatenated
+from ray_l4.learner.optim import build_optimizer
+from ray_l4.learner.peer_model import PeerModel
+from ray_l4.learner.predictions import NOTHING, Predictions
+from ray_l4.learner.schedule import learning_rate
+from ray_l4.learner.sharding import clip
+from ray_l4.learner.steps import Step, Steps
+from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_gradient
+from ray_l4.methods import peer_seed
+from ray_l4.seeds import derive
+from ray_l4.text.batches import build_batch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from ray_l4.learner.position_logits import Outputs
+    from ray_l4.losses.targets import Targets
+    from ray_l4.text.tokens import Head
+
+log = logging.getLogger("ray_l4.learner")
+
+
+class StageRun:
+    """Owns the optimiser, the sampler, the number of the next step and the step that is under way.
+
+    Call ``forward(step)`` and ``backward(step, targets)`` in turn for steps 0, 1, 2, ... The batch and the dropout of
+    a step follow from (seed, peer, stage, step) alone, so a step can be repeated anywhere.
+    """
+
+    def __init__(
+        self, learner: PeerModel, guard: Guard | None, stage: int, tokens: pa.Table, memory: pa.Table | None
+    ) -> None:
+        self.learner = learner
+        self._guard = guard
+        self.stage = stage
+        self.tokens = tokens
+        self.memory = memory
+        experiment, distillation = learner.experiment, learner.experiment.distillation
+        self._spec = ObjectiveSpec(
+            distillation.weight, distillation.temperature, distillation.direction, distillation.average
+        )
+        self._steps = Steps(learner, stage, tokens)
+        self.sampler = self._steps.sampler_of(learner.peer)
+        self.optimizer = build_optimizer(learner.model, experiment.optim)
+        self.optimizer.zero_grad(set_to_none=True)  # a step of an earlier stage may have been interrupted
+        learner.model.train()
+        self._next_step = 0
+        self._under_way: Step | None = None
+        log.info("student %d, stage %d: %d examples, %d steps", learner.peer, stage, tokens.num_rows, self.num_steps)
+
+    @property
+    def next_step(self) -> int:
+        """The step that is to be forwarded next, or that is under way."""
+        return self._next_step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole stage."""
+        return self.sampler.num_steps
+
+    def forward(self, step: int, *, publish: bool = True) -> Predictions:
+        """Run this rank's share of the step's batch; returns its predictions, or none unless ``publish``.
+
+        A single micro-batch is run once and its graph is kept. Several are run without a graph, and only to
+        ``publish``; ``backward`` then runs each one again.
+
+        Raises PeerError if ``step`` is not the next one.
+        """
+        if step != self._next_step or self._under_way is not None:
+            raise PeerError(f"{self._where(step)}: asked for forward, but the next call is for step {self._next_step}")
+        work = self._steps.step(step, self.learner.peer)
+        predictions = NOTHING
+        if len(work.micro_batches) == 1:
+            (micro_batch,) = work.micro_batches
+            work.outputs = self._run(step, micro_batch)
+            predictions = self._predictions(micro_batch, work.outputs) if publish else NOTHING
+        elif publish:
+            predictions = self._all_predictions(work)
+        self._under_way = work
+        return predictions
+
+    def predict(self, step: int, student: int) -> Predictions:
+        """Predict the batch of ``student``'s step, without dropout; nothing is learned from it."""
+        model = self.learner.model
+        was_training = model.training
+        model.eval()
+        predictions = self._all_predictions(self._steps.step(step, student))
+        model.train(was_training)
+        return predictions
+
+    def backward(self, step: int, targets: Sequence[Mapping[str, Targets]]) -> dict[str, float]:
+        """Learn from the labels and from ``targets``: for each teacher, head -> its predictions of the same step.
+
+        Returns figures of the whole step, the same on every rank: losses per token (nats), learning rate, gradient
+        norm, numbers of samples and tokens. Raises PeerError if the step was not forwarded, or if its loss is not
+        finite.
+        """
+        work = self._under_way
+        if work is None or work.number != step:
+            raise PeerError(f"{self._where(step)}: asked for backward before forward")
+        self._check_rows(work, targets)
+        figures = self._accumulate_all(work, targets)
+        values = dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
+        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
+            raise PeerError(f"{self._where(step)}: loss or gradient is not finite ({values}); try a lower optim.lr")
+        values["lr"] = self._update(step)
+        values["samples"] = work.num_samples
+        values["tokens"] = work.num_tokens
+        self._under_way = None
+        self._next_step = step + 1
+        log.debug("%s: loss %.6f, gradient norm %.6f", self._where(step), values["loss"], values["grad_norm"])
+        return values
+
+    def abandon(self) -> int:
+        """Drop the step that is under way, if any, and its gradients; returns the next step."""
+        self._under_way = None
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._next_step
+
+    def consolidate(self) -> None:
+        """Let the guard, if there is one, take note of the stage, which has been learned."""
+        if self._guard is not None:
+            self._guard.after_stage(self._guard_context())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it takes, beside the weights, to go on from here: position and optimiser state.
+
+        The tensors are those of the optimiser, not copies. Raises PeerError while a step is under way.
+        """
+        if self._under_way is not None:
+            raise PeerError(f"{self._where(self._next_step)}: the state can only be taken between two steps")
+        return {"stage": self.stage, "next_step": self._next_step, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned, once the weights of that moment are loaded.
+
+        The step that is under way, if any, is dropped. Raises PeerError if the state is of another stage, or of a step
+        that this one does not have.
+        """
+        if state["stage"] != self.stage or not 0 <= state["next_step"] <= self.num_steps:
+            raise PeerError(
+                f"student {self.learner.peer}, stage {self.stage}: the saved state is of stage {state['stage']}, step "
+                f"{state['next_step']}; expected this stage and a step from 0 to {self.num_steps}"
+            )
+        self.abandon()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._next_step = state["next_step"]
+
+    def _accumulate_all(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> dict[str, Tensor]:
+        """Leave the step's gradients, guarded and clipped, in the parameters; returns its figures as scalars."""
+        learner = self.learner
+        parts = [
+            self._accumulate(part, work.outputs or self._run(work.number, part), targets, work.denominators)
+            for part in work.micro_batches
+        ]
+        of_rank = torch.stack([torch.stack([part[name] for part in parts]).sum().float() for name in parts[0]])
+        figures = dict(zip(parts[0], learner.sharding.add_up(learner.model, of_rank).unbind(), strict=True))
+        if self._guard is not None:
+            figures["penalty"] = self._guard.restrain(self._guard_context(), work.number)
+            figures["loss"] = figures["loss"] + figures["penalty"]
+        figures["grad_norm"] = clip(learner.model, learner.experiment.training.max_grad_norm)
+        return figures
+
+    def _guard_context(self) -> GuardContext:
+        learner = self.learner
+        return GuardContext(
+            peer=learner.peer,
+            stage=self.stage,
+            model=learner.model,
+            experiment=learner.experiment,
+            tokens=self.tokens,
+            memory=self.memory,
+            answer_logits=self._answer_logits,
+            num_samples=lambda step: len(self.sampler.indices(step)),
+        )
+
+    def _answer_logits(self, table: pa.Table, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        learner = self.learner
+        weight = learner.experiment.training.answer_token_weight
+        batch = build_batch(table, rows, ("qa",), learner.tokenizer, weight).to(learner.device)
+        return learner.logits(batch)["qa"], batch.heads["qa"].targets_N
+
+    def _run(self, step: int, micro_batch: MicroBatch) -> dict[Head, Outputs]:
+        """Run a micro-batch with the dropout that it always has in this step."""
+        learner = self.learner
+        if learner.model.training:
+            names = () if micro_batch.first is None else (micro_batch.first,)
+            seed = peer_seed(learner.experiment, learner.peer)
+            torch.manual_seed(derive(seed, "dropout", learner.peer, self.stage, step, *names))
+        return learner.outputs(micro_batch.batch)
+
+    def _predictions(self, micro_batch: MicroBatch, outputs: Mapping[Head, Outputs]) -> Predictions:
+        logits: dict[str, Tensor] = {}
+        hidden: dict[str, Tensor] = {}
+        for head, (logits_NV, hidden_ND) in outputs.items():
+            count = micro_batch.num_distilled(head)
+            logits[head] = logits_NV.detach()[:count]
+            if hidden_ND is not None:
+                hidden[head] = hidden_ND.detach()[:count]
+        output = self.learner.output_layer
+        return Predictions(logits, hidden, output) if output is not None else Predictions(logits)
+
+    @torch.no_grad()
+    def _all_predictions(self, work: Step) -> Predictions:
+        """Predict all micro-batches one after the other, without a graph."""
+        parts = [self._predictions(part, self._run(work.number, part)) for part in work.micro_batches]
+        return concatenated(parts)
+
+    def _accumulate(
+        self,
+        micro_batch: MicroBatch,
+        outputs: Mapping[Head, Outputs],
+        targets: Sequence[Mapping[str, Targets]],
+        denominators: Mapping[Head, Denominators],
+    ) -> dict[str, Tensor]:
+        """Add a micro-batch's gradients to those of the parameters; returns its part of the step's losses."""
+        learner = self.learner
+        figures: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
+        total = torch.zeros((), device=learner.device)
+        for head, positions in micro_batch.batch.heads.items():
+            losses, gradient_NV = head_gradient(
+                outputs[head].logits_NV,
+                positions.targets_N,
+                positions.weights_N,
+                micro_batch.num_distilled(head),
+                [target[head] for target in targets],
+                self._spec,
+                denominators[head],
+                micro_batch.distilled[head].start,
+            )
+            weight = 1.0 if head == "qa" else learner.experiment.training.lm_weight
+            total = total + weight * losses.total
+            gradients.append(gradient_NV.mul_(weight))
+            figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
+        torch.autograd.backward([own.logits_NV for own in outputs.values()], gradients)
+        return figures | {"loss": total}
+
+    def _check_rows(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> None:
+        for head, distilled in work.micro_batches[-1].distilled.items():
+            for teacher in targets:
+                if teacher[head].num_positions != distilled.stop:
+                    raise PeerError(
+                        f"{self._where(work.number)}: a teacher predicted {teacher[head].num_positions} positions of "
+                        f"head {head}; expected {distilled.stop}. Do both have the same batch?"
+                    )
+
+    def _update(self, step: int) -> float:
+        """Make the step's update; returns its learning rate."""
+        experiment = self.learner.experiment
+        rate = learning_rate(
+            self.sampler.samples_before(step), self.sampler.num_samples, experiment.training.epochs, experiment.optim
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return rate
+
+    def _where(self, step: int) -> str:
+        return f"student {self.learner.peer}, stage {self.stage}, step {step}"

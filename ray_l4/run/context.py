@@ -1,0 +1,40 @@
+"""What all parts of a running run share."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import RayL4Error
+from ray_l4.monitor.progress import Progress
+from ray_l4.monitor.tensorboard import Board
+from ray_l4.monitor.timeline import Timeline
+from ray_l4.run.mirroring import Mirroring
+from ray_l4.setup.setup import Setup
+from ray_l4.store.run_directory import RunDirectory
+
+
+class StoppedError(RayL4Error):
+    """The user asked the run to stop."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run's settings, the places that it reports to, and the user's wish to stop."""
+
+    setup: Setup
+    cluster: ClusterConfig
+    directory: RunDirectory
+    progress: Progress
+    curves: Board
+    timeline: Timeline
+    mirroring: Mirroring
+    stop: threading.Event
+
+    def heed_stop(self) -> None:
+        """Raise StoppedError if the user asked the run to stop."""
+        if self.stop.is_set():
+            raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self.directory.path}")

@@ -1,0 +1,46 @@
+"""The logs of a run: ``RUN_DIR/logs/``, a file for each of the project's loggers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.workers.log import LOGGERS, LineFormatter, LogLine, log_level
+
+
+class RunLog:
+    """Appends lines that workers logged to the run's files."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    def add(self, lines: Sequence[LogLine]) -> None:
+        """Append each line to the file of its logger."""
+        for logger in dict.fromkeys(line.logger for line in lines):
+            path = self._directory.log(logger.rpartition(".")[2])
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line.text}\n" for line in lines if line.logger == logger)
+
+
+@contextmanager
+def logging_to(directory: RunDirectory) -> Iterator[None]:
+    """Within this context, what this process logs through the project's loggers goes to the run's files."""
+    handlers = []
+    for name in LOGGERS:
+        path = directory.log(name.rpartition(".")[2])
+        path.parent.mkdir(exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(LineFormatter())
+        logger = logging.getLogger(name)
+        logger.setLevel(log_level())
+        logger.addHandler(handler)
+        handlers.append((logger, handler))
+    try:
+        yield
+    finally:
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()

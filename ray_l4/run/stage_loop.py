@@ -1,0 +1,200 @@
+"""From stage to stage: training, checkpoints, scores, commits, and what happens when a student is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ray_l4.cluster.handles import EvaluatorHandle
+from ray_l4.cluster.membership import Membership
+from ray_l4.cluster.rpc import PerRank, get
+from ray_l4.cluster.spawn import Spawner
+from ray_l4.errors import PeerError, PeerLostError
+from ray_l4.run.checkpoints import Checkpoints
+from ray_l4.run.context import RunContext
+from ray_l4.run.examples import StageExamples
+from ray_l4.run.run_log import RunLog
+from ray_l4.run.scoring import Scoring
+from ray_l4.run.stage_training import StageTrainer
+from ray_l4.run.state_keeper import StateKeeper
+from ray_l4.run.work_queue import WorkQueue
+from ray_l4.setup.stage_plan import Assignment, StagePlan
+from ray_l4.store.records import ADAPTERS
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.workers.process import peak_memory_bytes
+
+_MOST_RESTARTS = 3
+"""Times that one stage begins again: a student that dies every time has a cause that another try does not remove."""
+
+_LOG_TIMEOUT = 10.0
+"""Seconds to wait for a student's log lines: idle students answer at once."""
+
+log = logging.getLogger("ray_l4.coordinator")
+
+
+class StageLoop:
+    """Learns the stages of a run that are not done, with workers that stand ready."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        state: StateKeeper,
+        plan: StagePlan,
+        spawner: Spawner,
+        membership: Membership,
+        evaluators: Sequence[EvaluatorHandle],
+        teachers: RunDirectory | None,
+        disk: ThreadPoolExecutor,
+    ) -> None:
+        """``teachers``: the run whose checkpoints teach, if any. ``disk``: the thread that writes checkpoints."""
+        self._context = context
+        self._state = state
+        self._plan = plan
+        self._rpc = spawner.rpc
+        self._membership = membership
+        self._evaluators = evaluators
+        self._run_log = RunLog(context.directory)
+        self._queue = WorkQueue(self._rpc, evaluators, context.cluster.timeouts.work, context.timeline)
+        self._scoring = Scoring(context, self._rpc, self._queue)
+        self._checkpoints = Checkpoints(context, membership, disk)
+        examples = StageExamples(context, self._rpc, membership, self._queue, self._checkpoints.descriptions, teachers)
+        self._trainer = StageTrainer(context, self._rpc, plan, membership, examples, teachers)
+
+    def run(self) -> None:
+        """Learn every stage that is not done, then wait for every score."""
+        setup, progress = self._context.setup, self._context.progress
+        progress.set(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
+        self._warn_of_equal_peers()
+        self._catch_up()
+        while self._state.stages_done < len(setup.stages):
+            self._learn()
+        progress.set(phase="scoring")
+        self._queue.wait(lambda: not len(self._queue), self._between)
+        evaluators = {f"evaluator-{i}": [own.peak_memory()] for i, own in enumerate(self._evaluators)}
+        self._state.commit(len(setup.stages), self._peaks(evaluators), self._membership.lost)
+
+    def fetch_logs(self) -> None:
+        """Append the students' new log lines to the run's logs. Lines that cannot be fetched now are left for later."""
+        asked = {slot: self._membership.students[slot].take_log() for slot in self._membership.present}
+        for slot, references in asked.items():
+            try:
+                ranks = self._rpc.get_all({f"student {slot}, log": references}, _LOG_TIMEOUT)
+            except PeerError as error:
+                log.warning("its log was not fetched: %s", error)
+                continue
+            for lines in ranks[f"student {slot}, log"]:
+                self._run_log.add(lines)
+
+    def _warn_of_equal_peers(self) -> None:
+        """Warn if peers have equal weights and batches and no dropout: they stay equal and teach each other nothing."""
+        # GPT-2 also has dropout in a summary head, which language models do not use.
+        settings = [{**own, **own.get(ADAPTERS, {})} for own in self._checkpoints.descriptions.values()]
+        dropout = [own[name] for own in settings for name in own if "drop" in name and "summary" not in name]
+        experiment = self._context.setup.experiment
+        alike = all(own == experiment.peers.each[0] for own in experiment.peers.each)
+        # Students that learn in turn see the examples in orders of their own.
+        together = experiment.distillation.schedule == "simultaneous"
+        equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
+        graph = self._membership.topology
+        if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
+            self._context.progress.event(
+                "warning: the model has no dropout and peers.init is shared: the peers will stay equal"
+            )
+
+    def _catch_up(self) -> None:
+        """After a resume: load the weights of the last finished stage, and have scored what was not scored before."""
+        done = self._state.stages_done
+        if not done:
+            return
+        self._restore()
+        self._scoring.request_missing(done, self._checkpoints.descriptions)
+        stages = self._context.setup.stages
+        self._context.progress.event(f"resumed after {stages[done - 1].name} ({done} of {len(stages)} stages)")
+
+    def _learn(self) -> None:
+        """Learn the next stage, or several that do not depend on each other; begin again if a student is lost.
+
+        Raises PeerLostError if students are lost more often than another try is worth.
+        """
+        for attempt in range(_MOST_RESTARTS + 1):
+            assignments = self._plan.assignments(self._state.stages_done, self._membership.topology.students)
+            try:
+                self._learn_to_the_end(assignments)
+                return
+            except PeerLostError as error:
+                log.warning("a student is lost: %s", error, exc_info=error)
+                if attempt == _MOST_RESTARTS:
+                    raise
+                self._begin_again(assignments, error)
+
+    def _learn_to_the_end(self, assignments: Sequence[Assignment]) -> None:
+        training = self._trainer.begin(assignments, self._between)
+        written: list[tuple[Assignment, Future[None]]] = []
+        for epoch in range(1, self._context.setup.experiment.training.epochs + 1):
+            training.epoch(epoch)
+            self.fetch_logs()
+            if epoch in self._scoring.epochs:
+                written += [(own, self._checkpoints.keep(own, epoch, self._scoring)) for own in training.assignments]
+        present = training.assignments
+        if self._context.setup.method.has_guard:
+            with self._context.timeline.span(
+                "coordinator", "importance", f"importance of weights after {training.where}"
+            ):
+                self._checkpoints.consolidate(present)
+        for own, future in written:
+            if own in present:  # a student that was lost may have nothing more to write
+                future.result()
+        peaks = {f"student-{own.slot}": self._membership.students[own.slot].peak_memory() for own in present}
+        self._state.commit(max(own.stage for own in assignments) + 1, self._peaks(peaks), self._membership.lost)
+        log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
+
+    def _begin_again(self, assignments: Sequence[Assignment], error: PeerLostError) -> None:
+        """After a loss: bring everyone to the end of the last finished stage, the lost ones replaced or dropped.
+
+        Raises ``error`` if nobody is lost after all.
+        """
+        membership, progress = self._membership, self._context.progress
+        lost = membership.roll_call().lost
+        if not lost:
+            raise error
+        graph = membership.topology
+        continues = self._context.setup.experiment.peers.on_peer_loss == "continue"
+        if continues and graph.without(lost).students and not graph.frozen & lost.keys():
+            membership.drop(lost)
+        else:
+            for slot, how in lost.items():
+                progress.event(f"student {slot} is lost and replaced: {how}")
+            membership.replace(lost)
+        for stage in {own.stage for own in assignments}:
+            self._scoring.forget(stage)
+        for evaluator in self._evaluators:  # a checkpoint of the same name may have other weights without a peer
+            evaluator.forget()
+        self._context.curves.again()
+        self._restore()
+        self._state.count_restart()
+        progress.event(f"learning again from the end of stage {self._state.stages_done}")
+
+    def _restore(self) -> None:
+        if not self._plan.begins_anew:
+            self._checkpoints.restore(self._state.stages_done)
+
+    def _between(self) -> None:
+        """Between two steps, and while waiting: take in scores, and heed the user's wish to stop."""
+        for student in self._membership.lost:  # its weights may never come
+            self._scoring.forget(self._state.stages_done, student)
+        self._queue.poll()
+        self._context.progress.set(jobs_open=len(self._scoring))
+        self._context.heed_stop()
+
+    def _peaks(self, asked: Mapping[str, PerRank[int]]) -> dict[str, int]:
+        """Return the peak memory of workers that have nothing to do: a busy one would have to be waited for."""
+        if self._context.cluster.in_one_process:
+            return {"process": peak_memory_bytes()}
+        peaks: dict[str, Any] = {}
+        for name, references in asked.items():
+            for rank, reference in enumerate(references):
+                worker = name + (f".shard-{rank}" if rank else "")
+                peaks[worker] = get(self._rpc, reference, self._context.cluster.timeouts.start, worker)
+        return peaks
