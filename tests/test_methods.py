@@ -100,7 +100,7 @@ ROWS = {
     "multi-qa-lm": (BOTH, 1, "isolated", "always", "none", "none", "given", "union", "none"),
     "multi-seq-kd": (BOTH, 1, "isolated", "always", "none", "task", "teacher", "union", "none"),
 }
-"""The rows as the papers describe them (REFERENCE.md#lamol-loss to 7, 12, 13, 20)."""
+"""The rows according to the papers (REFERENCE.md#lamol-loss, #word-kd, #seq-kd, #other-modes, #regularisers, #l4)."""
 COLUMNS = ("heads", "peers", "topology", "labels", "replay", "teacher", "answers", "stages", "guard")
 
 

@@ -144,7 +144,7 @@ def test_direction_is_from_the_teacher_and_zero_for_equal_peers() -> None:
 
 
 def test_gradient_equals_that_of_cross_entropy_with_soft_labels() -> None:
-    """L4's eq. 3 is the cross-entropy, its eq. 6 the KL: the same gradient (REFERENCE.md#l4-choices row 6)."""
+    """L4 writes a cross-entropy in section 3.2 and KL in eq. 6: the same gradient (REFERENCE.md#l4-choices row 6)."""
     logits = random_logits(4, 7, 3).double().requires_grad_()
     teacher = random_teachers(1, 4, 7, 3)[0].double()
     (ours,) = torch.autograd.grad(distillation(logits, teacher, 1.0, 4.0), logits)
