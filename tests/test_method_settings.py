@@ -14,9 +14,9 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_experiment
 from ray_l4.errors import ConfigError
 from ray_l4.methods import (
+    ALL_TASKS,
     METHODS,
     TEACHER_METHOD,
-    UNION,
     graph_of,
     num_students,
     resolved,
@@ -173,7 +173,7 @@ def test_as_many_students_as_are_asked_for(method: str, count: int | None) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_stages_are_the_tasks_or_all_of_them_at_once(method: str) -> None:
     union = METHODS[method].stages == "union"
-    assert stage_names(experiment(method)) == ([UNION] if union else ["mini.woz", "mini.sql"])
+    assert stage_names(experiment(method)) == ([ALL_TASKS] if union else ["mini.woz", "mini.sql"])
 
 
 # --- teachers

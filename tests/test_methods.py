@@ -1,4 +1,4 @@
-"""The table of methods, and the graphs of who learns from whom."""
+"""The table of methods, the kinds of stages, and the graphs of who learns from whom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.guards import GUARDS
-from ray_l4.methods import METHODS, TOPOLOGIES, Method, Topology, complete, get_method, isolated, taught
+from ray_l4.methods import (
+    ALL_TASKS,
+    METHODS,
+    STAGE_KINDS,
+    TOPOLOGIES,
+    Method,
+    Stage,
+    Topology,
+    complete,
+    get_method,
+    isolated,
+    taught,
+)
 
 sizes = st.integers(1, 12)
 
@@ -120,6 +132,7 @@ class TestEveryRow:
             if name in COLUMNS and get_args(kind) and name != "heads":
                 assert getattr(method, name) in get_args(kind), name
         assert method.topology in TOPOLOGIES
+        assert method.kind is STAGE_KINDS[method.stages]
         assert method.guard in GUARDS
 
     def test_it_answers(self, method: Method) -> None:
@@ -162,6 +175,50 @@ class TestEveryRow:
 
     def test_it_travels_to_other_processes(self, method: Method) -> None:
         assert pickle.loads(pickle.dumps(method)) == method
+
+
+# --- kinds of stages
+
+TASKS = ("woz", "sst", "srl")
+WORKED_STAGES: dict[str, tuple[list[Stage], list[int], bool]] = {
+    "stream": (
+        [Stage("woz", ("woz",), TASKS), Stage("sst", ("sst",), TASKS), Stage("srl", ("srl",), TASKS)],
+        [2] * 3,
+        True,
+    ),
+    "separate": (
+        [Stage("woz", ("woz",), ("woz",)), Stage("sst", ("sst",), ("sst",)), Stage("srl", ("srl",), ("srl",))],
+        [0, 1, 2],
+        False,
+    ),
+    "union": ([Stage("all", TASKS, TASKS)], [0] * 3, False),
+}
+"""Kind -> the stages of ``TASKS``, each task's final stage, and whether the order of the tasks matters."""
+
+
+def test_every_kind_of_stages_has_an_entry() -> None:
+    assert set(STAGE_KINDS) == set(get_args(get_type_hints(Method)["stages"])) == set(WORKED_STAGES)
+    assert ALL_TASKS == "all"
+
+
+@pytest.mark.parametrize("name", WORKED_STAGES)
+def test_stages_of_three_tasks(name: str) -> None:
+    kind = STAGE_KINDS[name]
+    stages, final, ordered = WORKED_STAGES[name]
+    assert kind.stages(TASKS) == stages
+    assert [kind.final_stage(task, len(stages)) for task in range(len(TASKS))] == final
+    assert kind.ordered is ordered
+
+
+@given(st.sampled_from(sorted(STAGE_KINDS)), st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
+def test_every_task_is_learned_once_and_scored_in_its_final_stage(name: str, tasks: list[str]) -> None:
+    kind = STAGE_KINDS[name]
+    stages = kind.stages(tasks)
+    assert [task for stage in stages for task in stage.tasks] == tasks
+    assert all(set(stage.tasks) <= set(stage.scored) for stage in stages)
+    for number, task in enumerate(tasks):
+        final = kind.final_stage(number, len(stages))
+        assert final == max(at for at, stage in enumerate(stages) if task in stage.scored)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def _read(codec: Codec, payloads: Sequence[Payload]) -> list[Mapping[str, Target
 def _mean_of_others(payloads: Sequence[Payload]) -> Payload:
     """What student 0 gets when all peers reduce their payloads together."""
     ranks = {peer: peer for peer in range(len(payloads))}
-    members = RendezvousStore.open(_HERE, _PATIENCE).members("fidelity", len(ranks))
+    store = RendezvousStore.open(_HERE, _PATIENCE)  # kept until all have met
+    members = store.members("fidelity", len(ranks))
     device = torch.device("cpu")
 
     def take_part(peer: int) -> Payload:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,21 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_l4.cluster.connection import connect
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.rpc import Rpc
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.methods import Topology
 from ray_l4.monitor.progress import Progress
-from ray_l4.run.context import StoppedError
+from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import Session, start
+from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.run_directory import RunDirectory, RunState
+from tests.run.worker_fixtures import FENCE
 
 LIMIT = 180.0
 
@@ -79,6 +84,39 @@ def new_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path) -> t
     run = RunDirectory.create(folder, setup.experiment, profile, manifest)
     write_folder(run.path / "tokenizer", setup.tokenizer.save)
     return setup, run
+
+
+def bare_context(setup: Setup, folder: Path) -> RunContext:
+    """The context of a run whose directory holds nothing but its state, and whose workers are in this process."""
+    run = RunDirectory(folder)
+    folder.mkdir(exist_ok=True)
+    run.save_state(RunState())
+    return new_context(setup, cluster("in_process"), run)
+
+
+def handles(rpc: Rpc, ranks: Sequence[Sequence[Any]]) -> list[StudentHandle]:
+    """A handle for every student, given its ranks."""
+    return [StudentHandle(slot, rpc, own) for slot, own in enumerate(ranks)]
+
+
+def train(
+    students: Sequence[StudentHandle],
+    topology: Topology,
+    steps: range | Mapping[int, range] = range(2),
+    limits: StepLimits = StepLimits(steps_ahead=3, timeout=60.0),
+) -> list[tuple[int, StepFigures]]:
+    """Train all students over ``steps``, or each over its own; returns every step and its figures."""
+    seen: list[tuple[int, StepFigures]] = []
+    train_steps(
+        students,
+        topology,
+        FENCE,
+        steps if isinstance(steps, Mapping) else dict.fromkeys(topology.students, steps),
+        limits,
+        where="stage 1 (woz.en)",
+        on_step=lambda step, figures: seen.append((step, figures)),
+    )
+    return seen
 
 
 class StopAt(Progress):
