@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc, get_first
-from ray_l4.workers.evaluator import Evaluator
-from ray_l4.workers.student import Student
+from ray_l4.workers.calls import EvaluatorCalls, StudentCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ray_l4.exchange.links import Ticket
-    from ray_l4.learner.answering import Scored
+    from ray_l4.text.test_sets import Scored
     from ray_l4.workers.log import LogLine
     from ray_l4.workers.rendezvous import Rendezvous
 
@@ -48,44 +47,44 @@ class StudentHandle:
 
     def ready(self) -> PerRank[None]:
         """Succeed once the student stands ready; fail with what keeps it from starting."""
-        return self._all(Student.ready)
+        return self._all(StudentCalls.ready)
 
     def meet(self, members: Sequence[Rendezvous], ranks: Mapping[int, int]) -> PerRank[None]:
         """Have every rank join its process group of peers. ``ranks``: peer -> its rank in these groups."""
         return [
-            self.rpc.call(worker, Student.meet, member, ranks)
+            self.rpc.call(worker, StudentCalls.meet, member, ranks)
             for worker, member in zip(self.ranks, members, strict=True)
         ]
 
     def reset(self) -> PerRank[None]:
         """Build the model again, with the weights of the start."""
-        return self._all(Student.reset)
+        return self._all(StudentCalls.reset)
 
     def describe(self) -> PerRank[dict[str, Any]]:
         """Return the model's configuration."""
-        return self._all(Student.describe)
+        return self._all(StudentCalls.describe)
 
     def load(self, weights: np.ndarray | Ref[np.ndarray]) -> PerRank[None]:
         """Load the weights of a checkpoint (safetensors bytes)."""
-        return self._all(Student.load, weights)
+        return self._all(StudentCalls.load, weights)
 
     def rejoin(self, fence: int) -> PerRank[int]:
         """Drop the step under way and serve ``fence`` from now on; returns the next step."""
-        return self._all(Student.rejoin, fence)
+        return self._all(StudentCalls.rejoin, fence)
 
     def begin(
         self, fence: int, stage: int, tokens: Ref[pa.Table], memory: Ref[pa.Table] | None = None
     ) -> PerRank[list[int]]:
         """Begin a stage and serve ``fence`` from now on; returns the last step of each epoch."""
-        return self._all(Student.begin, fence, stage, tokens, memory)
+        return self._all(StudentCalls.begin, fence, stage, tokens, memory)
 
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> PerRank[Ticket]:
         """Begin a step, and publish its predictions to ``readers``, the peers that learn from this one in it."""
-        return self._all(Student.forward, fence, step, readers)
+        return self._all(StudentCalls.forward, fence, step, readers)
 
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> PerRank[Ticket]:
         """Publish predictions for the batch of another student's step to ``readers``, without learning from it."""
-        return self._all(Student.predict, fence, step, student, readers)
+        return self._all(StudentCalls.predict, fence, step, student, readers)
 
     def backward(
         self, fence: int, step: int, own: PerRank[Ticket], teachers: Sequence[PerRank[Ticket]]
@@ -98,29 +97,29 @@ class StudentHandle:
         """
         tickets = zip(own, *teachers, strict=True)
         return [
-            self.rpc.call(rank, Student.backward, fence, step, *given)
+            self.rpc.call(rank, StudentCalls.backward, fence, step, *given)
             for rank, given in zip(self.ranks, tickets, strict=True)
         ]
 
     def weights(self) -> PerRank[np.ndarray]:
         """Return the model's weights as safetensors bytes; only the first rank's result holds them."""
-        return self._all(Student.weights)
+        return self._all(StudentCalls.weights)
 
     def consolidate(self) -> PerRank[np.ndarray | None]:
         """Let the guard take note of the stage that was learned; returns all it knows, None if it keeps nothing."""
-        return self._all(Student.consolidate)
+        return self._all(StudentCalls.consolidate)
 
     def restore_guard(self, data: np.ndarray) -> PerRank[None]:
         """Load what ``consolidate`` returned."""
-        return self._all(Student.restore_guard, data)
+        return self._all(StudentCalls.restore_guard, data)
 
     def peak_memory(self) -> PerRank[int]:
         """Return each rank's largest memory so far, in bytes."""
-        return self._all(Student.peak_memory)
+        return self._all(StudentCalls.peak_memory)
 
     def take_log(self) -> PerRank[list[LogLine]]:
         """Return the lines that each rank has logged since it was last asked."""
-        return self._all(Student.take_log)
+        return self._all(StudentCalls.take_log)
 
     def wait(self, references: PerRank[T], timeout: float, what: str) -> T:
         """Wait for all ranks and return the first one's value; ``what`` names the call in messages."""
@@ -144,31 +143,31 @@ class EvaluatorHandle:
 
     def ready(self) -> Ref[None]:
         """Succeed once the evaluator stands ready; fail with what keeps it from starting."""
-        return self.rpc.call(self.worker, Evaluator.ready)
+        return self.rpc.call(self.worker, EvaluatorCalls.ready)
 
     def answer(self, model: ModelRef, student: int, task: str, batches: Sequence[Sequence[int]]) -> Ref[dict[int, str]]:
         """Answer some batches of a task's test set with a student's model; returns answers by index of the prompt."""
-        return self._with_model(Evaluator.answer, model, student, task, batches)
+        return self._with_model(EvaluatorCalls.answer, model, student, task, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Ref[Scored]:
         """Score answers to a task's whole test set."""
-        return self.rpc.call(self.worker, Evaluator.score, task, predictions)
+        return self.rpc.call(self.worker, EvaluatorCalls.score, task, predictions)
 
     def replay(self, model: ModelRef, student: int, gens: list[int], seeds: list[int]) -> Ref[list[np.ndarray]]:
         """Generate a pseudo-example with a student's model for each task token in ``gens``; returns their token ids."""
-        return self._with_model(Evaluator.replay, model, student, gens, seeds)
+        return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds)
 
     def answer_training(self, model: ModelRef, task: str, rows: range) -> Ref[list[str]]:
         """Answer some training examples of a task with its teacher's model."""
-        return self._with_model(Evaluator.answer_training, model, task, rows)
+        return self._with_model(EvaluatorCalls.answer_training, model, task, rows)
 
     def forget(self) -> Ref[None]:
         """Load the next checkpoint even if it has the name of the one held now."""
-        return self.rpc.call(self.worker, Evaluator.forget)
+        return self.rpc.call(self.worker, EvaluatorCalls.forget)
 
     def peak_memory(self) -> Ref[int]:
         """Return its largest memory so far, in bytes."""
-        return self.rpc.call(self.worker, Evaluator.peak_memory)
+        return self.rpc.call(self.worker, EvaluatorCalls.peak_memory)
 
     def end(self) -> None:
         """End the evaluator's worker."""

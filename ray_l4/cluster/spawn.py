@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
+from ray_l4.cluster.actors import actor_class
 from ray_l4.cluster.handles import EvaluatorHandle, StudentHandle
 from ray_l4.cluster.reservation import Reservation
 from ray_l4.cluster.rpc import LocalRpc, RayRpc, Rpc
 from ray_l4.config.cluster import ClusterConfig, Resources
-from ray_l4.errors import RayL4Error
 from ray_l4.setup.setup import Setup
-from ray_l4.workers.evaluator import Evaluator
+from ray_l4.workers.calls import EvaluatorCalls, StudentCalls
 from ray_l4.workers.process import address
-from ray_l4.workers.rendezvous import RendezvousStore
-from ray_l4.workers.student import Student
+
+if TYPE_CHECKING:
+    from ray_l4.workers.rendezvous import RendezvousStore
 
 _EVALUATOR_RESTARTS = 3
 
@@ -50,11 +51,18 @@ class LocalSpawner:
         self._cluster = cluster
 
     def student(self, slot: int) -> StudentHandle:
-        return StudentHandle(slot, self.rpc, [Student(self.peers[slot], self._setup, self._cluster)])
+        from ray_l4.workers.student import Student  # PyTorch and Transformers, which only this process' students need
+
+        student: StudentCalls = Student(self.peers[slot], self._setup, self._cluster)
+        return StudentHandle(slot, self.rpc, [student])
 
     def evaluators(self) -> list[EvaluatorHandle]:
-        count = self._cluster.evaluators.count
-        return [EvaluatorHandle(self.rpc, Evaluator(self._setup, self._cluster)) for _ in range(count)]
+        from ray_l4.workers.evaluator import Evaluator
+
+        workers: list[EvaluatorCalls] = [
+            Evaluator(self._setup, self._cluster) for _ in range(self._cluster.evaluators.count)
+        ]
+        return [EvaluatorHandle(self.rpc, worker) for worker in workers]
 
 
 class RaySpawner:
@@ -75,13 +83,13 @@ class RaySpawner:
         """``lost``: slots for which nothing was reserved, because their students were lost before."""
         self.rpc: Rpc = RayRpc()
         self.peers = peers
-        self.rendezvous = RendezvousStore.open(address(), cluster.timeouts.step) if cluster.forms_groups else None
+        self.rendezvous = _rendezvous_store(cluster) if cluster.forms_groups else None
         self._cluster = cluster
         self._reservation = reservation
         self._reserved = [slot for slot in range(len(peers)) if slot not in lost]
         self._setup = ray.put(setup)
-        self._student_class = ray.remote(actor_class(Student))
-        self._evaluator_class = ray.remote(actor_class(Evaluator))
+        self._student_class = ray.remote(actor_class(StudentCalls, "ray_l4.workers.student:Student"))
+        self._evaluator_class = ray.remote(actor_class(EvaluatorCalls, "ray_l4.workers.evaluator:Evaluator"))
 
     def student(self, slot: int) -> StudentHandle:
         count, index = self._cluster.students.shards_per_student, self._reserved.index(slot)
@@ -114,30 +122,10 @@ class RaySpawner:
         return [EvaluatorHandle(self.rpc, actor) for actor in actors]
 
 
-def actor_class(served: type[Any]) -> type[Any]:
-    """Return ``served`` with a constructor that keeps the RayL4Error it fails with, for every call to raise.
+def _rendezvous_store(cluster: ClusterConfig) -> RendezvousStore:
+    from ray_l4.workers.rendezvous import RendezvousStore  # PyTorch, only where ranks form groups
 
-    Ray reports an error in an actor's constructor as the death of the actor, without its class.
-    """
-
-    class Actor(served):
-        def __init__(self, *arguments: Any) -> None:
-            self.__dict__["_failure"] = None
-            try:
-                super().__init__(*arguments)
-            except RayL4Error as error:
-                self.__dict__["_failure"] = error
-
-        def ready(self) -> None:
-            if self.__dict__["_failure"] is not None:
-                raise self.__dict__["_failure"]
-
-        def __getattr__(self, name: str) -> Any:
-            # Reached only for attributes that the constructor did not come to set.
-            raise self.__dict__.get("_failure") or AttributeError(name)
-
-    Actor.__name__ = Actor.__qualname__ = served.__name__
-    return Actor
+    return RendezvousStore.open(address(), cluster.timeouts.step)
 
 
 def _share(resources: Resources) -> dict[str, Any]:

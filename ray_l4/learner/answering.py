@@ -1,78 +1,19 @@
-"""Answering a test set with a model, and scoring the answers."""
+"""Answering prompts with a model, and generating pseudo-examples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
-from ray_l4.learner.decoding import continue_prompts, in_chunks
-from ray_l4.metrics.registry import METRICS, Item, item_scores, score
+from ray_l4.learner.decoding import continue_prompts
 from ray_l4.seeds import derive
-from ray_l4.text.assembly import assemble_prompts
+from ray_l4.text.test_sets import Scored, TestSet, answer_batches, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import sequence_lengths
-
-RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
-"""Metrics whose gold strings are scored as they stand in the data (REFERENCE.md#decoding)."""
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """What it takes to score one task: prompts, in the order of the items they belong to."""
-
-    __test__ = False  # not a test class, whatever its name suggests to pytest
-
-    task: str
-    metric: str
-    prompts: pa.Table
-    items: tuple[Item, ...]
-    """Items without a prediction (empty strings)."""
-    max_new_tokens: int
-    max_length: int
-    """Longest sequence, prompt and answer together."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A checkpoint's answers to one task and what they are worth."""
-
-    values: dict[str, float]
-    headline: str
-    predictions: list[str]
-    item_scores: list[float]
-    """One per prediction, in percent."""
-
-
-def build_test_set(
-    examples: pa.Table, metric: str, tokenizer: TaskTokenizer, max_length: int, config: EvaluationConfig
-) -> TestSet:
-    """Prompts and gold answers of the first ``config.limit`` of one task's ``examples``.
-
-    Raises DataError for a question that leaves no room for an answer, ModelError for a task without a token.
-    """
-    kept = examples.slice(0, config.limit) if config.limit else examples
-    prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve)
-    new_tokens = config.max_new_tokens or answer_length
-    task = kept.column("task")[0].as_py()
-    return TestSet(task, metric, prompts, build_items(kept, metric, tokenizer), new_tokens, max_length)
-
-
-def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tuple[Item, ...]:
-    """The gold side of a test set.
-
-    For most metrics gold answers pass through the tokeniser like predictions do, so that both are cleaned alike.
-    """
-    rows = examples.select(["references", "sample_id", "meta"]).to_pylist()
-
-    def gold(text: str) -> str:
-        return text if metric in RAW_GOLD_METRICS else tokenizer.decode(tokenizer.encode(text)).strip()
-
-    return tuple(Item("", tuple(gold(text) for text in r["references"]), r["sample_id"], r["meta"]) for r in rows)
 
 
 def answer(
@@ -81,16 +22,6 @@ def answer(
     """Decode an answer to every prompt of ``tests`` and score them all."""
     decoded = decode_answers(model, tokenizer, tests, config, seed, answer_batches(tests, config))
     return score_answers(tests, [decoded[index] for index in range(len(tests.items))])
-
-
-def answer_batches(tests: TestSet, config: EvaluationConfig) -> list[list[int]]:
-    """Indices of the prompts that are decoded together: ``config.chunk`` of similar length.
-
-    They are fixed, so that a result is the same wherever each of them is computed.
-    """
-    lengths = sequence_lengths(tests.prompts).tolist()
-    by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    return [[by_length[position] for position in chunk] for chunk in in_chunks(len(lengths), config.chunk)]
 
 
 def decode_answers(
@@ -121,16 +52,6 @@ def decode_answers(
         )
         answers.update((index, tokenizer.decode(tokens).strip()) for index, tokens in zip(members, new, strict=True))
     return answers
-
-
-def score_answers(tests: TestSet, predictions: Sequence[str]) -> Scored:
-    """What the answers to a whole test set are worth, in the order of its items."""
-    items = [
-        Item(prediction, item.references, item.sample_id, item.meta)
-        for prediction, item in zip(predictions, tests.items, strict=True)
-    ]
-    headline = METRICS[tests.metric].headline
-    return Scored(score(tests.metric, items), headline, list(predictions), item_scores(tests.metric, items))
 
 
 def answer_training(

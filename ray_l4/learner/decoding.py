@@ -81,12 +81,3 @@ def continue_prompts(
     model.train(was_training)
     new_BT = output_BT[:, input_ids_BT.shape[1] :].tolist()
     return [row[: row.index(tokenizer.eos)] if tokenizer.eos in row else row for row in new_BT]
-
-
-def in_chunks(total: int, size: int) -> list[range]:
-    """Indices 0 .. total-1 in consecutive groups of ``size``: the fixed units in which work is decoded.
-
-    Results must not depend on how work is split over evaluators. A matrix product may round differently for another
-    batch, so the batches themselves are fixed, and only whole ones are handed out.
-    """
-    return [range(start, min(start + size, total)) for start in range(0, total, size)]

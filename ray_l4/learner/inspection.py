@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ray_l4.config.experiment import DataConfig, EvaluationConfig, ReplayConfig, TaskConfig
 from ray_l4.errors import ConfigError
-from ray_l4.learner.answering import Scored, TestSet, answer, build_test_set, generate_replay
-from ray_l4.learner.decoding import in_chunks
+from ray_l4.learner.answering import answer, generate_replay
 from ray_l4.learner.models import load_adapters, load_folder, max_length
 from ray_l4.seeds import derive
 from ray_l4.store.atomic import write_folder
 from ray_l4.tasks.registry import load, metric_of
+from ray_l4.text.chunks import in_chunks
 from ray_l4.text.replay import GeneratedSample, parse_generated
+from ray_l4.text.test_sets import Scored, TestSet, build_test_set
 
 
 def evaluate_folder(

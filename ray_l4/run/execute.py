@@ -21,12 +21,12 @@ from ray_l4.report.markdown import comparison, run_report
 from ray_l4.run.session import start
 from ray_l4.run.teachers import named_teachers
 from ray_l4.setup.exchange_check import check_exchange
+from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder, write_text
 from ray_l4.store.mirror import NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.storage import absolute
-from ray_l4.workers.ranks import check_ranks
 
 _LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from ray_l4.cluster.handles import ModelRef
-from ray_l4.learner.decoding import in_chunks
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
+from ray_l4.text.chunks import in_chunks
 from ray_l4.text.replay import GeneratedSample, generated_table, parse_generated, replay_counts
 
 

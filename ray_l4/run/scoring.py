@@ -8,12 +8,12 @@ from typing import Any
 
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
-from ray_l4.learner.answering import Scored, answer_batches
-from ray_l4.learner.decoding import in_chunks
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.store.records import read_weights, write_score
 from ray_l4.store.run_directory import Cell
+from ray_l4.text.chunks import in_chunks
+from ray_l4.text.test_sets import Scored, answer_batches
 
 _BATCHES_PER_JOB = 4
 """Batches (``evaluation.chunk``) of a test set in one job. Replay, for which students stand still, waits no longer than

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.learner.decoding import in_chunks
 from ray_l4.methods import TEACHER_METHOD
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
@@ -25,6 +24,7 @@ from ray_l4.store.atomic import write_folder
 from ray_l4.store.records import read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.text.assembly import with_answers
+from ray_l4.text.chunks import in_chunks
 
 
 def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:

@@ -1,19 +1,19 @@
-"""Whether an experiment can be learned as a profile has it: what neither file shows alone."""
+"""Checks of an experiment and a profile together: what neither file shows alone."""
 
 from __future__ import annotations
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
-from ray_l4.exchange.codecs import build_codec
+from ray_l4.exchange.codec_check import check_codec
 from ray_l4.methods import complete, graph_of
 
 
 def check_exchange(experiment: ExperimentConfig, cluster: ClusterConfig) -> None:
     """Raise ConfigError if what the profile sends is not what the experiment's students can learn from."""
-    build_codec(cluster.exchange, experiment)
+    check_codec(cluster.exchange, experiment)
     graph = graph_of(experiment)
-    if cluster.exchange.codec != "mean" or not graph.edges:
+    if not cluster.exchange.codec_traits.reduces or not graph.edges:
         return
     together = experiment.distillation.schedule == "simultaneous"
     if graph.frozen or graph.edges != complete(graph.size).edges or not together:

@@ -11,12 +11,11 @@ import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
-from ray_l4.learner.answering import TestSet, build_test_set
-from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
 from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teachers_of
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 
 log = logging.getLogger(__name__)
@@ -111,6 +110,8 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
 
 
 def _longest(model: ModelConfig) -> int:
+    from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
+
     if model.from_scratch is not None:
         return longest_sequence(model.from_scratch.positions, model.max_length)
     return max_length(pretrained_config(str(model.name)), model.max_length)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ModelError
 
@@ -21,6 +21,8 @@ def load_base(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, has no fast form, is empty, or has no end-of-sequence token.
     """
+    from transformers import AutoTokenizer  # loads PyTorch, which a run from scratch does not need here
+
     try:
         base = AutoTokenizer.from_pretrained(str(name), **_type_hint(Path(name)))
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.model import ModelConfig
-from ray_l4.learner.answering import Scored, answer_training, decode_answers, generate_replay, score_answers
+from ray_l4.learner.answering import answer_training, decode_answers, generate_replay
 from ray_l4.learner.models import arithmetic, blank_model, load_bytes, pick_device, same_architecture
 from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
+from ray_l4.text.test_sets import Scored, score_answers
 from ray_l4.workers.process import peak_memory_bytes, use_threads
 
 if TYPE_CHECKING:

@@ -14,18 +14,12 @@ from transformers import PreTrainedModel
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import DataError, ModelError
-from ray_l4.learner.answering import (
-    RAW_GOLD_METRICS,
-    TestSet,
-    answer,
-    build_items,
-    build_test_set,
-    generate_replay,
-)
+from ray_l4.learner.answering import answer, generate_replay
 from ray_l4.learner.decoding import continue_prompts
 from ray_l4.learner.models import build_model, max_length
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.metrics.registry import METRICS, Item, score
+from ray_l4.text.test_sets import RAW_GOLD_METRICS, TestSet, build_items, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
 

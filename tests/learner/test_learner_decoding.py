@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ray_l4.learner.decoding import TopKSampler, continue_prompts, in_chunks
+from ray_l4.learner.decoding import TopKSampler, continue_prompts
 from ray_l4.seeds import derive
+from ray_l4.text.chunks import in_chunks
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
 

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import DataConfig, EvaluationConfig, ReplayConfig, TaskConfig
 from ray_l4.errors import DataError, ModelError
-from ray_l4.learner.answering import answer, build_test_set, generate_replay
+from ray_l4.learner.answering import answer, generate_replay
 from ray_l4.learner.inspection import evaluate_folder, generate_from_folder
 from ray_l4.learner.models import build_model, to_bytes
 from ray_l4.seeds import derive
 from ray_l4.store.records import write_checkpoint
+from ray_l4.text.test_sets import build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
 

@@ -9,9 +9,10 @@ import pytest
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, TeacherConfig
-from ray_l4.learner.answering import answer, answer_training, build_test_set
+from ray_l4.learner.answering import answer, answer_training
 from ray_l4.learner.decoding import continue_prompts
 from ray_l4.text.assembly import assemble
+from ray_l4.text.test_sets import build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
 

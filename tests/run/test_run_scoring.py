@@ -11,7 +11,6 @@ import pytest
 
 from ray_l4.cluster.rpc import InProcess
 from ray_l4.config.experiment import EvaluationConfig
-from ray_l4.learner.answering import Scored, build_test_set, score_answers
 from ray_l4.methods import get_method
 from ray_l4.monitor.progress import Progress
 from ray_l4.monitor.tensorboard import Board
@@ -20,6 +19,7 @@ from ray_l4.run.scoring import Scoring
 from ray_l4.run.work_queue import Job, WorkPool
 from ray_l4.setup.setup import Setup
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.text.test_sets import Scored, build_test_set, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
 

@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 
 from ray_l4.errors import ConfigError, PeerLostError
+from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.workers.ranks import check_ranks, other_ranks, sharding_of
+from ray_l4.workers.ranks import other_ranks, sharding_of
 from ray_l4.workers.rendezvous import RendezvousStore, join
 from tests.run import run_fixtures as small
 

@@ -8,7 +8,7 @@ import torch
 
 from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import ConfigError
+from ray_l4.exchange.codec_check import check_codec
 from ray_l4.exchange.codecs.auto import Auto
 from ray_l4.exchange.codecs.dense import Dense
 from ray_l4.exchange.codecs.factored import Factored
@@ -32,19 +32,8 @@ BUILDERS: Mapping[str, Builder] = {
 
 def build_codec(exchange: ExchangeConfig, experiment: ExperimentConfig) -> Codec:
     """Build the codec of a run. Raises ConfigError if the experiment cannot be learned with it."""
-    codec, direction = exchange.codec, experiment.distillation.direction
-    if exchange.precision != "float32" and not exchange.codec_traits.narrowable:
-        raise ConfigError(
-            f"exchange.precision: {exchange.precision} applies to log-probabilities over the whole vocabulary, which "
-            f"exchange.codec: {codec} does not send; set exchange.precision: float32, or exchange.codec: dense"
-        )
-    if direction != "forward" and exchange.codec_traits.forward_only:
-        raise ConfigError(
-            f"distillation.direction: {direction} takes the logarithm of the teacher's probability of every token, "
-            f"which exchange.codec: {codec} does not give; set distillation.direction: forward, or exchange.codec: "
-            "dense, factored, auto or topk"
-        )
-    return BUILDERS[codec](exchange, experiment)
+    check_codec(exchange, experiment)
+    return BUILDERS[exchange.codec](exchange, experiment)
 
 
 def _dense(exchange: ExchangeConfig) -> Dense:

@@ -1,0 +1,40 @@
+"""Ray actors that load what they serve in their own process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from ray_l4.errors import RayL4Error
+
+
+def actor_class(calls: type[Any], served: str) -> type[Any]:
+    """Return an actor class with the methods of the interface ``calls``, which an object of class ``served`` answers.
+
+    ``served``: ``module:class``, imported where the actor runs. If its constructor fails with a RayL4Error, every call
+    raises that error: Ray would report the death of the actor, without the class of the error.
+    """
+    module, _, name = served.partition(":")
+
+    def build(self: Any, *arguments: Any) -> None:
+        self.failure = None
+        try:
+            self.served = getattr(import_module(module), name)(*arguments)
+        except RayL4Error as error:
+            self.failure = error
+
+    methods = {method: _forwarded(method) for method, _ in inspect.getmembers(calls, inspect.isfunction)}
+    public = {method: call for method, call in methods.items() if not method.startswith("_")}
+    return type(name, (), {"__init__": build, **public})
+
+
+def _forwarded(method: str) -> Callable[..., Any]:
+    def call(self: Any, *arguments: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        return getattr(self.served, method)(*arguments)
+
+    call.__name__ = call.__qualname__ = method
+    return call

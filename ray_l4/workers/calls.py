@@ -1,0 +1,88 @@
+"""What students and evaluators can be asked, without the libraries that it takes to answer.
+
+Whoever calls workers needs these interfaces alone, so a coordinator loads neither PyTorch nor Transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from ray_l4.exchange.links import Ticket
+    from ray_l4.text.test_sets import Scored
+    from ray_l4.workers.log import LogLine
+    from ray_l4.workers.rendezvous import Rendezvous
+
+
+class StudentCalls(Protocol):
+    """The calls that a rank of a student serves; ``workers.student.Student`` says what each one does."""
+
+    def ready(self) -> None: ...
+
+    def meet(self, rendezvous: Rendezvous, ranks: Mapping[int, int]) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def load(self, weights: np.ndarray) -> None: ...
+
+    def rejoin(self, fence: int) -> int: ...
+
+    def begin(self, fence: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]: ...
+
+    def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket: ...
+
+    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket: ...
+
+    def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]: ...
+
+    def consolidate(self) -> np.ndarray | None: ...
+
+    def restore_guard(self, data: np.ndarray) -> None: ...
+
+    def weights(self) -> np.ndarray: ...
+
+    def peak_memory(self) -> int: ...
+
+    def take_log(self) -> list[LogLine]: ...
+
+
+class EvaluatorCalls(Protocol):
+    """The calls that an evaluator serves; ``workers.evaluator.Evaluator`` says what each one does."""
+
+    def ready(self) -> None: ...
+
+    def answer(
+        self,
+        checkpoint: str,
+        description: Mapping[str, Any],
+        weights: np.ndarray,
+        student: int,
+        task: str,
+        batches: Sequence[Sequence[int]],
+    ) -> dict[int, str]: ...
+
+    def score(self, task: str, predictions: Sequence[str]) -> Scored: ...
+
+    def replay(
+        self,
+        checkpoint: str,
+        description: Mapping[str, Any],
+        weights: np.ndarray,
+        student: int,
+        gens: list[int],
+        seeds: list[int],
+    ) -> list[np.ndarray]: ...
+
+    def answer_training(
+        self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range
+    ) -> list[str]: ...
+
+    def forget(self) -> None: ...
+
+    def peak_memory(self) -> int: ...
