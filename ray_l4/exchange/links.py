@@ -1,7 +1,7 @@
-"""How predictions get from a student to those who learn from it.
+"""Links: how payloads get from a student to its readers.
 
-Whatever the link, a step is two calls. ``forward`` returns a ticket, which Ray hands to the ``backward`` of every
-reader; what differs is whether the ticket holds the predictions themselves, or only says where they are and how large.
+Whatever the link, a step is two calls. ``forward`` returns a ticket, which the ``backward`` of every reader is given.
+Links differ in what a ticket holds: the payload itself, or only where it is and how large.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ray_l4.exchange.codecs import Payload
 
 @dataclass(frozen=True)
 class Ticket:
-    """What the object store carries of one peer's predictions of one step."""
+    """What a call returns of one peer's predictions of one step."""
 
     sender: int
     codec: str = "dense"
     num_bytes: int = 0
-    """Of the predictions, wherever they are."""
+    """Size of the payload, wherever it is."""
     content: Any = None
-    """Known to the link alone."""
+    """Only the link knows what it is."""
 
 
 class Link(Protocol):
-    """One student's way to its peers."""
+    """How one student exchanges payloads with its peers."""
 
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
-        """Offer predictions to ``readers``. ``at_once``: no ``collect`` of this student belongs to this step."""
+        """Publish a payload to ``readers``. ``at_once``: this student collects nothing in this step."""
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
-        """What the tickets stand for, on this student's device, to be read only until the next ``publish``."""
+        """Return the tickets' payloads on this student's device; they are valid until the next ``publish``."""
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes that this student has sent, and received, since it was last asked."""
+        """Return the bytes sent and received since the last call."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Traffic:
     received: int = 0
 
     def take(self) -> tuple[int, int]:
-        """What was counted since the last time."""
+        """Return the bytes counted since the last call."""
         counted = self.sent, self.received
         self.sent = self.received = 0
         return counted
@@ -59,10 +59,10 @@ class Traffic:
 
 @dataclass
 class ByReference:
-    """The ticket holds the predictions: an object in this process, or in Ray's store, written once for all readers.
+    """The ticket holds the payload: an object of this process, or of Ray's object store, written once for all readers.
 
-    Tensors travel as numpy arrays, which cross a process border without a copy; a pickled tensor takes 20 to 40 times
-    as long.
+    Tensors travel as numpy arrays, which other processes read without a copy; a pickled tensor takes 20 to 40 times as
+    long (REFERENCE.md#ray-paths).
     """
 
     me: int
@@ -86,27 +86,27 @@ class ByReference:
 
 
 def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:
-    """A tensor's type and its values as an array; numpy has no bfloat16, so those travel as what they are in bits."""
+    """Return a tensor's type and its values as an array; bfloat16, which numpy lacks, travels as its bits."""
     host = tensor.detach().cpu().contiguous()
     bits = host.view(torch.int16) if host.dtype == torch.bfloat16 else host
     return dtype_name(tensor.dtype), bits.numpy()
 
 
 def to_tensor(dtype: str, array: np.ndarray) -> Tensor:
-    """The tensor that ``to_numpy`` was given, without a copy."""
-    # What arrives lies in shared memory and is write-protected; nobody here writes to it, as the warning asks.
+    """Return the tensor that ``to_numpy`` was given, without a copy."""
+    # What arrives lies in write-protected shared memory. Nothing here writes to it, which is what the warning asks.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array).view(named_dtype(dtype))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` for ``torch.float32``: what both sides of a link understand."""
+    """Return ``float32`` for ``torch.float32``: what both sides of a link understand."""
     return str(dtype).removeprefix("torch.")
 
 
 def named_dtype(name: str) -> torch.dtype:
-    """The type of that name."""
+    """Return the type of that name."""
     return getattr(torch, name)
 
 
@@ -115,5 +115,5 @@ Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def shapes_of(payload: Payload) -> Shapes:
-    """What a reader has to know to make room for a payload."""
+    """Return what a reader needs to allocate room for a payload."""
     return {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in payload.tensors.items()}

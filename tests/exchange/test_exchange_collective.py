@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ray_l4.errors import PeerLostError
 from ray_l4.exchange.codecs import Payload
-from ray_l4.exchange.collective import Collective
+from ray_l4.exchange.collective import Collective, is_lost_connection
+from ray_l4.exchange.links import Ticket, shapes_of
 from ray_l4.methods import Topology, complete, ring, star
-from ray_l4.workers.rendezvous import Meeting, join, open_meeting_place
+from ray_l4.workers.rendezvous import Rendezvous, RendezvousStore, join
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -24,14 +26,14 @@ LIMIT = 20.0
 
 
 def everywhere(peers: Sequence[int], work: Callable[[Collective], Any], timeout: float = LIMIT) -> list[Any]:
-    """What ``work`` gives for the link of each of ``peers``, all at the same time. Errors are results too."""
-    place = open_meeting_place(HOST)
+    """Return what ``work`` returns for the link of each of ``peers``, all at the same time. Errors are results too."""
+    store = RendezvousStore.open(HOST, timeout)
     ranks = {peer: rank for rank, peer in enumerate(peers)}
+    members = store.members("peers", len(peers))
 
     def of(peer: int) -> Any:
-        meeting = Meeting(HOST, place.port, "peers", ranks[peer], len(ranks), timeout)
         try:
-            return work(Collective(peer, CPU, join(meeting, CPU, HOST), ranks))
+            return work(Collective(peer, CPU, join(members[ranks[peer]], CPU, HOST), ranks))
         except PeerLostError as error:
             return error
 
@@ -141,29 +143,30 @@ def test_a_partner_that_is_gone_is_an_error_and_not_a_wait() -> None:
     began = time.monotonic()
     error, _ = everywhere([0, 1], work, timeout=2.0)
     assert isinstance(error, PeerLostError)
-    assert "student 0: predictions did not get through" in str(error)
+    assert "student 0: a peer is gone; predictions did not get through" in str(error)
     assert time.monotonic() - began < LIMIT
 
 
 def test_a_partner_that_goes_between_two_steps_is_noticed_as_lost() -> None:
     """Gloo knows of the closed connection by then, and refuses before anything is under way."""
-    place = open_meeting_place(HOST)
+    store = RendezvousStore.open(HOST, LIMIT)
+    mine, partner = store.members("peers", 2)
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=one_step_and_gone, args=(place.port,), daemon=True)
+    process = context.Process(target=one_step_and_gone, args=(partner,), daemon=True)
     process.start()
-    link = Collective(0, CPU, join(Meeting(HOST, place.port, "peers", 0, 2, LIMIT), CPU, HOST), {0: 0, 1: 1})
+    link = Collective(0, CPU, join(mine, CPU, HOST), {0: 0, 1: 1})
     theirs = Collective(1, CPU, link.group, {}).publish(payload(1, 0), (), at_once=False)
     link.publish(payload(0, 0), (1,), at_once=False)
     assert same(link.collect([theirs])[0], payload(1, 0))
     process.join(LIMIT)
     link.publish(payload(0, 1), (1,), at_once=False)
-    with pytest.raises(PeerLostError, match="student 0: predictions did not get through"):
+    with pytest.raises(PeerLostError, match="student 0: a peer is gone; predictions did not get through"):
         link.collect([theirs])
 
 
-def one_step_and_gone(port: int) -> None:
+def one_step_and_gone(member: Rendezvous) -> None:
     """The partner of that test, in a process of its own."""
-    link = Collective(1, CPU, join(Meeting(HOST, port, "peers", 1, 2, LIMIT), CPU, HOST), {0: 0, 1: 1})
+    link = Collective(1, CPU, join(member, CPU, HOST), {0: 0, 1: 1})
     theirs = Collective(0, CPU, link.group, {}).publish(payload(0, 0), (), at_once=False)
     link.publish(payload(1, 0), (0,), at_once=False)
     link.collect([theirs])
@@ -189,17 +192,103 @@ def test_while_some_only_predict_means_come_one_by_one() -> None:
     assert everywhere([0, 1, 2], work)[0] == [1.0, 2.0]
 
 
-def test_members_that_do_not_come_are_named_with_the_place() -> None:
-    place = open_meeting_place(HOST)
-    with pytest.raises(PeerLostError, match=rf"rank 0 of 2 did not meet the others at {HOST}:{place.port} within 1 s"):
-        join(Meeting(HOST, place.port, "peers", 0, 2, 1.0), CPU, HOST)
+def test_members_that_do_not_come_are_reported_with_the_address_of_the_store() -> None:
+    store = RendezvousStore.open(HOST, 1.0)
+    member, _ = store.members("peers", 2)
+    with pytest.raises(PeerLostError, match=rf"rank 0 of 2 did not meet the others at {HOST}:{member.port} within 1 s"):
+        join(member, CPU, HOST)
 
 
-def test_a_place_that_nobody_keeps_is_said_in_time() -> None:
-    place = open_meeting_place(HOST)
-    port = place.port
-    del place
+def test_a_store_that_is_gone_is_reported_in_time() -> None:
+    store = RendezvousStore.open(HOST, 1.0)
+    member, _ = store.members("peers", 2)
+    del store
     began = time.monotonic()
     with pytest.raises(PeerLostError, match="did not meet the others"):
-        join(Meeting(HOST, port, "peers", 0, 2, 1.0), CPU, HOST)
+        join(member, CPU, HOST)
     assert time.monotonic() - began < LIMIT
+
+
+def test_groups_of_one_store_do_not_get_in_each_other_s_way() -> None:
+    store = RendezvousStore.open(HOST, LIMIT)
+    members = [member for name in ("first", "second") for member in store.members(name, 2)]
+    with ThreadPoolExecutor(4) as threads:
+        links = list(threads.map(lambda own: Collective(own.rank, CPU, join(own, CPU, HOST), {0: 0, 1: 1}), members))
+
+        def exchange(index: int) -> Payload:
+            link, other = links[index], 1 - members[index].rank
+            ticket = Collective(other, CPU, link.group, {}).publish(payload(other, 0), (), at_once=False)
+            link.publish(payload(link.me, index // 2), (other,), at_once=False)
+            return link.collect([ticket])[0]
+
+        found = list(threads.map(exchange, range(4)))
+    assert all(same(own, payload(1 - members[i].rank, i // 2)) for i, own in enumerate(found))
+
+
+# --- what counts as a loss
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:546]"
+MISMATCH = f"[enforce fail at {GLOO[1:-1]}] op.preamble.length <= op.nbytes. 160 vs 12. Received data size doesn't match"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        dist.DistNetworkError("The client socket has failed to connect"),
+        dist.DistBackendError("NCCL error: remote process exited"),
+        dist.DistStoreError("wait timeout after 1000ms"),
+        RuntimeError(f"{GLOO} Connection closed by peer [127.0.0.1]:41234"),
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 2000ms"),
+    ],
+    ids=lambda error: str(error)[-20:],
+)
+def test_an_error_of_torch_distributed_or_gloo_on_the_way_is_a_loss(error: RuntimeError) -> None:
+    assert is_lost_connection(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(MISMATCH), RuntimeError("shape mismatch"), RuntimeError("CUDA error: out of memory")]
+)
+def test_a_defect_of_the_program_is_not_a_loss(error: RuntimeError) -> None:
+    """Starting again would not remove it."""
+    assert not is_lost_connection(error)
+
+
+class Refusing:
+    """A process group that reports one error, either at once or when its work is waited for."""
+
+    def __init__(self, error: RuntimeError, when: str) -> None:
+        self.error, self.when = error, when
+
+    def name(self) -> str:
+        return "gloo"
+
+    def recv(self, tensors: Any, source: int, tag: int) -> Refusing:
+        return self._begun()
+
+    def allreduce(self, tensors: Any) -> Refusing:
+        return self._begun()
+
+    def wait(self) -> None:
+        raise self.error
+
+    def _begun(self) -> Refusing:
+        if self.when == "at once":
+            raise self.error
+        return self
+
+
+@pytest.mark.parametrize("when", ["at once", "in wait"])
+@pytest.mark.parametrize("codec", ["topk", "mean"])
+def test_payloads_of_different_sizes_are_not_taken_for_a_loss(codec: str, when: str) -> None:
+    """Gloo itself ends the process if a payload is larger than its reader expects; this is what it would raise."""
+    for error, expected in ((RuntimeError(MISMATCH), RuntimeError), (dist.DistBackendError("gone"), PeerLostError)):
+        link = Collective(0, CPU, Refusing(error, when), {0: 0, 1: 1})
+        own = Payload(codec, payload(0, 0).tensors)
+        if codec == "mean":
+            link.publish(own, (1,), at_once=False)
+        ticket = Ticket(1, codec, own.num_bytes, shapes_of(own))
+        with pytest.raises(expected) as caught:
+            link.collect([ticket])
+        assert type(caught.value) is expected
+        assert error in (caught.value, caught.value.__cause__)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ray_l4.exchange.codecs import Payload
-from ray_l4.exchange.device_buffers import Pooled
+from ray_l4.exchange.device_buffers import DeviceBuffers
 
 CPU = torch.device("cpu")
 SLOTS = 3
@@ -70,7 +70,7 @@ def read_all(tickets: Connection, results: Connection, folder: Path) -> None:
     """Another process: opens what the tickets name, and says what it read."""
     torch.set_num_threads(1)
     memory = HostMemory(folder)
-    reader = Pooled(1, CPU, memory, SLOTS)
+    reader = DeviceBuffers(1, CPU, memory, SLOTS)
     while (ticket := tickets.recv()) is not None:
         (read,) = reader.collect([ticket])
         results.send((read.codec, {name: (str(t.dtype), t.float().tolist()) for name, t in read.tensors.items()}))
@@ -78,11 +78,11 @@ def read_all(tickets: Connection, results: Connection, folder: Path) -> None:
 
 
 def test_another_process_reads_what_was_written(memory: HostMemory) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     (tickets, there), (results, back) = context.Pipe(), context.Pipe()
     process = context.Process(target=read_all, args=(there, back, memory.folder), daemon=True)
     process.start()
-    writer = Pooled(0, CPU, memory, SLOTS)
+    writer = DeviceBuffers(0, CPU, memory, SLOTS)
     sent = 0
     for step, rows in enumerate(ROWS):
         expected = payload(step, rows)
@@ -101,7 +101,7 @@ def test_another_process_reads_what_was_written(memory: HostMemory) -> None:
 
 
 def test_a_slot_is_not_written_again_before_all_others_were(memory: HostMemory) -> None:
-    writer, reader = Pooled(0, CPU, memory, SLOTS), Pooled(1, CPU, memory, SLOTS)
+    writer, reader = DeviceBuffers(0, CPU, memory, SLOTS), DeviceBuffers(1, CPU, memory, SLOTS)
     kept = [reader.collect([writer.publish(payload(step, 4), (1,), at_once=False)])[0] for step in range(SLOTS)]
     for step, read in enumerate(kept):
         for name, tensor in payload(step, 4).tensors.items():
@@ -111,7 +111,7 @@ def test_a_slot_is_not_written_again_before_all_others_were(memory: HostMemory) 
 
 
 def test_a_buffer_that_was_outgrown_lasts_as_long_as_it_may_be_read(memory: HostMemory) -> None:
-    writer, reader = Pooled(0, CPU, memory, SLOTS), Pooled(1, CPU, memory, SLOTS)
+    writer, reader = DeviceBuffers(0, CPU, memory, SLOTS), DeviceBuffers(1, CPU, memory, SLOTS)
     early = writer.publish(payload(0, 2), (1,), at_once=False)
     writer.publish(payload(1, 50), (1,), at_once=False)
     (read,) = reader.collect([early])
