@@ -54,7 +54,7 @@ class StudentResources(Resources):
     shards_per_student: Count = 1
     """Ranks of one student: processes, each with a device of its own. Resources are reserved for every rank."""
     sharding: Literal["data", "full"] = "data"
-    """How a student is split over its ranks. ``data``: every rank holds the whole model and a slice of the batch.
+    """Division of a student over its ranks. ``data``: every rank holds the whole model and a slice of the batch.
     ``full``: every rank holds a slice of the batch and a slice of weights, gradients and optimiser moments (FSDP2)."""
     micro_batch: Count | None = None
     """Micro-batch size: the number of examples that a rank runs through the model at a time. If not given, its whole
@@ -72,7 +72,7 @@ class EvaluatorResources(Resources):
 
 
 class ExchangeConfig(Strict):
-    """How predictions travel between peers. docs/EXCHANGE.md lists the cost of each choice."""
+    """Exchange of predictions between peers. docs/EXCHANGE.md lists the cost of each choice."""
 
     transport: Literal["in_process", "object_store", "collective", "cuda_ipc"] = "object_store"
     """Link between peers. ``in_process``: all peers run in this process, without Ray; the reference for the other

@@ -142,7 +142,7 @@ class ReplayConfig(Strict):
     ban_task_tokens: bool = False
     """Forbid task tokens inside a pseudo-example (REFERENCE.md#l4-released)."""
     generator: Literal["first", "own", "pool"] = "first"
-    """Who generates. ``first``: student 0, for all. ``own``: each for itself. ``pool``: all in turn, for all."""
+    """Students that generate. ``first``: student 0, for all. ``own``: each for itself. ``pool``: all take turns."""
     capacity: Count | None = None
     """Size of the reservoir of real examples, for methods with stored replay. If not given, all examples are kept."""
     chunk: Count = 64
@@ -218,8 +218,8 @@ class PeersConfig(Strict):
     each: list[PeerConfig] = Field(default_factory=list)
     """Settings of single peers: one item per peer, in order. If empty, all peers have the same settings."""
     on_peer_loss: Literal["restart", "continue"] = "restart"
-    """What to do if a student is lost. ``restart``: replace it and repeat the stage from the last checkpoint, with the
-    same result. ``continue``: go on without it; the other students learn from the teachers that remain."""
+    """Reaction to the loss of a student. ``restart``: replace it and repeat the stage from the last checkpoint, with
+    the same result. ``continue``: go on without it; the other students learn from the teachers that remain."""
 
 
 def _as_task(value: object) -> object:
