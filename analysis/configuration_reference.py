@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ray_l4.config import ClusterConfig, ExperimentConfig
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.protocol import SweepConfig
 
 Schema = Mapping[str, Any]
@@ -25,26 +26,26 @@ HEADER = """\
 
 <!-- Written by python -m analysis.configuration_reference > docs/CONFIGURATION.md: change the docstrings, not this. -->
 
-A run is described by two YAML files that know nothing of each other: the *experiment* (what to learn, in
-`launch/experiments/`) and the *cluster profile* (where it runs, in `cluster_configs/`). Every key is listed here, in
-the spelling that `--set` takes; `N` is the position of a task in the stream, counted from 0. Where the default is –,
-the key may be left out, and its meaning says what happens then.
+Two YAML files describe a run. Neither refers to the other: the *experiment* (tasks, method and training settings, in
+`launch/experiments/`) and the *cluster profile* (devices, processes and timeouts, in `cluster_configs/`). This page
+lists every key in the spelling of `--set`; `N` is the index of an item of a list, counted from 0. A key with the
+default – is optional, and its meaning says what happens if it is not given.
 
 ```
 ray-l4 run EXPERIMENT.yaml --cluster PROFILE.yaml --set training.epochs=3 --set stream.0.train=100 \\
     --set cluster.evaluators.count=2
 ```
 
-`--set` may be given many times and takes a YAML value; keys of the profile begin with `cluster.`. `--dry-run` prints
-the complete configuration and starts nothing. An unknown key, a key that stands twice and a value of the wrong type
-are errors that name file and line. A run keeps what it was given as `config.yaml` and `cluster.yaml`, defaults
-included. A *protocol* is an experiment file with one more key, `sweep`, for `ray-l4 sweep`.
+`--set` takes a YAML value and can be repeated; keys of the profile begin with `cluster.`. `--dry-run` prints the
+complete configuration and starts nothing. Unknown keys, duplicate keys and values of the wrong type are errors that
+name the file and line. A run directory records the complete configuration, defaults included, in `config.yaml` and
+`cluster.yaml`. A *protocol* is an experiment file with one more key, `sweep`, for `ray-l4 sweep`.
 """
 
 PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("The experiment file", "", ExperimentConfig),
     ("The cluster profile", "cluster.", ClusterConfig),
-    ("What a protocol varies", "sweep.", SweepConfig),
+    ("The sweep of a protocol", "sweep.", SweepConfig),
 )
 """Title, what ``--set`` puts before its keys, and the model that checks it."""
 

@@ -1,7 +1,7 @@
-"""What can go wrong, as a small tree of exceptions.
+"""Exceptions for failures that a user can fix.
 
-A message says what is wrong, where (file, line, key, sample id, peer), what was expected, and what to do.
-The command line prints the message of a ``RayL4Error`` without a traceback and exits with its ``exit_code``.
+A message says what is wrong, where (file, line, key, example, peer), what was expected, and what to do. The command
+line prints the message of a ``RayL4Error`` without a traceback and exits with its ``exit_code``.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from difflib import get_close_matches
 
 
 class RayL4Error(Exception):
-    """Anything a user can mend: bad input, a missing resource, a run that cannot go on."""
+    """Base class: invalid input, a missing resource, or a run that cannot continue."""
 
     exit_code = 1
 
 
 class ConfigError(RayL4Error):
-    """An experiment file, a cluster profile or a command-line value is wrong."""
+    """An experiment file, a cluster profile or a command-line value is invalid."""
 
     exit_code = 2
 
 
 class DataError(RayL4Error):
-    """A data file is missing, unreadable or holds records that cannot be used."""
+    """A data file is missing, unreadable, or has records that cannot be used."""
 
     exit_code = 3
 
 
 class ModelError(RayL4Error):
-    """A model or tokeniser cannot be loaded, or does not fit the task."""
+    """A model or tokeniser cannot be loaded or cannot be used for the task."""
 
     exit_code = 4
 
 
 class RunDirectoryError(RayL4Error):
-    """A run directory is in use, damaged, or not what the command needs."""
+    """A run directory is in use, damaged, or of the wrong kind for the command."""
 
     exit_code = 5
 
 
 class ClusterError(RayL4Error):
-    """The cluster cannot be reached, or has no room for what was asked."""
+    """The cluster cannot be reached or lacks the requested resources."""
 
     exit_code = 6
 
@@ -53,13 +53,13 @@ class PeerError(RayL4Error):
 
 
 class PeerLostError(PeerError):
-    """A student or evaluator is gone: it died, hangs, or cannot be reached. What it knew of the stage is lost."""
+    """A student or evaluator died, hangs, or cannot be reached. Its state within the stage is lost."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known one, else all that are known."""
+    """Return a hint for a message about an unknown name: the closest known name, or else all known names."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return f"Known: {', '.join(names)}." if names else "None is known."
+    return f"Known: {', '.join(names)}." if names else "There are none."

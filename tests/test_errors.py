@@ -1,4 +1,4 @@
-"""The tree of errors, and the hint at the end of a message about an unknown name."""
+"""Exception classes, and the hint for unknown names."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubcla
 words = st.text("abcdefghij-_.", min_size=1, max_size=10)
 
 
-def test_everything_a_user_can_mend_has_one_root() -> None:
+def test_all_exceptions_have_one_base_class() -> None:
     assert len(CLASSES) == 8
     assert all(issubclass(c, RayL4Error) for c in CLASSES)
-    assert not issubclass(RayL4Error, OSError | ValueError), "a handler for those must not swallow ours"
+    assert not issubclass(RayL4Error, OSError | ValueError), "a handler for those must not catch ours"
 
 
-def test_every_kind_has_an_exit_code_of_its_own() -> None:
+def test_every_kind_of_failure_has_its_own_exit_code() -> None:
     codes = {c.__name__: c.exit_code for c in CLASSES if c.__bases__[0] in (Exception, RayL4Error)}
     assert sorted(codes.values()) == [1, 2, 3, 4, 5, 6, 7]
     assert errors.PeerLostError.exit_code == errors.PeerError.exit_code, "one kind of failure, seen by the coordinator"
-    assert codes["ConfigError"] == 2, "as command lines use it for wrong arguments"
+    assert codes["ConfigError"] == 2, "the usual exit code for invalid arguments"
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_the_message_is_what_was_said(kind: type[RayL4Error]) -> None:
+def test_the_message_is_unchanged(kind: type[RayL4Error]) -> None:
     assert str(kind("data.yaml, line 3: no such key")) == "data.yaml, line 3: no such key"
 
 
-def test_nearest_names_the_closest() -> None:
+def test_nearest_returns_the_closest_name() -> None:
     assert nearest("epoch", ["epochs", "batch_size", "seed"]) == "Did you mean 'epochs'?"
 
 
-def test_nearest_lists_all_when_none_is_close() -> None:
+def test_nearest_lists_all_names_if_none_is_close() -> None:
     assert nearest("xyz", ["lamol", "finetune"]) == "Known: finetune, lamol."
 
 
-def test_nearest_says_when_there_is_nothing() -> None:
-    assert nearest("anything", []) == "None is known."
+def test_nearest_without_known_names() -> None:
+    assert nearest("anything", []) == "There are none."
 
 
 @given(words, st.sets(words, max_size=6))
-def test_nearest_only_ever_names_what_is_known(name: str, known: set[str]) -> None:
+def test_nearest_returns_only_known_names(name: str, known: set[str]) -> None:
     hint = nearest(name, known)
     if hint.startswith("Did you mean"):
         assert hint.removeprefix("Did you mean '").removesuffix("'?") in known
     elif known:
         assert hint == f"Known: {', '.join(sorted(known))}."
     else:
-        assert hint == "None is known."
+        assert hint == "There are none."
 
 
 @given(words, st.sets(words, max_size=6))
-def test_a_known_name_is_its_own_nearest(name: str, others: set[str]) -> None:
+def test_a_known_name_is_closest_to_itself(name: str, others: set[str]) -> None:
     assert nearest(name, {name, *others}) == f"Did you mean {name!r}?"
 
 

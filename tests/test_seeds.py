@@ -1,4 +1,4 @@
-"""Streams of randomness by name: stable, independent of order, and apart from each other."""
+"""Named random streams: stable, independent of the order of calls, and distinct."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ray_l4.seeds import derive
 
-# Control characters excluded: the separator is one, and no name of a stream holds it.
+# Without control characters: one of them is the separator, which no name of a stream contains.
 words = st.text(st.characters(exclude_categories=("C",)), max_size=12)
 names = st.lists(st.one_of(words, st.integers()), max_size=4)
 seeds = st.integers(-(2**70), 2**70)
@@ -28,13 +28,13 @@ seeds = st.integers(-(2**70), 2**70)
         ((42, "sample", "woz.en", "train"), 8078330829449506654),
     ],
 )
-def test_values_never_change(arguments: tuple[int, ...], expected: int) -> None:
-    """Another value here means that no older run can be repeated."""
+def test_seeds_never_change(arguments: tuple[int, ...], expected: int) -> None:
+    """With other seeds, no older run could be reproduced."""
     assert derive(*arguments) == expected
 
 
-def test_values_do_not_depend_on_the_process() -> None:
-    """Python's own hash of strings does; this must not be built on it."""
+def test_seeds_do_not_depend_on_the_process() -> None:
+    """Python's hash of strings does, so it must not be used."""
     program = "from ray_l4.seeds import derive; print(derive(7, 'replay', 1, 'x'))"
     outputs = {
         subprocess.run(
@@ -50,10 +50,10 @@ def test_values_do_not_depend_on_the_process() -> None:
 
 
 @given(seeds, names)
-def test_a_seed_suits_every_generator(seed: int, stream: list[str | int]) -> None:
+def test_every_generator_accepts_a_seed(seed: int, stream: list[str | int]) -> None:
     value = derive(seed, *stream)
     assert 0 <= value < 2**63
-    torch.manual_seed(value)  # refuses what does not fit
+    torch.manual_seed(value)  # raises if the seed is too large
 
 
 @given(seeds, names, names)
@@ -67,19 +67,19 @@ def test_different_runs_differ_in_every_stream(seed: int, other: int, stream: li
 
 
 @given(seeds, st.integers())
-def test_a_number_is_not_the_text_of_it(seed: int, number: int) -> None:
+def test_a_number_differs_from_its_text(seed: int, number: int) -> None:
     assert derive(seed, number) != derive(seed, str(number))
 
 
 @given(words, words)
-def test_the_border_between_names_counts(one: str, other: str) -> None:
+def test_the_boundary_between_names_counts(one: str, other: str) -> None:
     if other:
         assert derive(0, one, other) != derive(0, one + other)
         assert derive(0, one, other) != derive(0, one + other, "")
 
 
 @given(st.permutations([("init",), ("init", 1), ("dropout", 0, 1), ("replay", 2, 5)]))
-def test_the_order_of_asking_does_not_matter(order: list[tuple[str | int, ...]]) -> None:
+def test_the_order_of_calls_does_not_matter(order: list[tuple[str | int, ...]]) -> None:
     found = {stream: derive(3, *stream) for stream in order}
     assert found == {stream: derive(3, *stream) for stream in sorted(order, key=str)}
 
@@ -89,7 +89,7 @@ def test_the_order_of_names_does_matter() -> None:
 
 
 def test_bits_are_spread_evenly() -> None:
-    """Neighbouring names give seeds that share no pattern: each bit is set in about half of them."""
+    """Seeds of consecutive names share no pattern: each bit is set in about half of them."""
     values = [derive(0, "step", step) for step in range(2000)]
     for bit in range(63):
         share = sum(value >> bit & 1 for value in values) / len(values)

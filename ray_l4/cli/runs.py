@@ -91,7 +91,7 @@ def resume(
         copy = Mirror.at(run)
         folder = run_dir or Path("runs") / copy.name
         copy.pull(folder)
-        typer.echo(f"brought {copy.place} to {folder}")
+        typer.echo(f"brought {copy.address} to {folder}")
 
     from ray_l4.run import execute
     from ray_l4.store.run_directory import RunDirectory

@@ -1,4 +1,4 @@
-"""A configuration before it is checked: a file's tree, changed by ``--set``, that knows where each value came from."""
+"""A configuration before validation: the tree of a YAML file, changed by ``--set``, with the origin of every value."""
 
 from __future__ import annotations
 
@@ -16,79 +16,81 @@ from ray_l4.errors import ConfigError
 
 @dataclass(frozen=True)
 class Document:
-    """The tree of one file, or an empty one, and the places that overrides have set."""
+    """Tree of a YAML file, or an empty tree, and a record of the overrides applied to it."""
 
     label: str
-    """Names the file in messages."""
+    """Name of the file in messages."""
     folder: Path
-    """Relative paths of the file start here."""
+    """Folder to which relative paths in the file refer."""
     tree: dict[str, object] = field(default_factory=dict)
     root: yaml.Node | None = None
-    """The syntax tree, for line numbers."""
+    """Syntax tree, for line numbers."""
     overridden: list[Location] = field(default_factory=list)
-    """What overrides set."""
-    made: list[Location] = field(default_factory=list)
-    """Groups that the file lacks and an override needed."""
+    """Locations set by overrides."""
+    created: list[Location] = field(default_factory=list)
+    """Groups that are missing from the file and were created by an override."""
 
     def where(self, location: Location) -> str:
-        """The origin of the value at ``location``, for a message."""
+        """Return the origin of the value at ``location``, for a message."""
         if self.is_overridden(location):
             return "--set"
         line = line_of(self.root, location)
-        place = self.label if line is None else f"{self.label}:{line}"
+        origin = self.label if line is None else f"{self.label}:{line}"
         inside = [dotted(key) for key in self.overridden if key[: len(location)] == location]
-        return f"{place} with --set {', '.join(inside)}" if inside else place
+        return f"{origin} with --set {', '.join(inside)}" if inside else origin
 
     def is_overridden(self, location: Location) -> bool:
-        """Whether an override set this value or one that holds it."""
-        return any(location[: len(key)] == key for key in (*self.overridden, *self.made))
+        """Return whether an override set the value at ``location`` or a group around it."""
+        return any(location[: len(key)] == key for key in (*self.overridden, *self.created))
 
-    def base_of(self, location: Location) -> Path:
-        """The folder in which a relative path at ``location`` starts."""
+    def base_folder(self, location: Location) -> Path:
+        """Return the folder to which a relative path at ``location`` refers."""
         return Path.cwd() if self.is_overridden(location) else self.folder
 
     def get(self, location: Location) -> object:
-        """The value at ``location``; None where there is none."""
+        """Return the value at ``location``, or None if there is none."""
         value: Any = self.tree
-        for step in location:
+        for key in location:
             try:
-                value = value[step]
-            except (KeyError, IndexError, TypeError):  # a wrong type is reported when the tree is checked
+                value = value[key]
+            except (KeyError, IndexError, TypeError):  # validation reports a wrong type
                 return None
         return value
 
-    def set(self, steps: Sequence[str | int], value: object) -> Location:
-        """Put ``value`` at ``steps`` and return its location; groups missing on the way are made.
+    def set(self, keys: Sequence[str | int], value: object) -> Location:
+        """Set the value at ``keys`` and return its location. Missing groups on the way are created.
 
-        Raises ConfigError if a step has no place to go.
+        A text key of a list is converted to an index. Raises ConfigError if a key on the way does not exist in a list
+        or if a value on the way has no keys.
         """
-        holder: Any = self.tree
+        parent: Any = self.tree
         location: Location = ()
-        for step in steps[:-1]:
-            key = _key(holder, step, location)
+        for name in keys[:-1]:
+            key = _key_in(parent, name, location)
             location += (key,)
-            if isinstance(holder, dict) and holder.get(key) is None:
-                holder[key] = {}
-                self.made.append(location)
-            holder = holder[key]
-        key = _key(holder, steps[-1], location)
-        holder[key] = value
+            if isinstance(parent, dict) and parent.get(key) is None:
+                parent[key] = {}
+                self.created.append(location)
+            parent = parent[key]
+        key = _key_in(parent, keys[-1], location)
+        parent[key] = value
         return (*location, key)
 
     def override(self, text: str) -> None:
-        """Apply ``key.sub=value``: the value is YAML, items of a list go by index (``stream.0.train=100``).
+        """Apply an override ``key.sub=value``. The value is YAML; list items have indices (``stream.0.train=100``).
 
-        Raises ConfigError if the text cannot be read, has no place to go, or would undo an earlier override.
+        Raises ConfigError if the override cannot be parsed, refers to a location that cannot exist, or would undo an
+        earlier override.
         """
         name, equals, source = text.partition("=")
-        steps = name.strip().split(".")
-        if not equals or not all(steps):
+        keys = name.strip().split(".")
+        if not equals or not all(keys):
             raise ConfigError(f"--set {text}: expected key=value, with dots between keys (training.epochs=3)")
         if not source.strip():
-            raise ConfigError(f"--set {text}: the value is missing (null for nothing, '\"\"' for empty text)")
+            raise ConfigError(f"--set {text}: the value is missing (use null for no value, '\"\"' for empty text)")
         value, _ = parse(source, f"--set {name}")
         try:
-            location = self.set(steps, value)
+            location = self.set(keys, value)
         except ConfigError as error:
             raise ConfigError(f"--set {text}: {error}") from None
         undone = next((earlier for earlier in self.overridden if earlier[: len(location)] == location), None)
@@ -97,21 +99,21 @@ class Document:
         self.overridden.append(location)
 
 
-def _key(holder: object, step: str | int, location: Location) -> str | int:
-    """``step`` as a key or an index of ``holder``, which stands at ``location``."""
-    match holder:
+def _key_in(parent: object, name: str | int, location: Location) -> str | int:
+    """Convert ``name`` to a key or an index of ``parent``, the value at ``location``."""
+    match parent:
         case dict():
-            return str(step)
-        case list() if str(step).isdecimal() and int(step) < len(holder):
-            return int(step)
+            return str(name)
+        case list() if str(name).isdecimal() and int(name) < len(parent):
+            return int(name)
         case list():
-            raise ConfigError(f"{dotted(location)} has {len(holder)} items, counted from 0, and none at {step!r}")
+            raise ConfigError(f"{dotted(location)} has {len(parent)} items, numbered from 0; there is no item {name!r}")
         case _:
-            raise ConfigError(f"{dotted(location)} is {holder!r}, which has no keys")
+            raise ConfigError(f"{dotted(location)} is {parent!r}, which has no keys")
 
 
 def read_document(path: Path) -> Document:
-    """Read a YAML file. Raises ConfigError if it cannot be read, is not UTF-8 or YAML, or holds no mapping."""
+    """Read a YAML file. Raises ConfigError if it cannot be read, is not UTF-8 or YAML, or is not a mapping."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What to learn: the experiment file. Where it runs is a cluster profile (``cluster.py``); neither knows the other.
+"""The experiment file: the tasks to learn, the method and its settings.
 
-A default lives here, or in ``model.py``, and nowhere else. The reasons for each one are in SPEC sections 5, 8, 10, 14
-and 20.3.
+Where a run takes place is set by a cluster profile (``cluster.py``); neither refers to the other. All defaults are set
+here and in ``model.py``. REFERENCE.md#lamol-loss, #replay, #optimisation, #decoding, #l4-choices give their sources.
 """
 
 from __future__ import annotations
@@ -15,208 +15,211 @@ from ray_l4.config.fields import Count, Fraction, Strict
 from ray_l4.config.model import ModelConfig
 
 Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
-"""A teacher and its student."""
+"""A [teacher, student] pair of peer numbers."""
 
 
 class Columns(Strict):
-    """Names of the columns of one's own data."""
+    """Column names of your own data."""
 
     context: str = "context"
-    """What the question is about."""
+    """The text that the question refers to."""
     question: str = "question"
-    """What is asked."""
+    """The question."""
     answer: str = "answer"
-    """What the model should say; a list of strings where several answers are right."""
+    """The expected answer, or a list of strings if several answers are correct."""
     id: str | None = None
-    """A unique name of the example; the row number when not given."""
+    """Unique name of the example. If not given, the row number."""
 
 
 class TaskConfig(Strict):
-    """One task of the stream. A bare name in the stream is short for ``{name: ...}``."""
+    """One task of the stream. In the stream, a plain name is short for ``{name: ...}``."""
 
     name: str
-    """A built-in task (``ray-l4 data list``), or any name for one's own data."""
+    """Name of a built-in task (``ray-l4 data list``), or any name for your own data."""
     train: Count | Literal["paper", "all"] = "paper"
-    """Training examples: a number, the size the papers use, or all there are."""
+    """Training examples: a number, ``paper`` for as many as the papers use, or ``all``."""
     test: Count | Literal["paper", "all"] = "paper"
-    """Test examples, likewise."""
+    """Test examples: a number, ``paper`` or ``all``, as for ``train``."""
     path: Path | None = None
-    """One's own data: a folder with ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), or a folder of the
-    reference's ``<name>_to_squad-<split>-v2.0.json`` files. Relative to the experiment file."""
+    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), or the
+    ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to the experiment file."""
     columns: Columns = Columns()
-    """Column names of one's own data."""
+    """Columns of your own data."""
     metric: str | None = None
-    """Score of the task (``ray-l4 data list`` shows them); a built-in task has its own."""
+    """Metric of the task (see ``ray-l4 data list``). Required for your own data; built-in tasks have a default."""
     question: str | None = None
-    """One question for every example, when one's own data has no question column."""
+    """The question of every example, if your own data has no question column."""
 
 
 class DataConfig(Strict):
-    """Where the data comes from and how much damage is tolerated."""
+    """Sources of the data, and the share of unusable records to tolerate."""
 
     raw: Path | None = None
-    """Folder of the raw data sets. Relative to the experiment file; ``RAY_L4_DATA``/raw when not given."""
+    """Folder of the raw data sets. Relative to the experiment file. If not given, ``$RAY_L4_DATA/raw``."""
     converted: Path | None = None
-    """Folder of the references' own files, ``<task>_to_squad-<split>-v2.0.json``; a built-in task whose files are there
-    is read from them. Relative to the experiment file."""
+    """Folder of data sets as the reference implementations convert them (``<task>_to_squad-<split>-v2.0.json``). A
+    built-in task is read from this folder if it holds the task's files. Relative to the experiment file."""
     distil: bool = False
-    """Take training examples from the ``distil`` files of such folders: the same ones with the answers that the
-    references' teachers decoded (REFERENCE.md#seq-kd)."""
+    """Read training examples from the ``distil`` files of such a folder: the same examples with the answers that the
+    reference implementations' teachers decoded (REFERENCE.md#seq-kd)."""
     seed: int = 0
-    """Seed of subset sampling and of the embedded grammar; independent of the run seed, so seeds share the data."""
+    """Seed of subset sampling and of the embedded tasks. Independent of the run seed, so all seeds share the data."""
     max_bad_fraction: Fraction = 0.01
-    """Refuse a data set in which more than this share of the records is unusable."""
+    """Largest tolerated share of unusable records. A data set with more of them is refused."""
 
 
 class TrainingConfig(Strict):
-    """The loop of one stage."""
+    """Training within one stage."""
 
     epochs: Count = 9
-    """Passes over the task's examples and the replayed ones."""
+    """Passes over the current and the replayed examples."""
     batch_size: Count | Literal["auto"] = 4
-    """Examples per step; ``auto`` is the references' cap, max(N // 1500, 4) (REFERENCE.md#batching)."""
+    """Examples per step. ``auto``: max(N // 1500, 4), as in the reference implementations (REFERENCE.md#batching)."""
     batch_budget: Annotated[float, Field(gt=0)] | None = None
-    """Close a batch before (longest answer sequence)^1.163 x examples exceeds this (REFERENCE.md#batching); no limit if not given."""
+    """Upper limit of (longest answer sequence)^1.163 x (number of examples) of a batch (REFERENCE.md#batching). If not
+    given, no limit."""
     lm_weight: Annotated[float, Field(ge=0)] = 0.25
-    """Weight of the language-model head beside the answer head (REFERENCE.md#lamol-loss)."""
+    """Weight of the language-model loss relative to the answer loss (REFERENCE.md#lamol-loss)."""
     means: Literal["pooled", "separate"] = "pooled"
-    """``pooled``: one token mean over current and replayed examples. ``separate``: one mean each, added (REFERENCE.md#l4-choices)."""
+    """``pooled``: one mean over the tokens of current and replayed examples. ``separate``: one mean for each of the
+    two, added (REFERENCE.md#l4-choices)."""
     answer_token_weight: Annotated[float, Field(gt=0)] = 5.0
-    """Weight of the token that separates question and answer, as a target (REFERENCE.md#lamol-loss)."""
+    """Weight of the answer token (between question and answer) as a target (REFERENCE.md#lamol-loss)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Global L2 norm to which gradients are clipped."""
+    """Global L2 norm at which gradients are clipped."""
 
 
 class OptimConfig(Strict):
-    """AdamW and its schedule (REFERENCE.md#optimisation); both start anew with every task."""
+    """AdamW and its learning-rate schedule (REFERENCE.md#optimisation). Both restart with every task."""
 
     variant: Literal["reference", "torch"] = "reference"
-    """``reference``: epsilon outside the bias correction, decay after the step. ``torch``: PyTorch's AdamW."""
+    """``reference``: epsilon outside the bias correction, weight decay after the step. ``torch``: PyTorch's AdamW."""
     lr: Annotated[float, Field(gt=0)] = 6.25e-5
     """Peak learning rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-4
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay, not applied to biases."""
+    """Decoupled weight decay; not applied to biases."""
     warmup: Fraction = 0.005
-    """Share of one epoch's samples over which the learning rate rises."""
+    """Share of one epoch's examples over which the learning rate rises to its peak."""
 
 
 class DistillationConfig(Strict):
-    """How peers teach each other (REFERENCE.md#word-kd, #l4)."""
+    """Distillation between peers (REFERENCE.md#word-kd, #l4)."""
 
     weight: Annotated[float, Field(ge=0)] = 0.2
-    """Lambda: weight of the distillation term. 0 still measures disagreement and equals ``lamol``."""
+    """Weight of the distillation loss (lambda). With 0, students learn as with ``lamol``, but their disagreement is
+    still measured."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Softens both distributions; the term is multiplied by its square."""
+    """Temperature of both distributions. The loss is multiplied by its square."""
     average: Literal["token", "vocabulary"] = "token"
-    """Mean over positions, or over positions and vocabulary entries as in the released code of L4 (REFERENCE.md#l4-released)."""
+    """``token``: mean over positions. ``vocabulary``: mean over positions and vocabulary entries, as in L4's released
+    code (REFERENCE.md#l4-released)."""
     direction: Literal["forward", "reverse"] = "forward"
     """``forward``: KL(teacher || student), as in the papers. ``reverse``: KL(student || teacher)."""
     examples: Literal["current", "all"] = "current"
-    """Whether teachers are also followed on replayed examples."""
+    """Examples with a distillation loss. ``current``: those of the current task. ``all``: replayed ones too."""
     schedule: Literal["simultaneous", "alternate_epochs"] = "simultaneous"
-    """``simultaneous``: all students learn each step. ``alternate_epochs``: one after the other, a pass over the
-    examples each, from the other students as they are then, without dropout (Algorithm 1 of L4)."""
+    """``simultaneous``: all students learn at every step. ``alternate_epochs``: students take turns of one epoch each,
+    while the others only predict, without dropout (L4, Algorithm 1)."""
 
 
 class ReplayConfig(Strict):
-    """Pseudo-examples of earlier tasks (REFERENCE.md#replay)."""
+    """Replayed examples of earlier tasks (REFERENCE.md#replay)."""
 
     ratio: Annotated[float, Field(ge=0)] = 0.2
-    """Gamma: replayed examples as a share of the new task's training examples."""
+    """Number of replayed examples as a share of the new task's training examples (gamma)."""
     top_k: Count = 20
-    """Sample from this many most likely tokens."""
+    """Pseudo-examples are sampled from this many most likely tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Temperature of sampling."""
+    """Sampling temperature."""
     max_length: Annotated[int, Field(ge=2)] | None = None
-    """Longest pseudo-example in tokens; the model's limit when not given."""
+    """Maximum length of a pseudo-example in tokens. If not given, the model's limit."""
     ban_task_tokens: bool = False
-    """Never generate a task token inside a pseudo-example (REFERENCE.md#l4-released)."""
+    """Forbid task tokens inside a pseudo-example (REFERENCE.md#l4-released)."""
     generator: Literal["first", "own", "pool"] = "first"
-    """Who generates: student 0 for all, each student its own, or all students in turn for one shared pool."""
+    """Students that generate. ``first``: student 0, for all. ``own``: each for itself. ``pool``: all take turns."""
     capacity: Count | None = None
-    """Real examples that a method with stored replay keeps, in a reservoir over the stream; all when not given."""
+    """Size of the reservoir of real examples, for methods with stored replay. If not given, all examples are kept."""
     chunk: Count = 64
-    """Pseudo-examples generated together: the unit of work that evaluators share."""
+    """Number of pseudo-examples generated together, as one work item of an evaluator."""
 
 
 class TeacherConfig(Strict):
-    """Teachers that are trained before the student (REFERENCE.md#word-kd, #seq-kd)."""
+    """Task teachers, trained before the student (REFERENCE.md#word-kd, #seq-kd)."""
 
     run: Path | None = None
-    """A finished ``single-qa-lm`` run on the same stream and model, whose checkpoints are the teachers; they are
-    trained first when not given. Relative to the experiment file."""
+    """Directory of a finished ``single-qa-lm`` run on the same stream and model, whose checkpoints are the teachers.
+    If not given, they are trained first. Relative to the experiment file."""
     epochs: Count | None = None
-    """Epochs of a teacher's training; as many as the student's when not given."""
+    """Epochs of a teacher's training. If not given, ``training.epochs``."""
     top_k: Count = 1
-    """How teachers answer the training examples of the sequence-level methods. 1: greedy; 20: as published."""
+    """Teachers of sequence-level methods sample from this many most likely tokens. 1: greedy; 20: as published."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Temperature of their sampling."""
+    """Sampling temperature of the teachers' answers."""
 
 
 class RegulariserConfig(Strict):
-    """Protection of weights or gradients against forgetting (REFERENCE.md#regularisers)."""
+    """Regularisation of weights or gradients against forgetting (REFERENCE.md#regularisers)."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """Strength of the penalty on moving important weights (``ewc``, ``mas``)."""
+    """Weight of the penalty on changes of important weights (``ewc``, ``mas``)."""
     examples: Count | None = None
-    """Examples of a finished task on which the weights' importance is measured; all when not given."""
+    """Examples of a finished task used to measure the importance of weights. If not given, all of them."""
 
 
 class EvaluationConfig(Strict):
-    """Scoring of checkpoints (REFERENCE.md#decoding, #metrics)."""
+    """Decoding and scoring of checkpoints (REFERENCE.md#decoding, #metrics)."""
 
     when: Literal["epoch", "stage"] = "stage"
-    """Score every epoch's checkpoint, or the last of each task."""
+    """``epoch``: score the checkpoint of every epoch. ``stage``: only the last of each stage."""
     limit: Count | None = None
-    """Score at most this many test examples of a task."""
+    """Maximum number of test examples to score per task. If not given, all of them."""
     top_k: Count = 1
-    """1: greedy, as in the papers; 20: sampled, as in the references' code."""
+    """Answers are sampled from this many most likely tokens. 1: greedy, as in the papers; 20: as in their code."""
     ban_task_tokens: bool = False
-    """Never answer with a task token (REFERENCE.md#l4-released)."""
+    """Forbid task tokens in answers (REFERENCE.md#l4-released)."""
     max_new_tokens: Count | None = None
-    """Longest answer in tokens; the longest reference of the test set when not given."""
+    """Maximum length of an answer in tokens. If not given, that of the longest reference in the test set."""
     reserve: Annotated[int, Field(ge=1)] = 128
-    """Room kept for the answer when a long context is cut (REFERENCE.md#decoding)."""
+    """Number of tokens kept free for the answer when a long context is cut (REFERENCE.md#decoding)."""
     chunk: Count = 64
-    """Examples decoded together: the fixed batches of which evaluators are handed a few at a time."""
+    """Number of test examples decoded together. A work item of an evaluator is a few such batches."""
 
 
 class PeerConfig(Strict):
-    """What sets one peer apart from the others; what is not given is as everywhere else."""
+    """Settings of one peer that differ from the common ones. Keys that are not given keep the common value."""
 
     seed: int | None = None
-    """Seed of what this peer draws at the start (weights of new tokens, or the whole model) and of its dropout."""
+    """Seed of this peer's initial random weights (of new tokens, or of the whole model) and of its dropout."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate."""
     dropout: Fraction | None = None
-    """Dropout of all layers."""
+    """Dropout rate of all layers."""
     model: ModelConfig | None = None
-    """A model of another size; it must have the tokeniser that the others have."""
+    """Another model. It must use the same tokeniser as the others."""
 
 
 class PeersConfig(Strict):
-    """Who learns, and from whom."""
+    """Peers, and which peer learns from which."""
 
     count: Count | None = None
-    """Number of peers; the method's own (2 for ``l4``) when not given."""
+    """Number of peers. If not given, the method's default (2 for ``l4``)."""
     init: Literal["shared", "own"] = "shared"
-    """Whether peers start from the same random weights (new token rows, or the whole model from scratch)."""
+    """Random initial weights, of new tokens or of the whole model: ``shared`` by all peers, or each peer's ``own``."""
     topology: Literal["complete", "ring", "star"] | list[Edge] | Path | None = None
-    """Who learns from whom: ``complete``, every peer from every other; ``ring``, each from the one before it; ``star``,
-    all from peer 0 and peer 0 from all; a list of [teacher, student] pairs; or a file with one such pair a line
-    (relative to the experiment file). The method's own when not given."""
+    """Which peer learns from which. ``complete``: every peer from every other. ``ring``: each from the one before it.
+    ``star``: all from peer 0, and peer 0 from all. Or a list of [teacher, student] pairs, or a file with one pair per
+    line (relative to the experiment file). If not given, the method's default."""
     each: list[PeerConfig] = Field(default_factory=list)
-    """Differences between the peers, one item for each in order; none when empty."""
+    """Settings of single peers: one item per peer, in order. If empty, all peers have the same settings."""
     on_peer_loss: Literal["restart", "continue"] = "restart"
-    """When a student's process dies. ``restart``: a new one takes its place and the stage is learned again from the
-    last checkpoint, with the same result. ``continue``: the others go on without it and learn from those that are
-    left."""
+    """Reaction to the loss of a student. ``restart``: replace it and repeat the stage from the last checkpoint, with
+    the same result. ``continue``: go on without it; the other students learn from the teachers that remain."""
 
 
 def _as_task(value: object) -> object:
@@ -224,43 +227,43 @@ def _as_task(value: object) -> object:
 
 
 class ExperimentConfig(Strict):
-    """What to learn, by which method, from which data."""
+    """The tasks to learn, the method, and its settings."""
 
     name: str = "run"
-    """A short name; the run directory is called after it."""
+    """Short name of the experiment. The run directory is named after it."""
     method: str = "l4"
-    """A row of the method table (``ray-l4 methods``)."""
+    """Name of a method (``ray-l4 methods`` lists them)."""
     variant: str | None = None
-    """Name of the table row that this run belongs to; the method's when not given."""
+    """Label of this run in tables. If not given, the name of the method."""
     seed: int = 0
-    """The run seed, from which all randomness of training and replay follows."""
+    """The run seed, from which all random numbers of training and replay are derived."""
     stream: Annotated[list[Annotated[TaskConfig, BeforeValidator(_as_task)]], Field(min_length=1)]
-    """The tasks, in the order in which they are learned."""
+    """Tasks, in the order in which they are learned."""
     model: ModelConfig
-    """The peers' model."""
+    """Language model of the peers."""
     data: DataConfig = DataConfig()
-    """Where the data is."""
+    """Sources of the data."""
     training: TrainingConfig = TrainingConfig()
-    """The loop."""
+    """Training loop."""
     optim: OptimConfig = OptimConfig()
-    """The optimiser."""
+    """Optimiser and learning rate."""
     distillation: DistillationConfig = DistillationConfig()
-    """Peer teaching."""
+    """Distillation between peers."""
     replay: ReplayConfig = ReplayConfig()
-    """Pseudo-examples."""
+    """Replayed examples of earlier tasks."""
     teachers: TeacherConfig = TeacherConfig()
-    """Teachers that are trained first."""
+    """Task teachers, trained before the student."""
     regulariser: RegulariserConfig = RegulariserConfig()
-    """Protection of weights."""
+    """Regularisation against forgetting."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Scoring."""
+    """Decoding and scoring of checkpoints."""
     peers: PeersConfig = PeersConfig()
-    """The peers."""
+    """Peers and their topology."""
 
     @model_validator(mode="after")
-    def _distinct_tasks(self) -> ExperimentConfig:
+    def _check_distinct_tasks(self) -> ExperimentConfig:
         names = [task.name for task in self.stream]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"task {twice[0]!r} stands twice in the stream; every task is learned once")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"task {repeated[0]!r} appears twice in the stream; a task can be learned only once")
         return self

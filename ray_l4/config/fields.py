@@ -1,4 +1,4 @@
-"""What all parts of a configuration are made of."""
+"""Building blocks of all settings classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Strict(BaseModel):
-    """A record in which an unknown key is an error and nothing changes after loading."""
+    """Immutable settings that reject unknown keys, infinities and NaN. Field docstrings become descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -1,4 +1,7 @@
-"""Configuration from files: read, override, resolve paths, check. Every mistake is a ConfigError that says where."""
+"""Loading of experiment files and cluster profiles: read, override, resolve paths, validate.
+
+Every mistake raises ConfigError with the file and line, or the option, that caused it.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,27 @@ from ray_l4.config.strict_yaml import Location, dump
 from ray_l4.errors import ConfigError
 
 SWEEP_KEY = "sweep"
-"""The key that makes an experiment file a protocol (``protocol.py``)."""
+"""Key that turns an experiment file into a protocol (``protocol.py``)."""
 
 DATA_VARIABLE = "RAY_L4_DATA"
-"""Environment variable: the folder that holds ``raw/``."""
+"""Environment variable that names the folder of ``raw/``."""
 
-GRAPHS = ("complete", "ring", "star")
-"""Values of ``peers.topology`` that are names; any other text is the path of a file."""
+TOPOLOGY_NAMES = ("complete", "ring", "star")
+"""Named values of ``peers.topology``. Any other text is the path of a file."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The experiment of a YAML file, changed by ``overrides`` (``training.epochs=3``, ``stream.0.train=100``).
+    """Load an experiment file and apply ``overrides`` (``training.epochs=3``, ``stream.0.train=100``).
 
-    Relative paths start at the folder of the file, those of an override at the current one. ``data.raw`` is
-    ``$RAY_L4_DATA/raw`` if the file says nothing and that folder exists. Raises ConfigError, one line for each problem.
+    Relative paths refer to the folder of the file; those of an override, to the current folder. If the file does not
+    set ``data.raw``, it is ``$RAY_L4_DATA/raw``, if that folder exists. Raises ConfigError with one line per problem.
     """
     document = read_document(Path(path))
     if SWEEP_KEY in document.tree:
         raise ConfigError(
-            f"{document.where((SWEEP_KEY,))}: {SWEEP_KEY}: this file is a protocol, which stands for many runs. "
+            f"{document.where((SWEEP_KEY,))}: {SWEEP_KEY}: this file is a protocol, which describes many runs. "
             f"Start them with: ray-l4 sweep {path}"
         )
     apply_overrides(document, overrides)
@@ -46,36 +49,36 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def experiment_of(document: Document) -> ExperimentConfig:
-    """The experiment of a document, which is completed on the way. Raises ConfigError, one line for each problem."""
+    """Complete ``document`` in place and return its experiment. Raises ConfigError with one line per problem."""
     expand_task_names(document)
     resolve_paths(document)
-    _find_data(document)
-    _refuse_what_is_no_pair(document)
-    return check(ExperimentConfig, document)
+    _fill_in_raw_folder(document)
+    _check_topology_pairs(document)
+    return validate(ExperimentConfig, document)
 
 
 def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """The cluster profile of a YAML file, or the default one, changed by ``overrides`` (``students.gpus=0.5``).
+    """Load a cluster profile, by default the built-in one, and apply ``overrides`` (``students.gpus=0.5``).
 
-    Raises ConfigError, one line for each problem.
+    Raises ConfigError with one line per problem.
     """
     document = Document("default profile", Path.cwd()) if path is None else read_document(Path(path))
     apply_overrides(document, overrides)
-    return check(ClusterConfig, document)
+    return validate(ClusterConfig, document)
 
 
 def dump_yaml(model: BaseModel) -> str:
-    """The whole configuration as YAML, defaults included, in the order of its fields; it loads to an equal object."""
+    """Return all settings as YAML, defaults included, in the order of the fields. It loads to an equal object."""
     return dump(model.model_dump(mode="json"))
 
 
 def data_config(raw: Path | None = None) -> DataConfig:
-    """Where the data is when there is no experiment file: at ``raw``, else at ``$RAY_L4_DATA/raw`` if it exists."""
-    return DataConfig(raw=raw or _raw_of_environment())
+    """Return the data settings of a command without experiment: ``raw``, or else ``$RAY_L4_DATA/raw`` if it exists."""
+    return DataConfig(raw=raw or _raw_from_environment())
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Change a document by ``--set`` texts. Raises ConfigError, one line for each that is impossible."""
+    """Apply ``--set`` overrides to ``document``. Raises ConfigError with one line per override that fails."""
     problems = []
     expand_task_names(document)
     for text in overrides:
@@ -88,9 +91,9 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check(model: type[ModelT], document: Document) -> ModelT:
-    """The document as a ``model``. Raises ConfigError, one line for each problem."""
-    # Strict, so that `true` is no number; as JSON, because strict Python input would have to hold Path objects.
+def validate(model: type[ModelT], document: Document) -> ModelT:
+    """Return the document as a ``model``. Raises ConfigError with one line per problem."""
+    # Strict, so that `true` is not a number; JSON, because strict Python input would have to contain Path objects.
     try:
         return model.model_validate_json(json.dumps(document.tree), strict=True)
     except ValidationError as error:
@@ -98,54 +101,55 @@ def check(model: type[ModelT], document: Document) -> ModelT:
 
 
 def expand_task_names(document: Document) -> None:
-    """Write a task's bare name as a mapping, so that an override can reach into it."""
+    """Replace plain task names in the stream by mappings, so that overrides can set their keys."""
     for location, item in _items(document, ("stream",)):
         if isinstance(item, str):
             document.set(location, {"name": item})
 
 
-def _items(document: Document, of: Location) -> Iterator[tuple[Location, object]]:
-    items = document.get(of)
+def _items(document: Document, location: Location) -> Iterator[tuple[Location, object]]:
+    """Yield the location and value of every item of the list at ``location``; nothing if it is not a list."""
+    items = document.get(location)
     for index, item in enumerate(items if isinstance(items, list) else ()):
-        yield (*of, index), item
+        yield (*location, index), item
 
 
 def resolve_paths(document: Document) -> None:
-    """Make relative paths absolute: those of the file start at its folder, those of ``--set`` at the current one."""
+    """Make paths absolute: relative to the folder of the file, or to the current folder if set by ``--set``."""
     paths: list[Location] = [("data", "raw"), ("data", "converted"), ("teachers", "run")]
     paths += [(*task, "path") for task, _ in _items(document, ("stream",))]
-    if document.get(("peers", "topology")) not in GRAPHS:
+    if document.get(("peers", "topology")) not in TOPOLOGY_NAMES:
         paths.append(("peers", "topology"))
     for location in paths:
         value = document.get(location)
         if isinstance(value, str):
             path = Path(value).expanduser() if value.startswith("~/") else Path(value)
-            document.set(location, str(document.base_of(location).absolute() / path))
+            document.set(location, str(document.base_folder(location).absolute() / path))
     for model in [("model",), *((*peer, "model") for peer, _ in _items(document, ("peers", "each")))]:
         location = (*model, "name")
         name = document.get(location)
-        if isinstance(name, str) and (folder := document.base_of(location) / name).is_dir():
+        if isinstance(name, str) and (folder := document.base_folder(location) / name).is_dir():
             document.set(location, str(folder))
 
 
-def _refuse_what_is_no_pair(document: Document) -> None:
-    """Said here, because among all that ``peers.topology`` may be, its type cannot say what is wrong with one item."""
+def _check_topology_pairs(document: Document) -> None:
+    """Check the items of a list of pairs. Validation of the union type cannot name the item that is wrong."""
     for location, item in _items(document, ("peers", "topology")):
         if not (isinstance(item, list) and len(item) == 2 and all(type(peer) is int and peer >= 0 for peer in item)):
             raise ConfigError(
-                f"{document.where(location)}: {dotted(location)}: expected a pair [teacher, student] of the numbers of "
-                f"two peers, counted from 0, found {json.dumps(item)}"
+                f"{document.where(location)}: {dotted(location)}: expected a pair [teacher, student] of peer numbers, "
+                f"counted from 0, found {json.dumps(item)}"
             )
 
 
-def _find_data(document: Document) -> None:
+def _fill_in_raw_folder(document: Document) -> None:
     data = document.tree.setdefault("data", {})
-    raw = _raw_of_environment()
+    raw = _raw_from_environment()
     if raw is not None and isinstance(data, dict):
         data.setdefault("raw", str(raw))
 
 
-def _raw_of_environment() -> Path | None:
+def _raw_from_environment() -> Path | None:
     folder = os.environ.get(DATA_VARIABLE)
     raw = Path(folder or "").absolute() / "raw"
     return raw if folder and raw.is_dir() else None

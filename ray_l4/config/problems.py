@@ -1,4 +1,4 @@
-"""What pydantic finds, said in the words of the file: one line for each problem, with place, key and remedy."""
+"""Messages for validation errors in the terms of the file: one line per problem, with origin, key and remedy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ray_l4.config.strict_yaml import Location
 from ray_l4.errors import nearest
 
 Schema = Mapping[str, Any]
-"""A JSON schema, or a part of one."""
+"""JSON schema, or a part of one."""
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Location], str]) -> list[str]:
-    """One line for each problem of ``error``, found when reading ``model``.
+    """Return one line per problem of ``error``, which was raised when validating ``model``.
 
-    ``where`` names the origin of the value at a location (a file and line, or ``--set``). Several complaints about the
-    branches of one union are one problem.
+    ``where`` returns the origin of the value at a location (file and line, or ``--set``). Errors of several branches
+    of one union count as one problem.
     """
     root = model.model_json_schema()
     lines: dict[Location, str] = {}
@@ -32,34 +32,35 @@ def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Loc
 
 
 def dotted(location: Location) -> str:
-    """``('stream', 0, 'train')`` as ``stream.0.train``, the way ``--set`` spells it."""
-    return ".".join(str(step) for step in location)
+    """Return a location in the spelling of ``--set``: ``('stream', 0, 'train')`` as ``stream.0.train``."""
+    return ".".join(str(key) for key in location)
 
 
 def _locate(root: Schema, loc: Location, unknown: bool) -> tuple[Location, Schema]:
-    """The part of ``loc`` that is keys and indices (pydantic appends names of union branches), and its schema.
+    """Return the part of ``loc`` that consists of keys and indices, and its schema.
 
-    The schema of an unknown key is that of the mapping which holds it.
+    Pydantic appends the names of union branches. The schema of an unknown key is that of the mapping around it.
     """
     schema: Schema = root
-    for depth, step in enumerate(loc):
-        child = _child(root, schema, step)
+    for depth, key in enumerate(loc):
+        child = _child(root, schema, key)
         if child is None:
             return (loc[: depth + 1] if unknown else loc[:depth]), schema
         schema = child
     return loc, schema
 
 
-def _child(root: Schema, schema: Schema, step: str | int) -> Schema | None:
+def _child(root: Schema, schema: Schema, key: str | int) -> Schema | None:
+    """Return the schema of an item or a key, or None if ``schema`` has none."""
     for branch in _branches(root, schema):
-        child = branch.get("items") if isinstance(step, int) else branch.get("properties", {}).get(step)
+        child = branch.get("items") if isinstance(key, int) else branch.get("properties", {}).get(key)
         if child is not None:
             return child
     return None
 
 
 def _branches(root: Schema, schema: Schema) -> Iterator[Schema]:
-    """The alternatives of a schema, with references followed."""
+    """Yield the alternatives of a schema, with references resolved."""
     if "$ref" in schema:
         yield from _branches(root, root["$defs"][schema["$ref"].rpartition("/")[2]])
     elif "anyOf" in schema:
@@ -100,7 +101,7 @@ def _describe(schema: Schema) -> str:
         case "boolean":
             return "true or false"
         case "array":
-            return "a list that is not empty" if schema.get("minItems") else "a list"
+            return "a non-empty list" if schema.get("minItems") else "a list"
         case "object":
             return f"a group of keys ({', '.join(schema['properties'])})"
         case other:

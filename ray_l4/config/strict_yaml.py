@@ -1,7 +1,7 @@
-"""YAML without surprises: a misspelt, doubled or misread value is an error, never a silent default.
+"""A strict subset of YAML, in which duplicate keys and ambiguous scalars cannot be misread silently.
 
-Scalars follow YAML 1.2's core schema, because PyYAML's 1.1 rules turn ``no`` into false and leave ``1e-3`` text.
-Aliases and tags are refused: they hide what a file says, and a change to one place would change another.
+Scalars follow YAML 1.2's core schema, because PyYAML's 1.1 rules read ``no`` as false and ``1e-3`` as text. Aliases and
+tags are refused: they obscure the values of a file, and editing one value would change another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from ray_l4.errors import ConfigError
 
 Location = tuple[str | int, ...]
-"""Where a value stands: keys of mappings and indices of lists, from the top."""
+"""Path of a value from the root: keys of mappings and indices of lists."""
 
 _TEXT = "tag:yaml.org,2002:str"
 _FLOAT = re.compile(
@@ -23,7 +23,7 @@ _FLOAT = re.compile(
          | [-+]?\.(?:inf|Inf|INF) | \.(?:nan|NaN|NAN) )$""",
     re.VERBOSE,
 )
-# At most 25 digits: longer ones stay text, since Python limits how long a number it converts.
+# At most 25 digits. Longer ones stay text, since Python limits the length of a number that it converts.
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]{0,24})$")
 
 
@@ -39,16 +39,16 @@ class _Loader(yaml.SafeLoader):
         first: dict[str, int] = {}
         for key, _ in node.value:
             if key.tag != _TEXT:
-                raise _error("a key must be text (put it in quotes if it is)", key.start_mark)
+                raise _error("a key must be text; put it in quotes", key.start_mark)
             line = key.start_mark.line + 1
             if key.value in first:
-                raise _error(f"key {key.value!r} stands twice (first in line {first[key.value]})", key.start_mark)
+                raise _error(f"key {key.value!r} appears twice (first in line {first[key.value]})", key.start_mark)
             first[key.value] = line
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that PyYAML's own rules or the loader would read as something else."""
+    """Dumper that quotes text which PyYAML's rules or ``_Loader`` would read as another type."""
 
 
 _Loader.yaml_implicit_resolvers = {}  # instead of YAML 1.1's
@@ -62,7 +62,7 @@ for _class in (_Loader, _Dumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Within double quotes everything is escaped: PyYAML folds U+0085 and its like to spaces elsewhere.
+    # Only double quotes escape every character; elsewhere PyYAML folds line separators such as U+0085 to spaces.
     return dumper.represent_scalar(_TEXT, text, style=None if text.isprintable() else '"')
 
 
@@ -74,9 +74,9 @@ def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 def parse(text: str, label: str) -> tuple[object, yaml.Node | None]:
-    """The value of a YAML text and its syntax tree, from which :func:`line_of` reads line numbers.
+    """Return the value of a YAML text and its syntax tree, from which :func:`line_of` reads line numbers.
 
-    ``label`` names the text in messages. Raises ConfigError with line and column of what is wrong.
+    ``label`` is the name of the text in messages. Raises ConfigError with the line and column of an error.
     """
     try:
         loader = _Loader(text)
@@ -84,23 +84,23 @@ def parse(text: str, label: str) -> tuple[object, yaml.Node | None]:
         return (None if node is None else loader.construct_document(node)), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{label}{place}: not valid YAML: {error.problem or error.context}") from None
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{label}{position}: not valid YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{label}:{line}: character {error.character:#x} is not allowed in YAML") from None
     except RecursionError:
-        raise ConfigError(f"{label}: not usable: nested too deeply") from None
+        raise ConfigError(f"{label}: nested too deeply to be read") from None
 
 
 def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int | None:
-    """Line (from 1) in which the value at ``location`` stands, or the closest one around it that the text has."""
+    """Return the line (from 1) of the value at ``location``, or of the closest value around it that exists."""
     line = None
-    for step in location:
+    for name in location:
         if isinstance(node, yaml.MappingNode):
-            pair = next(((key, value) for key, value in node.value if key.value == step), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            pair = (node.value[step], node.value[step])
+            pair = next(((key, value) for key, value in node.value if key.value == name), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(name, int) and name < len(node.value):
+            pair = (node.value[name], node.value[name])
         else:
             pair = None
         if pair is None:
@@ -110,5 +110,5 @@ def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int | None
 
 
 def dump(data: Mapping[str, object]) -> str:
-    """YAML text of plain data in the order of its keys; :func:`parse` gives an equal object back."""
+    """Return plain data as YAML, in the order of its keys. :func:`parse` returns an equal object."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

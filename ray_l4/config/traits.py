@@ -1,4 +1,4 @@
-"""The codecs and transports as data: what their names imply, asked here instead of comparing names."""
+"""Properties of codecs and transports, looked up by name so that no code compares names."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class CodecTraits:
-    """What the rest of the system must know of a codec."""
+    """Properties of a codec that matter outside of it."""
 
     reduces: bool = False
-    """Payloads are summed over all peers together, instead of being handed from one to another."""
+    """Payloads are summed over all peers by a collective reduction, and not sent from peer to peer."""
     forward_only: bool = False
-    """Targets may give a token no probability, so only KL(teacher || student) can be taken."""
+    """Targets can assign zero probability to a token, so only KL(teacher || student) is finite."""
     narrowable: bool = False
-    """May send log-probabilities over the whole vocabulary, to which ``exchange.precision`` applies."""
+    """Can send log-probabilities over the whole vocabulary, to which ``exchange.precision`` applies."""
     sends_output_layer: bool = False
-    """Always sends the whole output matrix, which a fully sharded student does not have."""
+    """Always sends the whole output matrix, which no rank of a fully sharded student has."""
 
 
 @dataclass(frozen=True)
 class TransportTraits:
-    """What the rest of the system must know of a transport."""
+    """Properties of a transport that matter outside of its link."""
 
     in_one_process: bool = False
     """All workers are objects of one process, without Ray."""
     through_object_store: bool = False
-    """Payloads lie in Ray's object store."""
+    """Payloads are stored in Ray's object store."""
     process_group: bool = False
-    """Payloads travel through a process group of the peers, which has to be formed first."""
+    """Payloads travel through a process group of the peers, which must be formed first."""
     device_memory: bool = False
-    """Payloads lie in the sender's GPU memory, where peers on the same host read them."""
+    """Payloads stay in the sender's GPU memory, where peers on the same host read them."""
 
     @property
     def by_reference(self) -> bool:
-        """Whether a published payload lies ready until it is read, so publishing does not wait for readers."""
+        """Return whether a published payload is kept until it is read, so that publishing does not wait for readers."""
         return self.in_one_process or self.through_object_store
 
 
@@ -50,7 +50,7 @@ CODECS: Mapping[str, CodecTraits] = MappingProxyType(
         "mean": CodecTraits(reduces=True, forward_only=True),
     }
 )
-"""Every value of ``exchange.codec``."""
+"""Traits of every value of ``exchange.codec``."""
 
 TRANSPORTS: Mapping[str, TransportTraits] = MappingProxyType(
     {
@@ -60,4 +60,4 @@ TRANSPORTS: Mapping[str, TransportTraits] = MappingProxyType(
         "cuda_ipc": TransportTraits(device_memory=True),
     }
 )
-"""Every value of ``exchange.transport``."""
+"""Traits of every value of ``exchange.transport``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_l4.config.loading import GRAPHS
+from ray_l4.config.loading import TOPOLOGY_NAMES
 from ray_l4.errors import ConfigError, nearest
 
 
@@ -31,8 +31,8 @@ def read_edges(path: Path) -> EdgesFile:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"peers.topology: there is no file {path}. Give {', '.join(GRAPHS)}, a list of [teacher, student] pairs, "
-            f"or the path of a file with one pair a line. {nearest(path.name, GRAPHS)}"
+            f"peers.topology: there is no file {path}. Give {', '.join(TOPOLOGY_NAMES)}, a list of [teacher, student] "
+            f"pairs, or the path of a file with one pair a line. {nearest(path.name, TOPOLOGY_NAMES)}"
         ) from None
     except OSError as error:
         raise ConfigError(f"peers.topology: {path} cannot be read: {error.strerror}") from None

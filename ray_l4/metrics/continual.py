@@ -1,9 +1,9 @@
-"""How much a model has learned and forgotten over a stream of tasks (REFERENCE.md#continual-metrics).
+"""Continual-learning metrics: accuracy, forgetting and transfer over a stream (REFERENCE.md#continual-metrics).
 
-All functions read a score matrix ``R``: row i holds the scores after stage i, column j those of task j, in percent.
-``None`` is a cell that was not scored. A result of ``None`` means undefined: a cell that the formula needs is missing,
-there is a single task, or, for all but ``average_accuracy``, the number of stages is not the number of tasks (a
-multitask run has one stage and no order). For a run under way pass the square part: ``[row[:n] for row in R[:n]]``.
+All functions take a score matrix ``R``: row i has the scores after stage i, column j those of task j, in percent.
+``None`` is a cell without a score. A result of ``None`` means undefined: a cell that the formula needs is missing,
+there is only one task, or (except for ``average_accuracy``) the numbers of stages and tasks differ, as in a multitask
+run, which has one stage and no order. For an unfinished run, pass the square part: ``[row[:n] for row in R[:n]]``.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ ScoreMatrix = Sequence[Scores]
 
 
 def average_accuracy(R: ScoreMatrix) -> float | None:
-    """AA: mean of the last row. Defined for any number of stages. Raises DataError for a ragged or empty matrix."""
+    """Return AA, the mean of the last row, for any number of stages. Raises DataError for a ragged or empty matrix."""
     _num_tasks(R)
     return _mean(R[-1])
 
 
 def average_incremental_accuracy(R: ScoreMatrix) -> float | None:
-    """AIA: mean over stages of the mean over the tasks seen so far. Raises DataError for a ragged or empty matrix."""
+    """Return AIA, the mean over stages of the mean over the tasks learned so far.
+
+    Raises DataError for a ragged or empty matrix.
+    """
     if not _is_square(R):
         return None
     return _mean([_mean(row[: stage + 1]) for stage, row in enumerate(R)])
 
 
 def forgetting(R: ScoreMatrix, trajectory: ScoreMatrix = ()) -> float | None:
-    """FM: mean over all tasks but the last of (highest score - final score); never negative.
+    """Return FM, the mean over all tasks but the last of (highest score - final score). It is never negative.
 
-    The highest score is taken over all rows, the last one and those before the task was learned included, so a task
+    The highest score is taken over all rows, including the last one and those before the task was learned, so a task
     that never got worse contributes 0. Scores before a task was learned may be missing; later ones may not.
 
-    ``trajectory`` adds rows, such as the scores of every epoch, over which the highest score is also taken: needed
-    to compare with L4's Table 3. Its missing cells are skipped.
+    ``trajectory`` adds rows to the search for the highest score, such as the scores of every epoch, which a comparison
+    with Table 3 of L4 needs. Missing cells of these rows are ignored.
 
     Raises:
         DataError: a ragged or empty matrix, or trajectory rows of another length.
@@ -56,33 +59,40 @@ def forgetting(R: ScoreMatrix, trajectory: ScoreMatrix = ()) -> float | None:
 
 
 def backward_transfer(R: ScoreMatrix) -> float | None:
-    """BWT: mean over all tasks but the last of (final score - score right after learning it). Raises DataError for a
-    ragged or empty matrix."""
+    """Return BWT, the mean over all tasks but the last of (final score - score right after learning the task).
+
+    Raises DataError for a ragged or empty matrix.
+    """
     if not _is_square(R):
         return None
     return _mean(_difference(R[-1][task], R[task][task]) for task in range(len(R) - 1))
 
 
 def forward_transfer(R: ScoreMatrix, baseline: Scores) -> float | None:
-    """FWT: mean over all tasks but the first of (score right before learning it - ``baseline``).
+    """Return FWT, the mean over all tasks but the first of (score right before learning the task - ``baseline``).
 
-    ``baseline`` holds one score per task, those of an untrained model; the first is not used.
+    ``baseline`` has the score of an untrained model for every task; the first is not used.
 
     Raises:
         DataError: a ragged or empty matrix, or a baseline of another length.
     """
     square = _is_square(R)
     if len(baseline) != len(R[0]):
-        raise DataError(f"the baseline has {len(baseline)} scores but the matrix {len(R[0])} tasks; give one for each")
+        raise DataError(
+            f"the baseline has {len(baseline)} scores but the matrix has {len(R[0])} tasks; expected one score per task"
+        )
     if not square:
         return None
     return _mean(_difference(R[task - 1][task], baseline[task]) for task in range(1, len(R)))
 
 
 def _num_tasks(R: ScoreMatrix) -> int:
+    """Return the number of columns. Raises DataError for a ragged or empty matrix."""
     widths = {len(row) for row in R}
     if len(widths) != 1 or 0 in widths:
-        raise DataError(f"a score matrix needs rows of one length, at least one score each; got lengths {widths or 0}")
+        raise DataError(
+            f"a score matrix needs rows of equal length with at least one score; found lengths {widths or 0}"
+        )
     return widths.pop()
 
 
@@ -95,7 +105,7 @@ def _difference(x: float | None, y: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean, or ``None`` when a value is missing or there is none."""
+    """Return the mean, or None if a value is missing or there are no values."""
     numbers = list(values)
     known = [number for number in numbers if number is not None]
     return sum(known) / len(known) if known and len(known) == len(numbers) else None

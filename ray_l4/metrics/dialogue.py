@@ -1,4 +1,4 @@
-"""Exact match of dialogue states: the "dsEM" of the papers is ``joint_goal_em`` (REFERENCE.md#joint-goal)."""
+"""Exact match of dialogue states (REFERENCE.md#joint-goal). The papers' "dsEM" is ``joint_goal_em``."""
 
 from __future__ import annotations
 
@@ -10,56 +10,54 @@ from ray_l4.metrics.item import Item, percentage
 
 @dataclass(frozen=True)
 class State:
-    """What one turn tells: slots with their values, and what is asked for.
-
-    ``requests`` is ``None`` when the turn says nothing at all. That equals only itself: ``none`` and ``food: thai;``
-    differ in their requests although neither asks for anything.
-    """
+    """The dialogue acts of one turn."""
 
     informs: dict[str, str] = field(default_factory=dict)
+    """Values by slot."""
     requests: list[str] | None = None
+    """Requested slots, or None if the turn says nothing. ``none`` and ``food: thai;`` therefore have different
+    requests, although neither asks for anything."""
 
 
 def parse_state(text: str) -> State:
-    """Read ``slot: value, slot: value; request, request``.
+    """Parse ``slot: value, slot: value; request, request``.
 
-    A text without exactly one semicolon is the empty state (so are ``none`` and blanks), and so is ``;``. An inform
-    piece without exactly one colon is ignored. Requests keep their order and duplicates; an empty request part is a
-    list with one empty string.
+    A text without exactly one semicolon (such as ``none`` or blanks) is the empty state, and so is ``;``. Informs
+    without exactly one colon are ignored. Requests keep their order and duplicates; an empty request part is a list
+    with one empty string.
     """
     parts = text.split(";")
     if text.strip() == ";" or len(parts) != 2:
         return State()
-    informs = [[side.strip() for side in piece.split(":")] for piece in parts[0].split(",")]
-    requests = [piece.strip() for piece in parts[1].split(",")]
+    informs = [[side.strip() for side in inform.split(":")] for inform in parts[0].split(",")]
+    requests = [request.strip() for request in parts[1].split(",")]
     return State({pair[0]: pair[1] for pair in informs if len(pair) == 2}, requests)
 
 
 def state_em(items: Sequence[Item]) -> dict[str, float]:
-    """Scores of turns against their first reference, in percent.
+    """Return the scores of dialogue turns against their first reference, in percent.
 
-    - ``joint_goal_em``: informs accumulated since the dialogue's first turn are equal. An early error persists until
-      its slot is overwritten; requests do not count.
+    - ``joint_goal_em``: the informs accumulated since the first turn of the dialogue are equal. An early error persists
+      until its slot is overwritten. Requests do not count.
     - ``turn_goal_em``: the turn's own informs are equal.
     - ``turn_request_em``: the turn's request lists are equal.
-    - ``avg_dialogue``: mean of ``joint_goal_em`` and ``turn_request_em``; in no table.
+    - ``avg_dialogue``: the mean of ``joint_goal_em`` and ``turn_request_em``. No published table has it.
 
-    Items are scored in the order given, and it matters: a change of dialogue, which is the sample id up to its last
-    underscore (``en_12_0`` is turn 0 of ``en_12``), clears what was accumulated. An id without an underscore is a
-    dialogue of one turn.
+    The order of the items matters: accumulation restarts when the dialogue changes. The dialogue is the ``sample_id``
+    up to its last underscore (``en_12_0`` is turn 0 of ``en_12``). An id without underscore is a dialogue of one turn.
     """
     joint, turn_goal, turn_request = [], [], []
     dialogue = ""
-    told: dict[str, str] = {}
+    predicted: dict[str, str] = {}
     expected: dict[str, str] = {}
     for item in items:
         previous, dialogue = dialogue, item.sample_id.rpartition("_")[0]
         if not dialogue or dialogue != previous:
-            told, expected = {}, {}
+            predicted, expected = {}, {}
         prediction, gold = parse_state(item.prediction), parse_state(item.references[0])
-        told |= prediction.informs
+        predicted |= prediction.informs
         expected |= gold.informs
-        joint.append(told == expected)
+        joint.append(predicted == expected)
         turn_goal.append(prediction.informs == gold.informs)
         turn_request.append(prediction.requests == gold.requests)
     values = {

@@ -1,4 +1,4 @@
-"""One scored example: what a model said and what it should have said."""
+"""An item to score: a prediction and its references."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """A prediction beside its references, as plain data.
+    """A prediction and the references of its example, as text.
 
-    ``sample_id`` names the example in messages and tells dialogues apart; ``meta`` is a JSON string with whatever
-    else the task's metric needs (``ray_l4.metrics.sql``), empty for all others.
+    ``sample_id`` identifies the example in messages, and the dialogue of a turn. ``meta`` is a JSON string with further
+    data for metrics that need it (``ray_l4.metrics.sql``), or empty.
     """
 
     prediction: str
@@ -21,6 +21,6 @@ class Item:
 
 
 def percentage(values: Iterable[float]) -> float:
-    """The mean of values in [0, 1] (or of truth values), times 100. There must be at least one."""
+    """Return the mean of values in [0, 1] or of booleans, times 100. There must be at least one value."""
     numbers = list(values)
     return 100.0 * sum(numbers) / len(numbers)

@@ -1,4 +1,4 @@
-"""The table of task metrics, and the one door to them: ``score(name, items)``, or ``item_scores`` for each alone."""
+"""The table of task metrics, with ``score`` for a set of items and ``item_scores`` for each item."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ __all__ = ["METRICS", "Item", "Metric", "item_scores", "score"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A way to score a task's answers.
-
-    ``score`` maps items to named values in percent; ``headline`` is the one of them that stands in tables.
-    """
+    """A task metric."""
 
     name: str
     headline: str
+    """Key of the value shown in tables."""
     description: str
     score: Callable[[Sequence[Item]], dict[str, float]]
-    alone: str | None = None
-    """The value that says how good one item is where the headline also depends on the items before it."""
+    """Return all values of the metric for a set of items, in percent."""
+    item_value: str | None = None
+    """Key of the value of a single item, if the headline also depends on earlier items. By default, the headline."""
 
 
 METRICS: dict[str, Metric] = {
@@ -35,7 +34,7 @@ METRICS: dict[str, Metric] = {
             "joint_goal_em",
             "accumulated dialogue state, exact match (dsEM)",
             dialogue.state_em,
-            alone="turn_goal_em",
+            item_value="turn_goal_em",
         ),
         Metric("lfem", "lfem", "SQL logical form, exact match after repair of column names", sql.logical_form_em),
         Metric("avg_rouge", "avg_rouge", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F-measure", rouge.average_rouge),
@@ -47,40 +46,41 @@ METRICS: dict[str, Metric] = {
 
 
 def score(metric: str, items: Sequence[Item]) -> dict[str, float]:
-    """All values of ``metric`` over ``items``, in percent (REFERENCE.md#metrics).
+    """Return all values of ``metric`` for ``items``, in percent (REFERENCE.md#metrics).
 
-    Predictions and references are stripped first. In the references both carry the leading space of decoded text,
-    except where gold strings come raw from side files (REFERENCE.md#decoding); without blanks at the ends both cases compare
-    alike.
+    Predictions and references are stripped first. In the reference implementations both have the leading space of
+    decoded text, except for gold strings read from side files (REFERENCE.md#decoding). Stripping makes the two cases
+    equal.
 
     Raises:
         ConfigError: the metric is unknown.
         DataError: there are no items, or an item cannot be scored.
     """
-    row, stripped = _checked(metric, items)
-    return row.score(stripped)
+    found, stripped = _prepare(metric, items)
+    return found.score(stripped)
 
 
 def item_scores(metric: str, items: Sequence[Item]) -> list[float]:
-    """How good every single item is, in percent: its own headline value, so that their mean is the headline of all.
+    """Return the headline value of every single item, in percent. Their mean is the headline value of all items.
 
-    A dialogue turn has its own goal's exact match instead, because the joint goal also depends on the turns before it.
-    Strips and raises like ``score``.
+    The joint goal of a dialogue turn also depends on earlier turns; its item score is the exact match of the turn's own
+    goal instead. Strips texts and raises errors like ``score``.
     """
-    row, stripped = _checked(metric, items)
-    return [row.score([item])[row.alone or row.headline] for item in stripped]
+    found, stripped = _prepare(metric, items)
+    return [found.score([item])[found.item_value or found.headline] for item in stripped]
 
 
-def _checked(metric: str, items: Sequence[Item]) -> tuple[Metric, list[Item]]:
+def _prepare(metric: str, items: Sequence[Item]) -> tuple[Metric, list[Item]]:
+    """Return the metric and the stripped items. Raises ConfigError or DataError like ``score``."""
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}. {nearest(metric, METRICS)}")
     if not items:
-        raise DataError(f"metric {metric!r} got no items to score; a test set needs at least one example")
+        raise DataError(f"metric {metric!r}: no items to score; a test set needs at least one example")
     return METRICS[metric], [_stripped(item) for item in items]
 
 
 def _stripped(item: Item) -> Item:
     if not item.references:
-        raise DataError(f"sample {item.sample_id!r} has no reference answer to score against; it needs at least one")
+        raise DataError(f"example {item.sample_id!r} has no reference answer to score against; it needs at least one")
     references = tuple(reference.strip() for reference in item.references)
     return Item(item.prediction.strip(), references, item.sample_id, item.meta)

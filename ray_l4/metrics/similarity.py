@@ -1,4 +1,4 @@
-"""How alike two column names are, character by character (REFERENCE.md#logical-form, step 3)."""
+"""Similarity of column names by characters (REFERENCE.md#logical-form, step 3)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import defaultdict
 
 
 def common_subsequence(x: str, y: str) -> int:
-    """Length of the longest common subsequence.
+    """Return the length of the longest common subsequence.
 
-    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): one row of the usual table is one
-    integer, whose zero bits mark where the length grows along ``y``. A test compares it with the table.
+    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): one integer represents a row of the
+    usual table; its zero bits mark the positions of ``y`` at which the length grows.
     """
     positions: defaultdict[str, int] = defaultdict(int)
     for index, character in enumerate(y):
@@ -23,8 +23,8 @@ def common_subsequence(x: str, y: str) -> int:
 
 
 def common_substring(x: str, y: str) -> int:
-    """Length of the longest common substring: a window over ``x`` that grows while ``y`` contains it, else moves on."""
-    longest = start = 0
+    """Return the length of the longest common substring."""
+    longest = start = 0  # a window over x, which grows while y contains it and moves on otherwise
     while start + longest < len(x):
         if x[start : start + longest + 1] in y:
             longest += 1
@@ -34,7 +34,9 @@ def common_substring(x: str, y: str) -> int:
 
 
 def similarity(x: str, y: str) -> float:
-    """LCS / longer length + longest common substring / 10^4 - shorter length / 10^8.
+    """Return LCS / longer length + longest common substring / 10^4 - shorter length / 10^8.
+
+    LCS is the length of the longest common subsequence.
 
     Raises:
         ZeroDivisionError: both strings are empty.

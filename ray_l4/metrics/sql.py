@@ -1,15 +1,17 @@
-"""Exact match of SQL logical forms, "lfEM" (REFERENCE.md#logical-form; Zhong et al. 2017 with the parsers of decaNLP and LAMOL).
+"""Exact match of SQL logical forms, "lfEM" (REFERENCE.md#logical-form).
 
-A prediction such as ``select count player from table where team = ajax`` is parsed back into column, aggregate and
-condition indices and compared with the gold query, conditions in order. Two parsers:
+From Zhong et al. 2017, with the parsers of decaNLP and LAMOL. A prediction such as ``select count player from table
+where team = ajax`` is parsed into indices of column, aggregate and conditions and compared with the gold query,
+including the order of conditions. There are two parsers:
 
-- *fuzzy* (LAMOL, L2KD; the comparable number): a column name need only resemble one of the header. It cuts at the
-  letters ``where`` and ``and`` wherever they stand, even inside words, and at every ``=``, ``>``, ``<``. So a value
-  that holds an operator, or ``and`` in any condition but the last, never scores: perfect answers to the test set get
-  about 98.4. The published numbers contain this, so it stays.
+- *fuzzy* (LAMOL, L2KD; comparable with the papers): a column name only needs to resemble one of the header. The parser
+  splits at the letters ``where`` and ``and`` anywhere, even inside words, and at every ``=``, ``>`` and ``<``. A value
+  that contains an operator or (except in the last condition) ``and`` is therefore never correct: perfect answers to
+  the test set score about 98.4. The published numbers have the same defect, so it is kept.
 - *exact* (decaNLP): column names must be equal and values keep their spaces.
 
-The header is lower-cased, predictions are not: WikiSQL's answers are lower-case from the conversion on (REFERENCE.md#wikisql).
+The header is lower-cased. Predictions are not, because WikiSQL's answers are converted to lower case
+(REFERENCE.md#wikisql).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ AGGREGATES = ("", "max", "min", "count", "sum", "avg")
 OPERATORS = ("=", ">", "<")
 
 _OPERATOR = re.compile("[=><]")
-# Column 3 and operator 0 as words that no answer contains: private-use characters before the index.
+# Columns and operators are marked by words that no answer contains: a private-use character and the index.
 _COLUMN, _CONDITION = "\ue000", "\ue001"
 _CONDITION_START = re.compile(f"{_COLUMN}(\\d+) {_CONDITION}(\\d+)")
 
@@ -38,12 +40,12 @@ Condition = tuple[int, int, str]
 
 
 class UnparsableSqlError(ValueError):
-    """A prediction that is no query over the table; it scores 0."""
+    """The text is not a query over the table. Such a prediction scores 0."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A logical form: indices into the header, ``AGGREGATES`` and ``OPERATORS``; conditions in order."""
+    """Logical form of a query: indices into the header, ``AGGREGATES`` and ``OPERATORS``; conditions in order."""
 
     sel: int
     agg: int
@@ -51,10 +53,10 @@ class Query:
 
 
 def logical_form_em(items: Sequence[Item]) -> dict[str, float]:
-    """``lfem`` (fuzzy, the comparable one) and ``lfem_exact``, in percent.
+    """Return ``lfem`` (fuzzy, comparable with the papers) and ``lfem_exact``, in percent.
 
-    Each item's ``meta`` is ``{"sql": {"sel", "agg", "conds": [[column, operator, value], ...]}, "header": [...]}``;
-    the reference text is not used.
+    The ``meta`` of an item is ``{"sql": {"sel", "agg", "conds": [[column, operator, value], ...]}, "header": [...]}``.
+    Its references are not used.
 
     Raises:
         DataError: an item's ``meta`` does not have this form.
@@ -68,10 +70,10 @@ def logical_form_em(items: Sequence[Item]) -> dict[str, float]:
 
 
 def parse_fuzzy(text: str, header: Header) -> Query:
-    """Parse as LAMOL does: columns by resemblance, values without spaces. ``header`` is in lower case.
+    """Parse like LAMOL: columns by similarity, values without spaces. ``header`` must be lower-case.
 
     Raises:
-        UnparsableSqlError: the text is no query over this table.
+        UnparsableSqlError: the text is not a query over this table.
     """
     head, where, tail = text.partition("where")
     words = head.split()[1:-2]  # select ... from table
@@ -82,17 +84,17 @@ def parse_fuzzy(text: str, header: Header) -> Query:
 
 
 def parse_exact(text: str, header: Header) -> Query:
-    """Parse as decaNLP does: columns by equality, values with single spaces. ``header`` is in lower case.
+    """Parse like decaNLP: columns by equality, values with single spaces. ``header`` must be lower-case.
 
     Raises:
-        UnparsableSqlError: the text is no query over this table.
+        UnparsableSqlError: the text is not a query over this table.
     """
     head, where, tail = text.partition("where")
     words = head.split()[1:-2]
     agg = 0 if " ".join(words) in header else _aggregate(words)
     column = " ".join(words[1:] if agg else words)
     if column not in header:
-        raise UnparsableSqlError(f"no column is called {column!r}")
+        raise UnparsableSqlError(f"there is no column {column!r}")
     return Query(header.index(column), agg, _conditions(tail, header) if where else ())
 
 
@@ -111,28 +113,28 @@ def _aggregate(words: Sequence[str]) -> int:
 
 @lru_cache(maxsize=1 << 15)
 def _by_length(header: Header) -> tuple[int, ...]:
-    """Column indices, longest name first; equal lengths in the header's order."""
+    """Return column indices, longest name first; names of equal length in the order of the header."""
     return tuple(sorted(range(len(header)), key=lambda column: -len(header[column])))
 
 
 @lru_cache(maxsize=1 << 15)
 def _closest(header: Header, *texts: str) -> tuple[int, int]:
-    """The column that most resembles one of ``texts``, and which of them; the first of equals, longest names first."""
+    """Return the most similar pair of column and index in ``texts``; of ties, the longest name, then the first."""
     if "" in header and "" in texts:
-        raise UnparsableSqlError("an empty column name cannot be compared with nothing")
+        raise UnparsableSqlError("an empty column name cannot be compared with an empty text")
     candidates = ((column, which) for column in _by_length(header) for which in range(len(texts)))
     return max(candidates, key=lambda candidate: similarity(header[candidate[0]], texts[candidate[1]]))
 
 
 def _repair(text: str, header: Header) -> str:
-    """The conditions rewritten with the header's own column names (REFERENCE.md#logical-form, step 5)."""
+    """Replace the column names of conditions by the closest ones of the header (REFERENCE.md#logical-form, step 5)."""
     operators = _OPERATOR.findall(text)
     first, *rest = _OPERATOR.split(text)
     if not rest:
         raise UnparsableSqlError(f"no operator in the condition {text!r}")
     *middle, last = rest
-    pieces = [first, *(part for piece in middle for part in piece.split("and")), last]
-    columns, values = [piece.strip() for piece in pieces[0::2]], [piece.strip() for piece in pieces[1::2]]
+    parts = [first, *(part for between in middle for part in between.split("and")), last]
+    columns, values = [part.strip() for part in parts[0::2]], [part.strip() for part in parts[1::2]]
     if not len(columns) == len(operators) == len(values):
         raise UnparsableSqlError(f"columns, operators and values do not pair up in {text!r}")
     names = [header[_closest(header, column)[0]] for column in columns]
@@ -140,12 +142,12 @@ def _repair(text: str, header: Header) -> str:
 
 
 def _conditions(text: str, header: Header) -> tuple[Condition, ...]:
-    """Read ``column op value and column op value`` (REFERENCE.md#logical-form, step 6).
+    """Parse ``column op value and column op value`` (REFERENCE.md#logical-form, step 6).
 
-    The longest column names are looked for first, so that ``final score`` is not taken for ``score``.
+    Longer column names are replaced first, so that ``final score`` is not read as ``score``.
     """
     if _COLUMN in text or _CONDITION in text:
-        raise UnparsableSqlError("the text holds a character that is reserved for parsing")
+        raise UnparsableSqlError("the text contains a character that is reserved for parsing")
     text = f" {text} "
     for column in _by_length(header):
         text = text.replace(f" {header[column]} ", f" {_COLUMN}{column} ")
@@ -158,7 +160,7 @@ def _conditions(text: str, header: Header) -> tuple[Condition, ...]:
 
 
 def _value(text: str, header: Header) -> str:
-    """The value of a condition: without the ``and`` that leads to the next one, markers turned back into text."""
+    """Return the value of a condition: without the ``and`` before the next one, with markers turned back into text."""
     words = text.split()
     if not words:
         raise UnparsableSqlError("a condition has no value")
@@ -183,7 +185,7 @@ def _without_spaces(value: str) -> str:
 
 
 def _read_meta(item: Item) -> tuple[Query, Header]:
-    """The gold query (values as lower-case strings) and the lower-case header."""
+    """Return the gold query, with values as lower-case strings, and the lower-case header. Raises DataError."""
     try:
         meta: dict[str, Any] = json.loads(item.meta)
         gold = meta["sql"]
@@ -199,4 +201,4 @@ def _read_meta(item: Item) -> tuple[Query, Header]:
 
 def _bad_meta(item: Item, reason: str) -> str:
     form = '{"sql": {"sel": 0, "agg": 0, "conds": [[column, operator, value], ...]}, "header": [...]}'
-    return f"sample {item.sample_id!r}: metric 'lfem' needs its meta to be JSON of the form {form}, but: {reason}"
+    return f"example {item.sample_id!r}: metric 'lfem' needs meta in JSON of the form {form}, but: {reason}"

@@ -14,15 +14,15 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(text: str) -> str:
-    """Lower-case, delete ASCII punctuation, delete the articles, collapse whitespace, in this order."""
+    """Lower-case ``text``, then remove ASCII punctuation, then English articles, then collapse whitespace."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def f1(prediction: str, reference: str) -> float:
-    """F1 of the two bags of words, in [0, 1].
+    """Return the F1 of the two bags of words, in [0, 1].
 
-    Two empty bags agree (1), an empty and a filled one do not (0): the rule of SQuAD 2.0, for references such as
-    ``The`` of which normalisation leaves nothing.
+    As in SQuAD 2.0, it is 1 for two empty bags and 0 for one empty bag. Normalisation leaves a reference such as
+    ``The`` empty.
     """
     predicted, expected = Counter(prediction.split()), Counter(reference.split())
     if not predicted and not expected:
@@ -31,7 +31,7 @@ def f1(prediction: str, reference: str) -> float:
 
 
 def matches(items: Sequence[Item]) -> dict[str, float]:
-    """``em``, ``nf1`` and ``nem`` in percent; of several references the best one counts."""
+    """Return ``em``, ``nf1`` and ``nem`` in percent, each with the best of an item's references."""
     exact, normalised_exact, normalised_f1 = [], [], []
     for item in items:
         prediction, references = normalise(item.prediction), [normalise(reference) for reference in item.references]

@@ -24,9 +24,9 @@ from ray_l4.setup.exchange_check import check_exchange
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder, write_text
-from ray_l4.store.mirror import NAME_KEY, Mirror, mirror_of
+from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory, read_json
-from ray_l4.store.storage import absolute
+from ray_l4.store.storage import absolute_address
 
 _LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
 
@@ -43,11 +43,11 @@ def run(
 
     Raises RayL4Error for whatever prevents it.
     """
-    on_record = {NAME_KEY: folder.resolve().name, **extra}
+    on_record = {MIRROR_NAME_KEY: folder.resolve().name, **extra}
     cluster = _with_storage_found(cluster)
     if cluster.storage_path is not None:
         with console.status("trying storage_path"):
-            Mirror(cluster.storage_path, str(on_record[NAME_KEY])).check(folder, new=True)
+            Mirror(cluster.storage_path, str(on_record[MIRROR_NAME_KEY])).check(folder, new=True)
     with console.status("reading and tokenising data"):
         setup = _prepared(experiment, cluster)
     directory = RunDirectory.create(folder, setup.experiment, cluster, {**on_record, **_manifest(command, setup)})
@@ -80,7 +80,7 @@ def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
     """The profile with a folder of the current one spelt out: the run is on record, and copied from another process."""
     if cluster.storage_path is None:
         return cluster
-    return cluster.model_copy(update={"storage_path": absolute(cluster.storage_path)})
+    return cluster.model_copy(update={"storage_path": absolute_address(cluster.storage_path)})
 
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
@@ -109,9 +109,9 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: 
     console.print(comparison([summary]), markup=False, highlight=False, soft_wrap=True)
     mirror = mirror_of(directory, cluster)
     if mirror is not None:
-        with console.status(f"copying to {mirror.place}"):
+        with console.status(f"copying to {mirror.address}"):
             mirror.push(directory.path)
-        console.print(f"copy of the run directory: {mirror.place}", highlight=False, soft_wrap=True)
+        console.print(f"copy of the run directory: {mirror.address}", highlight=False, soft_wrap=True)
 
 
 def _manifest(command: str, setup: Setup) -> dict[str, object]:

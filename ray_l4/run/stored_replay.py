@@ -36,7 +36,7 @@ def reservoir(setup: Setup, stage: int) -> pa.Table:
 def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
     """Draw kept examples to replay in ``stage``, marked as stored; None if there are none.
 
-    As many per earlier task as LAMOL would generate, drawn with replacement; a task of which the reservoir holds nothing
+    As many per earlier task as LAMOL would generate, drawn with replacement; a task without kept examples
     gets none. Source: REFERENCE.md#replay, real-sample variant.
     """
     if stage == 0:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place and renamed into it."""
+"""Atomic writes: a file or folder is written under a temporary name and renamed, so it is complete or absent."""
 
 from __future__ import annotations
 
@@ -7,58 +7,60 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in place in one step."""
+    """Let ``write`` write a temporary file next to ``path``, then rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(beside)
-        _flush(beside)
-        beside.replace(path)
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step."""
-    write_file(path, lambda beside: _write_utf8(beside, text))
+    """Write a UTF-8 text file atomically."""
+    write_file(path, lambda temporary: _write_utf8(temporary, text))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON in one step."""
+    """Write ``value`` as indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file in one step."""
-    write_file(path, lambda beside: pq.write_table(table, beside))
+    """Write a Parquet file atomically."""
+    import pyarrow.parquet as pq  # slow to import, and most commands write no table
+
+    write_file(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder beside ``path``, then put it in place, instead of an older one if there is one."""
+    """Let ``write`` fill a temporary folder next to ``path``, then rename it to ``path``, replacing an older one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        write(beside)
-        for file in beside.rglob("*"):
+        write(temporary)
+        for file in temporary.rglob("*"):
             _flush(file)
         if path.exists():
             older = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.replace(older)
-            beside.replace(path)
+            temporary.replace(path)
             shutil.rmtree(older)
         else:
-            beside.replace(path)
+            temporary.replace(path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_utf8(path: Path, text: str) -> None:
@@ -66,7 +68,7 @@ def _write_utf8(path: Path, text: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the contents on the disk before a name points to them: else a power cut may leave an empty file."""
+    """Force the contents to disk before the rename. Otherwise a power failure could leave an empty file."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

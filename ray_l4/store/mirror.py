@@ -1,7 +1,7 @@
-"""A copy of a run directory that grows with it, from which the run can go on where its disk is lost.
+"""The mirror of a run directory: a copy that grows with it, from which the run can be resumed if its disk is lost.
 
-It stands in a folder of another disk or in an object storage (``storage_path``) and holds the files of the run
-directory under their names, and a list of their versions, ``.mirror.json``. Only one process at a time writes it.
+The copy is in a folder of another disk or in an object store (``storage_path``). It has the files of the run directory
+under the same names, and a list of their versions, ``.mirror.json``. Only one process at a time may write it.
 """
 
 from __future__ import annotations
@@ -22,200 +22,202 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RunDirectoryError
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.run_directory import RunDirectory, read_json
-from ray_l4.store.storage import FAILURES, Storage, join, public, split, within
+from ray_l4.store.storage import FAILURES, Storage, join_address, redacted, split_address, with_timeout
 
 _Result = TypeVar("_Result")
 Version: TypeAlias = tuple[int, int]
-"""Bytes and time of modification (ns) of a local file: enough to tell whether it has changed."""
+"""Size in bytes and modification time in ns of a local file, which tell whether the file has changed."""
 
-NAME_KEY = "mirror"
-"""Key of the manifest: what the copy is called, whatever the run directory is called later."""
+MIRROR_NAME_KEY = "mirror"
+"""Manifest key of the copy's name, which stays the same if the run directory is renamed."""
 
-_LIST = ".mirror.json"
+_VERSIONS_FILE = ".mirror.json"
 _NOT_COPIED = re.compile(r"\.lock|\.mirror\.json|\..*\.(part|old)")
-"""Names of files and folders that are nobody's result."""
+"""Names of files and folders that are not part of the results."""
 
-_MARKS = ("state.json", "summary.json", "config.yaml")
-"""Files that vouch for others, in the order in which they are written, after those."""
+_WRITTEN_LAST = ("state.json", "summary.json", "config.yaml")
+"""Files that refer to others, in the order in which they are written, after all others."""
 
-_TICK = 100_000_000
-"""Nanoseconds in which a file may change once more and keep its time of modification."""
+_CLOCK_RESOLUTION = 100_000_000
+"""Nanoseconds within which a file can change again and keep its modification time."""
 
-_PATIENCE = 60.0
-"""Seconds for a storage to answer at the start of a run."""
+_CHECK_TIMEOUT = 60.0
+"""Seconds within which a storage must answer at the start of a run."""
 
-_STALLED = 300.0
-"""Seconds without a byte moved after which a storage is given up, for this time."""
+_STALL_TIMEOUT = 300.0
+"""Seconds without any byte transferred after which the current push or pull fails."""
 
 
 class Mirror:
     """The copy of one run directory."""
 
     def __init__(self, address: str, run_name: str, storage: Storage | None = None) -> None:
-        """``address``: that of the storage, in which the copy is the folder ``run_name``.
-
-        ``storage``: that folder, where it is not to be looked up.
-        """
+        """Use the folder ``run_name`` at ``address``, or ``storage`` if it is given."""
         self.name = run_name
-        self.place = public(join(address, run_name))
-        self._where = (address, run_name)
+        self.address = redacted(join_address(address, run_name))
+        """Address of the copy's folder, without passwords."""
+        self._location = (address, run_name)
         self._opened = storage
-        self._known: dict[str, Version | None] | None = None
-        self._one_at_a_time = threading.Lock()
+        self._cached_versions: dict[str, Version | None] | None = None
+        self._push_lock = threading.Lock()
 
     @classmethod
-    def at(cls, place: str) -> Mirror:
-        """The copy at the address of its own folder."""
-        return cls(*split(place))
+    def at(cls, address: str) -> Mirror:
+        """Return the copy whose folder has the given address."""
+        return cls(*split_address(address))
 
     def check(self, run_path: Path, *, new: bool) -> None:
-        """Make sure that the run at ``run_path`` can be copied here: write something, and look who else is here.
+        """Check that the run at ``run_path`` can be copied here: write a test file, and look for other runs.
 
-        Raises ConfigError or ClusterError if the storage cannot be used (within a minute), RunDirectoryError if
-        another run is here, or any run if this one is ``new``.
+        Raises ConfigError or ClusterError if the storage cannot be used (within a minute), RunDirectoryError if it has
+        a copy of another run, or of any run if this one is ``new``.
         """
-        with self._explained("cannot be used", "Is it reachable and writable from here, and are its credentials set?"):
-            within(_PATIENCE, lambda: self._check(run_path, new))
+        remedy = "Is it reachable and writable from here, and are its credentials set?"
+        with self._as_cluster_error("cannot be used", remedy):
+            with_timeout(_CHECK_TIMEOUT, lambda: self._check(run_path, new))
 
     def push(self, run_path: Path) -> int:
-        """Copy what is new or has changed, and remove what is gone. Returns the number of files copied.
+        """Copy new and changed files, remove deleted ones, and return the number of files copied.
 
-        Wherever this is cut short, the run can go on from the copy: a state is written after all that it names. Files
-        may change meanwhile. Raises ConfigError or ClusterError, also if the storage has stopped to answer; the next
-        push makes up for it.
+        The run can be resumed from the copy even if a push is interrupted, because a state is written after all files
+        that it refers to. Files may change during a push. Raises ConfigError or ClusterError, also if the storage
+        stops responding; the next push completes the copy.
         """
 
         def push() -> int:
-            with self._one_at_a_time:  # one that was given up may still be there
+            with self._push_lock:  # a push that timed out may still be running
                 try:
                     return self._push(run_path)
                 except BaseException:
-                    self._known = None  # the next push looks again
+                    self._cached_versions = None  # the next push lists the copy again
                     raise
 
-        with self._explained("cannot be written", f"What the run has learned is safe in {run_path}."):
+        with self._as_cluster_error("cannot be written", f"The run directory {run_path} is complete."):
             return self._unless_stalled(push)
 
     def pull(self, folder: Path) -> None:
-        """Bring the run to a ``folder`` that is empty or not there yet. A pull that fails leaves it so.
+        """Download the run to ``folder``, which must be empty or missing. A failed pull leaves it unchanged.
 
-        Raises RunDirectoryError if the folder is taken or there is no run to bring, ConfigError or ClusterError if the
-        storage cannot be read.
+        Raises RunDirectoryError if the folder is not empty or the copy is not that of a run, ConfigError or
+        ClusterError if the storage cannot be read.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunDirectoryError(f"{folder}: is there already and not empty. Choose another --run-dir.")
-        with self._explained("cannot be read", "Is it reachable from here, and are its credentials set?"):
+            raise RunDirectoryError(f"{folder}: already exists and is not empty. Choose another --run-dir.")
+        with self._as_cluster_error("cannot be read", "Is it reachable from here, and are its credentials set?"):
             sizes = self._unless_stalled(lambda: self._storage.sizes())
             missing = [name for name in ("config.yaml", "state.json") if name not in sizes]
             if missing:
-                raise RunDirectoryError(f"{self.place}: not the copy of a run (no {' and no '.join(missing)} in it)")
-            write_folder(folder, lambda beside: self._unless_stalled(lambda: self._fetch(sizes, beside)))
+                raise RunDirectoryError(f"{self.address}: not the copy of a run (no {' and no '.join(missing)} in it)")
+            write_folder(folder, lambda temporary: self._unless_stalled(lambda: self._download(sizes, temporary)))
 
     @property
     def _storage(self) -> Storage:
         if self._opened is None:
-            self._opened = Storage.at(*self._where)
+            self._opened = Storage.at(*self._location)
         return self._opened
 
     @property
-    def _there(self) -> dict[str, Version | None]:
-        """What the copy holds: which version of each file, or None where that is not certain."""
-        if self._known is None:
+    def _versions(self) -> dict[str, Version | None]:
+        """Version of every file of the copy, or None if its version is unknown."""
+        if self._cached_versions is None:
             names = self._storage.sizes()
-            versions = self._noted() if _LIST in names else {}
-            self._known = {name: versions.get(name) for name in names if name != _LIST}
-        return self._known
+            versions = self._read_versions() if _VERSIONS_FILE in names else {}
+            self._cached_versions = {name: versions.get(name) for name in names if name != _VERSIONS_FILE}
+        return self._cached_versions
 
     def _unless_stalled(self, action: Callable[[], _Result]) -> _Result:
-        return within(_STALLED, action, lambda: self._opened.moved if self._opened else 0)
+        """Return the result of ``action``. Raises TimeoutError if the storage stalls."""
+        return with_timeout(_STALL_TIMEOUT, action, lambda: self._opened.bytes_moved if self._opened else 0)
 
     def _check(self, run_path: Path, new: bool) -> None:
         ours, copy = run_path.resolve(), self._storage.local
         if copy is not None and (ours.is_relative_to(copy.resolve()) or copy.resolve().is_relative_to(ours)):
             raise RunDirectoryError(
-                f"storage_path: the copy at {self.place} and the run directory {run_path} lie in each other. "
+                f"storage_path: of the copy {self.address} and the run directory {run_path}, one contains the other. "
                 "Choose another storage_path or --run-dir."
             )
         marker = f".check-{platform.node()}.{os.getpid()}.part"
-        self._storage.write(marker, io.BytesIO(b"written to see whether it can be"))
+        self._storage.write(marker, io.BytesIO(b"written to test access"))
         self._storage.remove(marker)
-        there = list(filter(_is_copied, self._storage.sizes()))
-        if new and there:
+        existing = list(filter(_is_copied, self._storage.sizes()))
+        if new and existing:
             raise RunDirectoryError(
-                f"{self.place}: there is a run here already. Choose another --run-dir: the copy is named after it. Or "
-                f"go on with that run: ray-l4 resume {self.place} --run-dir FOLDER"
+                f"{self.address}: already contains a run. Choose another --run-dir (the copy has the same name), or "
+                f"resume that run: ray-l4 resume {self.address} --run-dir FOLDER"
             )
         name = "config.yaml"
-        if not new and name in there and self._storage.read(name) != (run_path / name).read_bytes():
-            raise RunDirectoryError(f"{self.place}: another run than {run_path}. Choose another storage_path.")
+        if not new and name in existing and self._storage.read(name) != (run_path / name).read_bytes():
+            raise RunDirectoryError(
+                f"{self.address}: contains another run than {run_path}. Choose another storage_path."
+            )
 
     def _push(self, run_path: Path) -> int:
-        began, there = time.time_ns(), self._there
-        # What vouches for others is read before they are listed: all that it names is then among them.
-        marks = {name: (version, (run_path / name).read_bytes()) for name, version in _files(run_path) if _rank(name)}
-        files = {name: version for name, version in _files(run_path) if not _rank(name)}
-        files |= {name: version for name, (version, _) in marks.items()}
-        changed = [name for name in sorted(files, key=_rank) if there.get(name) != files[name]]
-        gone = there.keys() - files.keys()
-        if not changed and not gone:
+        began, copied = time.time_ns(), self._versions
+        # Files that refer to others are read before the others are listed: the list then has all that they refer to.
+        last = {name: (version, (run_path / name).read_bytes()) for name, version in _files(run_path) if _order(name)}
+        files = {name: version for name, version in _files(run_path) if not _order(name)}
+        files |= {name: version for name, (version, _) in last.items()}
+        changed = [name for name in sorted(files, key=_order) if copied.get(name) != files[name]]
+        deleted = copied.keys() - files.keys()
+        if not changed and not deleted:
             return 0
-        self._note(without={*changed, *gone})
-        self._remove(name for name in gone if _rank(name))
+        self._write_versions(without={*changed, *deleted})
+        self._remove(name for name in deleted if _order(name))
         for name in changed:
-            source = io.BytesIO(marks[name][1]) if name in marks else _open(run_path / name)
+            source = io.BytesIO(last[name][1]) if name in last else _open(run_path / name)
             if source is None:
-                continue  # gone since it was listed, which the next push will see
+                continue  # deleted since it was listed; the next push will notice
             with source:
                 self._storage.write(name, source)
-            there[name] = files[name] if abs(began - files[name][1]) > _TICK else None
-        self._remove(name for name in gone if not _rank(name))
-        self._note()
+            copied[name] = files[name] if abs(began - files[name][1]) > _CLOCK_RESOLUTION else None
+        self._remove(name for name in deleted if not _order(name))
+        self._write_versions()
         return len(changed)
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in list(names):
             self._storage.remove(name)
-            del self._there[name]
+            del self._versions[name]
 
-    def _note(self, without: Collection[str] = ()) -> None:
-        """Write the list of versions, of those that are certain and not about to change."""
-        versions = {name: version for name, version in self._there.items() if version and name not in without}
-        self._storage.write(_LIST, io.BytesIO(json.dumps(versions).encode()))
+    def _write_versions(self, without: Collection[str] = ()) -> None:
+        """Write the list of known versions, except those of the files ``without``, which are about to change."""
+        versions = {name: version for name, version in self._versions.items() if version and name not in without}
+        self._storage.write(_VERSIONS_FILE, io.BytesIO(json.dumps(versions).encode()))
 
-    def _noted(self) -> dict[str, Version]:
-        listed = json.loads(self._storage.read(_LIST))
-        return {name: (num_bytes, modified) for name, (num_bytes, modified) in listed.items()}
+    def _read_versions(self) -> dict[str, Version]:
+        versions = json.loads(self._storage.read(_VERSIONS_FILE))
+        return {name: (num_bytes, modified) for name, (num_bytes, modified) in versions.items()}
 
-    def _fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
-        """Bring all files to a folder. They keep their times, so that the next push need not copy them again."""
-        versions = self._noted() if _LIST in sizes else {}
+    def _download(self, sizes: Mapping[str, int], folder: Path) -> None:
+        """Download all files to ``folder``. They keep their times, so that the next push does not copy them again."""
+        versions = self._read_versions() if _VERSIONS_FILE in sizes else {}
         for name in filter(_is_copied, sizes):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._storage.fetch(name, path)
+            self._storage.download(name, path)
             if name in versions:
                 os.utime(path, ns=(versions[name][1],) * 2)
 
     @contextmanager
-    def _explained(self, what: str, remedy: str) -> Iterator[None]:
+    def _as_cluster_error(self, problem: str, remedy: str) -> Iterator[None]:
+        """Raise failures of the storage as ClusterError."""
         try:
             yield
         except FAILURES as error:
-            raise ClusterError(
-                f"storage_path: {self.place} {what} ({public(str(error)).strip() or type(error).__name__}). {remedy}"
-            ) from error
+            reason = redacted(str(error)).strip() or type(error).__name__
+            raise ClusterError(f"storage_path: {self.address} {problem} ({reason}). {remedy}") from error
 
 
 def mirror_of(run: RunDirectory, cluster: ClusterConfig) -> Mirror | None:
-    """The copy of a run that has begun; None if the profile wants none."""
+    """Return the copy of a run that has started, or None if the profile sets no ``storage_path``."""
     if cluster.storage_path is None:
         return None
     manifest = read_json(run.path / "manifest.json")
-    return Mirror(cluster.storage_path, manifest.get(NAME_KEY, run.path.resolve().name))
+    return Mirror(cluster.storage_path, manifest.get(MIRROR_NAME_KEY, run.path.resolve().name))
 
 
 def _files(run_path: Path) -> Iterator[tuple[str, Version]]:
-    """Every file that is copied, by its path within the run directory. It may change while one looks."""
+    """Yield the path within the run directory and the version of every file to copy. Files may change meanwhile."""
     for folder, folders, names in os.walk(run_path):
         folders[:] = filter(_is_copied, folders)
         for name in filter(_is_copied, names):
@@ -229,13 +231,14 @@ def _is_copied(name: str) -> bool:
     return not any(_NOT_COPIED.fullmatch(part) for part in name.split("/"))
 
 
-def _rank(name: str) -> int:
-    """0 for what vouches for nothing, else how late it is written."""
-    last = name.rpartition("/")[2]
-    return _MARKS.index(last) + 1 if last in _MARKS else 0
+def _order(name: str) -> int:
+    """Return the position of a file in the order of writing: 0 for files that refer to no others."""
+    file_name = name.rpartition("/")[2]
+    return _WRITTEN_LAST.index(file_name) + 1 if file_name in _WRITTEN_LAST else 0
 
 
 def _open(path: Path) -> BinaryIO | None:
+    """Open a file for reading. Returns None if it has been deleted."""
     try:
         return path.open("rb")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: checkpoints, scores, replay, step figures."""
+"""Files that a run writes as it proceeds: checkpoints, scores, replayed examples, figures of steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_l4.store.run_directory import Cell, RunDirectory
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTERS = "adapters"
-"""Entry of a model's description that holds the configuration of its adapters, if it has any."""
+"""Key of a model description for the configuration of its adapters, if the model has any."""
 
 STEPS = pa.schema(
     [
@@ -47,51 +47,52 @@ STEPS = pa.schema(
         ],
     ]
 )
-"""Figures of a step and student. Losses are per token; ``wait`` is between a student's own forward and the moment its
-teachers' predictions are there, ``idle`` between its last update and its next forward."""
+"""Figures of one step of one student. Losses are per token. ``wait_seconds`` is the time from the end of the student's
+forward pass until its teachers' predictions have arrived; ``idle_seconds``, from its last update to its next forward
+pass."""
 
 
 def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str, Any], tokenizer: Path) -> None:
-    """A folder that ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load.
+    """Write a folder for ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``.
 
-    ``weights`` are safetensors bytes, ``description`` the model's ``config.json``, ``tokenizer`` a folder to copy.
-    Where the description has adapters, the weights are theirs alone, and it is peft's
-    ``AutoPeftModelForCausalLM.from_pretrained`` that loads the folder.
+    ``weights`` are safetensors bytes, ``description`` is the model's ``config.json``, ``tokenizer`` a folder to copy.
+    If the description has adapters, the weights are only those of the adapters, and peft's
+    ``AutoPeftModelForCausalLM.from_pretrained`` loads the folder.
     """
     adapters = description.get(ADAPTERS)
 
-    def fill(beside: Path) -> None:
+    def fill(temporary: Path) -> None:
         for file in tokenizer.iterdir():
-            (beside / file.name).write_bytes(file.read_bytes())
-        write_json(beside / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
-        weights.tofile(beside / (ADAPTER_WEIGHTS if adapters else WEIGHTS))
+            (temporary / file.name).write_bytes(file.read_bytes())
+        write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
+        weights.tofile(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS))
 
     write_folder(folder, fill)
 
 
 def read_weights(folder: Path) -> np.ndarray:
-    """The bytes of a checkpoint's weights. Raises RunDirectoryError if they are not there."""
+    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
             return np.fromfile(path, dtype=np.uint8)
-    raise RunDirectoryError(f"{folder / WEIGHTS}: is not there, but the run's state.json says that it was written")
+    raise RunDirectoryError(f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written")
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:
-    """One cell of the score matrix, and the answers behind it. The score comes last: where it is, all of it is."""
+    """Write one score and the answers it is based on. The score comes last: if it exists, so do the answers."""
     write_table(run.path / "predictions" / f"{cell.name}.parquet", pa.table(dict(predictions)))
     write_json(run.path / "scores" / f"{cell.name}.json", dict(record))
 
 
 def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mapping[str, float]]) -> None:
-    """The figures of one epoch; a head that a method does not train has no figures."""
+    """Write the figures of one epoch. Figures that a row lacks, such as those of an untrained head, are null."""
     complete = [{name: row.get(name) for name in STEPS.names} for row in rows]
     table = pa.Table.from_pylist(complete, schema=STEPS)
     write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", table)
 
 
 def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Every replayed example of a stage: who generated it, its task, text, and why it was dropped if it was."""
+    """Write all replayed examples of a stage: generating student, task, text, and the reason if it was dropped."""
     schema = pa.schema(
         [
             ("index", pa.int32()),
@@ -107,23 +108,23 @@ def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]
 
 
 def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answers: Sequence[str]) -> None:
-    """A teacher's answers to the training examples of its task."""
+    """Write a task teacher's answers to the training examples of its task."""
     table = pa.table({"sample_id": list(sample_ids), "answer": list(answers)})
     write_table(run.answers(task), table)
 
 
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
-    """What a student's guard knows after a stage."""
+    """Write the state of a student's guard after a stage."""
     write_file(run.guard(stage, student), data.tofile)
 
 
 def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
-    """What ``write_guard`` wrote."""
+    """Read the state that ``write_guard`` wrote."""
     return np.fromfile(run.guard(stage, student), dtype=np.uint8)
 
 
 def write_timeline(run: RunDirectory, spans: Sequence[Mapping[str, Any]]) -> None:
-    """Who did what from when to when, in seconds since 1970."""
+    """Write the spans of work of all processes. Times are in seconds since 1970."""
     schema = pa.schema(
         [
             ("lane", pa.string()),

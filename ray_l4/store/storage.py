@@ -1,4 +1,4 @@
-"""Whole files in a folder of another disk or in an object storage, by name."""
+"""Files in a folder of another disk or in an object store, read and written as a whole, by name."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pyarrow import fs
 from ray_l4.errors import ClusterError, ConfigError
 
 FAILURES = (OSError, pa.ArrowException)
-"""What a file system raises."""
+"""Exceptions of file systems."""
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss")
-_PUT_WHOLE = {"s3", "gcs", "abfs"}
-"""File systems whose files come into being when their stream is closed, and in which renaming is another copy."""
+_ATOMIC_ON_CLOSE = {"s3", "gcs", "abfs"}
+"""File systems in which a file appears when its stream is closed, and in which renaming copies the file."""
 
 _RETRY_SECONDS = 30
-"""How long Google's client may try again, once it was refused; a quarter of an hour if nobody says."""
+"""Seconds for which Google's client retries a failed request. Its own default is a quarter of an hour."""
 
 _CHUNK = 8 * 2**20
 
@@ -33,76 +33,76 @@ _Result = TypeVar("_Result")
 
 
 class Storage:
-    """A folder of a file system."""
+    """A folder of a local or remote file system."""
 
     def __init__(self, filesystem: Any, folder: str) -> None:
-        """``filesystem``: one of :mod:`pyarrow.fs`; ``folder``: a path in it, which need not exist."""
+        """``filesystem`` is one of :mod:`pyarrow.fs`; ``folder`` is a path in it, which does not need to exist."""
         self._files = filesystem
         self._folder = folder.rstrip("/")
-        self.moved = 0
-        """Bytes written and fetched so far."""
+        self.bytes_moved = 0
+        """Number of bytes written and downloaded so far."""
 
     @classmethod
     def at(cls, address: str, name: str) -> Storage:
-        """The folder ``name`` at an address: a folder of this machine, or a URI that :mod:`pyarrow.fs` knows.
+        """Open the folder ``name`` at an address: a local folder, or a URI that :mod:`pyarrow.fs` supports.
 
-        Raises ConfigError if the address has another form, ClusterError if it is a folder that is not there: that
-        would be a disk that is not mounted. May raise one of ``FAILURES`` if it is asked about its region.
+        Raises ConfigError if the address has another form, ClusterError if it is a local folder that does not exist,
+        since its disk may not be mounted. Can raise one of ``FAILURES`` when it looks up the region of a bucket.
         """
         if "://" not in address:
-            files, folder = fs.LocalFileSystem(), absolute(address)
+            files, folder = fs.LocalFileSystem(), absolute_address(address)
         else:
             files, folder = _connect(address)
         if files.type_name == "local" and not Path(folder).is_dir():
-            raise ClusterError(f"storage_path: {address}: no such folder here. Make it, or mount the disk it is on.")
+            raise ClusterError(f"storage_path: {address}: no such folder. Create it, or mount the disk it is on.")
         return cls(files, f"{folder.rstrip('/')}/{name}")
 
     @property
     def local(self) -> Path | None:
-        """Where it is on this machine, if it is."""
+        """Path of the folder on this machine, or None if it is remote."""
         return Path(self._folder) if self._files.type_name == "local" else None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file, by its path within the folder."""
+        """Return the size in bytes of every file, by its path within the folder."""
         found = self._files.get_file_info(fs.FileSelector(self._folder, recursive=True, allow_not_found=True))
         start = len(self._folder) + 1
         return {info.path[start:]: info.size for info in found if info.type == fs.FileType.File}
 
     def read(self, name: str) -> bytes:
-        """A small file's contents."""
+        """Return the contents of a small file."""
         with self._files.open_input_stream(self._path(name)) as stream:
             return stream.read()
 
-    def fetch(self, name: str, path: Path) -> None:
+    def download(self, name: str, path: Path) -> None:
         """Copy a file to a local path."""
         with self._files.open_input_stream(self._path(name)) as stream, path.open("wb") as file:
             file.writelines(self._chunks(stream))
 
     def write(self, name: str, source: BinaryIO) -> None:
-        """Write all of ``source``, instead of an older version if there is one. What is cut short is not there."""
+        """Write all of ``source``, replacing an older version. An interrupted write leaves no incomplete file."""
         target = self._path(name)
-        if self._files.type_name in _PUT_WHOLE:
+        if self._files.type_name in _ATOMIC_ON_CLOSE:
             self._put(target, source)
             return
         parent, _, last = target.rpartition("/")
-        beside = f"{parent}/.{last}.{os.getpid()}-{threading.get_ident()}.part"
+        temporary = f"{parent}/.{last}.{os.getpid()}-{threading.get_ident()}.part"
         self._files.create_dir(parent, recursive=True)
         try:
-            with self._files.open_output_stream(beside) as stream:
+            with self._files.open_output_stream(temporary) as stream:
                 for chunk in self._chunks(source):
                     stream.write(chunk)
-            self._files.move(beside, target)
+            self._files.move(temporary, target)
         except BaseException:
-            self._delete_if_possible(beside)
+            self._delete_if_possible(temporary)
             raise
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file if it exists."""
         with suppress(FileNotFoundError):
             self._files.delete_file(self._path(name))
 
     def _put(self, path: str, source: BinaryIO) -> None:
-        """Write an object. A line that breaks leaves the older version; nothing is left if the source breaks."""
+        """Write an object. If writing fails, the older version remains; if reading ``source`` fails, none remains."""
         reading = False
         try:
             with self._files.open_output_stream(path) as stream:
@@ -114,14 +114,14 @@ class Storage:
                 reading = False
         except BaseException as error:
             if reading or not isinstance(error, FAILURES):
-                # Its stream, closed in good order on the way here, has put in place what it had got.
+                # Leaving the with block closed the stream, which put the incomplete object in place.
                 self._delete_if_possible(path)
             raise
 
     def _chunks(self, source: BinaryIO) -> Iterator[bytes]:
         while chunk := source.read(_CHUNK):
             yield chunk
-            self.moved += len(chunk)
+            self.bytes_moved += len(chunk)
 
     def _delete_if_possible(self, path: str) -> None:
         with suppress(*FAILURES):
@@ -131,65 +131,66 @@ class Storage:
         return f"{self._folder}/{name}"
 
 
-def absolute(address: str) -> str:
-    """An address that means the same in every process of this machine."""
+def absolute_address(address: str) -> str:
+    """Return an address that does not depend on the current folder of a process."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
 
 
-def split(place: str) -> tuple[str, str]:
-    """The address of a storage and the name of a folder in it, from the address of the folder."""
-    if "://" not in place:
-        path = Path(absolute(place))
+def split_address(address: str) -> tuple[str, str]:
+    """Split the address of a folder into the address of its parent and its name."""
+    if "://" not in address:
+        path = Path(absolute_address(address))
         return str(path.parent), path.name
-    folder, _, name = urlsplit(place).path.rstrip("/").rpartition("/")
-    return urlsplit(place)._replace(path=folder).geturl(), name
+    folder, _, name = urlsplit(address).path.rstrip("/").rpartition("/")
+    return urlsplit(address)._replace(path=folder).geturl(), name
 
 
-def join(address: str, name: str) -> str:
-    """The address of a folder in a storage."""
+def join_address(address: str, name: str) -> str:
+    """Return the address of the folder ``name`` at ``address``."""
     if "://" not in address:
         return str(Path(address) / name)
     parts = urlsplit(address)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
-def public(address: str) -> str:
-    """A text as it may be shown: without the passwords of addresses in it."""
-    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", address)
+def redacted(text: str) -> str:
+    """Return ``text`` with the passwords of addresses replaced by asterisks."""
+    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", text)
 
 
-def within(seconds: float, action: Callable[[], _Result], moved: Callable[[], int] = lambda: 0) -> _Result:
-    """What ``action`` gives, but without waiting for it for ever: a disk that is gone may never answer.
+def with_timeout(seconds: float, action: Callable[[], _Result], progress: Callable[[], int] = lambda: 0) -> _Result:
+    """Run ``action`` in a thread and return its result. A disk that is gone may never answer.
 
-    ``moved``: how much of it is done; the time begins anew as long as that grows. Raises TimeoutError; what was begun
-    may go on in its thread, which ends with the process.
+    Raises TimeoutError if the action has not finished and ``progress`` has not changed for ``seconds``. The action may
+    then continue in its daemon thread.
     """
     done: Future[_Result] = Future()
 
     def work() -> None:
         try:
             done.set_result(action())
-        except Exception as error:  # handed to whoever waits, whatever it is
+        except Exception as error:  # raised again in the waiting thread
             done.set_exception(error)
 
     threading.Thread(target=work, name="storage", daemon=True).start()
-    before = moved()
+    before = progress()
     while not wait([done], seconds).done:
-        if moved() == before:
+        if progress() == before:
             raise TimeoutError(f"no answer in {seconds:g} s")
-        before = moved()
+        before = progress()
     return done.result()
 
 
 def _connect(address: str) -> tuple[Any, str]:
+    """Return the file system of a URI and the path within it. Raises ConfigError if the URI is not supported."""
     parts = urlsplit(address)
     expected = f"a folder, or an address that begins with {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
     if parts.scheme not in _SCHEMES:
-        raise ConfigError(f"storage_path: {public(address)}: cannot store at {parts.scheme}://; expected {expected}")
+        raise ConfigError(f"storage_path: {redacted(address)}: cannot store at {parts.scheme}://; expected {expected}")
     if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in parts.query:
         query = f"{parts.query}&" if parts.query else ""
         address = parts._replace(query=f"{query}retry_limit_seconds={_RETRY_SECONDS}").geturl()
     try:
         return fs.FileSystem.from_uri(address)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError(f"storage_path: {public(address)}: {public(str(error))}; expected {expected}") from error
+        raise ConfigError(f"storage_path: {redacted(address)}: {redacted(str(error))}; expected {expected}") from error

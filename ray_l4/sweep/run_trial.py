@@ -15,7 +15,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RunDirectoryError
 from ray_l4.methods import graph_of
 from ray_l4.run import execute
-from ray_l4.store.mirror import NAME_KEY
+from ray_l4.store.mirror import MIRROR_NAME_KEY
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.sweep.folder import SweepFolder
 from ray_l4.sweep.trials import Trial
@@ -70,7 +70,7 @@ def _run(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command: str
     else:
         folder.clear(trial)
         name = f"{folder.path.resolve().name}/{trial.folder}"
-        execute.run(trial.experiment, cluster, path, command, console, folder.provenance() | {NAME_KEY: name})
+        execute.run(trial.experiment, cluster, path, command, console, folder.provenance() | {MIRROR_NAME_KEY: name})
 
 
 def _await_lock(run: RunDirectory) -> None:

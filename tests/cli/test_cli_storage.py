@@ -72,9 +72,9 @@ def test_what_cannot_be_copied_is_said_before_anything_is_made(
     (tmp_path / "nfs" / "first" / "config.yaml").touch()
     begin = ["run", write_experiment(tmp_path), "--cluster", IN_PROCESS, "--run-dir", tmp_path / "first", "--set"]
     for storage, code, words in [
-        (tmp_path / "missing", 6, "no such folder here. Make it, or mount the disk it is on."),
+        (tmp_path / "missing", 6, "no such folder. Create it, or mount the disk it is on."),
         ("ftp://host/x", 2, "cannot store at ftp://"),
-        (tmp_path / "nfs", 5, "there is a run here already"),
+        (tmp_path / "nfs", 5, "already contains a run"),
     ]:
         assert command([*begin, f"cluster.storage_path={storage}"], monkeypatch) == code
         assert words in " ".join(capsys.readouterr().err.split())

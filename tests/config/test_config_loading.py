@@ -1,4 +1,4 @@
-"""Loading of experiments and cluster profiles: overrides, paths, and a message for every mistake."""
+"""Loading of experiment files and cluster profiles: overrides, paths, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config import ClusterConfig, dump_yaml, load_cluster, load_experiment
-from ray_l4.config.loading import data_config
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.loading import data_config, dump_yaml, load_cluster, load_experiment
 from ray_l4.config.protocol import load_protocol
 from ray_l4.config.strict_yaml import dump
 from ray_l4.errors import ConfigError
@@ -35,7 +35,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def problems(path: Path | None, overrides: Sequence[str] = (), load: Callable = load_experiment) -> list[str]:
-    """The lines of the error, with the file called FILE."""
+    """Return the lines of the error message, with ``path`` replaced by FILE."""
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
     text = str(caught.value)
@@ -44,14 +44,13 @@ def problems(path: Path | None, overrides: Sequence[str] = (), load: Callable = 
     return text.replace(str(path), "FILE").splitlines()
 
 
-# --- the files that come with the project ---
-
+# --- files of the repository ---
 
 EXPERIMENTS = sorted((REPOSITORY / "launch/experiments").glob("*.yaml"))
 
 
 def top_keys(path: Path) -> set[str]:
-    """A file with ``sweep`` is a protocol; one without ``stream`` is to be laid over others."""
+    """Return the top-level keys of a file. One with ``sweep`` is a protocol; one without ``stream`` is an overlay."""
     return {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines() if line[:1].isalpha()}
 
 
@@ -67,7 +66,7 @@ def test_every_experiment_loads(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", [path for path in EXPERIMENTS if {"sweep", "name"} <= top_keys(path)], ids=lambda path: path.stem
 )
-def test_every_protocol_loads_and_is_no_experiment(path: Path) -> None:
+def test_every_protocol_loads_but_not_as_an_experiment(path: Path) -> None:
     assert path.stem.startswith(load_protocol(path).base.name)
     (line,) = problems(path)
     assert line.endswith(f"Start them with: ray-l4 sweep {path}".replace(str(path), "FILE"))
@@ -78,7 +77,7 @@ def test_every_profile_loads(path: Path) -> None:
     assert load_cluster(path).name == path.stem
 
 
-def test_the_laptop_profile_spells_out_all_defaults() -> None:
+def test_the_laptop_profile_lists_all_defaults() -> None:
     path = REPOSITORY / "cluster_configs/laptop.yaml"
     assert load_cluster(path) == load_cluster() == ClusterConfig()
     keys = {line.split(":")[0].strip() for line in path.read_text().splitlines() if ":" in line.split("#")[0]}
@@ -92,7 +91,7 @@ def test_fractions_of_a_gpu_add_up() -> None:
     assert two.students.gpus > 0.5
 
 
-# --- what cannot be read ---
+# --- unreadable files ---
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_fractions_of_a_gpu_add_up() -> None:
         (b"", "FILE: the file is empty"),
         (b"# nothing\n", "FILE: the file is empty"),
         (b"- a\n- b\n", "FILE: expected keys and values (key: value), found list"),
-        (b"seed: 1\nseed: 2\n", "FILE:2:1: not valid YAML: key 'seed' stands twice (first in line 1)"),
+        (b"seed: 1\nseed: 2\n", "FILE:2:1: not valid YAML: key 'seed' appears twice (first in line 1)"),
         (b"seed: [1\n", "FILE:2:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
     ],
 )
@@ -118,10 +117,10 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert problems(tmp_path) == ["FILE: cannot be read: Is a directory"]
 
 
-# --- what is wrong in a file ---
+# --- invalid values in a file ---
 
 
-def test_all_problems_at_once_each_with_line_and_remedy(write: Callable[[str], Path]) -> None:
+def test_all_problems_are_reported_at_once_with_line_and_remedy(write: Callable[[str], Path]) -> None:
     path = write(
         """\
 name: 5
@@ -171,14 +170,14 @@ peers: {zzz: 0}
             "FILE: model: missing; expected a group of keys "
             "(name, from_scratch, precision, max_length, lora, task_tokens, spare_task_tokens)",
         ),
-        ("model: {name: x}\n", "FILE: stream: missing; expected a list that is not empty"),
-        ("stream: []\nmodel: {name: x}\n", "FILE:1: stream: expected a list that is not empty, found an empty list"),
-        ("stream: a\nmodel: {name: x}\n", 'FILE:1: stream: expected a list that is not empty, found "a"'),
+        ("model: {name: x}\n", "FILE: stream: missing; expected a non-empty list"),
+        ("stream: []\nmodel: {name: x}\n", "FILE:1: stream: expected a non-empty list, found an empty list"),
+        ("stream: a\nmodel: {name: x}\n", 'FILE:1: stream: expected a non-empty list, found "a"'),
         ("stream:\n- train: 3\nmodel: {name: x}\n", "FILE:2: stream.0.name: missing; expected text"),
         ("stream: [a]\nmodel: {}\n", "FILE:2: model: give exactly one of 'name' and 'from_scratch'"),
         (
             "stream: [a, a]\nmodel: {name: x}\n",
-            "FILE: task 'a' stands twice in the stream; every task is learned once",
+            "FILE: task 'a' appears twice in the stream; a task can be learned only once",
         ),
         (
             "stream: [a]\nmodel: {from_scratch: {heads: 3}}\n",
@@ -196,7 +195,7 @@ def test_one_problem(write: Callable[[str], Path], text: str, message: str) -> N
     assert line.startswith(message)
 
 
-def test_a_profile_is_checked_likewise(write: Callable[[str], Path]) -> None:
+def test_problems_of_a_profile(write: Callable[[str], Path]) -> None:
     path = write("students: {gpu: 1}\nexchange: {precision: int8, steps_ahead: 65}\nray: {object_store_memory: 1}\n")
     assert problems(path, load=load_cluster) == [
         "FILE:3: ray.object_store_memory: expected a whole number of at least 80_000_000 or null, found 1",
@@ -209,19 +208,19 @@ def test_a_profile_is_checked_likewise(write: Callable[[str], Path]) -> None:
 # --- overrides ---
 
 
-def test_overrides_reach_everything(write: Callable[[str], Path]) -> None:
+def test_overrides_can_set_every_kind_of_value(write: Callable[[str], Path]) -> None:
     config = load_experiment(
         write(MINIMAL),
         [
-            "training.epochs=2",  # a group that the file lacks
+            "training.epochs=2",  # a group that is missing from the file
             "training.lm_weight=1e-2",
             "model.from_scratch.layers=5",  # a member of a union
-            "stream.0.train=100",  # a task that stands as a bare name
+            "stream.0.train=100",  # a task given by its name only
             "stream.1=mini.rest",
             "name='12'",
             "peers={count: 3, init: own}",
             "replay.max_length=null",
-            "stream.1.columns.id=row=1",  # the value may hold an equals sign
+            "stream.1.columns.id=row=1",  # a value that contains an equals sign
         ],
     )
     assert (config.training.epochs, config.training.lm_weight) == (2, 0.01)
@@ -232,12 +231,12 @@ def test_overrides_reach_everything(write: Callable[[str], Path]) -> None:
     assert config.stream[1].columns.id == "row=1"
 
 
-def test_an_override_may_replace_the_stream_and_then_change_it(write: Callable[[str], Path]) -> None:
+def test_overrides_can_replace_the_stream_and_then_change_it(write: Callable[[str], Path]) -> None:
     config = load_experiment(write(MINIMAL), ["stream=[x, y]", "stream.1.test=7"])
     assert [(task.name, task.test) for task in config.stream] == [("x", "paper"), ("y", 7)]
 
 
-def test_an_override_may_exchange_the_model(write: Callable[[str], Path]) -> None:
+def test_overrides_can_replace_the_model(write: Callable[[str], Path]) -> None:
     config = load_experiment(write(MINIMAL), ["model.from_scratch=null", "model.name=gpt2"])
     assert (config.model.name, config.model.from_scratch) == ("gpt2", None)
 
@@ -250,7 +249,7 @@ def test_an_override_may_exchange_the_model(write: Callable[[str], Path]) -> Non
         (["model.from_scratch.layer=2"], "--set: model.from_scratch.layer: unknown key. Did you mean 'layers'?"),
         (["training.epochs=0"], "--set: training.epochs: expected a whole number of at least 1, found 0"),
         (["seed.x=1"], "--set: seed: expected a whole number, found a group of keys"),
-        (["stream={a: 1}"], "--set: stream: expected a list that is not empty, found a group of keys"),
+        (["stream={a: 1}"], "--set: stream: expected a non-empty list, found a group of keys"),
         (["stream.0={train: 5}"], "--set: stream.0.name: missing; expected text"),
         (["name=7"], "--set: name: expected text, found 7; put it in quotes to make it text"),
         (["training.0=1"], "--set: training.0: unknown key. Known: answer_token_weight, batch_budget, "),
@@ -260,16 +259,16 @@ def test_an_override_may_exchange_the_model(write: Callable[[str], Path]) -> Non
         ),
         (
             ["stream.1.name=mini.woz"],
-            "FILE with --set stream.1.name: task 'mini.woz' stands twice in the stream; every task is learned once",
+            "FILE with --set stream.1.name: task 'mini.woz' appears twice in the stream; a task can be learned only",
         ),
-        (["stream.2.train=1"], "--set stream.2.train=1: stream has 2 items, counted from 0, and none at '2'"),
-        (["stream.-1.train=1"], "--set stream.-1.train=1: stream has 2 items, counted from 0, and none at '-1'"),
-        (["stream.woz.train=1"], "--set stream.woz.train=1: stream has 2 items, counted from 0, and none at 'woz'"),
+        (["stream.2.train=1"], "--set stream.2.train=1: stream has 2 items, numbered from 0; there is no item '2'"),
+        (["stream.-1.train=1"], "--set stream.-1.train=1: stream has 2 items, numbered from 0; there is no item '-1'"),
+        (["stream.x.train=1"], "--set stream.x.train=1: stream has 2 items, numbered from 0; there is no item 'x'"),
         (["stream.0.name.x=1"], "--set stream.0.name.x=1: stream.0.name is 'mini.woz', which has no keys"),
         (["seed"], "--set seed: expected key=value, with dots between keys (training.epochs=3)"),
         (["=3"], "--set =3: expected key=value, with dots between keys (training.epochs=3)"),
         (["a..b=3"], "--set a..b=3: expected key=value, with dots between keys (training.epochs=3)"),
-        (["seed="], "--set seed=: the value is missing (null for nothing, '\"\"' for empty text)"),
+        (["seed="], "--set seed=: the value is missing (use null for no value, '\"\"' for empty text)"),
         (["name=[a"], "--set name:1:3: not valid YAML: expected ',' or ']'"),
         (["seed=1", "seed=2"], "--set seed=2: would undo the earlier --set seed; give only one of them"),
         (
@@ -278,12 +277,12 @@ def test_an_override_may_exchange_the_model(write: Callable[[str], Path]) -> Non
         ),
     ],
 )
-def test_an_override_that_cannot_be(write: Callable[[str], Path], overrides: list[str], message: str) -> None:
+def test_an_invalid_override(write: Callable[[str], Path], overrides: list[str], message: str) -> None:
     (line,) = problems(write(MINIMAL), overrides)
     assert line.startswith(message)
 
 
-def test_all_impossible_overrides_at_once(write: Callable[[str], Path]) -> None:
+def test_all_invalid_overrides_are_reported_at_once(write: Callable[[str], Path]) -> None:
     lines = problems(write(MINIMAL), ["seed", "stream.9.train=1", "name=x"])
     assert [line.split(":")[0] for line in lines] == ["--set seed", "--set stream.9.train=1"]
 
@@ -309,7 +308,7 @@ LEAVES = {
 
 
 @given(st.fixed_dictionaries({}, optional=LEAVES))
-def test_every_override_is_in_the_result_and_survives_a_round_trip(
+def test_every_override_takes_effect_and_survives_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -327,14 +326,16 @@ def test_every_override_is_in_the_result_and_survives_a_round_trip(
 
 
 def _yaml(value: object) -> str:
-    """A value as a user might type it."""
+    """Return a value as a user might type it."""
     return dump({"x": value}).removeprefix("x: ").rstrip("\n")
 
 
 # --- paths ---
 
 
-def test_paths_of_a_file_start_at_its_folder(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_a_file_are_relative_to_its_folder(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(
         "data: {raw: raw}\nmodel: {name: tiny}\nstream:\n- {name: a, path: mine}\n- {name: b, path: /abs}\n- c\n"
     )
@@ -346,11 +347,11 @@ def test_paths_of_a_file_start_at_its_folder(write: Callable[[str], Path], monke
     assert config.model.name == str(path.parent / "tiny")
 
 
-def test_a_model_that_is_no_folder_is_a_name(write: Callable[[str], Path]) -> None:
+def test_a_model_that_is_not_a_folder_is_a_hub_name(write: Callable[[str], Path]) -> None:
     assert load_experiment(write("stream: [a]\nmodel: {name: org/model}\n")).model.name == "org/model"
 
 
-def test_paths_of_an_override_start_at_the_current_folder(
+def test_paths_of_an_override_are_relative_to_the_current_folder(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("data: {raw: raw}\nstream: [a, {name: b, path: kept}]\nmodel: {name: m}\n")
@@ -364,18 +365,18 @@ def test_paths_of_an_override_start_at_the_current_folder(
     assert config.model.name == str(here / "tiny")
 
 
-def test_home_is_expanded(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     config = load_experiment(write("data: {raw: ~/raw}\nstream: [a]\nmodel: {name: m}\n"))
     assert config.data.raw == Path("/home/someone/raw")
 
 
-def test_the_data_variable_serves_where_the_file_is_silent(
+def test_the_data_variable_applies_if_the_file_sets_no_folder(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(MINIMAL)
     monkeypatch.setenv("RAY_L4_DATA", str(path.parent))
-    assert load_experiment(path).data.raw is None  # there is no raw/ yet
+    assert load_experiment(path).data.raw is None  # raw/ does not exist yet
     (path.parent / "raw").mkdir()
     assert load_experiment(path).data.raw == path.parent / "raw"
     assert load_experiment(path, ["data.seed=1"]).data.raw == path.parent / "raw"
@@ -386,7 +387,7 @@ def test_the_data_variable_serves_where_the_file_is_silent(
     assert load_experiment(path).data.raw is None
 
 
-def test_data_without_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_settings_without_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data_config().raw is None
     (tmp_path / "raw").mkdir()
     monkeypatch.setenv("RAY_L4_DATA", str(tmp_path))
@@ -394,7 +395,7 @@ def test_data_without_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert data_config(Path("/x")).raw == Path("/x")
 
 
-def test_a_resolved_file_loads_the_same_elsewhere(
+def test_a_resolved_file_loads_to_the_same_settings_elsewhere(
     write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_experiment(write("data: {raw: raw}\nstream: [{name: b, path: kept}]\nmodel: {name: m}\n"))
@@ -414,8 +415,8 @@ def test_profiles_survive_a_round_trip(tmp_path_factory: pytest.TempPathFactory,
     assert load_cluster(path) == config
 
 
-def test_what_ray_counts_itself_is_no_custom_resource(write: Callable[[str], Path]) -> None:
+def test_a_custom_resource_cannot_have_a_name_reserved_by_ray(write: Callable[[str], Path]) -> None:
     path = write("students: {resources: {GPU: 1}}\n")
     assert problems(path, load=load_cluster) == [
-        "FILE:1: students: resources: GPU is Ray's own; use cpus or gpus, or another name"
+        "FILE:1: students: resources: GPU is a name reserved by Ray; use cpus or gpus, or another name"
     ]

@@ -1,4 +1,4 @@
-"""The traits of codecs and transports: complete, and true to the codecs and links themselves."""
+"""Traits of codecs and transports: complete, and consistent with the codecs and links themselves."""
 
 from __future__ import annotations
 
@@ -132,19 +132,19 @@ def cluster(name: str) -> ClusterConfig:
 
 
 @every_transport
-def test_a_transport_is_of_one_kind(name: str) -> None:
+def test_a_transport_has_exactly_one_trait(name: str) -> None:
     traits = TRANSPORTS[name]
     assert [getattr(traits, own.name) for own in fields(TransportTraits)].count(True) == 1
     assert cluster(name).exchange.transport_traits is traits
 
 
-def test_payloads_lie_ready_in_one_process_and_in_the_object_store() -> None:
+def test_payloads_are_kept_in_one_process_and_in_the_object_store() -> None:
     ready = {name: traits.by_reference for name, traits in TRANSPORTS.items()}
     assert ready == {"in_process": True, "object_store": True, "collective": False, "cuda_ipc": False}
 
 
 @every_transport
-def test_a_profile_s_answers_are_those_of_its_transport(name: str) -> None:
+def test_a_profile_has_the_properties_of_its_transport(name: str) -> None:
     profile = cluster(name)
     assert profile.in_one_process == (name == "in_process")
     assert profile.forms_groups == (name == "collective")
@@ -173,7 +173,7 @@ def test_device_memory_takes_a_gpu(name: str) -> None:
 def test_a_codec_that_reduces_takes_a_process_group(name: str, codec_name: str) -> None:
     tree = {"exchange": {"transport": name, "codec": codec_name}, "students": {"gpus": 1}}
     if CODECS[codec_name].reduces and not TRANSPORTS[name].process_group:
-        with pytest.raises(ValueError, match="mean is reduced by the students together"):
+        with pytest.raises(ValueError, match="mean needs a collective reduction"):
             ClusterConfig.model_validate(tree)
     else:
         ClusterConfig.model_validate(tree)

@@ -1,4 +1,4 @@
-"""Strict YAML: what is read, what is refused and where the message points, and that what is written reads back."""
+"""Strict YAML: accepted and refused input, positions in messages, and round trips."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ trees = st.recursive(
 
 
 @given(st.dictionaries(st.text(), trees, max_size=4))
-def test_what_is_written_reads_back(data: dict) -> None:
+def test_written_data_is_read_back_unchanged(data: dict) -> None:
     assert parse(dump(data), "x")[0] == data
 
 
 @given(st.from_regex(r"[-+0-9._eE:infabtruesoy~]{1,8}", fullmatch=True))
-def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+def test_text_that_looks_like_another_type_stays_text(text: str) -> None:
     data = {"key": text}
     assert parse(dump(data), "x")[0] == data
-    assert yaml.safe_load(dump(data)) == data  # for other programs too
+    assert yaml.safe_load(dump(data)) == data  # other programs read it as text too
 
 
 @pytest.mark.parametrize(
@@ -60,30 +60,30 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     [
         ("a: 1\nb: [1, 2\n", "f:3:1: not valid YAML: expected ',' or ']'"),
         ("a: 1\n\tb: 2\n", "f:2:1: not valid YAML: found character '\\t'"),
-        ("a: 1\nb: 2\na: 3\n", "f:3:1: not valid YAML: key 'a' stands twice (first in line 1)"),
-        ("x:\n  - {a: 1, a: 2}\n", "f:2:12: not valid YAML: key 'a' stands twice (first in line 2)"),
+        ("a: 1\nb: 2\na: 3\n", "f:3:1: not valid YAML: key 'a' appears twice (first in line 1)"),
+        ("x:\n  - {a: 1, a: 2}\n", "f:2:12: not valid YAML: key 'a' appears twice (first in line 2)"),
         ("1: x\n", "f:1:1: not valid YAML: a key must be text"),
         ("? [a]\n: x\n", "f:1:3: not valid YAML: a key must be text"),
         ("a: &b 1\nc: *b\n", "f:2:4: not valid YAML: aliases (*x) and tags (!x) are not supported"),
         ("a: !!python/name:os.system\n", "f:1:4: not valid YAML: aliases (*x) and tags (!x)"),
         ("a: 1\n---\nb: 1\n", "f:2:1: not valid YAML"),
         ("a: 1\nb: \x07\n", "f:2: character 0x7 is not allowed in YAML"),
-        ("[" * 5000, "f: not usable: nested too deeply"),
+        ("[" * 5000, "f: nested too deeply to be read"),
     ],
 )
-def test_what_is_refused_and_where(text: str, message: str) -> None:
+def test_refused_input_and_its_position(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, "f")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_line_of_the_closest_place_the_text_has() -> None:
+def test_line_of_the_closest_existing_value() -> None:
     _, node = parse("# comment\na:\n  b: 1\n  c:\n    - x\n    - y\n", "f")
-    places = [("a",), ("a", "b"), ("a", "c", 1), ("a", "c", 7), ("a", "missing"), ("a", "b", "c"), ("z",), ()]
-    assert [line_of(node, place) for place in places] == [2, 3, 6, 4, 2, 3, None, None]
+    locations = [("a",), ("a", "b"), ("a", "c", 1), ("a", "c", 7), ("a", "missing"), ("a", "b", "c"), ("z",), ()]
+    assert [line_of(node, location) for location in locations] == [2, 3, 6, 4, 2, 3, None, None]
 
 
-def test_the_empty_text_is_nothing() -> None:
+def test_empty_text_has_no_value() -> None:
     assert parse("# only a comment\n", "f") == (None, None)
-    assert parse("\ufeffa: 1\n", "f")[0] == {"a": 1}  # a byte order mark is no part of the first key
+    assert parse("\ufeffa: 1\n", "f")[0] == {"a": 1}  # a byte order mark is not part of the first key

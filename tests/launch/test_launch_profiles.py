@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from ray_l4.cluster.placement import check_room
-from ray_l4.config import load_cluster
+from ray_l4.config.loading import load_cluster
 from ray_l4.errors import ClusterError
 from tests.launch.launch_fixtures import REPOSITORY
 

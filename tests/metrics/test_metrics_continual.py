@@ -1,4 +1,4 @@
-"""Continual-learning scores: hand-computed matrices, missing cells, invariants."""
+"""Continual-learning metrics: hand-computed matrices, missing cells, invariants."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_per_epoch_trajectory_reproduces_the_papers_table() -> None:
     assert forgetting(matrix) == pytest.approx((2.6 + 2.4) / 2)
 
 
-def test_one_task_has_no_past() -> None:
+def test_a_single_task_has_no_forgetting_or_transfer() -> None:
     assert average_accuracy([[70.0]]) == average_incremental_accuracy([[70.0]]) == 70.0
     assert forgetting([[70.0]]) is backward_transfer([[70.0]]) is forward_transfer([[70.0]], [0.0]) is None
 
 
-def test_a_missing_cell_makes_undefined_what_needs_it_and_nothing_else() -> None:
+def test_a_missing_cell_makes_only_the_metrics_that_need_it_undefined() -> None:
     def values(stage: int, task: int) -> list[bool]:
         return [function(without(stage, task)) is not None for function in ALL]
 
@@ -79,7 +79,7 @@ def test_a_missing_cell_makes_undefined_what_needs_it_and_nothing_else() -> None
     assert forward_transfer(R, [None, 2.0, 3.0]) == forward_transfer(R, BASELINE)
 
 
-def test_stages_that_are_not_tasks() -> None:
+def test_fewer_stages_than_tasks() -> None:
     multitask = [[80.0, 60.0, 90.0]]
     assert average_accuracy(multitask) == pytest.approx(230 / 3)
     assert [function(multitask) for function in ALL[1:]] == [None] * 4
@@ -90,18 +90,18 @@ def test_stages_that_are_not_tasks() -> None:
 @pytest.mark.parametrize("matrix", [[], [[]], [[1.0, 2.0], [1.0]]])
 @pytest.mark.parametrize("function", ALL[:4])
 def test_malformed_matrices_are_refused(function: Callable[[ScoreMatrix], float | None], matrix: ScoreMatrix) -> None:
-    with pytest.raises(DataError, match="rows of one length"):
+    with pytest.raises(DataError, match="rows of equal length"):
         function(matrix)
 
 
 def test_rows_and_baselines_of_another_length_are_refused() -> None:
-    with pytest.raises(DataError, match="baseline has 2 scores but the matrix 3 tasks"):
+    with pytest.raises(DataError, match="baseline has 2 scores but the matrix has 3 tasks"):
         forward_transfer(R, [1.0, 2.0])
     with pytest.raises(DataError, match="needs 3 scores"):
         forgetting(R, [[1.0, 2.0]])
-    with pytest.raises(DataError, match="rows of one length"):
+    with pytest.raises(DataError, match="rows of equal length"):
         forward_transfer([], [])
-    with pytest.raises(DataError, match="rows of one length"):
+    with pytest.raises(DataError, match="rows of equal length"):
         forgetting([], [[1.0]])
 
 
@@ -136,7 +136,7 @@ def test_a_trajectory_only_adds_to_forgetting(matrix: list[list[float]], epoch: 
 
 
 @given(matrices(least=2))
-def test_monotone_decline_forgets_what_backward_transfer_loses(matrix: list[list[float]]) -> None:
+def test_forgetting_equals_lost_transfer_for_falling_scores(matrix: list[list[float]]) -> None:
     size = len(matrix)
     best_first = [sorted((row[task] for row in matrix), reverse=True) for task in range(size)]
     falling = [[best_first[task][stage] if task <= stage else 0.0 for task in range(size)] for stage in range(size)]

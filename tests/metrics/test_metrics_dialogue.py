@@ -1,4 +1,4 @@
-"""Dialogue states: the parser's branches, accumulation over turns, and the gold answers of WOZ."""
+"""Dialogue states: branches of the parser, accumulation over turns, gold answers of WOZ."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_early_error_persists_until_its_slot_is_overwritten() -> None:
         ("area: east; phone", "area: east; phone, address"),
         ids=["en_0_0", "en_0_1", "en_0_2", "en_0_3"],
     )
-    # Joint: wrong, still wrong, mended by the third turn, right. Requests are no part of it.
+    # Joint: wrong, still wrong, corrected by the third turn, right. Requests do not count.
     assert values == {"joint_goal_em": 50.0, "turn_goal_em": 50.0, "turn_request_em": 50.0, "avg_dialogue": 50.0}
 
 
@@ -73,7 +73,7 @@ def test_a_change_of_dialogue_clears_both_states() -> None:
     assert turns(wrong, right, ids=["en_0_0", "en_1_0"])["joint_goal_em"] == 50.0
     # Only the part after the last underscore is the turn.
     assert turns(wrong, right, ids=["en_1_9", "en_11_9"])["joint_goal_em"] == 50.0
-    # A dialogue that comes back after another one starts afresh.
+    # A dialogue that resumes after another one starts from scratch.
     assert turns(wrong, right, right, ids=["en_0_0", "en_1_0", "en_0_1"])["joint_goal_em"] == pytest.approx(200 / 3)
 
 
@@ -112,18 +112,18 @@ def test_turn_scores_ignore_the_order(turns: list[tuple[str, str, str]], random:
 
 
 def gold_answers(path: Path) -> list[tuple[str, str]]:
-    """(turn id, answer) of every turn, written from REFERENCE.md#woz."""
+    """Return (turn id, answer) of every turn, as REFERENCE.md#woz defines it."""
     answers = []
     for number, dialogue in enumerate(json.loads(gzip.decompress(path.read_bytes()))):
-        told: list[list[str]] = []
+        previous: list[list[str]] = []
         for turn, content in enumerate(dialogue["dialogue"]):
             slots = [(act["act"], slot) for act in content["belief_state"] for slot in act["slots"]]
             informs = [slot for act, slot in slots if act == "inform"]
-            new = ", ".join(": ".join(slot) for slot in informs if slot not in told)
+            new = ", ".join(": ".join(slot) for slot in informs if slot not in previous)
             asked = ", ".join(slot[1] for act, slot in slots if act != "inform")
             answer = f"{new};" + (f" {asked}" if asked else "") if new or asked else "None"
             answers.append((f"en_{number}_{turn}", answer.lower()))
-            told = informs
+            previous = informs
     return answers
 
 
@@ -135,7 +135,7 @@ def test_gold_answers_of_woz_score_full_marks(shared_data: Path, split: str, tur
     answers = gold_answers(shared_data / "raw" / "woz" / f"woz_{split}_en.json.gz")
     assert (len(answers), sum(answer == "none" for _, answer in answers)) == (turns, silent)
     assert set(score("joint_goal_em", [Item(answer, (answer,), name) for name, answer in answers]).values()) == {100.0}
-    # Saying nothing at all is right for a turn that says nothing, and never once a goal has been told.
+    # An empty state is right for turns that say nothing, but never once the dialogue has a goal.
     quiet = score("joint_goal_em", [Item("none", (answer,), name) for name, answer in answers])
     assert quiet["turn_request_em"] == pytest.approx(100 * silent / turns)
     assert quiet["joint_goal_em"] < quiet["turn_goal_em"]

@@ -1,4 +1,4 @@
-"""Scores of single items, beside those of all items together."""
+"""Scores of single items, compared with those of all items together."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ items = st.builds(
     sample_id=st.integers(0, 9).map("en_1_{}".format),
     meta=st.just(META),
 )
-FREE_OF_HISTORY = sorted(name for name, metric in METRICS.items() if metric.alone is None)
+INDEPENDENT_OF_ORDER = sorted(name for name, metric in METRICS.items() if metric.item_value is None)
 
 
-@pytest.mark.parametrize("metric", FREE_OF_HISTORY)
+@pytest.mark.parametrize("metric", INDEPENDENT_OF_ORDER)
 @given(given_items=st.lists(items, min_size=1, max_size=6))
-def test_their_mean_is_the_headline(metric: str, given_items: list[Item]) -> None:
+def test_the_mean_of_item_scores_is_the_headline(metric: str, given_items: list[Item]) -> None:
     found = item_scores(metric, given_items)
     assert len(found) == len(given_items)
     assert all(0 <= value <= 100 for value in found)
@@ -38,28 +38,28 @@ def test_their_mean_is_the_headline(metric: str, given_items: list[Item]) -> Non
 
 
 @given(given_items=st.lists(items, min_size=2, max_size=6))
-def test_an_item_s_score_does_not_depend_on_the_others(given_items: list[Item]) -> None:
+def test_the_score_of_an_item_does_not_depend_on_other_items(given_items: list[Item]) -> None:
     for metric in METRICS:
         assert item_scores(metric, given_items[::-1]) == item_scores(metric, given_items)[::-1]
         assert item_scores(metric, given_items[:1]) == item_scores(metric, given_items)[:1]
 
 
-def test_a_turn_counts_alone_where_the_joint_goal_remembers_an_earlier_mistake() -> None:
+def test_a_turn_is_scored_by_its_own_goal_and_not_by_the_joint_goal() -> None:
     turns = [
         Item("food: thai;", ("food: greek;",), "en_0_0"),
-        Item(" area: north;", ("area: north;",), "en_0_1"),  # right, but the dialogue's state is still wrong
+        Item(" area: north;", ("area: north;",), "en_0_1"),  # correct, but the accumulated state is still wrong
     ]
     assert score("joint_goal_em", turns)["joint_goal_em"] == 0
     assert item_scores("joint_goal_em", turns) == [0, 100]
 
 
-def test_values_by_hand() -> None:
+def test_hand_computed_values() -> None:
     pair = [Item("a red car", ("red cars", "a red bus"), "0"), Item(" yes\n", ("yes",), "1")]
     assert item_scores("nf1", pair) == [pytest.approx(50), 100]
     assert item_scores("em", pair) == [0, 100]
 
 
-def test_it_refuses_what_score_refuses() -> None:
+def test_the_same_errors_as_score() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'em'"):
         item_scores("emm", [Item("a", ("a",), "0")])
     with pytest.raises(DataError, match="no items"):

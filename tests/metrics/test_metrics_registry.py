@@ -1,4 +1,4 @@
-"""The table of metrics and what ``score`` refuses."""
+"""The table of metrics, and the errors of ``score``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ META = json.dumps({"sql": {"sel": 0, "agg": 1, "conds": []}, "header": ["year"]}
 ANSWERS = {"joint_goal_em": "food: thai; phone", "lfem": "select max year from table"}
 
 
-def test_the_names_that_configurations_may_use() -> None:
+def test_the_metric_names_of_configurations() -> None:
     assert list(METRICS) == ["joint_goal_em", "lfem", "avg_rouge", "em", "nf1", "nem"]
     assert all(name == metric.name and metric.description for name, metric in METRICS.items())
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_perfect_answer_gets_100_in_the_headline_and_blanks_at_the_ends_do_not_matter(name: str) -> None:
+def test_a_perfect_answer_scores_100_regardless_of_surrounding_blanks(name: str) -> None:
     answer = ANSWERS.get(name, "a red car.")
     for prediction, reference in ((answer, answer), (f" {answer}", answer), (answer, f"\n{answer} ")):
         values = score(name, [Item(prediction, (reference,), "en_0_0", META)])
@@ -27,7 +27,7 @@ def test_a_perfect_answer_gets_100_in_the_headline_and_blanks_at_the_ends_do_not
     assert score(name, [Item("wrong", (answer,), "en_0_0", META)])[METRICS[name].headline] == 0
 
 
-def test_an_unknown_metric_names_the_nearest() -> None:
+def test_the_error_for_an_unknown_metric_names_the_closest() -> None:
     with pytest.raises(ConfigError, match=r"'avg_rogue'.*Did you mean 'avg_rouge'\?"):
         score("avg_rogue", [Item("a", ("a",), "0")])
 

@@ -1,4 +1,4 @@
-"""Average ROUGE: sentence splitting, hand-computed scores, the mean over references."""
+"""Average ROUGE: sentence splitting, hand-computed scores, mean over references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def one(prediction: str, *references: str) -> dict[str, float]:
     return score("avg_rouge", [Item(prediction, references, "0")])
 
 
-def test_sentences_are_cut_at_every_full_stop_and_empty_ones_dropped() -> None:
+def test_sentences_are_split_at_every_full_stop_and_empty_ones_dropped() -> None:
     assert sentences(" a  b. c ... d\n.e3.5 ") == "a b\nc\nd\ne3\n5"
     assert sentences(" . ") == ""
 
@@ -28,19 +28,19 @@ def test_hand_computed_scores() -> None:
     assert values["avg_rouge"] == pytest.approx((values["rouge1"] + values["rouge2"] + values["rougeL"]) / 3)
 
 
-def test_case_endings_and_punctuation_do_not_count() -> None:
+def test_case_inflection_and_punctuation_do_not_count() -> None:
     assert one("The Cars, stopping", "the car stopped!") == pytest.approx(
         dict.fromkeys(("rouge1", "rouge2", "rougeL", "avg_rouge"), 100.0)
     )
 
 
 def test_rouge_l_is_at_summary_level() -> None:
-    # Sentences in another order: the union over sentences finds all of them, a plain subsequence only one.
+    # Sentences in another order: the union over sentences matches all of them, a plain subsequence only one.
     assert one("red car. blue bike", "blue bike. red car")["rougeL"] == pytest.approx(100)
     assert one("red car blue bike", "blue bike red car")["rougeL"] == pytest.approx(50)
 
 
-def test_several_references_are_averaged_and_not_maximised() -> None:
+def test_the_mean_over_references_counts_and_not_the_maximum() -> None:
     near, far = f_measures("a red car", ["a red car"]), f_measures("a red car", ["the blue bike"])
     assert (near["rouge1"], far["rouge1"]) == (1.0, 0.0)
     assert f_measures("a red car", ["a red car", "the blue bike"])["rouge1"] == pytest.approx(0.5)
@@ -61,7 +61,9 @@ WORDS = st.lists(st.sampled_from(["red", "cars", "stop.", "a", "Blue", "é", "3.
 
 
 @given(WORDS, st.lists(WORDS, min_size=1, max_size=3))
-def test_scores_are_percentages_and_blind_to_the_order_of_references(prediction: str, references: list[str]) -> None:
+def test_scores_are_percentages_and_independent_of_the_order_of_references(
+    prediction: str, references: list[str]
+) -> None:
     values = one(prediction, *references)
     assert all(0 <= value <= 100 for value in values.values())
     assert one(prediction, *references[::-1]) == pytest.approx(values)

@@ -1,4 +1,4 @@
-"""The fast string measures against plain twins."""
+"""String similarity, compared with plain implementations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXT = st.text("abc é", max_size=40)
 
 
 def plain_subsequence(x: str, y: str) -> int:
-    """The textbook table: lengths[i][j] is the answer for the first i and j characters."""
+    """Fill the textbook table: lengths[i][j] is the result for the first i and j characters."""
     lengths = [[0] * (len(y) + 1) for _ in range(len(x) + 1)]
     for i, a in enumerate(x):
         for j, b in enumerate(y):
@@ -21,9 +21,9 @@ def plain_subsequence(x: str, y: str) -> int:
 
 
 def plain_substring(x: str, y: str) -> int:
-    """Every substring, longest last."""
-    pieces = {x[i:j] for i in range(len(x)) for j in range(i + 1, len(x) + 1)}
-    return max((len(piece) for piece in pieces if piece in y), default=0)
+    """Search for every substring of ``x`` in ``y``."""
+    substrings = {x[i:j] for i in range(len(x)) for j in range(i + 1, len(x) + 1)}
+    return max((len(substring) for substring in substrings if substring in y), default=0)
 
 
 @given(TEXT, TEXT)
@@ -37,13 +37,13 @@ def test_common_substring_equals_the_search_over_all_substrings(x: str, y: str) 
     assert common_substring(x, y) == plain_substring(x, y) == common_substring(y, x)
 
 
-def test_worked_lengths() -> None:
+def test_hand_computed_lengths() -> None:
     assert common_subsequence("abcbdab", "bdcaba") == 4
     assert common_substring("school/club team", "club teams") == len("club team")
     assert common_subsequence("", "abc") == common_substring("abc", "") == 0
 
 
-def test_similarity_by_hand() -> None:
+def test_hand_computed_similarity() -> None:
     # "yer" in "year": subsequence 3 of 4, substring "ye", shorter length 3.
     assert similarity("yer", "year") == pytest.approx(3 / 4 + 2e-4 - 3e-8, abs=1e-15)
     assert similarity("", "year") == 0.0
@@ -52,6 +52,6 @@ def test_similarity_by_hand() -> None:
 
 
 @given(TEXT.filter(bool), TEXT)
-def test_nothing_resembles_a_text_more_than_itself(x: str, y: str) -> None:
+def test_no_other_text_is_as_similar_as_the_text_itself(x: str, y: str) -> None:
     assert similarity(x, y) == similarity(y, x)
     assert similarity(x, x) > similarity(x, y) or x == y

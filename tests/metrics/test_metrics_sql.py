@@ -1,4 +1,4 @@
-"""lfEM: both parsers branch by branch, and gold queries of the real data scored against themselves."""
+"""lfEM: branches of both parsers, and gold queries of the real data scored against themselves."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ def test_both_parsers_read_well_formed_queries(text: str, expected: Query) -> No
     assert both(text) == (expected, expected)
 
 
-def test_values_lose_their_spaces_only_in_the_fuzzy_form() -> None:
+def test_only_the_fuzzy_parser_removes_spaces_from_values() -> None:
     fuzzy, exact = both("select year from table where player = ann  b. lee and year > 3")
     assert fuzzy.conds == ((0, 0, "annb.lee"), (2, 1, "3"))
     assert exact.conds == ((0, 0, "ann b. lee"), (2, 1, "3"))
 
 
-def test_the_fuzzy_parser_mends_column_names_and_the_exact_one_does_not() -> None:
+def test_only_the_fuzzy_parser_repairs_column_names() -> None:
     text = "select count playr from table where scholl/club teem = ajax"
     assert parse_fuzzy(text, HEADER) == Query(0, 3, ((1, 0, "ajax"),))
     with pytest.raises(UnparsableSqlError):
         parse_exact(text, HEADER)
-    # A wrong column in a condition is enough for the exact parser to give up.
+    # One wrong column in a condition makes the exact parser fail.
     with pytest.raises(UnparsableSqlError, match="do not start"):
         parse_exact("select player from table where yer = 5", HEADER)
     with pytest.raises(UnparsableSqlError, match="do not start"):
         parse_exact("select player from table where the year = 5", HEADER)
 
 
-def test_a_column_whose_first_word_is_an_aggregate_wins_as_a_whole() -> None:
+def test_a_full_column_name_has_priority_over_an_aggregate() -> None:
     assert both("select max speed from table", ("speed", "max speed")) == (Query(1, 0, ()), Query(1, 0, ()))
     assert both("select max speed from table", ("speed", "weight")) == (Query(0, 1, ()), Query(0, 1, ()))
 
 
-def test_unknown_aggregate_cannot_be_parsed() -> None:
+def test_an_unknown_aggregate_cannot_be_parsed() -> None:
     for parse in (parse_fuzzy, parse_exact):
         with pytest.raises(UnparsableSqlError, match="no aggregate"):
             parse("select most year from table", HEADER)
@@ -79,26 +79,26 @@ def test_unknown_aggregate_cannot_be_parsed() -> None:
         parse_exact("", HEADER)
 
 
-def test_equally_similar_columns_the_longest_then_the_first_wins() -> None:
-    # An empty text resembles every name equally (0); "yy" has no letter in common with any (-2 / 10^8 each).
+def test_of_equally_similar_columns_the_longest_and_then_the_first_is_chosen() -> None:
+    # An empty text is equally similar to every name (0); "yy" has no letter in common with any (-2 / 10^8 each).
     assert parse_fuzzy("", ("a", "bcd", "efg")) == Query(1, 0, ())
     assert parse_fuzzy("select max yy from table", ("bbd", "eef")) == Query(0, 1, ())
     assert both("select a from table", ("a", "a")) == (Query(0, 0, ()), Query(0, 0, ()))
 
 
-def test_a_single_unknown_word_resembles_nothing_best() -> None:
-    # Against names without a common letter the empty rest after the first word wins (0 > -1 / 10^8).
+def test_a_single_unknown_word_is_read_as_an_aggregate() -> None:
+    # If no name has a letter in common, the empty text after the first word is the most similar (0 > -1 / 10^8).
     with pytest.raises(UnparsableSqlError, match="no aggregate"):
         parse_fuzzy("select yy from table", ("bb", "cc"))
 
 
-def test_an_empty_column_name_cannot_be_compared_with_nothing() -> None:
+def test_an_empty_column_name_cannot_be_compared_with_an_empty_text() -> None:
     with pytest.raises(UnparsableSqlError, match="empty column name"):
         parse_fuzzy("select from table", ("", "year"))
     assert parse_fuzzy("select max year from table where year = 3", ("", "year")).sel == 1
 
 
-def test_quirk_where_is_cut_at_its_first_letters_even_inside_a_name() -> None:
+def test_quirk_text_is_split_at_where_even_inside_a_name() -> None:
     header = ("whereabouts", "year")
     text = "select whereabouts from table where year = 3"
     assert parse_fuzzy(text, header) != Query(0, 0, ((1, 0, "3"),))
@@ -106,7 +106,7 @@ def test_quirk_where_is_cut_at_its_first_letters_even_inside_a_name() -> None:
     assert score("lfem", [item(text, sql, header)]) == {"lfem": 0.0, "lfem_exact": 0.0}
 
 
-def test_quirk_and_inside_an_inner_value_breaks_the_fuzzy_parse_but_not_at_the_end() -> None:
+def test_quirk_and_inside_a_value_breaks_the_fuzzy_parser_except_in_the_last_condition() -> None:
     inner = "select year from table where player = sandy and score = 3"
     outer = "select year from table where score = 3 and player = sandy"
     with pytest.raises(UnparsableSqlError, match="pair up"):
@@ -115,7 +115,7 @@ def test_quirk_and_inside_an_inner_value_breaks_the_fuzzy_parse_but_not_at_the_e
     assert parse_fuzzy(outer, HEADER).conds == ((4, 0, "3"), (0, 0, "sandy"))
 
 
-def test_quirk_a_trailing_and_is_taken_from_every_value() -> None:
+def test_quirk_a_trailing_and_is_removed_from_every_value() -> None:
     fuzzy, exact = both("select year from table where player = you and")
     assert fuzzy.conds == exact.conds == ((0, 0, "you"),)
 
@@ -124,14 +124,14 @@ def test_quirk_a_trailing_and_is_taken_from_every_value() -> None:
     "conditions",
     ["", "player ann", "player =", "player = ann score = 3", "player >= 3", "= 3 <", "player = \ue0009 \ue0010 x"],
 )
-def test_malformed_conditions_score_nothing(conditions: str) -> None:
+def test_malformed_conditions_score_0(conditions: str) -> None:
     text = f"select year from table where {conditions}"
     with pytest.raises(UnparsableSqlError):
         parse_fuzzy(text, HEADER)
     assert score("lfem", [item(text, {"sel": 2, "agg": 0, "conds": []})])["lfem"] == 0.0
 
 
-def test_an_operator_inside_a_value_survives_the_exact_parse_only() -> None:
+def test_only_the_exact_parser_accepts_an_operator_inside_a_value() -> None:
     text = "select year from table where player = a < b"
     assert parse_exact(text, HEADER).conds == ((0, 0, "a < b"),)
     with pytest.raises(UnparsableSqlError):
@@ -142,7 +142,7 @@ def test_an_empty_value_before_another_condition_is_a_value() -> None:
     assert parse_fuzzy("select year from table where player = and score = 3", HEADER).conds == ((0, 0, ""), (4, 0, "3"))
 
 
-def test_gold_values_are_lower_cased_strings_and_the_order_of_conditions_counts() -> None:
+def test_gold_values_are_lower_cased_and_the_order_of_conditions_counts() -> None:
     sql = {"sel": 2, "agg": 0, "conds": [[0, 0, "Ann Lee"], [4, 1, 7.5]]}
     right = "select year from table where player = ann lee and score > 7.5"
     swapped = "select year from table where score > 7.5 and player = ann lee"
@@ -152,7 +152,7 @@ def test_gold_values_are_lower_cased_strings_and_the_order_of_conditions_counts(
     assert score("lfem", [item(right, sql), item(swapped, sql), item("", sql), item("nonsense", sql)])["lfem"] == 25.0
 
 
-def test_spaces_of_gold_values_count_in_the_exact_variant_only() -> None:
+def test_spaces_of_gold_values_count_only_for_the_exact_parser() -> None:
     sql = {"sel": 2, "agg": 0, "conds": [[0, 0, "Ann  Lee"]]}
     text = " select year from table where player = ann lee"
     assert score("lfem", [item(text, sql)]) == {"lfem": 100.0, "lfem_exact": 0.0}
@@ -169,7 +169,7 @@ def test_spaces_of_gold_values_count_in_the_exact_variant_only() -> None:
         '{"sql": {"sel": null, "agg": 0, "conds": []}, "header": ["a"]}',
     ],
 )
-def test_bad_meta_is_a_data_error_that_names_the_sample(meta: str) -> None:
+def test_bad_meta_is_a_data_error_that_names_the_example(meta: str) -> None:
     with pytest.raises(DataError, match="'q7'"):
         score("lfem", [Item("select a from table", ("x",), "q7", meta)])
 
@@ -178,7 +178,7 @@ WORDS = st.sampled_from(["select", "count", "year", "score", "from", "table", "w
 
 
 @given(st.lists(WORDS, max_size=14).map(" ".join), st.lists(st.sampled_from(["", "year", "score", "a b"]), min_size=1))
-def test_any_text_is_parsed_or_refused(text: str, header: list[str]) -> None:
+def test_every_text_is_parsed_or_refused(text: str, header: list[str]) -> None:
     for parse in (parse_fuzzy, parse_exact):
         try:
             query = parse(text, tuple(header))
@@ -201,7 +201,7 @@ def test_a_rendered_query_scores_full_marks(sel: int, agg: int, conds: list[tupl
 
 
 def gold_items(folder: Path, limit: int) -> list[Item]:
-    """Gold answers of the test set over headers made of the columns that occur in the queries of the same table."""
+    """Return gold answers of the test set, with headers made of the columns used by the queries of the same table."""
     with gzip.open(folder / "test.jsonl.gz", "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     with gzip.open(folder / "test.human_readable.csv.gz", "rt", encoding="utf-8", newline="") as file:
@@ -215,10 +215,10 @@ def gold_items(folder: Path, limit: int) -> list[Item]:
     items = []
     for number, (record, answer) in enumerate(pairs):
         known = sorted(columns[record["table_id"]].items())
-        place = {column: position for position, (column, _) in enumerate(known)}
+        positions = {column: position for position, (column, _) in enumerate(known)}
         sql = record["sql"] | {
-            "sel": place[record["sql"]["sel"]],
-            "conds": [[place[column], op, value] for column, op, value in record["sql"]["conds"]],
+            "sel": positions[record["sql"]["sel"]],
+            "conds": [[positions[column], op, value] for column, op, value in record["sql"]["conds"]],
         }
         meta = json.dumps({"sql": sql, "header": [name for _, name in known]})
         items.append(Item(" ".join(answer.lower().split()), (answer,), str(number), meta))
@@ -226,7 +226,7 @@ def gold_items(folder: Path, limit: int) -> list[Item]:
 
 
 def names_in(answer: str, sql: dict[str, Any]) -> dict[int, str]:
-    """Column names as they stand in a rendered query."""
+    """Return the column names in a rendered query, by column index."""
     head, _, tail = answer.partition(" FROM table")
     aggregate = ("", "MAX ", "MIN ", "COUNT ", "SUM ", "AVG ")[sql["agg"]]
     names = {sql["sel"]: head.removeprefix("SELECT ").removeprefix(aggregate)}
@@ -243,6 +243,6 @@ def test_gold_answers_of_wikisql_score_close_to_full_marks(shared_data: Path) ->
     values = score("lfem", items)
     assert values["lfem"] > 97
     assert values["lfem_exact"] > 97
-    # Answers of the neighbouring questions are wrong nearly always.
+    # The answer to the next question is nearly always wrong.
     shifted = [Item(b.prediction, a.references, a.sample_id, a.meta) for a, b in pairwise(items)]
     assert score("lfem", shifted)["lfem"] < 5

@@ -1,4 +1,4 @@
-"""em, nf1 and nem: branches by hand, invariants by search."""
+"""em, nf1 and nem: hand-computed branches and invariants."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ray_l4.metrics.text import f1, normalise
         ("The  Cat, a dog & AN owl!", "cat dog owl"),
         ("Sci/Tech", "scitech"),
         ("theatre another", "theatre another"),
-        ("t.h.e end", "end"),  # punctuation goes before articles
-        ("“quoted”", "“quoted”"),  # only ASCII punctuation goes
+        ("t.h.e end", "end"),  # punctuation is removed before articles
+        ("“quoted”", "“quoted”"),  # only ASCII punctuation is removed
         ("The", ""),
     ],
 )
@@ -32,7 +32,7 @@ def test_normalise(text: str, expected: str) -> None:
     [
         ("a b c", "a b c", 1.0),
         ("b c", "c d e", 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
-        ("a a b", "a b b", 2 / 3),  # repeated words count as often as both have them
+        ("a a b", "a b b", 2 / 3),  # a repeated word counts as often as both texts contain it
         ("a", "b", 0.0),
         ("", "b", 0.0),
         ("a", "", 0.0),
@@ -47,7 +47,7 @@ def one(prediction: str, *references: str) -> dict[str, float]:
     return score("em", [Item(prediction, references, "0")])
 
 
-def test_exact_match_is_of_stripped_but_otherwise_untouched_text() -> None:
+def test_exact_match_compares_stripped_but_otherwise_unchanged_text() -> None:
     assert one(" World", "World ") == {"em": 100.0, "nf1": 100.0, "nem": 100.0}
     assert one("world", "World") == {"em": 0.0, "nf1": 100.0, "nem": 100.0}
     assert one("World, World", "World World")["em"] == 0.0

@@ -151,7 +151,7 @@ def test_a_damaged_run_of_teachers_inside_is_named(tmp_path: Path) -> None:
 def test_a_teacher_whose_weights_are_gone_is_named(tmp_path: Path) -> None:
     setup, run = small.stopped_run(small.quick("l2kd-word"), tmp_path / "run", "the teachers are trained")
     shutil.rmtree(run.teachers() / "checkpoints" / "stage-0")
-    with pytest.raises(RunDirectoryError, match=r"teachers/.*stage-0.*model\.safetensors: is not there"):
+    with pytest.raises(RunDirectoryError, match=r"teachers/.*stage-0.*model\.safetensors: is missing"):
         small.finish(start(setup, LOCAL, run))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there, whatever happens to their writer."""
+"""Atomic writes: files and folders are complete or absent, whatever happens to the writer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ray_l4.store.atomic import write_file, write_folder, write_json, write_tabl
 
 
 def names(folder: Path) -> list[str]:
-    """All that lies in a folder, hidden files too."""
+    """Return the names in a folder, including hidden ones."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def fails_after(content: str) -> Callable[[Path], None]:
-    """A writer that gets half-way."""
+    """Return a writer that fails halfway."""
 
     def write(path: Path) -> None:
         target = path / "half" if path.is_dir() else path
@@ -34,11 +34,11 @@ def fails_after(content: str) -> Callable[[Path], None]:
     return write
 
 
-def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file.txt"
     write_text(path, "größer\n")
     assert path.read_bytes() == "größer\n".encode()
-    assert names(path.parent) == ["file.txt"], "nothing else is left"
+    assert names(path.parent) == ["file.txt"], "no temporary file is left"
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file.txt"]
 
 
-def test_a_writer_that_fails_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")
     with pytest.raises(OSError, match="disk full"):
@@ -58,20 +58,20 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_debris(tmp_path: Path) -
     assert names(tmp_path) == ["file.txt"]
 
 
-def test_a_writer_that_fails_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+def test_a_failed_write_of_a_new_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_file(tmp_path / "file.txt", fails_after("new"))
     assert names(tmp_path) == []
 
 
-def test_a_reader_never_sees_a_half_written_file(tmp_path: Path) -> None:
+def test_a_reader_never_sees_an_incomplete_file(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")
     seen: list[str] = []
 
-    def slow(beside: Path) -> None:
-        for part in ("n", "ne", "new"):
-            beside.write_text(part)
+    def slow(temporary: Path) -> None:
+        for text in ("n", "ne", "new"):
+            temporary.write_text(text)
             seen.append(path.read_text())
 
     write_file(path, slow)
@@ -80,12 +80,12 @@ def test_a_reader_never_sees_a_half_written_file(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
-    """No handler runs at a kill; what is in place is still whole."""
+    """No handler runs when a process is killed, yet the file stays complete."""
     path = tmp_path / "file.txt"
     write_text(path, "old")
     program = (
         "import os, sys; from pathlib import Path; from ray_l4.store.atomic import write_file\n"
-        "def die(beside): beside.write_text('half'); os.kill(os.getpid(), 9)\n"
+        "def die(temporary): temporary.write_text('half'); os.kill(os.getpid(), 9)\n"
         "write_file(Path(sys.argv[1]), die)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
@@ -101,18 +101,18 @@ json_values = st.recursive(
 
 
 @given(value=json_values)
-def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"
     write_json(path, value)
     assert json.loads(path.read_text(encoding="utf-8")) == value
 
 
-def test_json_is_for_people_too(tmp_path: Path) -> None:
+def test_json_is_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"task": "größe", "score": 1.5})
     assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "task": "größe",\n  "score": 1.5\n}\n'
 
 
-def test_what_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", [1])
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"path": tmp_path})
@@ -120,7 +120,7 @@ def test_what_is_not_json_leaves_the_old_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x.json"]
 
 
-def test_a_table_comes_back(tmp_path: Path) -> None:
+def test_table_round_trip(tmp_path: Path) -> None:
     table = pa.table({"step": pa.array([1, 2], pa.int32()), "ids": [[1, 2], []]})
     write_table(tmp_path / "steps" / "t.parquet", table)
     assert pq.read_table(tmp_path / "steps" / "t.parquet").equals(table)
@@ -136,34 +136,34 @@ def two_files(content: str) -> Callable[[Path], None]:
     return write
 
 
-def test_a_folder_is_written_whole(tmp_path: Path) -> None:
+def test_a_folder_is_written_completely(tmp_path: Path) -> None:
     write_folder(tmp_path / "a" / "folder", two_files("x"))
     assert (tmp_path / "a" / "folder" / "sub" / "two").read_text() == "x"
     assert names(tmp_path / "a") == ["folder"]
 
 
-def test_a_folder_replaces_the_older_one_and_what_was_in_it(tmp_path: Path) -> None:
+def test_a_folder_replaces_the_older_one_with_all_its_files(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", lambda folder: (folder / "stale").touch())
     write_folder(tmp_path / "folder", two_files("new"))
     assert names(tmp_path / "folder") == ["one", "sub"]
     assert names(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("there_before", [False, True])
-def test_a_folder_whose_writer_fails_leaves_what_was_there(tmp_path: Path, there_before: bool) -> None:
-    if there_before:
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_failed_write_leaves_the_older_folder(tmp_path: Path, existed: bool) -> None:
+    if existed:
         write_folder(tmp_path / "folder", two_files("old"))
     with pytest.raises(OSError, match="disk full"):
         write_folder(tmp_path / "folder", fails_after("new"))
-    assert names(tmp_path) == (["folder"] if there_before else [])
-    if there_before:
+    assert names(tmp_path) == (["folder"] if existed else [])
+    if existed:
         assert (tmp_path / "folder" / "one").read_text() == "old"
 
 
-def test_debris_of_an_earlier_try_does_not_get_into_the_folder(tmp_path: Path) -> None:
-    debris = tmp_path / f".folder.{os.getpid()}.part"
-    debris.mkdir()
-    (debris / "half").touch()
+def test_leftovers_of_an_earlier_write_do_not_get_into_the_folder(tmp_path: Path) -> None:
+    leftover = tmp_path / f".folder.{os.getpid()}.part"
+    leftover.mkdir()
+    (leftover / "half").touch()
     write_folder(tmp_path / "folder", two_files("new"))
     assert names(tmp_path / "folder") == ["one", "sub"]
     assert names(tmp_path) == ["folder"]

@@ -1,4 +1,4 @@
-"""A checkpoint is an ordinary Hugging Face folder, and nothing gets lost on the way into it."""
+"""Checkpoints are ordinary Hugging Face folders without any loss of information."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def folder(model: PreTrainedModel, tok: TaskTokenizer, tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-def test_the_library_loads_it_without_a_word(
+def test_transformers_loads_it_without_warnings(
     folder: Path, model: PreTrainedModel, tok: TaskTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    library = logging.getLogger("transformers")  # passes nothing on to pytest by itself
+    library = logging.getLogger("transformers")  # does not propagate to pytest's handler
     library.addHandler(caplog.handler)
     loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     library.removeHandler(caplog.handler)
@@ -64,7 +64,7 @@ def test_the_library_loads_it_without_a_word(
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-def test_the_tokeniser_beside_it_is_the_run_s(folder: Path, tok: TaskTokenizer) -> None:
+def test_it_has_the_tokeniser_of_the_run(folder: Path, tok: TaskTokenizer) -> None:
     loaded = AutoTokenizer.from_pretrained(folder)
     text = " word1 word2 __ans__ word3"
     assert loaded(text, add_special_tokens=False)["input_ids"] == tok.hf(text, add_special_tokens=False)["input_ids"]
@@ -72,7 +72,9 @@ def test_the_tokeniser_beside_it_is_the_run_s(folder: Path, tok: TaskTokenizer) 
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tok.eos, tok.pad)
 
 
-def test_our_own_reader_gives_model_and_task_tokens(folder: Path, model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_load_folder_returns_the_model_and_the_task_tokens(
+    folder: Path, model: PreTrainedModel, tok: TaskTokenizer
+) -> None:
     loaded, tokenizer = load_folder(folder)
     assert (tokenizer.gen, tokenizer.spares, tokenizer.size) == (tok.gen, tok.spares, tok.size)
     for name, tensor in model.state_dict().items():
@@ -89,11 +91,11 @@ def test_weights_are_read_back_byte_for_byte(folder: Path, model: PreTrainedMode
 
 def test_tied_weights_are_stored_once(folder: Path, model: PreTrainedModel) -> None:
     stored = (folder / "model.safetensors").stat().st_size
-    parameters = sum(p.numel() for p in model.parameters()) * 4  # names a shared tensor once
+    parameters = sum(p.numel() for p in model.parameters()) * 4  # counts a shared tensor once
     assert parameters < stored < parameters + 4 * model.get_input_embeddings().weight.numel()
 
 
-def test_a_checkpoint_replaces_the_one_before(folder: Path, model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_a_checkpoint_replaces_an_older_one(folder: Path, model: PreTrainedModel, tok: TaskTokenizer) -> None:
     (folder / "stale").touch()
     changed = to_bytes(model).copy()
     changed[-1] ^= 1

@@ -1,4 +1,4 @@
-"""The copy of a run directory: equal to it after every push, and good to go on from wherever a push was cut short."""
+"""The copy of a run directory: equal after every push, and resumable wherever a push was interrupted."""
 
 from __future__ import annotations
 
@@ -33,31 +33,32 @@ EXPERIMENT = ExperimentConfig.model_validate(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """No power is cut here: what is written need not be on the disk at once, which takes most of the time."""
+def without_fsync() -> Iterator[None]:
+    """Skip fsync, which takes most of the time and matters only for power failures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file's contents by its path."""
+    """Return the contents of all files by path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def copied(folder: Path) -> dict[str, bytes]:
-    """What a copy in a local folder holds, beside its list."""
+    """Return the contents of a copy in a local folder, without its list of versions."""
     return {name: content for name, content in tree(folder).items() if name != ".mirror.json"}
 
 
-def grown_old(folder: Path) -> None:
-    """The files were written a minute ago: their time of modification tells them apart from later versions."""
+def make_older(folder: Path) -> None:
+    """Set all modification times to a minute ago, so that they differ from those of later versions."""
     for path in folder.rglob("*"):
         before = time.time_ns() - 60 * 10**9
         os.utime(path, ns=(before, before))
 
 
-def over(files: Any, folder: Path | str) -> Mirror:
+def mirror_in(files: Any, folder: Path | str) -> Mirror:
+    """Return a mirror in a folder of the file system ``files``."""
     return Mirror("somewhere", "run", Storage(files, str(folder)))
 
 
@@ -74,7 +75,7 @@ def storage(tmp_path: Path) -> Path:
     return tmp_path / "nfs"
 
 
-def test_the_copy_holds_what_the_run_holds_and_no_debris(run: RunDirectory, storage: Path) -> None:
+def test_the_copy_has_all_files_of_the_run_and_no_temporary_ones(run: RunDirectory, storage: Path) -> None:
     expected = tree(run.path)
     for name in (".lock", ".x.json.17.part", ".checkpoint.9.part/model", ".checkpoint.9.old/model"):
         write_text(run.path / name, "debris")
@@ -82,8 +83,8 @@ def test_the_copy_holds_what_the_run_holds_and_no_debris(run: RunDirectory, stor
     assert copied(storage / "one") == expected
 
 
-def test_only_what_has_changed_is_copied(run: RunDirectory, storage: Path) -> None:
-    grown_old(run.path)
+def test_only_changed_files_are_copied(run: RunDirectory, storage: Path) -> None:
+    make_older(run.path)
     mirror = Mirror(str(storage), "one")
     mirror.push(run.path)
     assert mirror.push(run.path) == 0
@@ -94,19 +95,19 @@ def test_only_what_has_changed_is_copied(run: RunDirectory, storage: Path) -> No
     assert copied(storage / "one") == tree(run.path)
 
 
-def test_another_process_knows_what_is_there_already(run: RunDirectory, storage: Path) -> None:
-    grown_old(run.path)
+def test_another_process_does_not_copy_unchanged_files_again(run: RunDirectory, storage: Path) -> None:
+    make_older(run.path)
     Mirror(str(storage), "one").push(run.path)
     write_text(run.path / "report.md", "done")
     assert Mirror(str(storage), "one").push(run.path) == 1
     (storage / "one" / "report.md").unlink()
     (storage / "one" / "stray").touch()
-    assert Mirror(str(storage), "one").push(run.path) == 1, "it looks whether what the list names is there"
+    assert Mirror(str(storage), "one").push(run.path) == 1, "the listed files are checked"
     assert copied(storage / "one") == tree(run.path)
 
 
-def test_a_run_comes_back_and_need_not_be_copied_again(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
-    grown_old(run.path)
+def test_a_pulled_run_does_not_need_to_be_copied_again(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
+    make_older(run.path)
     Mirror(str(storage), "one").push(run.path)
     (storage / "one" / ".check-host.3.part").touch()
     (storage / "one" / "scores" / ".b.json.3.part").touch()
@@ -119,30 +120,30 @@ def test_a_run_comes_back_and_need_not_be_copied_again(run: RunDirectory, storag
     assert Mirror(str(storage), "one").push(again) == 0
 
 
-def test_files_that_grow_or_vanish_during_a_push(run: RunDirectory, storage: Path) -> None:
-    """Between the look at a folder and the copying of a file, the run goes on."""
+def test_files_that_change_or_disappear_during_a_push(run: RunDirectory, storage: Path) -> None:
+    """The run continues between listing a folder and copying a file."""
     opened = mirror_module._open
     (run.path / "scores" / "z.json").touch()
 
-    def later(path: Path) -> Any:
+    def changing_open(path: Path) -> Any:
         if path.name == "a.json":
             (run.path / "scores" / "z.json").unlink(missing_ok=True)
             run.save_state(RunState(stages_done=7))
         return opened(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirror_module, "_open", later)
+        patch.setattr(mirror_module, "_open", changing_open)
         mirror = Mirror(str(storage), "one")
         mirror.push(run.path)
-    there = RunDirectory.open(storage / "one")
-    assert there.state().stages_done == 0, "the state of the moment at which all that it names was looked for"
+    copy = RunDirectory.open(storage / "one")
+    assert copy.state().stages_done == 0, "the state from before the files were listed"
     mirror.push(run.path)
     assert copied(storage / "one") == tree(run.path)
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A run directory after its first stage, and the same when it has finished."""
+    """Return a run directory after its first stage, and the same run directory after the run has finished."""
     folder = tmp_path_factory.mktemp("stages")
     run = RunDirectory.create(folder / "now", EXPERIMENT, ClusterConfig(), {})
     for stage in range(2):
@@ -157,7 +158,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def resumable(copy: Path, folder: Path) -> int:
-    """The stages that the copy vouches for, -1 if it is that of no run; all of them are there."""
+    """Return the finished stages of the copy, or -1 if it is not that of a run. Checks that their files exist."""
     try:
         Mirror.at(str(copy)).pull(folder)
     except RunDirectoryError:
@@ -176,39 +177,41 @@ def resumable(copy: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("objects", [False, True], ids=["folder", "objects"])
-def test_wherever_pushes_are_cut_short_the_run_can_go_on(tmp_path: Path, stages: list[Path], objects: bool) -> None:
-    """Both pushes are cut at every one of their operations; a later process makes up for what is missing."""
-    found, works, cut = set(), 0, True
-    while cut:
-        place = tmp_path / f"{works}"
-        place.mkdir()
-        line = Unreliable(fs.LocalFileSystem(), objects=objects)
-        mirror = over(line, place / "copy")
-        line.breaks_after(works)
-        cut = False
+def test_the_run_can_be_resumed_wherever_pushes_are_interrupted(
+    tmp_path: Path, stages: list[Path], objects: bool
+) -> None:
+    """Interrupts two pushes at every one of their operations. A later process then completes the copy."""
+    found, num_calls, interrupted = set(), 0, True
+    while interrupted:
+        folder = tmp_path / f"{num_calls}"
+        folder.mkdir()
+        files = Unreliable(fs.LocalFileSystem(), objects=objects)
+        mirror = mirror_in(files, folder / "copy")
+        files.fail_after(num_calls)
+        interrupted = False
         for stage in stages:
             try:
                 mirror.push(stage)
             except ClusterError as error:
-                assert "somewhere/run cannot be written (the line is dead). What the run has learned" in str(error)
-                cut = True
-        found.add(resumable(place / "copy", place / "pulled"))
-        line.breaks_after(float("inf"))
-        over(line, place / "copy").push(stages[1])
-        assert copied(place / "copy") == tree(stages[1])
-        works += 1
-    assert works > 20
+                assert "somewhere/run cannot be written (the connection is broken). The run directory" in str(error)
+                interrupted = True
+        found.add(resumable(folder / "copy", folder / "pulled"))
+        files.fail_after(float("inf"))
+        mirror_in(files, folder / "copy").push(stages[1])
+        assert copied(folder / "copy") == tree(stages[1])
+        num_calls += 1
+    assert num_calls > 20
     assert found == {-1, 1, 2}
 
 
 @pytest.mark.parametrize("objects", [False, True], ids=["folder", "objects"])
-def test_a_push_that_failed_is_made_up_for_by_the_next_one(run: RunDirectory, tmp_path: Path, objects: bool) -> None:
-    grown_old(run.path)
-    line = Unreliable(fs.LocalFileSystem(), objects=objects, heals=True)
-    mirror = over(line, tmp_path / "copy")
+def test_a_failed_push_is_completed_by_the_next_one(run: RunDirectory, tmp_path: Path, objects: bool) -> None:
+    make_older(run.path)
+    files = Unreliable(fs.LocalFileSystem(), objects=objects, heals=True)
+    mirror = mirror_in(files, tmp_path / "copy")
     failures = 0
-    for works in range(60):
-        line.breaks_after(works)
+    for num_calls in range(60):
+        files.fail_after(num_calls)
         try:
             mirror.push(run.path)
             break
@@ -219,13 +222,13 @@ def test_a_push_that_failed_is_made_up_for_by_the_next_one(run: RunDirectory, tm
 
 
 def stamped(path: Path, content: str, modified: int) -> None:
-    """A file with such a time of modification (ns)."""
+    """Write a file and set its modification time in ns."""
     path.write_text(content)
     os.utime(path, ns=(modified, modified))
 
 
 def test_a_file_that_changes_twice_in_an_instant(run: RunDirectory, storage: Path) -> None:
-    """A clock that is too coarse to tell the two versions apart."""
+    """The clock is too coarse to distinguish the two versions."""
     mirror, score, now = Mirror(str(storage), "one"), run.path / "scores" / "a.json", time.time_ns()
     stamped(score, "first ", now)
     mirror.push(run.path)
@@ -234,76 +237,78 @@ def test_a_file_that_changes_twice_in_an_instant(run: RunDirectory, storage: Pat
     assert copied(storage / "one") == tree(run.path)
 
 
-def test_a_file_that_is_brought_back_after_a_push_was_cut_short(run: RunDirectory, tmp_path: Path) -> None:
-    """The list of versions must not name the older one while the newer one is there."""
+def test_a_file_that_is_restored_after_an_interrupted_push(run: RunDirectory, tmp_path: Path) -> None:
+    """The list must not have the older version while the copy has the newer one."""
     score, copy = run.path / "scores" / "a.json", tmp_path / "copy"
-    line = Unreliable(fs.LocalFileSystem(), objects=True)
-    grown_old(run.path)
+    files = Unreliable(fs.LocalFileSystem(), objects=True)
+    make_older(run.path)
     stamped(score, "older", 10**18)
-    over(line, copy).push(run.path)
+    mirror_in(files, copy).push(run.path)
     stamped(score, "newer", 2 * 10**18)
-    for works in range(20):
-        line.breaks_after(works)
+    for num_calls in range(20):
+        files.fail_after(num_calls)
         with suppress(ClusterError):
-            over(line, copy).push(run.path)
+            mirror_in(files, copy).push(run.path)
         if (copy / "scores" / "a.json").read_text() == "newer":
             break
-    line.breaks_after(float("inf"))
+    files.fail_after(float("inf"))
     stamped(score, "older", 10**18)
-    over(line, copy).push(run.path)
+    mirror_in(files, copy).push(run.path)
     assert copied(copy) == tree(run.path)
 
 
 def test_a_pull_that_fails_leaves_nothing(run: RunDirectory, tmp_path: Path) -> None:
-    line = Unreliable(fs.LocalFileSystem())
-    over(line, tmp_path / "copy").push(run.path)
-    line.breaks_after(4)
-    with pytest.raises(ClusterError, match=r"cannot be read \(the line is dead\)\. Is it reachable from here"):
-        over(line, tmp_path / "copy").pull(tmp_path / "new")
+    files = Unreliable(fs.LocalFileSystem())
+    mirror_in(files, tmp_path / "copy").push(run.path)
+    files.fail_after(4)
+    with pytest.raises(ClusterError, match=r"cannot be read \(the connection is broken\)\. Is it reachable from here"):
+        mirror_in(files, tmp_path / "copy").pull(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("precious")
-    with pytest.raises(RunDirectoryError, match=r"taken: is there already and not empty\. Choose another --run-dir"):
-        over(line, tmp_path / "copy").pull(tmp_path / "taken")
+    with pytest.raises(RunDirectoryError, match=r"taken: already exists and is not empty\. Choose another --run-dir"):
+        mirror_in(files, tmp_path / "copy").pull(tmp_path / "taken")
     assert tree(tmp_path / "taken") == {"thesis.txt": b"precious"}
 
 
-def test_what_is_no_copy_is_not_brought(storage: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_copy_cannot_be_pulled(storage: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"nfs/one: not the copy of a run \(no config\.yaml and no state\.json"):
         Mirror(str(storage), "one").pull(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_place_is_tried_before_the_run_begins(storage: Path, tmp_path: Path) -> None:
+def test_the_storage_is_checked_before_the_run_starts(storage: Path, tmp_path: Path) -> None:
     Mirror(str(storage), "one").check(tmp_path / "one", new=True)
-    assert tree(storage) == {}, "what was written to try it is gone"
-    line = Unreliable(fs.LocalFileSystem())
-    line.breaks_after(2)
-    with pytest.raises(ClusterError, match=r"run cannot be used \(the line is dead\)\. Is it reachable and writable"):
-        over(line, storage).check(tmp_path / "one", new=True)
-    with pytest.raises(ClusterError, match="no such folder here"):
+    assert tree(storage) == {}, "the test file has been removed"
+    files = Unreliable(fs.LocalFileSystem())
+    files.fail_after(2)
+    with pytest.raises(
+        ClusterError, match=r"run cannot be used \(the connection is broken\)\. Is it reachable and writable"
+    ):
+        mirror_in(files, storage).check(tmp_path / "one", new=True)
+    with pytest.raises(ClusterError, match="no such folder"):
         Mirror(str(tmp_path / "missing"), "one").check(tmp_path / "one", new=True)
     with pytest.raises(ConfigError, match="cannot store at ftp"):
         Mirror("ftp://host", "one").check(tmp_path / "one", new=True)
 
 
-def test_a_place_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Hung(Unreliable):
         def create_dir(self, path: str, recursive: bool) -> None:
             time.sleep(5)
 
-    monkeypatch.setattr(mirror_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(mirror_module, "_CHECK_TIMEOUT", 0.1)
     began = time.monotonic()
     with pytest.raises(ClusterError, match=r"cannot be used \(no answer in 0\.1 s\)"):
-        over(Hung(fs.LocalFileSystem()), tmp_path / "copy").check(tmp_path / "run", new=True)
+        mirror_in(Hung(fs.LocalFileSystem()), tmp_path / "copy").check(tmp_path / "run", new=True)
     assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("direction", ["push", "pull"])
-def test_a_storage_that_answers_no_more_is_given_up(
+def test_a_push_or_pull_fails_if_the_storage_stops_responding(
     direction: str, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For this time: the next push waits its turn, and makes up for it."""
+    """The next push waits for the one that hangs, and completes the copy."""
 
     class Hangs(Unreliable):
         answers = threading.Event()
@@ -318,42 +323,44 @@ def test_a_storage_that_answers_no_more_is_given_up(
 
     hangs = Hangs(fs.LocalFileSystem())
     hangs.answers.set()
-    over(hangs, tmp_path / "copy").push(run.path)
+    mirror_in(hangs, tmp_path / "copy").push(run.path)
     write_text(run.path / "scores" / "b.json", "{}")
     hangs.answers.clear()
-    mirror = over(hangs, tmp_path / "copy")
-    monkeypatch.setattr(mirror_module, "_STALLED", 0.2)
+    mirror = mirror_in(hangs, tmp_path / "copy")
+    monkeypatch.setattr(mirror_module, "_STALL_TIMEOUT", 0.2)
     with pytest.raises(ClusterError, match=r"\(no answer in 0\.2 s\)"):
         mirror.push(run.path) if direction == "push" else mirror.pull(tmp_path / "back")
     hangs.answers.set()
-    monkeypatch.setattr(mirror_module, "_STALLED", 30.0)
+    monkeypatch.setattr(mirror_module, "_STALL_TIMEOUT", 30.0)
     mirror.push(run.path)
     assert copied(tmp_path / "copy") == tree(run.path)
 
 
-def test_an_object_storage_that_is_not_there_is_said_in_time(tmp_path: Path) -> None:
-    """Nothing listens at port 9 of this machine."""
+def test_an_unreachable_object_store_is_reported_in_time(tmp_path: Path) -> None:
+    """Nothing listens on port 9 of this machine."""
     mirror = Mirror("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=none", "one")
     with pytest.raises(ClusterError, match=r"storage_path: s3://key:\*\*\*@bucket/x/one.* cannot be used .*onnect"):
         mirror.check(tmp_path / "one", new=True)
 
 
-def test_a_new_run_does_not_take_the_place_of_another(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
+def test_a_new_run_does_not_replace_another(run: RunDirectory, storage: Path, tmp_path: Path) -> None:
     Mirror(str(storage), "one").push(run.path)
     before = tree(storage)
-    with pytest.raises(RunDirectoryError, match=r"nfs/one: there is a run here already.*ray-l4 resume .*nfs/one --run"):
+    with pytest.raises(RunDirectoryError, match=r"nfs/one: already contains a run.*ray-l4 resume .*nfs/one --run"):
         Mirror(str(storage), "one").check(tmp_path / "one", new=True)
     Mirror(str(storage), "one").check(run.path, new=False)
     changed = EXPERIMENT.model_copy(update={"seed": 1})
     other = RunDirectory.create(tmp_path / "other", changed, ClusterConfig(), {})
-    with pytest.raises(RunDirectoryError, match=r"nfs/one: another run than .*other\. Choose another storage_path"):
+    with pytest.raises(
+        RunDirectoryError, match=r"nfs/one: contains another run than .*other\. Choose another storage_path"
+    ):
         Mirror(str(storage), "one").check(other.path, new=False)
     assert tree(storage) == before
 
 
 def test_a_run_is_not_copied_into_itself(run: RunDirectory) -> None:
     for address, name in [(run.path.parent, "one"), (run.path, "copy"), (run.path.parent.parent, "runs")]:
-        with pytest.raises(RunDirectoryError, match="lie in each other"):
+        with pytest.raises(RunDirectoryError, match="one contains the other"):
             Mirror(str(address), name).check(run.path, new=True)
 
 
@@ -362,11 +369,11 @@ def test_the_copy_keeps_its_name(run: RunDirectory, storage: Path, tmp_path: Pat
     moved = run.path.rename(tmp_path / "renamed")
     mirror = mirror_of(RunDirectory.open(moved), profile)
     assert mirror is not None
-    assert mirror.place == str(storage / "one")
-    older = RunDirectory.create(tmp_path / "older", EXPERIMENT, profile, {"command": "before there were copies"})
+    assert mirror.address == str(storage / "one")
+    older = RunDirectory.create(tmp_path / "older", EXPERIMENT, profile, {"command": "from before copies existed"})
     mirror = mirror_of(older, profile)
     assert mirror is not None
-    assert mirror.place == str(storage / "older")
+    assert mirror.address == str(storage / "older")
     assert mirror_of(older, ClusterConfig()) is None
 
 
@@ -389,15 +396,15 @@ FILE_SYSTEMS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 @settings(max_examples=40, deadline=None)
 @given(steps=st.lists(changes, max_size=12))
-def test_whatever_happens_a_push_makes_the_copy_equal(kind: str, steps: list[tuple[str, Any, Any]]) -> None:
-    """Files come, change within an instant and go; pushes break; the process starts again."""
+def test_after_any_history_a_push_makes_the_copy_equal(kind: str, steps: list[tuple[str, Any, Any]]) -> None:
+    """Files are created, changed twice in an instant and deleted, pushes fail, and the process restarts."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = folder / "run"
         run.mkdir()
-        line = FILE_SYSTEMS[kind](folder)
-        place = "copy" if kind in ("memory", "subtree") else str(folder / "copy")
-        mirror = over(line, place)
+        files = FILE_SYSTEMS[kind](folder)
+        copy = "copy" if kind in ("memory", "subtree") else str(folder / "copy")
+        mirror = mirror_in(files, copy)
         for what, which, content in steps:
             match what:
                 case "write":
@@ -405,17 +412,17 @@ def test_whatever_happens_a_push_makes_the_copy_equal(kind: str, steps: list[tup
                 case "remove":
                     (run / which).unlink(missing_ok=True)
                 case "age":
-                    grown_old(run)
+                    make_older(run)
                 case "restart":
-                    mirror = over(line, place)
+                    mirror = mirror_in(files, copy)
                 case "push":
-                    line.breaks_after(which)
+                    files.fail_after(which)
                     with suppress(ClusterError):
                         mirror.push(run)
-                    line.breaks_after(float("inf"))
+                    files.fail_after(float("inf"))
         mirror.push(run)
-        there = Storage(line, place)
-        assert {file: there.read(file) for file in there.sizes() if file != ".mirror.json"} == tree(run)
-        grown_old(run)
+        storage = Storage(files, copy)
+        assert {file: storage.read(file) for file in storage.sizes() if file != ".mirror.json"} == tree(run)
+        make_older(run)
         mirror.push(run)
-        assert over(line, place).push(run) == 0
+        assert mirror_in(files, copy).push(run) == 0

@@ -1,4 +1,4 @@
-"""The run directory: made once, held by one process, read back as it was written."""
+"""The run directory: created once, locked by one process, read back as written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "runs" / "one", EXPERIMENT, CLUSTER, {"command": "ray-l4 run x.yaml"})
 
 
-def test_a_new_run_holds_all_it_began_with(run: RunDirectory) -> None:
+def test_a_new_run_directory_has_everything_it_was_created_with(run: RunDirectory) -> None:
     opened = RunDirectory.open(run.path)
     assert opened.experiment() == EXPERIMENT
     assert opened.cluster() == CLUSTER
@@ -53,35 +53,37 @@ def test_a_new_run_holds_all_it_began_with(run: RunDirectory) -> None:
     assert read_json(opened.path / "manifest.json") == {"command": "ray-l4 run x.yaml"}
 
 
-def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+def test_an_empty_folder_can_become_a_run_directory(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert RunDirectory.create(tmp_path / "empty", EXPERIMENT, CLUSTER, {}).experiment() == EXPERIMENT
 
 
-def test_what_is_there_is_never_overwritten(run: RunDirectory, tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(run: RunDirectory, tmp_path: Path) -> None:
     before = (run.path / "config.yaml").read_bytes()
-    with pytest.raises(RunDirectoryError, match=r"is there already and not empty.*ray-l4 resume"):
+    with pytest.raises(RunDirectoryError, match=r"already exists and is not empty.*ray-l4 resume"):
         RunDirectory.create(run.path, EXPERIMENT.model_copy(update={"seed": 1}), CLUSTER, {})
     assert (run.path / "config.yaml").read_bytes() == before
     (tmp_path / "file").touch()
-    with pytest.raises(RunDirectoryError, match="is there already"):
+    with pytest.raises(RunDirectoryError, match="already exists"):
         RunDirectory.create(tmp_path / "file", EXPERIMENT, CLUSTER, {})
 
 
-def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunDirectoryError, match=r"file/run: cannot be made \(Not a directory\)"):
+    with pytest.raises(RunDirectoryError, match=r"file/run: cannot be created \(Not a directory\)"):
         RunDirectory.create(tmp_path / "file" / "run", EXPERIMENT, CLUSTER, {})
 
 
-def test_a_folder_that_is_no_run_is_not_opened(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_directory_cannot_be_opened(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(RunDirectoryError, match=r"not a run directory \(no config\.yaml in it\)"):
             RunDirectory.open(folder)
 
 
-def test_a_run_whose_making_was_cut_short_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """config.yaml comes last, so a directory without state or manifest is not taken for a run."""
+def test_an_incompletely_created_run_directory_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml is written last, so a directory without state or manifest does not count as a run."""
 
     def full(self: RunDirectory, state: RunState) -> None:
         raise OSError("disk full")
@@ -93,18 +95,18 @@ def test_a_run_whose_making_was_cut_short_is_none(tmp_path: Path, monkeypatch: p
         RunDirectory.open(tmp_path / "run")
 
 
-def test_a_run_has_one_holder_at_a_time(run: RunDirectory) -> None:
+def test_only_one_process_at_a_time_holds_the_lock(run: RunDirectory) -> None:
     with (
         run.lock(),
         pytest.raises(RunDirectoryError, match=r"in use by process \d+ on \S+\. Wait"),
         RunDirectory.open(run.path).lock(),
     ):
         pass
-    with run.lock():  # free again
+    with run.lock():  # the lock is free again
         pass
 
 
-def test_the_lock_is_freed_by_an_error(run: RunDirectory) -> None:
+def test_an_error_releases_the_lock(run: RunDirectory) -> None:
     with pytest.raises(KeyboardInterrupt), run.lock():
         raise KeyboardInterrupt
     with run.lock():
@@ -121,7 +123,7 @@ with RunDirectory.open(Path(sys.argv[1])).lock():
 """
 
 
-def test_another_process_that_holds_the_run_is_named(run: RunDirectory) -> None:
+def test_the_process_that_holds_the_lock_is_named(run: RunDirectory) -> None:
     arguments = [sys.executable, "-c", HOLDER, str(run.path)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         try:
@@ -131,11 +133,11 @@ def test_another_process_that_holds_the_run_is_named(run: RunDirectory) -> None:
                 pass
         finally:
             holder.kill()
-    with run.lock():  # a process that was killed holds nothing
+    with run.lock():  # a killed process releases its lock
         assert f"process {holder.pid}" not in (run.path / ".lock").read_text()
 
 
-def test_state_comes_back(run: RunDirectory) -> None:
+def test_state_round_trip(run: RunDirectory) -> None:
     state = RunState(stages_done=2, wall_seconds=12.25, peak_memory_bytes={"student-0": 2**31})
     run.save_state(state)
     assert RunDirectory.open(run.path).state() == state
@@ -145,13 +147,15 @@ def test_state_comes_back(run: RunDirectory) -> None:
     "content",
     [b"", b"{", b"[]", b'{"stages_done": "two"}', b'{"stages_done": 1, "steps_done": 3}', b"\xff\xfe", b'{"stages'],
 )
-def test_a_damaged_state_is_an_error_that_names_the_file(run: RunDirectory, content: bytes) -> None:
+def test_the_error_for_a_damaged_state_names_the_file(run: RunDirectory, content: bytes) -> None:
     (run.path / "state.json").write_bytes(content)
-    with pytest.raises(RunDirectoryError, match=r"state\.json: unreadable \(ValidationError\); the run cannot go on"):
+    with pytest.raises(
+        RunDirectoryError, match=r"state\.json: unreadable \(ValidationError\); the run cannot be resumed"
+    ):
         run.state()
 
 
-def test_a_missing_state_is_an_error_that_names_the_file(run: RunDirectory) -> None:
+def test_the_error_for_a_missing_state_names_the_file(run: RunDirectory) -> None:
     (run.path / "state.json").unlink()
     with pytest.raises(RunDirectoryError, match=r"state\.json: unreadable \(FileNotFoundError\)"):
         run.state()
@@ -161,8 +165,8 @@ def record(value: float) -> dict[str, object]:
     return {"headline": "em", "values": {"em": value}}
 
 
-def test_scores_come_back_by_cell(run: RunDirectory) -> None:
-    """Names of tasks hold dots, so the place of a cell in its file name must still be found."""
+def test_scores_are_read_back_by_cell(run: RunDirectory) -> None:
+    """Task names contain dots; the parts of the file name must still be found."""
     cells = [Cell(0, 1, 0, "woz.en"), Cell(12, 9, 1, "rnnlg.rest.json"), Cell(0, 1, 0, "e2enlg")]
     for value, cell in enumerate(cells):
         write_score(run, cell, record(value), {"sample_id": ["0"], "prediction": ["x"], "references": [["x", "y"]]})
@@ -177,7 +181,7 @@ def test_scores_come_back_by_cell(run: RunDirectory) -> None:
     student=st.integers(0, 9),
     task=st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=15),
 )
-def test_a_task_may_be_called_anything(
+def test_a_task_can_have_any_name(
     tmp_path_factory: pytest.TempPathFactory, stage: int, epoch: int, student: int, task: str
 ) -> None:
     run = RunDirectory(tmp_path_factory.mktemp("run"))
@@ -186,7 +190,7 @@ def test_a_task_may_be_called_anything(
     assert run.scores() == {cell: record(1)}
 
 
-def test_usual_names_stand_in_file_names_as_they_are() -> None:
+def test_usual_task_names_are_not_quoted_in_file_names() -> None:
     assert Cell(1, 9, 0, "woz.en").name == "stage-1.epoch-9.student-0.woz.en"
     assert Cell(1, 9, 0, "my-task_2").name == "stage-1.epoch-9.student-0.my-task_2"
 
@@ -195,21 +199,21 @@ def test_a_run_without_scores_has_none(run: RunDirectory) -> None:
     assert run.scores() == {}
 
 
-def test_files_of_others_among_the_scores_are_left_alone(run: RunDirectory) -> None:
+def test_other_files_among_the_scores_are_ignored(run: RunDirectory) -> None:
     write_score(run, Cell(0, 1, 0, "a"), record(1), {"sample_id": []})
     (run.path / "scores" / "stage-0.notes.json").write_text("not ours")
     assert list(run.scores()) == [Cell(0, 1, 0, "a")]
 
 
-def test_a_damaged_score_is_an_error_that_names_the_file(run: RunDirectory) -> None:
+def test_the_error_for_a_damaged_score_names_the_file(run: RunDirectory) -> None:
     write_score(run, Cell(0, 1, 0, "a"), record(1), {"sample_id": []})
     (run.path / "scores" / "stage-0.epoch-1.student-0.a.json").write_text("{")
     with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.student-0\.a\.json: cannot be read as JSON"):
         run.scores()
 
 
-def test_a_score_is_only_there_once_its_predictions_are(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a crash between the two, the resumed run must score the cell again."""
+def test_a_score_exists_only_if_its_predictions_do(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash between the two writes, the resumed run must score the cell again."""
 
     def full(path: Path, value: object) -> None:
         raise OSError("disk full")
@@ -225,8 +229,8 @@ def step(stage: int, number: int, student: int, **figures: float) -> dict[str, f
     return {"stage": stage, "epoch": 1, "step": number, "student": student, "loss": 0.5, **figures}
 
 
-def test_figures_of_steps_come_back_in_the_order_of_the_run(run: RunDirectory) -> None:
-    """File names sort differently: stage-10 before stage-2, and epoch-10 before epoch-2."""
+def test_figures_of_steps_are_read_in_the_order_of_the_run(run: RunDirectory) -> None:
+    """The order of file names differs: stage-10 before stage-2, and epoch-10 before epoch-2."""
     write_steps(run, 10, 1, [step(10, 0, 0)])
     write_steps(run, 2, 10, [step(2, 3, 1), step(2, 3, 0), step(2, 2, 1), step(2, 2, 0)])
     write_steps(run, 2, 2, [step(2, 0, 0), step(2, 0, 1), step(2, 1, 0), step(2, 1, 1)])
@@ -234,19 +238,19 @@ def test_figures_of_steps_come_back_in_the_order_of_the_run(run: RunDirectory) -
     assert found == [*((2, s, i) for s in range(4) for i in range(2)), (10, 0, 0)]
 
 
-def test_a_head_that_is_not_trained_has_no_figures(run: RunDirectory) -> None:
+def test_an_untrained_head_has_no_figures(run: RunDirectory) -> None:
     write_steps(run, 0, 1, [step(0, 0, 0, nll_qa=1.25)])
     (row,) = run.step_figures()
     assert (row["nll_qa"], row["nll_lm"], row["loss"]) == (1.25, None, 0.5)
 
 
-def test_an_epoch_that_is_learned_again_replaces_its_figures(run: RunDirectory) -> None:
+def test_a_repeated_epoch_replaces_its_figures(run: RunDirectory) -> None:
     write_steps(run, 0, 1, [step(0, 0, 0), step(0, 1, 0)])
     write_steps(run, 0, 1, [step(0, 0, 0, grad_norm=2.0)])
     assert [row["grad_norm"] for row in run.step_figures()] == [2.0]
 
 
-def test_replay_comes_back_with_the_reason_of_what_was_dropped(run: RunDirectory) -> None:
+def test_replayed_examples_are_written_with_the_reason_for_dropping_them(run: RunDirectory) -> None:
     rows = [
         {"student": 0, "valid": True, "reason": "", "text": "x", "ids": np.array([7, 8], np.int32)},
         {"student": 1, "valid": False, "reason": "no answer token", "text": "", "ids": np.array([7])},
@@ -258,51 +262,53 @@ def test_replay_comes_back_with_the_reason_of_what_was_dropped(run: RunDirectory
     assert found == [{**row, "ids": list(row["ids"])} for row in rows]
 
 
-def test_answers_of_teachers_come_back_whatever_the_task_is_called(run: RunDirectory) -> None:
+def test_answers_of_teachers_are_written_for_any_task_name(run: RunDirectory) -> None:
     write_answers(run, "my/task", ["x-1", "x-0"], ["größe", ""])
     assert run.answers("my/task").parent == run.path / "distil"
     found = pq.read_table(run.answers("my/task")).to_pydict()
     assert found == {"sample_id": ["x-1", "x-0"], "answer": ["größe", ""]}
 
 
-def test_what_guards_know_comes_back_byte_for_byte(run: RunDirectory) -> None:
-    known = {(stage, student): np.arange(stage + student + 3, dtype=np.uint8) for stage in (0, 1) for student in (0, 1)}
-    for (stage, student), data in known.items():
+def test_guard_state_is_read_back_byte_for_byte(run: RunDirectory) -> None:
+    states = {
+        (stage, student): np.arange(stage + student + 3, dtype=np.uint8) for stage in (0, 1) for student in (0, 1)
+    }
+    for (stage, student), data in states.items():
         write_guard(run, stage, student, data)
     assert len(list((run.path / "guards").iterdir())) == 4
-    for (stage, student), data in known.items():
+    for (stage, student), data in states.items():
         assert read_guard(run, stage, student).tolist() == data.tolist()
 
 
-def test_spans_come_back_in_seconds(run: RunDirectory) -> None:
+def test_spans_are_written_in_seconds(run: RunDirectory) -> None:
     spans = [{"lane": "student 0", "kind": "training", "label": "a, epoch 1", "start": 1.8e9 + 0.125, "end": 1.8e9 + 2}]
     write_timeline(run, spans)
     assert pq.read_table(run.path / "timeline.parquet").to_pylist() == spans
     write_timeline(run, [])
-    assert pq.read_table(run.path / "timeline.parquet").num_rows == 0, "no spans, but the columns are there"
+    assert pq.read_table(run.path / "timeline.parquet").num_rows == 0, "a table without rows has the columns"
 
 
-def test_teachers_live_inside_the_run_they_teach(run: RunDirectory) -> None:
+def test_the_run_directory_of_teachers_is_inside_that_of_the_student(run: RunDirectory) -> None:
     teachers = RunDirectory.create(run.teachers(), EXPERIMENT, CLUSTER, {})
     assert teachers.path == run.path / "teachers"
     assert run.scores() == teachers.scores() == {}
     write_score(teachers, Cell(0, 1, 0, "a"), record(1), {"sample_id": []})
-    assert run.scores() == {}, "the scores of one are not those of the other"
+    assert run.scores() == {}, "the two have separate scores"
 
 
-def test_checkpoints_have_places_of_their_own(run: RunDirectory) -> None:
-    places = {run.checkpoint(s, e, i) for s in range(3) for e in range(1, 3) for i in range(2)}
-    assert len(places) == 12
+def test_every_checkpoint_has_its_own_folder(run: RunDirectory) -> None:
+    folders = {run.checkpoint(s, e, i) for s in range(3) for e in range(1, 3) for i in range(2)}
+    assert len(folders) == 12
     assert run.checkpoint(2, 9, 1) == run.path / "checkpoints" / "stage-2" / "epoch-9" / "student-1"
 
 
-def test_missing_weights_are_an_error_that_names_the_file(run: RunDirectory) -> None:
-    with pytest.raises(RunDirectoryError, match=r"student-0/model\.safetensors: is not there, but.*state\.json"):
+def test_the_error_for_missing_weights_names_the_file(run: RunDirectory) -> None:
+    with pytest.raises(RunDirectoryError, match=r"student-0/model\.safetensors: is missing, although.*state\.json"):
         read_weights(run.checkpoint(0, 1, 0))
 
 
-def test_a_run_that_did_not_finish_has_no_summary(run: RunDirectory) -> None:
-    with pytest.raises(RunDirectoryError, match=r"did not finish\. Go on with it: ray-l4 resume"):
+def test_an_unfinished_run_has_no_summary(run: RunDirectory) -> None:
+    with pytest.raises(RunDirectoryError, match=r"did not finish\. Resume it: ray-l4 resume"):
         run.summary()
     write_json(run.path / "summary.json", {"seed": 0})
     assert run.summary() == {"seed": 0}

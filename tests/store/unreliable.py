@@ -1,4 +1,4 @@
-"""A file system that breaks where it is told to, and one that behaves as an object storage does."""
+"""A file system that fails on demand and can imitate an object store."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from pyarrow import fs
 
 
-class BrokenLineError(OSError):
-    """What the file system raises once it is broken."""
+class BrokenConnectionError(OSError):
+    """Raised by a file system that has been told to fail."""
 
 
 class Unreliable:
-    """A file system that does so many things, and then fails: once, or for good.
+    """A file system that fails after a given number of calls: once (``heals``) or permanently.
 
-    As ``objects`` it has no way to move a file: what is written is there once its stream is closed.
+    With ``objects`` it behaves like an object store: a file appears when its stream is closed, and cannot be moved.
     """
 
     def __init__(self, files: Any, *, objects: bool = False, heals: bool = False) -> None:
@@ -23,51 +23,51 @@ class Unreliable:
         self._files = files
         self._objects = objects
         self._heals = heals
-        self.breaks_after(float("inf"))
+        self.fail_after(float("inf"))
 
-    def breaks_after(self, works: float) -> None:
-        """From now on so many things work."""
-        self._left = works
+    def fail_after(self, num_calls: float) -> None:
+        """Let this many more calls succeed."""
+        self._remaining = num_calls
 
     def get_file_info(self, selector: Any) -> Any:
-        self._count()
+        self._count_call()
         return self._files.get_file_info(selector)
 
     def open_input_stream(self, path: str) -> Any:
-        self._count()
+        self._count_call()
         return self._files.open_input_stream(path)
 
     def open_output_stream(self, path: str) -> Any:
-        self._count()
+        self._count_call()
         if self._objects:
             self._files.create_dir(path.rpartition("/")[0], recursive=True)
         return _Stream(self, self._files, path)
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        assert not self._objects, "object storages have no folders"
-        self._count()
+        assert not self._objects, "object stores have no folders"
+        self._count_call()
         self._files.create_dir(path, recursive=recursive)
 
     def move(self, source: str, target: str) -> None:
-        assert not self._objects, "moving is copying there"
-        self._count()
+        assert not self._objects, "object stores cannot move files"
+        self._count_call()
         self._files.move(source, target)
 
     def delete_file(self, path: str) -> None:
-        self._count()
+        self._count_call()
         self._files.delete_file(path)
 
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left == -1 or (self._left < 0 and not self._heals):
-            raise BrokenLineError("the line is dead")
+    def _count_call(self) -> None:
+        self._remaining -= 1
+        if self._remaining == -1 or (self._remaining < 0 and not self._heals):
+            raise BrokenConnectionError("the connection is broken")
 
 
 class _Stream(io.RawIOBase):
-    """A stream of which half arrives when the line breaks; an object storage drops what was not closed in order."""
+    """A stream that writes half of a chunk if the call fails. An object store then discards the file."""
 
-    def __init__(self, line: Unreliable, files: Any, path: str) -> None:
-        self._line, self._files, self._path = line, files, path
+    def __init__(self, owner: Unreliable, files: Any, path: str) -> None:
+        self._owner, self._files, self._path = owner, files, path
         self._held = bytearray()
         self._broke = False
 
@@ -76,8 +76,8 @@ class _Stream(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         try:
-            self._line._count()
-        except BrokenLineError:
+            self._owner._count_call()
+        except BrokenConnectionError:
             self._held += bytes(data)[: len(data) // 2]
             self._broke = True
             raise
@@ -85,12 +85,12 @@ class _Stream(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        if not self.closed and not (self._broke and self._line.type_name == "s3"):
+        if not self.closed and not (self._broke and self._owner.type_name == "s3"):
             with self._files.open_output_stream(self._path) as stream:
                 stream.write(bytes(self._held))
         super().close()
 
 
 def mock() -> fs.FileSystem:
-    """A file system in memory."""
+    """Return a file system in memory."""
     return fs._MockFileSystem()

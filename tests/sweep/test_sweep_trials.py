@@ -205,7 +205,7 @@ def test_paths_of_an_overlays_sweep_start_at_its_folder(tmp_path: Path) -> None:
         (Request(grid={"training.epoch": [1]}), "--grid: training.epoch: unknown key. Did you mean 'epochs'?"),
         (Request(grid={"foo.bar": [1]}), "--grid: foo: unknown key."),
         (Request(grid={"training.epochs": [0]}), "--grid: training.epochs: expected a whole number of at least 1"),
-        (Request(grid={"training.epochs": [2, 2]}), "--grid: training.epochs: 2 stands twice"),
+        (Request(grid={"training.epochs": [2, 2]}), "--grid: training.epochs: 2 appears twice"),
         (Request(grid={"seed": [2]}), "--grid: seed: is set by the sweep itself; use sweep.seeds or --seeds"),
         (Request(methods=["l5"]), "unknown method or variant 'l5'. Did you mean 'l4'?"),
         (Request(methods=["l4", "l4"]), "--methods: 'l4' stands twice"),
