@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-from ray_l4.bench.isolated_process import Fresh
+from ray_l4.bench.isolated_process import IsolatedProcess
 from ray_l4.bench.workload import TASK
 from ray_l4.cluster.connection import node_resources
 from ray_l4.cluster.placement import check_room
@@ -19,7 +19,7 @@ _GLANCE = 2e-4
 """Seconds between looks at whether predictions are stored; they are not fetched."""
 
 
-class Cohort(Protocol):
+class BenchStudents(Protocol):
     """Students that learn, and stop in between."""
 
     peers: int
@@ -115,17 +115,17 @@ class OneProcess:
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         self.peers = setup.topology.size
         self.steps = 0
-        self._process = Fresh(_of_one_process, setup, cluster)
+        self._process = IsolatedProcess(_of_one_process, setup, cluster)
 
     def train(self, steps: int) -> list[StepFigures]:
         self.steps += steps
-        return self._process.ask("train", steps)
+        return self._process.call("train", steps)
 
     def publish_seconds(self, attempts: int) -> list[float]:
-        return self._process.ask("publish_seconds", attempts)
+        return self._process.call("publish_seconds", attempts)
 
     def peak_memory(self) -> int:
-        return self._process.ask("peak_memory")
+        return self._process.call("peak_memory")
 
     def close(self) -> None:
         self._process.close()
