@@ -1,4 +1,4 @@
-"""Attention and dropout with the memory that they take on a GPU, for tensors that are said to be on the CPU."""
+"""Operators with the memory that they take on a GPU, for tensors that are on the CPU by name."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ class GpuOperators(TorchFunctionMode):
 
 def _masked_dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     return torch.native_dropout(values, p, True)[0] if training and p > 0 else values
+
+
+def update_together(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser of PyTorch update all weights together, its default on a GPU, with more working memory."""
+    for group in optimizer.param_groups:
+        if "foreach" in group:
+            group["foreach"] = True

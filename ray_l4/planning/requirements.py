@@ -28,7 +28,7 @@ class Requirements:
     parameters: int
     """Parameters of the largest peer; tied ones count once."""
     trainable: int
-    """Those of them that training updates."""
+    """Parameters of that peer that training updates."""
     published: int
     """Bytes that one rank of a student publishes in a step."""
     received: int

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
@@ -24,8 +23,9 @@ from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.sharding import Alone
 from ray_l4.methods import get_method, graph_of, peer_experiment, peer_settings
 from ray_l4.methods.copying import changed
+from ray_l4.planning.attribution import attribute_model, attribute_optimiser
 from ray_l4.planning.batch_shape import BatchShape
-from ray_l4.planning.gpu_operators import GpuOperators
+from ray_l4.planning.gpu_operators import GpuOperators, update_together
 from ray_l4.planning.memory_trace import MemoryTrace
 from ray_l4.planning.meta_models import (
     ParameterCounts,
@@ -44,7 +44,7 @@ class SimulatedStep:
     """Memory and traffic of one process with one or several peers."""
 
     parameters: ParameterCounts
-    """Of the last of its peers."""
+    """Parameters of the last of its peers."""
     tensors: Mapping[str, int]
     """Purpose -> bytes, when their total was largest. Purposes: weights, gradients, optimiser, guard, activations,
     logits, loss, backward, exchange."""
@@ -128,7 +128,7 @@ class _SimulatedProcess:
         model = meta_model(config.model, vocabulary, peer_settings(experiment, peer).dropout)
         method, rank = get_method(config.method), _SimulatedRank(size=batch.ranks)
         learner = Learner(peer, model, cast(Any, vocabulary), config, method, rank, batch.micro_batch)
-        _attribute_model(model, self._trace)
+        attribute_model(model, self._trace)
         return learner
 
     def learn_stage(self, stage: int) -> int:
@@ -138,7 +138,9 @@ class _SimulatedProcess:
         """
         for learner in self.learners.values():
             learner.begin_stage(stage, self._table, self._table)
-            self._attribute_optimiser(learner.optimizer)
+            attribute_optimiser(learner.optimizer, self._trace)
+            if self._gpu:
+                update_together(learner.optimizer)
         payload = max(self._step(step) for step in range(_STEPS))
         for learner in self.learners.values():
             if learner.guard is not None:
@@ -173,14 +175,6 @@ class _SimulatedProcess:
             self.learners[peer].backward(step, [self._codec.decode(payload) for payload in payloads])
         return num_bytes
 
-    def _attribute_optimiser(self, optimizer: torch.optim.Optimizer) -> None:
-        """Trace what the optimiser allocates; on a GPU, let it update all weights together as PyTorch does there."""
-        optimizer.register_step_pre_hook(lambda *_: self._trace.begin("optimiser"))
-        optimizer.register_step_post_hook(lambda *_: self._trace.begin("loss"))
-        for group in optimizer.param_groups:
-            if self._gpu and "foreach" in group:
-                group["foreach"] = True  # faster, with more working memory
-
 
 def _copy(payload: Payload) -> Payload:
     """Return a copy of ``payload``, which stands for the payload of a peer in another process."""
@@ -192,20 +186,3 @@ def _with_batch(experiment: ExperimentConfig, batch: BatchShape) -> ExperimentCo
     as that of many."""
     training = changed(experiment.training, batch_size=batch.examples, batch_budget=None, epochs=1)
     return changed(experiment, training=training, regulariser=changed(experiment.regulariser, examples=1))
-
-
-def _attribute_model(model: Any, trace: MemoryTrace) -> None:
-    """Attribute the weights and gradients of ``model``, and all that its forward and backward passes allocate."""
-
-    def after_head(module: nn.Module, inputs: Any, logits: Tensor) -> None:
-        trace.assign(logits, "logits")
-        trace.begin("loss")
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: trace.begin("backward"))
-
-    model.base_model.register_forward_pre_hook(lambda *_: trace.begin("activations"))
-    model.get_output_embeddings().register_forward_hook(after_head)
-    for parameter in model.parameters():
-        trace.assign(parameter, "weights")
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda weight: trace.assign(weight.grad, "gradients"))

@@ -136,9 +136,12 @@ def three() -> dict[str, Fidelity]:
     """Codec and precision -> fidelity, with three students."""
     sections = [("dense", "float32"), ("dense", "float16"), ("factored", "float32"), ("topk", "float32")]
     sections += [("sampled", "float32"), ("mean", "float32")]
-    exchanges = [ExchangeConfig(codec=codec, precision=narrow, top_k=4, samples=8) for codec, narrow in sections]  # type: ignore[arg-type]
+    exchanges = [
+        ExchangeConfig.model_validate({"codec": codec, "precision": precision, "top_k": 4, "samples": 8})
+        for codec, precision in sections
+    ]
     found = Gradients(SMALL.setup(3, 1)).fidelities(exchanges)
-    return {f"{codec} {narrow}": own for (codec, narrow), own in zip(sections, found, strict=True)}
+    return {f"{codec} {precision}": own for (codec, precision), own in zip(sections, found, strict=True)}
 
 
 def test_bytes_are_those_of_the_definition(three: dict[str, Fidelity]) -> None:
