@@ -29,10 +29,10 @@ from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import Topology, get_method, graph_of, resolved
 from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import BatchShape, batch_shape
-from ray_l4.planning.meta_models import vocabulary
+from ray_l4.planning.meta_models import vocabulary_of
 from ray_l4.planning.process_baselines import LEARNER_PROCESS
-from ray_l4.planning.processes import checkpoint_and_step
-from ray_l4.planning.simulated_step import rehearse
+from ray_l4.planning.processes import step_or_checkpoint_bytes
+from ray_l4.planning.simulated_step import simulate_step
 
 _STEPS = 4
 
@@ -95,17 +95,17 @@ CASES: Mapping[str, Case] = {
 def predicted(case: Case) -> int:
     """Return the predicted memory in bytes, from the configuration alone."""
     experiment, profile = case.experiment(), case.profile()
-    own = rehearse(experiment, profile.exchange, vocabulary(experiment), case.shape(), range(case.peers))
-    return checkpoint_and_step(own) + LEARNER_PROCESS
+    step = simulate_step(experiment, profile.exchange, vocabulary_of(experiment), case.shape(), range(case.peers))
+    return step_or_checkpoint_bytes(step) + LEARNER_PROCESS
 
 
 def train(case: Case, steps: int = _STEPS) -> None:
     """Train the case's peers for ``steps`` steps, exchange included, and take a checkpoint of each."""
     experiment, profile, shape = case.experiment(), case.profile(), case.shape()
-    tokens, method, graph = cast(Any, vocabulary(experiment)), get_method(experiment.method), graph_of(experiment)
+    tokens, method, graph = cast(Any, vocabulary_of(experiment)), get_method(experiment.method), graph_of(experiment)
     codec = build_codec(profile.exchange, experiment)
     own = changed(experiment, regulariser=changed(experiment.regulariser, examples=1))
-    ranks = Alone(size=shape.shards)
+    ranks = Alone(size=shape.ranks)
     learners = [
         Learner(peer, build_model(own.model, tokens, peer), tokens, own, method, ranks, shape.micro_batch)
         for peer in range(case.peers)
@@ -155,7 +155,7 @@ def compare(names: Sequence[str]) -> Iterator[dict[str, Any]]:
             "transport": exchange.transport,
             "codec": exchange.codec,
             "peers": case.peers,
-            "vocab": vocabulary(case.experiment()).size,
+            "vocab": vocabulary_of(case.experiment()).size,
             "positions": shape.examples * sum(scored[head] for head in get_method(case.method).heads),
             "peak_rss_bytes": found,
             "predicted_rss_bytes": expected,

@@ -1,4 +1,4 @@
-"""What is to be measured, and on what: the ways for predictions to travel, and a profile for each of them."""
+"""The cases that ``ray-l4 bench exchange`` measures, and the cluster profile of each."""
 
 from __future__ import annotations
 
@@ -13,50 +13,66 @@ from pydantic import ValidationError
 from ray_l4.bench.workload import Workload
 from ray_l4.cluster.placement import check_room, local_resources, usable_cores
 from ray_l4.config.cluster import ClusterConfig, ExchangeConfig
+from ray_l4.config.traits import CODECS, TRANSPORTS
 from ray_l4.errors import ClusterError, ConfigError, nearest
 from ray_l4.exchange.codecs import build_codec
 
-_ONE_PROCESS = "in_process"
+_IN_PROCESS = "in_process"
 _LEAST_SHARE = 1e-4
-"""Of a CPU, in Ray."""
-_STORE_AT_LEAST = 200_000_000
-_AROUND_A_STEP = 3
-"""Of each student, predictions that the object store holds beside those of the steps submitted ahead."""
-_LIBRARIES = 500_000_000
-"""Bytes of a process that has loaded PyTorch and Transformers and built nothing."""
-_PER_PARAMETER = 20
-"""Bytes: weight, gradient, two moments, and a temporary of the update."""
-_BUFFERS = 4
-"""Of the size of a student's dense predictions: logits, their gradient, what is sent, and temporaries."""
+"""Smallest share of a CPU in Ray."""
+_LEAST_STORE_BYTES = 200_000_000
+_STEPS_STORED = 3
+"""Steps whose predictions the object store holds for each student, in addition to those submitted ahead."""
+_PROCESS_BYTES = 500_000_000
+"""A process that has imported PyTorch and transformers and built no model."""
+_BYTES_PER_PARAMETER = 20
+"""Weight, gradient, two moments, and a temporary of the update."""
+_DENSE_BUFFERS = 4
+"""Buffers as large as a student's dense predictions: logits, their gradient, the payload, and temporaries."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way for predictions to travel."""
+class BenchCase:
+    """One combination of transport, codec and precision."""
 
     transport: str
     codec: str
     precision: str = "float32"
 
     @property
-    def in_one_process(self) -> bool:
-        """Whether all students are in one process, without Ray."""
-        return self.transport == _ONE_PROCESS
+    def in_process(self) -> bool:
+        """True if all students are in one process, without Ray."""
+        return TRANSPORTS[self.transport].in_one_process
 
     @property
     def by_reference(self) -> bool:
-        """Whether predictions lie ready for whoever reads them, so that publishing ends before anyone reads."""
-        return self.transport in (_ONE_PROCESS, "object_store")
+        """True if predictions are stored for their readers, so that publishing ends before reading begins."""
+        return TRANSPORTS[self.transport].by_reference
 
     @property
-    def alone(self) -> Way:
-        """The same in one process, with which it is compared. There is no ``mean`` there: dense ones are averaged."""
-        return Way(_ONE_PROCESS, "dense") if self.codec == "mean" else Way(_ONE_PROCESS, self.codec, self.precision)
+    def baseline(self) -> BenchCase:
+        """The same in one process, to compare with; for ``mean``, which has no such form, dense predictions."""
+        codec, precision = ("dense", "float32") if CODECS[self.codec].reduces else (self.codec, self.precision)
+        return BenchCase(_IN_PROCESS, codec, precision)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A whole measurement. Every list is in the order in which it is gone through."""
+class StudentResources:
+    """The resources of each student, and the cluster that has them."""
+
+    threads: int
+    """PyTorch threads."""
+    gpus: float
+    """Share of a GPU."""
+    address: str | None
+    """Address of a running cluster; None to start a local one."""
+    spread: bool
+    """True to put every student on a node of its own."""
+
+
+@dataclass(frozen=True)
+class BenchGrid:
+    """A whole measurement: all cases at all numbers of peers, each in the order given."""
 
     workload: Workload
     peers: Sequence[int]
@@ -64,93 +80,87 @@ class Plan:
     codecs: Sequence[str]
     precisions: Sequence[str]
     steps: int
-    """Measured in a round, if there are two students; fewer for more, so that a round takes about as long."""
+    """Measured steps of two students in a repeat; more students take fewer, so that a repeat takes about as long."""
     repeats: int
-    """Rounds: each is some steps in one process, then as many in the way under test."""
-    threads: int
-    """Of PyTorch for each student."""
-    gpus: float
-    """Share of a GPU for each student."""
-    address: str | None
-    """Of a running cluster."""
-    spread: bool
-    """Every student on a node of its own."""
+    """Repeats: each is some steps of the baseline, then as many of the case."""
+    resources: StudentResources
 
-    def steps_of(self, peers: int) -> int:
-        """Measured in a round with so many students."""
+    def steps_per_repeat(self, peers: int) -> int:
+        """Return the measured steps of a repeat with this number of students."""
         return max(1, self.steps * 2 // peers)
 
-    def ways(self) -> list[Way]:
-        """Every transport with every codec and precision that it can carry, those of one codec together.
+    def cases(self) -> list[BenchCase]:
+        """Return every transport with every codec and precision that it can carry, grouped by codec and precision.
 
-        Raises ConfigError for a name that does not exist, or one that goes with no other that was asked for.
+        Raises ConfigError for an unknown name, or for one that cannot be combined with any of the others.
         """
         asked = {"codec": self.codecs, "precision": self.precisions, "transport": self.transports}
         for key, names in asked.items():
             _require_known(key, names)
         found, refused = [], {}
         for codec, precision, transport in product(self.codecs, self.precisions, self.transports):
-            way = Way(transport, codec, precision)
+            case = BenchCase(transport, codec, precision)
             try:
-                build_codec(self.profile(way, 2).exchange, self.workload.experiment(2))
-                found.append(way)
+                build_codec(self.profile(case, 2).exchange, self.workload.experiment(2))
+                found.append(case)
             except ValidationError as error:
-                refused[way] = error.errors()[0]["msg"].removeprefix("Value error, ")
+                refused[case] = error.errors()[0]["msg"].removeprefix("Value error, ")
             except ConfigError as error:
-                refused[way] = str(error)
+                refused[case] = str(error)
         for key, names in asked.items():
             for name in names:
-                if not any(getattr(way, key) == name for way in found):
-                    why = next(text for way, text in refused.items() if getattr(way, key) == name)
-                    raise ConfigError(f"{name} goes with none of the others that were asked for: {why}")
+                if not any(getattr(case, key) == name for case in found):
+                    reason = next(text for case, text in refused.items() if getattr(case, key) == name)
+                    raise ConfigError(f"{name} cannot be combined with any of the others: {reason}")
         return found
 
-    def profile(self, way: Way, peers: int) -> ClusterConfig:
-        """Where the students run. Raises ValidationError (pydantic) for a way that cannot be."""
-        cores = usable_cores()
-        # In one process PyTorch may use as many cores as the processes of the others together.
-        threads = min(self.threads * peers, cores) if way.in_one_process else self.threads
+    def profile(self, case: BenchCase, peers: int) -> ClusterConfig:
+        """Return the cluster profile of ``case``. Raises ValidationError (pydantic) for an impossible combination."""
+        cores, own = usable_cores(), self.resources
+        # One process may use as many cores as the students' processes have together.
+        threads = min(own.threads * peers, cores) if case.in_process else own.threads
         share = (
-            float(self.threads)
-            if self.address
-            else min(self.threads, max(_LEAST_SHARE, cores / peers // _LEAST_SHARE * _LEAST_SHARE))
+            float(own.threads)
+            if own.address
+            else min(own.threads, max(_LEAST_SHARE, cores / peers // _LEAST_SHARE * _LEAST_SHARE))
         )
         sections: dict[str, Mapping[str, Any]] = {
-            "ray": {"address": self.address, "object_store_memory": self._store_memory()},
-            "students": {"cpus": share, "gpus": self.gpus, "threads": threads},
-            "exchange": {"transport": way.transport, "codec": way.codec, "precision": way.precision},
-            "placement": {"strategy": "STRICT_SPREAD" if self.spread else "PACK"},
+            "ray": {"address": own.address, "object_store_memory": self._store_bytes()},
+            "students": {"cpus": share, "gpus": own.gpus, "threads": threads},
+            "exchange": {"transport": case.transport, "codec": case.codec, "precision": case.precision},
+            "placement": {"strategy": "STRICT_SPREAD" if own.spread else "PACK"},
         }
         profile = ClusterConfig.model_validate({"name": "bench", **sections})
-        # A run needs an evaluator, and the profile insists on one; here nothing is scored.
+        # The profile's schema demands an evaluator, but nothing is scored here.
         return profile.model_copy(update={"evaluators": profile.evaluators.model_copy(update={"count": 0})})
 
-    def refuse_without_room(self, ways: Sequence[Way]) -> None:
+    def require_room(self, cases: Sequence[BenchCase]) -> None:
         """Raise ClusterError if this machine has too few devices, or too little memory, for the most students.
 
-        What a running cluster has is known once it is joined.
+        A running cluster is checked later, when it has been joined.
         """
-        if self.address:
+        if self.resources.address:
             return
         peers, load = max(self.peers), self.workload
-        for way in ways:
-            if not way.in_one_process:
-                profile = self.profile(way, peers)
+        for case in cases:
+            if not case.in_process:
+                profile = self.profile(case, peers)
                 check_room(peers, profile, [local_resources(profile)])
         received = (peers - 1) * load.dense_bytes
-        student = _LIBRARIES + _PER_PARAMETER * load.num_parameters + _BUFFERS * load.dense_bytes + received
-        needed, there = peers * student + self._store_memory(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > there:
+        student = _PROCESS_BYTES + _BYTES_PER_PARAMETER * load.num_parameters + _DENSE_BUFFERS * load.dense_bytes
+        needed = peers * (student + received) + self._store_bytes()
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > available:
             raise ClusterError(
                 f"no room for {peers} students of {load.num_parameters:,} parameters that exchange {load.positions} "
                 f"predictions of {load.vocab:,} entries: they take about {needed / 1e9:.1f} GB together, and this "
-                f"machine has {there / 1e9:.1f} GB. Ask for fewer --peers, or a smaller --vocab, --tokens or --width."
+                f"machine has {available / 1e9:.1f} GB. Use fewer --peers, or a smaller --vocab, --tokens or --width."
             )
 
-    def _store_memory(self) -> int:
-        """Bytes for the object store, such that it never overflows to the disk (RAY.md 2)."""
-        held = ExchangeConfig().steps_ahead + _AROUND_A_STEP
-        return max(_STORE_AT_LEAST, max(self.peers) * held * self.workload.dense_bytes)
+    def _store_bytes(self) -> int:
+        """Return the size of the object store, large enough that it never spills to disk (REFERENCE.md#ray)."""
+        steps = ExchangeConfig().steps_ahead + _STEPS_STORED
+        return max(_LEAST_STORE_BYTES, max(self.peers) * steps * self.workload.dense_bytes)
 
 
 def _require_known(key: str, names: Sequence[str]) -> None:

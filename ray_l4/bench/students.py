@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from ray_l4.bench.isolated_process import Fresh
+from ray_l4.bench.isolated_process import IsolatedProcess
 from ray_l4.bench.workload import TASK
 from ray_l4.cluster.connection import node_resources
 from ray_l4.cluster.membership import Membership
@@ -124,17 +124,17 @@ class OneProcess:
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
         self.peers = setup.topology.size
         self.steps = 0
-        self._process = Fresh(_in_this_process, setup, cluster)
+        self._process = IsolatedProcess(_in_this_process, setup, cluster)
 
     def train(self, steps: int) -> list[StepFigures]:
         self.steps += steps
-        return self._process.ask("train", steps)
+        return self._process.call("train", steps)
 
     def publish_seconds(self, attempts: int) -> list[float]:
-        return self._process.ask("publish_seconds", attempts)
+        return self._process.call("publish_seconds", attempts)
 
     def peak_memory(self) -> int:
-        return self._process.ask("peak_memory")
+        return self._process.call("peak_memory")
 
     def close(self) -> None:
         self._process.close()

@@ -1,4 +1,4 @@
-"""From the figures of single steps to a record."""
+"""The record of a case from the figures of its single steps."""
 
 from __future__ import annotations
 
@@ -10,100 +10,104 @@ from typing import NamedTuple
 import numpy as np
 
 from ray_l4.bench.gradient_error import Fidelity
-from ray_l4.bench.grid import Plan, Way
+from ray_l4.bench.grid import BenchCase, BenchGrid
 from ray_l4.bench.record import Record, load, machine
 from ray_l4.cluster.placement import usable_cores
+from ray_l4.config.traits import CODECS
 from ray_l4.run.step_loop import StepFigures
 
 _PARTS = ("forward", "wait", "backward", "idle")
-"""What a student's time goes into, from the end of a step to the end of the next one."""
+"""The parts of a student's time from the end of one step to the end of the next."""
 
-Turn = Sequence[StepFigures]
-"""Some steps in a row."""
+StepSeries = Sequence[StepFigures]
+"""Figures of consecutive steps."""
 
 
-class Round(NamedTuple):
-    """A turn in one process, and right after it one in the way under test."""
+class Repeat(NamedTuple):
+    """Steps of the baseline, and steps of the case right after them."""
 
-    alone: Turn
-    tested: Turn
+    baseline: StepSeries
+    tested: StepSeries
 
 
 @dataclass(frozen=True)
-class Measured:
-    """All that was measured of one way."""
+class Measurements:
+    """Everything that was measured of one case."""
 
     peers: int
-    rounds: Sequence[Round]
+    repeats: Sequence[Repeat]
     steps_in_all: int
     publish_seconds: Sequence[float]
-    """None where publishing cannot be told from the rest."""
+    """Empty if sending cannot be told from receiving."""
     peak_memory: int
+    """Bytes."""
     fidelity: Fidelity
 
 
-def summarised(plan: Plan, way: Way, measured: Measured) -> Record:
-    """The record of one way."""
+def summarise(grid: BenchGrid, case: BenchCase, measured: Measurements) -> Record:
+    """Return the record of one case."""
     peers, fidelity = measured.peers, measured.fidelity
-    turns = [both.tested for both in measured.rounds]
-    steps = [_step_ms(own) for turn in turns for own in _students_of(turn)]
-    waits = [1e3 * own["wait_seconds"] for turn in turns for own in _students_of(turn)]
+    tested = [repeat.tested for repeat in measured.repeats]
+    steps = [_step_ms(figures) for series in tested for figures in _figures_of(series)]
+    waits = [1e3 * figures["wait_seconds"] for series in tested for figures in _figures_of(series)]
     p20, p50, p80 = np.percentile(steps, (20, 50, 80)).tolist()
-    sent, received = (_mean(turns, name) for name in ("bytes_sent", "bytes_received"))
-    # What the ring sends says nothing of what was given to it.
-    handed = fidelity.payload_bytes if way.codec == "mean" else sent
+    sent, received = (_mean(tested, name) for name in ("bytes_sent", "bytes_received"))
+    # A ring sends more, or less, than the payload that it was given.
+    handed = fidelity.payload_bytes if CODECS[case.codec].reduces else sent
     return Record(
         bench="exchange",
-        transport=way.transport,
-        codec=way.codec,
+        transport=case.transport,
+        codec=case.codec,
         peers=peers,
-        vocab=plan.workload.vocab,
-        positions=plan.workload.positions,
+        vocab=grid.workload.vocab,
+        positions=grid.workload.positions,
         bytes_per_student_step=handed,
         step_ms_p50=p50,
-        wait_fraction=None if way.in_one_process else sum(waits) / sum(steps),
-        ratio_to_in_process=statistics.median(_ratio(both) for both in measured.rounds),
+        wait_fraction=None if case.in_process else sum(waits) / sum(steps),
+        ratio_to_in_process=statistics.median(_ratio(repeat) for repeat in measured.repeats),
         peak_rss_bytes=measured.peak_memory,
         gradient_relative_error=fidelity.relative_error,
         gradient_cosine=fidelity.cosine,
-        precision=way.precision,
+        precision=case.precision,
         payload_bytes=fidelity.payload_bytes,
         bytes_received_per_student_step=received,
-        wire_bytes_per_student_step=0 if way.in_one_process else sent,
+        wire_bytes_per_student_step=0 if case.in_process else sent,
         publish_ms_p50=1e3 * statistics.median(measured.publish_seconds) if measured.publish_seconds else None,
         step_ms_p20=p20,
         step_ms_p80=p80,
-        forward_ms_p50=_median_ms(turns, "forward_seconds"),
-        wait_ms_p50=None if way.in_one_process else statistics.median(waits),
-        backward_ms_p50=_median_ms(turns, "backward_seconds"),
-        steps=sum(map(len, turns)),
+        forward_ms_p50=_median_ms(tested, "forward_seconds"),
+        wait_ms_p50=None if case.in_process else statistics.median(waits),
+        backward_ms_p50=_median_ms(tested, "backward_seconds"),
+        steps=sum(map(len, tested)),
         steps_in_all=measured.steps_in_all,
-        threads=plan.profile(way, peers).students.threads or 0,
+        threads=grid.profile(case, peers).students.threads or 0,
         cores=usable_cores(),
-        parameters=plan.workload.num_parameters,
+        parameters=grid.workload.num_parameters,
         machine=machine(),
         load=load(),
     )
 
 
-def _students_of(turn: Turn) -> Iterator[dict[str, float]]:
-    """Every student's figures of every step."""
-    return (own for step in turn for own in step.values())
+def _figures_of(series: StepSeries) -> Iterator[dict[str, float]]:
+    """Yield the figures of every student in every step."""
+    return (figures for step in series for figures in step.values())
 
 
 def _step_ms(figures: dict[str, float]) -> float:
     return 1e3 * sum(figures[f"{part}_seconds"] for part in _PARTS)
 
 
-def _ratio(both: Round) -> float:
-    tested, alone = (statistics.median(map(_step_ms, _students_of(turn))) for turn in (both.tested, both.alone))
-    return tested / alone
+def _ratio(repeat: Repeat) -> float:
+    tested, baseline = (
+        statistics.median(map(_step_ms, _figures_of(series))) for series in (repeat.tested, repeat.baseline)
+    )
+    return tested / baseline
 
 
-def _median_ms(turns: Sequence[Turn], name: str) -> float:
-    return 1e3 * statistics.median(own[name] for turn in turns for own in _students_of(turn))
+def _median_ms(tested: Sequence[StepSeries], name: str) -> float:
+    return 1e3 * statistics.median(figures[name] for series in tested for figures in _figures_of(series))
 
 
-def _mean(turns: Sequence[Turn], name: str) -> int:
-    """Of a count that is the same in all steps of all students, or nearly."""
-    return round(statistics.mean(own[name] for turn in turns for own in _students_of(turn)))
+def _mean(tested: Sequence[StepSeries], name: str) -> int:
+    """Return the mean of a count that is (nearly) the same in all steps of all students."""
+    return round(statistics.mean(figures[name] for series in tested for figures in _figures_of(series)))

@@ -1,4 +1,4 @@
-"""Records as a table for people."""
+"""Records as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHORT = {"float32": "", "float16": " fp16"}
 
 
 def table(records: Sequence[Record]) -> Table:
-    """One row a record, in the order of peers, codec and transport as measured; fits a terminal of 80 columns."""
+    """Return a table with one row per record, in the order given, at most 80 columns wide."""
     drawn = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in COLUMNS:
         drawn.add_column(name, justify="left" if name in ("transport", "codec") else "right", no_wrap=True)
@@ -26,16 +26,16 @@ def _optional(value: float | None, form: str) -> str:
 
 
 COLUMNS: Mapping[str, Callable[[Record], str]] = {
-    "N": lambda own: str(own.peers),
-    "codec": lambda own: own.codec + _SHORT[own.precision],
-    "transport": lambda own: own.transport,
-    "MB": lambda own: f"{own.bytes_per_student_step / 1e6:.1f}",
-    "publish": lambda own: _optional(own.publish_ms_p50, ".0f"),
-    "step": lambda own: f"{own.step_ms_p50:.0f}",
-    "wait": lambda own: _optional(own.wait_fraction, ".0%"),
-    "ratio": lambda own: f"{own.ratio_to_in_process:.2f}",
-    "RSS MB": lambda own: f"{own.peak_rss_bytes / 1e6:.0f}",
-    "error": lambda own: f"{own.gradient_relative_error:.0e}",
-    "cosine": lambda own: f"{own.gradient_cosine:.5f}",
+    "N": lambda record: str(record["peers"]),
+    "codec": lambda record: record["codec"] + _SHORT[record["precision"]],
+    "transport": lambda record: record["transport"],
+    "MB": lambda record: f"{record['bytes_per_student_step'] / 1e6:.1f}",
+    "publish": lambda record: _optional(record["publish_ms_p50"], ".0f"),
+    "step": lambda record: f"{record['step_ms_p50']:.0f}",
+    "wait": lambda record: _optional(record["wait_fraction"], ".0%"),
+    "ratio": lambda record: f"{record['ratio_to_in_process']:.2f}",
+    "RSS MB": lambda record: f"{record['peak_rss_bytes'] / 1e6:.0f}",
+    "error": lambda record: f"{record['gradient_relative_error']:.0e}",
+    "cosine": lambda record: f"{record['gradient_cosine']:.5f}",
 }
-"""Title -> what stands below it. Bytes are handed over in a step; times are in ms."""
+"""Title of a column -> text of a record in it. MB: handed to the exchange in a step; times are in ms."""

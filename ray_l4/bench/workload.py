@@ -1,4 +1,4 @@
-"""What the students of a measurement learn: random tokens of a vocabulary of any size, the same in every clone."""
+"""Synthetic examples for the students of a benchmark: random tokens from a vocabulary of any size, always the same."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ from ray_l4.text.tokens import tokens_table
 
 TASK = "bench"
 LEAST_TOKENS = 8
-"""Positions of an example: fewer do not hold a question and an answer in both heads."""
+"""Fewest positions of an example that hold a question and an answer in both heads."""
 _END, _TASK_TOKEN = "<|endoftext|>", f"__{TASK}__"
 _SPECIAL = (ANS, PAD, UNK, _END, _TASK_TOKEN)
 _WIDTH_PER_HEAD = 64
-_ANSWERS = 4
-"""One position in so many is that of an answer."""
+_POSITIONS_PER_ANSWER_POSITION = 4
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, and how much of it is exchanged in a step."""
+    """The size of the model and of a step's batch."""
 
     vocab: int
-    """Entries of the tokeniser, and of every prediction."""
+    """Entries of the tokeniser, and of each prediction."""
     examples: int
-    """Of a batch."""
+    """Examples of a batch."""
     tokens: int
-    """Positions of each example that bear a target and a prediction, in both heads together."""
+    """Positions of an example that bear a target and a prediction, both heads together."""
     layers: int
     width: int
 
     @property
     def positions(self) -> int:
-        """Predictions that a student gives in a step."""
+        """Predictions of a student in a step."""
         return self.examples * self.tokens
 
     @property
@@ -53,13 +52,13 @@ class Workload:
 
     @property
     def num_parameters(self) -> int:
-        """Of the model: embeddings of tokens and positions, and twelve squares of the width a block (roughly)."""
+        """Parameters of the model, roughly: the embeddings, and twelve squares of the width per layer."""
         return (self.vocab + self.tokens) * self.width + 12 * self.layers * self.width**2
 
     def experiment(self, peers: int) -> ExperimentConfig:
-        """``peers`` students that start from weights of their own and all learn from each other.
+        """Return an experiment with ``peers`` students, initialised differently, that all learn from each other.
 
-        Raises ValidationError (pydantic) for sizes that no model has.
+        Raises ValidationError (pydantic) for impossible sizes of a model.
         """
         heads = self.width // _WIDTH_PER_HEAD if self.width % _WIDTH_PER_HEAD == 0 else 1
         shape = {"layers": self.layers, "width": self.width, "heads": heads}
@@ -73,7 +72,7 @@ class Workload:
         return resolved(ExperimentConfig.model_validate(sections))
 
     def setup(self, peers: int, steps: int) -> Setup:
-        """All that the students need for ``steps`` steps. Raises ConfigError for sizes that cannot be."""
+        """Return the setup of a run of ``steps`` steps. Raises ConfigError if ``tokens`` is too small."""
         if self.tokens < LEAST_TOKENS:
             raise ConfigError(f"--tokens {self.tokens}: expected at least {LEAST_TOKENS}, a question and an answer")
         experiment, tokenizer = self.experiment(peers), synthetic_tokenizer(self.vocab)
@@ -88,11 +87,11 @@ class Workload:
         )
 
     def _stream(self, tokenizer: TaskTokenizer, steps: int) -> pa.Table:
-        """Examples of one length: the language-model head has ``tokens - answer`` positions, the answer head the rest.
+        """Return examples of one length, with a quarter of the positions in the answer head and the rest in the other.
 
         Y_lm is one longer than the ids, Y_qa one longer than the answer (REFERENCE.md#assembly).
         """
-        of_answer = max(2, self.tokens // _ANSWERS)
+        of_answer = max(2, self.tokens // _POSITIONS_PER_ANSWER_POSITION)
         length, answer = self.tokens - of_answer - 1, of_answer - 1
         rows = self.examples * steps
         generator = np.random.default_rng(derive(0, "bench"))
@@ -104,7 +103,7 @@ class Workload:
 
 
 def synthetic_tokenizer(vocab: int) -> TaskTokenizer:
-    """A tokeniser of ``vocab`` entries, added tokens included; only its special ids are ever looked at."""
+    """Return a tokeniser of ``vocab`` entries, added tokens included; only its special ids are ever used."""
     words = [*_SPECIAL, *(f"w{index}" for index in range(len(_SPECIAL), vocab))]
     table = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNK))
     fast = PreTrainedTokenizerFast(tokenizer_object=table, eos_token=_END, pad_token=PAD, unk_token=UNK)

@@ -63,30 +63,28 @@ def exchange(
         _refuse_unwritable(output)
 
     from ray_l4.bench.exchange import measure  # torch and Ray take seconds to load
-    from ray_l4.bench.grid import Plan
+    from ray_l4.bench.grid import BenchGrid, StudentResources
+    from ray_l4.bench.record import json_line
     from ray_l4.bench.view import table
     from ray_l4.bench.workload import Workload
 
     workload = Workload(vocab, examples, tokens, layers, width)
-    plan = Plan(
+    grid = BenchGrid(
         workload=workload,
         peers=numbers,
         **ways,
         steps=steps,
         repeats=repeats,
-        threads=threads,
-        gpus=gpus,
-        address=address,
-        spread=spread,
+        resources=StudentResources(threads, gpus, address, spread),
     )
     progress = Console(stderr=True, highlight=False)
     found = []
-    for record in measure(plan, progress.print):
+    for record in measure(grid, progress.print):
         found.append(record)
         if json_:
-            typer.echo(record.line())
+            typer.echo(json_line(record))
         if output is not None:
-            output.write_text("".join(f"{own.line()}\n" for own in found), encoding="utf-8")
+            output.write_text("".join(f"{json_line(own)}\n" for own in found), encoding="utf-8")
     if not json_:
         Console().print(table(found))
 

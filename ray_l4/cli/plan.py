@@ -47,18 +47,18 @@ def plan(
 
     # PyTorch and Ray take seconds to load: not before the files were read.
     from ray_l4.planning import view
-    from ray_l4.planning.plan import Request, advise, make_plan
-    from ray_l4.planning.processes import Planner
+    from ray_l4.planning.plan import PlanRequest, advise, make_plan
+    from ray_l4.planning.requirements import Estimator
     from ray_l4.planning.units import parse_size
 
     size = None if device_memory is None else parse_size(device_memory, "--device-memory")
-    request, planner = Request(config, size, tokens, answer), Planner()
+    request, estimator = PlanRequest(config, size, tokens, answer), Estimator()
     console = Console(highlight=False)
     with Console(stderr=True).status("rehearsing a step without weights"):
-        made = make_plan(request, profile, planner)
+        made = make_plan(request, profile, estimator)
         folder = cluster.parent if cluster else _PROFILES
         others = {str(path): load_cluster(path) for path in sorted(folder.glob("*.yaml")) if path != cluster}
-        advice = None if made.fits else advise(request, profile, others, planner)
+        advice = None if made.fits else advise(request, profile, others, estimator)
     if as_json:
         typer.echo(json.dumps(view.as_json(made, advice)))
     else:

@@ -1,4 +1,4 @@
-"""What a learner says about a step's batch, in the form from which every codec can take what it sends."""
+"""A learner's predictions for the batch of one step, in the form that every codec encodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_l4.losses.targets import DenseTargets
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """The product that turns hidden states into logits: ``hidden @ weight.T + bias``."""
+    """The layer that maps hidden states to logits: ``hidden @ weight.T + bias``."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -21,26 +21,26 @@ class OutputLayer:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions at the K positions of each head that bear distillation, without a graph.
+    """Predictions at the K positions of each head that bear distillation, detached from the graph.
 
-    They share memory with the model: whoever keeps them beyond the step's update has to copy them.
+    The tensors share memory with the model; copy them to keep them beyond the update of their step.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     """Head -> (K, vocab), at temperature 1."""
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
-    """Head -> (K, width), what the output layer makes the logits of; empty for a model that does more than that."""
+    """Head -> (K, width), the inputs of the output layer; empty if ``output`` is None."""
     output: OutputLayer | None = None
-    """Where ``hidden`` is not empty."""
+    """None if the logits are not a single product of ``hidden`` (``PositionLogits.output_layer``)."""
 
     def log_probs(self, head: str) -> Tensor:
-        """Log-probabilities of a head's positions, (K, vocab), float32."""
+        """Return the log-probabilities at a head's positions: (K, vocab), float32."""
         return torch.log_softmax(self.logits[head].float(), dim=-1)
 
     def targets(self) -> dict[str, DenseTargets]:
-        """Head -> the same as exact targets."""
+        """Return the predictions as exact targets, by head."""
         return {head: DenseTargets(self.log_probs(head)) for head in self.logits}
 
 
 NOTHING = Predictions()
-"""What a peer sends that nobody learns from."""
+"""Predictions of a peer that teaches nobody."""

@@ -57,6 +57,11 @@ class Method:
         return self.guard != "none"
 
     @property
+    def replays(self) -> bool:
+        """Whether examples of earlier tasks join those of a new one."""
+        return self.replay != "none"
+
+    @property
     def has_task_teachers(self) -> bool:
         """Whether a teacher for each task is trained before the students."""
         return self.teacher == "task"

@@ -1,4 +1,4 @@
-"""Models and tokenisers as far as their configuration tells: shapes without weights, ids without text."""
+"""Models and tokenisers built from configuration alone: tensor shapes without weights, token ids without text."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ray_l4.learner.adapters import add_adapters
 from ray_l4.learner.models import build_model, longest_sequence, max_length, pretrained_config, set_dropout
 from ray_l4.learner.pretrained import grow
 
-_OWN_TOKENS = 3
+_NUM_ADDED = 3
 """ANS, PAD and UNK (REFERENCE.md#added-tokens)."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model and a batch need to know of a tokeniser: how many ids there are, and which are special.
+    """Stands in for a tokeniser: the number of token ids, and the special ones among them.
 
-    The text of the stream may yield a smaller base vocabulary than was asked for, and a pretrained model may have spare
-    rows; so this is the largest that there can be.
+    It is as large as the run's vocabulary can get: the text of the stream may yield a smaller base vocabulary than was
+    asked for, and a pretrained model may have unused rows for the added tokens.
     """
 
     base: int
     """Entries before the added tokens."""
     tasks: int
-    """Task tokens, taken and spare."""
+    """Task tokens, assigned and spare."""
     eos: int = 0
 
     @property
     def size(self) -> int:
         """All entries."""
-        return self.base + _OWN_TOKENS + self.tasks
+        return self.base + _NUM_ADDED + self.tasks
 
     @property
     def ans(self) -> int:
@@ -54,11 +54,11 @@ class Vocabulary:
     @property
     def task_tokens(self) -> list[int]:
         """Ids of the task tokens."""
-        return list(range(self.base + _OWN_TOKENS, self.size))
+        return list(range(self.base + _NUM_ADDED, self.size))
 
 
-def vocabulary(experiment: ExperimentConfig) -> Vocabulary:
-    """The vocabulary that the peers share. Raises ModelError if a named model has no configuration."""
+def vocabulary_of(experiment: ExperimentConfig) -> Vocabulary:
+    """Return the vocabulary that the peers share. Raises ModelError if a named model has no configuration."""
     model = experiment.model
     if model.from_scratch is not None:
         base = model.from_scratch.vocabulary
@@ -67,36 +67,37 @@ def vocabulary(experiment: ExperimentConfig) -> Vocabulary:
     return Vocabulary(base, len(experiment.stream) + model.spare_task_tokens)
 
 
-def longest(model: ModelConfig) -> int:
-    """Longest sequence in tokens. Raises ModelError as ``learner.models.max_length`` does."""
+def sequence_limit(model: ModelConfig) -> int:
+    """Return the longest sequence in tokens. Raises ModelError as ``learner.models.max_length`` does."""
     if model.from_scratch is not None:
         return longest_sequence(model.from_scratch.positions, model.max_length)
     return max_length(pretrained_config(str(model.name)), model.max_length)
 
 
-def blank_student(config: ModelConfig, tokens: Vocabulary, dropout: float | None = None) -> PreTrainedModel:
-    """The model that ``learner.models.build_model`` would give, from its configuration alone.
+def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | None = None) -> PreTrainedModel:
+    """Build the model of ``learner.models.build_model`` from its configuration alone, without weights.
 
-    Call it within ``FakeTensorMode``, where it takes no memory. Raises ModelError if there is no such configuration.
+    Call it inside ``FakeTensorMode``, where it takes no memory. Raises ModelError if a named model has no
+    configuration.
     """
-    tokenizer = cast(Any, tokens)
     if config.from_scratch is not None:
-        return build_model(config, tokenizer, 0)
+        return build_model(config, cast(Any, vocabulary), 0)
     name = str(config.name)
-    # Not at once without data but on the right device: PyTorch cannot move such modules, as peft does.
+    # First on the meta device, not as fake tensors on the CPU: PyTorch cannot move modules of those, as peft does.
     with unset_fake_temporarily(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(pretrained_config(name), dtype=torch.float32)
         if dropout is not None:
             set_dropout(model, dropout, name)
-        drawn = grow(model, tokens.size)
+        drawn = grow(model, vocabulary.size)
         if config.lora is not None:
-            add_adapters(model, config.lora, name, {*drawn, tokens.ans, tokens.pad, tokens.unk, *tokens.task_tokens})
-    _bring_to_cpu(model)
+            added = {vocabulary.ans, vocabulary.pad, vocabulary.unk, *vocabulary.task_tokens}
+            add_adapters(model, config.lora, name, {*drawn, *added})
+    _move_to_cpu(model)
     return model
 
 
-def _bring_to_cpu(model: nn.Module) -> None:
-    """Put an empty tensor on the CPU in the place of every one on the meta device; what was shared stays shared."""
+def _move_to_cpu(model: nn.Module) -> None:
+    """Replace every meta tensor by an empty one on the CPU; tensors that were shared stay shared."""
     moved: dict[Tensor, Tensor] = {}
 
     def on_cpu(tensor: Tensor) -> Any:
@@ -112,10 +113,10 @@ def _bring_to_cpu(model: nn.Module) -> None:
 
 @torch.no_grad()
 def head_is_one_product(model: PreTrainedModel) -> bool:
-    """Whether logits are one product of the last hidden states, as ``PositionLogits`` finds out by their values.
+    """Return whether the logits are one matrix product of the last hidden states, without looking at any value.
 
-    Without values it shows in the storages: what the head is given is what the base model made, and what it gives is
-    what the whole model gives.
+    It compares storages: the head must be given what the base model returned, and the whole model must return what the
+    head gave. ``learner.position_logits.logits_are_one_product`` decides the same by comparing values.
     """
     head, base = model.get_output_embeddings(), model.base_model
     if head is None or base is model:
@@ -137,22 +138,22 @@ def head_is_one_product(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """How many numbers a model holds; tied ones count once."""
+class ParameterCounts:
+    """Numbers of a model's parameters; tied ones count once."""
 
     total: int
     trainable: int
     largest_block: int
-    """Those of the largest of the layers that follow one another."""
+    """Parameters of the largest of the stacked layers."""
     outside_blocks: int
-    """Embeddings, and all else that belongs to no such layer."""
+    """Parameters of the embeddings and of everything else outside the stacked layers."""
 
 
-def count_parameters(model: nn.Module) -> Parameters:
-    """Exact numbers of parameters."""
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Count the parameters of ``model``, exactly."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=nn.ModuleList())
     blocks = [sum(p.numel() for p in block.parameters()) for block in layers]
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Parameters(total, trainable, max(blocks, default=0), total - sum(blocks))
+    return ParameterCounts(total, trainable, max(blocks, default=0), total - sum(blocks))

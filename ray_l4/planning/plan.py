@@ -1,9 +1,9 @@
-"""Whether a run fits, said before any weight or data set is loaded; and what would fit, if it does not."""
+"""The memory plan of a run: whether the run fits, before weights or data are loaded, and what would fit if not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,130 +17,134 @@ from ray_l4.methods import graph_of
 from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import batch_shape
 from ray_l4.planning.devices import Device, devices_of
-from ray_l4.planning.processes import Needs, Planner
+from ray_l4.planning.requirements import Estimator, Requirements
 from ray_l4.planning.units import size_text
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be planned, apart from the profile."""
+class PlanRequest:
+    """The run to plan, apart from its profile."""
 
     experiment: ExperimentConfig
     """With its method's settings (``methods.resolved``)."""
     device_memory: int | None = None
-    """Bytes of every device; those of this machine when not given."""
+    """Bytes of every device; if None, those of this machine's devices."""
     tokens: int | None = None
-    """Length of every example; the worst case when not given."""
+    """Length of every example; if None, the worst case."""
     answer: int | None = None
-    """Tokens of an answer; the room that the experiment keeps for one when not given."""
+    """Tokens of an answer; if None, the experiment's ``evaluation.reserve``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on one profile."""
+    """The plan of a run on one profile."""
 
     profile: str
     placement: str
-    """What is reserved, in words."""
-    needs: Needs
+    """The resources that the run reserves, in words."""
+    requirements: Requirements
     devices: tuple[Device, ...]
-    """Empty if it is not known where the processes would go."""
+    """Empty if the processes cannot be placed."""
     problems: tuple[str, ...]
-    """Why it does not fit; empty if it does."""
+    """Reasons why the run does not fit; empty if it does."""
 
     @property
     def fits(self) -> bool:
-        """Whether every process finds a place and every device holds what goes there."""
+        """True if all processes can be placed and all devices have enough memory."""
         return not self.problems
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What would fit in place of a plan that does not."""
+    """Alternatives to a plan that does not fit."""
 
     profiles: Mapping[str, str]
-    """Name of a profile's file -> empty if it fits, else why not."""
+    """File name of a profile -> empty if the run fits there, else the reason why not."""
     settings: tuple[tuple[str, ...], ...]
-    """Changes (``KEY=VALUE``, to be given by ``--set``) with each of which this profile fits."""
+    """Sets of changes (``KEY=VALUE`` for ``--set``), each of which makes the run fit on the profile of the plan."""
 
 
-def make_plan(request: Request, cluster: ClusterConfig, planner: Planner) -> Plan:
-    """The plan of a run on ``cluster``.
+def make_plan(request: PlanRequest, cluster: ClusterConfig, estimator: Estimator) -> Plan:
+    """Return the plan of the run on ``cluster``.
 
-    Raises ConfigError for a batch whose size only data can tell, ModelError for a model without a configuration.
+    Raises ConfigError for a batch size that depends on data, ModelError for a named model without a configuration.
     """
     experiment = request.experiment
-    shape = batch_shape(experiment, cluster, request.tokens, request.answer)
-    needs, peers = planner.needs(experiment, cluster, shape), graph_of(experiment).size
+    batch = batch_shape(experiment, cluster, request.tokens, request.answer)
+    requirements, peers = estimator.requirements(experiment, cluster, batch), graph_of(experiment).size
     problems: list[str] = []
     devices: Sequence[Device] = ()
     try:
-        devices = devices_of(needs, peers, cluster, request.device_memory)
+        devices = devices_of(requirements, peers, cluster, request.device_memory)
     except RayL4Error as error:
         problems.append(str(error))
     problems += [_too_small(device) for device in devices if not device.fits]
     store = cluster.ray.object_store_memory
-    if store is not None and needs.object_store > store:
+    if store is not None and requirements.object_store > store:
         problems.append(
-            f"object store: {size_text(needs.object_store)} are on their way at a time, "
-            f"ray.object_store_memory is {size_text(store)}"
+            f"object store: needs {size_text(requirements.object_store)} for the payloads and checkpoints stored at "
+            f"the same time, ray.object_store_memory is {size_text(store)}"
         )
-    placement = (
-        "all in this process" if cluster.exchange.transport == "in_process" else describe_request(peers, cluster)
-    )
-    return Plan(cluster.name, placement, needs, tuple(devices), tuple(problems))
+    placement = "all in this process" if cluster.in_one_process else describe_request(peers, cluster)
+    return Plan(cluster.name, placement, requirements, tuple(devices), tuple(problems))
 
 
-def advise(request: Request, cluster: ClusterConfig, others: Mapping[str, ClusterConfig], planner: Planner) -> Advice:
-    """Which of the ``others`` (file name -> profile) fit, and which changes of settings make this profile fit."""
-    profiles = {name: _objection(request, other, planner) for name, other in others.items()}
+def advise(
+    request: PlanRequest, cluster: ClusterConfig, others: Mapping[str, ClusterConfig], estimator: Estimator
+) -> Advice:
+    """Return which of the profiles ``others`` (by file name) fit, and which changed settings make ``cluster`` fit."""
+    profiles = {name: _objection(request, other, estimator) for name, other in others.items()}
     settings = []
-    for family in _changes(request.experiment, cluster):
-        fitting = (changes for changes in family if not _objection_with(request, cluster, changes, planner))
+    for kind in _memory_savings(request.experiment, cluster):
+        fitting = (changes for changes in kind if not _objection_with(request, cluster, changes, estimator))
         if (first := next(fitting, None)) is not None:
             settings.append(tuple(f"{key}={value}" for key, value in first.items()))
     return Advice(profiles, tuple(settings))
 
 
 def _too_small(device: Device) -> str:
-    assert device.there is not None
-    return f"{device.name}: needs {size_text(device.needed)}, has {size_text(device.there)}"
+    assert device.available is not None
+    return f"{device.name}: needs {size_text(device.needed)}, has {size_text(device.available)}"
 
 
-def _objection(request: Request, cluster: ClusterConfig, planner: Planner) -> str:
-    """The first reason why a run does not fit; empty if it does."""
+def _objection(request: PlanRequest, cluster: ClusterConfig, estimator: Estimator) -> str:
+    """Return the first reason why the run does not fit; empty if it does."""
     try:
-        return next(iter(make_plan(request, cluster, planner).problems), "")
+        return next(iter(make_plan(request, cluster, estimator).problems), "")
     except RayL4Error as error:
         return str(error)
 
 
-_AUTO = 8
-"""Stands for a batch size that follows from the data, where all that matters is which smaller ones to try."""
+_ASSUMED_BATCH_SIZE = 8
+"""In place of a batch size that depends on data, to choose which smaller micro-batches to try."""
 
 Changes = dict[str, Any]
-"""Key, as ``--set`` names it -> its new value."""
+"""Key, as ``--set`` names it -> new value."""
 
 
-def _changes(experiment: ExperimentConfig, cluster: ClusterConfig) -> list[list[Changes]]:
-    """What saves memory without changing what a step learns from, by kind; within each the mildest first."""
+def _memory_savings(experiment: ExperimentConfig, cluster: ClusterConfig) -> list[list[Changes]]:
+    """Return changes that save memory and leave the examples of a step as they are.
+
+    One list per kind: micro-batches, sharding, precision and adapters; each is ordered by how much it changes.
+    """
     students, size = cluster.students, experiment.training.batch_size
-    own = -(-(_AUTO if size == "auto" else size) // students.shards_per_student)
-    at_once = min(own, students.micro_batch or own)
-    pieces = sorted({examples for examples in (-(-at_once // 2), 1) if examples < at_once}, reverse=True)
-    one_process, most = cluster.exchange.transport == "in_process", own * students.shards_per_student
-    ranks = [n for n in (2, 4, 8) if students.shards_per_student < n <= most and not one_process]
+    share = -(-(_ASSUMED_BATCH_SIZE if size == "auto" else size) // students.shards_per_student)
+    at_once = min(share, students.micro_batch or share)
+    smaller = sorted({examples for examples in (-(-at_once // 2), 1) if examples < at_once}, reverse=True)
+    in_process, most = cluster.in_one_process, share * students.shards_per_student
+    ranks = [n for n in (2, 4, 8) if students.shards_per_student < n <= most and not in_process]
     narrow = {"model.precision": "bfloat16"} if experiment.model.precision == "float32" else {}
     adapters = {"model.lora.rank": 8} if experiment.model.name and not experiment.model.lora else {}
     smallest = {"cluster.students.micro_batch": 1} if at_once > 1 else {}
     return [
-        [{"cluster.students.micro_batch": examples} for examples in pieces],
+        [{"cluster.students.micro_batch": examples} for examples in smaller],
         [{"cluster.students.shards_per_student": n, "cluster.students.sharding": "full"} for n in ranks],
         [changes for changes in (narrow, adapters, narrow | adapters, smallest | narrow | adapters) if changes],
     ]
 
 
-def _objection_with(request: Request, cluster: ClusterConfig, changes: Changes, planner: Planner) -> str:
+def _objection_with(request: PlanRequest, cluster: ClusterConfig, changes: Changes, estimator: Estimator) -> str:
+    """Return ``_objection`` after ``changes``."""
     students = {key.rpartition(".")[2]: value for key, value in changes.items() if key.startswith("cluster.")}
     model = {"precision": changes["model.precision"]} if "model.precision" in changes else {}
     model |= {"lora": LoraConfig(rank=changes["model.lora.rank"])} if "model.lora.rank" in changes else {}
@@ -152,5 +156,4 @@ def _objection_with(request: Request, cluster: ClusterConfig, changes: Changes, 
             cluster = changed(cluster, students=changed(cluster.students, **students))
     except ValidationError as error:
         return str(error)
-    asked = Request(experiment, request.device_memory, request.tokens, request.answer)
-    return _objection(asked, cluster, planner)
+    return _objection(replace(request, experiment=experiment), cluster, estimator)

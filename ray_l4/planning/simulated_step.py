@@ -1,7 +1,7 @@
-"""A training step as it will be, on tensors that have shapes and no data: what it holds in memory, and what it sends.
+"""Training steps on tensors that have shapes but no data: the memory they take, and the bytes they send.
 
-The learner, its losses, its optimiser and the codec are the real ones. So whatever the architecture and the method are,
-what they keep is counted and not estimated.
+The learner, its losses, its optimiser and the codec are those of a run. So the memory of any architecture and any
+method is counted, not estimated.
 """
 
 from __future__ import annotations
@@ -12,202 +12,179 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.learner.learner import Learner
+from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.sharding import Alone
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import get_method, graph_of, peer_experiment, peer_settings
 from ray_l4.methods.copying import changed
+from ray_l4.planning.attribution import attribute_model, attribute_optimiser
 from ray_l4.planning.batch_shape import BatchShape
-from ray_l4.planning.memory_trace import Ledger
-from ray_l4.planning.meta_models import Parameters, Vocabulary, blank_student, count_parameters, head_is_one_product
+from ray_l4.planning.gpu_operators import GpuOperators, update_together
+from ray_l4.planning.memory_trace import MemoryTrace
+from ray_l4.planning.meta_models import (
+    ParameterCounts,
+    Vocabulary,
+    count_parameters,
+    head_is_one_product,
+    meta_model,
+)
 
 _STEPS = 2
-"""The first step makes the moments, the second has them from its beginning."""
+"""The optimiser creates its moments in the first step; the second has them from its beginning."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """One process with one or several peers."""
+class SimulatedStep:
+    """Memory and traffic of one process with one or several peers."""
 
-    parameters: Parameters
-    """Of the last of its peers."""
+    parameters: ParameterCounts
+    """Parameters of the last of its peers."""
     tensors: Mapping[str, int]
-    """Bytes by purpose when they were most: weights, gradients, optimiser, activations, logits, loss, backward,
-    exchange."""
+    """Purpose -> bytes, when their total was largest. Purposes: weights, gradients, optimiser, guard, activations,
+    logits, loss, backward, exchange."""
     resident: int
-    """Bytes that the process had from the machine at most for tensors on the CPU, gaps in the heap included."""
+    """Largest number of bytes that the process had from the system for tensors on the CPU, gaps in the heap
+    included."""
     between: int
-    """Bytes that it has between two steps, likewise: weights, moments, and what the heap does not give back."""
+    """The same between two steps: weights, moments, and the part of the heap that is not returned."""
     saved: int
     """Bytes of a checkpoint of one peer."""
     payload: int
     """Bytes that one rank of a peer publishes in a step."""
     received: int
-    """Bytes that it reads, of all its teachers together."""
+    """Bytes that it reads in a step, from all its teachers together."""
 
 
-class _AsOnGpu(TorchFunctionMode):
-    """Attention and dropout as GPUs have them: one without the matrix of weights, the other with a mask of one byte."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func is functional.scaled_dot_product_attention:
-            options["dropout_p"] = 0.0
-        if func is functional.dropout:
-            return _masked_dropout(*args, **options)
-        return func(*args, **options)
-
-
-def _masked_dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return torch.native_dropout(values, p, True)[0] if training and p > 0 else values
-
-
-def rehearse(
+def simulate_step(
     experiment: ExperimentConfig,
     exchange: ExchangeConfig,
-    tokens: Vocabulary,
+    vocabulary: Vocabulary,
     batch: BatchShape,
     peers: Sequence[int],
     *,
     gpu: bool = False,
-) -> Rehearsal:
-    """Let ``peers`` of ``experiment``, all in one process, learn batches of this shape, without weights and data.
+) -> SimulatedStep:
+    """Let ``peers`` of ``experiment``, all in one process, learn batches of this shape without weights or data.
 
     Raises ModelError if a named model has no configuration.
     """
+    num_stages = 2 if get_method(experiment.method).has_guard else 1  # a guard acts from the second stage on
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        ledger = stack.enter_context(Ledger(torch.device("cpu")))
+        trace = stack.enter_context(MemoryTrace(torch.device("cpu")))
         if gpu:
-            stack.enter_context(_AsOnGpu())
-        stage = _Stage(experiment, exchange, tokens, batch, peers, ledger, gpu)
-        for number in range(2 if get_method(experiment.method).guard != "none" else 1):
-            stage.learn(number)
-        learner = stage.learners[peers[-1]]
-        trained = sum(p.nbytes for p in learner.model.parameters() if p.requires_grad or not experiment.model.lora)
-        return Rehearsal(
-            count_parameters(learner.model),
-            {purpose: size for purpose, size in ledger.peak.items() if size},
-            ledger.resident,
-            ledger.held,
-            trained,
-            stage.sent_bytes,
-            stage.sent_bytes * stage.most_teachers,
+            stack.enter_context(GpuOperators())
+        process = _SimulatedProcess(experiment, exchange, vocabulary, batch, peers, trace, gpu)
+        payload = max(process.learn_stage(stage) for stage in range(num_stages))
+        model = process.learners[peers[-1]].model
+        return SimulatedStep(
+            parameters=count_parameters(model),
+            tensors={purpose: size for purpose, size in trace.peak.items() if size},
+            resident=trace.resident,
+            between=trace.held,
+            saved=sum(p.nbytes for p in model.parameters() if p.requires_grad or not experiment.model.lora),
+            payload=payload,
+            received=payload * max(len(graph_of(experiment).teachers_of(peer)) for peer in peers),
         )
 
 
-class _Stage:
-    """The peers of a process and what they do with each other."""
+class _SimulatedRank(Alone):
+    """One rank of a student that takes from its model's structure what it cannot tell from values."""
+
+    def wrap(self, model: PreTrainedModel) -> PositionLogits:
+        return PositionLogits(model, direct=head_is_one_product(model))
+
+
+class _SimulatedProcess:
+    """The peers of one process, and their exchange of predictions."""
 
     def __init__(
         self,
         experiment: ExperimentConfig,
         exchange: ExchangeConfig,
-        tokens: Vocabulary,
+        vocabulary: Vocabulary,
         batch: BatchShape,
         peers: Sequence[int],
-        ledger: Ledger,
+        trace: MemoryTrace,
         gpu: bool,
     ) -> None:
-        self._ledger = ledger
+        self._trace = trace
         self._exchange = exchange
         self._graph = graph_of(experiment)
         self._codec: Codec = build_codec(exchange, experiment)
-        self._table = batch.table(tokens, _STEPS)
+        self._table = batch.table(vocabulary, _STEPS)
         self._gpu = gpu
-        self.most_teachers = max((len(self._graph.teachers_of(peer)) for peer in peers), default=0)
-        self.sent_bytes = 0
-        self.learners = {peer: self._learner(experiment, tokens, batch, peer) for peer in peers}
+        self.learners = {peer: self._learner(experiment, vocabulary, batch, peer) for peer in peers}
         self._runs: dict[int, StageRun] = {}
 
-    def _learner(self, experiment: ExperimentConfig, tokens: Vocabulary, batch: BatchShape, peer: int) -> Learner:
-        own = _cut(peer_experiment(experiment, peer), batch)
-        ledger = self._ledger
-        ledger.begin("weights")
-        model = blank_student(own.model, tokens, peer_settings(experiment, peer).dropout)
-        ledger.answer = float(head_is_one_product(model))  # the one question that a learner asks of values
-        method, ranks = get_method(own.method), Alone(size=batch.shards)
-        learner = Learner(peer, model, cast(Any, tokens), own, method, ranks, batch.micro_batch)
-        ledger.answer = 1.0
-        _watch(model, ledger)
+    def _learner(self, experiment: ExperimentConfig, vocabulary: Vocabulary, batch: BatchShape, peer: int) -> Learner:
+        config = _with_batch(peer_experiment(experiment, peer), batch)
+        self._trace.begin("weights")
+        model = meta_model(config.model, vocabulary, peer_settings(experiment, peer).dropout)
+        method, rank = get_method(config.method), _SimulatedRank(size=batch.ranks)
+        learner = Learner(peer, model, cast(Any, vocabulary), config, method, rank, batch.micro_batch)
+        attribute_model(model, self._trace)
         return learner
 
-    def learn(self, number: int) -> None:
-        """A stage; what a guard keeps of it is there in the next."""
+    def learn_stage(self, stage: int) -> int:
+        """Let all peers learn a stage; return the bytes of a payload, 0 if nobody publishes.
+
+        What the guards keep of the stage stays in memory for the next one.
+        """
         for learner in self.learners.values():
-            run = self._runs[learner.peer] = learner.begin_stage(number, self._table, self._table)
-            optimizer = run.optimizer
-            optimizer.register_step_pre_hook(lambda *_: self._ledger.begin("optimiser"))
-            optimizer.register_step_post_hook(lambda *_: self._ledger.begin("loss"))
-            for group in optimizer.param_groups:
-                if self._gpu and "foreach" in group:
-                    group["foreach"] = True  # PyTorch's choice there: faster, with more working memory
-        for step in range(_STEPS):
-            self._step(step)
+            run = self._runs[learner.peer] = learner.begin_stage(stage, self._table, self._table)
+            attribute_optimiser(run.optimizer, self._trace)
+            if self._gpu:
+                update_together(run.optimizer)
+        payload = max(self._step(step) for step in range(_STEPS))
         for learner in self.learners.values():
             if learner.guard is not None:
                 self._runs[learner.peer].consolidate()
                 for purpose in ("activations", "loss", "backward"):
-                    self._ledger.rename(purpose, "guard")
+                    self._trace.rename(purpose, "guard")
+        return payload
 
-    def _step(self, step: int) -> None:
-        ledger, graph = self._ledger, self._graph
-        talk = bool(graph.edges)
+    def _step(self, step: int) -> int:
+        """Run one step of all peers; return the bytes of a payload."""
+        trace, graph = self._trace, self._graph
+        publish, num_bytes = bool(graph.edges), 0
         sent: dict[int, Payload] = {}
         for peer, run in self._runs.items():
-            ledger.begin("activations")
+            trace.begin("activations")
             frozen = peer in graph.frozen
-            predictions = run.predict(step, 0) if frozen else run.forward(step, publish=talk)
-            ledger.begin("exchange")
-            if talk:
+            predictions = run.predict(step, 0) if frozen else run.forward(step, publish=publish)
+            trace.begin("exchange")
+            if publish:
                 sent[peer] = self._codec.encode(predictions, 0)
-                self.sent_bytes = sent[peer].num_bytes
+                num_bytes = sent[peer].num_bytes
             del predictions
         arrived = {
-            peer: [sent.get(teacher) or _like(sent[peer]) for teacher in graph.teachers_of(peer)]
+            peer: [sent.get(teacher) or _copy(sent[peer]) for teacher in graph.teachers_of(peer)]
             for peer in self.learners
             if peer not in graph.frozen
         }
-        if self._exchange.transport == "object_store":
-            sent.clear()  # it left as the answer to the call; by all other ways the peer still holds it
+        if self._exchange.transport_traits.through_object_store:
+            sent.clear()  # returned by the call that made it; with all other links the peer still holds it
         for peer, payloads in arrived.items():
-            ledger.begin("loss")
+            trace.begin("loss")
             self._runs[peer].backward(step, [self._codec.decode(payload) for payload in payloads])
+        return num_bytes
 
 
-def _like(payload: Payload) -> Payload:
-    """Another peer's payload: as large as one's own."""
+def _copy(payload: Payload) -> Payload:
+    """Return a copy of ``payload``, which stands for the payload of a peer in another process."""
     return replace(payload, tensors={name: tensor.clone() for name, tensor in payload.tensors.items()})
 
 
-def _cut(experiment: ExperimentConfig, batch: BatchShape) -> ExperimentConfig:
-    """The experiment with batches of this many examples; one is enough to see what a guard keeps."""
+def _with_batch(experiment: ExperimentConfig, batch: BatchShape) -> ExperimentConfig:
+    """Return the experiment with batches of this size, and guards that look at one example, whose memory is the same
+    as that of many."""
     training = changed(experiment.training, batch_size=batch.examples, batch_budget=None, epochs=1)
     return changed(experiment, training=training, regulariser=changed(experiment.regulariser, examples=1))
-
-
-def _watch(model: Any, ledger: Ledger) -> None:
-    """Tell the ledger what memory serves, as the model goes forward and backward."""
-
-    def after_head(module: nn.Module, inputs: Any, logits: Tensor) -> None:
-        ledger.assign(logits, "logits")
-        ledger.begin("loss")
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: ledger.begin("backward"))
-
-    model.base_model.register_forward_pre_hook(lambda *_: ledger.begin("activations"))
-    model.get_output_embeddings().register_forward_hook(after_head)
-    for parameter in model.parameters():
-        ledger.assign(parameter, "weights")
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda own: ledger.assign(own.grad, "gradients"))

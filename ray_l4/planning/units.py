@@ -1,4 +1,4 @@
-"""Amounts of memory in words and back."""
+"""Parsing and printing of memory sizes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ _UNITS = {
 
 
 def parse_size(text: str, where: str) -> int:
-    """Bytes of ``16GiB``, ``80 GB`` or a plain number. Raises ConfigError; ``where`` says what gave the text."""
+    """Return the bytes of ``16GiB``, ``80 GB`` or a plain number.
+
+    Raises ConfigError, which names ``where`` the text comes from, if it is not a size.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     unit = match[2].lower() or "b" if match else ""
     if not match or unit not in units or float(match[1]) == 0:
-        raise ConfigError(f"{where}: {text!r} is no amount of memory; expected one like 16GiB, 80GB or 512MiB")
+        raise ConfigError(f"{where}: {text!r} is not a memory size; expected one like 16GiB, 80GB or 512MiB")
     return round(float(match[1]) * units[unit])
 
 
 def size_text(nbytes: float) -> str:
-    """``nbytes`` with the unit that suits it: ``1.4 GiB``, ``512 MiB``."""
+    """Return ``nbytes`` in a suitable unit: ``1.4 GiB``, ``512 MiB``."""
     for unit in ("GiB", "MiB", "KiB"):
         if nbytes >= _UNITS[unit]:
             amount = nbytes / _UNITS[unit]

@@ -1,4 +1,4 @@
-"""A plan as tables for people, and as one object for programs."""
+"""The views of a plan: tables for the terminal, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from ray_l4.planning.batch_shape import BatchShape
+from ray_l4.planning.devices import Device
 from ray_l4.planning.plan import Advice, Plan
+from ray_l4.planning.processes import Process
 from ray_l4.planning.units import size_text
 
 _PURPOSES = {
@@ -32,31 +35,57 @@ _PURPOSES = {
     "heap": "gaps in the heap",
     "process": "process, libraries",
 }
-"""Purposes of memory in words, in the order in which they are shown."""
+"""Purpose of memory -> title of its row, in the order of the rows."""
 
 
 def as_json(plan: Plan, advice: Advice | None) -> dict[str, Any]:
-    """The whole plan in JSON values; sizes in bytes."""
-    needs = plan.needs
+    """Return the whole plan as JSON values. Sizes are in bytes."""
+    requirements = plan.requirements
     return {
         "profile": plan.profile,
         "fits": plan.fits,
         "problems": list(plan.problems),
         "placement": plan.placement,
-        "batch": {**asdict(needs.batch), "at_once": needs.batch.at_once},
-        "parameters": needs.parameters,
-        "trainable": needs.trainable,
-        "bytes_per_student_step": needs.published,
-        "bytes_received_per_student_step": needs.received,
-        "object_store_bytes": needs.object_store,
-        "processes": [{**asdict(process), "device_bytes": process.device_bytes} for process in needs.processes],
-        "devices": [{**asdict(device), "fits": device.fits} for device in plan.devices],
+        "batch": _batch_json(requirements.batch),
+        "parameters": requirements.parameters,
+        "trainable": requirements.trainable,
+        "bytes_per_student_step": requirements.published,
+        "bytes_received_per_student_step": requirements.received,
+        "object_store_bytes": requirements.object_store,
+        "processes": [_process_json(process) for process in requirements.processes],
+        "devices": [_device_json(device) for device in plan.devices],
         "advice": asdict(advice) if advice else None,
     }
 
 
+def _batch_json(batch: BatchShape) -> dict[str, Any]:
+    return {
+        "examples": batch.examples,
+        "shards": batch.ranks,
+        "micro_batch": batch.micro_batch,
+        "length": batch.length,
+        "answer": batch.answer,
+        "worst_case": batch.worst_case,
+        "at_once": batch.at_once,
+    }
+
+
+def _process_json(process: Process) -> dict[str, Any]:
+    return {**asdict(process), "device_bytes": process.device_bytes}
+
+
+def _device_json(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "holds": device.roles,
+        "needed": device.needed,
+        "there": device.available,
+        "fits": device.fits,
+    }
+
+
 def tables(plan: Plan, advice: Advice | None, experiment: str) -> Iterator[RenderableType]:
-    """What is printed for people, at most 80 columns wide."""
+    """Yield what is printed in a terminal, at most 80 columns wide. ``experiment``: the file, for commands to copy."""
     yield _head(plan)
     yield ""
     yield _memory(plan)
@@ -66,7 +95,7 @@ def tables(plan: Plan, advice: Advice | None, experiment: str) -> Iterator[Rende
     yield (
         f"[bold green]fits[/] on {escape(plan.profile)}"
         if plan.fits
-        else f"[bold red]does not fit[/] on {plan.profile}"
+        else f"[bold red]does not fit[/] on {escape(plan.profile)}"
     )
     yield from (f"  {escape(problem)}" for problem in plan.problems)
     if advice is not None:
@@ -74,32 +103,33 @@ def tables(plan: Plan, advice: Advice | None, experiment: str) -> Iterator[Rende
 
 
 def _head(plan: Plan) -> Table:
-    needs, shape = plan.needs, plan.needs.batch
-    ranks = f" over {shape.shards} ranks" if shape.shards > 1 else ""
-    pieces = f", {shape.at_once} at a time" if shape.at_once * shape.shards < shape.examples else ""
-    trainable = "" if needs.trainable == needs.parameters else f", {needs.trainable:,} of them trainable"
+    requirements, batch = plan.requirements, plan.requirements.batch
+    ranks = f" over {batch.ranks} ranks" if batch.ranks > 1 else ""
+    at_once = f", {batch.at_once} at a time" if batch.at_once * batch.ranks < batch.examples else ""
+    frozen = requirements.trainable < requirements.parameters
+    trainable = f", {requirements.trainable:,} of them trainable" if frozen else ""
     table = _plain("", "")
     table.show_header = False
-    table.add_row("model", f"{needs.parameters:,} parameters{trainable}")
+    table.add_row("model", f"{requirements.parameters:,} parameters{trainable}")
     table.add_row(
         "batch",
-        f"{shape.examples} examples{ranks}{pieces}, of {shape.length} tokens, {shape.answer} of them the answer "
-        f"({'worst case' if shape.worst_case else 'as given'})",
+        f"{batch.examples} examples{ranks}{at_once}, of {batch.length} tokens, {batch.answer} of them the answer "
+        f"({'worst case' if batch.worst_case else 'as given'})",
     )
-    published, received = size_text(needs.published), size_text(needs.received)
-    table.add_row("exchange", f"{published} published and {received} read per rank of a student and step")
-    if needs.object_store:
-        table.add_row("object store", f"{size_text(needs.object_store)} at a time")
+    published, received = size_text(requirements.published), size_text(requirements.received)
+    table.add_row("exchange", f"{published} published and {received} read per step by each rank of a student")
+    if requirements.object_store:
+        table.add_row("object store", f"{size_text(requirements.object_store)} at a time")
     table.add_row("placement", escape(plan.placement))
     return table
 
 
 def _memory(plan: Plan) -> Table:
-    """What every kind of process holds on its device; equal ones stand in one column."""
+    """Return the memory of every kind of process on its device; equal ones share a column."""
     columns: dict[tuple[Any, ...], list[str]] = {}
-    for process in plan.needs.processes:
+    for process in plan.requirements.processes:
         columns.setdefault(tuple(process.device.items()), []).append(process.role)
-    table = _plain("memory of one process", *map(_together, columns.values()))
+    table = _plain("memory of one process", *map(_joined_roles, columns.values()))
     for column in table.columns[1:]:
         column.justify = "right"
     for purpose, words in _PURPOSES.items():
@@ -123,9 +153,10 @@ def _devices(plan: Plan) -> Table:
     for column in table.columns[2:4]:
         column.justify = "right"
     for device in plan.devices:
-        there = "?" if device.there is None else size_text(device.there)
-        sign = "" if device.there is None else "[green]ok[/]" if device.fits else "[red]too small[/]"
-        table.add_row(device.name, _counted(device.holds), size_text(device.needed), there, sign)
+        unknown = device.available is None
+        available = "?" if device.available is None else size_text(device.available)
+        verdict = "" if unknown else "[green]ok[/]" if device.fits else "[red]too small[/]"
+        table.add_row(device.name, _counted_roles(device.roles), size_text(device.needed), available, verdict)
     return table
 
 
@@ -136,18 +167,19 @@ def _advice(advice: Advice, experiment: str) -> Iterator[str]:
     for changes in advice.settings:
         yield f"fits: {' '.join(f'--set {change}' for change in changes)}"
     if not fitting and not advice.settings:
-        yield "No other profile there fits, nor does any smaller setting: take larger devices, or a smaller model."
+        yield "No other profile of that folder and no smaller setting fits: use larger devices or a smaller model."
     for name, objection in advice.profiles.items():
         if objection:
             yield f"[dim]not: {escape(PurePath(name).name)}: {escape(objection)}[/]"
 
 
-def _together(roles: Sequence[str]) -> str:
-    """``student 0``, or ``student 0-3`` for roles that are alike."""
+def _joined_roles(roles: Sequence[str]) -> str:
+    """Return the roles as a column title: ``student 0-3`` if they differ in their number only."""
     numbers = [role.rpartition(" ")[2] for role in roles]
     same = len({role.rpartition(" ")[0] for role in roles}) == 1 and len(roles) > 1
     return f"{roles[0].rpartition(' ')[0]} {numbers[0]}-{numbers[-1]}" if same else ", ".join(roles)
 
 
-def _counted(roles: Sequence[str]) -> str:
+def _counted_roles(roles: Sequence[str]) -> str:
+    """Return the roles with their numbers: ``2 x student 0, evaluator``."""
     return ", ".join(role if count == 1 else f"{count} x {role}" for role, count in Counter(roles).items())

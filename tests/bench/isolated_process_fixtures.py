@@ -1,4 +1,4 @@
-"""Something to keep in another process: loads nothing that takes time."""
+"""An object to keep in another process; this module imports nothing that takes time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray_l4.errors import ClusterError, ConfigError
 
 
 class Counter:
-    """Counts, and fails when it is asked to."""
+    """Adds numbers, and fails on request."""
 
     def __init__(self, start: int) -> None:
         if start < 0:

@@ -228,7 +228,9 @@ def test_groups_of_one_store_do_not_get_in_each_other_s_way() -> None:
 # --- what counts as a loss
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:546]"
-MISMATCH = f"[enforce fail at {GLOO[1:-1]}] op.preamble.length <= op.nbytes. 160 vs 12. Received data size doesn't match"
+MISMATCH = (
+    f"[enforce fail at {GLOO[1:-1]}] op.preamble.length <= op.nbytes. 160 vs 12. Received data size doesn't match"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The size of a batch before there is data."""
+"""The shape of a batch before there is data."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from ray_l4.errors import ConfigError
 from ray_l4.planning.batch_shape import batch_shape
-from ray_l4.planning.meta_models import vocabulary
+from ray_l4.planning.meta_models import vocabulary_of
 from ray_l4.text.batches import build_batch
 from ray_l4.text.sampler import Sampler
 from tests.planning.planning_fixtures import experiment, profile
 
 
-def test_the_worst_case_is_what_model_and_experiment_allow() -> None:
-    shape = batch_shape(experiment(), profile())
-    assert (shape.examples, shape.at_once, shape.length, shape.worst_case) == (4, 4, 48, True)
-    assert shape.answer == 23, "evaluation.reserve is more than half of such a short example"
+def test_the_worst_case_is_the_largest_batch_that_model_and_experiment_allow() -> None:
+    batch = batch_shape(experiment(), profile())
+    assert (batch.examples, batch.at_once, batch.length, batch.worst_case) == (4, 4, 48, True)
+    assert batch.answer == 23, "evaluation.reserve is more than half of such a short example"
     assert batch_shape(experiment(evaluation={"reserve": 7}), profile()).answer == 7
 
 
@@ -30,12 +30,12 @@ def test_ranks_and_micro_batches_share_the_examples() -> None:
 
 
 def test_a_length_can_be_given() -> None:
-    shape = batch_shape(experiment(), profile(), tokens=20, answer=5)
-    assert (shape.length, shape.answer, shape.worst_case) == (20, 5, False)
+    batch = batch_shape(experiment(), profile(), tokens=20, answer=5)
+    assert (batch.length, batch.answer, batch.worst_case) == (20, 5, False)
 
 
 @pytest.mark.parametrize(("tokens", "answer"), [(49, None), (3, None), (20, 19), (20, 0)])
-def test_lengths_that_cannot_be(tokens: int, answer: int | None) -> None:
+def test_impossible_lengths_are_refused(tokens: int, answer: int | None) -> None:
     with pytest.raises(ConfigError, match="expected"):
         batch_shape(experiment(), profile(), tokens, answer)
 
@@ -56,15 +56,15 @@ def test_the_automatic_batch_size(method: str, stream: list[object], ratio: floa
     assert batch_shape(config, profile()).examples == expected
 
 
-def test_a_batch_size_that_only_data_can_tell() -> None:
+def test_a_batch_size_that_depends_on_data_is_refused() -> None:
     config = experiment(stream=[{"name": "ag", "train": "all"}], training={"batch_size": "auto"})
     with pytest.raises(ConfigError, match=r"'ag' has.*--set training.batch_size"):
         batch_shape(config, profile())
 
 
 @given(st.integers(1, 40), st.floats(30, 20_000), st.lists(st.integers(4, 48), min_size=1, max_size=60))
-def test_no_batch_of_the_sampler_is_larger(cap: int, budget: float, lengths: list[int]) -> None:
-    """Whatever the examples are: padded tokens of a batch (one more each for the task token) are within the shape's."""
+def test_the_sampler_makes_no_larger_batch(cap: int, budget: float, lengths: list[int]) -> None:
+    """For any examples, the padded tokens of a batch, task tokens included, are at most those of its shape."""
     config = experiment(training={"batch_size": cap, "batch_budget": budget})
     shape = batch_shape(config, profile())
     sampler = Sampler(np.asarray(lengths) - 1, 0, 0, 1, cap, budget)
@@ -76,12 +76,12 @@ def test_no_batch_of_the_sampler_is_larger(cap: int, budget: float, lengths: lis
         assert len(rows) * width <= (shape.examples + 1) * (shape.length + 1)
 
 
-def test_the_table_makes_batches_of_that_shape() -> None:
+def test_the_table_yields_batches_of_that_shape() -> None:
     config = experiment()
-    shape, tokens = batch_shape(config, profile(), tokens=20, answer=5), vocabulary(config)
-    table = shape.table(tokens, 2)
+    shape, vocabulary = batch_shape(config, profile(), tokens=20, answer=5), vocabulary_of(config)
+    table = shape.table(vocabulary, 2)
     assert table.num_rows == 8
-    batch = build_batch(table, np.arange(4), ("qa", "lm"), tokens, 5.0)
+    batch = build_batch(table, np.arange(4), ("qa", "lm"), vocabulary, 5.0)
     assert batch.input_ids_RT.shape == (8, 20)
     assert len(batch.heads["qa"].targets_N) == 4 * 6, "the answer and EOS"
     assert len(batch.heads["lm"].targets_N) == 4 * 20

@@ -1,4 +1,4 @@
-"""Whether a run fits, and what would."""
+"""The plan of a run, and advice if it does not fit."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rich.console import Console
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ConfigError, ModelError
-from ray_l4.planning.plan import Advice, Plan, Request, advise, make_plan
-from ray_l4.planning.processes import Planner
+from ray_l4.planning.plan import Advice, Plan, PlanRequest, advise, make_plan
+from ray_l4.planning.requirements import Estimator
 from ray_l4.planning.view import as_json, tables
 from tests.learner import architectures
 from tests.planning.planning_fixtures import SHAPE, experiment, profile
 
 MIB, GIB = 2**20, 2**30
-PLANNER = Planner()
+ESTIMATOR = Estimator()
 ON_GPUS: dict[str, Any] = {"students": {"gpus": 1}, "evaluators": {"count": 1, "cpus": 1}}
 
 
 def plan(memory: int | None = 8 * GIB, config: Any = None, **sections: Any) -> Plan:
-    return make_plan(Request(config or experiment(), memory), profile(**sections), PLANNER)
+    return make_plan(PlanRequest(config or experiment(), memory), profile(**sections), ESTIMATOR)
 
 
 def shown(made: Plan, advice: Advice | None = None, width: int = 80) -> str:
@@ -33,7 +33,7 @@ def shown(made: Plan, advice: Advice | None = None, width: int = 80) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_it_fits_or_it_says_where_it_does_not() -> None:
+def test_a_plan_fits_or_names_the_device_that_is_too_small() -> None:
     assert plan(8 * GIB).fits and not plan(8 * GIB).problems
     small = plan(1 * GIB)
     assert not small.fits
@@ -42,14 +42,14 @@ def test_it_fits_or_it_says_where_it_does_not() -> None:
     ]
 
 
-def test_no_room_is_a_problem_and_no_exception() -> None:
+def test_lack_of_room_is_a_problem_of_the_plan_not_an_exception() -> None:
     made = plan(None, ray={"num_cpus": 1})
     assert not made.fits and "no room for 2 students" in made.problems[0]
-    assert made.needs.parameters > 0, "what it needs is known all the same"
+    assert made.requirements.parameters > 0, "its requirements are known all the same"
     assert not made.devices
 
 
-def test_an_object_store_that_is_too_small() -> None:
+def test_an_object_store_that_is_too_small_is_a_problem() -> None:
     config = experiment(model={"from_scratch": {**SHAPE, "positions": 512, "vocabulary": 8000}})
     made = plan(100 * GIB, config, ray={"object_store_memory": 80_000_000})
     assert [problem for problem in made.problems if problem.startswith("object store: ")]
@@ -57,7 +57,7 @@ def test_an_object_store_that_is_too_small() -> None:
 
 
 def between(config: Any, **smaller: Any) -> int:
-    """A GPU on which ``config`` does not fit, but does with these settings of students."""
+    """Return the memory of a GPU on which ``config`` fits with these settings of students only."""
     whole = plan(100 * GIB, config, **ON_GPUS)
     pieces = plan(100 * GIB, config, students={**ON_GPUS["students"], **smaller}, evaluators=ON_GPUS["evaluators"])
     large, little = (max(d.needed for d in made.devices if "GPU" in d.name) for made in (whole, pieces))
@@ -69,22 +69,22 @@ def test_advice_names_the_profiles_and_the_settings_that_fit() -> None:
     config = experiment()
     memory = between(config, micro_batch=2)
     cluster = profile(**ON_GPUS)
-    assert not make_plan(Request(config, memory), cluster, PLANNER).fits
+    assert not make_plan(PlanRequest(config, memory), cluster, ESTIMATOR).fits
     others = {
         "sharded.yaml": profile(**{**ON_GPUS, "students": {"gpus": 1, "shards_per_student": 2}}),
         "alike.yaml": cluster,
         "shared.yaml": profile(students={"gpus": 0.5}, evaluators={"count": 1, "cpus": 1}),
     }
-    advice = advise(Request(config, memory), cluster, others, PLANNER)
+    advice = advise(PlanRequest(config, memory), cluster, others, ESTIMATOR)
     assert advice.profiles["sharded.yaml"] == ""
     assert "GPU 0: needs" in advice.profiles["alike.yaml"] and "GPU 0: needs" in advice.profiles["shared.yaml"]
     assert ("cluster.students.micro_batch=2",) in advice.settings
-    assert ("cluster.students.micro_batch=1",) not in advice.settings, "the milder one is enough"
+    assert ("cluster.students.micro_batch=1",) not in advice.settings, "half a batch is enough"
     made = make_plan(
-        Request(config, memory), profile(**{**ON_GPUS, "students": {"gpus": 1, "micro_batch": 2}}), PLANNER
+        PlanRequest(config, memory), profile(**{**ON_GPUS, "students": {"gpus": 1, "micro_batch": 2}}), ESTIMATOR
     )
     assert made.fits, "the advice is good"
-    text = shown(make_plan(Request(config, memory), cluster, PLANNER), advice)
+    text = shown(make_plan(PlanRequest(config, memory), cluster, ESTIMATOR), advice)
     assert "does not fit" in text and "sharded.yaml" in text and "--set cluster.students.micro_batch=2" in text
 
 
@@ -92,22 +92,24 @@ def test_advice_for_a_named_model_knows_adapters(tmp_path: Any) -> None:
     architectures.GPT2.save_pretrained(tmp_path)
     config = experiment(model={"name": str(tmp_path)}, training={"batch_size": 1})
     cluster = profile(**ON_GPUS)
-    fits_all = advise(Request(config, 100 * GIB), cluster, {}, PLANNER)
+    fits_all = advise(PlanRequest(config, 100 * GIB), cluster, {}, ESTIMATOR)
     assert ("model.lora.rank=8",) in fits_all.settings or ("model.precision=bfloat16",) in fits_all.settings
-    nothing = advise(Request(config, 10 * MIB), cluster, {}, PLANNER)
+    nothing = advise(PlanRequest(config, 10 * MIB), cluster, {}, ESTIMATOR)
     assert nothing.settings == ()
-    assert "take larger devices" in shown(make_plan(Request(config, 10 * MIB), cluster, PLANNER), nothing)
+    assert "use larger devices" in " ".join(
+        shown(make_plan(PlanRequest(config, 10 * MIB), cluster, ESTIMATOR), nothing).split()
+    )
 
 
 def test_one_process_is_not_advised_to_be_sharded() -> None:
     cluster = profile(exchange={"transport": "in_process"})
-    advice = advise(Request(experiment(), 100 * GIB), cluster, {}, PLANNER)
+    advice = advise(PlanRequest(experiment(), 100 * GIB), cluster, {}, ESTIMATOR)
     assert advice.settings and not any("shards" in change for changes in advice.settings for change in changes)
 
 
-def test_mistakes_are_not_plans() -> None:
+def test_mistakes_raise() -> None:
     with pytest.raises(ConfigError, match="--tokens"):
-        make_plan(Request(experiment(), tokens=4000), ClusterConfig(), PLANNER)
+        make_plan(PlanRequest(experiment(), tokens=4000), ClusterConfig(), ESTIMATOR)
     with pytest.raises(ModelError, match="no model configuration"):
         plan(config=experiment(model={"name": "nowhere/at-all"}))
 
@@ -123,12 +125,12 @@ def test_tables_are_readable_at_80_columns(sections: dict[str, Any]) -> None:
     assert "…" not in text, "nothing is cut"
 
 
-def test_json_holds_all_of_it() -> None:
+def test_json_holds_the_whole_plan() -> None:
     made = plan(1 * GIB)
     advice = Advice({"a.yaml": ""}, (("model.precision=bfloat16",),))
     value = json.loads(json.dumps(as_json(made, advice)))
     assert value["fits"] is False and value["problems"]
-    assert value["bytes_per_student_step"] == made.needs.published > 0
+    assert value["bytes_per_student_step"] == made.requirements.published > 0
     assert value["batch"]["at_once"] == 4
     student = value["processes"][0]
     assert sum(student["device"].values()) == student["device_bytes"] == student["host"]

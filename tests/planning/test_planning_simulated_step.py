@@ -1,27 +1,34 @@
-"""A step on tensors without data takes and sends what a real step does."""
+"""A step on tensors without data takes as much memory, and sends as many bytes, as a real step."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ray_l4.learner.stage_run import StageRun
+from ray_l4.losses.targets import Targets
 from ray_l4.methods import METHODS, graph_of
 from ray_l4.planning.batch_shape import batch_shape
-from ray_l4.planning.decoding_memory import rehearse_decoding
-from ray_l4.planning.meta_models import vocabulary
-from ray_l4.planning.simulated_step import Rehearsal, rehearse
-from tests.planning.planning_fixtures import SHAPE, cpu_ledger, experiment, profile, train_for_real
+from ray_l4.planning.decoding_memory import simulate_decoding
+from ray_l4.planning.meta_models import vocabulary_of
+from ray_l4.planning.simulated_step import SimulatedStep, simulate_step
+from tests.learner import architectures
+from tests.planning.planning_fixtures import SHAPE, cpu_trace, experiment, profile, train_for_real
 
 POSITIONS = 4 * (24 + 48)
-"""Four examples of 48 tokens with answers of 23, each answer with its EOS."""
+"""Four examples of 48 tokens, with answers of 23 tokens and an EOS."""
 WIDTH, ENTRIES = 64, 600 + 3 + 9
 
 
-def rehearsed(config: Any = None, peers: tuple[int, ...] = (0,), gpu: bool = False, **sections: Any) -> Rehearsal:
+def simulated(config: Any = None, peers: tuple[int, ...] = (0,), gpu: bool = False, **sections: Any) -> SimulatedStep:
     config, cluster = config or experiment(), profile(**sections)
-    shape = batch_shape(config, cluster)
-    return rehearse(config, cluster.exchange, vocabulary(config), shape, peers, gpu=gpu)
+    batch = batch_shape(config, cluster)
+    return simulate_step(config, cluster.exchange, vocabulary_of(config), batch, peers, gpu=gpu)
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -35,12 +42,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_takes_what_real_tensors_take(name: str) -> None:
-    """The plain twin: the same step on real tensors, counted storage by storage."""
+def test_memory_agrees_with_that_of_real_tensors(name: str) -> None:
+    """The plain twin: the same step on real tensors, traced storage by storage."""
     sections, cluster = CASES[name]
-    config, ledger = experiment(**sections), cpu_ledger()
-    train_for_real(config, profile(**cluster), ledger)
-    assert sum(rehearsed(config, **cluster).tensors.values()) == pytest.approx(sum(ledger.peak.values()), rel=0.01)
+    config, trace = experiment(**sections), cpu_trace()
+    train_for_real(config, profile(**cluster), trace)
+    assert sum(simulated(config, **cluster).tensors.values()) == pytest.approx(sum(trace.peak.values()), rel=0.01)
 
 
 EXPECTED_BYTES = {
@@ -54,77 +61,104 @@ EXPECTED_BYTES = {
 
 
 @pytest.mark.parametrize("codec", EXPECTED_BYTES)
-def test_bytes_on_the_way(codec: str) -> None:
+def test_payload_bytes_are_those_of_the_codec(codec: str) -> None:
     exchange = {"codec": codec, "top_k": 10, "samples": 20, "transport": "collective"}
-    own = rehearsed(exchange=exchange)
-    assert own.payload == own.received == EXPECTED_BYTES[codec]
-    if codec != "mean":  # of which the targets are made while it is reduced
-        assert train_for_real(experiment(), profile(exchange=exchange), cpu_ledger()) == own.payload
+    step = simulated(exchange=exchange)
+    assert step.payload == step.received == EXPECTED_BYTES[codec]
+    if codec != "mean":  # its targets are made by the reduction
+        assert train_for_real(experiment(), profile(exchange=exchange), cpu_trace()) == step.payload
 
 
-def test_float16_halves_them_and_ranks_share_them() -> None:
+def test_float16_halves_a_payload_and_ranks_share_it() -> None:
     dense = EXPECTED_BYTES["dense"]
-    assert rehearsed(exchange={"precision": "float16"}).payload == dense // 2
-    assert rehearsed(students={"shards_per_student": 2}).payload == dense // 2
-    assert rehearsed(students={"micro_batch": 1}).payload == dense, "all pieces are published together"
+    assert simulated(exchange={"precision": "float16"}).payload == dense // 2
+    assert simulated(students={"shards_per_student": 2}).payload == dense // 2
+    assert simulated(students={"micro_batch": 1}).payload == dense, "all micro-batches are published together"
 
 
 @pytest.mark.parametrize(
     "method", ["finetune", "lamol", "er", "ewc", "mas", "agem", "lwf", "l2kd-word", "multi-qa", "l4-released"]
 )
-def test_every_kind_of_method_can_be_rehearsed(method: str) -> None:
+def test_every_kind_of_method_can_be_simulated(method: str) -> None:
     config = experiment(method)
-    own = rehearsed(config, peers=tuple(range(graph_of(config).size)))
-    assert {"weights", "activations"} <= own.tensors.keys()
-    assert bool(own.payload) is bool(graph_of(config).edges)
+    step = simulated(config, peers=tuple(range(graph_of(config).size)))
+    assert {"weights", "activations"} <= step.tensors.keys()
+    assert bool(step.payload) is bool(graph_of(config).edges)
     if METHODS[method].guard in ("fisher", "sensitivity"):
-        assert own.tensors["guard"] == 2 * 4 * own.parameters.total, "importance and where the weights were"
+        assert step.tensors["guard"] == 2 * 4 * step.parameters.total, "importance and anchor"
 
 
-def test_what_each_purpose_takes() -> None:
-    own = rehearsed()
-    weights = 4 * own.parameters.total
-    assert own.tensors["weights"] == weights
-    assert own.tensors["logits"] == 4 * POSITIONS * ENTRIES
-    assert own.tensors["exchange"] == own.received
-    assert own.saved == weights
-    assert own.resident >= sum(own.tensors.values())
+def test_memory_of_each_purpose() -> None:
+    step = simulated()
+    weights = 4 * step.parameters.total
+    assert step.tensors["weights"] == weights
+    assert step.tensors["logits"] == 4 * POSITIONS * ENTRIES
+    assert step.tensors["exchange"] == step.received
+    assert step.saved == weights
+    assert step.resident >= sum(step.tensors.values())
 
 
-def test_smaller_pieces_take_less_for_activations() -> None:
-    whole, pieces = rehearsed(), rehearsed(students={"micro_batch": 1})
-    assert pieces.tensors["activations"] == pytest.approx(whole.tensors["activations"] / 4, rel=0.1)
+def test_micro_batches_need_less_for_activations() -> None:
+    whole, parts = simulated(), simulated(students={"micro_batch": 1})
+    assert parts.tensors["activations"] == pytest.approx(whole.tensors["activations"] / 4, rel=0.1)
 
 
 def test_peers_of_one_process_add_up() -> None:
-    one, both = rehearsed(), rehearsed(peers=(0, 1), exchange={"transport": "in_process"})
+    one, both = simulated(), simulated(peers=(0, 1), exchange={"transport": "in_process"})
     assert both.tensors["weights"] == 2 * one.tensors["weights"]
     assert both.tensors["activations"] == pytest.approx(2 * one.tensors["activations"], rel=0.05)
-    assert both.tensors["exchange"] == 2 * one.payload, "each one's predictions, and no copies"
+    assert both.tensors["exchange"] == 2 * one.payload, "the predictions of each peer, without copies"
 
 
-def test_a_teacher_that_does_not_learn_has_no_optimiser() -> None:
-    teacher = rehearsed(experiment("l2kd-word"), peers=(1,))
+def test_a_frozen_teacher_has_no_optimiser() -> None:
+    teacher = simulated(experiment("l2kd-word"), peers=(1,))
     assert "optimiser" not in teacher.tensors and "gradients" not in teacher.tensors
     assert teacher.received == 0 and teacher.payload == EXPECTED_BYTES["dense"]
 
 
-def test_more_teachers_send_more() -> None:
-    assert rehearsed(experiment(peers={"count": 4})).received == 3 * EXPECTED_BYTES["dense"]
+def test_more_teachers_send_more_bytes() -> None:
+    assert simulated(experiment(peers={"count": 4})).received == 3 * EXPECTED_BYTES["dense"]
 
 
 def test_a_gpu_keeps_no_attention_weights_and_small_masks() -> None:
     long = experiment(model={"from_scratch": {**SHAPE, "positions": 256}})
-    cpu, gpu = rehearsed(long), rehearsed(long, gpu=True)
+    cpu, gpu = simulated(long), simulated(long, gpu=True)
     per_layer = 8 * 4 * 256 * 256 * 4
-    assert cpu.tensors["activations"] - gpu.tensors["activations"] >= 2 * per_layer, "weights and their mask"
+    assert cpu.tensors["activations"] - gpu.tensors["activations"] >= 2 * per_layer, "attention weights and their mask"
     assert gpu.tensors["logits"] == cpu.tensors["logits"]
 
 
 def test_decoding_holds_a_model_and_a_cache() -> None:
     config = experiment(evaluation={"chunk": 8}, replay={"chunk": 16})
-    own = rehearse_decoding(config, vocabulary(config))
+    step = simulate_decoding(config, vocabulary_of(config))
     keys_and_values = 2 * 16 * 48 * WIDTH * 4
-    assert own.tensors["weights"] == 4 * rehearsed().parameters.total
-    assert keys_and_values < own.tensors["cache"] < 12 * keys_and_values
-    assert rehearse_decoding(config, vocabulary(config), 24).tensors["cache"] < own.tensors["cache"]
+    assert step.tensors["weights"] == 4 * simulated().parameters.total
+    assert keys_and_values < step.tensors["cache"] < 12 * keys_and_values
+    assert simulate_decoding(config, vocabulary_of(config), 24).tensors["cache"] < step.tensors["cache"]
+
+
+@pytest.mark.parametrize("method", ["l4", "ewc"])
+def test_a_learner_may_read_values_as_often_as_it_likes(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    config = experiment(method)
+    peers = tuple(range(graph_of(config).size))
+    before, backward = simulated(config, peers), StageRun.backward
+
+    def curious(run: StageRun, step: int, targets: Sequence[Mapping[str, Targets]]) -> dict[str, float]:
+        for parameter in run.learner.model.parameters():
+            values = (parameter[..., 0].reshape(-1)[0].item() for _ in range(3))
+            assert all(0 <= value <= 1 for value in values)
+        figures = backward(run, step, targets)
+        assert torch.isfinite(torch.tensor([*figures.values()])).all()
+        return figures
+
+    monkeypatch.setattr(StageRun, "backward", curious)
+    assert simulated(config, peers) == before
+
+
+@pytest.mark.parametrize("name", ["LLAMA", "GEMMA2"])
+def test_models_that_scale_or_cap_their_logits_are_simulated_with_all_of_them(tmp_path: Path, name: str) -> None:
+    """Others compute logits at the scored positions alone; the simulated learner must take the way of the real one."""
+    architectures.untrained(copy.deepcopy(getattr(architectures, name))).save_pretrained(tmp_path)
+    config, trace = experiment(model={"name": str(tmp_path)}), cpu_trace()
+    train_for_real(config, profile(), trace)
+    assert sum(simulated(config).tensors.values()) == pytest.approx(sum(trace.peak.values()), rel=0.02)

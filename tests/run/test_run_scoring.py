@@ -1,4 +1,4 @@
-"""Checkpoints are scored in pieces, between which other work may come; what comes out does not depend on the pieces."""
+"""Checkpoints are scored in parts, between which evaluators may do other work; scores do not depend on the parts."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.cluster.rpc import InProcess
+from ray_l4.cluster.handles import EvaluatorHandle
+from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.experiment import EvaluationConfig
 from ray_l4.methods import get_method
-from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import Board
-from ray_l4.monitor.timeline import Timeline
 from ray_l4.run.scoring import Scoring
-from ray_l4.run.work_queue import Job, WorkPool
+from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.setup import Setup
-from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.records import WEIGHTS
+from ray_l4.store.run_directory import Cell
 from ray_l4.text.test_sets import Scored, build_test_set, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
+from tests.run.run_fixtures import bare_context
 
 SIZES = {"a": 21, "b": 3}
 
 
 class Oracle:
-    """An evaluator that knows the right answers, and gives those of prompts with an even index."""
+    """An evaluator that gives the right answers to prompts with an even index, and empty ones to the others."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.asked: list[str] = []
-        self.pieces: dict[str, list[Sequence[Sequence[int]]]] = {}
+        self.parts: dict[str, list[Sequence[Sequence[int]]]] = {}
 
     def answer(
-        self, checkpoint: str, student: int, description: Any, weights: Any, task: str, batches: Sequence[Sequence[int]]
+        self, checkpoint: str, description: Any, weights: Any, student: int, task: str, batches: Sequence[Sequence[int]]
     ) -> dict[int, str]:
         assert checkpoint.endswith(f".student-{student}")
         assert (description, weights) == ({"model": "small"}, f"weights of {checkpoint}")
         self.asked.append(f"answer {task}")
-        self.pieces.setdefault(task, []).append(batches)
+        self.parts.setdefault(task, []).append(batches)
         items = self.setup.tests[task].items
         return {index: items[index].references[0] if index % 2 == 0 else "" for batch in batches for index in batch}
 
@@ -48,36 +48,48 @@ class Oracle:
         self.asked.append(f"score {task}")
         return score_answers(self.setup.tests[task], predictions)
 
-    def replay(self) -> None:
-        self.asked.append("replay")
+    def forget(self) -> None:
+        self.asked.append("forget")
+
+
+class OracleOfFiles(Oracle):
+    """Gets weights as the bytes of a file."""
+
+    def answer(
+        self, checkpoint: str, description: Any, weights: Any, student: int, task: str, batches: Sequence[Sequence[int]]
+    ) -> dict[int, str]:
+        return super().answer(checkpoint, description, bytes(weights).decode(), student, task, batches)
 
 
 class Work:
-    """A scoring with all that it needs."""
+    """A ``Scoring`` with all that it needs."""
 
-    def __init__(self, path: Path, tok: TaskTokenizer, workers: int = 1) -> None:
-        config = small.experiment(evaluation={"chunk": 2})
+    def __init__(
+        self, path: Path, tok: TaskTokenizer, workers: int = 1, when: str = "stage", from_disk: bool = False
+    ) -> None:
+        config = small.experiment(evaluation={"chunk": 2, "when": when})
         row = get_method("lamol")
         tests = {
             task: build_test_set(small.examples(task, size), "em", tok, 64, EvaluationConfig(chunk=2))
             for task, size in SIZES.items()
         }
         self.setup = Setup(config, row, row.graph(1), tok, 64, {}, tests)
-        self.run = RunDirectory(path)
-        self.oracles = [Oracle(self.setup) for _ in range(workers)]
-        self.pool = WorkPool(InProcess(), self.oracles, 10, Timeline(self.run))
-        self.progress = Progress()
-        self.board = Board(path / "tensorboard", 0)
-        self.scoring = Scoring(self.setup, self.run, InProcess(), self.pool, self.progress, self.board)
+        self.context = bare_context(self.setup, path)
+        self.run = self.context.directory
+        self.rpc = LocalRpc()
+        self.oracles = [(OracleOfFiles if from_disk else Oracle)(self.setup) for _ in range(workers)]
+        evaluators = [EvaluatorHandle(self.rpc, oracle) for oracle in self.oracles]
+        self.queue = WorkQueue(self.rpc, evaluators, 10, self.context.timeline)
+        self.scoring = Scoring(self.context, self.rpc, self.queue)
 
-    def request(self, stage: int = 0) -> None:
-        cell = Cell(stage, 2, 0, "")
-        weights = InProcess().put(f"weights of {cell.checkpoint}")
-        self.scoring.request(stage, 2, 0, weights, {"model": "small"})
+    def request(self, stage: int = 0, student: int = 0) -> None:
+        cell = Cell(stage, 2, student, "")
+        weights = self.rpc.put(f"weights of {cell.checkpoint}")
+        self.scoring.request(stage, 2, student, weights, {"model": "small"})
 
     def finish(self) -> Mapping[Cell, Mapping[str, Any]]:
-        self.pool.wait(lambda: not len(self.pool), lambda: None)
-        self.board.close()
+        self.queue.wait(lambda: not len(self.queue), lambda: None)
+        self.context.curves.close()
         return self.run.scores()
 
 
@@ -86,15 +98,15 @@ def tok() -> TaskTokenizer:
     return small.tokenizer()
 
 
-def test_a_test_set_is_cut_into_pieces_of_whole_batches(tok: TaskTokenizer, tmp_path: Path) -> None:
+def test_a_test_set_is_divided_into_parts_of_whole_batches(tok: TaskTokenizer, tmp_path: Path) -> None:
     """Eleven batches of two: replay, for which students stand still, waits for four of them at most."""
     work = Work(tmp_path, tok)
     work.request()
-    assert len(work.pool) == 3 + 1
+    assert len(work.queue) == 3 + 1
     work.finish()
     (oracle,) = work.oracles
-    assert [len(piece) for piece in oracle.pieces["a"]] == [4, 4, 3]
-    batches = [batch for piece in oracle.pieces["a"] for batch in piece]
+    assert [len(part) for part in oracle.parts["a"]] == [4, 4, 3]
+    batches = [batch for part in oracle.parts["a"] for batch in part]
     assert [len(batch) for batch in batches] == [2] * 10 + [1]
     assert sorted(index for batch in batches for index in batch) == list(range(21))
     lengths = [len(ids) for ids in work.setup.tests["a"].prompts["ids"].to_pylist()]
@@ -103,7 +115,9 @@ def test_a_test_set_is_cut_into_pieces_of_whole_batches(tok: TaskTokenizer, tmp_
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_cell_is_scored_once_when_all_its_pieces_are_there(tok: TaskTokenizer, tmp_path: Path, workers: int) -> None:
+def test_a_cell_is_scored_once_when_all_its_parts_are_answered(
+    tok: TaskTokenizer, tmp_path: Path, workers: int
+) -> None:
     work = Work(tmp_path, tok, workers)
     work.request()
     scores = work.finish()
@@ -115,7 +129,7 @@ def test_a_cell_is_scored_once_when_all_its_pieces_are_there(tok: TaskTokenizer,
         assert record["examples"] == SIZES[task]
 
 
-def test_every_answer_stands_beside_its_question(tok: TaskTokenizer, tmp_path: Path) -> None:
+def test_every_answer_is_recorded_beside_its_question(tok: TaskTokenizer, tmp_path: Path) -> None:
     work = Work(tmp_path, tok, workers=2)
     work.request()
     work.finish()
@@ -127,16 +141,18 @@ def test_every_answer_stands_beside_its_question(tok: TaskTokenizer, tmp_path: P
     assert [row["score"] for row in record] == [100.0 if i % 2 == 0 else 0.0 for i in range(21)]
 
 
-def test_replay_comes_between_two_pieces_and_scores_before_further_pieces(tok: TaskTokenizer, tmp_path: Path) -> None:
+def test_urgent_work_comes_between_two_parts_and_scores_before_further_parts(
+    tok: TaskTokenizer, tmp_path: Path
+) -> None:
     work = Work(tmp_path, tok)
     work.request()
-    work.pool.poll()
-    work.pool.add([Job("replay", "replay", (), lambda value: None, kind="replay")], urgent=True)
+    work.queue.poll()
+    work.queue.add([Job("urgent", lambda evaluator: evaluator.forget(), lambda value: None)], urgent=True)
     work.request(stage=1)
     work.finish()
     (oracle,) = work.oracles
     assert oracle.asked == [
-        *["answer a", "replay", "answer a", "answer a", "score a", "answer b", "score b"],
+        *["answer a", "forget", "answer a", "answer a", "score a", "answer b", "score b"],
         *["answer a", "answer a", "answer a", "score a", "answer b", "score b"],
     ]
 
@@ -145,9 +161,67 @@ def test_cells_are_open_until_they_are_scored(tok: TaskTokenizer, tmp_path: Path
     work = Work(tmp_path, tok)
     work.request()
     assert len(work.scoring) == 2
-    work.pool.wait(lambda: len(work.scoring) == 1, lambda: None)
+    work.queue.wait(lambda: len(work.scoring) == 1, lambda: None)
     assert set(work.run.scores()) == {Cell(0, 2, 0, "a")}
     work.finish()
     assert len(work.scoring) == 0
-    assert work.progress.look().jobs_done == 2, "cells are counted, not pieces"
-    assert sum("a em 52.4" in event for event in work.progress.look().events) == 1
+    assert work.context.progress.look().jobs_done == 2, "cells are counted, not parts"
+    assert sum("a em 52.4" in event for event in work.context.progress.look().events) == 1
+
+
+# --- after a resume or a loss
+
+
+@pytest.mark.parametrize("when", ["epoch", "stage"])
+def test_epochs_that_are_scored(tok: TaskTokenizer, tmp_path: Path, when: str) -> None:
+    """Two epochs are trained."""
+    scoring = Work(tmp_path, tok, when=when).scoring
+    assert list(scoring.epochs) == ([1, 2] if when == "epoch" else [2])
+
+
+def test_missing_scores_are_requested_from_the_checkpoints_on_disk(tok: TaskTokenizer, tmp_path: Path) -> None:
+    """A student that was lost has no later checkpoints; what is scored already is not scored again."""
+    earlier = Work(tmp_path, tok)
+    earlier.request(0)
+    earlier.queue.wait(lambda: len(earlier.scoring) == 1, lambda: None)
+    (scored,) = earlier.run.scores()
+    for stage, student in ((0, 0), (0, 1), (1, 0)):
+        cell = Cell(stage, 2, student, "")
+        folder = earlier.run.checkpoint(stage, 2, student)
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS).write_bytes(f"weights of {cell.checkpoint}".encode())
+    work = Work(tmp_path, tok, from_disk=True)
+    work.scoring.request_missing(2, {student: {"model": "small"} for student in range(2)})
+    found = work.finish()
+    expected = {(0, 0), (0, 1), (1, 0)}
+    assert set(found) == {Cell(stage, 2, student, task) for stage, student in expected for task in SIZES}
+    asked = work.oracles[0].asked
+    assert asked.count(f"score {scored.task}") == 2, "not again for the student that has this score"
+    (other,) = set(SIZES) - {scored.task}
+    assert asked.count(f"score {other}") == 3
+
+
+def test_scores_of_a_lost_student_are_cancelled_and_those_of_the_others_are_not(
+    tok: TaskTokenizer, tmp_path: Path
+) -> None:
+    work = Work(tmp_path, tok)
+    work.request(0, student=0)
+    work.request(0, student=1)
+    work.queue.poll()  # a part of student 0's is under way
+    work.scoring.forget(0, 0)
+    assert len(work.scoring) == 2
+    assert set(work.finish()) == {Cell(0, 2, 1, task) for task in SIZES}
+    assert len(work.scoring) == 0
+
+
+def test_a_stage_that_is_learned_again_is_scored_again(tok: TaskTokenizer, tmp_path: Path) -> None:
+    work = Work(tmp_path, tok)
+    for stage in (0, 1):
+        work.request(stage)
+    work.queue.wait(lambda: len(work.scoring) == 1, lambda: None)  # all of stage 0, and a task of stage 1
+    work.scoring.forget(1)
+    assert len(work.scoring) == 0
+    work.request(1)
+    work.finish()
+    (oracle,) = work.oracles
+    assert [oracle.asked.count(f"score {task}") for task in SIZES] == [3, 2]

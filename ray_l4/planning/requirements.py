@@ -1,0 +1,97 @@
+"""The requirements of a run: its processes with their memory, the bytes it exchanges, and the object store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.methods import graph_of, peer_experiment
+from ray_l4.planning.batch_shape import BatchShape
+from ray_l4.planning.decoding_memory import DecodingMemory, simulate_decoding
+from ray_l4.planning.meta_models import vocabulary_of
+from ray_l4.planning.processes import (
+    COORDINATION_PROCESSES,
+    Process,
+    evaluator_process,
+    one_process,
+    rank_process,
+)
+from ray_l4.planning.simulated_step import SimulatedStep, simulate_step
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """Everything that a run requires."""
+
+    batch: BatchShape
+    parameters: int
+    """Parameters of the largest peer; tied ones count once."""
+    trainable: int
+    """Parameters of that peer that training updates."""
+    published: int
+    """Bytes that one rank of a student publishes in a step."""
+    received: int
+    """Bytes that one rank reads in a step, for the student with most teachers."""
+    object_store: int
+    """Bytes of shared memory: the payloads that are stored at the same time, and one checkpoint of every peer."""
+    processes: tuple[Process, ...]
+    """Peers in order (``count`` is the number of their ranks), then evaluators, then processes without a bundle."""
+
+
+class Estimator:
+    """Estimates the requirements of runs. It keeps its simulations, since most profiles and settings share them."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, SimulatedStep] = {}
+        self._decoding: dict[str, DecodingMemory] = {}
+
+    def requirements(self, experiment: ExperimentConfig, cluster: ClusterConfig, batch: BatchShape) -> Requirements:
+        """Return what a run of ``experiment`` (with ``methods.resolved``) on ``cluster`` requires.
+
+        Raises ModelError if a named model has no configuration, ConfigError for a codec that cannot serve the method.
+        """
+        graph, exchange = graph_of(experiment), cluster.exchange
+        in_process = exchange.transport_traits.in_one_process
+        groups = [tuple(range(graph.size))] if in_process else [(peer,) for peer in range(graph.size)]
+        steps = {peers: self._step(experiment, cluster, batch, peers) for peers in groups}
+        decoding = self._decode(experiment, batch)
+        if in_process:
+            processes = [one_process(steps[groups[0]], decoding, cluster)]
+        else:
+            processes = [rank_process(peers[0], graph, step, cluster) for peers, step in steps.items()]
+            processes += [evaluator_process(decoding, cluster), COORDINATION_PROCESSES]
+        teaching = [step for peers, step in steps.items() if any(map(graph.teaches, peers))]
+        published = max((step.payload for step in teaching), default=0)
+        stored = graph.size * batch.ranks * published * (exchange.steps_ahead + 2)
+        checkpoints = sum(step.saved for step in steps.values())
+        return Requirements(
+            batch=batch,
+            parameters=max(step.parameters.total for step in steps.values()),
+            trainable=max(step.parameters.trainable for step in steps.values()),
+            published=published,
+            received=max(step.received for step in steps.values()),
+            object_store=0 if in_process else checkpoints + stored * exchange.transport_traits.through_object_store,
+            processes=tuple(process for process in processes if process.count),
+        )
+
+    def _step(
+        self, experiment: ExperimentConfig, cluster: ClusterConfig, batch: BatchShape, peers: tuple[int, ...]
+    ) -> SimulatedStep:
+        graph = graph_of(experiment)
+        traits = [
+            (peer in graph.frozen, len(graph.teachers_of(peer)), peer_experiment(experiment, peer).model.model_dump())
+            for peer in peers
+        ]
+        gpu = cluster.students.gpus > 0
+        key = repr((traits, experiment.model_dump(), cluster.exchange, batch, gpu))
+        if key not in self._steps:
+            vocabulary = vocabulary_of(experiment)
+            self._steps[key] = simulate_step(experiment, cluster.exchange, vocabulary, batch, peers, gpu=gpu)
+        return self._steps[key]
+
+    def _decode(self, experiment: ExperimentConfig, batch: BatchShape) -> DecodingMemory:
+        key = repr((experiment.model_dump(), batch.length))
+        if key not in self._decoding:
+            self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), batch.length)
+        return self._decoding[key]
