@@ -1,4 +1,4 @@
-"""Students that learn some steps at a time: as actors on Ray, or all of them in one process of their own without Ray."""
+"""Students that learn some steps at a time: actors on Ray, or all in one process of their own without Ray."""
 
 from __future__ import annotations
 
