@@ -36,8 +36,8 @@ from ray_l4.store.run_directory import RunDirectory
 from ray_l4.tasks.registry import load
 from ray_l4.text.assembly import assemble
 from ray_l4.text.batches import Batch, build_batch
+from ray_l4.text.heads import Head
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import Head
 
 HEADS: tuple[Head, ...] = ("qa", "lm")
 METHODS = ("l4", "l4-released")

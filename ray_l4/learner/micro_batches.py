@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ray_l4.learner.predictions import Predictions
 from ray_l4.text.batches import Batch, HeadPositions
-from ray_l4.text.tokens import Head
+from ray_l4.text.heads import Head
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ray_l4.learner.position_logits import Outputs
     from ray_l4.losses.targets import Targets
-    from ray_l4.text.tokens import Head
+    from ray_l4.text.heads import Head
 
 log = logging.getLogger("ray_l4.learner")
 

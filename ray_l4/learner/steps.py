@@ -10,8 +10,9 @@ from ray_l4.learner.micro_batches import MicroBatch, split
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
 from ray_l4.text.batches import build_batch
+from ray_l4.text.heads import Head
 from ray_l4.text.sampler import Sampler
-from ray_l4.text.tokens import Head, sequence_lengths
+from ray_l4.text.tokens import sequence_lengths
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ from typing import Literal
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods.stages import STAGE_KINDS, StageKind
 from ray_l4.methods.topology import TOPOLOGIES, Topology
-from ray_l4.text.tokens import Head
+from ray_l4.text.heads import Head
 
 Settings = tuple[tuple[str, object], ...]
 """Keys of an experiment, ``group.name``, and values."""

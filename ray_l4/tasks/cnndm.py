@@ -21,7 +21,7 @@ from pathlib import Path
 from ray_l4.errors import DataError
 from ray_l4.tasks.distinct import distinct, key_of
 from ray_l4.tasks.files import MissingFileError, find, find_all, need_columns, read_csv, read_json, read_lines
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.files import OPENERS, MissingFileError, need_columns, read_csv, read_lines
-from ray_l4.tasks.schema import EXAMPLES, BadRecords
+from ray_l4.tasks.rows import BadRecords
+from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.tasks.source import Source
 
 Record = tuple[str, dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 
 
 def key_of(text: str) -> bytes:

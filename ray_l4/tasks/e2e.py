@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ray_l4.tasks.files import find, need_columns, read_csv
 from ray_l4.tasks.rnnlg import QUESTION
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 FILES = {"train": "trainset.csv", "dev": "devset.csv", "test": "testset_w_refs.csv"}

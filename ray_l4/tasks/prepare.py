@@ -14,7 +14,7 @@ from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.store.atomic import write_table
 from ray_l4.tasks.files import MissingFileError
 from ray_l4.tasks.registry import load, metric_of
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 log = logging.getLogger(__name__)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.metrics.registry import METRICS
-from ray_l4.tasks import cnndm, custom, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
-from ray_l4.tasks.sampling import count_of, subset
-from ray_l4.tasks.schema import BadRecords, Split, build_table
+from ray_l4.tasks import cnndm, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
+from ray_l4.tasks.rows import BadRecords, Split
 from ray_l4.tasks.source import Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,10 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
         ConfigError: the task is unknown, or it is not said where its data is.
         DataError: the data is missing, unreadable or too damaged, or holds fewer examples than asked for.
     """
+    # Imported here: the table of tasks is read by commands that load no data and have to answer at once.
+    from ray_l4.tasks.sampling import count_of, subset
+    from ray_l4.tasks.schema import build_table
+
     _check_known(task)
     by_dialogue = metric_of(task) == DIALOGUE_METRIC
     source = Source(task, split, data)
@@ -137,8 +142,12 @@ def _check_known(task: TaskConfig) -> None:
 
 
 def _reader(task: TaskConfig, data: DataConfig) -> Reader:
+    if task.path is not None and not squad.is_squad_folder(task.path):
+        from ray_l4.tasks import custom  # loads PyArrow
+
+        return custom.read
     if task.path is not None:
-        return squad.read if squad.is_squad_folder(task.path) else custom.read
+        return squad.read
     if squad.is_converted(data.converted, task.name):
         return squad.read
     return READERS[TASKS[task.name].family]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_l4.tasks.files import find, read_json_list, read_text
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 QUESTION = "what is the natural language form ?"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 ENVIRONMENT = "RAY_L4_DATA"
 """Names the folder that holds ``raw/`` when the experiment does not."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.files import find, holds, read_json, read_json_list
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 

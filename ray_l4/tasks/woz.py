@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_l4.tasks.files import find, read_json_list
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 QUESTION = "what is the change in state?"

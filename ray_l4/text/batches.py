@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ray_l4.text.tokens import Head, SpecialIds
+from ray_l4.text.heads import Head
+from ray_l4.text.tokens import SpecialIds
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Head = Literal["qa", "lm"]
-"""What bears a loss: the answer, or the whole text from the task token on (REFERENCE.md#lamol-loss)."""
-
 Origin = Literal["real", "generated", "stored"]
 
 TOKENS = pa.schema(

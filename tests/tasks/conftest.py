@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ray_l4.config.experiment import DataConfig
-from ray_l4.tasks.schema import BadRecords
+from ray_l4.tasks.rows import BadRecords
 
 Write = Callable[..., Path]
 

@@ -16,7 +16,7 @@ from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.cnndm import END_OF_SENTENCE, article_key, split_story, with_close_dots
 from ray_l4.tasks.registry import load
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 Write = Callable[..., Path]
 TASK = TaskConfig(name="cnn_dailymail", train="all", test="all")

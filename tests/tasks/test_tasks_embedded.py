@@ -16,7 +16,7 @@ from ray_l4.metrics.registry import Item, score
 from ray_l4.tasks.embedded import GRAMMARS, SPLIT_OF_PART, rest, split_of, sql, woz
 from ray_l4.tasks.embedded.grammar import draw_kept
 from ray_l4.tasks.registry import TASKS, load, metric_of
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 MINI = list(GRAMMARS)
 

@@ -13,7 +13,7 @@ import pytest
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.registry import TASKS, load
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 Write = Callable[..., Path]
 QUESTION = "what is the natural language form ?"

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.schema import EXAMPLES, BadRecords, build_table
+from ray_l4.tasks.rows import BadRecords
+from ray_l4.tasks.schema import EXAMPLES, build_table
 
 
 def row(number: int, **changes: object) -> dict[str, object]:

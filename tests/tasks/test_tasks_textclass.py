@@ -18,7 +18,7 @@ from ray_l4.errors import DataError
 from ray_l4.tasks.distinct import distinct, key_of
 from ray_l4.tasks.files import MissingFileError, find_all
 from ray_l4.tasks.registry import load
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.textclass import HELD_OUT, held_out
 from ray_l4.tasks.textclass.corpora import CORPORA
 from ray_l4.tasks.textclass.formats import read_tabbed, read_titled

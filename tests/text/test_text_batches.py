@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.text.batches import Batch, Head, build_batch, left_padded
+from ray_l4.text.batches import Batch, build_batch, left_padded
+from ray_l4.text.heads import Head
 from ray_l4.text.tokens import pooled, tokens_table
 
 IGNORE = -1

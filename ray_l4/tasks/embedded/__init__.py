@@ -17,7 +17,7 @@ from random import Random
 from ray_l4.seeds import derive
 from ray_l4.tasks.embedded import rest, sql, woz
 from ray_l4.tasks.embedded.grammar import Keep
-from ray_l4.tasks.schema import BadRecords, Row, Split
+from ray_l4.tasks.rows import BadRecords, Row, Split
 from ray_l4.tasks.source import Source
 
 TRAIN = 600

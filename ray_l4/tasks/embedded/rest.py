@@ -13,7 +13,7 @@ from random import Random
 
 from ray_l4.tasks.embedded.grammar import AREAS, FOODS, PRICES, Keep, draw_kept
 from ray_l4.tasks.rnnlg import QUESTION
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 
 NAMES = tuple(
     f"{first} {second}" for first in ("golden", "royal", "little", "old") for second in ("dragon", "garden", "house")

@@ -12,7 +12,7 @@ from itertools import count
 from random import Random
 
 from ray_l4.tasks.embedded.grammar import Keep, draw_kept
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, QUESTION, Condition, Query, answer_of
 
 TEXTS = {

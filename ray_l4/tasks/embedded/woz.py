@@ -12,7 +12,7 @@ from itertools import count
 from random import Random
 
 from ray_l4.tasks.embedded.grammar import AREAS, FOODS, PRICES, Keep, draw_kept
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 from ray_l4.tasks.woz import QUESTION, Informs, answer_of
 
 VALUES = {"price": PRICES, "food": FOODS, "area": AREAS}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ray_l4.tasks.distinct import distinct, key_of
 from ray_l4.tasks.files import MissingFileError, find, find_all, holds
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 from ray_l4.tasks.textclass.corpora import CORPORA, Corpus
 from ray_l4.tasks.textclass.formats import Reader, read_original, read_tabbed, read_titled

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.files import find, holds, read_json_list, read_lines, read_rows
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.textclass.corpora import Corpus
 
 Reader = Callable[[Path, Corpus, BadRecords], Iterator[Row]]

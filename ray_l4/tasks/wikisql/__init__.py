@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_l4.tasks.files import find
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 from ray_l4.tasks.wikisql.headers import READABLE, queries_with_names, queries_with_tables
 from ray_l4.tasks.wikisql.query import row_of

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.files import find, need_columns, read_csv, read_lines
-from ray_l4.tasks.schema import BadRecords, Split
+from ray_l4.tasks.rows import BadRecords, Split
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 READABLE = {"dev": "validation.human_readable.csv", "test": "test.human_readable.csv"}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 
 QUESTION = "what is the translation from english to sql?"
 

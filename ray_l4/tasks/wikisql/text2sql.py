@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.tasks.files import find, read_json_list, read_lines
-from ray_l4.tasks.schema import BadRecords
+from ray_l4.tasks.rows import BadRecords
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 GROUPS = "text2sql-data.wikisql.json"
