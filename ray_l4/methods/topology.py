@@ -24,14 +24,14 @@ class Topology:
     """Peers that were there and are not any more: they keep their number, and neither learn nor teach."""
 
     @property
-    def left(self) -> tuple[int, ...]:
+    def present(self) -> tuple[int, ...]:
         """The peers that are not lost, in ascending order."""
         return tuple(peer for peer in range(self.size) if peer not in self.lost)
 
     @property
     def students(self) -> tuple[int, ...]:
         """The peers that learn, in ascending order."""
-        return tuple(peer for peer in self.left if peer not in self.frozen)
+        return tuple(peer for peer in self.present if peer not in self.frozen)
 
     def teachers_of(self, peer: int) -> tuple[int, ...]:
         """The peers whose predictions ``peer`` learns from, in ascending order."""
