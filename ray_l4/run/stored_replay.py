@@ -10,7 +10,7 @@ from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.replay import replay_counts
-from ray_l4.text.tokens import as_stored, pooled
+from ray_l4.text.tokens import as_stored, concatenated
 
 
 def reservoir(setup: Setup, stage: int) -> pa.Table:
@@ -20,7 +20,7 @@ def reservoir(setup: Setup, stage: int) -> pa.Table:
     kept. This is reservoir sampling (Vitter 1985) without state: any stage's reservoir can be computed again.
     """
     tables = [setup.training[task] for task in setup.tasks[:stage]]
-    seen = pooled(*tables)
+    seen = concatenated(*tables)
     capacity = setup.experiment.replay.capacity
     if capacity is None or capacity >= seen.num_rows:
         return seen

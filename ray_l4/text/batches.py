@@ -73,7 +73,7 @@ def build_batch(
     """The batch of the rows ``indices`` of ``tokens``.
 
     Args:
-        tokens: a ``TOKENS`` table, best in one chunk (``tokens.pooled``).
+        tokens: a ``TOKENS`` table, best in one chunk (``tokens.concatenated``).
         indices: (batch,) row numbers.
         heads: ``("qa",)``, or ``("qa", "lm")`` for LAMOL's loss.
         special: ids of PAD, EOS and ANS.

@@ -58,7 +58,7 @@ def tokens_table(
     return pa.Table.from_arrays(arrays, schema=TOKENS)
 
 
-def pooled(*tables: pa.Table) -> pa.Table:
+def concatenated(*tables: pa.Table) -> pa.Table:
     """The rows of all tables, in order and in one chunk: current and replayed examples share one pool (REFERENCE.md#replay).
 
     One chunk matters: to take rows from a column of lists in several chunks, Arrow copies the whole column.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ray_l4.errors import DataError, ModelError
 from ray_l4.text.assembly import Dropped, assemble, assemble_prompts, longest_answer, refuse_if_many, with_answers
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import TOKENS, as_stored, pooled, sequence_lengths
+from ray_l4.text.tokens import TOKENS, as_stored, concatenated, sequence_lengths
 
 Examples = Callable[..., pa.Table]
 
@@ -190,7 +190,7 @@ def test_stored_examples_are_the_same_under_another_name(tokenizer: TaskTokenize
     unchanged = ["ids", "prompt_length", "gen", "task"]
     assert stored.select(unchanged) == real.select(unchanged)
     assert real["origin"].to_pylist() == ["real", "real"]
-    assert pooled(real, stored).schema == TOKENS
+    assert concatenated(real, stored).schema == TOKENS
     assert as_stored(real.slice(0, 0), 1).num_rows == 0
 
 
@@ -213,7 +213,7 @@ def test_empty_input_and_pooling(tokenizer: TaskTokenizer, examples_of: Examples
     assert (empty.num_rows, empty.schema, dropped) == (0, TOKENS, [])
     one, _ = assemble(examples_of(("cheap", "north", "food")), tokenizer, 50)
     two, _ = assemble(examples_of(("", "area", ""), task="woz.en"), tokenizer, 50)
-    pool = pooled(one, empty, two)
+    pool = concatenated(one, empty, two)
     assert pool["task"].to_pylist() == ["sst", "woz.en"]
     assert pool["ids"].num_chunks == 1
     lengths = sequence_lengths(pool)

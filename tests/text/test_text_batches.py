@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ray_l4.text.batches import Batch, build_batch, left_padded
 from ray_l4.text.heads import Head
-from ray_l4.text.tokens import pooled, tokens_table
+from ray_l4.text.tokens import concatenated, tokens_table
 
 IGNORE = -1
 C, Q, A, GEN = (11, 12, 13), (21, 22), (31, 32), 9
@@ -82,7 +82,7 @@ def pools(draw: st.DrawFn) -> tuple[pa.Table, np.ndarray]:
     real, generated = draw(st.lists(pairs, max_size=4)), draw(st.lists(pairs, max_size=4))
     if not real and not generated:
         real = [([10], [11])]
-    pool = pooled(table(*real), table(*generated, origin="generated", gen=8))
+    pool = concatenated(table(*real), table(*generated, origin="generated", gen=8))
     order = draw(st.permutations(range(pool.num_rows)))
     return pool, np.array(order[: draw(st.integers(1, pool.num_rows))])
 
