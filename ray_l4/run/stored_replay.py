@@ -9,7 +9,7 @@ from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.text.replay import replay_counts
+from ray_l4.text.replay import num_replayed_per_task
 from ray_l4.text.tokens import as_stored, concatenated
 
 
@@ -43,7 +43,7 @@ def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
         return None
     kept = reservoir(setup, stage)
     tasks = np.asarray(kept["task"].to_pylist())
-    count = replay_counts(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
+    count = num_replayed_per_task(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
     drawn = []
     for task in setup.tasks[:stage]:
         rows = np.flatnonzero(tasks == task)

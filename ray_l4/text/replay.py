@@ -18,7 +18,7 @@ Rejection = Literal["no answer token", "several answer tokens"]
 
 
 @dataclass(frozen=True)
-class GeneratedSample:
+class PseudoExample:
     """A pseudo-example: the token it was started from, and the ids on either side of ANS (each may be empty)."""
 
     gen: int
@@ -26,7 +26,7 @@ class GeneratedSample:
     answer: tuple[int, ...]
 
 
-def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample | Rejection:
+def parse_generated(ids: Sequence[int], special: SpecialIds) -> PseudoExample | Rejection:
     """The pseudo-example in generated ``ids`` (starting token included), or why it is none.
 
     What follows the first EOS is cut. The rest is valid if ANS stands in it exactly once after the first token;
@@ -42,13 +42,13 @@ def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample 
             return "no answer token"
         case 1:
             middle = rest.index(special.ans)
-            return GeneratedSample(gen, tuple(rest[:middle]), tuple(rest[middle + 1 :]))
+            return PseudoExample(gen, tuple(rest[:middle]), tuple(rest[middle + 1 :]))
         case _:
             return "several answer tokens"
 
 
 def generated_table(
-    samples: Sequence[GeneratedSample], tasks: Sequence[str], tokenizer: TaskTokenizer, stage: int
+    samples: Sequence[PseudoExample], tasks: Sequence[str], tokenizer: TaskTokenizer, stage: int
 ) -> pa.Table:
     """Pseudo-examples as a ``TOKENS`` table; row i is called ``replay-<stage>-<i>`` and keeps its own GEN (REFERENCE.md#replay).
 
@@ -70,7 +70,7 @@ def generated_table(
     )
 
 
-def replay_counts(ratio: float, num_new: int, num_previous: int) -> int:
+def num_replayed_per_task(ratio: float, num_new: int, num_previous: int) -> int:
     """Pseudo-examples per previous task: ceil(ratio * num_new) shared evenly, the remainder left out (REFERENCE.md#replay).
 
     ``ratio`` is taken as the decimal number it is written as: 0.07 of 100 is 7, where floats would make it 8.

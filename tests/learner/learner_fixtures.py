@@ -24,7 +24,7 @@ from ray_l4.methods import Topology, get_method
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
-from ray_l4.text.replay import GeneratedSample, generated_table
+from ray_l4.text.replay import PseudoExample, generated_table
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import concatenated
 
@@ -77,7 +77,7 @@ def tokens(tok: TaskTokenizer, current: int = 8, replayed: int = 3) -> pa.Table:
     samples = []
     for row in examples("a", replayed, seed=1).to_pylist():
         samples.append(
-            GeneratedSample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"])))
+            PseudoExample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"])))
         )
     return concatenated(table, generated_table(samples, ["a"] * len(samples), tok, 1)) if samples else table
 

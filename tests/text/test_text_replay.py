@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.errors import ModelError
-from ray_l4.text.replay import GeneratedSample, generated_table, parse_generated, replay_counts
+from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse_generated
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import TOKENS
 
@@ -41,7 +41,7 @@ GEN = 7
     ],
 )
 def test_valid_samples(ids: list[int], expected: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    assert parse_generated(ids, Ids()) == GeneratedSample(GEN, *expected)
+    assert parse_generated(ids, Ids()) == PseudoExample(GEN, *expected)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_rejected_samples(ids: list[int], reason: str) -> None:
 def test_the_filter_keeps_exactly_the_samples_with_one_answer_token(rest: list[int]) -> None:
     parsed = parse_generated([GEN, *rest], Ids())
     visible = rest[: rest.index(0)] if 0 in rest else rest
-    if isinstance(parsed, GeneratedSample):
+    if isinstance(parsed, PseudoExample):
         assert [*parsed.question, 1, *parsed.answer] == visible
     else:
         assert visible.count(1) != 1
@@ -71,7 +71,7 @@ def test_the_filter_keeps_exactly_the_samples_with_one_answer_token(rest: list[i
 
 def test_table_of_pseudo_examples(tokenizer: TaskTokenizer) -> None:
     woz, sst = tokenizer.gen["woz.en"], tokenizer.gen["sst"]
-    samples = [GeneratedSample(sst, (5, 6), (7,)), GeneratedSample(woz, (), ())]
+    samples = [PseudoExample(sst, (5, 6), (7,)), PseudoExample(woz, (), ())]
     table = generated_table(samples, ["sst", "woz.en"], tokenizer, stage=3)
     assert table.schema == TOKENS
     ans = tokenizer.ans
@@ -86,7 +86,7 @@ def test_table_of_pseudo_examples(tokenizer: TaskTokenizer) -> None:
 
 def test_where_tasks_share_a_token_a_sample_keeps_the_task_that_was_asked_for() -> None:
     shared = TaskTokenizer.trained(["a b"] * 3, 260, ["woz.en", "sst"], 0, shared=True)
-    sample = GeneratedSample(shared.gen["sst"], (5,), (7,))
+    sample = PseudoExample(shared.gen["sst"], (5,), (7,))
     table = generated_table([sample, sample], ["sst", "woz.en"], shared, stage=1)
     assert table["task"].to_pylist() == ["sst", "woz.en"]
     assert len(set(table["gen"].to_pylist())) == 1
@@ -94,11 +94,11 @@ def test_where_tasks_share_a_token_a_sample_keeps_the_task_that_was_asked_for() 
 
 def test_a_sample_of_no_task_is_an_error(tokenizer: TaskTokenizer) -> None:
     with pytest.raises(ModelError, match=rf"ids \[{tokenizer.ans}\]"):
-        generated_table([GeneratedSample(tokenizer.ans, (), ())], ["sst"], tokenizer, 1)
+        generated_table([PseudoExample(tokenizer.ans, (), ())], ["sst"], tokenizer, 1)
 
 
 def test_a_spare_token_is_of_no_task_until_it_is_assigned(tokenizer: TaskTokenizer) -> None:
-    sample = GeneratedSample(tokenizer.spares[0], (), ())
+    sample = PseudoExample(tokenizer.spares[0], (), ())
     with pytest.raises(ModelError, match="tokens of no task"):
         generated_table([sample], ["late"], tokenizer, 1)
     assert generated_table([sample], ["late"], tokenizer.assign("late"), 1).num_rows == 1
@@ -106,7 +106,7 @@ def test_a_spare_token_is_of_no_task_until_it_is_assigned(tokenizer: TaskTokeniz
 
 def test_a_sample_without_a_task_of_its_own_is_a_defect_of_the_caller(tokenizer: TaskTokenizer) -> None:
     with pytest.raises(pa.ArrowInvalid):
-        generated_table([GeneratedSample(tokenizer.gen["sst"], (), ())], [], tokenizer, 1)
+        generated_table([PseudoExample(tokenizer.gen["sst"], (), ())], [], tokenizer, 1)
 
 
 WORKED = {
@@ -124,19 +124,19 @@ WORKED = {
 
 @pytest.mark.parametrize(("num_new", "counts"), WORKED.items())
 def test_worked_replay_counts(num_new: int, counts: tuple[int, ...]) -> None:
-    assert tuple(replay_counts(0.2, num_new, previous) for previous in (1, 2, 3, 4)) == counts
+    assert tuple(num_replayed_per_task(0.2, num_new, previous) for previous in (1, 2, 3, 4)) == counts
 
 
 @given(st.integers(1, 200_000), st.integers(1, 12))
 def test_counts_equal_the_formula_of_the_reference(num_new: int, previous: int) -> None:
     total = math.ceil(0.2 * num_new)
-    assert replay_counts(0.2, num_new, previous) == (total - total % previous) // previous
+    assert num_replayed_per_task(0.2, num_new, previous) == (total - total % previous) // previous
 
 
 def test_counts_at_the_edges() -> None:
-    assert replay_counts(0.2, 100, 0) == 0
-    assert replay_counts(0.0, 100, 3) == 0
-    assert replay_counts(1.0, 2, 3) == 0
+    assert num_replayed_per_task(0.2, 100, 0) == 0
+    assert num_replayed_per_task(0.0, 100, 3) == 0
+    assert num_replayed_per_task(1.0, 2, 3) == 0
     assert math.ceil(0.07 * 100) == 8  # what floats would make of it
-    assert replay_counts(0.07, 100, 1) == 7
-    assert replay_counts(1e-05, 100_000, 1) == 1
+    assert num_replayed_per_task(0.07, 100, 1) == 7
+    assert num_replayed_per_task(1e-05, 100_000, 1) == 1
