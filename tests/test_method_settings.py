@@ -21,7 +21,7 @@ from ray_l4.methods import (
     num_students,
     resolved,
     stage_names,
-    teachers_of,
+    teacher_experiment,
 )
 from ray_l4.setup.setup import Setup, prepare
 
@@ -153,8 +153,8 @@ def test_models_of_single_tasks_are_no_peers() -> None:
 @pytest.mark.parametrize(("teachers", "expected"), [({}, 27), ({"epochs": 9}, 9)])
 def test_teachers_may_learn_for_fewer_epochs_than_the_student(teachers: dict[str, int], expected: int) -> None:
     config = experiment("multi-seq-kd", training={"epochs": 27, "batch_size": 2}, teachers=teachers)
-    assert teachers_of(config).training.epochs == expected
-    assert teachers_of(config).training.batch_size == 2
+    assert teacher_experiment(config).training.epochs == expected
+    assert teacher_experiment(config).training.batch_size == 2
 
 
 def test_an_unknown_method_is_refused() -> None:
@@ -182,7 +182,7 @@ def test_stages_are_the_tasks_or_all_of_them_at_once(method: str) -> None:
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.teacher == "task"])
 def test_teachers_learn_what_their_students_will(method: str) -> None:
     config = resolved(experiment(method, variant="a label", seed=5, peers={"count": 2}, evaluation={"when": "epoch"}))
-    teachers = teachers_of(config)
+    teachers = teacher_experiment(config)
     before, after = values(config), values(teachers)
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {"method", "variant", "seed", "peers.count", "evaluation.when"}
@@ -195,7 +195,7 @@ def test_teachers_learn_what_their_students_will(method: str) -> None:
 
 def test_teachers_have_a_seed_of_their_own() -> None:
     """A student with its teacher's dropout and order would be it, on the first task."""
-    seeds = [teachers_of(experiment("l2kd-word", seed=seed)).seed for seed in (0, 0, 1)]
+    seeds = [teacher_experiment(experiment("l2kd-word", seed=seed)).seed for seed in (0, 0, 1)]
     assert seeds[0] == seeds[1] != seeds[2]
     assert seeds[0] not in (0, 1)
 

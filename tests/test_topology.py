@@ -16,14 +16,14 @@ from ray_l4.methods import (
     Topology,
     complete,
     from_edges,
+    graph_in_words,
     graph_name,
     graph_of,
-    learns_from,
     resolved,
     ring,
     star,
     taught,
-    teachers_of,
+    teacher_experiment,
 )
 
 sizes = st.integers(1, 9)
@@ -117,15 +117,15 @@ def test_a_lost_teacher_is_not_waited_for() -> None:
 def test_graphs_in_words() -> None:
     assert Topology(3, frozenset({(0, 1), (2, 1)})).in_words() == "0 learns from nobody; 1 from 0, 2; 2 from nobody"
     assert taught(1).in_words() == "0 learns from 1 (frozen)"
-    assert learns_from("ring", 4) == "ring: every student from the one before it"
-    assert learns_from([[1, 0]], 2) == "as listed: 0 learns from 1; 1 from nobody"
-    assert learns_from("of a later version", 2) == "of a later version"
+    assert graph_in_words("ring", 4) == "ring: every student from the one before it"
+    assert graph_in_words([[1, 0]], 2) == "as listed: 0 learns from 1; 1 from nobody"
+    assert graph_in_words("of a later version", 2) == "of a later version"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_graph_of_the_table_has_words(method: str) -> None:
     name = graph_name(experiment(method))
-    assert isinstance(name, str) and learns_from(name, 2).startswith(f"{name}: ")
+    assert isinstance(name, str) and graph_in_words(name, 2).startswith(f"{name}: ")
 
 
 # --- in an experiment
@@ -159,7 +159,7 @@ def test_a_method_with_a_graph_of_its_own_keeps_it(method: str) -> None:
 
 
 def test_teachers_are_trained_without_their_students_graph() -> None:
-    assert teachers_of(experiment(count=3, topology="ring", each=[{"lr": 1.0}, {}, {}])).peers == (
+    assert teacher_experiment(experiment(count=3, topology="ring", each=[{"lr": 1.0}, {}, {}])).peers == (
         experiment(count=1).peers
     )
 

@@ -91,7 +91,7 @@ TEACHER_METHOD = "single-qa-lm"
 """What trains a teacher: its task alone, both heads, from the start (REFERENCE.md#teachers)."""
 
 
-def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
+def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
     """The experiment that trains the teachers of ``experiment``: one model per task of its stream."""
     return changed(
         experiment,

@@ -125,7 +125,7 @@ _IN_WORDS = {
 }
 
 
-def learns_from(topology: str | Sequence[Sequence[int]], size: int) -> str:
+def graph_in_words(topology: str | Sequence[Sequence[int]], size: int) -> str:
     """One line for people on who learns from whom among ``size`` students, by name of the graph or from its edges."""
     if isinstance(topology, str):
         return f"{topology}: {_IN_WORDS[topology]}" if topology in _IN_WORDS else topology
