@@ -46,8 +46,8 @@ class Batch:
 
     input_ids_RT: Tensor
     heads: Mapping[Head, HeadPositions]
-    num_samples: int
-    num_current_samples: int
+    num_examples: int
+    num_current_examples: int
     num_tokens: int
 
     def to(self, device: torch.device) -> Batch:
@@ -92,8 +92,8 @@ def build_batch(
     return Batch(
         input_ids_RT=input_ids_RT,
         heads=scored,
-        num_samples=len(indices),
-        num_current_samples=int(current.sum()),
+        num_examples=len(indices),
+        num_current_examples=int(current.sum()),
         num_tokens=sum(len(positions.targets_N) for positions in scored.values()),
     )
 

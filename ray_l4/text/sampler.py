@@ -13,9 +13,9 @@ from ray_l4.seeds import derive
 LENGTH_EXPONENT = 1.163
 
 
-def auto_batch_size(num_samples: int) -> int:
+def auto_batch_size(num_examples: int) -> int:
     """The references' cap on the examples of a batch: max(N // 1500, 4) (REFERENCE.md#batching)."""
-    return max(num_samples // 1500, 4)
+    return max(num_examples // 1500, 4)
 
 
 class Sampler:
@@ -37,23 +37,23 @@ class Sampler:
         budget: float | None = None,
         order: tuple[int, ...] = (),
     ) -> None:
-        """``lengths`` (num_samples,): length of X_qa of every example (``tokens.sequence_lengths``).
+        """``lengths`` (num_examples,): length of X_qa of every example (``tokens.sequence_lengths``).
 
         ``order``: more names for the order of the examples, where not all students share one.
 
         Raises:
             DataError: there is no example.
         """
-        self.num_samples = len(lengths)
-        if self.num_samples == 0:
+        self.num_examples = len(lengths)
+        if self.num_examples == 0:
             raise DataError(f"Stage {stage} has no training examples.")
-        cap = auto_batch_size(self.num_samples) if batch_size == "auto" else batch_size
+        cap = auto_batch_size(self.num_examples) if batch_size == "auto" else batch_size
         costs = np.asarray(lengths, dtype=np.float64) ** LENGTH_EXPONENT
         orders, starts = [], []
         for epoch in range(epochs):
             generator = np.random.default_rng(derive(seed, "order", stage, epoch, *order))
-            orders.append(generator.permutation(self.num_samples))
-            starts.append(epoch * self.num_samples + _batch_starts(costs[orders[-1]], cap, budget))
+            orders.append(generator.permutation(self.num_examples))
+            starts.append(epoch * self.num_examples + _batch_starts(costs[orders[-1]], cap, budget))
         self._order = np.concatenate(orders)
         # Batch s is order[bounds[s]:bounds[s + 1]]; an epoch always begins with a new batch.
         self._bounds = np.append(np.concatenate(starts), len(self._order))
@@ -71,11 +71,11 @@ class Sampler:
 
     def last_step_of(self, epoch: int) -> int:
         """The last step of the epoch."""
-        if not 0 <= epoch < len(self._order) // self.num_samples:
-            raise IndexError(f"epoch {epoch} of {len(self._order) // self.num_samples}")
-        return int(np.searchsorted(self._bounds, (epoch + 1) * self.num_samples)) - 1
+        if not 0 <= epoch < len(self._order) // self.num_examples:
+            raise IndexError(f"epoch {epoch} of {len(self._order) // self.num_examples}")
+        return int(np.searchsorted(self._bounds, (epoch + 1) * self.num_examples)) - 1
 
-    def samples_before(self, step: int) -> int:
+    def examples_before(self, step: int) -> int:
         """Examples seen before the step, over all epochs: the unit of the learning-rate schedule (REFERENCE.md#schedule).
 
         ``step == num_steps`` is allowed and gives the total.

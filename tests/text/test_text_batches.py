@@ -106,8 +106,8 @@ def test_batch_equals_the_plain_twin(
         assert weights[r].tolist() == plain + [0.0] * (width - len(y))
         # Targets are the next input wherever there is one.
         assert all(t in (IGNORE, after) for t, after in zip(y, x[1:], strict=False))
-    assert batch.num_samples == len(rows)
-    assert batch.num_current_samples == sum(row["origin"] == "real" for row in rows)
+    assert batch.num_examples == len(rows)
+    assert batch.num_current_examples == sum(row["origin"] == "real" for row in rows)
     assert batch.num_tokens == sum(t != IGNORE for *_, y in expected for t in y)
 
 
@@ -126,7 +126,7 @@ def test_batches_without_current_or_without_generated_examples() -> None:
     assert [h.num_current for h in only_real.heads.values()] == [2, 4]
     only_old = build_batch(table(([10], [11]), origin="generated"), np.array([0]), HEADS, IDS, 5.0)
     assert [h.num_current for h in only_old.heads.values()] == [0, 0]
-    assert only_old.num_current_samples == 0
+    assert only_old.num_current_examples == 0
 
 
 def test_types_are_those_that_torch_indexes_with() -> None:
@@ -144,7 +144,7 @@ def test_a_batch_moves_to_a_device_whole() -> None:
     moved = batch.to(torch.device("meta"))
     scored = [t for h in moved.heads.values() for t in (h.positions_N, h.targets_N, h.weights_N)]
     assert {t.device.type for t in (moved.input_ids_RT, *scored)} == {"meta"}
-    assert (moved.num_samples, moved.num_current_samples, moved.num_tokens) == (2, 2, batch.num_tokens)
+    assert (moved.num_examples, moved.num_current_examples, moved.num_tokens) == (2, 2, batch.num_tokens)
     assert [h.num_current for h in moved.heads.values()] == [h.num_current for h in batch.heads.values()]
     assert batch.input_ids_RT.device.type == "cpu"
 

@@ -16,10 +16,10 @@ from ray_l4.text.sampler import Sampler, auto_batch_size
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "cap"), [(2536, 4), (7925, 5), (7830, 5), (9533, 6), (115_000, 76), (138_000, 92), (1, 4)]
+    ("num_examples", "cap"), [(2536, 4), (7925, 5), (7830, 5), (9533, 6), (115_000, 76), (138_000, 92), (1, 4)]
 )
-def test_worked_batch_caps(num_samples: int, cap: int) -> None:
-    assert auto_batch_size(num_samples) == cap
+def test_worked_batch_caps(num_examples: int, cap: int) -> None:
+    assert auto_batch_size(num_examples) == cap
 
 
 def test_auto_uses_the_cap() -> None:
@@ -43,9 +43,9 @@ def test_order_is_the_permutation_of_seed_stage_and_epoch() -> None:
     assert visited[0][:10] != visited[0][10:]
 
 
-def visited(order: tuple[int, ...], num_samples: int = 12, seed: int = 3) -> list[int]:
+def visited(order: tuple[int, ...], num_examples: int = 12, seed: int = 3) -> list[int]:
     """The rows of two epochs, in the order in which a sampler with these names visits them."""
-    sampler = Sampler([5] * num_samples, seed, stage=1, epochs=2, batch_size=5, order=order)
+    sampler = Sampler([5] * num_examples, seed, stage=1, epochs=2, batch_size=5, order=order)
     return np.concatenate([sampler.indices(step) for step in range(sampler.num_steps)]).tolist()
 
 
@@ -78,16 +78,16 @@ def test_every_epoch_visits_every_example_once(
     visited: list[list[int]] = [[] for _ in range(epochs)]
     seen = 0
     for step in range(sampler.num_steps):
-        assert sampler.samples_before(step) == seen
+        assert sampler.examples_before(step) == seen
         batch = sampler.indices(step)
         assert len(batch) > 0
         visited[seen // len(lengths)].extend(batch.tolist())
         seen += len(batch)
     assert [sorted(epoch) for epoch in visited] == [list(range(len(lengths)))] * epochs
-    assert sampler.samples_before(sampler.num_steps) == seen == epochs * len(lengths)
+    assert sampler.examples_before(sampler.num_steps) == seen == epochs * len(lengths)
     lasts = [sampler.last_step_of(epoch) for epoch in range(epochs)]
     assert lasts[-1] == sampler.num_steps - 1
-    assert [sampler.samples_before(last + 1) for last in lasts] == [len(lengths) * (e + 1) for e in range(epochs)]
+    assert [sampler.examples_before(last + 1) for last in lasts] == [len(lengths) * (e + 1) for e in range(epochs)]
     # A peer restored at any step continues with the batch that it would have seen.
     step = seed % sampler.num_steps
     assert Sampler(lengths, seed, 2, epochs, size, budget).indices(step).tolist() == sampler.indices(step).tolist()
@@ -133,7 +133,7 @@ def test_steps_and_epochs_outside_the_stage_are_errors() -> None:
             with pytest.raises(IndexError, match=str(outside)):
                 call(outside)
     with pytest.raises(IndexError):
-        sampler.samples_before(3)
+        sampler.examples_before(3)
 
 
 def test_a_stage_needs_examples() -> None:
