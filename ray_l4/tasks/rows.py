@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "dev", "test"]
 
 SHOWN = 3
-"""So many bad records are quoted in a message: enough to see what is wrong with the file."""
+"""Number of bad records quoted in a message: enough to see what is wrong with the file."""
 
 
 class Row(TypedDict):
-    """One example as a reader of raw files gives it."""
+    """One example as a reader of raw files yields it."""
 
     context: str
     question: str
@@ -25,31 +25,34 @@ class Row(TypedDict):
     sample_id: str
     meta: NotRequired[str]
     where: NotRequired[str]
-    """Place in the file, for messages; ``record <n>`` when not given."""
+    """Position in the file, for messages; ``record <n>`` by default."""
 
 
 @dataclass
 class BadRecords:
-    """Counts the records that cannot be used, remembers the first ones, and refuses when there are too many."""
+    """Counter of unusable records that keeps the first few for the message and raises if there are too many."""
 
     source: str
-    """What is being read, for messages."""
+    """The data that is read, for messages."""
     max_fraction: float
-    """The largest tolerated share of all records (``DataConfig.max_bad_fraction``)."""
+    """Largest tolerated fraction of all records (``DataConfig.max_bad_fraction``)."""
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, where: str, why: str) -> None:
-        """Count one bad record; ``where`` is its place in the file, ``why`` what is wrong with it."""
+        """Count one bad record: ``where`` is its position in the file, ``why`` the reason."""
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append(f"{where}: {why}")
 
-    def settle(self, num_good: int) -> str:
-        """Close the account: log and return a summary, "" when no record was bad.
+    def check(self, num_good: int) -> str:
+        """Log and return a summary once all records are read; an empty string if none was bad.
+
+        Args:
+            num_good: number of usable records.
 
         Raises:
-            DataError: the share of bad records exceeds ``max_fraction``.
+            DataError: the fraction of bad records exceeds ``max_fraction``.
         """
         if not self.count:
             return ""
@@ -59,8 +62,10 @@ class BadRecords:
             raise DataError(
                 f"{self.source}: {self.count} of {total} records cannot be used; "
                 f"data.max_bad_fraction allows {self.max_fraction:.2%}. The first ones:\n{quoted}\n"
-                "Mend the data, or raise data.max_bad_fraction to drop these records."
+                "Fix the data, or raise data.max_bad_fraction to drop these records."
             )
-        summary = f"{self.source}: dropped {self.count} of {total} records that cannot be used. First:\n{quoted}"
+        summary = (
+            f"{self.source}: dropped {self.count} of {total} records that cannot be used. The first ones:\n{quoted}"
+        )
         log.warning("%s", summary)
         return summary

@@ -1,4 +1,4 @@
-"""The one table every task becomes, and the count of records that could not join it."""
+"""The table of examples that every task is read into."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ EXAMPLES: pa.Schema = pa.schema(
     [
         pa.field("context", pa.string(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),  # the first reference; what training teaches
+        pa.field("answer", pa.string(), nullable=False),  # the first reference: the target in training
         pa.field("references", pa.list_(pa.string()), nullable=False),  # every accepted answer
         pa.field("task", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),  # unique within (task, split)
-        pa.field("meta", pa.string(), nullable=False),  # JSON that the task's metric needs, or ""
+        pa.field("meta", pa.string(), nullable=False),  # JSON for the task's metric, or ""
     ]
 )
 
 
 def build_table(task: str, rows: Iterable[Mapping[str, object]], bad: BadRecords) -> pa.Table:
-    """The ``EXAMPLES`` table of ``rows`` (the keys of ``Row``), in their order, without the unusable ones.
+    """Return the ``EXAMPLES`` table of ``rows`` (mappings with the keys of ``Row``), in order, without unusable rows.
+
+    Unusable rows are counted in ``bad``.
 
     Raises:
-        DataError: no record at all, two with the same ``sample_id``, or too many unusable ones.
+        DataError: there is no usable row, two have the same ``sample_id``, or too many are unusable.
     """
     columns: dict[str, list[object]] = {name: [] for name in EXAMPLES.names}
     seen: dict[str, str] = {}
@@ -38,23 +40,23 @@ def build_table(task: str, rows: Iterable[Mapping[str, object]], bad: BadRecords
         sample_id = str(row["sample_id"])
         if sample_id in seen:
             raise DataError(
-                f"{bad.source}: sample id {sample_id!r} stands twice, at {seen[sample_id]} and at {where}; "
-                "every example needs an id of its own."
+                f"{bad.source}: sample id {sample_id!r} occurs twice, at {seen[sample_id]} and at {where}; "
+                "every example needs a unique id."
             )
         seen[sample_id] = where
         references = row["references"]
-        assert isinstance(references, list)  # _problem made sure
+        assert isinstance(references, list)  # checked by _problem
         values = (row["context"], row["question"], references[0], references, task, sample_id, row.get("meta", ""))
         for name, value in zip(EXAMPLES.names, values, strict=True):
             columns[name].append(value)
-    bad.settle(len(seen))
+    bad.check(len(seen))
     if not seen:
-        raise DataError(f"{bad.source} holds no records; expected at least one example.")
+        raise DataError(f"{bad.source} contains no usable records; expected at least one example.")
     return pa.table(columns, schema=EXAMPLES)
 
 
 def _problem(row: Mapping[str, object]) -> str | None:
-    """What makes a row unusable, or None."""
+    """Return why a row is unusable, or None if it is usable."""
     for name in ("context", "question", "sample_id"):
         value = row.get(name)
         if not isinstance(value, str):
@@ -68,22 +70,23 @@ def _problem(row: Mapping[str, object]) -> str | None:
         return f"answer is {_kind(references)}, expected text or a list of texts"
     for reference in references:
         if not isinstance(reference, str):
-            return f"answer holds {_kind(reference)}, expected text"
+            return f"answer contains a value that is {_kind(reference)}, expected text"
         if problem := _unencodable("answer", reference):
             return problem
     return None
 
 
 def _unencodable(name: str, text: str) -> str | None:
-    """JSON may escape half of a surrogate pair, which no encoding can store."""
+    """Return a message if ``text`` has a lone surrogate: JSON can escape one, but no encoding can store it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"{name} holds a lone surrogate at character {error.start}"
+        return f"{name} contains a lone surrogate at character {error.start}"
     return None
 
 
 def _kind(value: object) -> str:
+    """Describe a value of the wrong type, for a message."""
     if value is None:
         return "missing"
     return "an empty list" if value == [] else f"of type {type(value).__name__}"
