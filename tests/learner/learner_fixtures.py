@@ -76,9 +76,7 @@ def tokens(tok: TaskTokenizer, current: int = 8, replayed: int = 3) -> pa.Table:
     assert not dropped
     samples = []
     for row in examples("a", replayed, seed=1).to_pylist():
-        samples.append(
-            PseudoExample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"])))
-        )
+        samples.append(PseudoExample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"]))))
     return concatenated(table, generated_table(samples, ["a"] * len(samples), tok, 1)) if samples else table
 
 

@@ -1,4 +1,7 @@
-"""The sampler: every example once an epoch, the same batch at any restart, the batch rules of REFERENCE.md#batching."""
+"""The sampler: every example once per epoch, the same batches after a restart, and the limits on batches.
+
+REFERENCE.md#batching.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,8 @@ def test_worked_batch_caps(num_examples: int, cap: int) -> None:
 
 
 def test_auto_uses_the_cap() -> None:
-    assert (
-        Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634
-    )  # REFERENCE.md#batching: WOZ has 634 steps an epoch
+    # REFERENCE.md#batching: WOZ has 634 steps per epoch.
+    assert Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634
     assert len(Sampler([10] * 7925, 0, 0, 1, "auto").indices(0)) == 5
 
 
@@ -44,7 +46,7 @@ def test_order_is_the_permutation_of_seed_stage_and_epoch() -> None:
 
 
 def visited(order: tuple[int, ...], num_examples: int = 12, seed: int = 3) -> list[int]:
-    """The rows of two epochs, in the order in which a sampler with these names visits them."""
+    """Return the rows of two epochs in the order of a sampler with these further names in its seed."""
     sampler = Sampler([5] * num_examples, seed, stage=1, epochs=2, batch_size=5, order=order)
     return np.concatenate([sampler.indices(step) for step in range(sampler.num_steps)]).tolist()
 
@@ -58,7 +60,7 @@ def test_students_with_orders_of_their_own_visit_the_same_examples(one: int, oth
 
 
 def test_the_names_of_an_order_are_pinned() -> None:
-    """A resumed run must see the batches that it would have seen: these names may never change."""
+    """The names in the seed must never change: a resumed run has to see the same batches as without interruption."""
     for order in ((), (2,)):
         epochs = [np.random.default_rng(derive(3, "order", 1, epoch, *order)).permutation(12) for epoch in (0, 1)]
         assert visited(order) == np.concatenate(epochs).tolist()
@@ -88,7 +90,7 @@ def test_every_epoch_visits_every_example_once(
     lasts = [sampler.last_step_of(epoch) for epoch in range(epochs)]
     assert lasts[-1] == sampler.num_steps - 1
     assert [sampler.examples_before(last + 1) for last in lasts] == [len(lengths) * (e + 1) for e in range(epochs)]
-    # A peer restored at any step continues with the batch that it would have seen.
+    # A peer restored at any step continues with the same batch as without interruption.
     step = seed % sampler.num_steps
     assert Sampler(lengths, seed, 2, epochs, size, budget).indices(step).tolist() == sampler.indices(step).tolist()
 
@@ -106,7 +108,8 @@ def test_a_batch_is_full_by_size_or_by_budget(lengths: list[int], cap: int, budg
 
 
 def test_the_budget_is_counted_from_one_after_a_full_batch() -> None:
-    # Two fit by size and by budget; the reference would count three after the first batch and close at one (REFERENCE.md#batching).
+    # Two examples fit by size and by budget. The reference implementation would count one too many after a full batch
+    # and end the second one after one example (REFERENCE.md#batching).
     budget = 2 * 10**1.163
     sampler = Sampler([10] * 6, 0, 0, 1, 2, budget)
     assert [len(sampler.indices(step)) for step in range(sampler.num_steps)] == [2, 2, 2]
