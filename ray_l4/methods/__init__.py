@@ -1,6 +1,6 @@
-"""The methods as data: who learns from whom, from which labels, with which replay.
+"""The methods as data: who learns from whom, from which labels, and with which replay.
 
-One training loop serves them all. A new method is a new row of the table and, at most, one new loss.
+One training loop serves all methods. A new method is a new row of the table and at most one new loss.
 """
 
 from ray_l4.methods.peers import num_students, peer_experiment, peer_seed, peer_settings
