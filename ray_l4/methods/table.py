@@ -48,7 +48,7 @@ class Method:
 
     @property
     def kind(self) -> StageKind:
-        """What its ``stages`` mean."""
+        """The kind of its ``stages``."""
         return STAGE_KINDS[self.stages]
 
     @property
@@ -58,12 +58,12 @@ class Method:
 
     @property
     def has_task_teachers(self) -> bool:
-        """Whether a teacher for each task is trained before the students."""
+        """Whether a teacher is trained for each task before the students."""
         return self.teacher == "task"
 
     @property
     def taught_by_itself(self) -> bool:
-        """Whether the student learns from the model that it was before the task."""
+        """Whether the student learns from its own state before the task."""
         return self.teacher == "previous"
 
     def graph(self, peers: int) -> Topology:
