@@ -36,8 +36,8 @@ from ray_l4.store.run_directory import RunDirectory
 from ray_l4.tasks.registry import load
 from ray_l4.text.assembly import assemble
 from ray_l4.text.batches import Batch, build_batch
+from ray_l4.text.heads import Head
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import Head
 
 HEADS: tuple[Head, ...] = ("qa", "lm")
 METHODS = ("l4", "l4-released")
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = list(pairs_of(run, options.tokenizer, options.examples))
         experiment = run.experiment()
         weight = experiment.training.lm_weight
-        print(f"{pairs[0].batch.num_samples} examples of {experiment.stream[-1].name}, lm head weighted {weight:g}\n")
+        print(f"{pairs[0].batch.num_examples} examples of {experiment.stream[-1].name}, lm head weighted {weight:g}\n")
         print(table(pairs, {name: spec_of(preset(name, experiment)) for name in METHODS}, weight))
 
     return exit_status(work)

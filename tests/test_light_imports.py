@@ -8,14 +8,16 @@ import sys
 MODULES = (
     "ray_l4.config.protocol",
     "ray_l4.metrics.continual",
+    "ray_l4.methods",
     "ray_l4.metrics.registry",
     "ray_l4.seeds",
     "ray_l4.store.run_directory",
+    "ray_l4.tasks.registry",
 )
-SLOW = ("nltk", "numpy", "peft", "pyarrow", "ray", "rouge_score", "torch", "transformers")
+SLOW = ("nltk", "numpy", "pandas", "peft", "pyarrow", "ray", "rouge_score", "tokenizers", "torch", "transformers")
 
 
-def test_settings_metrics_and_run_directories_import_no_slow_library() -> None:
+def test_settings_tables_and_run_directories_import_no_slow_library() -> None:
     program = f"import sys, {', '.join(MODULES)}; print([name for name in {SLOW} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

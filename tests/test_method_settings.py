@@ -1,4 +1,4 @@
-"""What a method fills into an experiment, what it refuses, and the run that trains its teachers."""
+"""Settings that a method adds to an experiment, settings it refuses, and the run that trains its teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ray_l4.methods import (
     num_students,
     resolved,
     stage_names,
-    teachers_of,
+    teacher_experiment,
 )
 from ray_l4.setup.setup import Setup, prepare
 
@@ -35,7 +35,7 @@ def experiment(method: str = "l4", **changes: object) -> ExperimentConfig:
 
 
 def values(config: ExperimentConfig) -> dict[str, object]:
-    """Every leaf, by its dotted key."""
+    """Return every leaf by its dotted key."""
     found: dict[str, object] = {}
 
     def walk(model: BaseModel, prefix: str) -> None:
@@ -51,7 +51,7 @@ def values(config: ExperimentConfig) -> dict[str, object]:
 
 
 @given(names)
-def test_what_a_method_wants_is_filled_in_and_nothing_else(method: str) -> None:
+def test_a_method_changes_only_its_settings(method: str) -> None:
     before, after = values(experiment(method)), values(resolved(experiment(method)))
     wanted = dict(METHODS[method].settings)
     if "model.max_length" in wanted:
@@ -60,8 +60,8 @@ def test_what_a_method_wants_is_filled_in_and_nothing_else(method: str) -> None:
 
 
 @given(names, st.data())
-def test_what_the_user_sets_stays(method: str, data: st.DataObject) -> None:
-    """Also where the user's value is the default, which the method would change."""
+def test_the_user_s_settings_take_precedence(method: str, data: st.DataObject) -> None:
+    """Even if the user's value is the default, which the method would change."""
     own = {
         "distillation.weight": 0.2,
         "distillation.temperature": 3.0,
@@ -82,14 +82,14 @@ def test_what_the_user_sets_stays(method: str, data: st.DataObject) -> None:
 
 
 @given(names)
-def test_resolving_twice_is_resolving_once(method: str) -> None:
+def test_resolving_is_idempotent(method: str) -> None:
     once = resolved(experiment(method))
     assert resolved(once) == once
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resolved_experiment_survives_its_file(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resumed run reads it, and its method must not change it again."""
+    """A resumed run reads the file, and the method must not change it again."""
     monkeypatch.delenv("RAY_L4_DATA", raising=False)
     once = resolved(experiment(method))
     (tmp_path / "config.yaml").write_text(dump_yaml(once), encoding="utf-8")
@@ -99,7 +99,7 @@ def test_a_resolved_experiment_survives_its_file(method: str, tmp_path: Path, mo
 
 
 def test_the_released_settings_are_those_of_the_authors() -> None:
-    """REFERENCE.md#l4-released."""
+    """See REFERENCE.md#l4-released."""
     config = resolved(experiment("l4-released", model={"name": "gpt2"}))
     assert config.distillation.model_dump() == {
         "weight": 0.2,
@@ -116,7 +116,7 @@ def test_the_released_settings_are_those_of_the_authors() -> None:
 
 
 @pytest.mark.parametrize(("positions", "expected"), [(128, 128), (512, 512), (2048, 512)])
-def test_a_length_is_cut_to_a_model_from_scratch(positions: int, expected: int) -> None:
+def test_the_length_is_reduced_to_a_model_from_scratch(positions: int, expected: int) -> None:
     scratch = {"from_scratch": {"positions": positions, "layers": 1, "width": 32, "heads": 2}}
     assert resolved(experiment("l4-released", model=scratch)).model.max_length == expected
 
@@ -139,22 +139,22 @@ def test_choices_that_exclude_each_other_are_refused(changes: dict[str, object],
     resolved(experiment(**changes | {"replay": {"generator": "pool"}}))
 
 
-def test_one_earlier_self_cannot_teach_several_students() -> None:
-    with pytest.raises(ConfigError, match=r"peers.count: lwf .* expected 1 student, not 2"):
+def test_an_earlier_state_teaches_only_one_student() -> None:
+    with pytest.raises(ConfigError, match=r"peers.count: with lwf .* expected 1 student, not 2"):
         resolved(experiment("lwf", peers={"count": 2}))
     assert num_students(resolved(experiment("lwf", peers={"count": 1}))) == 1
 
 
-def test_models_of_single_tasks_are_no_peers() -> None:
-    with pytest.raises(ConfigError, match=r"peers.count: single-qa-lm trains one model a task.* not 3"):
+def test_models_of_single_tasks_are_not_peers() -> None:
+    with pytest.raises(ConfigError, match=r"peers.count: single-qa-lm trains one model per task.* not 3"):
         resolved(experiment("single-qa-lm", peers={"count": 3}))
 
 
 @pytest.mark.parametrize(("teachers", "expected"), [({}, 27), ({"epochs": 9}, 9)])
 def test_teachers_may_learn_for_fewer_epochs_than_the_student(teachers: dict[str, int], expected: int) -> None:
     config = experiment("multi-seq-kd", training={"epochs": 27, "batch_size": 2}, teachers=teachers)
-    assert teachers_of(config).training.epochs == expected
-    assert teachers_of(config).training.batch_size == 2
+    assert teacher_experiment(config).training.epochs == expected
+    assert teacher_experiment(config).training.batch_size == 2
 
 
 def test_an_unknown_method_is_refused() -> None:
@@ -164,7 +164,7 @@ def test_an_unknown_method_is_refused() -> None:
 
 
 @given(names, st.none() | st.integers(1, 5))
-def test_as_many_students_as_are_asked_for(method: str, count: int | None) -> None:
+def test_the_number_of_students_is_the_requested_one(method: str, count: int | None) -> None:
     config = experiment(method, peers={"count": count})
     assert num_students(config) == (count or METHODS[method].peers)
     assert len(graph_of(config).students) == num_students(config)
@@ -180,9 +180,9 @@ def test_stages_are_the_tasks_or_all_of_them_at_once(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.teacher == "task"])
-def test_teachers_learn_what_their_students_will(method: str) -> None:
+def test_teachers_learn_with_their_students_settings(method: str) -> None:
     config = resolved(experiment(method, variant="a label", seed=5, peers={"count": 2}, evaluation={"when": "epoch"}))
-    teachers = teachers_of(config)
+    teachers = teacher_experiment(config)
     before, after = values(config), values(teachers)
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {"method", "variant", "seed", "peers.count", "evaluation.when"}
@@ -194,21 +194,21 @@ def test_teachers_learn_what_their_students_will(method: str) -> None:
 
 
 def test_teachers_have_a_seed_of_their_own() -> None:
-    """A student with its teacher's dropout and order would be it, on the first task."""
-    seeds = [teachers_of(experiment("l2kd-word", seed=seed)).seed for seed in (0, 0, 1)]
+    """With its teacher's dropout and order of examples, a student would equal it after the first task."""
+    seeds = [teacher_experiment(experiment("l2kd-word", seed=seed)).seed for seed in (0, 0, 1)]
     assert seeds[0] == seeds[1] != seeds[2]
     assert seeds[0] not in (0, 1)
 
 
-# --- what travels to other processes
+# --- pickling
 
 
-def test_a_prepared_run_survives_the_way_to_another_process() -> None:
+def test_a_prepared_run_survives_pickling() -> None:
     small = [{"name": "mini.woz", "train": 6, "test": 3}, {"name": "mini.sql", "train": 6, "test": 3}]
     setup = prepare(experiment("l2kd-word", stream=small))
     again: Setup = pickle.loads(pickle.dumps(setup))
     assert (again.experiment, again.method, again.topology) == (setup.experiment, setup.method, setup.topology)
     assert again.fingerprint() == setup.fingerprint()
     assert again.stages == setup.stages
-    assert resolved(again.experiment) == again.experiment, "it still knows which values were set"
+    assert resolved(again.experiment) == again.experiment, "the copy keeps track of which values were set"
     assert again.tokenizer.gen == setup.tokenizer.gen

@@ -1,4 +1,4 @@
-"""The table of methods, the kinds of stages, and the graphs of who learns from whom."""
+"""The table of methods, the kinds of stages, and the topologies of who learns from whom."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ sizes = st.integers(1, 12)
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Topology:
-    """Any directed graph without loops."""
+    """Draw any directed graph without self-loops."""
     size = draw(sizes)
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
     return Topology(size, frozenset(draw(st.sets(st.sampled_from(pairs))) if pairs else set()))
@@ -123,11 +123,11 @@ def test_the_table_holds_what_the_papers_describe() -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 class TestEveryRow:
-    def test_it_is_called_by_its_name_and_says_what_it_is(self, method: Method) -> None:
+    def test_it_has_a_name_and_a_short_summary(self, method: Method) -> None:
         assert METHODS[method.name] is method
         assert 0 < len(method.summary) < 120
 
-    def test_every_choice_is_a_known_one(self, method: Method) -> None:
+    def test_every_value_is_a_known_one(self, method: Method) -> None:
         for name, kind in get_type_hints(Method).items():
             if name in COLUMNS and get_args(kind) and name != "heads":
                 assert getattr(method, name) in get_args(kind), name
@@ -135,30 +135,30 @@ class TestEveryRow:
         assert method.kind is STAGE_KINDS[method.stages]
         assert method.guard in GUARDS
 
-    def test_it_answers(self, method: Method) -> None:
-        """Progress and reports show figures of the answer head, which comes first."""
+    def test_the_answer_head_comes_first(self, method: Method) -> None:
+        """The answer head comes first: progress and reports show its figures."""
         assert method.heads in (("qa",), BOTH)
 
-    def test_what_is_not_learned_is_not_generated(self, method: Method) -> None:
+    def test_only_methods_with_an_lm_head_generate_replay(self, method: Method) -> None:
         assert method.replay != "generated" or "lm" in method.heads
 
     def test_teachers_are_used(self, method: Method) -> None:
         graph = method.graph(method.peers)
         frozen = bool(graph.frozen)
         assert frozen == (method.topology == "taught")
-        assert not frozen or method.teacher != "none", "a frozen peer has weights from somewhere"
-        assert method.teacher == "none" or frozen or method.answers == "teacher", "no teacher is trained for nothing"
+        assert not frozen or method.teacher != "none", "the weights of a frozen peer have a source"
+        assert method.teacher == "none" or frozen or method.answers == "teacher", "every teacher is used"
         assert method.answers == "given" or method.teacher == "task"
 
     def test_something_is_learned_in_every_stage(self, method: Method) -> None:
         assert method.labels != "never" or method.topology == "taught"
         assert method.labels == "always" or method.graph(method.peers).edges
 
-    def test_only_a_stream_has_a_past(self, method: Method) -> None:
+    def test_only_a_stream_protects_earlier_tasks(self, method: Method) -> None:
         protects = method.replay != "none" or method.guard != "none" or method.teacher == "previous"
         assert method.stages == "stream" or not protects
 
-    def test_its_settings_are_values_of_an_experiment(self, method: Method) -> None:
+    def test_its_settings_are_valid_and_differ_from_the_defaults(self, method: Method) -> None:
         base = {"stream": ["a"], "model": {"name": "m"}}
         plain = ExperimentConfig.model_validate(base)
         for key, value in method.settings:
@@ -167,13 +167,13 @@ class TestEveryRow:
             changed = ExperimentConfig.model_validate(base | {group: section})
             assert getattr(getattr(changed, group), name) == value
             differs = getattr(getattr(plain, group), name) != value
-            assert differs or key == "distillation.temperature", "what is the default need not be set"
+            assert differs or key == "distillation.temperature", "defaults need not be set"
 
-    def test_its_graph_has_room_for_any_number_of_students(self, method: Method) -> None:
+    def test_its_topology_allows_any_number_of_students(self, method: Method) -> None:
         for count in (1, 2, 5):
             assert method.graph(count).students == tuple(range(count))
 
-    def test_it_travels_to_other_processes(self, method: Method) -> None:
+    def test_it_can_be_sent_to_other_processes(self, method: Method) -> None:
         assert pickle.loads(pickle.dumps(method)) == method
 
 
@@ -235,7 +235,7 @@ def test_when_labels_are_used(labels: str, expected: dict[tuple[int, bool], bool
     assert {(s, r): method.uses_labels(s, replay_in_batch=r) for s, r in expected} == expected
 
 
-def test_an_unknown_method_is_answered_with_the_nearest() -> None:
+def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"method: unknown method 'lamoll'\. Did you mean 'lamol'\?"):
         get_method("lamoll")
     with pytest.raises(ConfigError, match=r"Known: agem, er, ewc, finetune, .*, single-qa-lm\."):

@@ -1,4 +1,4 @@
-"""What sets peers apart: seed, learning rate, dropout, model; and what they have to have in common."""
+"""Settings of single peers (seed, learning rate, dropout, model), and those that all peers must share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_peer_has_its_own_values_and_all_others_in_common() -> None:
     assert fast.optim == config.optim.model_copy(update={"lr": 0.5})
     assert fast.model == config.model
     assert [peer_seed(config, peer) for peer in range(4)] == [3, 9, 3, 3]
-    assert {own.seed for own in (plain, fast, still, narrow)} == {3}, "the order of examples is everybody's"
+    assert {own.seed for own in (plain, fast, still, narrow)} == {3}, "all peers share the order of the examples"
     assert still.model.from_scratch.model_dump() == SCRATCH | {"dropout": 0.0, "positions": 512}  # type: ignore[union-attr]
     assert narrow.model.from_scratch.model_dump() == SCRATCH | {"width": 8, "positions": 512}  # type: ignore[union-attr]
     assert narrow.training == still.training == config.training
@@ -48,7 +48,7 @@ def test_zero_is_a_seed() -> None:
     assert peer_seed(experiment([{"seed": 0}, {}]), 0) == 0
 
 
-def test_a_pretrained_peer_takes_over_all_but_what_belongs_to_a_model() -> None:
+def test_a_pretrained_peer_inherits_all_but_the_keys_of_its_source() -> None:
     lora = {"rank": 4}
     common = {"name": "gpt2", "lora": lora, "precision": "bfloat16", "max_length": 100, "spare_task_tokens": 3}
     config = resolved(
@@ -74,23 +74,23 @@ each_of_one = st.fixed_dictionaries(
 
 
 @given(st.lists(each_of_one, min_size=1, max_size=4))
-def test_a_resolved_file_says_all_there_is_to_say(each: list[dict[str, Any]]) -> None:
+def test_a_resolved_experiment_is_complete(each: list[dict[str, Any]]) -> None:
     once = resolved(experiment(each))
     assert resolved(once) == once
-    plain = ExperimentConfig.model_validate(once.model_dump(mode="json"))  # all is set, as in a run's config.yaml
+    plain = ExperimentConfig.model_validate(once.model_dump(mode="json"))  # every key is set, as in a run's config.yaml
     assert [peer_experiment(resolved(plain), i) for i in range(len(each))] == [
         peer_experiment(once, i) for i in range(len(each))
     ]
 
 
-def test_it_survives_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_peers_survive_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_L4_DATA", raising=False)
     once = resolved(experiment([{"dropout": 0.5}, {"model": {"from_scratch": {"width": 64}}}]))
     (tmp_path / "config.yaml").write_text(dump_yaml(once), encoding="utf-8")
     assert resolved(load_experiment(tmp_path / "config.yaml")) == once
 
 
-def test_a_model_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_the_experiment_s_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_L4_DATA", raising=False)
     (tmp_path / "mine").mkdir()
     text = "stream: [mini.woz]\nmodel: {name: gpt2}\npeers: {each: [{}, {model: {name: mine}}]}\n"
@@ -101,11 +101,11 @@ def test_a_model_beside_the_file_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_there_is_one_item_for_each_student(count: int) -> None:
-    with pytest.raises(ConfigError, match=rf"peers\.each: 2 items for {count} students; expected one for each"):
+    with pytest.raises(ConfigError, match=rf"peers\.each: 2 items for {count} students; expected one per student"):
         resolved(experiment([{}, {}], peers={"count": count, "each": [{}, {"lr": 1e-3}]}))
 
 
-def test_the_number_of_students_is_the_method_s_unless_it_is_said() -> None:
+def test_the_default_number_of_students_is_the_method_s() -> None:
     with pytest.raises(ConfigError, match=r"peers\.each: 3 items for 2 students"):
         resolved(experiment([], peers={"each": [{}, {}, {}]}))
 
@@ -122,14 +122,14 @@ def test_the_number_of_students_is_the_method_s_unless_it_is_said() -> None:
         ({"name": "gpt2"}, "peer 1 has a pretrained model, the others have a model from scratch; their tokenisers"),
     ],
 )
-def test_what_peers_cannot_differ_in(own: dict[str, Any], message: str) -> None:
+def test_settings_that_peers_must_share(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolved(experiment([{}, {"model": own}]))
 
 
-def test_what_a_model_takes_over_has_to_fit_it() -> None:
+def test_inherited_values_must_be_consistent() -> None:
     with pytest.raises(
-        ConfigError, match=r"peers\.each\.1\.model: width 36 is not a multiple of heads 8 \(what it does"
+        ConfigError, match=r"peers\.each\.1\.model: width 36 is not a multiple of heads 8 \(keys that it does not"
     ):
         resolved(
             experiment([{}, {"model": {"from_scratch": {"width": 36}}}], model={"from_scratch": SCRATCH | {"heads": 8}})
@@ -145,7 +145,7 @@ def test_the_other_way_round_a_model_from_scratch_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.teacher == "task"])
-def test_a_teacher_that_was_trained_first_is_like_the_common_model(method: str) -> None:
+def test_a_task_teacher_has_the_common_model(method: str) -> None:
     config = resolved(experiment([{"lr": 1.0, "model": {"from_scratch": {"width": 8}}}], method))
     student, teacher = peer_experiment(config, 0), peer_experiment(config, 1)
     assert student.model.from_scratch is not None and student.model.from_scratch.width == 8
@@ -153,10 +153,10 @@ def test_a_teacher_that_was_trained_first_is_like_the_common_model(method: str) 
     assert peer_settings(config, 1).lr is None
 
 
-def test_an_earlier_self_is_like_the_student() -> None:
+def test_an_earlier_state_has_the_student_s_settings() -> None:
     config = resolved(experiment([{"seed": 8, "model": {"from_scratch": {"width": 8}}}], "lwf"))
     assert peer_experiment(config, 1) == peer_experiment(config, 0) != config
 
 
-def test_models_of_single_tasks_may_have_values_of_their_own() -> None:
+def test_models_of_single_tasks_may_have_their_own_settings() -> None:
     assert peer_experiment(resolved(experiment([{"lr": 0.25}], "single-qa")), 0).optim.lr == 0.25

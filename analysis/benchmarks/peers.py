@@ -18,7 +18,7 @@ from ray_l4.seeds import derive
 from ray_l4.tasks.registry import load
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import pooled, sequence_lengths
+from ray_l4.text.tokens import concatenated, sequence_lengths
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _examples(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> pa.Tabl
         tokens, dropped = assemble(examples, tokenizer, longest)
         refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {task.name}, train")
         tables.append(tokens)
-    together = pooled(*tables)
+    together = concatenated(*tables)
     order = np.random.default_rng(derive(experiment.seed, "benchmark")).permutation(together.num_rows)
     return together.take(pa.array(order)).combine_chunks()
 

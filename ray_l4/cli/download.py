@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from ray_l4.errors import ConfigError
-from ray_l4.tasks.download import Report
+from ray_l4.tasks.download import OnProgress
 from ray_l4.tasks.source import ENVIRONMENT
 
 
@@ -32,7 +32,7 @@ def raw_folder(raw: Path | None) -> Path:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Report]:
+def progress(console: Console) -> Iterator[OnProgress]:
     """A bar with bytes and speed for each file that is told of."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console) as bars:

@@ -16,7 +16,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import METHODS, graph_name, graph_of, learns_from, num_students, resolved
+from ray_l4.methods import METHODS, graph_in_words, graph_name, graph_of, num_students, resolved
 
 CLUSTER_PREFIX = "cluster."
 
@@ -147,7 +147,7 @@ def doctor() -> None:
 
 def _graph(config: ExperimentConfig) -> str:
     """By name and student by student."""
-    described = learns_from(graph_name(config), num_students(config))
+    described = graph_in_words(graph_name(config), num_students(config))
     return described if described.startswith("as listed") else f"{described} ({graph_of(config).in_words()})"
 
 

@@ -42,7 +42,7 @@ class GuardContext:
     answer_logits: Callable[[pa.Table, np.ndarray], tuple[Tensor, Tensor]]
     """Table of examples, rows of it -> logits (N, vocab) at all tokens of their answers, with the graph, and those tokens
     (N,)."""
-    num_samples: Callable[[int], int]
+    num_examples: Callable[[int], int]
     """Step -> the number of its examples."""
 
     @property
@@ -122,7 +122,7 @@ class MemoryGuard:
     def _rows(self, context: GuardContext, memory: pa.Table, step: int) -> np.ndarray:
         """Draw as many stored examples as the step has of its own, at most all of them, without replacement."""
         generator = np.random.default_rng(derive(context.experiment.seed, "memory", context.stage, step))
-        size = min(context.num_samples(step), memory.num_rows)
+        size = min(context.num_examples(step), memory.num_rows)
         return generator.choice(memory.num_rows, size=size, replace=False)
 
 

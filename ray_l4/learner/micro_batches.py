@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ray_l4.learner.predictions import Predictions
 from ray_l4.text.batches import Batch, HeadPositions
-from ray_l4.text.tokens import Head
+from ray_l4.text.heads import Head
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def split(
     fewer examples gets empty ones, from which nothing is learned. A teacher's targets for a rank follow the order of
     its micro-batches. ``distil_all``: replayed examples bear distillation too.
     """
-    spans = micro_batch_spans(batch.num_samples, rank, num_ranks, size)
-    whole = spans == [range(batch.num_samples)]
+    spans = micro_batch_spans(batch.num_examples, rank, num_ranks, size)
+    whole = spans == [range(batch.num_examples)]
     parts, stops = [], dict.fromkeys(batch.heads, 0)
     for span in spans:
         own = batch if whole else select(batch, span)
@@ -80,7 +80,7 @@ def select(batch: Batch, examples: range) -> Batch:
     An empty selection gives a batch that bears no loss: a single token that is scored nowhere.
     """
     width = batch.input_ids_RT.shape[1]
-    blocks = range(0, len(batch.input_ids_RT), batch.num_samples)
+    blocks = range(0, len(batch.input_ids_RT), batch.num_examples)
     rows_S = torch.cat([block + torch.arange(examples.start, examples.stop) for block in blocks])
     heads = {head: _within(positions, rows_S, width) for head, positions in batch.heads.items()}
     # The last token of every sequence is scored, so only padding lies behind the last scored position.
@@ -96,8 +96,8 @@ def select(batch: Batch, examples: range) -> Batch:
     return Batch(
         input_ids_RT=batch.input_ids_RT[rows_S if examples else slice(1), :length],
         heads=scored,
-        num_samples=len(examples),
-        num_current_samples=len((current.positions_N[: current.num_current] // width).unique()),
+        num_examples=len(examples),
+        num_current_examples=len((current.positions_N[: current.num_current] // width).unique()),
         num_tokens=sum(len(own.targets_N) for own in scored.values()),
     )
 

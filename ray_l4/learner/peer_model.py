@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ray_l4.learner.predictions import OutputLayer
     from ray_l4.methods import Method
     from ray_l4.text.batches import Batch
+    from ray_l4.text.heads import Head
     from ray_l4.text.tokenizer import TaskTokenizer
-    from ray_l4.text.tokens import Head
 
 
 class PeerModel:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ray_l4.learner.position_logits import Outputs
     from ray_l4.losses.targets import Targets
-    from ray_l4.text.tokens import Head
+    from ray_l4.text.heads import Head
 
 log = logging.getLogger("ray_l4.learner")
 
@@ -118,7 +118,7 @@ class StageRun:
         if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
             raise PeerError(f"{self._where(step)}: loss or gradient is not finite ({values}); try a lower optim.lr")
         values["lr"] = self._update(step)
-        values["samples"] = work.num_samples
+        values["samples"] = work.num_examples
         values["tokens"] = work.num_tokens
         self._under_way = None
         self._next_step = step + 1
@@ -185,7 +185,7 @@ class StageRun:
             tokens=self.tokens,
             memory=self.memory,
             answer_logits=self._answer_logits,
-            num_samples=lambda step: len(self.sampler.indices(step)),
+            num_examples=lambda step: len(self.sampler.indices(step)),
         )
 
     def _answer_logits(self, table: pa.Table, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -263,7 +263,7 @@ class StageRun:
         """Make the step's update; returns its learning rate."""
         experiment = self.learner.experiment
         rate = learning_rate(
-            self.sampler.samples_before(step), self.sampler.num_samples, experiment.training.epochs, experiment.optim
+            self.sampler.examples_before(step), self.sampler.num_examples, experiment.training.epochs, experiment.optim
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

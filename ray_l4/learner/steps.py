@@ -10,8 +10,9 @@ from ray_l4.learner.micro_batches import MicroBatch, split
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
 from ray_l4.text.batches import build_batch
+from ray_l4.text.heads import Head
 from ray_l4.text.sampler import Sampler
-from ray_l4.text.tokens import Head, sequence_lengths
+from ray_l4.text.tokens import sequence_lengths
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +30,7 @@ class Step:
     """The rank's share, to be run one after the other; a single one unless the profile says otherwise."""
     denominators: Mapping[Head, Denominators]
     """Of the whole step, over all micro-batches and ranks, like the two counts that follow."""
-    num_samples: int
+    num_examples: int
     num_tokens: int
     outputs: Mapping[Head, Outputs] | None = None
     """Outputs of a single micro-batch, with their graph. Several are run again in the backward pass, since keeping all
@@ -72,7 +73,7 @@ class Steps:
         batch = build_batch(
             self._tokens, indices, learner.method.heads, learner.tokenizer, training.answer_token_weight
         )
-        replay_in_batch = batch.num_current_samples < batch.num_samples
+        replay_in_batch = batch.num_current_examples < batch.num_examples
         current = learner.method.uses_labels(self._stage, replay_in_batch=replay_in_batch)
         heads, denominators = {}, {}
         for head, positions in batch.heads.items():
@@ -87,4 +88,4 @@ class Steps:
             replace(batch, heads=heads), sharding.rank, sharding.size, learner.micro_batch, distil_all=distil_all
         )
         on_device = [part.to(learner.device) for part in parts]
-        return Step(number, on_device, denominators, batch.num_samples, batch.num_tokens)
+        return Step(number, on_device, denominators, batch.num_examples, batch.num_tokens)

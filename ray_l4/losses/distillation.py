@@ -1,4 +1,4 @@
-"""What a peer learns from its teachers' predictions (REFERENCE.md#word-kd-loss, #l4-choices)."""
+"""Divergence between a student and its teachers (REFERENCE.md#word-kd-loss, #l4-choices)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Direction = Literal["forward", "reverse"]
 
 @torch.no_grad()
 def mean_log_probs(softened: Sequence[Tensor]) -> Tensor:
-    """Log of the mean of teachers' probabilities, (num_positions, vocab), float32 or wider.
+    """Return the log of the mean of the teachers' probabilities, (num_positions, vocab), float32 or wider.
 
-    softened: one (num_positions, vocab) of log-probabilities per teacher, each at the temperature of the divergence:
-    every teacher is softened *before* the mean is taken.
+    Args:
+        softened: for each teacher, log-probabilities (num_positions, vocab) at the temperature of the divergence: each
+            teacher is softened *before* the mean is taken.
 
-    The gradient of a KL divergence depends on its targets linearly, so learning from this mean is the same as
-    learning from every teacher and averaging; no approximation.
+    The gradient of the forward KL divergence is linear in its targets, so learning from this mean is exactly the same
+    as learning from every teacher and averaging the gradients.
     """
     if len(softened) == 1:
         return softened[0]
@@ -36,17 +37,23 @@ def distillation(
     denominator: float,
     direction: Direction = "forward",
 ) -> Tensor:
-    """``T^2 * sum over positions of KL(teacher || student at T) / denominator``, in nats (REFERENCE.md#word-kd-loss, #l4-choices rows 4 and 6).
+    """Return ``T^2 * sum over positions of KL(teacher || student at T) / denominator``, in nats.
 
-    ``direction``: "reverse" takes KL(student || teacher), which prefers what the teacher is sure of over covering all
-    that it thinks possible. Towards several teachers it is the divergence from their mean, not the mean of divergences.
+    REFERENCE.md#word-kd-loss, #l4-choices rows 4 and 6. Without positions the result is exactly 0, with a zero gradient
+    (in the reference implementations it is NaN). A token with probability 0 in the first argument of KL contributes 0.
 
-    logits_KV: the student's, (num_positions, vocab), at temperature 1.
-    teacher_log_probs_KV: likewise shaped, already softened and mixed (``mean_log_probs``), taken as a constant.
-    denominator: the number of distilled positions of the *whole* step; positions have no weights here.
+    Args:
+        logits_KV: the student's logits, (num_positions, vocab), at temperature 1.
+        teacher_log_probs_KV: log-probabilities of the same shape, already softened and averaged over the teachers
+            (``mean_log_probs``); treated as a constant.
+        temperature: T.
+        denominator: number of distilled positions of the *whole* step; positions are not weighted.
+        direction: "reverse" computes KL(student || teacher), which concentrates on the teacher's most likely tokens
+            instead of covering all of its distribution. With several teachers it is the divergence from their mean,
+            not the mean of the divergences.
 
-    No position gives exactly 0 and a zero gradient (in the references it is NaN). A token to which the distribution on
-    the left gives no probability contributes 0. Raises ValueError if the two shapes differ.
+    Raises:
+        ValueError: the two shapes differ.
     """
     if logits_KV.shape != teacher_log_probs_KV.shape:
         raise ValueError(
@@ -57,7 +64,7 @@ def distillation(
     teacher_KV = at_least_float32(teacher_log_probs_KV.detach())
     left_KV, right_KV = (teacher_KV, student_KV) if direction == "forward" else (student_KV, teacher_KV)
     probs_KV = left_KV.exp()
-    # A difference of logarithms, not of two sums: equal peers give exactly 0. The mask is the convention 0 log 0 = 0;
-    # it comes before the product, so that the gradient too is 0 there.
+    # A difference of logarithms, not of two sums, so that equal peers give exactly 0. The mask implements 0 log 0 = 0;
+    # it is applied before the product, so that the gradient is 0 there too.
     ratios_KV = torch.where(probs_KV > 0, left_KV - right_KV, 0.0)
     return per_step(temperature**2 * (probs_KV * ratios_KV).sum(), denominator)

@@ -1,4 +1,4 @@
-"""What one head (QA or LM) minimises at the positions that bear a target: labels, and teachers on the first rows."""
+"""Objective of one head (QA or LM): cross-entropy on labels, plus distillation from teachers on the first rows."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ class HeadLoss(NamedTuple):
     """Scalars of one head. Only ``total`` carries a gradient."""
 
     total: Tensor
-    """``nll + distillation_weight * kd`` (``kd`` over the vocabulary's size if so averaged): what is minimised."""
+    """The objective: ``nll + distillation_weight * kd``, with ``kd`` divided by the vocabulary size if so averaged."""
     nll: Tensor
-    """Loss on labels per unit of weight."""
+    """Loss on labels per unit of weight, in nats."""
     kd: Tensor
-    """Divergence from the teachers per position, times T squared but not times the distillation weight."""
+    """Divergence from the teachers per position, in nats, times T squared but not times the distillation weight."""
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """How labels and teachers are combined (REFERENCE.md#l4-choices)."""
+    """Combination of the losses on labels and on teachers (REFERENCE.md#l4-choices)."""
 
     distillation_weight: float
-    """Lambda. At 0 the divergence is measured and nothing is learned from it."""
+    """Lambda. At 0 the divergence is measured but has no gradient."""
     temperature: float
-    """Softens teachers and student in the divergence; labels are learned at temperature 1."""
+    """Temperature T of teachers and student in the divergence; labels are learned at temperature 1."""
     direction: Direction = "forward"
     average: Literal["token", "vocabulary"] = "token"
-    """What the divergence is a mean over: positions, or positions and vocabulary entries (REFERENCE.md#l4-released)."""
+    """Divergence averaged over positions, or over positions and vocabulary entries (REFERENCE.md#l4-released)."""
 
 
 @dataclass(frozen=True)
 class Denominators:
-    """What one head's sums are divided by: totals of the whole step, all micro-batches and shards."""
+    """Denominators of one head's sums: totals of the whole step, over all micro-batches and ranks."""
 
     nll: float
     """Sum of the label weights."""
@@ -59,16 +59,26 @@ def head_objective(
     denominators: Denominators,
     first: int = 0,
 ) -> HeadLoss:
-    """Weighted cross-entropy on all N rows plus lambda times distillation on the first K (REFERENCE.md#lamol-loss, #word-kd-loss, #l4-choices).
+    """Return the weighted cross-entropy on all N rows plus lambda times the distillation on the first K rows.
 
-    logits_NV: (num_positions, vocab), of any floating type. targets_N: token ids; weights_N: their weights, 0 to drop
-    a label (as L4's eq. 12, read literally, does for current samples of later tasks).
-    num_distilled: K. teachers: what each teacher says about the positions from ``first`` on; none for no distillation.
+    REFERENCE.md#lamol-loss, #word-kd-loss, #l4-choices.
 
-    Raises ValueError if K exceeds N, or if a teacher has fewer positions or another vocabulary.
+    Args:
+        logits_NV: (num_positions, vocab), of any floating-point type.
+        targets_N: (num_positions,) token ids.
+        weights_N: (num_positions,) weights of the labels; 0 drops a label (as L4's eq. 12, read literally, does for
+            current examples of later tasks).
+        num_distilled: K.
+        teachers: each teacher's predictions; empty for no distillation.
+        spec: how the two losses are combined.
+        denominators: totals of the whole step.
+        first: index of the first row in the teachers' positions.
+
+    Raises:
+        ValueError: K exceeds N, or a teacher has fewer positions or another vocabulary.
     """
     _check_rows(len(logits_NV), num_distilled, first, teachers)
-    # Widened once, so that the two gradients meet in float32 and are rounded to the type of the logits once.
+    # Widened once, so that the two gradients are added in float32 and rounded to the type of the logits once.
     logits_NV = at_least_float32(logits_NV)
     label_loss = nll(logits_NV, targets_N, weights_N, denominators.nll)
     if not teachers:
@@ -81,7 +91,7 @@ def head_objective(
         teacher_KV = mean_log_probs(softened)
     divergence = distillation(logits_KV, teacher_KV, spec.temperature, denominators.kd, spec.direction)
     weight = spec.distillation_weight / (logits_NV.shape[-1] if spec.average == "vocabulary" else 1)
-    # At 0 the term is left out, not multiplied by 0: an infinite divergence would make that NaN.
+    # At weight 0 the term is left out, because 0 times an infinite divergence would be NaN.
     total = label_loss + weight * divergence if weight else label_loss
     return HeadLoss(total, label_loss.detach(), divergence.detach())
 
@@ -96,9 +106,9 @@ def head_gradient(
     denominators: Denominators,
     first: int = 0,
 ) -> tuple[HeadLoss, Tensor]:
-    """``head_objective`` and its gradient (num_positions, vocab), computed in chunks of rows (``chunked_gradient``).
+    """Return ``head_objective`` and its gradient (num_positions, vocab), computed in chunks (``chunked_gradient``).
 
-    Teachers are decoded and mixed chunk by chunk too; arguments and errors are those of ``head_objective``.
+    The teachers' predictions are decoded and averaged chunk by chunk too. Arguments and errors as ``head_objective``.
     """
     _check_rows(len(logits_NV), num_distilled, first, teachers)
 
@@ -125,8 +135,8 @@ def _check_rows(num_positions: int, num_distilled: int, first: int, teachers: Se
     for index, teacher in enumerate(teachers):
         if first + num_distilled > teacher.num_positions:
             raise ValueError(
-                f"teacher {index} speaks of {teacher.num_positions} positions; expected one for each distilled "
-                f"position, {first + num_distilled}"
+                f"teacher {index} has predictions for {teacher.num_positions} positions; expected one for each "
+                f"distilled position, {first + num_distilled}"
             )
 
 

@@ -1,4 +1,4 @@
-"""The penalty of EWC and MAS: what earlier tasks need is held where it was, in proportion to how much they need it."""
+"""The quadratic penalty of EWC and MAS, which holds parameters in proportion to their importance for earlier tasks."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ from ray_l4.losses.nll import at_least_float32
 
 @dataclass(frozen=True, eq=False)
 class QuadraticPenalty:
-    """``strength * sum over parameters of importance * (theta - anchor)^2``. Without any tensor it is 0 everywhere.
+    """``strength * sum over parameters of importance * (theta - anchor)^2``; without tensors, 0 everywhere.
 
-    This is eq. 4 of MAS (Aljundi et al. 2018) and the references' form for both methods (REFERENCE.md#regularisers, strength 1). EWC
-    (Kirkpatrick et al. 2017, eq. 3) writes lambda / 2 in front of the same sum, so its lambda is twice the strength.
+    This is eq. 4 of MAS (Aljundi et al. 2018), and the reference implementations' form for both methods
+    (REFERENCE.md#regularisers, strength 1). EWC (Kirkpatrick et al. 2017, eq. 3) multiplies the same sum by lambda / 2,
+    so its lambda is twice the strength.
 
-    Unlike the references, which take a step of their own after Adam's, the papers add the penalty to the loss: call
-    ``add_gradient`` after the backward pass and before clipping.
+    As in the papers, the penalty is part of the loss: call ``add_gradient`` after the backward pass and before
+    clipping. The reference implementations instead take a separate step after Adam's.
 
-    Parameters that the penalty does not know are free: new names, and rows added at the end of a known tensor (a grown
-    embedding). One that it knows and does not find, or finds in another shape, is a ModelError in every method, and so
-    is, on construction, an importance that is not a finite number from 0 up.
+    Parameters that the penalty does not contain are free: new names, and rows added at the end of a known tensor (a
+    grown embedding).
+
+    Raises:
+        ModelError: on construction, an importance that is not finite or negative, or does not match its anchor; in
+            every method, a known parameter that is missing or has another shape.
     """
 
     importance: Mapping[str, Tensor] = field(default_factory=dict)
-    """By name of the parameter, in its shape; on the device of the model."""
+    """By name and in the shape of the parameter, on the device of the model."""
     anchor: Mapping[str, Tensor] = field(default_factory=dict)
-    """Weights at the end of the latest task, same names and shapes."""
+    """Weights at the end of the latest task, with the same names and shapes."""
 
     def __post_init__(self) -> None:
         lone = sorted(self.importance.keys() ^ self.anchor.keys())
         if lone:
-            raise ModelError(f"penalty: {lone[0]!r} has an importance or an anchor; expected both")
+            raise ModelError(f"penalty: {lone[0]!r} has only one of importance and anchor; expected both")
         for name, importance in self.importance.items():
             anchor = self.anchor[name]
             if anchor.shape != importance.shape:
@@ -54,22 +58,23 @@ class QuadraticPenalty:
             if not bool((importance.isfinite() & (importance >= 0)).all() & anchor.isfinite().all()):
                 raise ModelError(
                     f"penalty: {name!r} has an importance that is negative or not finite, or an anchor that is not "
-                    "finite; the task it was measured on may have diverged: try a lower optim.lr"
+                    "finite; training on the task it was measured on may have diverged. Try a lower optim.lr"
                 )
 
     def value(self, parameters: Mapping[str, Tensor], strength: float) -> Tensor:
-        """The penalty at ``parameters``, a scalar with a graph, in float32 or wider."""
+        """Return the penalty at ``parameters``, a float32 or wider scalar with an autograd graph."""
         terms = (self.importance[name] * self._drift(parameters, name) ** 2 for name in sorted(self.importance))
         return strength * sum((term.sum() for term in terms), start=_zero(parameters))
 
     @torch.no_grad()
     def add_gradient(self, parameters: Mapping[str, Tensor], strength: float) -> Tensor:
-        """Add ``2 * strength * importance * (theta - anchor)`` to every ``.grad``; returns the value, detached.
+        """Add ``2 * strength * importance * (theta - anchor)`` to every ``.grad``. Returns the penalty, detached.
 
-        A ``.grad`` of None counts as zero. No graph is built; two temporaries of one parameter's size live at a time.
+        A ``.grad`` of None counts as zero. No autograd graph is built; at most two temporaries of one parameter's size
+        are alive at a time.
         """
         total = _zero(parameters)
-        # Sorted, so that one that was read from bytes adds up in the same order, to the last bit.
+        # Sorted, so that a penalty read from bytes is summed in the same order, with the same result to the last bit.
         for name, importance in sorted(self.importance.items()):
             drift = self._drift(parameters, name)
             pull = importance * drift
@@ -81,13 +86,15 @@ class QuadraticPenalty:
         return strength * total
 
     def merged(self, importance: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> QuadraticPenalty:
-        """The penalty after one more task: importances added up, the anchor moved to (a copy of) ``parameters``.
+        """Return the penalty after one more task: importances added, anchor moved to (a copy of) ``parameters``.
 
-        importance: of the task just learned, for all of ``parameters`` that are to be held from now on.
+        Args:
+            importance: importance for the task just learned, of all parameters to be held from now on.
+            parameters: the weights after that task.
 
-        MAS accumulates so. EWC's paper keeps one penalty per task, each with its own anchor; but the weights after
-        task t were themselves held near the earlier anchors, so that this counts earlier tasks several times, and one
-        anchor at the latest weights is what its derivation gives (Huszar 2018).
+        MAS accumulates like this. EWC's paper keeps one penalty per task, each with its own anchor. But the weights
+        after task t were themselves held near the earlier anchors, so that form counts earlier tasks several times; the
+        derivation of EWC leads to a single anchor at the latest weights (Huszar 2018).
         """
         total = {name: values.clone() for name, values in importance.items()}
         for name, earlier in self.importance.items():
@@ -96,7 +103,7 @@ class QuadraticPenalty:
         return QuadraticPenalty(total, anchor)
 
     def to_bytes(self) -> np.ndarray:
-        """Importance and anchor in safetensors format as a flat uint8 array."""
+        """Serialise importance and anchor to safetensors format, as a flat uint8 array."""
         parts = {"importance": self.importance, "anchor": self.anchor}
         tensors = {
             f"{part}.{name}": tensor.detach().cpu().contiguous()
@@ -107,7 +114,7 @@ class QuadraticPenalty:
 
     @classmethod
     def from_bytes(cls, data: np.ndarray, device: torch.device | str = "cpu") -> QuadraticPenalty:
-        """What ``to_bytes`` wrote, on ``device``. Raises ModelError if it is damaged or something else."""
+        """Restore a penalty from ``to_bytes`` on ``device``. Raises ModelError if the bytes are damaged."""
         try:
             tensors = safetensors.torch.load(data.tobytes())
         except SafetensorError as error:
@@ -116,17 +123,20 @@ class QuadraticPenalty:
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
             if part not in parts:
-                raise ModelError(f"penalty holds a tensor {key!r}; expected importance.NAME or anchor.NAME only")
+                raise ModelError(f"penalty contains a tensor {key!r}; expected only importance.NAME and anchor.NAME")
             parts[part][name] = tensor.to(device)
         return cls(**parts)
 
     def _drift(self, parameters: Mapping[str, Tensor], name: str) -> Tensor:
-        """How far the parameter has moved from its anchor; widened first, as bfloat16 has few digits for it."""
+        """Return the parameter minus its anchor; widened first, as bfloat16 has too few digits for the difference."""
         return at_least_float32(_known_part(parameters, name, self.importance[name])) - self.anchor[name]
 
 
 def _known_part(tensors: Mapping[str, Tensor], name: str, known: Tensor) -> Tensor:
-    """A view of ``tensors[name]`` without the rows that it has beyond those of ``known``."""
+    """Return a view of ``tensors[name]`` without its rows beyond those of ``known``.
+
+    Raises ModelError if the tensor is missing or has another shape.
+    """
     tensor = tensors.get(name)
     if tensor is None:
         raise ModelError(f"penalty: {name!r} is missing; expected a model with all parameters of the earlier tasks")
@@ -137,10 +147,10 @@ def _known_part(tensors: Mapping[str, Tensor], name: str, known: Tensor) -> Tens
 
 
 def _zero(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Where the sum over parameters starts: on their device even if the penalty is empty."""
+    """Return a zero to start a sum with, on the device of the parameters even if the penalty is empty."""
     return torch.zeros((), device=next((parameter.device for parameter in parameters.values()), None))
 
 
 def _block(known: Tensor) -> tuple[slice, ...]:
-    """Index of the leading block of this shape; for a scalar the empty index, which selects the scalar."""
+    """Return the index of the leading block of this shape; for a scalar the empty index, which selects it."""
     return tuple(slice(length) for length in known.shape)

@@ -1,8 +1,8 @@
-"""A-GEM: the gradient that is closest to a step's own and does not raise the loss on stored examples.
+"""A-GEM: projection of a step's gradient to the closest one that does not increase the loss on stored examples.
 
 Chaudhry et al. 2019, eq. 10 and 11: minimise ``|g' - g|^2`` subject to ``g' . r >= 0``, where r is the gradient on a
-batch from the memory of all earlier tasks. GEM (REFERENCE.md#regularisers) has one such constraint per task and a quadratic programme;
-A-GEM has one in all, and therefore a closed form.
+batch from the memory of all earlier tasks. GEM (REFERENCE.md#regularisers) has one such constraint per task, which
+requires a quadratic programme; A-GEM has a single constraint and therefore a closed form.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ from ray_l4.losses.nll import at_least_float32
 
 @torch.no_grad()
 def project_(gradients: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
-    """``g <- g - (g . r) / (r . r) * r`` if ``g . r < 0``, else g as it is, in place; returns g . r as it was.
+    """Update g in place: ``g <- g - (g . r) / (r . r) * r`` if ``g . r < 0``.
 
-    gradients, references: g and r, each as one tensor per parameter, in the same order and shapes. A reference of
-    zeros, or one so small that its squares vanish in float32, changes nothing. Otherwise only the direction of r
-    counts, so it need not be clipped.
+    Inner products are computed over all parameters, tensor by tensor, without a flat copy of the model.
 
-    The result is a float64 scalar: negative if and only if the two conflicted. It stays on the device; nothing waits.
-    Inner products run over all parameters together, tensor by tensor, with no flat copy of the model. Raises ValueError
-    if the shapes differ.
+    Args:
+        gradients: g, one tensor per parameter.
+        references: r, in the same order and shapes. If r is zero, or so small that its squares underflow in float32, g
+            is unchanged. Otherwise only the direction of r matters, so it need not be clipped.
+
+    Returns:
+        g . r before the update, a float64 scalar: negative if and only if the two conflicted. It stays on the device,
+        so there is no synchronisation.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     for gradient, reference in zip(gradients, references, strict=True):
         if gradient.shape != reference.shape:
@@ -44,11 +50,16 @@ def project_(gradients: Sequence[Tensor], references: Sequence[Tensor]) -> Tenso
 
 @torch.no_grad()
 def project_gradients(parameters: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
-    """``project_`` on the ``.grad`` of ``parameters``, where None counts as zero.
+    """Apply ``project_`` to the ``.grad`` of ``parameters``, where None counts as zero.
 
-    reference: by name, from ``take_gradients``. A parameter without a reference keeps its gradient.
+    Args:
+        reference: by name, from ``take_gradients``. A parameter without a reference keeps its gradient.
 
-    Raises ModelError if the reference names a parameter that is not there.
+    Returns:
+        As ``project_``.
+
+    Raises:
+        ModelError: the reference contains a parameter that the model does not have.
     """
     unknown = sorted(reference.keys() - parameters.keys())
     if unknown:
@@ -63,7 +74,7 @@ def project_gradients(parameters: Mapping[str, Tensor], reference: Mapping[str, 
 
 
 def take_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every ``.grad`` by name, without a copy; the parameters have none afterwards, as after ``zero_grad``."""
+    """Return every ``.grad`` by name without copying, and set it to None as ``zero_grad`` does."""
     taken = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     for name in taken:
         parameters[name].grad = None
@@ -71,7 +82,7 @@ def take_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _inner(left: Iterable[Tensor], right: Iterable[Tensor]) -> Tensor:
-    """Inner product over all tensors; float64, because a model has more terms than float32 has digits for."""
+    """Return the inner product over all tensors in float64, as float32 has too few digits for so many terms."""
     products = (
         (at_least_float32(a) * at_least_float32(b)).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)
     )

@@ -1,6 +1,6 @@
-"""The methods as data: who learns from whom, from which labels, with which replay.
+"""The methods as data: who learns from whom, from which labels, and with which replay.
 
-One training loop serves them all. A new method is a new row of the table and, at most, one new loss.
+One training loop serves all methods. A new method is a new row of the table and at most one new loss.
 """
 
 from ray_l4.methods.peers import num_students, peer_experiment, peer_seed, peer_settings
@@ -10,7 +10,7 @@ from ray_l4.methods.settings import (
     graph_of,
     resolved,
     stage_names,
-    teachers_of,
+    teacher_experiment,
 )
 from ray_l4.methods.stages import ALL_TASKS, STAGE_KINDS, Stage, StageKind
 from ray_l4.methods.table import METHODS, Method, get_method
@@ -19,8 +19,8 @@ from ray_l4.methods.topology import (
     Topology,
     complete,
     from_edges,
+    graph_in_words,
     isolated,
-    learns_from,
     ring,
     star,
     taught,
@@ -39,10 +39,10 @@ __all__ = [
     "complete",
     "from_edges",
     "get_method",
+    "graph_in_words",
     "graph_name",
     "graph_of",
     "isolated",
-    "learns_from",
     "num_students",
     "peer_experiment",
     "peer_seed",
@@ -52,5 +52,5 @@ __all__ = [
     "stage_names",
     "star",
     "taught",
-    "teachers_of",
+    "teacher_experiment",
 ]

@@ -1,4 +1,4 @@
-"""Experiments are frozen: a change is a copy."""
+"""Changed copies of experiments, which are immutable."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def changed(record: Any, **values: object) -> Any:
-    """A copy with other values, checked like a new one, that still knows which values were set.
+    """Return a copy with other values, validated like a new record, that keeps track of which values were set.
 
-    Raises pydantic.ValidationError if the values do not go together.
+    Raises pydantic.ValidationError if the values are inconsistent.
     """
     return type(record).model_validate({name: getattr(record, name) for name in record.model_fields_set} | values)

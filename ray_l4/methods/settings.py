@@ -1,4 +1,4 @@
-"""What an experiment and its method come to together: students, graph, stages, and values that the method sets."""
+"""Experiments combined with their methods: students, topology, stages, and settings that the method changes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.edges_file import read_edges
-from ray_l4.methods.peers import completed, num_students
+from ray_l4.methods.peers import completed_peers, num_students
 from ray_l4.methods.table import METHODS, get_method
 from ray_l4.methods.topology import TOPOLOGIES, Topology, from_edges
 from ray_l4.seeds import derive
 
 
 def graph_of(experiment: ExperimentConfig) -> Topology:
-    """Who learns from whom in an experiment: as it says itself (``peers.topology``), else as its method has it.
+    """Return the topology of an experiment: ``peers.topology`` if set, else that of its method.
 
-    Raises ConfigError for an unknown method, one whose graph is not the user's to choose, a file that cannot be read,
-    or an edge that cannot be.
+    Raises ConfigError if the method is unknown or does not allow another topology, a topology file cannot be read, or
+    an edge is invalid.
     """
     method, asked, count = get_method(experiment.method), experiment.peers.topology, num_students(experiment)
     if asked is None:
@@ -28,8 +28,8 @@ def graph_of(experiment: ExperimentConfig) -> Topology:
     if method.topology != "complete":
         mutual = ", ".join(name for name, row in METHODS.items() if row.topology == "complete")
         raise ConfigError(
-            f"peers.topology: {method.name} has a graph of its own ({method.topology}); only students that teach each "
-            f"other can be given another one. Leave the key out, or choose one of these methods: {mutual}."
+            f"peers.topology: {method.name} has a fixed topology ({method.topology}); only methods whose students "
+            f"teach each other allow another one. Remove the key, or choose one of these methods: {mutual}."
         )
     if isinstance(asked, str):
         return TOPOLOGIES[asked](count)
@@ -40,9 +40,9 @@ def graph_of(experiment: ExperimentConfig) -> Topology:
 
 
 def graph_name(experiment: ExperimentConfig) -> str | list[list[int]]:
-    """The graph of an experiment by its name, or its edges where it has none: what reports and records keep of it.
+    """Return the name of an experiment's topology, or its edges if it has no name, for reports and records.
 
-    Raises ConfigError as ``graph_of`` does.
+    Raises ConfigError as ``graph_of``.
     """
     asked, graph = experiment.peers.topology, graph_of(experiment)
     if asked is None:
@@ -51,17 +51,17 @@ def graph_name(experiment: ExperimentConfig) -> str | list[list[int]]:
 
 
 def stage_names(experiment: ExperimentConfig) -> list[str]:
-    """What is learned between two rows of the score matrix: a task each, or all at once."""
+    """Return the names of the stages: the tasks of the stream, or ``ALL_TASKS`` if all are learned at once."""
     kind = get_method(experiment.method).kind
     return [stage.name for stage in kind.stages([task.name for task in experiment.stream])]
 
 
 def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
-    """The experiment with its method's settings where it does not set them itself.
+    """Return the experiment with its method's settings for all keys that it does not set itself.
 
-    A setting of the method that a model from scratch is too small for (``model.max_length``) is cut to its size.
-    What is in files (edges of ``peers.topology``) is read and stands in the result.
-    Raises ConfigError for an unknown method, or for choices that exclude each other.
+    If the method's ``model.max_length`` exceeds the positions of a model from scratch, it is reduced to them. The edges
+    of a topology file are read and stored in the result.
+    Raises ConfigError for an unknown method or settings that exclude each other.
     """
     for key, value in get_method(experiment.method).settings:
         group_name, name = key.split(".")
@@ -77,22 +77,22 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
 
 
 def _with_own_peers(experiment: ExperimentConfig) -> ExperimentConfig:
-    """Edges in a file become a list, and every peer's model is written out: the run's config.yaml is complete."""
+    """Replace a topology file by its edges and complete every peer's model, so that config.yaml is self-contained."""
     name, peers = graph_name(experiment), experiment.peers
     values: dict[str, object] = {}
     if isinstance(peers.topology, Path):
         values["topology"] = name
     if peers.each:
-        values["each"] = completed(experiment)
+        values["each"] = completed_peers(experiment)
     return changed(experiment, peers=changed(peers, **values)) if values else experiment
 
 
 TEACHER_METHOD = "single-qa-lm"
-"""What trains a teacher: its task alone, both heads, from the start (REFERENCE.md#teachers)."""
+"""Method that trains task teachers: one task alone, both heads, from the start (REFERENCE.md#teachers)."""
 
 
-def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
-    """The experiment that trains the teachers of ``experiment``: one model per task of its stream."""
+def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment that trains the task teachers of ``experiment``, one per task of its stream."""
     return changed(
         experiment,
         method=TEACHER_METHOD,
@@ -105,29 +105,30 @@ def teachers_of(experiment: ExperimentConfig) -> ExperimentConfig:
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError if settings exclude each other or do not suit the method."""
     if experiment.peers.on_peer_loss == "continue" and get_method(experiment.method).kind.independent:
         raise ConfigError(
-            f"peers.on_peer_loss: continue would leave out the task of a model that is lost, and {experiment.method} "
-            "needs all of them. Set peers.on_peer_loss: restart."
+            f"peers.on_peer_loss: with continue, the task of a lost model would be missing, but {experiment.method} "
+            "needs all tasks. Set peers.on_peer_loss: restart."
         )
     if get_method(experiment.method).kind.independent and num_students(experiment) > 1:
         raise ConfigError(
-            f"peers.count: {experiment.method} trains one model a task, as many at a time as there is room for; "
-            f"expected 1 student, not {num_students(experiment)}. Use another seed for another model."
+            f"peers.count: {experiment.method} trains one model per task, as many in parallel as the cluster has room "
+            f"for; expected 1 student, not {num_students(experiment)}. For further models, use other seeds."
         )
     if get_method(experiment.method).taught_by_itself and num_students(experiment) > 1:
         raise ConfigError(
-            f"peers.count: {experiment.method} learns from its own earlier self, and there is one teacher; expected 1 "
-            f"student, not {num_students(experiment)}. Use another seed for another student."
+            f"peers.count: with {experiment.method} a student learns from its own earlier state; expected 1 student, "
+            f"not {num_students(experiment)}. For further students, use other seeds."
         )
     if experiment.replay.generator == "own" and num_students(experiment) > 1:
         if experiment.distillation.examples == "all":
             raise ConfigError(
                 "replay.generator: own and distillation.examples: all exclude each other: students can only compare "
-                "predictions on examples that both have. Share the replay (generator: first or pool)."
+                "predictions on examples that all of them have. Share the replay (generator: first or pool)."
             )
         if experiment.training.batch_budget is not None:
             raise ConfigError(
                 "replay.generator: own and training.batch_budget exclude each other: batches would differ between "
-                "the students. Leave out the budget, or share the replay (generator: first or pool)."
+                "the students. Remove the budget, or share the replay (generator: first or pool)."
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_l4.errors import ConfigError
-from ray_l4.methods import METHODS, learns_from
+from ray_l4.methods import METHODS, graph_in_words
 from ray_l4.store.run_directory import RunDirectory, read_json
 
 MIB = 2**20
@@ -91,7 +91,7 @@ def scale_note(manifest: Mapping[str, Any]) -> str:
 def graph(summary: Mapping[str, Any]) -> str:
     """Who learns from whom in a run, in words. Runs made before it was a choice have their method's graph."""
     method = METHODS.get(summary["method"])
-    return learns_from(summary.get("topology", method.topology if method else "unknown"), summary["peers"])
+    return graph_in_words(summary.get("topology", method.topology if method else "unknown"), summary["peers"])
 
 
 def traffic(exchange: Mapping[str, float]) -> list[list[str]]:

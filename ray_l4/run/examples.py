@@ -19,7 +19,7 @@ from ray_l4.run.teachers import distilled
 from ray_l4.run.work_queue import WorkQueue
 from ray_l4.store.records import CONFIG
 from ray_l4.store.run_directory import RunDirectory, read_json
-from ray_l4.text.tokens import pooled
+from ray_l4.text.tokens import concatenated
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class StageExamples:
         for student in self._membership.topology.students:
             own = replay.get(student)
             if id(own) not in shared:
-                tokens = current if own is None else pooled(current, own)
+                tokens = current if own is None else concatenated(current, own)
                 shared[id(own)] = StudentExamples(self._rpc.put(tokens), tokens.num_rows, memory)
             given[student] = shared[id(own)]
         return given
@@ -76,7 +76,7 @@ class StageExamples:
         if self._setup.method.answers == "teacher" and teachers is not None:
             description = described(teachers.checkpoint(0, teachers.experiment().training.epochs, 0))
             tables = distilled(self._context, teachers, tasks, self._rpc, self._queue, description, on_nap)
-        return pooled(*(tables[task] for task in tasks))
+        return concatenated(*(tables[task] for task in tasks))
 
     def _replay(self, stage: int, on_nap: Callable[[], None]) -> dict[int, pa.Table]:
         """Return student -> examples of earlier tasks; empty if there are none."""

@@ -86,7 +86,7 @@ def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
     """What all workers share, once it is clear that they will have room: all but the students that were ``lost``."""
     check_exchange(experiment, cluster)
-    check_cluster(len(graph_of(experiment).without(lost).left), cluster)
+    check_cluster(len(graph_of(experiment).without(lost).present), cluster)
     setup = prepare(experiment)
     check_ranks(setup, cluster)
     named_teachers(setup)  # what is wrong with them is said before anything is made

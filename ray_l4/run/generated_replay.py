@@ -16,7 +16,7 @@ from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.text.chunks import in_chunks
-from ray_l4.text.replay import GeneratedSample, generated_table, parse_generated, replay_counts
+from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse_generated
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PseudoExamples:
         """
         if setup.method.replay != "generated" or stage == 0:
             return cls(stage, (), (), (), ())
-        per_task = replay_counts(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
+        per_task = num_replayed_per_task(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
         tasks = [task for task in setup.tasks[:stage] for _ in range(per_task)]
         rows = {
             "first": [(students[0], index) for index in range(len(tasks))],
@@ -132,16 +132,16 @@ def _chunk_job(
 
 def _valid(
     context: RunContext, wanted: PseudoExamples, generated: Mapping[int, np.ndarray]
-) -> dict[int, GeneratedSample]:
+) -> dict[int, PseudoExample]:
     """Record all pseudo-examples; returns the valid ones by their index."""
     setup = context.setup
-    kept: dict[int, GeneratedSample] = {}
+    kept: dict[int, PseudoExample] = {}
     rows = []
     for index, task in enumerate(wanted.tasks):
         ids = generated[index].tolist()
         parsed = parse_generated(ids, setup.tokenizer)
-        valid = isinstance(parsed, GeneratedSample)
-        if isinstance(parsed, GeneratedSample):
+        valid = isinstance(parsed, PseudoExample)
+        if isinstance(parsed, PseudoExample):
             kept[index] = parsed
         rows.append(
             {
@@ -158,7 +158,7 @@ def _valid(
     return kept
 
 
-def _table(setup: Setup, wanted: PseudoExamples, kept: Mapping[int, GeneratedSample]) -> pa.Table:
+def _table(setup: Setup, wanted: PseudoExamples, kept: Mapping[int, PseudoExample]) -> pa.Table:
     tasks = [wanted.tasks[index] for index in kept]
     return generated_table(list(kept.values()), tasks, setup.tokenizer, wanted.stage)
 

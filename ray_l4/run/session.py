@@ -112,7 +112,7 @@ class RaySession:
     """The run on a Ray cluster: a running one, or one of this machine that ends with the run."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
-        students = len(setup.topology.without(directory.state().lost_students).left)
+        students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
             if not ray.is_initialized():
                 connect(students, cluster)

@@ -9,8 +9,8 @@ from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.text.replay import replay_counts
-from ray_l4.text.tokens import as_stored, pooled
+from ray_l4.text.replay import num_replayed_per_task
+from ray_l4.text.tokens import as_stored, concatenated
 
 
 def reservoir(setup: Setup, stage: int) -> pa.Table:
@@ -20,7 +20,7 @@ def reservoir(setup: Setup, stage: int) -> pa.Table:
     kept. This is reservoir sampling (Vitter 1985) without state: any stage's reservoir can be computed again.
     """
     tables = [setup.training[task] for task in setup.tasks[:stage]]
-    seen = pooled(*tables)
+    seen = concatenated(*tables)
     capacity = setup.experiment.replay.capacity
     if capacity is None or capacity >= seen.num_rows:
         return seen
@@ -43,7 +43,7 @@ def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
         return None
     kept = reservoir(setup, stage)
     tasks = np.asarray(kept["task"].to_pylist())
-    count = replay_counts(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
+    count = num_replayed_per_task(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
     drawn = []
     for task in setup.tasks[:stage]:
         rows = np.flatnonzero(tasks == task)

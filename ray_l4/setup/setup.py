@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
-from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teachers_of
+from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
@@ -53,7 +53,7 @@ class Setup:
 
     def of_teachers(self) -> Setup:
         """Return the set-up of the run that trains a teacher for each task on the same tokens (REFERENCE.md#teachers)."""
-        experiment = teachers_of(self.experiment)
+        experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
         return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
 

@@ -10,7 +10,7 @@ from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.config.protocol import Settings
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.registry import TASKS
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 MIN_EXAMPLES = 20
 """Fewer say nothing about a method. A task that has fewer to begin with keeps what it has."""

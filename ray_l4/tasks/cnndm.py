@@ -1,11 +1,12 @@
-"""CNN/DailyMail: an article to its highlights (REFERENCE.md#cnndm). All text is lower case and in Unicode normal form NFKC.
+"""Reader of CNN/DailyMail: an article and its highlights (REFERENCE.md#cnndm).
 
-Two layouts of the raw folder ``cnndm/`` are read, the first one that is there:
+All text is lower-cased and in Unicode normal form NFKC. The raw folder ``cnndm/`` has one of two layouts, tried in
+this order:
 
-1. the originals: ``cnn/stories/*.story`` and ``dailymail/stories/*.story``, and in ``url_lists/`` which of them make
-   up a split (``cnn_wayback_training_urls.txt`` and so on);
-2. published subsets of version 3.0.0, which has the story's lines joined (``SUBSETS``; docs/DATA.md). An article that
-   several of them hold is taken once, and no article of the test split is trained on.
+1. the originals: ``cnn/stories/*.story`` and ``dailymail/stories/*.story``, with the lists of stories that make up each
+   split in ``url_lists/`` (``cnn_wayback_training_urls.txt`` and so on);
+2. published subsets of version 3.0.0, in which the lines of a story are joined (``SUBSETS``; docs/DATA.md). Duplicate
+   articles are read once, and articles of the test split are removed from the training split.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.distinct import distinct, key_of
-from ray_l4.tasks.files import MissingFileError, find, find_all, need_columns, read_csv, read_json, read_lines
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.files import MissingFileError, find, find_all, read_csv, read_json, read_lines, require_columns
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,10 @@ END_OF_SENTENCE = (".", "!", "?", "'", "`", '"', "\u2019", "\u201d", ")")
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Row]:
-    """One example per article; ``sample_id`` is the name of its story, or ``<file>-<number>`` where that is unknown.
+    """Return one example per article; ``sample_id`` is the name of its story, or ``<file>-<number>`` if unknown.
 
     Raises:
-        MissingFileError: there is no file that the split can be made of.
+        MissingFileError: there are no files for the split.
     """
     folder = source.raw / "cnndm"
     if any((folder / publisher / "stories").is_dir() for publisher in PUBLISHERS):
@@ -46,7 +47,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Row]:
     articles = _subsets(folder, source.split, bad)
     if source.split == "test":
         return distinct(articles, key=article_key)
-    # What is wrong with the test split is reported when it is read for itself.
+    # Bad records of the test split are reported when that split itself is read.
     tested = _subsets(folder, "test", BadRecords(str(source), max_fraction=1.0))
     return distinct(articles, (article_key(row["context"]) for row in tested), article_key)
 
@@ -55,12 +56,15 @@ _AGENCY = re.compile(r"\(\s*cnn\s*\)", re.IGNORECASE)
 
 
 def article_key(article: str) -> bytes:
-    """``key_of`` without the agency's mark, which some files have taken off."""
+    """Return ``key_of`` the article without the agency's mark "(CNN)", which some files have removed."""
     return key_of(_AGENCY.sub("", article))
 
 
 def _originals(folder: Path, source: Source, bad: BadRecords) -> Iterator[Row]:
-    """The stories of the split's lists, CNN first; a story that is not there is left out, as in the references."""
+    """Yield the stories on the split's lists, CNN first.
+
+    Missing stories are skipped, as in the reference implementations, and their number is logged.
+    """
     missing = 0
     for publisher in PUBLISHERS:
         urls = find(folder / "url_lists", f"{publisher}_wayback_{URL_LISTS[source.split]}_urls.txt")
@@ -78,11 +82,14 @@ def _originals(folder: Path, source: Source, bad: BadRecords) -> Iterator[Row]:
             article, highlights = split_story(lines)
             yield _row(article, highlights, name, path.name)
     if missing:
-        log.warning("%s: %d stories of the lists are not in %s; they are left out.", source, missing, folder)
+        log.warning("%s: %d stories on the lists are not in %s; they are left out.", source, missing, folder)
 
 
 def split_story(lines: list[str]) -> tuple[str, str]:
-    """The article and the highlights of a story from its stripped, non-empty lines (REFERENCE.md#cnndm, steps 2 to 4)."""
+    """Return the article and the highlights of a story from its stripped, non-empty lines.
+
+    REFERENCE.md#cnndm, steps 2 to 4.
+    """
     article: list[str] = []
     highlights: list[str] = []
     into = article
@@ -95,13 +102,13 @@ def split_story(lines: list[str]) -> tuple[str, str]:
 
 
 Pair = tuple[str, str, str, str]
-"""Article, highlights, sample id, place."""
+"""Article, highlights, sample id, and position in the file for messages."""
 
 
 def _from_csv(path: Path, bad: BadRecords) -> Iterator[Pair]:
     names, records = read_csv(path)
     summary = "highlights" if "highlights" in names else "reference_summary"
-    need_columns(path, names, "article", summary)
+    require_columns(path, names, "article", summary)
     for number, (line, record) in enumerate(records):
         article, highlights, where = record["article"], record[summary], f"{path.name}, line {line}"
         if article and highlights:
@@ -120,11 +127,11 @@ def _from_lines(path: Path, bad: BadRecords) -> Iterator[Pair]:
 
 
 def _from_json(path: Path, bad: BadRecords) -> Iterator[Pair]:
-    """SumCoT's file; its rewritten and generated summaries are not read."""
+    """Read SumCoT's file, without its rewritten and generated summaries."""
     document = read_json(path)
     records = document.get("cnndm") if isinstance(document, dict) else None
     if not isinstance(records, list):
-        raise DataError(f"{path}: expected an object with a list under 'cnndm'.")
+        raise DataError(f"{path}: expected a JSON object with a list under 'cnndm'.")
     for number, record in enumerate(records):
         where = f"{path.name}, record {number}"
         try:
@@ -144,7 +151,10 @@ SUBSETS: dict[str, dict[str, Callable[[Path, BadRecords], Iterator[Pair]]]] = {
     "dev": {"validation_*.csv": _from_csv, "lfpt5_*.valid.txt": _from_lines},
     "test": {"test_*.csv": _from_csv, "test_sumcot200.json": _from_json},
 }
-"""The files that together make up a split, by the split of the whole set that they were taken from."""
+"""The files that together make up a split (by glob pattern) and how each is read.
+
+Each file was drawn from the same split of the whole data set.
+"""
 
 
 def _subsets(folder: Path, split: str, bad: BadRecords) -> Iterator[Row]:
@@ -152,18 +162,21 @@ def _subsets(folder: Path, split: str, bad: BadRecords) -> Iterator[Row]:
     files = [(reader, path) for pattern, reader in readers.items() for path in find_all(folder, pattern)]
     if not files:
         raise MissingFileError(
-            f"{folder}: neither the originals (cnn/stories, dailymail/stories and url_lists) nor any of "
-            f"{', '.join(readers)} (plain, .gz or .bz2). docs/DATA.md says where they come from."
+            f"{folder}: found neither the originals (cnn/stories, dailymail/stories and url_lists) nor any of "
+            f"{', '.join(readers)} (plain, .gz or .bz2). docs/DATA.md says where to get them."
         )
     pairs = itertools.chain.from_iterable(reader(path, bad) for reader, path in files)
-    return (_row(with_close_dots(article), with_close_dots(summary), *place) for article, summary, *place in pairs)
+    return (_row(with_close_dots(article), with_close_dots(summary), *rest) for article, summary, *rest in pairs)
 
 
 _FAR_DOT = re.compile(rf"(?<=[^\s{re.escape(''.join(END_OF_SENTENCE))}]) \.(?=\s|$)")
 
 
 def with_close_dots(text: str) -> str:
-    """The text of version 3.0.0 as the references have it: the dot that a line lacked follows without a blank."""
+    """Return a text of version 3.0.0 in the form of the reference implementations.
+
+    Version 3.0.0 puts a space before the full stop that it adds to a line; the reference implementations do not.
+    """
     return " ".join(_FAR_DOT.sub(".", text).splitlines())
 
 

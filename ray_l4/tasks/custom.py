@@ -1,8 +1,8 @@
-"""One's own data: a folder with ``train.*``, ``test.*`` and, where wanted, ``dev.*``.
+"""Reader of custom tasks: a folder with ``train.*``, ``test.*`` and optionally ``dev.*``.
 
-JSONL, CSV (both plain, .gz or .bz2) or Parquet, one file per split. ``TaskConfig.columns`` names the columns; a
-constant ``TaskConfig.question`` replaces the question column. An answer may be a list of texts, all of them right.
-A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back as it is.
+Each split is one file: JSONL or CSV (plain, .gz or .bz2), or Parquet. ``TaskConfig.columns`` names the columns; a
+constant ``TaskConfig.question`` replaces the question column. An answer may be a list of texts, all of them correct.
+A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back unchanged.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.files import OPENERS, MissingFileError, need_columns, read_csv, read_lines
-from ray_l4.tasks.schema import EXAMPLES, BadRecords
+from ray_l4.tasks.files import OPENERS, MissingFileError, read_csv, read_lines, require_columns
+from ray_l4.tasks.rows import BadRecords
+from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.tasks.source import Source
 
 Record = tuple[str, dict[str, Any]]
-"""Where a record stands in its file, and its fields."""
+"""A record's position in its file, and its fields."""
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
-    """The examples of one's own data, in file order; ``sample_id`` is the record's number from 0 without an id column.
+    """Yield the examples of a custom task, in file order.
+
+    ``sample_id`` comes from the id column; without one it is the record's number, from 0.
 
     Raises:
-        DataError: no file, or several, for the split; unreadable; or without a column that is needed.
+        DataError: the split has no file or several, or its file is unreadable or lacks a required column.
     """
     path = _file(source)
     columns, question = source.task.columns, source.task.question
@@ -38,7 +41,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
             yield {**record, "where": where}
         return
     needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
-    need_columns(path, present, *needed, *([columns.question] if question is None else []))
+    require_columns(path, present, *needed, *([columns.question] if question is None else []))
     for number, (where, record) in enumerate(records):
         answer = record.get(columns.answer)
         if isinstance(answer, str) and not answer.strip():
@@ -54,16 +57,16 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
 
 
 def _identifier(value: Any) -> Any:
-    """Ids are often numbers; as text they are as good."""
+    """Return an id as text if it is a number, as ids in files often are."""
     return str(value) if isinstance(value, int) else value
 
 
 def _file(source: Source) -> Path:
-    """The one file of the split."""
+    """Return the file of the split, the only one. Raises DataError if there is none or several."""
     folder, split = source.folder, source.split
     expected = f"{split}.jsonl, {split}.csv (plain, .gz or .bz2) or {split}.parquet"
     if not folder.is_dir():
-        raise MissingFileError(f"Task {source.task.name!r}: no folder {folder}; expected it to hold {expected}.")
+        raise MissingFileError(f"Task {source.task.name!r}: no folder {folder}; expected it to contain {expected}.")
     names = [f"{split}{kind}{suffix}" for kind in (".jsonl", ".csv") for suffix in OPENERS] + [f"{split}.parquet"]
     present = [folder / name for name in names if (folder / name).is_file()]
     if not present:
@@ -73,12 +76,12 @@ def _file(source: Source) -> Path:
         )
     if len(present) > 1:
         both = " and ".join(path.name for path in present)
-        raise DataError(f"Task {source.task.name!r}: {folder} holds {both}; keep one file for the {split} split.")
+        raise DataError(f"Task {source.task.name!r}: {folder} contains {both}; keep one file for the {split} split.")
     return present[0]
 
 
 def _records(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
-    """The column names of a file and its records."""
+    """Return the column names of a file and an iterator over its records."""
     if path.suffix == ".parquet":
         return _parquet(path)
     if ".csv" in path.suffixes:
@@ -109,6 +112,6 @@ def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
             records.append((where, value))
         else:
             bad.add(where, f"expected a JSON object, found {type(value).__name__}")
-    if not records:  # without one good record there are no columns to look for
-        bad.settle(0)
+    if not records:  # without a good record there are no columns to look for
+        bad.check(0)
     return list(dict.fromkeys(name for _, record in records for name in record)), iter(records)

@@ -1,4 +1,4 @@
-"""Reading raw files, plain or compressed, with errors that name the file and the place in it."""
+"""Readers of raw files, plain or compressed, whose errors name the file and the position in it."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ from typing import IO, Any
 from ray_l4.errors import DataError, nearest
 
 OPENERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
-"""How a file is unpacked, by the end of its name."""
+"""Decompression function by file suffix."""
 
 
 class MissingFileError(DataError):
-    """A data file that is not there."""
+    """A data file that does not exist."""
 
 
 def find(folder: Path, *names: str) -> Path:
-    """The first file of ``folder`` called by one of ``names``, as it is or with ``.gz`` or ``.bz2`` added.
+    """Return the first of ``names`` that exists in ``folder``, as it is or with ``.gz`` or ``.bz2`` appended.
 
     Raises:
-        MissingFileError: there is none; the message names the nearest file that is there.
+        MissingFileError: none exists; the message suggests the existing file with the most similar name.
     """
     if not folder.is_dir():
-        raise MissingFileError(f"{folder}: no such folder; expected it to hold {' or '.join(names)}.")
+        raise MissingFileError(f"{folder}: no such folder; expected it to contain {' or '.join(names)}.")
     for name in names:
-        if path := present(folder, name):
+        if path := find_or_none(folder, name):
             return path
     others = [path.name for path in folder.iterdir() if path.is_file()]
     raise MissingFileError(
         f"{folder}: no file {' or '.join(names)} (plain, .gz or .bz2). {nearest(names[0], others)}"
         if others
-        else f"{folder}: the folder holds no files; expected {' or '.join(names)} (plain, .gz or .bz2)."
+        else f"{folder}: the folder contains no files; expected {' or '.join(names)} (plain, .gz or .bz2)."
     )
 
 
 def find_all(folder: Path, pattern: str) -> list[Path]:
-    """The files of ``folder`` whose names fit a glob pattern, each as ``find`` would find it, ordered by name."""
+    """Return the files of ``folder`` that match a glob pattern, plain or compressed, sorted by name.
+
+    Of a file that exists both ways the plain one is returned, as by ``find``.
+    """
     found = {
         path.name.removesuffix(suffix): path
         for suffix in reversed(OPENERS)  # so that a plain file wins
@@ -51,21 +54,21 @@ def find_all(folder: Path, pattern: str) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def present(folder: Path, name: str) -> Path | None:
-    """The file that ``find`` would find, if there is one."""
+def find_or_none(folder: Path, name: str) -> Path | None:
+    """Return the file that ``find`` would return, or None if there is none."""
     return next((path for suffix in OPENERS if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
-def holds(folder: Path, name: str) -> bool:
-    """Whether ``find`` would find ``name``."""
-    return present(folder, name) is not None
+def has_file(folder: Path, name: str) -> bool:
+    """Return whether ``find`` would find ``name``."""
+    return find_or_none(folder, name) is not None
 
 
 def read_bytes(path: Path) -> bytes:
-    """The unpacked contents of a file.
+    """Return the decompressed contents of a file.
 
     Raises:
-        DataError: the file cannot be read or unpacked.
+        DataError: the file cannot be read or decompressed.
     """
     unpack = OPENERS.get(path.suffix, bytes)
     try:
@@ -77,10 +80,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The unpacked text of a UTF-8 file, without a byte-order mark.
+    """Return the decompressed text of a UTF-8 file, without a byte-order mark.
 
     Raises:
-        DataError: the file cannot be read or unpacked, or is not UTF-8 (the message gives byte offset and line).
+        DataError: the file cannot be read or decompressed, or is not UTF-8 (with byte offset and line).
     """
     data = read_bytes(path)
     try:
@@ -94,10 +97,14 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, text: str | None = None) -> Any:
-    """The parsed JSON of a file; ``text`` when it was already read and a banner taken off.
+    """Return the parsed JSON of a file.
+
+    Args:
+        text: the file's contents, if the caller has already read them (to remove a banner); ``path`` then only names
+            the file in errors.
 
     Raises:
-        DataError: empty, not JSON (with line and column), or unreadable.
+        DataError: the file is empty, not JSON (with line and column), or unreadable.
     """
     text = read_text(path) if text is None else text
     if not text.strip():
@@ -109,24 +116,24 @@ def read_json(path: Path, text: str | None = None) -> Any:
 
 
 def read_json_list(path: Path, text: str | None = None) -> list[Any]:
-    """``read_json`` for a file that must hold a list with something in it.
+    """Return the parsed JSON of a file that must hold a non-empty list; arguments as for ``read_json``.
 
     Raises:
-        DataError: as ``read_json``, or the JSON is no list, or an empty one.
+        DataError: as ``read_json``, or the JSON is not a list or an empty one.
     """
     value = read_json(path, text)
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a JSON list, found {type(value).__name__}.")
     if not value:
-        raise DataError(f"{path} holds an empty list; expected records.")
+        raise DataError(f"{path} contains an empty list; expected records.")
     return value
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    r"""The non-blank lines of a text file with their numbers from 1; only ``\n`` ends a line.
+    r"""Yield the non-blank lines of a text file with their numbers from 1; only ``\n`` ends a line.
 
     Raises:
-        DataError: no line holds anything, or the file is unreadable.
+        DataError: every line is blank, or the file is unreadable.
     """
     empty = True
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -138,17 +145,19 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 _LONGEST_FIELD = 2**31 - 1
-"""Characters; the library's own limit, 131,072, is less than some articles have."""
+"""Limit in characters. The csv module's default, 131,072, is too short for some articles."""
 
 
 def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str | None]]]]:
-    """The header of a CSV file, and its records with the line each ends on; a record too short has None for the rest.
+    """Return the header of a CSV file and an iterator over its records, each with the number of its last line.
+
+    Fields that a short record lacks are None.
 
     Raises:
-        DataError: empty, unreadable, a record with too many fields, or not CSV (with the last good line; records are
-            parsed as they are asked for).
+        DataError: the file is empty or unreadable, a record has too many fields, or the file is not CSV (with the last
+            good line). Records are parsed lazily, so the last two are raised by the iterator.
     """
-    # One E2E reference holds a Windows line break, which the references' own reader turned into a plain one.
+    # One E2E reference contains a Windows line break, which the reference implementations read as a plain one.
     text = read_text(path).replace("\r\n", "\n")
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -162,10 +171,10 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str |
     def records() -> Iterator[tuple[int, dict[str, str | None]]]:
         try:
             for record in reader:
-                if None in record:  # where DictReader puts what is left over
+                if None in record:  # the key under which DictReader stores surplus fields
                     raise DataError(
                         f"{path}, line {reader.line_num}: more fields than the header's {len(names)} columns. "
-                        "A text that holds a comma has to stand in double quotes."
+                        "Put text that contains a comma in double quotes."
                     )
                 yield reader.line_num, record
         except csv.Error as error:
@@ -178,10 +187,10 @@ _STREAMS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.ope
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file without a header, each with the line it ends on; read as they are asked for.
+    """Yield the records of a CSV file without a header, each with the number of its last line; the file is streamed.
 
     Raises:
-        DataError: unreadable, not UTF-8, or not CSV (with the last good line).
+        DataError: the file is unreadable, not UTF-8, or not CSV (with the last good line).
     """
     csv.field_size_limit(_LONGEST_FIELD)
     line = 0
@@ -199,11 +208,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
 
 
-def need_columns(path: Path, present: list[str], *needed: str) -> None:
+def require_columns(path: Path, present: list[str], *needed: str) -> None:
     """Check that the columns ``needed`` are among those ``present``.
 
     Raises:
-        DataError: one is not; the message names the nearest.
+        DataError: a column is missing; the message suggests the most similar one.
     """
     for name in needed:
         if name not in present:

@@ -1,4 +1,4 @@
-"""Tasks written out as Parquet, and their figures."""
+"""Export of tasks to Parquet, and summary figures of tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.store.atomic import write_table
 from ray_l4.tasks.files import MissingFileError
 from ray_l4.tasks.registry import load, metric_of
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Figures of one split; lengths are means in whitespace-separated words."""
+    """Figures of one split. Lengths are means, in whitespace-separated words."""
 
     split: Split
     examples: int
@@ -31,9 +31,9 @@ class SplitSummary:
     question_words: float
     answer_words: float
     references: float
-    """Mean number of accepted answers."""
+    """Mean number of accepted answers per example."""
     first: list[dict[str, str]]
-    """The first examples: context, question, answer, sample_id."""
+    """The first examples, each with context, question, answer and sample_id."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class TaskSummary:
 
 
 def prepare(tasks: Sequence[TaskConfig], data: DataConfig, out_dir: Path) -> list[Path]:
-    """Write ``<out_dir>/<task>/<split>.parquet`` for every split there is; returns the paths.
+    """Write ``<out_dir>/<task>/<split>.parquet`` for every split that exists. Returns the paths.
 
-    A file is written beside its place and renamed into it. The folder of a task can be read as one's own data.
+    Files are written atomically. The folder of a task can be read as a custom task.
 
     Raises:
         ConfigError, DataError: as ``registry.load``.
@@ -64,7 +64,7 @@ def prepare(tasks: Sequence[TaskConfig], data: DataConfig, out_dir: Path) -> lis
 
 
 def summary(task: TaskConfig, data: DataConfig, first: int = 2) -> TaskSummary:
-    """Counts, mean lengths and the first examples of every split of a task.
+    """Return counts, mean lengths and the ``first`` examples of every split of a task.
 
     Raises:
         ConfigError, DataError: as ``registry.load``.

@@ -1,25 +1,26 @@
-"""The tasks by name: what they are, how they are scored, and one function that loads any of them."""
+"""The table of built-in tasks, and one function that loads the examples of any task."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.metrics.registry import METRICS
-from ray_l4.tasks import cnndm, custom, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
-from ray_l4.tasks.sampling import count_of, subset
-from ray_l4.tasks.schema import BadRecords, Split, build_table
+from ray_l4.tasks import cnndm, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
+from ray_l4.tasks.rows import BadRecords, Split
 from ray_l4.tasks.source import Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
 DIALOGUE_METRIC = "joint_goal_em"
-"""The one metric that accumulates over a dialogue, so that subsets keep dialogues together."""
+"""The metric that accumulates over a dialogue; subsets of its tasks keep dialogues together."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,21 @@ class TaskInfo:
 
     name: str
     family: str
-    """Key of ``READERS``: which reader knows its raw files."""
+    """Key of ``READERS``: the reader of its raw files."""
     metric: str
     train: int
-    """Training examples that the papers use (REFERENCE.md#data-schema)."""
+    """Number of training examples in the papers (REFERENCE.md#data-schema)."""
     test: int
+    """Number of test examples in the papers."""
     description: str
 
     def paper_size(self, split: Split) -> int | None:
-        """The papers' size of a split; they use no dev split."""
+        """Return the papers' size of a split; None for the dev split, which they do not use."""
         return {"train": self.train, "test": self.test}.get(split)
 
 
 Reader = Callable[[Source, BadRecords], Iterable[Mapping[str, object]]]
+"""Function that reads the rows of one split and counts unusable records."""
 
 READERS: dict[str, Reader] = {
     "woz": woz.read,
@@ -58,7 +61,11 @@ TASKS: dict[str, TaskInfo] = {
     info.name: info
     for info in (
         TaskInfo(
-            "mini.woz", "embedded", "joint_goal_em", *_MINI, "Generated: what a user turn changes in the dialogue state"
+            "mini.woz",
+            "embedded",
+            "joint_goal_em",
+            *_MINI,
+            "Generated: a user turn to the change of the dialogue state",
         ),
         TaskInfo("mini.sql", "embedded", "lfem", *_MINI, "Generated: a question about a table to a query"),
         TaskInfo(
@@ -70,7 +77,7 @@ TASKS: dict[str, TaskInfo] = {
             "joint_goal_em",
             2536,
             1646,
-            "WOZ 2.0, English: what a user turn changes in the dialogue state",
+            "WOZ 2.0, English: a user turn to the change of the dialogue state",
         ),
         TaskInfo("wikisql", "wikisql", "lfem", 6525, 15878, "WikiSQL: a question about a table to a query"),
         TaskInfo("e2enlg", "e2e", "avg_rouge", 6000, 2000, "E2E NLG: a meaning representation to a sentence"),
@@ -85,20 +92,20 @@ TASKS: dict[str, TaskInfo] = {
             "rnnlg.laptop", "rnnlg", "avg_rouge", 7944, 2649, "RNNLG: a dialogue act about a laptop to a sentence"
         ),
         TaskInfo("cnn_dailymail", "cnndm", "avg_rouge", 6604, 2250, "CNN/DailyMail: an article to its summary"),
-        TaskInfo("ag", "textclass", "em", 115000, 7600, "AG News: topic of a text"),
-        TaskInfo("yelp", "textclass", "em", 115000, 7600, "Yelp: stars of a review"),
-        TaskInfo("amazon", "textclass", "em", 115000, 7600, "Amazon: stars of a review"),
-        TaskInfo("dbpedia", "textclass", "em", 115000, 7600, "DBpedia: class of an article"),
-        TaskInfo("yahoo", "textclass", "em", 115000, 7600, "Yahoo Answers: topic of a question"),
+        TaskInfo("ag", "textclass", "em", 115000, 7600, "AG News: a text to its topic"),
+        TaskInfo("yelp", "textclass", "em", 115000, 7600, "Yelp: a review to its sentiment"),
+        TaskInfo("amazon", "textclass", "em", 115000, 7600, "Amazon: a review to its sentiment"),
+        TaskInfo("dbpedia", "textclass", "em", 115000, 7600, "DBpedia: an article to its class"),
+        TaskInfo("yahoo", "textclass", "em", 115000, 7600, "Yahoo Answers: a question to its topic"),
     )
 }
 
 
 def metric_of(task: TaskConfig) -> str:
-    """The name of the task's metric: the one configured, else the built-in task's own.
+    """Return the name of the task's metric: the configured one, else that of the built-in task.
 
     Raises:
-        ConfigError: an unknown metric or task, or one's own task without a metric.
+        ConfigError: the metric or the task is unknown, or a custom task has no metric.
     """
     _check_known(task)
     if task.metric is not None and task.metric not in METRICS:
@@ -111,12 +118,16 @@ def metric_of(task: TaskConfig) -> str:
 
 
 def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
-    """The examples of one split (``EXAMPLES``), as many as the task asks for, in file order.
+    """Return the examples of one split (an ``EXAMPLES`` table), as many as the task asks for, in file order.
 
     Raises:
-        ConfigError: the task is unknown, or it is not said where its data is.
-        DataError: the data is missing, unreadable or too damaged, or holds fewer examples than asked for.
+        ConfigError: the task is unknown, or the folder of its data is not set.
+        DataError: the data is missing, unreadable or too damaged, or has fewer examples than requested.
     """
+    # Imported here, because commands that only need the table of tasks have to start fast.
+    from ray_l4.tasks.sampling import count_of, subset
+    from ray_l4.tasks.schema import build_table
+
     _check_known(task)
     by_dialogue = metric_of(task) == DIALOGUE_METRIC
     source = Source(task, split, data)
@@ -125,7 +136,9 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
     info = TASKS.get(task.name)
     count = count_of(source.wanted, info.paper_size(split) if info else None, table.num_rows, str(source))
     if by_dialogue and split == "test" and not any("_" in name for name in table.column("sample_id").to_pylist()):
-        log.warning("%s: no sample id has the form <dialogue>_<turn>; every example counts as a dialogue.", source)
+        log.warning(
+            "%s: no sample id has the form <dialogue>_<turn>; every example counts as its own dialogue.", source
+        )
     return subset(table, count, data.seed, task.name, split, by_dialogue)
 
 
@@ -137,8 +150,12 @@ def _check_known(task: TaskConfig) -> None:
 
 
 def _reader(task: TaskConfig, data: DataConfig) -> Reader:
+    if task.path is not None and not squad.is_squad_folder(task.path):
+        from ray_l4.tasks import custom  # loads PyArrow
+
+        return custom.read
     if task.path is not None:
-        return squad.read if squad.is_squad_folder(task.path) else custom.read
+        return squad.read
     if squad.is_converted(data.converted, task.name):
         return squad.read
     return READERS[TASKS[task.name].family]

@@ -1,11 +1,11 @@
-"""RNNLG: a dialogue act in, a sentence out, in four domains (REFERENCE.md#rnnlg). Text is verbatim."""
+"""Reader of RNNLG: a dialogue act and a sentence, both verbatim, in four domains (REFERENCE.md#rnnlg)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ray_l4.tasks.files import find, read_json_list, read_text
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 QUESTION = "what is the natural language form ?"
@@ -15,9 +15,9 @@ FILES = {"train": "train.json", "dev": "valid.json", "test": "test.json"}
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Row]:
-    """Train: two examples per record, one per realisation. Dev and test: one, with both as references.
+    """Yield two examples per record for train, one per realisation; for dev and test one, with both as references.
 
-    ``sample_id`` is the record's number from 0, for training followed by ``-0`` or ``-1``.
+    ``sample_id`` is the record's number, from 0; for train it ends in ``-0`` or ``-1``.
     """
     path = find(source.raw / "rnnlg" / FOLDERS[source.task.name], FILES[source.split])
     for number, record in enumerate(read_json_list(path, _without_banner(read_text(path)))):
@@ -40,7 +40,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Row]:
 
 
 def _without_banner(text: str) -> str:
-    """The files begin with a copyright notice of ``#`` lines; blank ones replace them, so that error positions hold."""
+    """Blank out the ``#`` lines of the copyright notice at the top, so that line numbers in errors stay correct."""
     lines = text.split("\n")
     banner = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join([""] * banner + lines[banner:])

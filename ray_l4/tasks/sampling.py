@@ -1,4 +1,4 @@
-"""Subsets of a split, the same for every run with the same ``DataConfig.seed``."""
+"""Random subsets of a split, the same for every run with the same ``DataConfig.seed``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def count_of(wanted: int | Literal["paper", "all"], paper: int | None, available: int, source: str) -> int:
-    """How many examples to take: a number, the papers' size (all where there are fewer, which is logged), or all.
+    """Return the number of examples to take: as many as ``wanted``, the papers' size, or all.
+
+    Args:
+        wanted: a number, ``paper`` or ``all``.
+        paper: the papers' size of the split; None for a custom task, where ``paper`` means all. If fewer examples are
+            available, all are taken and a warning is logged.
+        available: number of examples in the split.
+        source: the data, for messages.
 
     Raises:
         DataError: a number larger than ``available``.
@@ -25,20 +32,20 @@ def count_of(wanted: int | Literal["paper", "all"], paper: int | None, available
     if wanted == "paper":
         assert paper is not None
         if paper > available:
-            log.warning("%s: the papers use %d examples, the data has %d; taking all.", source, paper, available)
+            log.warning("%s: the papers use %d examples, the data has %d; using all of them.", source, paper, available)
         return min(paper, available)
     if wanted > available:
         raise DataError(
-            f"{source}: {wanted} examples asked for, but there are {available}. Ask for fewer, or for 'all'."
+            f"{source}: {wanted} examples requested, but the data has {available}. Request fewer, or 'all'."
         )
     return wanted
 
 
 def subset(table: pa.Table, count: int, seed: int, task: str, split: str, by_dialogue: bool) -> pa.Table:
-    """``count`` examples drawn without replacement, in file order.
+    """Return ``count`` examples drawn without replacement, in file order.
 
-    With ``by_dialogue`` whole dialogues are drawn until the count is reached, and the last one is cut to its first
-    turns: the joint-goal metric accumulates over a dialogue's turns (REFERENCE.md#joint-goal).
+    With ``by_dialogue``, whole dialogues are drawn until the count is reached and the last one is cut to its first
+    turns, because the joint-goal metric accumulates over the turns of a dialogue (REFERENCE.md#joint-goal).
     """
     if count == table.num_rows:
         return table
@@ -60,5 +67,5 @@ def _whole_dialogues(sample_ids: list[str], count: int, generator: np.random.Gen
 
 
 def dialogue_of(sample_id: str) -> str:
-    """The dialogue of a turn id ``<dialogue>_<turn>``; an id of another form is a dialogue of one turn."""
+    """Return the dialogue of a turn id ``<dialogue>_<turn>``; an id of another form is a dialogue of one turn."""
     return sample_id.rpartition("_")[0] or sample_id

@@ -1,91 +1,34 @@
-"""The one table every task becomes, and the count of records that could not join it."""
+"""The table of examples that every task is read into."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NotRequired, TypedDict
 
 import pyarrow as pa
 
 from ray_l4.errors import DataError
-
-log = logging.getLogger(__name__)
-
-Split = Literal["train", "dev", "test"]
-
-SHOWN = 3
-"""So many bad records are quoted in a message: enough to see what is wrong with the file."""
+from ray_l4.tasks.rows import BadRecords
 
 EXAMPLES: pa.Schema = pa.schema(
     [
         pa.field("context", pa.string(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),  # the first reference; what training teaches
+        pa.field("answer", pa.string(), nullable=False),  # the first reference: the target in training
         pa.field("references", pa.list_(pa.string()), nullable=False),  # every accepted answer
         pa.field("task", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),  # unique within (task, split)
-        pa.field("meta", pa.string(), nullable=False),  # JSON that the task's metric needs, or ""
+        pa.field("meta", pa.string(), nullable=False),  # JSON for the task's metric, or ""
     ]
 )
 
 
-class Row(TypedDict):
-    """One example as a reader of raw files gives it."""
-
-    context: str
-    question: str
-    references: list[str]
-    sample_id: str
-    meta: NotRequired[str]
-    where: NotRequired[str]
-    """Place in the file, for messages; ``record <n>`` when not given."""
-
-
-@dataclass
-class BadRecords:
-    """Counts the records that cannot be used, remembers the first ones, and refuses when there are too many."""
-
-    source: str
-    """What is being read, for messages."""
-    max_fraction: float
-    """The largest tolerated share of all records (``DataConfig.max_bad_fraction``)."""
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, where: str, why: str) -> None:
-        """Count one bad record; ``where`` is its place in the file, ``why`` what is wrong with it."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(f"{where}: {why}")
-
-    def settle(self, num_good: int) -> str:
-        """Close the account: log and return a summary, "" when no record was bad.
-
-        Raises:
-            DataError: the share of bad records exceeds ``max_fraction``.
-        """
-        if not self.count:
-            return ""
-        total = self.count + num_good
-        quoted = "\n".join(f"  {line}" for line in self.first)
-        if self.count > self.max_fraction * total:
-            raise DataError(
-                f"{self.source}: {self.count} of {total} records cannot be used; "
-                f"data.max_bad_fraction allows {self.max_fraction:.2%}. The first ones:\n{quoted}\n"
-                "Mend the data, or raise data.max_bad_fraction to drop these records."
-            )
-        summary = f"{self.source}: dropped {self.count} of {total} records that cannot be used. First:\n{quoted}"
-        log.warning("%s", summary)
-        return summary
-
-
 def build_table(task: str, rows: Iterable[Mapping[str, object]], bad: BadRecords) -> pa.Table:
-    """The ``EXAMPLES`` table of ``rows`` (the keys of ``Row``), in their order, without the unusable ones.
+    """Return the ``EXAMPLES`` table of ``rows`` (mappings with the keys of ``Row``), in order, without unusable rows.
+
+    Unusable rows are counted in ``bad``.
 
     Raises:
-        DataError: no record at all, two with the same ``sample_id``, or too many unusable ones.
+        DataError: there is no usable row, two have the same ``sample_id``, or too many are unusable.
     """
     columns: dict[str, list[object]] = {name: [] for name in EXAMPLES.names}
     seen: dict[str, str] = {}
@@ -97,23 +40,23 @@ def build_table(task: str, rows: Iterable[Mapping[str, object]], bad: BadRecords
         sample_id = str(row["sample_id"])
         if sample_id in seen:
             raise DataError(
-                f"{bad.source}: sample id {sample_id!r} stands twice, at {seen[sample_id]} and at {where}; "
-                "every example needs an id of its own."
+                f"{bad.source}: sample id {sample_id!r} occurs twice, at {seen[sample_id]} and at {where}; "
+                "every example needs a unique id."
             )
         seen[sample_id] = where
         references = row["references"]
-        assert isinstance(references, list)  # _problem made sure
+        assert isinstance(references, list)  # checked by _problem
         values = (row["context"], row["question"], references[0], references, task, sample_id, row.get("meta", ""))
         for name, value in zip(EXAMPLES.names, values, strict=True):
             columns[name].append(value)
-    bad.settle(len(seen))
+    bad.check(len(seen))
     if not seen:
-        raise DataError(f"{bad.source} holds no records; expected at least one example.")
+        raise DataError(f"{bad.source} contains no usable records; expected at least one example.")
     return pa.table(columns, schema=EXAMPLES)
 
 
 def _problem(row: Mapping[str, object]) -> str | None:
-    """What makes a row unusable, or None."""
+    """Return why a row is unusable, or None if it is usable."""
     for name in ("context", "question", "sample_id"):
         value = row.get(name)
         if not isinstance(value, str):
@@ -127,22 +70,23 @@ def _problem(row: Mapping[str, object]) -> str | None:
         return f"answer is {_kind(references)}, expected text or a list of texts"
     for reference in references:
         if not isinstance(reference, str):
-            return f"answer holds {_kind(reference)}, expected text"
+            return f"answer contains a value that is {_kind(reference)}, expected text"
         if problem := _unencodable("answer", reference):
             return problem
     return None
 
 
 def _unencodable(name: str, text: str) -> str | None:
-    """JSON may escape half of a surrogate pair, which no encoding can store."""
+    """Return a message if ``text`` has a lone surrogate: JSON can escape one, but no encoding can store it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"{name} holds a lone surrogate at character {error.start}"
+        return f"{name} contains a lone surrogate at character {error.start}"
     return None
 
 
 def _kind(value: object) -> str:
+    """Describe a value of the wrong type, for a message."""
     if value is None:
         return "missing"
     return "an empty list" if value == [] else f"of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What a reader of raw data is asked for."""
+"""The request to a reader of raw data: which split of which task, and where its files are."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 ENVIRONMENT = "RAY_L4_DATA"
-"""Names the folder that holds ``raw/`` when the experiment does not."""
+"""Environment variable with the folder that contains ``raw/``, used if the experiment does not set ``data.raw``."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split of one task."""
+    """One split of one task, to be read."""
 
     task: TaskConfig
     split: Split
@@ -25,15 +25,15 @@ class Source:
 
     @property
     def wanted(self) -> int | Literal["paper", "all"]:
-        """How many examples the stream asks for; a dev split is always taken whole."""
+        """Number of examples the stream asks for; a dev split is always read whole."""
         return {"train": self.task.train, "test": self.task.test}.get(self.split, "all")
 
     @property
     def raw(self) -> Path:
-        """The folder of the raw data sets.
+        """Folder of the raw data sets.
 
         Raises:
-            ConfigError: neither ``data.raw`` nor the environment says where it is.
+            ConfigError: neither ``data.raw`` nor the environment variable is set.
         """
         if self.data.raw is not None:
             return self.data.raw
@@ -41,12 +41,16 @@ class Source:
             return Path(folder) / "raw"
         raise ConfigError(
             f"Task {self.task.name!r} is read from raw files, but neither data.raw nor the environment variable "
-            f"{ENVIRONMENT} says where they are. Set one, or use the embedded tasks mini.woz, mini.sql, mini.rest."
+            f"{ENVIRONMENT} is set. Set one, or use the embedded tasks mini.woz, mini.sql, mini.rest."
         )
 
     @property
     def folder(self) -> Path:
-        """The folder of one's own data (``TaskConfig.path``), or that of converted files (``DataConfig.converted``)."""
+        """Folder of a custom task (``TaskConfig.path``), or of converted files (``DataConfig.converted``).
+
+        Raises:
+            ConfigError: neither is set.
+        """
         if self.task.path is None and self.data.converted is not None:
             return self.data.converted
         if self.task.path is None:

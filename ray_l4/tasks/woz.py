@@ -1,6 +1,7 @@
-"""WOZ 2.0, English: what a user turn changes in the dialogue state (REFERENCE.md#woz).
+"""Reader of WOZ 2.0, English: a user turn and the change it makes to the dialogue state (REFERENCE.md#woz).
 
-The papers call it MultiWOZ; the sizes say that it is WOZ 2.0 of the neural belief tracker. All text is lower case.
+The papers call the data MultiWOZ, but its sizes show that it is the neural belief tracker's WOZ 2.0. All text is
+lower-cased.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_l4.tasks.files import find, read_json_list
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 
 QUESTION = "what is the change in state?"
@@ -20,13 +21,13 @@ Informs = list[tuple[str, str]]
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Row]:
-    """One example per user turn, in file order; ``sample_id`` is ``en_<dialogue>_<turn>``, both from 0."""
+    """Yield one example per user turn, in file order; ``sample_id`` is ``en_<dialogue>_<turn>``, both from 0."""
     path = find(source.raw / "woz", FILES[source.split])
     for dialogue_index, dialogue in enumerate(read_json_list(path)):
         try:
             yield from _turns(dialogue_index, dialogue)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            # A turn's answer depends on the turn before it, so a damaged turn costs the rest of its dialogue.
+            # An answer depends on the previous turn, so the rest of the dialogue is lost with a damaged turn.
             bad.add(f"{path.name}, dialogue {dialogue_index}", f"not a WOZ dialogue: {error!r}")
 
 
@@ -58,13 +59,13 @@ def _state(belief_state: list[dict[str, Any]]) -> tuple[Informs, list[str]]:
 
 
 def context_of(system_acts: list[str | list[str]], transcript: str) -> str:
-    """What the system just asked or offered, then what the user said (REFERENCE.md#woz, steps 1 and 2)."""
+    """Return the system's last acts followed by the user's utterance (REFERENCE.md#woz, steps 1 and 2)."""
     acts = ", ".join(act if isinstance(act, str) else ": ".join(act) for act in system_acts)
     return " ".join(f"{acts} -- {transcript}".split() if acts else transcript.split())
 
 
 def answer_of(informs: Informs, requests: list[str]) -> str:
-    """``slot: value, slot: value; request, request``; ``None`` when nothing changed (REFERENCE.md#woz, step 5)."""
+    """Return ``slot: value, slot: value; request, request``, or ``None`` for no change (REFERENCE.md#woz, step 5)."""
     if not informs and not requests:
         return "None"
     stated = ", ".join(f"{slot}: {value}" for slot, value in informs)

@@ -1,4 +1,4 @@
-"""Examples to token ids: tokenise, cut the context where needed, join (REFERENCE.md#assembly)."""
+"""Conversion of examples to token ids: tokenise, truncate the context if needed, join (REFERENCE.md#assembly)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import tokens_table
 
 SHOWN = 3
+"""Number of dropped examples quoted in a message."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """An example that cannot be used, and why."""
+    """An example that does not fit, and why."""
 
     sample_id: str
     reason: str
 
 
 def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> tuple[pa.Table, list[Dropped]]:
-    """Training sequences of ``examples`` as a ``TOKENS`` table, and the examples that do not fit.
+    """Return the training sequences of ``examples`` as a ``TOKENS`` table, and the examples that do not fit.
 
-    Only the context is cut, from its end and as much as needed, so that X_lm = GEN + ids has at most ``max_length``
-    tokens. An example whose question and answer alone are longer is dropped (REFERENCE.md#assembly, #defects: the reference cuts
-    its answer such that input and target no longer line up).
+    Only the context is truncated, at its end and no more than needed, so that X_lm = GEN + ids has at most
+    ``max_length`` tokens. An example whose question and answer alone are longer is dropped (REFERENCE.md#assembly,
+    #defects: the reference implementation truncates the answer so that input and target no longer line up).
 
     Args:
         examples: columns context, question, answer, task, sample_id (strings).
-        tokenizer: must know every task of ``examples``; ModelError otherwise.
+        tokenizer: must know every task of ``examples``.
         max_length: L, in tokens.
+
+    Raises:
+        ModelError: the tokeniser has no token for a task.
     """
     contexts, questions, answers = (_encoded(examples, column, tokenizer) for column in _TEXTS)
     tasks, sample_ids = examples["task"].to_pylist(), examples["sample_id"].to_pylist()
@@ -54,9 +58,13 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
 
 
 def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokenizer, max_length: int) -> pa.Table:
-    """The same examples with other answers, as a ``TOKENS`` table (REFERENCE.md#seq-kd).
+    """Return the same examples with other answers, as a ``TOKENS`` table (REFERENCE.md#seq-kd).
 
-    tokens: what ``assemble`` gave. answers: one for each row; what does not fit into ``max_length`` is cut at its end.
+    Args:
+        tokens: the table that ``assemble`` returned.
+        answers: one per row, truncated at the end to fit into ``max_length``.
+        tokenizer: the one that ``tokens`` were made with.
+        max_length: L, in tokens.
     """
     lengths = tokens["prompt_length"].to_pylist()
     prompts = [ids[:length] for ids, length in zip(tokens["ids"].to_pylist(), lengths, strict=True)]
@@ -73,20 +81,21 @@ def assemble_prompts(
     reserve: int,
     answer_length: int | None = None,
 ) -> tuple[pa.Table, int]:
-    """Evaluation prompts as a ``TOKENS`` table in the order of ``examples``, and the number of new tokens A.
+    """Return evaluation prompts as a ``TOKENS`` table in the order of ``examples``, and the number of new tokens A.
 
-    The context is cut so that min(A, reserve) new tokens fit after the prompt (REFERENCE.md#decoding). ``reserve=1`` is the
-    reference, where an example with a long context gets an answer of one token.
+    The context is truncated so that min(A, reserve) new tokens fit after the prompt (REFERENCE.md#decoding).
+    ``reserve=1`` is the reference implementation, in which an example with a long context gets a one-token answer.
 
     Args:
-        examples: as for ``assemble``; references (list of strings) instead of answer where there are any.
-        tokenizer: must know every task of ``examples``; ModelError otherwise.
+        examples: as for ``assemble``, with references (a list of strings) in place of answer where there are any.
+        tokenizer: must know every task of ``examples``.
         max_length: L, in tokens, of prompt and answer together.
-        reserve: most tokens kept free for the answer, at least 1.
-        answer_length: A; ``longest_answer`` when not given.
+        reserve: largest number of tokens kept free for the answer, at least 1.
+        answer_length: A; ``longest_answer`` by default.
 
     Raises:
-        DataError: a question alone leaves no room for an answer.
+        DataError: a question leaves no room for an answer.
+        ModelError: the tokeniser has no token for a task.
     """
     contexts, questions = (_encoded(examples, column, tokenizer) for column in _TEXTS[:2])
     tasks, sample_ids = examples["task"].to_pylist(), examples["sample_id"].to_pylist()
@@ -107,7 +116,10 @@ def assemble_prompts(
 
 
 def longest_answer(examples: pa.Table, tokenizer: TaskTokenizer) -> int:
-    """Tokens of the longest gold answer: all references of an example and one PAD between each two (REFERENCE.md#decoding)."""
+    """Return the number of tokens of the longest gold answer (REFERENCE.md#decoding).
+
+    An example's gold answer consists of all its references, with one PAD between each two.
+    """
     answers, references = examples["answer"].to_pylist(), examples["references"].to_pylist()
     gold = [several or [one] for several, one in zip(references, answers, strict=True)]
     lengths = iter([len(ids) for ids in tokenizer.encode_batch([text for texts in gold for text in texts])])
@@ -121,13 +133,18 @@ def refuse_if_many(
     where: str,
     advice: str = "use a model with more positions, or raise model.max_length or data.max_bad_fraction",
 ) -> None:
-    """Raise DataError, showing the first few, if more than ``max_fraction`` of ``total`` examples were dropped."""
+    """Raise DataError, with the first few examples, if more than ``max_fraction`` of ``total`` were dropped.
+
+    Args:
+        where: the data, for the message.
+        advice: how to make the examples fit, after "Shorten them, ".
+    """
     if len(dropped) <= max_fraction * total:
         return
     shown = "".join(f"\n  {drop.sample_id}: {drop.reason}" for drop in dropped[:SHOWN])
     more = f"\n  ... and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
     raise DataError(
-        f"{len(dropped)} of {total} examples in {where} do not fit; at most {max_fraction:.1%} may be left out."
+        f"{len(dropped)} of {total} examples in {where} do not fit; at most {max_fraction:.1%} may be dropped."
         f"{shown}{more}\nShorten them, {advice}."
     )
 
@@ -140,4 +157,4 @@ def _encoded(examples: pa.Table, column: str, tokenizer: TaskTokenizer) -> list[
 
 
 def _too_long(question: int, answer: int, max_length: int) -> str:
-    return f"question of {question} and answer of {answer} tokens do not fit into {max_length} (with ANS and EOS)"
+    return f"question of {question} and answer of {answer} tokens exceed {max_length} tokens (with ANS and EOS)"

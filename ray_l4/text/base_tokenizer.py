@@ -1,4 +1,4 @@
-"""Where a tokeniser comes from: a pretrained model, or a byte-level BPE trained on the stream's own text."""
+"""Base tokenisers: that of a pretrained model, or a byte-level BPE trained on the text of the stream."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_base(name: str | Path) -> PreTrainedTokenizerBase:
-    """The fast tokeniser of a pretrained model, given by hub name or folder.
+    """Return the fast tokeniser of a pretrained model, given by hub name or folder.
 
-    A folder that holds only ``vocab.json`` and ``merges.txt`` is read as GPT-2's.
+    A folder that contains only ``vocab.json`` and ``merges.txt`` is read as GPT-2's.
 
     Raises:
-        ModelError: it cannot be loaded, has no fast form, is empty, or has no end-of-sequence token.
+        ModelError: the tokeniser cannot be loaded, has no fast version, is empty, or has no end-of-sequence token.
     """
     from transformers import AutoTokenizer  # loads PyTorch, which a run from scratch does not need here
 
@@ -33,43 +33,43 @@ def load_base(name: str | Path) -> PreTrainedTokenizerBase:
             "reach or has in its cache. Correct model.name, or download the model first."
         ) from error
     if not base.is_fast:
-        raise ModelError(f"The tokeniser of '{name}' has no fast form; a folder with tokenizer.json is needed.")
-    # transformers 5 builds an EMPTY tokeniser, without a word, when the vocabulary files are not there.
+        raise ModelError(f"The tokeniser of '{name}' has no fast version; expected a folder with tokenizer.json.")
+    # transformers 5 silently builds an EMPTY tokeniser if the vocabulary files are missing.
     if not base("a", add_special_tokens=False)["input_ids"]:
         raise ModelError(
             f"The tokeniser of '{name}' has an empty vocabulary: the folder lacks tokenizer.json, or vocab.json and "
-            "merges.txt. Save the tokeniser into the model's folder."
+            "merges.txt. Save the tokeniser in the model's folder."
         )
     if base.eos_token_id is None:
         raise ModelError(
-            f"The tokeniser of '{name}' has no end-of-sequence token, which every answer must end with. Set eos_token "
-            "in its tokenizer_config.json."
+            f"The tokeniser of '{name}' has no end-of-sequence token, which ends every answer. Set eos_token in its "
+            "tokenizer_config.json."
         )
     return base
 
 
 def _type_hint(folder: Path) -> dict[str, str]:
-    """The one hint that AutoTokenizer needs for a bare pair of GPT-2 files."""
+    """Return the argument that AutoTokenizer needs for a bare pair of GPT-2 files; otherwise an empty dict."""
     bare_pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     described = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "config.json"))
     return {"tokenizer_type": "gpt2"} if bare_pair and not described else {}
 
 
 def train_base(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE (as GPT-2's) of at most ``vocabulary`` entries, learned from ``texts``.
+    """Train a byte-level BPE (like GPT-2's) of at most ``vocabulary`` entries on ``texts``.
 
-    Every text is stripped and gets one leading space, as it will when it is encoded. The result depends on the texts
-    alone. ``<|endoftext|>`` is the end-of-sequence token.
+    Every text is stripped and gets one leading space, as in encoding. The result depends on the texts alone.
+    ``<|endoftext|>`` is the end-of-sequence token.
 
     Raises:
-        ModelError: there is no text, or the vocabulary cannot hold the 256 bytes and ``<|endoftext|>``.
+        ModelError: there is no text, or the vocabulary is too small for the 256 bytes and ``<|endoftext|>``.
     """
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + 1
     if vocabulary < smallest:
-        raise ModelError(f"A byte-level vocabulary needs at least {smallest} entries; {vocabulary} were asked for.")
+        raise ModelError(f"A byte-level vocabulary needs at least {smallest} entries, but {vocabulary} were requested.")
     lines = [f" {stripped}" for text in texts if (stripped := text.strip())]
     if not lines:
-        raise ModelError("Cannot train a tokeniser: the stream holds no text. Check the tasks' training data.")
+        raise ModelError("Cannot train a tokeniser: the stream contains no text. Check the tasks' training data.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

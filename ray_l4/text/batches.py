@@ -1,4 +1,4 @@
-"""Rows of token ids to the tensors of one training step (REFERENCE.md#assembly, #lamol-loss)."""
+"""Tensors of one training step, built from rows of token ids (REFERENCE.md#assembly, #lamol-loss)."""
 
 from __future__ import annotations
 
@@ -10,69 +10,70 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ray_l4.text.tokens import Head, SpecialIds
+from ray_l4.text.heads import Head
+from ray_l4.text.tokens import SpecialIds
 
 
 @dataclass(frozen=True)
 class HeadPositions:
-    """The positions of one head that bear a target, those of real (current) examples first.
-
-    N is their number. ``positions_N`` (int64) index the flattened (rows x time) grid of the batch; ``targets_N``
-    (int64) are the ids that the logits there are scored against; ``weights_N`` (float32) are the weights of the token
-    mean (REFERENCE.md#lamol-loss). ``[:num_current]`` are the positions that bear distillation.
-    """
+    """The N positions of one head that have a target, those of current (real) examples first."""
 
     positions_N: Tensor
+    """int64 indices into the flattened (rows x time) grid of the batch."""
     targets_N: Tensor
+    """int64 ids that the logits at the positions are scored against."""
     weights_N: Tensor
+    """float32 weights in the mean over tokens (REFERENCE.md#lamol-loss)."""
     num_current: int
+    """Number of positions of current examples: ``[:num_current]`` bear distillation."""
 
     def to(self, device: torch.device) -> HeadPositions:
-        """The same on another device."""
+        """Return a copy on another device."""
         positions_N, targets_N, weights_N = (t.to(device) for t in (self.positions_N, self.targets_N, self.weights_N))
         return replace(self, positions_N=positions_N, targets_N=targets_N, weights_N=weights_N)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input. R rows: all QA sequences in the order of the indices, then all LM sequences; T the longest.
+    """Input of one step: all QA sequences in the order of the indices, then all LM sequences.
 
-    Stacking serves both passes of REFERENCE.md#assembly with one forward. They stay independent: every row has dropout of its own,
-    and causal attention with padding on the right gives each row what it would have had alone.
-
-    ``input_ids_RT`` is int64, (R, T). ``num_tokens`` counts loss-bearing positions, summed over the heads.
+    Stacking computes both passes of REFERENCE.md#assembly in one forward. They stay independent: every row has its own
+    dropout, and causal attention with padding on the right makes each row independent of the others.
     """
 
     input_ids_RT: Tensor
+    """int64, (rows, length of the longest sequence)."""
     heads: Mapping[Head, HeadPositions]
-    num_samples: int
-    num_current_samples: int
+    num_examples: int
+    num_current_examples: int
     num_tokens: int
+    """Number of positions with a loss, summed over the heads."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return a copy on another device."""
         heads = {head: positions.to(device) for head, positions in self.heads.items()}
         return replace(self, input_ids_RT=self.input_ids_RT.to(device), heads=heads)
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Input ids of one row, and the first position whose logits are scored; all later ones are scored too."""
+    """Input ids of one row, and the first position whose logits are scored; so are all later ones."""
 
     ids: np.ndarray
     first: int
 
     def targets(self, eos: int) -> np.ndarray:
+        """Return the ids that the scored positions predict: the next id each, EOS at the end."""
         return np.append(self.ids[1:], np.int32(eos))[self.first :]
 
 
 def build_batch(
     tokens: pa.Table, indices: np.ndarray, heads: Sequence[Head], special: SpecialIds, ans_weight: float
 ) -> Batch:
-    """The batch of the rows ``indices`` of ``tokens``.
+    """Build the batch of the rows ``indices`` of ``tokens``.
 
     Args:
-        tokens: a ``TOKENS`` table, best in one chunk (``tokens.pooled``).
+        tokens: a ``TOKENS`` table, ideally in one chunk (``tokens.concatenated``).
         indices: (batch,) row numbers.
         heads: ``("qa",)``, or ``("qa", "lm")`` for LAMOL's loss.
         special: ids of PAD, EOS and ANS.
@@ -91,14 +92,14 @@ def build_batch(
     return Batch(
         input_ids_RT=input_ids_RT,
         heads=scored,
-        num_samples=len(indices),
-        num_current_samples=int(current.sum()),
+        num_examples=len(indices),
+        num_current_examples=int(current.sum()),
         num_tokens=sum(len(positions.targets_N) for positions in scored.values()),
     )
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Prompts for decoding, padded on the left: input ids and attention mask, both (batch, longest) int64."""
+    """Pad prompts on the left for decoding. Returns input ids and attention mask, both (batch, longest) int64."""
     width = max(len(prompt) for prompt in prompts)
     reverse = [np.asarray(prompt, dtype=np.int64)[::-1] for prompt in prompts]
     input_ids, mask = _padded(reverse, pad, width)
@@ -106,7 +107,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
 
 
 def _sequences(head: Head, rows: pa.Table) -> list[_Sequence]:
-    """X of the head for every row. QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly)."""
+    """Return X of the head for every row. QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly)."""
     ids = [np.asarray(row.values) for row in rows["ids"]]
     if head == "qa":
         return [_Sequence(row, first - 1) for row, first in zip(ids, rows["prompt_length"].to_pylist(), strict=True)]
@@ -117,7 +118,7 @@ def _sequences(head: Head, rows: pa.Table) -> list[_Sequence]:
 def _positions(
     sequences: Sequence[_Sequence], row: int, width: int, current: np.ndarray, special: SpecialIds, ans_weight: float
 ) -> HeadPositions:
-    """Scored positions of a head whose sequences start at ``row`` of the grid, current examples first."""
+    """Return the scored positions of a head whose sequences start at ``row`` of the grid, current examples first."""
     order = np.argsort(~current, kind="stable")
     positions = [(row + i) * width + np.arange(sequences[i].first, len(sequences[i].ids)) for i in order]
     targets_N = np.concatenate([sequences[i].targets(special.eos) for i in order]).astype(np.int64)
@@ -131,7 +132,7 @@ def _positions(
 
 
 def _padded(rows: Sequence[np.ndarray], pad: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right, and the mask that is 1 on them: both (rows, width) int64."""
+    """Pad rows on the right. Returns ids and a mask that is 0 on the padding, both (rows, width) int64."""
     lengths = np.asarray([len(row) for row in rows])
     mask = np.arange(width) < lengths[:, None]
     ids = np.full(mask.shape, pad, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""The clean-up that the reference applies to every decoded text."""
+"""Clean-up of decoded text, as in the reference implementation."""
 
 from __future__ import annotations
 
-# In the order of the reference, which applies them one after another (REFERENCE.md#base-tokeniser).
+# Applied one after another, in the order of the reference implementation (REFERENCE.md#base-tokeniser).
 REPLACEMENTS: tuple[tuple[str, str], ...] = (
     (" .", "."),
     (" ?", "?"),
@@ -19,9 +19,9 @@ REPLACEMENTS: tuple[tuple[str, str], ...] = (
 
 
 def clean_up(text: str) -> str:
-    """Join punctuation and English contractions to the word before them (REFERENCE.md#base-tokeniser).
+    """Attach punctuation and English contractions to the preceding word (REFERENCE.md#base-tokeniser).
 
-    Predictions and references both go through this, so that a score compares like with like.
+    Applied to both predictions and references, so that scores compare like with like.
     """
     for old, new in REPLACEMENTS:
         text = text.replace(old, new)

@@ -1,4 +1,4 @@
-"""Generated token ids to training examples, and how many of them a task gets (REFERENCE.md#replay)."""
+"""Conversion of generated token ids to pseudo-examples, and their number per task (REFERENCE.md#replay)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import SpecialIds, tokens_table
 
 Rejection = Literal["no answer token", "several answer tokens"]
+"""Why generated ids are not a pseudo-example."""
 
 
 @dataclass(frozen=True)
-class GeneratedSample:
-    """A pseudo-example: the token it was started from, and the ids on either side of ANS (each may be empty)."""
+class PseudoExample:
+    """The first token of a generated example (GEN), and the ids on either side of ANS (each may be empty)."""
 
     gen: int
     question: tuple[int, ...]
     answer: tuple[int, ...]
 
 
-def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample | Rejection:
-    """The pseudo-example in generated ``ids`` (starting token included), or why it is none.
+def parse_generated(ids: Sequence[int], special: SpecialIds) -> PseudoExample | Rejection:
+    """Parse generated ``ids`` (first token included) into a pseudo-example, or return why they are not one.
 
-    What follows the first EOS is cut. The rest is valid if ANS stands in it exactly once after the first token;
-    what precedes it is the question (the context is empty), what follows the answer. Samples without EOS, empty
-    parts, foreign task tokens and duplicates are kept (REFERENCE.md#replay). Works on ids, where the reference splits a string of
-    decimals (REFERENCE.md#defects).
+    Everything from the first EOS on is cut off. The rest is valid if it contains ANS exactly once after the first
+    token: the question precedes ANS (the context is empty) and the answer follows it. Texts without EOS, empty parts,
+    tokens of other tasks and duplicates are kept (REFERENCE.md#replay). This works on ids, where the reference
+    implementation splits a string of decimals (REFERENCE.md#defects).
     """
     gen, *rest = map(int, ids)
     if special.eos in rest:
@@ -42,38 +43,44 @@ def parse_generated(ids: Sequence[int], special: SpecialIds) -> GeneratedSample 
             return "no answer token"
         case 1:
             middle = rest.index(special.ans)
-            return GeneratedSample(gen, tuple(rest[:middle]), tuple(rest[middle + 1 :]))
+            return PseudoExample(gen, tuple(rest[:middle]), tuple(rest[middle + 1 :]))
         case _:
             return "several answer tokens"
 
 
 def generated_table(
-    samples: Sequence[GeneratedSample], tasks: Sequence[str], tokenizer: TaskTokenizer, stage: int
+    examples: Sequence[PseudoExample], tasks: Sequence[str], tokenizer: TaskTokenizer, stage: int
 ) -> pa.Table:
-    """Pseudo-examples as a ``TOKENS`` table; row i is called ``replay-<stage>-<i>`` and keeps its own GEN (REFERENCE.md#replay).
+    """Return pseudo-examples as a ``TOKENS`` table (REFERENCE.md#replay).
 
-    ``tasks``: what each sample was meant to be an example of.
+    Row i has the id ``replay-<stage>-<i>`` and keeps its own GEN.
+
+    Args:
+        tasks: the task that each pseudo-example was generated for.
 
     Raises:
-        ModelError: a sample started from a token that belongs to no task.
+        ModelError: a pseudo-example starts with a token that belongs to no task.
     """
-    strangers = sorted({sample.gen for sample in samples} - set(tokenizer.gen.values()))
+    strangers = sorted({example.gen for example in examples} - set(tokenizer.gen.values()))
     if strangers:
-        raise ModelError(f"Generated samples start with tokens of no task: ids {strangers}; tasks: {tokenizer.gen}.")
+        raise ModelError(
+            f"Generated examples start with tokens that belong to no task: ids {strangers}; tasks: {tokenizer.gen}."
+        )
     return tokens_table(
-        ids=[[*sample.question, tokenizer.ans, *sample.answer] for sample in samples],
-        prompt_lengths=[len(sample.question) + 1 for sample in samples],
-        gens=[sample.gen for sample in samples],
+        ids=[[*example.question, tokenizer.ans, *example.answer] for example in examples],
+        prompt_lengths=[len(example.question) + 1 for example in examples],
+        gens=[example.gen for example in examples],
         tasks=list(tasks),
-        sample_ids=[f"replay-{stage}-{i}" for i in range(len(samples))],
+        sample_ids=[f"replay-{stage}-{i}" for i in range(len(examples))],
         origin="generated",
     )
 
 
-def replay_counts(ratio: float, num_new: int, num_previous: int) -> int:
-    """Pseudo-examples per previous task: ceil(ratio * num_new) shared evenly, the remainder left out (REFERENCE.md#replay).
+def num_replayed_per_task(ratio: float, num_new: int, num_previous: int) -> int:
+    """Return the number of replayed examples per previous task (REFERENCE.md#replay).
 
-    ``ratio`` is taken as the decimal number it is written as: 0.07 of 100 is 7, where floats would make it 8.
+    ceil(ratio * num_new) is divided evenly and the remainder dropped. ``ratio`` is read as a decimal number: 0.07 of
+    100 is 7, where floating-point arithmetic would give 8.
     """
     if num_previous == 0:
         return 0

@@ -1,4 +1,4 @@
-"""Which examples make up which step: a pure function of the seed, so that any step can be restarted (REFERENCE.md#batching)."""
+"""Assignment of examples to steps: a pure function of the seed, so any step can be redone (REFERENCE.md#batching)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from ray_l4.errors import DataError
 from ray_l4.seeds import derive
 
 LENGTH_EXPONENT = 1.163
+"""Exponent of a sequence's length in its cost (REFERENCE.md#batching)."""
 
 
-def auto_batch_size(num_samples: int) -> int:
-    """The references' cap on the examples of a batch: max(N // 1500, 4) (REFERENCE.md#batching)."""
-    return max(num_samples // 1500, 4)
+def auto_batch_size(num_examples: int) -> int:
+    """Return the reference implementations' largest batch size: max(N // 1500, 4) (REFERENCE.md#batching)."""
+    return max(num_examples // 1500, 4)
 
 
 class Sampler:
-    """The batches of one stage: every epoch visits every example once, in an order drawn anew.
+    """The batches of one stage. Every epoch visits every example once, in a new random order.
 
-    A batch is closed when it has ``batch_size`` examples, or before one more would make
-    (longest sequence) ** 1.163 * (number of examples) exceed ``budget``. The reference counts one example too many
-    for the budget after a batch was closed by its size (REFERENCE.md#batching); that slip is not reproduced. An example that exceeds
-    the budget on its own is a batch of one. The last, partial batch of an epoch is kept.
+    A batch is complete when it has ``batch_size`` examples, or when one more would make (longest sequence) ** 1.163 *
+    (number of examples) exceed ``budget``. The reference implementation counts one example too many for the budget
+    after a batch that was limited by its size (REFERENCE.md#batching); this mistake is not reproduced. An example that
+    exceeds the budget alone is a batch of one. The last, partial batch of an epoch is kept.
     """
 
     def __init__(
@@ -37,48 +38,55 @@ class Sampler:
         budget: float | None = None,
         order: tuple[int, ...] = (),
     ) -> None:
-        """``lengths`` (num_samples,): length of X_qa of every example (``tokens.sequence_lengths``).
+        """Draw the order of the examples and divide it into batches.
 
-        ``order``: more names for the order of the examples, where not all students share one.
+        Args:
+            lengths: (num_examples,) length of X_qa of every example (``tokens.sequence_lengths``).
+            seed: the run's seed.
+            stage: number of the stage, from 0; part of the seed.
+            epochs: number of epochs.
+            batch_size: largest number of examples in a batch; ``auto`` for ``auto_batch_size``.
+            budget: largest cost of a batch; None for no limit.
+            order: further names for the seed, if the students do not share one order.
 
         Raises:
             DataError: there is no example.
         """
-        self.num_samples = len(lengths)
-        if self.num_samples == 0:
+        self.num_examples = len(lengths)
+        if self.num_examples == 0:
             raise DataError(f"Stage {stage} has no training examples.")
-        cap = auto_batch_size(self.num_samples) if batch_size == "auto" else batch_size
+        cap = auto_batch_size(self.num_examples) if batch_size == "auto" else batch_size
         costs = np.asarray(lengths, dtype=np.float64) ** LENGTH_EXPONENT
         orders, starts = [], []
         for epoch in range(epochs):
             generator = np.random.default_rng(derive(seed, "order", stage, epoch, *order))
-            orders.append(generator.permutation(self.num_samples))
-            starts.append(epoch * self.num_samples + _batch_starts(costs[orders[-1]], cap, budget))
+            orders.append(generator.permutation(self.num_examples))
+            starts.append(epoch * self.num_examples + _batch_starts(costs[orders[-1]], cap, budget))
         self._order = np.concatenate(orders)
         # Batch s is order[bounds[s]:bounds[s + 1]]; an epoch always begins with a new batch.
         self._bounds = np.append(np.concatenate(starts), len(self._order))
 
     @property
     def num_steps(self) -> int:
-        """Steps of the stage, over all epochs."""
+        """Number of steps of the stage, over all epochs."""
         return len(self._bounds) - 1
 
     def indices(self, step: int) -> np.ndarray:
-        """Rows of the examples of this step, counted from 0 over the whole stage: (batch,) int64."""
+        """Return the rows of this step's examples, (batch,) int64. Steps are numbered from 0 over the whole stage."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
         return self._order[self._bounds[step] : self._bounds[step + 1]]
 
     def last_step_of(self, epoch: int) -> int:
-        """The last step of the epoch."""
-        if not 0 <= epoch < len(self._order) // self.num_samples:
-            raise IndexError(f"epoch {epoch} of {len(self._order) // self.num_samples}")
-        return int(np.searchsorted(self._bounds, (epoch + 1) * self.num_samples)) - 1
+        """Return the number of the last step of an epoch; epochs are numbered from 0."""
+        if not 0 <= epoch < len(self._order) // self.num_examples:
+            raise IndexError(f"epoch {epoch} of {len(self._order) // self.num_examples}")
+        return int(np.searchsorted(self._bounds, (epoch + 1) * self.num_examples)) - 1
 
-    def samples_before(self, step: int) -> int:
-        """Examples seen before the step, over all epochs: the unit of the learning-rate schedule (REFERENCE.md#schedule).
+    def examples_before(self, step: int) -> int:
+        """Return the number of examples seen before the step, over all epochs.
 
-        ``step == num_steps`` is allowed and gives the total.
+        This is the unit of the learning-rate schedule (REFERENCE.md#schedule). ``step == num_steps`` gives the total.
         """
         if not 0 <= step <= self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
@@ -86,7 +94,7 @@ class Sampler:
 
 
 def _batch_starts(costs: np.ndarray, cap: int, budget: float | None) -> np.ndarray:
-    """Offsets at which batches begin among examples of these ``costs`` (length ** 1.163): (num_batches,) int64."""
+    """Return the offsets at which batches start, (num_batches,) int64, given each example's cost (length ** 1.163)."""
     if budget is None:
         return np.arange(0, len(costs), cap)
     starts, count, highest = [0], 0, 0.0

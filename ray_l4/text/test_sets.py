@@ -1,4 +1,4 @@
-"""Test sets: prompts, gold answers, the batches that they are answered in, and the scores of answers."""
+"""Test sets: prompts, gold answers, batches of prompts, and scores of answers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import sequence_lengths
 
 RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
-"""Metrics whose gold strings are scored as they stand in the data (REFERENCE.md#decoding)."""
+"""Metrics whose gold answers are scored exactly as in the data (REFERENCE.md#decoding)."""
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """One task's prompts, in the order of the items they belong to, and the items to score answers against."""
+    """One task's prompts, and the items to score answers against, in the same order."""
 
-    __test__ = False  # not a test class, whatever its name suggests to pytest
+    __test__ = False  # despite its name, not a test class for pytest
 
     task: str
     metric: str
     prompts: pa.Table
     items: tuple[Item, ...]
-    """Items without a prediction (empty strings)."""
+    """Items with empty predictions."""
     max_new_tokens: int
     max_length: int
-    """Longest sequence, prompt and answer together."""
+    """Longest sequence of prompt and answer together, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Scored:
     headline: str
     predictions: list[str]
     item_scores: list[float]
-    """One per prediction, in percent."""
+    """Score of each prediction, in percent."""
 
 
 def build_test_set(
@@ -50,7 +50,7 @@ def build_test_set(
 ) -> TestSet:
     """Build the prompts and gold answers of the first ``config.limit`` of one task's ``examples``.
 
-    Raises DataError for a question that leaves no room for an answer, ModelError for a task without a token.
+    Raises DataError if a question leaves no room for an answer, ModelError if the task has no token.
     """
     kept = examples.slice(0, config.limit) if config.limit else examples
     prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve)
@@ -60,9 +60,9 @@ def build_test_set(
 
 
 def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tuple[Item, ...]:
-    """Build the items of a test set, without predictions.
+    """Build the items of a test set, with empty predictions.
 
-    For most metrics gold answers pass through the tokeniser as predictions do, so that both are cleaned alike.
+    For most metrics, gold answers are encoded and decoded, so that they are cleaned like predictions.
     """
     rows = examples.select(["references", "sample_id", "meta"]).to_pylist()
 
@@ -73,9 +73,9 @@ def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tu
 
 
 def answer_batches(tests: TestSet, config: EvaluationConfig) -> list[list[int]]:
-    """Return the indices of the prompts that are decoded together: ``config.chunk`` of similar length.
+    """Divide the prompts into batches of ``config.chunk`` with similar lengths. Returns their indices.
 
-    The batches are fixed, so a result is the same wherever each of them is computed.
+    The batches are fixed, so results do not depend on which evaluator decodes a batch.
     """
     lengths = sequence_lengths(tests.prompts).tolist()
     by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))

@@ -1,4 +1,4 @@
-"""A fast tokeniser with the tokens that lifelong learning adds: answer, padding, and one per task."""
+"""A fast tokeniser with the tokens added for lifelong learning: answer, padding, and one per task."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TASK_TOKENS_FILE = "task_tokens.json"
 
 
 class TaskTokenizer:
-    """Text to ids and back, with the added tokens of REFERENCE.md#added-tokens; it never grows after it was built.
+    """Conversion between text and ids, with the added tokens of REFERENCE.md#added-tokens. Immutable.
 
-    A new task takes one of the spare tokens (``assign``), so that the models' vocabulary keeps its size in a run.
+    A new task takes one of the spare tokens (``assign``), so the vocabulary of the models keeps its size during a run.
 
     Attributes:
-        hf: the tokeniser that does the work.
-        gen: task name -> id of the token that starts the task's LM sequences.
+        hf: the underlying Hugging Face tokeniser.
+        gen: by task name, the id of the token that starts the task's LM sequences.
         spares: ids of the task tokens that are still free.
         ans, pad, unk, eos: ids of the answer, padding, unused and end-of-sequence tokens.
-        size: number of entries, added tokens included.
+        size: number of entries, including added tokens.
     """
 
     def __init__(self, hf: PreTrainedTokenizerBase, gen: Mapping[str, int], spares: Sequence[int]) -> None:
@@ -39,19 +39,23 @@ class TaskTokenizer:
         self.eos = int(hf.eos_token_id)
         self._own = {self.ans, self.pad, self.unk, *self.gen.values(), *self.spares}
         self.size = max(len(hf), 1 + max(self._own))  # a base vocabulary may have holes
-        # Llama's tokenisers put the leading space themselves: then a word has the same ids at the start and inside.
+        # Llama's tokenisers add the leading space themselves: a word then has the same ids at the start and inside.
         pair = self._ids(["a a"])[0]
-        puts_space = pair[: len(pair) // 2] == pair[len(pair) // 2 :]
-        self._lead = "" if puts_space else " "
-        # Such tokenisers also swallow the first space when decoding, which a word in front prevents.
+        adds_space = pair[: len(pair) // 2] == pair[len(pair) // 2 :]
+        self._lead = "" if adds_space else " "
+        # They also remove the first space in decoding, which a word in front prevents.
         self._anchor = self.encode("a")
         self._anchor_text = self._text(self._anchor)
 
     @classmethod
     def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False) -> TaskTokenizer:
-        """The tokeniser of a pretrained model and the added tokens; see ``load_base`` for the errors.
+        """Build the tokeniser of a pretrained model with the added tokens. Raises as ``load_base``.
 
-        ``shared``: all tasks start with the token of the first one (LAMOL-GEN, REFERENCE.md#added-tokens, #other-modes).
+        Args:
+            name: hub name or folder of the model.
+            tasks: names of the tasks, in order.
+            spare: number of spare task tokens.
+            shared: let all tasks use the first one's token (LAMOL-GEN, REFERENCE.md#added-tokens, #other-modes).
         """
         return cls._extend(load_base(name), tasks, spare, shared)
 
@@ -59,27 +63,33 @@ class TaskTokenizer:
     def trained(
         cls, texts: Iterable[str], vocabulary: int, tasks: Sequence[str], spare: int, shared: bool = False
     ) -> TaskTokenizer:
-        """A byte-level BPE learned from ``texts`` and the added tokens; see ``train_base`` for the errors."""
+        """Train a byte-level BPE on ``texts`` and add the tokens. Raises as ``train_base``.
+
+        Args:
+            vocabulary: largest number of entries before the added tokens.
+            tasks, spare, shared: as for ``pretrained``.
+        """
         return cls._extend(train_base(texts, vocabulary), tasks, spare, shared)
 
     @classmethod
     def _extend(cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool) -> TaskTokenizer:
         spares = [f"__spare_{k}__" for k in range(spare)]
         names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares]
-        # lstrip: a space before an added token belongs to it, as in the reference, and leaves no token of its own.
+        # lstrip: an added token absorbs a preceding space, as in the reference implementation.
         added = [AddedToken(name, lstrip=True, normalized=False, special=True) for name in names]
         hf.add_tokens(added, special_tokens=True)
         hf.pad_token = PAD
         ids = dict(zip(names, hf.convert_tokens_to_ids(names), strict=True))
         gen = {task: ids[_task_token(tasks[0] if shared else task)] for task in tasks}
-        # Where tasks share a token, those of the others are free too: the vocabulary is the same either way.
+        # If tasks share a token, those of the other tasks are spare too: the vocabulary is the same either way.
         free = [ids[name] for name in [*spares, *map(_task_token, tasks)] if ids[name] not in gen.values()]
         return cls(hf, gen, free)
 
     def assign(self, task: str) -> TaskTokenizer:
-        """This tokeniser with the first spare token given to ``task``; itself if the task has a token already.
+        """Return a tokeniser whose first spare token is assigned to ``task``; ``self`` if the task has a token.
 
         Raises:
+            ConfigError: the name is taken by another added token.
             ModelError: no spare token is left.
         """
         if task in self.gen:
@@ -87,39 +97,39 @@ class TaskTokenizer:
         _task_token(task)
         if not self.spares:
             raise ModelError(
-                f"No task token is left for the new task '{task}': {len(self.gen)} tasks have one and all spare ones "
-                "are taken. Start the run with a larger model.spare_task_tokens."
+                f"No task token is left for the new task '{task}': {len(self.gen)} tasks have one, and all spare ones "
+                "are in use. Start the run with a larger model.spare_task_tokens."
             )
         return TaskTokenizer(self.hf, {**self.gen, task: self.spares[0]}, self.spares[1:])
 
     @property
     def task_tokens(self) -> list[int]:
-        """Ids of all task tokens, taken and spare, in ascending order."""
+        """Ids of all task tokens, used and spare, in ascending order."""
         return sorted({*self.gen.values(), *self.spares})
 
     def gen_of(self, task: str) -> int:
-        """The id of the task's token. Raises ModelError for a task that has none."""
+        """Return the id of the task's token. Raises ModelError if it has none."""
         if task not in self.gen:
             raise ModelError(f"Task '{task}' has no token in this tokeniser. {nearest(task, self.gen)}")
         return self.gen[task]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the stripped text as a continuation, that is with one leading space; nothing for a blank text.
+        """Return the ids of the stripped text as a continuation, with one leading space; nothing for a blank text.
 
-        Context, question and answer are each encoded so, hence ids can be concatenated without a separator (REFERENCE.md#base-tokeniser).
-        The name of an added token inside the text becomes that token. The reference prefixes the text after it
-        by a space; here it is encoded as it stands.
+        Context, question and answer are each encoded like this, so their ids can be concatenated without a separator
+        (REFERENCE.md#base-tokeniser). The name of an added token in the text becomes that token. The reference
+        implementation puts a space before the text that follows it; here that text is encoded as it is.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """``encode`` of every text, all at once."""
+        """Return ``encode`` of every text, computed in one call."""
         return self._ids([self._lead + stripped if (stripped := text.strip()) else "" for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The cleaned-up text of ``ids``, without truncation or removal of special tokens (REFERENCE.md#base-tokeniser).
+        """Return the cleaned-up text of ``ids``, including special tokens (REFERENCE.md#base-tokeniser).
 
-        An added token is preceded by one space; text keeps the leading space of its first word.
+        One space precedes every added token; text keeps the leading space of its first word.
         """
         pieces = []
         for own, run in groupby(map(int, ids), key=self._own.__contains__):
@@ -130,24 +140,22 @@ class TaskTokenizer:
         return clean_up("".join(pieces))
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokeniser in Hugging Face's format, and which token belongs to which task."""
+        """Write the tokeniser in Hugging Face's format, and the assignment of tokens to tasks."""
         self.hf.save_pretrained(str(folder))
         record = {"gen": self.gen, "spares": self.spares}
         (Path(folder) / TASK_TOKENS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> TaskTokenizer:
-        """What ``save`` wrote. Raises ModelError if the folder does not hold it."""
+        """Read a tokeniser that ``save`` wrote. Raises ModelError if the folder does not contain one."""
         try:
             record = json.loads((Path(folder) / TASK_TOKENS_FILE).read_text(encoding="utf-8"))
             gen, spares = record["gen"], record["spares"]
-            # Reads tokenizer.json as it stands, whatever model lies beside it.
+            # Reads tokenizer.json as it is, whatever model is in the same folder.
             hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
-        except (
-            Exception
-        ) as error:  # transformers and tokenizers raise OSError, ValueError, KeyError and plain Exception
+        except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here
             raise ModelError(
-                f"'{folder}' does not hold a tokeniser of ray-l4 ({TASK_TOKENS_FILE} beside tokenizer.json): {error}. "
+                f"'{folder}' does not contain a tokeniser of ray-l4 ({TASK_TOKENS_FILE} and tokenizer.json): {error}. "
                 "Give the folder of a run or of one of its checkpoints."
             ) from error
         return cls(hf, gen, spares)
@@ -155,7 +163,7 @@ class TaskTokenizer:
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:  # transformers fails on an empty batch
             return []
-        # verbose=False: texts longer than the model are cut later, so its warning about them would mislead.
+        # verbose=False: longer texts than the model's are truncated later, so a warning would mislead.
         encoded = self.hf(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
@@ -165,7 +173,7 @@ class TaskTokenizer:
 
 
 def _task_token(task: str) -> str:
-    """``__<task>__`` (REFERENCE.md#added-tokens). Raises ConfigError for a name that is taken by another added token."""
+    """Return ``__<task>__`` (REFERENCE.md#added-tokens). Raises ConfigError if another added token has that name."""
     token = f"__{task}__"
     if token in (ANS, PAD, UNK) or task.startswith("spare_"):
         raise ConfigError(f"A task cannot be called '{task}': the token '{token}' has another use. Rename the task.")

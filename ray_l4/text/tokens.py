@@ -1,4 +1,4 @@
-"""The table of token ids: what is kept of an example, and from which all its sequences follow."""
+"""The table of token ids from which all sequences of an example are built."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Head = Literal["qa", "lm"]
-"""What bears a loss: the answer, or the whole text from the task token on (REFERENCE.md#lamol-loss)."""
-
 Origin = Literal["real", "generated", "stored"]
+"""Where an example comes from: the current task, or replay of generated or stored examples."""
 
 TOKENS = pa.schema(
     [
@@ -26,9 +24,8 @@ TOKENS = pa.schema(
 )
 """One row per example.
 
-``ids``: context (cut) + question + ANS + answer, without GEN and EOS. ``prompt_length``: number of ids up to and
-including ANS. ``gen``: the task token that the LM sequence starts with. ``origin``: ``real`` for examples of the task
-at hand; replayed ones are ``generated`` or ``stored``.
+``ids``: (truncated) context + question + ANS + answer, without GEN and EOS. ``prompt_length``: number of ids up to and
+including ANS. ``gen``: the task token that starts the LM sequence. ``origin``: an ``Origin``.
 
 All sequences of REFERENCE.md#assembly follow from a row:
 prompt = ids[:prompt_length]; X_qa = ids; Y_qa = ignore x (prompt_length - 1) + answer + EOS;
@@ -37,7 +34,7 @@ X_lm = GEN + ids; Y_lm = ids + EOS.
 
 
 class SpecialIds(Protocol):
-    """The special tokens that sequences are built with. ``TaskTokenizer`` has them."""
+    """Ids of the special tokens in sequences, as ``TaskTokenizer`` has them."""
 
     @property
     def ans(self) -> int: ...
@@ -55,30 +52,30 @@ def tokens_table(
     sample_ids: Sequence[str],
     origin: Origin,
 ) -> pa.Table:
-    """A ``TOKENS`` table in one chunk from its columns; every row has the same origin."""
+    """Build a ``TOKENS`` table in one chunk from its columns; all rows have the same origin."""
     columns = [ids, prompt_lengths, gens, tasks, sample_ids, [origin] * len(ids)]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, TOKENS, strict=True)]
     return pa.Table.from_arrays(arrays, schema=TOKENS)
 
 
-def pooled(*tables: pa.Table) -> pa.Table:
-    """The rows of all tables, in order and in one chunk: current and replayed examples share one pool (REFERENCE.md#replay).
+def concatenated(*tables: pa.Table) -> pa.Table:
+    """Return the rows of all tables, in order and in one chunk, such as current and replayed examples.
 
-    One chunk matters: to take rows from a column of lists in several chunks, Arrow copies the whole column.
+    REFERENCE.md#replay. To take rows from a column of lists in several chunks, Arrow would copy the whole column.
     """
     return pa.concat_tables(tables).combine_chunks()
 
 
 def as_stored(tokens: pa.Table, stage: int) -> pa.Table:
-    """Real examples as replayed ones; row i is called ``replay-<stage>-<i>``."""
+    """Return real examples marked as stored ones for replay; row i has the id ``replay-<stage>-<i>``."""
     rows = range(tokens.num_rows)
     columns = {"sample_id": [f"replay-{stage}-{row}" for row in rows], "origin": ["stored" for _ in rows]}
     for name, values in columns.items():
-        place = TOKENS.get_field_index(name)
-        tokens = tokens.set_column(place, TOKENS.field(place), pa.array(values, pa.string()))
+        index = TOKENS.get_field_index(name)
+        tokens = tokens.set_column(index, TOKENS.field(index), pa.array(values, pa.string()))
     return tokens
 
 
 def sequence_lengths(tokens: pa.Table) -> np.ndarray:
-    """Length of X_qa of every row: (num_rows,) int64. X_lm is one longer."""
+    """Return the length of X_qa of every row, (num_rows,) int64. X_lm is one longer."""
     return pc.list_value_length(tokens["ids"]).to_numpy().astype(np.int64)

@@ -26,7 +26,7 @@ def mirror(shared_data: Path) -> Iterator[FileServer]:
     """A mirror that holds the real files of RNNLG's television domain."""
     with serving() as state:
         for file in remote_files("rnnlg.tv"):
-            content = gzip.decompress((shared_data / "raw" / f"{file.place}.gz").read_bytes())
+            content = gzip.decompress((shared_data / "raw" / f"{file.destination}.gz").read_bytes())
             state.files[file.url("").lstrip("/")] = content
         yield state
 
@@ -55,7 +55,7 @@ def test_a_wrong_file_is_refused(mirror: FileServer, tmp_path: Path, monkeypatch
     monkeypatch.setenv("RAY_L4_MIRROR", mirror.url)
     monkeypatch.setenv("RAY_L4_DATA", str(tmp_path))
     result = ray_l4("data", "prepare", "--download", "--task", "rnnlg.tv", "--out", tmp_path / "o")
-    refused(result, DATA, f"{mirror.url}/{path}", "the checksum is wrong: expected sha256:", "found sha256:")
+    refused(result, DATA, f"{mirror.url}/{path}", "wrong checksum: expected sha256:", "found sha256:")
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 

@@ -60,5 +60,5 @@ def test_edges_of_a_file_stand_in_the_configuration_that_is_shown(tmp_path: Path
 
 def test_a_graph_that_cannot_be_is_refused_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "edges").write_text("0 1\n1 4\n")
-    with pytest.raises(ConfigError, match=r"edges:2: \[1, 4\]: there is no peer 4: the 4 peers are counted from 0"):
+    with pytest.raises(ConfigError, match=r"edges:2: \[1, 4\]: there is no peer 4: the 4 peers are numbered from 0"):
         dry_run(f"peers.topology={tmp_path / 'edges'}")

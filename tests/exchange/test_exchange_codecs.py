@@ -158,7 +158,7 @@ def test_a_payload_names_who_can_read_it(name: str, writer: str) -> None:
 @pytest.mark.parametrize("name", ["topk 3", "sampled 7", "mean"])
 def test_softened_predictions_serve_no_other_temperature(name: str) -> None:
     targets = sent(codec(name), said(qa=torch.zeros(1, 5)))["qa"]
-    with pytest.raises(ValueError, match=r"taken at temperature 2; they cannot be had at 1\.5"):
+    with pytest.raises(ValueError, match=r"computed at temperature 2; they cannot be converted to 1\.5"):
         targets.log_probs(slice(0, 1), torch.zeros(1, 5), 1.5)
 
 

@@ -24,9 +24,9 @@ from ray_l4.methods import Topology, get_method
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
-from ray_l4.text.replay import GeneratedSample, generated_table
+from ray_l4.text.replay import PseudoExample, generated_table
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import pooled
+from ray_l4.text.tokens import concatenated
 
 WORDS = [f"word{index}" for index in range(30)]
 
@@ -76,10 +76,8 @@ def tokens(tok: TaskTokenizer, current: int = 8, replayed: int = 3) -> pa.Table:
     assert not dropped
     samples = []
     for row in examples("a", replayed, seed=1).to_pylist():
-        samples.append(
-            GeneratedSample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"])))
-        )
-    return pooled(table, generated_table(samples, ["a"] * len(samples), tok, 1)) if samples else table
+        samples.append(PseudoExample(tok.gen["a"], tuple(tok.encode(row["context"])), tuple(tok.encode(row["answer"]))))
+    return concatenated(table, generated_table(samples, ["a"] * len(samples), tok, 1)) if samples else table
 
 
 def replay_alone(tok: TaskTokenizer, count: int) -> pa.Table:

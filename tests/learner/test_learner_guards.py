@@ -16,7 +16,7 @@ from torch.nn import functional
 from ray_l4.errors import ModelError
 from ray_l4.learner.guards import GUARDS, build_guard
 from ray_l4.seeds import derive
-from ray_l4.text.tokens import as_stored, pooled
+from ray_l4.text.tokens import as_stored, concatenated
 from tests.learner import learner_fixtures as small
 from tests.learner.guard_fixtures import STRENGTH, answer_logits, begun, experiment, importance_guard, table
 
@@ -66,7 +66,7 @@ def test_importance_is_that_of_plain_autograd(method: str) -> None:
 def test_only_the_stage_s_own_examples_matter(method: str) -> None:
     """Replayed ones belong to earlier tasks, which were measured in their time."""
     own = table("b", 6)
-    runs = begun(method), *small.begun([begun(method).learner], pooled(as_stored(table("a", 4), 1), own))
+    runs = begun(method), *small.begun([begun(method).learner], concatenated(as_stored(table("a", 4), 1), own))
     for run in runs:
         run.consolidate()
     one, other = (importance_guard(run).penalty.importance for run in runs)

@@ -67,9 +67,9 @@ def test_a_task_that_was_never_learned_can_be_scored(checkpoint: Checkpoint, own
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, own_data: Path) -> None:
-    with pytest.raises(ModelError, match="does not hold a tokeniser of ray-l4"):
+    with pytest.raises(ModelError, match="does not contain a tokeniser of ray-l4"):
         evaluate_folder(tmp_path / "missing", task("a", own_data), DataConfig(), EvaluationConfig(), seed=0)
-    with pytest.raises(ModelError, match="does not hold a tokeniser of ray-l4"):
+    with pytest.raises(ModelError, match="does not contain a tokeniser of ray-l4"):
         list(generate_from_folder(tmp_path / "missing", "a", 1, ReplayConfig(), seed=0))
 
 

@@ -100,7 +100,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     folder, _, _ = checkpoint(base, tmp_path)
     with pytest.raises(ConfigError, match=r"base: exists already"):
         merge_folder(folder, base)
-    with pytest.raises(ModelError, match="does not hold a tokeniser of ray-l4"):
+    with pytest.raises(ModelError, match="does not contain a tokeniser of ray-l4"):
         merge_folder(tmp_path / "nowhere", tmp_path / "out")
     merge_folder(folder, tmp_path / "merged")
     with pytest.raises(ModelError, match=r"merged: no adapter_config\.json; expected a checkpoint .*model\.lora"):

@@ -166,7 +166,7 @@ def test_a_selection_is_the_batch_of_its_examples(indices: list[int], data: st.D
     for head in HEADS:
         assert found.heads[head].num_current == expected.heads[head].num_current
         assert list(scored(found, head)) == list(scored(expected, head))
-    counts = ("num_samples", "num_current_samples", "num_tokens")
+    counts = ("num_examples", "num_current_examples", "num_tokens")
     assert [getattr(found, name) for name in counts] == [getattr(expected, name) for name in counts]
 
 
@@ -192,7 +192,7 @@ def test_the_micro_batches_of_all_ranks_are_the_batch(
         for parts in of_ranks:
             rows = [row for part in parts for row in range(part.distilled[head].start, part.distilled[head].stop)]
             assert rows == list(range(parts[-1].distilled[head].stop)), "no gap between micro-batches"
-    firsts = [part.first for parts in of_ranks for part in parts if part.batch.num_samples]
+    firsts = [part.first for parts in of_ranks for part in parts if part.batch.num_examples]
     assert len(set(firsts)) == len(firsts), "no two micro-batches draw the same dropout"
 
 

@@ -236,7 +236,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path, tok: TaskTokenizer, damage: 
 
 def test_a_folder_without_task_tokens_is_no_checkpoint(tmp_path: Path) -> None:
     untrained(GPT2).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"does not hold a tokeniser of ray-l4"):
+    with pytest.raises(ModelError, match=r"does not contain a tokeniser of ray-l4"):
         load_folder(tmp_path)
 
 

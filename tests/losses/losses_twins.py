@@ -1,4 +1,4 @@
-"""Plain twins of the losses: double loops over Python floats, gradients by hand. Slow and obvious."""
+"""Plain twins of the losses: double loops over Python floats with hand-derived gradients, slow and obvious."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-# Half a unit in the last place: what one rounding to the type costs, relatively.
+# Half a unit in the last place: the relative error of one rounding to the type.
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 DTYPES = tuple(ROUNDING)
 
@@ -23,7 +23,7 @@ def softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
 
 
 def nll_twin(logits: Tensor, targets: Tensor, weights: Tensor, denominator: float) -> tuple[float, Tensor]:
-    """Value and gradient with respect to the logits; d(-log p_t)/dz_v = p_v - [v = t]."""
+    """Return value and gradient with respect to the logits; d(-log p_t)/dz_v = p_v - [v = t]."""
     value = 0.0
     gradient = torch.zeros(logits.shape, dtype=torch.float64)
     rows = zip(logits.double().tolist(), targets.tolist(), weights.double().tolist(), strict=True)
@@ -36,7 +36,7 @@ def nll_twin(logits: Tensor, targets: Tensor, weights: Tensor, denominator: floa
 
 
 def mean_probs_twin(teachers: list[Tensor], temperature: float) -> list[list[float]]:
-    """Per position, the mean over teachers of their softened probabilities."""
+    """Return per position the mean of the teachers' softened probabilities."""
     per_teacher = [[softmax(row, temperature) for row in teacher.double().tolist()] for teacher in teachers]
     return [
         [sum(column) / len(teachers) for column in zip(*rows, strict=True)] for rows in zip(*per_teacher, strict=True)
@@ -46,7 +46,7 @@ def mean_probs_twin(teachers: list[Tensor], temperature: float) -> list[list[flo
 def distillation_twin(
     logits: Tensor, teachers: list[Tensor], temperature: float, denominator: float
 ) -> tuple[float, Tensor]:
-    """T^2 KL(mean teacher || student) and its gradient, T (q_v - p_v) / denominator."""
+    """Return T^2 KL(mean teacher || student) and its gradient, T (q_v - p_v) / denominator."""
     value = 0.0
     gradient = torch.zeros(logits.shape, dtype=torch.float64)
     targets = mean_probs_twin(teachers, temperature)
@@ -60,7 +60,7 @@ def distillation_twin(
 def reverse_twin(
     logits: Tensor, teachers: list[Tensor], temperature: float, denominator: float
 ) -> tuple[float, Tensor]:
-    """T^2 KL(student || mean teacher) and its gradient, T q_v (log(q_v / p_v) - KL) / denominator."""
+    """Return T^2 KL(student || mean teacher) and its gradient, T q_v (log(q_v / p_v) - KL) / denominator."""
     value = 0.0
     gradient = torch.zeros(logits.shape, dtype=torch.float64)
     targets = mean_probs_twin(teachers, temperature)
@@ -75,15 +75,15 @@ def reverse_twin(
 
 
 def random_logits(rows: int, vocab: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits as GPT-2 has them: far below zero and a few units apart."""
+    """Draw logits like GPT-2's: far below zero and a few units apart."""
     generator = torch.Generator().manual_seed(seed)
     return (3 * torch.randn(rows, vocab, generator=generator) - 40).to(dtype)
 
 
 def assert_gradient(actual: Tensor, expected: Tensor, scale: float) -> None:
-    """Equal up to float32 arithmetic and one rounding to the type of ``actual``.
+    """Assert equality up to float32 arithmetic and one rounding to the type of ``actual``.
 
-    scale: what a difference of probabilities is multiplied by. Near p = 1 that difference has an absolute error.
+    scale: factor of a difference of probabilities in the gradient. Near p = 1 that difference has an absolute error.
     """
     rtol = 1e-5 + 1.01 * ROUNDING[actual.dtype]
     torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=1e-6 * scale)

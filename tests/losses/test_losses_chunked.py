@@ -1,4 +1,4 @@
-"""The chunked form for any row-wise objective: what it calls, what it returns, and how much it keeps alive."""
+"""The chunked form of any row-wise objective: its calls, its results, and how much memory it keeps alive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_l4.losses.chunked import CHUNK_ELEMENTS, chunked_gradient
 
 
 def row_objective(logits_MV: Tensor, rows: slice) -> tuple[Tensor, ...]:
-    """Any smooth function that is a sum over rows and depends on which rows they are."""
+    """A smooth function that is a sum over rows and depends on their indices."""
     scale_M = torch.arange(rows.start, rows.stop, dtype=logits_MV.dtype) + 1
     per_row_M = scale_M * logits_MV.logsumexp(dim=-1) ** 2
     return per_row_M.sum(), per_row_M.detach().sqrt().sum()
@@ -44,7 +44,7 @@ def test_chunks_cover_every_row_once_within_the_budget(rows: int, vocab: int, el
 
     chunked_gradient(recording, torch.zeros(rows, vocab), elements)
     assert [row for chunk in seen for row in range(chunk.start, chunk.stop)] == list(range(rows))
-    assert seen  # called for no row too, so that its scalars are known
+    assert seen  # called even without rows, so that its scalars are known
 
 
 def test_the_gradient_goes_on_into_the_model() -> None:
@@ -73,7 +73,7 @@ def test_gradient_has_type_and_shape_of_the_logits(dtype: torch.dtype) -> None:
 
 
 def test_only_one_chunk_is_kept_for_the_backward_pass() -> None:
-    """Counts the elements autograd holds on to: bounded by the budget, however many rows there are."""
+    """The number of elements that autograd saves is bounded by the budget for any number of rows."""
 
     def most_saved(rows: int, elements: int) -> int:
         held = most = 0

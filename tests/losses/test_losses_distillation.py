@@ -1,4 +1,4 @@
-"""Distillation against a plain double loop, its identities, and the cases in which a naive form gives NaN."""
+"""Distillation compared with a plain double loop, its identities, and cases in which a naive form gives NaN."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ shapes = {
 
 
 def mean_log_probs(teachers: list[torch.Tensor], temperature: float) -> torch.Tensor:
-    """As the objective mixes them: each softened, then the mean."""
+    """Average teachers as the objective does: each is softened first."""
     nobody = torch.empty(0)
     return mean_of_softened([DenseTargets(t).log_probs(slice(None), nobody, temperature) for t in teachers])
 
@@ -71,12 +71,12 @@ def test_the_reverse_direction_equals_its_plain_twin(
     value, expected = reverse_twin(logits, teachers, temperature, 9.0)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(value, rel=1e-4, abs=2e-6)
-    # The logarithms of the ratio reach the range of the logits over the temperature.
+    # Log ratios are as large as the range of the logits divided by the temperature.
     assert_gradient(gradient, expected, scale=30 / 9)
 
 
-def test_the_reverse_direction_may_leave_out_what_the_teacher_thinks_possible() -> None:
-    """Mode seeking: certain of one of the teacher's two choices, the student is nearer in reverse than forward."""
+def test_the_reverse_direction_may_ignore_tokens_that_the_teacher_considers_possible() -> None:
+    """Mode seeking: a student certain of one of the teacher's two tokens is closer in reverse than forward."""
     teacher = torch.tensor([[0.5, 0.5]]).log()
     certain = torch.tensor([[0.999, 0.001]]).log()
     forward, reverse = (distillation(certain, teacher, 1.0, 1.0, way).item() for way in ("forward", "reverse"))
@@ -86,7 +86,7 @@ def test_the_reverse_direction_may_leave_out_what_the_teacher_thinks_possible() 
 
 
 @pytest.mark.parametrize("num_teachers", [1, 2])
-def test_in_reverse_what_the_student_excludes_counts_nothing(num_teachers: int) -> None:
+def test_in_reverse_tokens_that_the_student_excludes_contribute_nothing(num_teachers: int) -> None:
     teacher = torch.tensor([[0.4, 0.3, 0.3]]).log()
     logits = torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
     loss = distillation(logits, mean_log_probs([teacher] * num_teachers, 1.0), 1.0, 1.0, "reverse")
@@ -106,7 +106,7 @@ def test_mean_is_the_mean_of_softened_probabilities(
     mixed = mean_log_probs(teachers, temperature)
     expected = torch.tensor(mean_probs_twin(teachers, temperature))
     torch.testing.assert_close(mixed.exp(), expected, rtol=2e-5, atol=1e-7)
-    # A row may carry any constant: what a centred codec sends means the same.
+    # A constant may be added to a row: centred log-probabilities give the same mean.
     shifted = mean_log_probs([teacher - teacher.amax(dim=-1, keepdim=True) for teacher in teachers], temperature)
     torch.testing.assert_close(shifted, mixed, rtol=1e-5, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_several_teachers_give_the_average_of_the_single_gradients(
     torch.testing.assert_close(gradient(teachers), average, rtol=1e-10, atol=1e-12)
 
 
-def test_worked_value_of_spec_21() -> None:
+def test_worked_value() -> None:
     logits, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.5]]).log()
     assert distillation(logits, teacher, 2.0, 1.0).item() == pytest.approx(0.4804580, abs=5e-7)
     exact = distillation(logits.double(), teacher.double(), 2.0, 1.0)
@@ -173,7 +173,7 @@ def test_tokens_of_probability_zero_give_no_nan(num_teachers: int) -> None:
     assert_gradient(gradient, expected, scale=1.0)
 
 
-def test_a_token_excluded_on_both_sides_counts_nothing() -> None:
+def test_a_token_excluded_on_both_sides_contributes_nothing() -> None:
     logits = torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
     teacher = torch.tensor([[0.5, 0.5, 0.0]]).log()
     loss = distillation(logits, teacher, 1.0, 1.0)

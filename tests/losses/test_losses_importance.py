@@ -1,4 +1,4 @@
-"""Importance of parameters: against numbers worked out on paper, and against plain loops."""
+"""Importance of parameters, compared with values computed by hand and with plain loops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def logistic(dtype: torch.dtype = torch.float64) -> dict[str, nn.Parameter]:
 
 
 def logits_of(model: dict[str, nn.Parameter], x: float) -> Tensor:
-    """(1, 2): class 1 and class 0."""
+    """Return logits (1, 2) of class 1 and class 0."""
     score = model["w"] * x + model["b"]
     return torch.stack([score, torch.zeros_like(score)]).unsqueeze(0)
 
@@ -57,7 +57,7 @@ def test_the_sign_of_the_loss_does_not_matter() -> None:
 
 
 def test_fisher_squares_each_example_not_the_batch() -> None:
-    # In one batch w's gradients add up to -2.3, b's to 0.1: squaring their mean would all but lose b.
+    # In one batch the gradients of w sum to -2.3, those of b to 0.1: squaring their mean would nearly lose b.
     model = logistic()
     batch = fisher_diagonal(model, [torch.stack(list(log_likelihoods(model))).mean()])
     assert numbers(batch) == pytest.approx({"w": (2.3 / 3) ** 2, "b": (0.1 / 3) ** 2}, rel=1e-12)
@@ -86,7 +86,7 @@ def test_output_norm_is_that_of_the_probabilities(rows: int, vocab: int, shift: 
 
 
 class Tied(nn.Module):
-    """Embedding, a frozen layer, a layer that nothing uses, and an output matrix that is the embedding."""
+    """An embedding, a frozen layer, an unused layer, and an output matrix tied to the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Tied(nn.Module):
         return self.head(self.frozen(self.embedding(ids_T)))
 
 
-def test_only_what_trains_and_what_is_shared_once() -> None:
+def test_only_trainable_parameters_and_shared_ones_once() -> None:
     assert list(trainable(Tied())) == ["embedding.weight", "unused.weight", "unused.bias"]
 
 
@@ -135,7 +135,7 @@ def test_one_graph_at_a_time_and_gradients_left_alone() -> None:
     def remembered() -> Iterator[Tensor]:
         for scalar in log_likelihoods(model):
             for earlier in scalars:
-                with pytest.raises(RuntimeError, match="second time"):  # its graph is freed before the next one is made
+                with pytest.raises(RuntimeError, match="second time"):  # freed before the next one is built
                     torch.autograd.grad(earlier, model["w"])
             scalars.append(scalar)
             yield scalar
@@ -147,7 +147,7 @@ def test_one_graph_at_a_time_and_gradients_left_alone() -> None:
 
 
 def test_narrow_parameters_are_summed_in_float32() -> None:
-    # 300 ones: in bfloat16 a sum stays at 256.
+    # 300 ones: a sum in bfloat16 would stop at 256.
     weight = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
     importance = fisher_diagonal({"w": weight}, (weight * 1.0 for _ in range(300)))["w"]
     assert (importance.dtype, importance.item()) == (torch.float32, 1.0)
@@ -156,5 +156,5 @@ def test_narrow_parameters_are_summed_in_float32() -> None:
 @pytest.mark.parametrize("measure", [fisher_diagonal, output_sensitivity])
 def test_no_example_is_an_error(measure: object) -> None:
     assert callable(measure)
-    with pytest.raises(ValueError, match="at least one, got none"):
+    with pytest.raises(ValueError, match="at least one example, got none"):
         measure(logistic(), [])

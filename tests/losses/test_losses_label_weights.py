@@ -1,4 +1,4 @@
-"""Weights of labels against sums over Python floats: which groups count, and the mean they share or not."""
+"""Weights of labels compared with sums over Python floats: which groups count, and joint or separate means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ weights = st.lists(st.sampled_from([0.0, 1.0, 5.0]), max_size=8)
 
 
 def twin(losses: list[float], current: list[float], replayed: list[float], use: bool, means: str) -> float:
-    """The loss, from its definition; a mean of nothing is 0."""
+    """Compute the loss from its definition; the mean of an empty group is 0."""
     first = list(zip(losses[: len(current)], current, strict=True)) if use else []
     second = list(zip(losses[len(current) :], replayed, strict=True))
     groups = [first + second] if means == "pooled" else [first, second]
@@ -30,7 +30,7 @@ def test_weighted_sum_over_divisor_is_the_loss(
     weights_N = torch.tensor(current + replayed)
     before = weights_N.clone()
     new_N, divisor = label_weights(weights_N, len(current), current=use, means=means)  # type: ignore[arg-type]
-    assert torch.equal(weights_N, before), "the batch's own weights stay"
+    assert torch.equal(weights_N, before), "the weights of the batch do not change"
     logits, targets = random_logits(len(weights_N), 5, 0), torch.arange(len(weights_N)) % 5
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()
     loss = nll(logits, targets, new_N, divisor)
@@ -55,7 +55,7 @@ def test_labels_without_weight_have_none_afterwards(
 
 
 def test_pooled_weights_are_those_of_the_batch_bit_for_bit() -> None:
-    """So that ``means: pooled`` is LAMOL's loss to the last bit."""
+    """``means: pooled`` is LAMOL's loss to the last bit."""
     weights_N = torch.tensor([1.0, 5.0, 1.0, 1.0])
     new_N, divisor = label_weights(weights_N, 2, current=True, means="pooled")
     assert torch.equal(new_N, weights_N)
@@ -63,7 +63,7 @@ def test_pooled_weights_are_those_of_the_batch_bit_for_bit() -> None:
 
 
 def test_one_replayed_example_weighs_as_much_as_all_current_ones_with_separate_means() -> None:
-    """REFERENCE.md#word-kd-loss: the two means are added with weight 1 each."""
+    """The two means are added with weight 1 each (REFERENCE.md#word-kd-loss)."""
     new_N, divisor = label_weights(torch.tensor([1.0, 1.0, 1.0, 5.0]), 3, current=True, means="separate")
     assert new_N.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
     assert divisor == 1.0

@@ -1,4 +1,4 @@
-"""Weighted negative log-likelihood against a plain double loop."""
+"""Weighted negative log-likelihood, compared with a plain double loop."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_value_and_gradient_equal_the_plain_twin(rows: int, vocab: int, seed: in
     assert_gradient(gradient, expected, scale=5 / 17)
 
 
-def test_weights_of_spec_5_enter_numerator_and_denominator() -> None:
-    # Uniform logits: every token costs log V, whatever its weight, once the denominator is the sum of the weights.
+def test_worked_weights_enter_numerator_and_denominator() -> None:
+    # Uniform logits: the loss is log V for any weights if the denominator is their sum.
     targets, weights = torch.arange(9), torch.tensor([1.0] * 7 + [5.0, 1.0])
-    assert weights.sum() == 13  # REFERENCE.md#worked-values: one sample with seven ordinary tokens, ANS and EOS
+    assert weights.sum() == 13  # REFERENCE.md#worked-values: one example with seven ordinary tokens, ANS and EOS
     loss = nll(torch.zeros(9, 11), targets, weights, denominator=13.0)
     assert loss.item() == pytest.approx(math.log(11))
 

@@ -1,4 +1,4 @@
-"""One head's objective: labels plus teachers, against plain twins; and the plain form against the chunked one."""
+"""One head's objective on labels and teachers, compared with plain twins; the chunked form with the plain one."""
 
 from __future__ import annotations
 
@@ -122,7 +122,10 @@ def test_direction_and_average_are_the_same_in_many_chunks(
 
 
 def test_the_vocabulary_s_share_is_that_of_the_released_code() -> None:
-    """PyTorch's ``kl_div`` with ``reduction="mean"`` divides by positions and vocabulary entries (REFERENCE.md#l4-released)."""
+    """``kl_div`` of PyTorch, with ``reduction="mean"``, divides by positions and vocabulary entries.
+
+    REFERENCE.md#l4-released.
+    """
     given_ = arguments(6, 50, 1.0, 1, 0, torch.float32)
     given_ |= {"denominators": Denominators(nll=1.0, kd=6.0), "weights_N": torch.zeros(6)}
     loss = head_objective(**given_ | {"spec": ObjectiveSpec(0.2, 0.5, average="vocabulary")})
@@ -163,7 +166,7 @@ def test_rows_beyond_the_distilled_ones_learn_from_labels_alone() -> None:
 
 
 def test_dropped_labels_leave_the_distillation_alone() -> None:
-    """Eq. 12 read literally: no label on current rows of a later task, teachers as before."""
+    """Eq. 12 read literally: no labels on current rows of a later task, teachers unchanged."""
     given_ = arguments(4, 5, 1.0, 1, 0, torch.float32) | {"weights_N": torch.zeros(4)}
     loss, gradient = plain_gradient(given_ | {"denominators": Denominators(nll=0.0, kd=4.0)})
     _, slope = distillation_twin(given_["logits_NV"], tensors(given_), 2.0, 4.0)
@@ -207,7 +210,7 @@ def test_misfits_are_refused(form: object) -> None:
     fitting = arguments(4, 5, 0.5, 1, 0, torch.float32)
     with pytest.raises(ValueError, match="num_distilled is 5; expected 0 to 4"):
         form(**fitting | {"num_distilled": 5})
-    misfits = {(1, 5): "speaks of 1 positions", (2, 1): r"expected \(2, 5\)", (2, 6): r"expected \(2, 5\)"}
+    misfits = {(1, 5): "has predictions for 1 positions", (2, 1): r"expected \(2, 5\)", (2, 6): r"expected \(2, 5\)"}
     for shape, message in misfits.items():
         with pytest.raises(ValueError, match=f"teacher 1.*{message}"):
             form(**fitting | {"teachers": [DenseTargets(torch.zeros(2, 5)), DenseTargets(torch.zeros(shape))]})

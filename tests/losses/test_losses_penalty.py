@@ -1,4 +1,4 @@
-"""The quadratic penalty: against numbers worked out on paper, autograd and finite differences; tasks; bytes."""
+"""The quadratic penalty compared with hand-computed values, autograd and finite differences; merging; bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_value_and_gradient_by_hand() -> None:
     model = parameters(scalars(w=3, b=1))
     # 10 (2 * 2^2 + 0.5 * 2^2) = 100; 2 * 10 * (2 * 2, 0.5 * 2) = (80, 20).
     assert BY_HAND.value(model, 10.0).item() == 100
-    model["w"].grad = torch.tensor(-1.0, dtype=torch.float64)  # adds to what is there; b has none yet
+    model["w"].grad = torch.tensor(-1.0, dtype=torch.float64)  # the gradient is added to this; b has none yet
     assert BY_HAND.add_gradient(model, 10.0).item() == 100
     assert (model["w"].grad.item(), model["b"].grad.item()) == (79, 20)
 
@@ -52,11 +52,11 @@ def test_value_and_gradient_by_hand() -> None:
 def test_two_tasks_by_hand() -> None:
     weights = parameters(scalars(w=3, b=1))
     both = BY_HAND.merged(scalars(w=1, b=3), weights)
-    # Importance (3, 3.5), anchor (3, 1): at (4, -1) it is 10 (3 * 1^2 + 3.5 * 2^2) = 170, and 0 where task two ended.
+    # Importance (3, 3.5), anchor (3, 1): at (4, -1) it is 10 (3 * 1^2 + 3.5 * 2^2) = 170; after task two it is 0.
     assert both.value(scalars(w=4, b=-1), 10.0).item() == 170
     assert both.value(weights, 10.0).item() == 0
     with torch.no_grad():
-        weights["w"].add_(100)  # training goes on; the anchor does not follow
+        weights["w"].add_(100)  # training continues; the anchor does not move
     assert both.anchor["w"].item() == 3
     assert BY_HAND.importance["w"].item() == 2
 
@@ -128,7 +128,7 @@ def test_new_parameters_and_new_rows_are_free() -> None:
 
 
 @pytest.mark.parametrize("tensor", [None, torch.zeros(1, 3), torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, 3, 1)])
-def test_a_model_that_lost_something_is_refused(tensor: Tensor | None) -> None:
+def test_a_model_that_lost_a_parameter_is_refused(tensor: Tensor | None) -> None:
     penalty = QuadraticPenalty({"table": torch.ones(2, 3)}, {"table": torch.zeros(2, 3)})
     other = {} if tensor is None else parameters({"table": tensor})
     for use in (
@@ -148,8 +148,8 @@ def test_a_scalar_that_became_a_row_is_refused() -> None:
 @pytest.mark.parametrize(
     ("importance", "anchor", "message"),
     [
-        ({"w": torch.ones(2)}, {}, "'w' has an importance or an anchor; expected both"),
-        ({}, {"w": torch.ones(2)}, "'w' has an importance or an anchor; expected both"),
+        ({"w": torch.ones(2)}, {}, "'w' has only one of importance and anchor; expected both"),
+        ({}, {"w": torch.ones(2)}, "'w' has only one of importance and anchor; expected both"),
         ({"w": torch.ones(2)}, {"w": torch.ones(3)}, r"shape \(2,\) and an anchor of shape \(3,\)"),
         ({"w": torch.ones(2, dtype=torch.complex64)}, {"w": torch.ones(2)}, "expected floating point"),
         ({"w": torch.ones(2)}, {"w": torch.ones(2, dtype=torch.int64)}, "expected floating point"),
@@ -159,7 +159,7 @@ def test_a_scalar_that_became_a_row_is_refused() -> None:
         ({"w": torch.ones(2)}, {"w": torch.tensor([1.0, float("nan")])}, "anchor that is not finite"),
     ],
 )
-def test_a_penalty_that_makes_no_sense_is_refused(
+def test_an_inconsistent_penalty_is_refused(
     importance: dict[str, Tensor], anchor: dict[str, Tensor], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
@@ -178,7 +178,7 @@ def test_bytes_and_back(dtype: torch.dtype) -> None:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_nothing_survives_as_nothing() -> None:
+def test_an_empty_penalty_survives_serialisation() -> None:
     assert not QuadraticPenalty.from_bytes(QuadraticPenalty().to_bytes()).importance
 
 
@@ -190,24 +190,26 @@ def test_cut_bytes_are_refused(length: int) -> None:
 
 
 @some_examples
-@given(place=st.integers(0, random_penalty(1).to_bytes().size - 1), value=st.integers(1, 255))
-def test_any_changed_byte_is_an_error_of_ours_or_none(place: int, value: int) -> None:
+@given(index=st.integers(0, random_penalty(1).to_bytes().size - 1), value=st.integers(1, 255))
+def test_any_changed_byte_raises_a_model_error_or_none(index: int, value: int) -> None:
     data = random_penalty(1).to_bytes().copy()
-    data[place] ^= value
+    data[index] ^= value
     try:
         QuadraticPenalty.from_bytes(data)
     except ModelError as error:
         assert str(error).startswith("penalty")
 
 
-def test_bytes_of_something_else_are_refused() -> None:
+def test_bytes_of_other_data_are_refused() -> None:
     model = np.frombuffer(safetensors.torch.save({"lm_head.weight": torch.ones(2)}), dtype=np.uint8)
-    with pytest.raises(ModelError, match=r"a tensor 'lm_head\.weight'; expected importance\.NAME or anchor\.NAME"):
+    with pytest.raises(
+        ModelError, match=r"a tensor 'lm_head\.weight'; expected only importance\.NAME and anchor\.NAME"
+    ):
         QuadraticPenalty.from_bytes(model)
 
 
 def test_narrow_parameters_drift_in_float32() -> None:
-    # In bfloat16 1 - 2^-10 would be 1.
+    # In bfloat16, 1 - 2^-10 would be 1.
     penalty = QuadraticPenalty({"w": torch.ones(())}, {"w": torch.tensor(2.0**-10, dtype=torch.bfloat16)})
     model = {"w": nn.Parameter(torch.ones((), dtype=torch.bfloat16))}
     assert penalty.add_gradient(model, 1.0).item() == (1 - 2**-10) ** 2

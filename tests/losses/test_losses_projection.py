@@ -1,4 +1,4 @@
-"""A-GEM's projection: by hand, and as the closest vector on the allowed side of a plane."""
+"""A-GEM's projection: values by hand, and the closest vector on the allowed side of a plane."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_l4.losses.projection import project_, project_gradients, take_gradients
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 dtypes = st.sampled_from(list(TOLERANCE))
 
-# Zero, or large enough that products do not vanish in float32.
+# Zero, or large enough that products do not underflow in float32.
 entries = st.just(0.0) | st.builds(
     lambda s, e, m: s * m * 2.0**e, st.sampled_from([-1, 1]), st.integers(-8, 8), st.floats(1, 2)
 )
@@ -23,7 +23,7 @@ entries = st.just(0.0) | st.builds(
 
 @st.composite
 def pairs(draw: st.DrawFn, dtype: torch.dtype | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradient and reference over one to four parameters of any sizes, one of them perhaps a scalar."""
+    """Draw a gradient and a reference over one to four parameters of various shapes, including scalars."""
     dtype = dtype or draw(dtypes)
     shapes = draw(st.lists(st.sampled_from([(), (1,), (3,), (2, 2)]), min_size=1, max_size=4))
     count = [torch.Size(shape).numel() for shape in shapes]
@@ -43,7 +43,7 @@ def projected(g: list[Tensor], r: list[Tensor]) -> list[Tensor]:
 
 
 def size(*tensors: list[Tensor]) -> float:
-    """Product of norms: what the rounding error of an inner product is relative to."""
+    """Return the product of norms, the scale of the rounding error of an inner product."""
     return float(torch.stack([flat(t).norm() for t in tensors]).prod())
 
 
@@ -56,7 +56,7 @@ def test_by_hand() -> None:
 
 
 def test_the_inner_product_runs_over_all_parameters_together() -> None:
-    # The first parameter alone conflicts (-1); with the second (+2) nothing does, so the first is left alone too.
+    # The first parameter alone conflicts (-1); together with the second (+2) there is no conflict, so both stay.
     g, r = [torch.tensor(-1.0), torch.tensor(2.0)], [torch.tensor(1.0), torch.tensor(1.0)]
     assert project_(g, r).item() == 1
     assert [tensor.item() for tensor in g] == [-1, 2]
@@ -75,14 +75,14 @@ def test_the_reference_loss_does_not_rise(pair: tuple[list[Tensor], list[Tensor]
 def test_unchanged_bit_for_bit_without_conflict(pair: tuple[list[Tensor], list[Tensor]]) -> None:
     g, r = pair
     inner = flat(g) @ flat(r)
-    assume(abs(inner) > 1e-6 * size(g, r))  # else rounding may decide its sign
+    assume(abs(inner) > 1e-6 * size(g, r))  # otherwise rounding may decide its sign
     if inner < 0:
         g = [-tensor for tensor in g]
     for reference in (r, [torch.zeros_like(tensor) for tensor in r]):
         assert all(torch.equal(a, b) for a, b in zip(projected(g, reference), g, strict=True))
 
 
-def test_a_right_angle_is_no_conflict() -> None:
+def test_orthogonal_gradients_do_not_conflict() -> None:
     g, r = [torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 5.0])]
     assert project_(g, r).item() == 0
     assert g[0].tolist() == [3, 0]
@@ -102,7 +102,7 @@ def test_projecting_twice_or_onto_a_longer_reference_is_the_same(
 
 @some_examples
 @given(pairs(), st.integers(0, 999))
-def test_closest_of_all_allowed_vectors(pair: tuple[list[Tensor], list[Tensor]], seed: int) -> None:
+def test_the_result_is_the_closest_allowed_vector(pair: tuple[list[Tensor], list[Tensor]], seed: int) -> None:
     g, r = pair
     g_flat, r_flat, result = flat(g), flat(r), flat(projected(g, r))
     generator = torch.Generator().manual_seed(seed)
@@ -110,12 +110,12 @@ def test_closest_of_all_allowed_vectors(pair: tuple[list[Tensor], list[Tensor]],
     for scale in scales:
         noise = scale * torch.randn(g_flat.shape, generator=generator, dtype=torch.float64)
         for candidate in (noise, g_flat + noise, result + noise):
-            # Mirrored to the allowed side of the plane where it is not there already.
+            # Mirrored to the allowed side of the plane if necessary.
             inner = candidate @ r_flat
             allowed = candidate - 2 * inner / (r_flat @ r_flat) * r_flat if inner < 0 else candidate
             tolerance = TOLERANCE[g[0].dtype] * (g_flat.norm() + allowed.norm())
             assert (g_flat - result).norm() <= (g_flat - allowed).norm() + tolerance
-            # The same of a convex problem, and sharper: no allowed direction leads from the result towards g.
+            # For a convex problem equivalent, and stricter: no allowed direction leads from the result towards g.
             assert (g_flat - result) @ (allowed - result) <= tolerance * (g_flat.norm() + allowed.norm())
 
 
@@ -147,7 +147,7 @@ def test_a_reference_without_a_direction_changes_nothing() -> None:
         assert g[0].item() == -1
 
 
-def test_what_is_not_finite_is_not_hidden() -> None:
+def test_a_reference_that_is_not_finite_gives_a_gradient_that_is_not_finite() -> None:
     g = [torch.tensor([1.0, 2.0])]
     project_(g, [torch.tensor([float("nan"), 0.0])])
     assert not g[0].isfinite().all()  # the learner refuses a step whose gradient norm is not finite
@@ -161,7 +161,7 @@ def test_shapes_must_agree() -> None:
 
 
 def model(**gradients: list[float] | None) -> dict[str, nn.Parameter]:
-    """Parameters with these gradients."""
+    """Build parameters with these gradients."""
     named = {name: nn.Parameter(torch.zeros(len(values or [0.0]))) for name, values in gradients.items()}
     for name, values in gradients.items():
         named[name].grad = None if values is None else torch.tensor(values)
@@ -169,7 +169,7 @@ def model(**gradients: list[float] | None) -> dict[str, nn.Parameter]:
 
 
 def test_a_step_of_the_learner() -> None:
-    # Loss on the memory 3 w, on the batch -2 w + v: the batch pulls w up, the memory down. Both backwards, one model.
+    # Loss on the memory 3 w, on the batch -2 w + v: the batch increases w, the memory decreases it.
     weights = model(w=None, v=None)
     (3 * weights["w"]).sum().backward()
     reference = take_gradients(weights)
@@ -186,8 +186,8 @@ def test_taking_does_not_copy() -> None:
     assert take_gradients(weights)["w"] is before
 
 
-def test_no_gradient_is_a_gradient_of_zero() -> None:
-    # g = (-1, 0), r = (1, 1): g - (-1 / 2) r = (-1/2, 1/2), also for the parameter that the batch did not reach.
+def test_a_missing_gradient_counts_as_zero() -> None:
+    # g = (-1, 0), r = (1, 1): g - (-1 / 2) r = (-1/2, 1/2), also for the parameter that the batch does not use.
     weights = model(w=[-1.0], v=None)
     project_gradients(weights, {"v": torch.ones(1), "w": torch.ones(1)})
     assert (weights["w"].grad.item(), weights["v"].grad.item()) == (-0.5, 0.5)

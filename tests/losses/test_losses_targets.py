@@ -1,4 +1,4 @@
-"""Targets that know only a part of the vocabulary teach what their definition says, against plain twins."""
+"""Targets that contain only part of the vocabulary, compared with plain twins of their definitions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sizes = {
 
 
 def top_k(logits_KV: Tensor, k: int) -> TopKTargets:
-    """The k largest of the softened distribution and the rest, worked out in float64."""
+    """Build targets from the k largest softened log-probabilities and the rest, computed in float64."""
     log_probs_KV = (logits_KV.double() / T).log_softmax(-1)
     largest, ids = log_probs_KV.topk(min(k, logits_KV.shape[1]), dim=-1)
     rest = log_probs_KV.scatter(-1, ids, -math.inf).logsumexp(-1)
@@ -43,7 +43,7 @@ def top_k(logits_KV: Tensor, k: int) -> TopKTargets:
 
 
 def outcomes_twin(logits_KV: Tensor, targets: TopKTargets, direction: Direction) -> tuple[float, Tensor]:
-    """T^2 KL over k + 1 outcomes per position, both sides a distribution over them; gradient by autograd."""
+    """Return T^2 KL over k + 1 outcomes per position, and its gradient by autograd."""
     logits = logits_KV.detach().double().requires_grad_()
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(logits)):
@@ -60,7 +60,7 @@ def outcomes_twin(logits_KV: Tensor, targets: TopKTargets, direction: Direction)
 
 
 def taught(logits_KV: Tensor, teachers: Sequence[Targets], direction: Direction = "forward") -> tuple[float, Tensor]:
-    """Value and gradient of distillation alone as the objective computes them."""
+    """Return value and gradient of the objective's distillation alone."""
     logits = logits_KV.detach().requires_grad_()
     loss = head_objective(
         logits,
@@ -80,7 +80,7 @@ def taught(logits_KV: Tensor, teachers: Sequence[Targets], direction: Direction 
 def test_topk_is_the_divergence_over_k_plus_one_outcomes(
     direction: Direction, rows: int, vocab: int, k: int, seed: int, dtype: torch.dtype
 ) -> None:
-    """In value and in the gradient of every logit, though the loss runs over the whole vocabulary."""
+    """Both the value and the gradient of every logit, although the loss covers the whole vocabulary."""
     student = random_logits(rows, vocab, seed, dtype)
     targets = top_k(random_logits(rows, vocab, seed + 1), k)
     value, gradient = taught(student, [targets], direction)
@@ -89,8 +89,8 @@ def test_topk_is_the_divergence_over_k_plus_one_outcomes(
     assert_gradient(gradient, slope, scale=10)
 
 
-def test_a_divergence_cut_off_at_k_would_be_another() -> None:
-    """The student agrees about the two largest and about the mass of the rest: there is nothing to learn."""
+def test_a_divergence_truncated_to_k_tokens_would_differ() -> None:
+    """The student agrees on the two largest and on the mass of the rest, so there is nothing to learn."""
     teacher = torch.tensor([[3.0, 2.0, 0.0, -1.0, -2.0]])
     student = torch.tensor([[3.0, 2.0, -2.0, 0.0, -1.0]])
     value, gradient = taught(student, [top_k(teacher, 2)])
@@ -99,11 +99,13 @@ def test_a_divergence_cut_off_at_k_would_be_another() -> None:
     cut_off = student.clone().requires_grad_()
     known = (teacher / T).softmax(-1)[:, :2]
     (-(known * (cut_off / T).log_softmax(-1)[:, :2]).sum()).backward()
-    assert cut_off.grad is not None and (cut_off.grad[:, 2:] > 0.01).all(), "it would push the whole tail down"
+    assert cut_off.grad is not None and (cut_off.grad[:, 2:] > 0.01).all(), (
+        "a truncated divergence would lower the whole tail"
+    )
 
 
 @directions
-def test_all_entries_known_is_the_exact_divergence(direction: Direction) -> None:
+def test_with_all_entries_known_the_divergence_is_exact(direction: Direction) -> None:
     student, teacher = random_logits(4, 7, 0), random_logits(4, 7, 1)
     for k in (7, 8):
         value, gradient = taught(student, [top_k(teacher, k)], direction)
@@ -113,8 +115,8 @@ def test_all_entries_known_is_the_exact_divergence(direction: Direction) -> None
 
 
 @directions
-def test_a_tail_of_hardly_any_mass_is_kept(direction: Direction) -> None:
-    """1 minus the mass of the largest would be 0 here, and its logarithm infinite."""
+def test_a_tail_with_hardly_any_mass_is_kept(direction: Direction) -> None:
+    """1 minus the mass of the largest token would be 0 here, and its logarithm infinite."""
     teacher = torch.tensor([[400.0, 0.0, 0.0]])
     targets = top_k(teacher, 1)
     assert targets.rest_K.item() == pytest.approx(-200 + math.log(2), rel=1e-6)
@@ -124,8 +126,8 @@ def test_a_tail_of_hardly_any_mass_is_kept(direction: Direction) -> None:
 
 @given(st.integers(2, 4), st.integers(0, 2**20))
 @some_examples
-def test_of_several_teachers_the_mean_of_the_gradients_is_learned(count: int, seed: int) -> None:
-    """Also where each of them speaks of other tokens, or in another form."""
+def test_several_teachers_give_the_mean_of_their_gradients(count: int, seed: int) -> None:
+    """Even if the teachers' targets have different tokens or different forms."""
     student = random_logits(5, 9, seed)
     draw = torch.Generator().manual_seed(seed)
     kinds: list[Targets] = [
@@ -141,7 +143,9 @@ def test_of_several_teachers_the_mean_of_the_gradients_is_learned(count: int, se
 
 @some_examples
 @given(**sizes)
-def test_draws_teach_as_the_shares_they_are(rows: int, vocab: int, k: int, seed: int, dtype: torch.dtype) -> None:
+def test_drawn_tokens_have_their_share_of_the_draws(
+    rows: int, vocab: int, k: int, seed: int, dtype: torch.dtype
+) -> None:
     """The gradient is T (q - share) / K for every token, drawn or not."""
     student = random_logits(rows, vocab, seed, dtype)
     ids_KS = torch.randint(vocab, (rows, k), generator=torch.Generator().manual_seed(seed))
@@ -180,9 +184,9 @@ def test_factors_are_multiplied_for_the_rows_asked_for(dtype: torch.dtype, with_
     torch.testing.assert_close(received, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
-def test_another_temperature_than_theirs_is_refused() -> None:
-    """Softened twice, or not enough, targets would teach something else without a word."""
+def test_another_temperature_is_refused() -> None:
+    """Targets that are softened twice, or not enough, would silently change the loss."""
     draws, probs = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 3)
     for targets in (top_k(probs, 1), SampledTargets(draws, T), ProbabilityTargets(probs, T)):
-        with pytest.raises(ValueError, match="taken at temperature 2; they cannot be had at 1"):
+        with pytest.raises(ValueError, match="computed at temperature 2; they cannot be converted to 1"):
             targets.log_probs(slice(0, 1), torch.zeros(1, 3), 1.0)

@@ -85,4 +85,4 @@ def test_the_table_yields_batches_of_that_shape() -> None:
     assert batch.input_ids_RT.shape == (8, 20)
     assert len(batch.heads["qa"].targets_N) == 4 * 6, "the answer and EOS"
     assert len(batch.heads["lm"].targets_N) == 4 * 20
-    assert batch.num_current_samples == 4
+    assert batch.num_current_examples == 4

@@ -19,7 +19,7 @@ from ray_l4.run.work_queue import WorkPool
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.sampler import Sampler
-from ray_l4.text.tokens import pooled, sequence_lengths
+from ray_l4.text.tokens import concatenated, sequence_lengths
 from tests.run import run_fixtures as small
 
 
@@ -107,7 +107,7 @@ def test_experience_replay_gives_what_was_kept(tmp_path: Path) -> None:
     setup, found = given(small.quick("er"), 1, tmp_path)
     stored = stored_replay(setup, 1)
     assert stored is not None
-    assert table(found[0]).equals(pooled(setup.training["mini.woz"], stored))
+    assert table(found[0]).equals(concatenated(setup.training["mini.woz"], stored))
     assert found[0].memory is None
     assert len(small.replayed(RunDirectory(tmp_path))) == stored.num_rows
 
@@ -131,7 +131,7 @@ def test_the_first_stage_has_its_own_examples_alone(tmp_path: Path, method: str)
 def test_all_tasks_at_once_are_one_table(tmp_path: Path) -> None:
     setup, found = given(small.quick("multi-qa-lm"), 0, tmp_path)
     tokens = table(found[0])
-    assert tokens.equals(pooled(setup.training["mini.rest"], setup.training["mini.woz"]))
+    assert tokens.equals(concatenated(setup.training["mini.rest"], setup.training["mini.woz"]))
     assert set(tokens["gen"].to_pylist()) == {setup.tokenizer.gen["mini.rest"]}, (
         "one token begins all (REFERENCE.md#other-modes)"
     )

@@ -20,7 +20,7 @@ from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import TOKENS, pooled
+from ray_l4.text.tokens import TOKENS, concatenated
 from tests.learner import learner_fixtures as small
 
 TASKS = ("a", "b", "c", "d", "e")
@@ -223,7 +223,7 @@ def test_if_nothing_survives_the_stage_learns_its_own_examples(
     own = small.tokens(tok, current=4, replayed=0)
     for table in found.tables.values():
         assert table.num_rows == 0
-        assert pooled(own, table).equals(own)
+        assert concatenated(own, table).equals(own)
 
 
 def test_replay_goes_before_scores_that_wait(tok: TaskTokenizer, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ray_l4.methods import get_method
 from ray_l4.run.stored_replay import record_stored, reservoir, stored_replay
 from ray_l4.setup.setup import Setup
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.text.replay import replay_counts
+from ray_l4.text.replay import num_replayed_per_task
 from ray_l4.text.tokens import TOKENS, tokens_table
 from tests.learner import learner_fixtures as small
 
@@ -107,7 +107,7 @@ def test_as_much_is_replayed_as_would_be_generated(sizes: list[int], capacity: i
     """REFERENCE.md#replay, for every earlier task of which the reservoir holds anything."""
     setup = setup_of(sizes, capacity=capacity, ratio=ratio)
     for stage in range(1, len(sizes)):
-        per_task = replay_counts(ratio, sizes[stage], stage)
+        per_task = num_replayed_per_task(ratio, sizes[stage], stage)
         held = {name.split("-")[0] for name in kept(setup, stage)}
         table = stored_replay(setup, stage)
         if not per_task:

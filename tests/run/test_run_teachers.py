@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
-from ray_l4.methods import resolved, teachers_of
+from ray_l4.methods import resolved, teacher_experiment
 from ray_l4.run import execute
 from ray_l4.run.session import start
 from ray_l4.run.teachers import open_teachers, teacher_weights
@@ -55,7 +55,7 @@ def test_all_methods_of_a_seed_have_the_same_teachers(finished: Finished) -> Non
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """What ``l2kd-word`` would train inside, as a run that a user made before."""
-    config = teachers_of(resolved(small.quick("l2kd-word")))
+    config = teacher_experiment(resolved(small.quick("l2kd-word")))
     run, _ = small.complete_run(config, LOCAL, tmp_path_factory.mktemp("teachers") / "run")
     return run
 

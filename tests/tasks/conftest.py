@@ -1,4 +1,4 @@
-"""Writers of small data files, and the folder of the real ones."""
+"""Fixtures that write small data files, and the folder of the real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ray_l4.config.experiment import DataConfig
-from ray_l4.tasks.schema import BadRecords
+from ray_l4.tasks.rows import BadRecords
 
 Write = Callable[..., Path]
 
@@ -34,19 +34,19 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataConfig:
-    """Raw data under ``tmp_path``, no bad record tolerated."""
+    """Raw data under ``tmp_path``; no bad record is tolerated."""
     return DataConfig(raw=tmp_path, max_bad_fraction=0.0)
 
 
 @pytest.fixture
 def lenient(tmp_path: Path) -> DataConfig:
-    """Raw data under ``tmp_path``, half of the records may be bad."""
+    """Raw data under ``tmp_path``; half of the records may be bad."""
     return DataConfig(raw=tmp_path, max_bad_fraction=0.5)
 
 
 @pytest.fixture
 def bad() -> BadRecords:
-    """A collector that tolerates anything."""
+    """A counter that tolerates any number of bad records."""
     return BadRecords("some data", 1.0)
 
 

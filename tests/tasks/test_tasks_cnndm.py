@@ -1,4 +1,4 @@
-"""CNN/DailyMail: stories and published subsets, hand-made and real."""
+"""CNN/DailyMail: original stories and published subsets, hand-made and real."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.cnndm import END_OF_SENTENCE, article_key, split_story, with_close_dots
 from ray_l4.tasks.registry import load
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 Write = Callable[..., Path]
 TASK = TaskConfig(name="cnn_dailymail", train="all", test="all")
@@ -29,7 +29,7 @@ def test_a_story_becomes_an_article_and_its_highlights() -> None:
 
 
 def story_files(write: Write, *, split: str, urls: dict[str, list[str]], stories: dict[str, str]) -> None:
-    """Lists of addresses, by publisher, and the stories of some of them."""
+    """Write the lists of addresses, by publisher, and the stories of some of them."""
     for publisher in ("cnn", "dailymail"):
         lines = "".join(f"{url}\n" for url in urls.get(publisher, ["http://absent"]))
         write(f"cnndm/url_lists/{publisher}_wayback_{split}_urls.txt", lines)
@@ -48,14 +48,14 @@ def test_originals_are_read_by_the_lists_cnn_first(
     urls = {"dailymail": ["http://d/1"], "cnn": ["http://c/2", "http://c/gone", "http://c/1"]}
     stories = {"http://d/1": "Mail\n@highlight\nm", "http://c/1": "One\n@highlight\no", "http://c/2": STORY}
     story_files(write, split="training", urls=urls, stories=stories)
-    write("cnndm/train_1.csv", "article,highlights\nsubset,s\n")  # the originals win
+    write("cnndm/train_1.csv", "article,highlights\nsubset,s\n")  # the originals take precedence
     with caplog.at_level(logging.WARNING):
         rows = load(TASK, "train", data).to_pylist()
     assert [row["sample_id"] for row in rows] == [name_of(url) for url in ("http://c/2", "http://c/1", "http://d/1")]
     assert rows[0]["context"] == "by. a reporter. (cnn) -- it finally rained!"
     assert rows[0]["question"] == "what is the summary?"
     assert rows[0]["references"] == ["rain fell. it's over”"]
-    assert "1 stories of the lists are not in" in caplog.text
+    assert "1 stories on the lists are not in" in caplog.text
 
 
 @pytest.mark.parametrize(("split", "name"), [("dev", "validation"), ("test", "test")])
@@ -74,7 +74,7 @@ def test_a_damaged_story_is_a_bad_record(write: Write, data: DataConfig, lenient
     assert load(TASK, "test", lenient).num_rows == 1
 
 
-def test_subsets_join_and_repeat_nothing(write: Write, data: DataConfig) -> None:
+def test_subsets_are_joined_without_duplicates(write: Write, data: DataConfig) -> None:
     write(
         "cnndm/train_first500.csv.gz", 'article,reference_summary\n"One , by . X","a .\nb ."\nTWO,t .\nOne by X,again\n'
     )
@@ -92,9 +92,11 @@ def test_subsets_join_and_repeat_nothing(write: Write, data: DataConfig) -> None
     assert load(TASK, "test", data).column("answer").to_pylist() == ["so. it is."]
 
 
-def test_what_is_missing_is_named(write: Write, data: DataConfig) -> None:
+def test_missing_files_are_named(write: Write, data: DataConfig) -> None:
     write("cnndm/train_100.csv", "article,highlights\na,b\n")
-    with pytest.raises(DataError, match=r"neither the originals .* nor any of validation_\*.csv, lfpt5_\*.valid.txt"):
+    with pytest.raises(
+        DataError, match=r"found neither the originals .* nor any of validation_\*.csv, lfpt5_\*.valid.txt"
+    ):
         load(TASK, "dev", data)
 
 
@@ -104,7 +106,7 @@ def test_what_is_missing_is_named(write: Write, data: DataConfig) -> None:
         ("test_1.csv", "article,highlights\na,b\nc,\n", r"test_1.csv, line 3: article or highlights is empty"),
         ("test_1.csv", "text,highlights\na,b\n", r"no column 'article'"),
         ("test_sumcot200.json", '{"cnndm": [{"src": 1}]}', r"record 0: expected an object with src"),
-        ("test_sumcot200.json", "[1]", r"expected an object with a list under 'cnndm'"),
+        ("test_sumcot200.json", "[1]", r"expected a JSON object with a list under 'cnndm'"),
     ],
 )
 def test_bad_subset_records_are_located(name: str, content: str, message: str, write: Write, data: DataConfig) -> None:
@@ -122,13 +124,13 @@ def test_a_line_without_a_tab_is_located(write: Write, data: DataConfig) -> None
 
 @given(st.lists(st.text("ab .!?'\")", min_size=1).map(lambda line: " ".join(line.split())).filter(bool), min_size=1))
 def test_subsets_and_stories_have_the_same_form(lines: list[str]) -> None:
-    """What version 3.0.0 makes of a story's lines, made again into what the references have."""
-    lines = [line for line in lines if " ." not in line and line != "."]  # a dot of the story's own
+    """Text of version 3.0.0 is converted back to the form of the reference implementations."""
+    lines = [line for line in lines if " ." not in line and line != "."]  # a spaced dot in the story itself
     released = " ".join(line if line.endswith(END_OF_SENTENCE) else f"{line} ." for line in lines)
     assert with_close_dots(released) == split_story(lines)[0]
 
 
-def test_the_agencys_mark_makes_no_other_article() -> None:
+def test_the_agencys_mark_does_not_distinguish_articles() -> None:
     assert article_key("(CNN)It rained.") == article_key("it rained") == article_key("( cnn ) It rained")
     assert article_key("cnn it rained") != article_key("it rained")
 

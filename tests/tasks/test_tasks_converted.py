@@ -1,4 +1,4 @@
-"""Built-in tasks read from the references' own files, and the answers that their teachers decoded."""
+"""Built-in tasks read from the reference implementations' files, with gold answers or those decoded by teachers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_built_in_task_is_read_from_converted_files_where_there_are_any(folder
     assert answers(data, "train") == ["one", "two"]
     assert answers(data, "test") == ["three"]
     with pytest.raises(DataError, match="woz"):
-        answers(data, "train", "woz.en")  # not among them: from the raw files, which are not there
+        answers(data, "train", "woz.en")  # has no converted file, and its raw files do not exist
 
 
 def test_distil_changes_the_training_answers_and_nothing_else(folder: Path) -> None:
@@ -57,7 +57,7 @@ def test_distil_without_such_a_file_is_an_error_that_names_it(folder: Path) -> N
         answers(DataConfig(converted=folder, distil=True), "train")
 
 
-def test_one_s_own_path_comes_before_the_common_folder(folder: Path, write: Write, tmp_path: Path) -> None:
+def test_a_task_s_own_path_takes_precedence_over_the_common_folder(folder: Path, write: Write, tmp_path: Path) -> None:
     write("mine/e2enlg_to_squad-train-v2.0.json", document("mine"))
     task = TaskConfig(name="e2enlg", path=tmp_path / "mine", train="all")
     assert load(task, "train", DataConfig(converted=folder)).column("answer").to_pylist() == ["mine"]

@@ -1,3 +1,5 @@
+"""Custom tasks: every kind of file, column names, and files that cannot be read."""
+
 from __future__ import annotations
 
 import json
@@ -24,7 +26,7 @@ def lines(*records: Any) -> str:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Callable[..., TaskConfig]:
-    """A task of one's own data in ``tmp_path/own``."""
+    """A custom task in ``tmp_path/own``."""
 
     def make(**settings: Any) -> TaskConfig:
         return TaskConfig(name="mine", path=tmp_path / "own", metric="em", **settings)
@@ -36,7 +38,7 @@ Own = Callable[..., TaskConfig]
 
 
 def put(kind: str, write: Write, tmp_path: Path) -> None:
-    """Write ``RECORDS`` as one kind of file."""
+    """Write ``RECORDS`` as a file of this kind."""
     if kind == "parquet":
         (tmp_path / "own").mkdir()
         pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "own" / "train.parquet")
@@ -133,14 +135,14 @@ def test_a_missing_column_names_the_nearest(
 
 
 def test_no_file_two_files_and_no_folder(write: Write, own: Own, data: DataConfig, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Task 'mine': no folder .*expected it to hold train.jsonl"):
+    with pytest.raises(DataError, match=r"Task 'mine': no folder .*expected it to contain train.jsonl"):
         load(own(), "train", data)
     write("own/training.jsonl", lines(*RECORDS))
     with pytest.raises(DataError, match=r"no train data in .*; expected train.jsonl.*found training.jsonl"):
         load(own(), "train", data)
     write("own/train.jsonl", lines(*RECORDS))
     write("own/train.csv", "context,question,answer\nc,q,a\n")
-    with pytest.raises(DataError, match=r"holds train.jsonl and train.csv; keep one file"):
+    with pytest.raises(DataError, match=r"contains train.jsonl and train.csv; keep one file"):
         load(own(), "train", data)
 
 
@@ -149,7 +151,7 @@ def test_no_file_two_files_and_no_folder(write: Write, own: Own, data: DataConfi
     [
         ("train.jsonl", b"", "is empty"),
         ("train.csv", b"", "is empty"),
-        ("train.csv", b"context,question,answer\n", "holds no records"),
+        ("train.csv", b"context,question,answer\n", "contains no usable records"),
         ("train.jsonl", b'{"context": "caf\xe9"}\n', r"not UTF-8 at byte 16 \(line 1\)"),
         ("train.parquet", b"no parquet", "cannot be read as Parquet"),
     ],
@@ -160,15 +162,15 @@ def test_unreadable_files(name: str, content: bytes, message: str, write: Write,
         load(own(), "train", data)
 
 
-def test_ids_that_stand_twice(write: Write, own: Own, data: DataConfig) -> None:
+def test_duplicate_ids_are_refused(write: Write, own: Own, data: DataConfig) -> None:
     write("own/train.csv", "context,question,answer,id\nc,q,a,x\nc,q,a,y\nc,q,a,x\n")
-    message = "'x' stands twice, at train.csv, line 2 and at train.csv, line 4"
+    message = "'x' occurs twice, at train.csv, line 2 and at train.csv, line 4"
     with pytest.raises(DataError, match=message.replace(".", r"\.")):
         load(own(columns=Columns(id="id")), "train", data)
 
 
 def test_a_csv_record_with_more_fields_than_columns_is_refused(tmp_path: Path) -> None:
-    """An unquoted comma would shift every later field, and nobody would see it."""
+    """An unquoted comma would silently shift every later field."""
     (tmp_path / "train.csv").write_text("context,question,answer\na,b,c\nd, and e,f,g\n", encoding="utf-8")
     task = TaskConfig(name="mine", path=tmp_path, metric="em")
     with pytest.raises(DataError, match=r"train\.csv, line 3: more fields than the header's 3 columns.*double quotes"):

@@ -1,4 +1,4 @@
-"""What a task lacks, and the table that says where it comes from."""
+"""Download of a task's missing files, and the table of their sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray_l4.tasks import download as room
 from ray_l4.tasks.download import DownloadError, download
 from ray_l4.tasks.download.checksum import checksum_of, matches
 from ray_l4.tasks.download.upstream import ORIGIN, RemoteFile, all_files, remote_files
-from ray_l4.tasks.files import present
+from ray_l4.tasks.files import find_or_none
 from ray_l4.tasks.registry import TASKS
 from tests.file_server import FileServer, serving
 
@@ -32,7 +32,7 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A server with a plain file and an archive, which make up the task ``toy``."""
+    """A server with a plain file and an archive, which together are the task ``toy``."""
     with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w:bz2") as archive:
         for name in ("data/b.txt", "data/c.txt", "data/unwanted.txt"):
             info = tarfile.TarInfo(name)
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     contents = {"a.txt": b"plain text", "x/data.tar.bz2": packed.getvalue()}
     members = {"data/b.txt": "toy/b.txt", "data/c.txt": "toy/deep/c.txt"}
     toys = [
-        RemoteFile("toy", "some/one", "1" * 40, "a.txt", sha256(contents["a.txt"]), place="toy/a.txt"),
+        RemoteFile("toy", "some/one", "1" * 40, "a.txt", sha256(contents["a.txt"]), destination="toy/a.txt"),
         RemoteFile("toy", "some/one", "1" * 40, "x/data.tar.bz2", sha256(packed.getvalue()), members=members),
     ]
     monkeypatch.setattr(room, "remote_files", lambda task: toys if task == "toy" else [])
@@ -83,17 +83,17 @@ def test_only_what_is_missing_is_fetched(server: FileServer, tmp_path: Path) -> 
     assert sorted(files_under(tmp_path)) == ["toy/a.txt.gz", "toy/b.txt.bz2", "toy/deep/c.txt"]
 
 
-def test_another_file_by_that_name_is_left_alone_and_reported(server: FileServer, tmp_path: Path) -> None:
+def test_a_different_file_with_that_name_is_kept_and_reported(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "a.txt").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match=r"toy/a.txt is there, but it is not the published file .*Move it away"):
+    with pytest.raises(DownloadError, match=r"toy/a.txt exists but is not the published file .*Move it away"):
         fetch(server, tmp_path)
     assert files_under(tmp_path) == {"toy/a.txt": b"mine"}
     assert server.requests == []
 
 
 def test_an_archive_that_was_fetched_before_is_not_fetched_again(server: FileServer, tmp_path: Path) -> None:
-    """As after an end between the last byte and the first file."""
+    """As after an interruption between download and extraction."""
     [content] = [content for path, content in server.files.items() if path.endswith("bz2")]
     (tmp_path / f".{'1' * 12}.data.tar.bz2").write_bytes(content)
     assert fetch(server, tmp_path) == list(WHOLE)
@@ -111,7 +111,7 @@ def test_an_archive_that_leads_outside_writes_nothing(
     monkeypatch.setattr(room, "remote_files", lambda _: [file])
     server.files = {f"r/{'c' * 40}/e.zip": packed.getvalue()}
     raw = tmp_path / "deep" / "raw"
-    with pytest.raises(DataError, match=r"'../../evil.txt' would be written outside the folder"):
+    with pytest.raises(DataError, match=r"'../../evil.txt' would be written outside the target folder"):
         fetch(server, raw)
     assert all("evil" not in name and "good" not in name for name in files_under(tmp_path))
 
@@ -129,14 +129,14 @@ def test_the_table_is_well_formed(file: RemoteFile) -> None:
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", file.repository)
     assert file.url() == f"{ORIGIN}/{file.repository}/{file.commit}/{file.path}"
     assert file.url("http://mirror/") == f"http://mirror/{file.repository}/{file.commit}/{file.path}"
-    assert bool(file.place) != bool(file.members)
-    for place in file.members.values() if file.members else [file.place]:
+    assert bool(file.destination) != bool(file.members)
+    for place in file.members.values() if file.members else [file.destination]:
         assert not PurePosixPath(place).is_absolute()
         assert ".." not in place
 
 
-def test_no_two_files_have_one_place() -> None:
-    places = [place for file in FILES for place in (file.members.values() if file.members else [file.place])]
+def test_no_two_files_have_the_same_destination() -> None:
+    places = [place for file in FILES for place in (file.members.values() if file.members else [file.destination])]
     assert len(places) == len(set(places))
 
 
@@ -144,10 +144,10 @@ def test_no_two_files_have_one_place() -> None:
 def test_the_real_files_have_the_tables_checksums(shared_data: Path) -> None:
     checked = 0
     for file in FILES:
-        if file.place and (here := present(*_split(shared_data / "raw" / file.place))):
-            assert matches(here, file.checksum), file.place
+        if file.destination and (here := find_or_none(*_split(shared_data / "raw" / file.destination))):
+            assert matches(here, file.checksum), file.destination
             checked += 1
-    assert checked == 55  # all but the training texts of AG News and what comes in the two archives
+    assert checked == 55  # all but the training texts of AG News and the members of the two archives
 
 
 def _split(path: Path) -> tuple[Path, str]:
@@ -160,5 +160,5 @@ def test_a_checksum_is_of_the_contents_however_packed(tmp_path: Path) -> None:
         path.write_bytes(pack(b"hello\n"))
         assert matches(path, "git:ce013625030ba8dba906f756967f9e9ca394464a")  # echo hello | git hash-object --stdin
         assert matches(path, sha256(b"hello\n"))
-        assert matches(path, checksum_of(path, "sha256"))  # of the packed file itself
+        assert matches(path, checksum_of(path, "sha256"))  # of the compressed file itself
         assert not matches(path, sha256(b"hello"))

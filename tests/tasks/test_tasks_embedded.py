@@ -1,4 +1,4 @@
-"""The embedded stream: disjoint splits, answers that follow from contexts, and nothing to be had by guessing."""
+"""The embedded tasks: disjoint splits, answers that follow from contexts, and low scores for guesses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.metrics.registry import Item, score
-from ray_l4.tasks.embedded import GRAMMARS, SPLIT_OF_PART, rest, split_of, sql, woz
+from ray_l4.tasks.embedded import GRAMMARS, SPLIT_OF_BUCKET, rest, split_of, sql, woz
 from ray_l4.tasks.embedded.grammar import draw_kept
 from ray_l4.tasks.registry import TASKS, load, metric_of
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 MINI = list(GRAMMARS)
 
@@ -34,7 +34,7 @@ def test_default_sizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MINI)
-def test_any_number_can_be_asked_for_and_continues_a_smaller_one(name: str) -> None:
+def test_a_larger_number_of_examples_extends_a_smaller_one(name: str) -> None:
     small, large = examples(name, count=7), examples(name, count=2500)
     assert (len(small), len(large)) == (7, 2500)
     assert large[:7] == small
@@ -58,7 +58,7 @@ def test_splits_share_no_context(name: str, seed: int) -> None:
 
 def test_a_context_belongs_to_one_split_and_an_eighth_goes_to_test() -> None:
     splits = Counter(split_of(0, f"context {n}") for n in range(8000))
-    assert set(splits) == {"train", *SPLIT_OF_PART.values()}
+    assert set(splits) == {"train", *SPLIT_OF_BUCKET.values()}
     assert 850 < splits["test"] < 1150
     assert 850 < splits["dev"] < 1150
 
@@ -83,7 +83,7 @@ def test_the_most_frequent_answer_is_a_bad_guess(name: str) -> None:
     guess, _ = Counter(row["answer"] for row in examples(name)).most_common(1)[0]
     golds = [row["answer"] for row in examples(name, "test", count=500)]
     assert 100 * sum(gold == guess for gold in golds) / len(golds) < 15
-    assert 100 * sum(overlap(guess, gold) for gold in golds) / len(golds) < 65  # the format's own words
+    assert 100 * sum(overlap(guess, gold) for gold in golds) / len(golds) < 65  # words of the format itself
 
 
 @pytest.mark.parametrize("name", MINI)

@@ -11,12 +11,12 @@ from ray_l4.errors import DataError
 from ray_l4.tasks.files import (
     MissingFileError,
     find,
-    need_columns,
     read_csv,
     read_json,
     read_json_list,
     read_lines,
     read_text,
+    require_columns,
 )
 
 Write = Callable[..., Path]
@@ -42,9 +42,9 @@ def test_a_missing_file_names_the_nearest_one(write: Write, tmp_path: Path) -> N
 
 
 def test_a_missing_or_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"no such folder; expected it to hold a.json or b.json"):
+    with pytest.raises(MissingFileError, match=r"no such folder; expected it to contain a.json or b.json"):
         find(tmp_path / "none", "a.json", "b.json")
-    with pytest.raises(MissingFileError, match=r"holds no files; expected a.json"):
+    with pytest.raises(MissingFileError, match=r"contains no files; expected a.json"):
         find(tmp_path, "a.json")
 
 
@@ -115,4 +115,4 @@ def test_csv_errors_are_located(write: Write) -> None:
 
 def test_a_missing_column_names_the_nearest(write: Write) -> None:
     with pytest.raises(DataError, match=r"no column 'context'. Did you mean 'contxt'"):
-        need_columns(Path("f.csv"), ["contxt", "answer"], "answer", "context")
+        require_columns(Path("f.csv"), ["contxt", "answer"], "answer", "context")

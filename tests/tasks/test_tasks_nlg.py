@@ -1,4 +1,4 @@
-"""E2E and RNNLG: small files, and equality with the very files that the reference trained on."""
+"""E2E and RNNLG: small files, and equality with the files that the reference implementations trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.registry import TASKS, load
-from ray_l4.tasks.schema import Split
+from ray_l4.tasks.rows import Split
 
 Write = Callable[..., Path]
 QUESTION = "what is the natural language form ?"
@@ -94,12 +94,12 @@ def test_e2e_bad_rows_and_columns_are_located(write: Write, data: DataConfig, le
 
 
 def test_a_raw_file_that_is_not_there_is_named(data: DataConfig) -> None:
-    with pytest.raises(DataError, match=r"e2e: no such folder; expected it to hold devset.csv"):
+    with pytest.raises(DataError, match=r"e2e: no such folder; expected it to contain devset.csv"):
         load(E2E, "dev", data)
 
 
 def reference(shared_data: Path, task: str, split: Split) -> list[Triple]:
-    """What the reference trained or tested on, read by the loader of converted files."""
+    """Examples that the reference implementations trained or tested on, read from their converted files."""
     config = TaskConfig(name=task, path=shared_data / "processed_l2kd", train="all", test="all")
     return triples(load(config, split, DataConfig()))
 

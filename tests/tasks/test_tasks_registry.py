@@ -78,12 +78,12 @@ def test_counts(caplog: pytest.LogCaptureFixture) -> None:
     assert count_of(3, 5, 10, "x") == 3
     assert count_of("all", 5, 10, "x") == 10
     assert count_of("paper", 5, 10, "x") == 5
-    assert count_of("paper", None, 10, "x") == 10  # one's own data
+    assert count_of("paper", None, 10, "x") == 10  # a custom task
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert count_of("paper", 50, 10, "tv (train)") == 10
-    assert "tv (train): the papers use 50 examples, the data has 10; taking all." in caplog.text
-    with pytest.raises(DataError, match=r"tv \(train\): 11 examples asked for, but there are 10"):
+    assert "tv (train): the papers use 50 examples, the data has 10; using all of them." in caplog.text
+    with pytest.raises(DataError, match=r"tv \(train\): 11 examples requested, but the data has 10"):
         count_of(11, None, 10, "tv (train)")
 
 
@@ -127,14 +127,14 @@ def test_dialogues_stay_whole_but_for_the_end_of_one(lengths: list[int], draw: s
         dialogue: [name for name in kept if dialogue_of(name) == f"en_{dialogue}"] for dialogue in range(len(lengths))
     }
     for dialogue, names in turns.items():
-        assert names == [f"en_{dialogue}_{turn}" for turn in range(len(names))]  # a prefix of its turns
+        assert names == [f"en_{dialogue}_{turn}" for turn in range(len(names))]  # the first turns of the dialogue
     cut = [dialogue for dialogue, names in turns.items() if 0 < len(names) < lengths[dialogue]]
     assert len(cut) <= 1
 
 
 def test_the_dialogue_of_an_id() -> None:
     assert dialogue_of("en_12_3") == "en_12"
-    assert dialogue_of("5f2a") == "5f2a"  # a dialogue of one turn, as the metric sees it
+    assert dialogue_of("5f2a") == "5f2a"  # a dialogue of one turn, as for the metric
 
 
 def dialogues(count: int) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ def test_more_than_there_is_and_fewer_than_the_papers(
     write: Write, data: DataConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     write("woz/woz_train_en.json", dialogues(4))
-    with pytest.raises(DataError, match=r"woz.en \(train\): 13 examples asked for, but there are 12"):
+    with pytest.raises(DataError, match=r"woz.en \(train\): 13 examples requested, but the data has 12"):
         load(TaskConfig(name="woz.en", train=13), "train", data)
     with caplog.at_level(logging.WARNING):
         assert load(TaskConfig(name="woz.en"), "train", data).num_rows == 12

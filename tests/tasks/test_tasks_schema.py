@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.schema import EXAMPLES, BadRecords, build_table
+from ray_l4.tasks.rows import BadRecords
+from ray_l4.tasks.schema import EXAMPLES, build_table
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -51,9 +52,9 @@ def test_a_table_has_the_schema_and_the_first_reference_as_answer() -> None:
         ({"references": []}, "answer is an empty list"),
         ({"references": None}, "answer is missing"),
         ({"references": "a"}, "answer is of type str, expected text or a list"),
-        ({"references": ["a", 7]}, "answer holds of type int"),
-        ({"references": ["\ud800"]}, "answer holds a lone surrogate at character 0"),
-        ({"context": "ab\udfff"}, "context holds a lone surrogate at character 2"),
+        ({"references": ["a", 7]}, "answer contains a value that is of type int"),
+        ({"references": ["\ud800"]}, "answer contains a lone surrogate at character 0"),
+        ({"context": "ab\udfff"}, "context contains a lone surrogate at character 2"),
         ({"sample_id": None}, "sample_id is missing"),
     ],
 )
@@ -92,23 +93,23 @@ def test_few_bad_rows_are_dropped_but_never_silently(caplog: pytest.LogCaptureFi
     assert "record 1: context is missing" in caplog.text
 
 
-def test_a_clean_account_has_an_empty_summary() -> None:
-    assert BadRecords("x", 0.0).settle(3) == ""
+def test_without_bad_records_the_summary_is_empty() -> None:
+    assert BadRecords("x", 0.0).check(3) == ""
 
 
 def test_no_record_is_an_error() -> None:
-    with pytest.raises(DataError, match="things holds no records"):
+    with pytest.raises(DataError, match="things contains no usable records"):
         build_table("t", [], BadRecords("things", 1.0))
 
 
 def test_only_bad_records_are_an_error_whatever_is_tolerated() -> None:
-    with pytest.raises(DataError, match="holds no records"):
+    with pytest.raises(DataError, match="contains no usable records"):
         build_table("t", [row(0, context=None)], BadRecords("things", 1.0))
 
 
-def test_an_id_that_stands_twice_is_an_error_that_names_both_places() -> None:
+def test_a_duplicate_id_is_an_error_that_names_both_records() -> None:
     rows = [row(0, where="line 2"), row(1), row(0, where="line 7")]
-    with pytest.raises(DataError, match="sample id '0' stands twice, at line 2 and at line 7"):
+    with pytest.raises(DataError, match="sample id '0' occurs twice, at line 2 and at line 7"):
         build_table("t", rows, BadRecords("x", 1.0))
 
 

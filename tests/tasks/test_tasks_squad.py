@@ -15,7 +15,7 @@ Write = Callable[..., Path]
 
 
 def document(*questions: dict[str, Any]) -> dict[str, Any]:
-    """One paragraph per question, as the references' converter writes it."""
+    """One paragraph per question, as the reference implementations' converter writes it."""
     entries = []
     for number, question in enumerate(questions):
         entries.append({"title": "dummy", "paragraphs": [{"context": f"c{number}", "qas": [question]}]})
@@ -69,7 +69,7 @@ def test_ids_that_are_missing_or_repeat_become_unique(write: Write, task: Task, 
 @pytest.mark.parametrize("content", [[], {"data": {}}, {"rows": []}])
 def test_another_layout_is_an_error(content: Any, write: Write, task: Task, data: DataConfig) -> None:
     write("squad/ag_to_squad-train-v2.0.json", content)
-    with pytest.raises(DataError, match="expected an object with a list under 'data'"):
+    with pytest.raises(DataError, match="expected a JSON object with a list under 'data'"):
         load(task("ag"), "train", data)
 
 
@@ -82,7 +82,7 @@ def test_a_missing_file_names_the_nearest(write: Write, task: Task, data: DataCo
 
 
 def test_wozs_side_file_is_aligned_after_sorting_by_id(write: Write, task: Task, data: DataConfig) -> None:
-    # Numbers sort as numbers, a missing id counts as 0.
+    # Numeric ids are sorted as numbers; a missing id counts as 0.
     write("squad/woz.en_to_squad-test-v2.0.json", document(qa("x", id=10), qa("y", id=9), qa("z")))
     write("squad/woz.en_answers.json", [["en_0_0", "gold z"], ["en_0_1", "gold y"], ["en_1_0", "gold x"]])
     rows = load(task("woz.en"), "test", data).to_pylist()
@@ -120,7 +120,7 @@ def test_side_files_are_for_the_test_split_alone(write: Write, task: Task, data:
 @pytest.mark.parametrize(
     ("name", "side", "message"),
     [
-        ("woz.en", [["en_0_0", "x"]], "holds 1 answers for 2 test examples"),
+        ("woz.en", [["en_0_0", "x"]], "contains 1 answers for 2 test examples"),
         ("woz.en", [["en_0_0", "x"], "en_0_1"], r"entry 1: expected \[turn id, answer\]"),
         ("wikisql", [{"sql": {}, "header": [], "answer": "x"}, {"sql": {}, "answer": "x"}], "entry 1: no key 'header'"),
     ],

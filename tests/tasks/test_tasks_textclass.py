@@ -18,7 +18,7 @@ from ray_l4.errors import DataError
 from ray_l4.tasks.distinct import distinct, key_of
 from ray_l4.tasks.files import MissingFileError, find_all
 from ray_l4.tasks.registry import load
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.textclass import HELD_OUT, held_out
 from ray_l4.tasks.textclass.corpora import CORPORA
 from ray_l4.tasks.textclass.formats import read_tabbed, read_titled
@@ -138,7 +138,7 @@ def test_other_classes_are_refused(write: Write, data: DataConfig) -> None:
         load(AG, "test", data)
 
 
-def test_draws_join_and_no_test_text_is_trained_on(write: Write, data: DataConfig) -> None:
+def test_subsets_are_joined_and_no_test_text_is_trained_on(write: Write, data: DataConfig) -> None:
     write("textclass/agnews/olora.train.json.gz", titled(("World", "One", "text"), ("Sports", "Two", "text")))
     write("textclass/agnews/lfpt5_0_42.train.txt", "two  TEXT\tsports\nthree text\tbusiness\n")
     write("textclass/agnews/lfpt5_0_42.valid.txt", "tested, text\tworld\nfour text\tscience\n")
@@ -153,7 +153,7 @@ def test_draws_join_and_no_test_text_is_trained_on(write: Write, data: DataConfi
         "lfpt5_0_42.valid-1",
     ]
     assert pairs(AG, "test", data) == [("tested text", "World"), ("other", "World")]
-    write("textclass/agnews/olora.test.json", titled(("World", "three", "text")))  # more complete than the draws
+    write("textclass/agnews/olora.test.json", titled(("World", "three", "text")))  # more complete than the subsets
     assert pairs(AG, "test", data) == [("three text", "World")]
     assert ("three text", "Business") not in pairs(AG, "train", data)
 
@@ -171,7 +171,7 @@ def test_subset_records_that_cannot_be_used_are_located(write: Write, data: Data
 
 
 def test_nothing_to_train_on_names_what_is_there(write: Write, data: DataConfig) -> None:
-    with pytest.raises(MissingFileError, match=r"agnews: no such folder; expected it to hold train.csv or olora"):
+    with pytest.raises(MissingFileError, match=r"agnews: no such folder; expected it to contain train.csv or olora"):
         load(AG, "test", data)
     write("textclass/agnews/trains.csv", "x")
     with pytest.raises(MissingFileError, match=r"no file train.csv or olora.train.json .*Did you mean 'trains.csv'"):
@@ -183,10 +183,10 @@ def yelp_rows(texts: list[str]) -> list[Row]:
 
 
 @given(st.lists(st.text("abc", min_size=1), unique=True, max_size=60), st.randoms())
-def test_what_is_held_out_is_balanced_and_depends_on_the_texts_alone(texts: list[str], random: object) -> None:
+def test_held_out_texts_are_balanced_and_depend_on_the_texts_alone(texts: list[str], random: object) -> None:
     rows = yelp_rows(texts)
     out = [row["context"] for row in held_out(rows)]
-    assert out == [text for text in texts if text in set(out)]  # in their order, none twice
+    assert out == [text for text in texts if text in set(out)]  # in file order, without duplicates
     sizes = Counter(row["references"][0] for row in rows)
     taken = Counter(row["references"][0] for row in rows if row["context"] in set(out))
     assert all(taken[name] == min(HELD_OUT, size // 4) for name, size in sizes.items())
@@ -220,7 +220,10 @@ def test_the_real_files(name: str, real: DataConfig, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         train, test = (load(TaskConfig(name=name), split, real) for split in ("train", "test"))
     assert (train.num_rows, test.num_rows) == REAL[name]
-    assert f"{name} (train): the papers use 115000 examples, the data has {REAL[name][0]}; taking all" in caplog.text
+    assert (
+        f"{name} (train): the papers use 115000 examples, the data has {REAL[name][0]}; using all of them"
+        in caplog.text
+    )
     keys = [{key_of(text) for text in table.column("context").to_pylist()} for table in (train, test)]
     assert not keys[0] & keys[1]
     assert len(keys[0]) == train.num_rows
@@ -237,7 +240,7 @@ def test_the_real_files(name: str, real: DataConfig, caplog: pytest.LogCaptureFi
     ("name", "folder", "texts"), [("ag", "agnews", 1132), ("dbpedia", "dbpedia", 440), ("amazon", "amazon", 10)]
 )
 def test_two_publications_agree_on_text_and_class(name: str, folder: str, texts: int, shared_data: Path) -> None:
-    """Draws that are in the other test file too have the very same context there, and the same class."""
+    """Texts of the subsets that are also in the other test file have the same context and class there."""
     corpus, bad, place = CORPORA[name], BadRecords(name, 0.0), shared_data / "raw" / "textclass" / folder
     [other] = find_all(place, "olora.test.json")
     known = {row["context"]: row["references"] for row in read_titled(other, corpus, bad)}

@@ -1,4 +1,4 @@
-"""One file over HTTP, from a server on this machine that misbehaves in the ways that servers do."""
+"""Download of one file from a local HTTP server that fails in the ways that servers do."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def server() -> Iterator[FileServer]:
 
 
 class Download:
-    """A fetch into a folder, what was told meanwhile, and how long it would have waited."""
+    """A call of ``fetch`` into a folder that records progress and the pauses it would have made."""
 
     def __init__(self, server: FileServer, folder: Path) -> None:
         self.url, self.path = f"{server.url}/a.bin", folder / "deep" / "a.bin"
         self.part = self.path.with_name("a.bin.part")
-        self.told: list[tuple[int, int | None]] = []
+        self.progress: list[tuple[int, int | None]] = []
         self.pauses: list[float] = []
 
     def __call__(self, checksum: str = GOOD, url: str | None = None) -> None:
-        fetch(url or self.url, self.path, checksum, lambda *told: self.told.append(told), self.pauses.append)
+        fetch(
+            url or self.url, self.path, checksum, lambda *seen: self.progress.append(seen), self.pauses.append
+        )
 
     def leave_part(self, content: bytes) -> None:
         self.part.parent.mkdir(parents=True)
@@ -47,18 +49,18 @@ def download(server: FileServer, tmp_path: Path) -> Download:
     return Download(server, tmp_path)
 
 
-def test_a_file_arrives_whole_and_progress_is_told(server: FileServer, download: Download) -> None:
+def test_a_file_arrives_complete_and_progress_is_reported(server: FileServer, download: Download) -> None:
     download()
     assert download.path.read_bytes() == CONTENT
     assert not download.part.exists()
-    done = [bytes_here for bytes_here, _ in download.told]
+    done = [received for received, _ in download.progress]
     assert done == sorted(done)
     assert (done[0], done[-1]) == (0, len(CONTENT))
     assert len(set(done)) > 2
-    assert {total for _, total in download.told} == {len(CONTENT)}
+    assert {total for _, total in download.progress} == {len(CONTENT)}
 
 
-def test_a_cut_connection_is_continued_where_it_broke(server: FileServer, download: Download) -> None:
+def test_a_broken_connection_is_resumed(server: FileServer, download: Download) -> None:
     server.cuts = [100_000, 50_000]
     download()
     assert download.path.read_bytes() == CONTENT
@@ -67,8 +69,8 @@ def test_a_cut_connection_is_continued_where_it_broke(server: FileServer, downlo
         ("a.bin", "bytes=100000-", 50_000),
         ("a.bin", "bytes=150000-", len(CONTENT) - 150_000),
     ]
-    assert download.pauses == [PAUSES_S[0]] * 2  # each try brought something
-    assert download.told[-1] == (len(CONTENT), len(CONTENT))
+    assert download.pauses == [PAUSES_S[0]] * 2  # each try received some bytes
+    assert download.progress[-1] == (len(CONTENT), len(CONTENT))
 
 
 def test_an_earlier_part_is_continued(server: FileServer, download: Download) -> None:
@@ -111,7 +113,7 @@ def test_a_wrong_checksum_leaves_nothing(server: FileServer, download: Download)
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize(("status", "advice"), [(404, "take it from elsewhere"), (403, "a mirror may help")])
+@pytest.mark.parametrize(("status", "advice"), [(404, "get it from elsewhere"), (403, "a mirror may help")])
 def test_a_refusal_is_final(status: int, advice: str, server: FileServer, download: Download) -> None:
     server.statuses = [status] * 9
     with pytest.raises(DownloadError, match=rf"a\.bin: HTTP status {status} .*{advice}"):
@@ -120,7 +122,7 @@ def test_a_refusal_is_final(status: int, advice: str, server: FileServer, downlo
     assert download.pauses == []
 
 
-def test_a_busy_server_is_asked_again(server: FileServer, download: Download) -> None:
+def test_a_busy_server_is_retried(server: FileServer, download: Download) -> None:
     server.statuses = [503, 429]
     download()
     assert download.path.read_bytes() == CONTENT
@@ -128,8 +130,8 @@ def test_a_busy_server_is_asked_again(server: FileServer, download: Download) ->
 
 
 @pytest.mark.parametrize("cuts", [[1000] * 20, [1000, 500] * 10])
-def test_patience_ends_and_the_part_stays(cuts: list[int], server: FileServer, download: Download) -> None:
-    server.ranges, server.cuts = False, cuts  # after the first try, none brings a new byte
+def test_after_the_last_try_the_part_is_kept(cuts: list[int], server: FileServer, download: Download) -> None:
+    server.ranges, server.cuts = False, cuts  # after the first try, no try receives a new byte
     with pytest.raises(DownloadError, match=r"closed after 1000 of 256000 bytes, after 5 tries\. 1000 bytes are kept"):
         download()
     assert download.pauses == list(PAUSES_S)
@@ -137,7 +139,7 @@ def test_patience_ends_and_the_part_stays(cuts: list[int], server: FileServer, d
     assert not download.path.exists()
 
 
-def test_no_server_at_all(download: Download) -> None:
+def test_an_unreachable_server_is_an_error(download: Download) -> None:
     with serving() as gone:
         url = f"{gone.url}/a.bin"
     with pytest.raises(DownloadError, match=r"refused, after 5 tries"):
@@ -145,7 +147,7 @@ def test_no_server_at_all(download: Download) -> None:
 
 
 def test_other_schemes_are_refused(download: Download) -> None:
-    with pytest.raises(ConfigError, match="expected an address that begins with http"):
+    with pytest.raises(ConfigError, match="expected an address that starts with http"):
         download(url="file:///etc/hostname")
 
 

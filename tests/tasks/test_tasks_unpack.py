@@ -61,7 +61,9 @@ def test_a_path_that_leads_outside_stops_everything(name: str, bad: str, tmp_pat
     pack = zip_of if name.endswith(".zip") else tar_of
     archive = pack(folder / name, "good.txt", bad)
     for wanted in ("good.txt", bad):
-        with pytest.raises(UnsafeArchiveError, match=r"would be written outside the folder. Nothing was unpacked"):
+        with pytest.raises(
+            UnsafeArchiveError, match=r"would be written outside the target folder. Nothing was unpacked"
+        ):
             extract(archive, {wanted: folder / "good.txt"})
     assert files_under(tmp_path) == [f"in/raw/{name}"]
 
@@ -97,14 +99,14 @@ def test_a_link_in_a_zip_stops_everything(tmp_path: Path) -> None:
 def test_a_harmless_link_is_no_file_to_extract(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "a.tar", "good.txt", link("also", "good.txt"))
     extract(archive, {"good.txt": tmp_path / "out.txt"})
-    with pytest.raises(DataError, match="holds no file 'also'"):
+    with pytest.raises(DataError, match="contains no file 'also'"):
         extract(archive, {"also": tmp_path / "also.txt"})
 
 
 def test_a_missing_member_is_named_before_anything_is_written(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "a.zip", "train_sample.csv")
     wanted = {"train_sample.csv": tmp_path / "a.csv", "train_samples.csv": tmp_path / "b.csv"}
-    with pytest.raises(DataError, match=r"holds no file 'train_samples.csv'. Did you mean 'train_sample.csv'"):
+    with pytest.raises(DataError, match=r"contains no file 'train_samples.csv'. Did you mean 'train_sample.csv'"):
         extract(archive, wanted)
     assert files_under(tmp_path) == ["a.zip"]
 

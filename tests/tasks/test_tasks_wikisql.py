@@ -38,7 +38,7 @@ def shown(table: pa.Table) -> list[tuple[str, str, dict[str, Any]]]:
     return [(row["context"].replace(KEYWORDS, " | "), row["answer"], json.loads(row["meta"])) for row in rows]
 
 
-def test_the_pieces_have_the_format_of_the_specification() -> None:
+def test_context_and_answer_have_the_documented_format() -> None:
     query = Query(0, "Who?", ["Player", "Max  Points"], 1, 1, [(0, 0, "Terrence Ross"), (1, 2, 3.0)])
     assert answer_of(query) == "SELECT MAX Max Points FROM table WHERE Player = Terrence Ross AND Max Points < 3.0"
     assert answer_of(Query(0, "", ["A"], 0, 0, [])) == "SELECT A FROM table"
@@ -48,7 +48,7 @@ def test_the_pieces_have_the_format_of_the_specification() -> None:
 def test_the_original_release_gives_full_headers(write: Write, data: DataConfig) -> None:
     write("wikisql/train.tables.jsonl", lines({"id": "t1", "header": ["Name", "Points", "Club"]}))
     write("wikisql/train.jsonl", lines(question("t1", "Who has MORE than 5?", 0, conds=[[1, 1, 5]])))
-    # The substitute is there too, but the original is better.
+    # The substitute exists too, but the original takes precedence.
     write("wikisql/text2sql-data.wikisql.json", [])
     assert shown(load(ALL, "train", data)) == [
         (
@@ -63,8 +63,8 @@ def test_the_original_release_gives_full_headers(write: Write, data: DataConfig)
     ("record", "reason"),
     [
         (question("t2", "?", 0), "table t2 is not in test.tables.jsonl"),
-        (question("t1", "?", 1), r"its sql names a column that \['A'\] does not have"),
-        (question("t1", "?", 0, conds=[[-1, 0, "x"]]), "its sql names a column"),
+        (question("t1", "?", 1), r"its sql refers to a column that \['A'\] does not have"),
+        (question("t1", "?", 0, conds=[[-1, 0, "x"]]), "its sql refers to a column"),
         (question("t1", "?", 0, agg=6), r"not a query \(sel, agg, conds\)"),
         (question("t1", "?", 0, conds=[[0, 4, "x"]]), "not a query"),
         (question("t1", "?", 0, conds=[[0, 0]]), "not a query"),
@@ -125,14 +125,14 @@ def test_a_readable_query_that_disagrees_is_a_bad_record(write: Write, data: Dat
     assert named_columns({"sel": 0, "agg": 1, "conds": []}, "SELECT MIN A FROM table") == {}
     write("wikisql/dev.jsonl", lines(question("t1", "Q0", 0, agg=1)))
     write("wikisql/validation.human_readable.csv", "question,sql\nQ0,SELECT MIN A FROM table\n")
-    with pytest.raises(DataError, match=r"dev.jsonl, line 1: its sql does not agree with the query in validation"):
+    with pytest.raises(DataError, match=r"dev.jsonl, line 1: its sql does not match the query in validation"):
         load(ALL, "dev", data)
 
 
 def test_too_few_readable_queries_are_an_error(write: Write, data: DataConfig) -> None:
     write("wikisql/dev.jsonl", lines(question("t1", "Q0", 0), question("t1", "Q1", 0)))
     write("wikisql/validation.human_readable.csv", "question,sql\nQ0,SELECT A FROM table\n")
-    with pytest.raises(DataError, match="holds 1 queries, fewer than"):
+    with pytest.raises(DataError, match="has 1 queries, fewer than"):
         load(ALL, "dev", data)
 
 
@@ -194,9 +194,9 @@ def test_odd_templates(sql: str, original: str, names: list[str] | None) -> None
 def test_headers_prefer_tabfact_where_it_agrees() -> None:
     cells = ["no", "club / team", "wins", "year"]
     assert full_header({"no.": 0, "club/team": None}, cells) == ["no.", "club/team", "wins", "year"]
-    assert full_header({"no.": 1}, cells) is None  # another position
+    assert full_header({"no.": 1}, cells) is None  # different position
     assert full_header({"no.": 4}, cells) is None  # too short
-    assert full_header({"draws": None}, cells) is None  # not there
+    assert full_header({"draws": None}, cells) is None  # not in TabFact's list
     assert full_header({"no.": 0, "no": None}, cells) is None  # two spellings claim one column
     assert full_header({"a": None}, []) is None
     assert partial_header({"late": None, "b": 7, "a": 0, "later": None}) == ["a", "b", "late", "later"]
@@ -246,7 +246,7 @@ def test_training_questions_are_rebuilt(write: Write, lenient: DataConfig) -> No
             },
         ),
     ]
-    assert table.column("sample_id").to_pylist() == ["0", "1", "3"]  # the unusable question keeps its number
+    assert table.column("sample_id").to_pylist() == ["0", "1", "3"]  # the unusable question's number stays unused
 
 
 def test_unusable_training_questions_say_why(write: Write, data: DataConfig) -> None:
@@ -256,8 +256,8 @@ def test_unusable_training_questions_say_why(write: Write, data: DataConfig) -> 
     write("wikisql/tabfact_headers.tsv", "t\ta#b\n")
     with pytest.raises(DataError) as caught:
         load(ALL, "train", data)
-    assert "wikisql.json, group 0, question 0: its query cannot be read" in str(caught.value)
-    assert "wikisql.json, group 1, question 1: a value of its query is not given" in str(caught.value)
+    assert "wikisql.json, group 0, question 0: its query cannot be parsed" in str(caught.value)
+    assert "wikisql.json, group 1, question 1: a value of its query is missing" in str(caught.value)
     assert "wikisql.json, group 2: not a group of questions: IndexError" in str(caught.value)
 
 
@@ -273,14 +273,14 @@ def real_test(real: DataConfig) -> pa.Table:
 
 
 def gold_score(table: pa.Table) -> dict[str, float]:
-    """The metric's score of the gold answers themselves."""
+    """The metric's score of the gold answers."""
     rows = table.to_pylist()
     return score("lfem", [Item(row["answer"], tuple(row["references"]), row["sample_id"], row["meta"]) for row in rows])
 
 
 @pytest.mark.shared_data
 def test_real_training_questions(train: pa.Table) -> None:
-    assert train.num_rows == 56324  # of 56,355; the module says why
+    assert train.num_rows == 56324  # of 56,355; see the module's docstring
     row = train.slice(0, 1).to_pylist()[0]
     header = ["state/territory", "text/background colour", "format", "current slogan", "current series", "notes"]
     assert (
@@ -296,7 +296,7 @@ def test_real_training_questions(train: pa.Table) -> None:
 
 @pytest.mark.shared_data
 def test_real_training_answers_are_what_the_metric_expects(train: pa.Table) -> None:
-    # The exact parser fails on headers that repeat a name or values that hold an operator, and on nothing else.
+    # The exact parser fails only on headers with a repeated name and on values that contain an operator.
     assert gold_score(train.slice(0, 2000))["lfem_exact"] > 99
 
 

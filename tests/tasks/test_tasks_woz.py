@@ -45,7 +45,7 @@ def test_turns_become_deltas_of_the_state(write: Write, data: DataConfig) -> Non
         ("en_0_2", "food: thai, area -- phone again?", "; phone"),  # a request counts at every turn
         ("en_0_3", "expensive then", "price range: expensive;"),  # a slot that disappears is not reported
         ("en_0_4", "thanks!", "none"),
-        ("en_1_0", "cheap", "price range: cheap;"),  # the state starts anew
+        ("en_1_0", "cheap", "price range: cheap;"),  # a new dialogue starts with an empty state
     ]
     assert {row["question"] for row in rows} == {"what is the change in state?"}
 
@@ -67,7 +67,7 @@ def test_a_damaged_dialogue_is_counted_and_the_others_kept(write: Write, lenient
         load(TASK, "train", data)
 
 
-def test_the_pieces_have_the_format_of_the_specification() -> None:
+def test_context_and_answer_have_the_documented_format() -> None:
     assert (
         context_of(["area"], "I would like the East  part of town. ") == "area -- I would like the East part of town."
     )
@@ -90,7 +90,7 @@ def test_the_real_sizes_and_none_counts(split: Any, turns: int, nones: int, real
 
 
 @pytest.mark.shared_data
-def test_the_worked_examples_of_the_specification(real: DataConfig) -> None:
+def test_the_worked_examples_of_the_reference(real: DataConfig) -> None:
     pairs = {
         (row["context"], row["answer"])
         for split in ("train", "test")

@@ -1,4 +1,4 @@
-"""A small byte-level tokeniser and a way to write examples, shared by the tests of this room."""
+"""A small byte-level tokeniser and a builder of examples, shared by the tests of this room."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokenizer() -> TaskTokenizer:
 
 @pytest.fixture(scope="session")
 def examples_of() -> Callable[..., pa.Table]:
-    """``examples_of((context, question, answer), ..., references=..., task=...)`` as a table of examples."""
+    """Build a table of examples: ``examples_of((context, question, answer), ..., references=..., task=...)``."""
 
     def build(*rows: tuple[str, str, str], references: list[list[str]] | None = None, task: str = "sst") -> pa.Table:
         contexts, questions, answers = ([row[k] for row in rows] for k in range(3))

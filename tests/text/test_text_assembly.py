@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ray_l4.errors import DataError, ModelError
 from ray_l4.text.assembly import Dropped, assemble, assemble_prompts, longest_answer, refuse_if_many, with_answers
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import TOKENS, as_stored, pooled, sequence_lengths
+from ray_l4.text.tokens import TOKENS, as_stored, concatenated, sequence_lengths
 
 Examples = Callable[..., pa.Table]
 
@@ -25,7 +25,7 @@ def words(number: int) -> str:
 
 
 def test_one_word_is_one_token(tokenizer: TaskTokenizer) -> None:
-    """What the sizes below rely on."""
+    """The sizes below rely on this."""
     assert len(tokenizer.encode(words(5))) == 5
 
 
@@ -47,7 +47,10 @@ def test_worked_sequences(tokenizer: TaskTokenizer, examples_of: Examples) -> No
 
 
 def test_worked_truncation(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
-    """REFERENCE.md#worked-values: c of 3, q of 2, a of 2 words; with L = 8 two context tokens stay in training, all in the prompt."""
+    """REFERENCE.md#worked-values: c of 3, q of 2 and a of 2 words.
+
+    With L = 8, two context tokens are kept in training and all three in the prompt.
+    """
     examples = examples_of((words(3), words(2), words(2)))
     c, q, a = (tokenizer.encode(words(n)) for n in (3, 2, 2))
     table, dropped = assemble(examples, tokenizer, 8)
@@ -58,7 +61,7 @@ def test_worked_truncation(tokenizer: TaskTokenizer, examples_of: Examples) -> N
 
 
 @pytest.mark.parametrize(("short", "kept"), [(0, 0), (1, None)])
-def test_a_remainder_that_does_not_fit_is_dropped(
+def test_an_example_whose_question_and_answer_do_not_fit_is_dropped(
     tokenizer: TaskTokenizer, examples_of: Examples, short: int, kept: int | None
 ) -> None:
     limit = 6 - short
@@ -66,7 +69,7 @@ def test_a_remainder_that_does_not_fit_is_dropped(
     table, dropped = assemble(examples, tokenizer, limit)
     if kept is None:
         assert [drop.sample_id for drop in dropped] == ["sst-0"]
-        assert "2 and answer of 2 tokens do not fit into 5" in dropped[0].reason
+        assert "2 and answer of 2 tokens exceed 5" in dropped[0].reason
         assert table["sample_id"].to_pylist() == ["sst-1"]
     else:
         assert dropped == []
@@ -150,7 +153,7 @@ def test_a_task_without_token_is_an_error(tokenizer: TaskTokenizer, examples_of:
 
 
 @given(rows=rows, data=st.data(), max_length=st.integers(8, 40))
-def test_other_answers_leave_all_else_alone(
+def test_with_answers_changes_only_the_answers(
     tokenizer: TaskTokenizer,
     examples_of: Examples,
     rows: list[tuple[str, str, str]],
@@ -167,12 +170,14 @@ def test_other_answers_leave_all_else_alone(
         split = before["prompt_length"]
         assert after["ids"][:split] == before["ids"][:split]
         ids = tokenizer.encode(answer)
-        assert after["ids"][split:] == ids[: max_length - split - 1], "what fits with GEN, from its beginning"
+        assert after["ids"][split:] == ids[: max_length - split - 1], (
+            "the beginning of the answer, as much as fits together with GEN"
+        )
         assert len(after["ids"]) + 1 <= max_length
 
 
-def test_the_true_answers_give_the_table_back(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
-    """Also where the context was cut, and where the answer is empty."""
+def test_with_the_true_answers_the_table_is_unchanged(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+    """Including examples with a truncated context or an empty answer."""
     rows = [(CONTEXT, QUESTION, ANSWER), (words(30), "", words(3)), ("", "", ""), (words(9), words(2), "")]
     table, dropped = assemble(examples_of(*rows), tokenizer, 12)
     assert dropped == []
@@ -181,7 +186,7 @@ def test_the_true_answers_give_the_table_back(tokenizer: TaskTokenizer, examples
         with_answers(table, ["one"], tokenizer, 12)
 
 
-def test_stored_examples_are_the_same_under_another_name(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+def test_stored_examples_differ_only_in_id_and_origin(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
     real, _ = assemble(examples_of((CONTEXT, QUESTION, ANSWER), ("", "area", "north")), tokenizer, 50)
     stored = as_stored(real, stage=2)
     assert stored.schema == TOKENS
@@ -190,7 +195,7 @@ def test_stored_examples_are_the_same_under_another_name(tokenizer: TaskTokenize
     unchanged = ["ids", "prompt_length", "gen", "task"]
     assert stored.select(unchanged) == real.select(unchanged)
     assert real["origin"].to_pylist() == ["real", "real"]
-    assert pooled(real, stored).schema == TOKENS
+    assert concatenated(real, stored).schema == TOKENS
     assert as_stored(real.slice(0, 0), 1).num_rows == 0
 
 
@@ -208,12 +213,12 @@ def test_too_many_dropped_examples_are_refused_and_the_first_shown() -> None:
     assert "2 more" in message
 
 
-def test_empty_input_and_pooling(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
+def test_empty_input_and_concatenation(tokenizer: TaskTokenizer, examples_of: Examples) -> None:
     empty, dropped = assemble(examples_of(), tokenizer, 50)
     assert (empty.num_rows, empty.schema, dropped) == (0, TOKENS, [])
     one, _ = assemble(examples_of(("cheap", "north", "food")), tokenizer, 50)
     two, _ = assemble(examples_of(("", "area", ""), task="woz.en"), tokenizer, 50)
-    pool = pooled(one, empty, two)
+    pool = concatenated(one, empty, two)
     assert pool["task"].to_pylist() == ["sst", "woz.en"]
     assert pool["ids"].num_chunks == 1
     lengths = sequence_lengths(pool)

@@ -1,4 +1,4 @@
-"""Batches against a plain twin, one sequence at a time, written from the tables of REFERENCE.md#assembly, #lamol-loss."""
+"""Batches, compared with a plain twin that builds one sequence at a time (REFERENCE.md#assembly, #lamol-loss)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.text.batches import Batch, Head, build_batch, left_padded
-from ray_l4.text.tokens import pooled, tokens_table
+from ray_l4.text.batches import Batch, build_batch, left_padded
+from ray_l4.text.heads import Head
+from ray_l4.text.tokens import concatenated, tokens_table
 
 IGNORE = -1
 C, Q, A, GEN = (11, 12, 13), (21, 22), (31, 32), 9
@@ -31,7 +32,7 @@ HEADS: tuple[Head, ...] = ("qa", "lm")
 
 
 def table(*rows: tuple[list[int], list[int]], origin: Any = "real", gen: int = GEN) -> pa.Table:
-    """A TOKENS table of (context and question, answer) pairs of ids."""
+    """Build a TOKENS table from pairs of ids (context and question, answer)."""
     number = len(rows)
     ids = [[*prompt, IDS.ans, *answer] for prompt, answer in rows]
     names = [f"{origin}-{i}" for i in range(number)]
@@ -39,7 +40,7 @@ def table(*rows: tuple[list[int], list[int]], origin: Any = "real", gen: int = G
 
 
 def twin(row: dict[str, Any], head: Head) -> tuple[list[int], list[int]]:
-    """X and Y of REFERENCE.md#assembly, literally."""
+    """Build X and Y literally as in REFERENCE.md#assembly."""
     ids, split = row["ids"], row["prompt_length"]
     prompt, answer = ids[:split], ids[split:]
     if head == "qa":
@@ -48,7 +49,7 @@ def twin(row: dict[str, Any], head: Head) -> tuple[list[int], list[int]]:
 
 
 def grid_of_targets(batch: Batch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
-    """The head's targets and weights laid out over (rows, time), IGNORE and 0 elsewhere."""
+    """Lay out the head's targets and weights over (rows, time), with IGNORE and 0 elsewhere."""
     scored = batch.heads[head]
     assert len(set(scored.positions_N.tolist())) == len(scored.positions_N)
     targets = torch.full_like(batch.input_ids_RT, IGNORE).flatten()
@@ -77,11 +78,11 @@ pairs = st.tuples(st.lists(token, max_size=6), st.lists(token, max_size=5))
 
 @st.composite
 def pools(draw: st.DrawFn) -> tuple[pa.Table, np.ndarray]:
-    """Real and generated rows in one table, and a batch of them in any order."""
+    """Draw a table of real and generated rows, and the indices of a batch in any order."""
     real, generated = draw(st.lists(pairs, max_size=4)), draw(st.lists(pairs, max_size=4))
     if not real and not generated:
         real = [([10], [11])]
-    pool = pooled(table(*real), table(*generated, origin="generated", gen=8))
+    pool = concatenated(table(*real), table(*generated, origin="generated", gen=8))
     order = draw(st.permutations(range(pool.num_rows)))
     return pool, np.array(order[: draw(st.integers(1, pool.num_rows))])
 
@@ -103,10 +104,10 @@ def test_batch_equals_the_plain_twin(
         assert targets[r].tolist() == y + [IGNORE] * (width - len(y))
         plain = [0.0 if t == IGNORE else ans_weight if t == IDS.ans else 1.0 for t in y]
         assert weights[r].tolist() == plain + [0.0] * (width - len(y))
-        # Targets are the next input wherever there is one.
+        # The target is the next input, if there is one.
         assert all(t in (IGNORE, after) for t, after in zip(y, x[1:], strict=False))
-    assert batch.num_samples == len(rows)
-    assert batch.num_current_samples == sum(row["origin"] == "real" for row in rows)
+    assert batch.num_examples == len(rows)
+    assert batch.num_current_examples == sum(row["origin"] == "real" for row in rows)
     assert batch.num_tokens == sum(t != IGNORE for *_, y in expected for t in y)
 
 
@@ -125,10 +126,10 @@ def test_batches_without_current_or_without_generated_examples() -> None:
     assert [h.num_current for h in only_real.heads.values()] == [2, 4]
     only_old = build_batch(table(([10], [11]), origin="generated"), np.array([0]), HEADS, IDS, 5.0)
     assert [h.num_current for h in only_old.heads.values()] == [0, 0]
-    assert only_old.num_current_samples == 0
+    assert only_old.num_current_examples == 0
 
 
-def test_types_are_those_that_torch_indexes_with() -> None:
+def test_tensor_types_suit_indexing() -> None:
     batch = build_batch(table(([10], [11]), ([10, 12], [])), np.array([1, 0]), HEADS, IDS, 5.0)
     lm = batch.heads["lm"]
     for tensor in (batch.input_ids_RT, lm.positions_N, lm.targets_N):
@@ -138,12 +139,12 @@ def test_types_are_those_that_torch_indexes_with() -> None:
     assert logits.flatten(0, 1)[lm.positions_N].gather(1, lm.targets_N[:, None]).shape == (batch.num_tokens - 3, 1)
 
 
-def test_a_batch_moves_to_a_device_whole() -> None:
+def test_a_batch_moves_to_a_device_completely() -> None:
     batch = build_batch(table(([10], [11]), ([10, 12], [])), np.array([1, 0]), HEADS, IDS, 5.0)
     moved = batch.to(torch.device("meta"))
     scored = [t for h in moved.heads.values() for t in (h.positions_N, h.targets_N, h.weights_N)]
     assert {t.device.type for t in (moved.input_ids_RT, *scored)} == {"meta"}
-    assert (moved.num_samples, moved.num_current_samples, moved.num_tokens) == (2, 2, batch.num_tokens)
+    assert (moved.num_examples, moved.num_current_examples, moved.num_tokens) == (2, 2, batch.num_tokens)
     assert [h.num_current for h in moved.heads.values()] == [h.num_current for h in batch.heads.values()]
     assert batch.input_ids_RT.device.type == "cpu"
 

@@ -28,9 +28,9 @@ def test_replacements(text: str, expected: str) -> None:
 
 
 def test_replacements_apply_in_the_reference_order() -> None:
-    # " ' " goes before " 's": the other way round the second blank would survive.
+    # " ' " is replaced before " 's": in the reverse order the second space would remain.
     assert clean_up("a ' sb") == "a'sb"
-    # ... and no replacement is applied twice: what an earlier one creates is not seen by it again.
+    # No replacement is applied twice, even if its result contains its pattern again.
     assert clean_up("a  ..") == "a .."
     assert [old for old, _ in REPLACEMENTS] == [
         " .", " ?", " !", " ,", " ' ", " n't", " 'm", " do not", " 's", " 've", " 're",

@@ -1,4 +1,7 @@
-"""The sampler: every example once an epoch, the same batch at any restart, the batch rules of REFERENCE.md#batching."""
+"""The sampler: every example once per epoch, the same batches after a restart, and the limits on batches.
+
+REFERENCE.md#batching.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,15 @@ from ray_l4.text.sampler import Sampler, auto_batch_size
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "cap"), [(2536, 4), (7925, 5), (7830, 5), (9533, 6), (115_000, 76), (138_000, 92), (1, 4)]
+    ("num_examples", "cap"), [(2536, 4), (7925, 5), (7830, 5), (9533, 6), (115_000, 76), (138_000, 92), (1, 4)]
 )
-def test_worked_batch_caps(num_samples: int, cap: int) -> None:
-    assert auto_batch_size(num_samples) == cap
+def test_worked_batch_caps(num_examples: int, cap: int) -> None:
+    assert auto_batch_size(num_examples) == cap
 
 
 def test_auto_uses_the_cap() -> None:
-    assert (
-        Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634
-    )  # REFERENCE.md#batching: WOZ has 634 steps an epoch
+    # REFERENCE.md#batching: WOZ has 634 steps per epoch.
+    assert Sampler([10] * 2536, 0, 0, 2, "auto").num_steps == 2 * 634
     assert len(Sampler([10] * 7925, 0, 0, 1, "auto").indices(0)) == 5
 
 
@@ -43,9 +45,9 @@ def test_order_is_the_permutation_of_seed_stage_and_epoch() -> None:
     assert visited[0][:10] != visited[0][10:]
 
 
-def visited(order: tuple[int, ...], num_samples: int = 12, seed: int = 3) -> list[int]:
-    """The rows of two epochs, in the order in which a sampler with these names visits them."""
-    sampler = Sampler([5] * num_samples, seed, stage=1, epochs=2, batch_size=5, order=order)
+def visited(order: tuple[int, ...], num_examples: int = 12, seed: int = 3) -> list[int]:
+    """Return the rows of two epochs in the order of a sampler with these further names in its seed."""
+    sampler = Sampler([5] * num_examples, seed, stage=1, epochs=2, batch_size=5, order=order)
     return np.concatenate([sampler.indices(step) for step in range(sampler.num_steps)]).tolist()
 
 
@@ -58,7 +60,7 @@ def test_students_with_orders_of_their_own_visit_the_same_examples(one: int, oth
 
 
 def test_the_names_of_an_order_are_pinned() -> None:
-    """A resumed run must see the batches that it would have seen: these names may never change."""
+    """The names in the seed must never change: a resumed run has to see the same batches as without interruption."""
     for order in ((), (2,)):
         epochs = [np.random.default_rng(derive(3, "order", 1, epoch, *order)).permutation(12) for epoch in (0, 1)]
         assert visited(order) == np.concatenate(epochs).tolist()
@@ -78,17 +80,17 @@ def test_every_epoch_visits_every_example_once(
     visited: list[list[int]] = [[] for _ in range(epochs)]
     seen = 0
     for step in range(sampler.num_steps):
-        assert sampler.samples_before(step) == seen
+        assert sampler.examples_before(step) == seen
         batch = sampler.indices(step)
         assert len(batch) > 0
         visited[seen // len(lengths)].extend(batch.tolist())
         seen += len(batch)
     assert [sorted(epoch) for epoch in visited] == [list(range(len(lengths)))] * epochs
-    assert sampler.samples_before(sampler.num_steps) == seen == epochs * len(lengths)
+    assert sampler.examples_before(sampler.num_steps) == seen == epochs * len(lengths)
     lasts = [sampler.last_step_of(epoch) for epoch in range(epochs)]
     assert lasts[-1] == sampler.num_steps - 1
-    assert [sampler.samples_before(last + 1) for last in lasts] == [len(lengths) * (e + 1) for e in range(epochs)]
-    # A peer restored at any step continues with the batch that it would have seen.
+    assert [sampler.examples_before(last + 1) for last in lasts] == [len(lengths) * (e + 1) for e in range(epochs)]
+    # A peer restored at any step continues with the same batch as without interruption.
     step = seed % sampler.num_steps
     assert Sampler(lengths, seed, 2, epochs, size, budget).indices(step).tolist() == sampler.indices(step).tolist()
 
@@ -106,7 +108,8 @@ def test_a_batch_is_full_by_size_or_by_budget(lengths: list[int], cap: int, budg
 
 
 def test_the_budget_is_counted_from_one_after_a_full_batch() -> None:
-    # Two fit by size and by budget; the reference would count three after the first batch and close at one (REFERENCE.md#batching).
+    # Two examples fit by size and by budget. The reference implementation would count one too many after a full batch
+    # and end the second one after one example (REFERENCE.md#batching).
     budget = 2 * 10**1.163
     sampler = Sampler([10] * 6, 0, 0, 1, 2, budget)
     assert [len(sampler.indices(step)) for step in range(sampler.num_steps)] == [2, 2, 2]
@@ -133,7 +136,7 @@ def test_steps_and_epochs_outside_the_stage_are_errors() -> None:
             with pytest.raises(IndexError, match=str(outside)):
                 call(outside)
     with pytest.raises(IndexError):
-        sampler.samples_before(3)
+        sampler.examples_before(3)
 
 
 def test_a_stage_needs_examples() -> None:

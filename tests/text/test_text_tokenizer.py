@@ -1,4 +1,4 @@
-"""The tokeniser: added tokens, encoding as a continuation, decoding, saving, and what a user may get wrong."""
+"""The tokeniser: added tokens, encoding as a continuation, decoding, saving, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_encoding_is_a_continuation_without_special_tokens(tokenizer: TaskTokeni
     assert ids == tokenizer.encode("  cheap food\n") == tokenizer.hf(" cheap food")["input_ids"]
     assert ids != tokenizer.hf("cheap food")["input_ids"]
     assert tokenizer.encode("") == tokenizer.encode(" \n") == []
-    # Pieces that are encoded apart join to what is encoded together (REFERENCE.md#base-tokeniser).
+    # Texts encoded separately concatenate to the encoding of the whole (REFERENCE.md#base-tokeniser).
     assert tokenizer.encode("cheap") + tokenizer.encode("food") == ids
 
 
@@ -57,7 +57,7 @@ def test_added_tokens_are_decoded_after_one_space(tokenizer: TaskTokenizer) -> N
     assert tokenizer.decode(ids) == " __sst__ cheap food. __ans__ north"
     assert tokenizer.decode([tokenizer.pad, tokenizer.pad]) == " __pad__ __pad__"
     assert tokenizer.decode([]) == ""
-    # A stored pseudo-example encodes to its ids again.
+    # A decoded pseudo-example encodes to its ids again.
     ids = [*tokenizer.encode("cheap food"), tokenizer.ans, *tokenizer.encode("north")]
     assert tokenizer.encode(tokenizer.decode(ids)) == ids
 
@@ -100,7 +100,10 @@ def test_a_spare_token_goes_to_a_new_task_and_the_size_stays(tokenizer: TaskToke
 
 
 def test_tasks_may_share_the_token_of_the_first(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
-    """REFERENCE.md#other-modes: one token for all. Every task still has a token of its own in the vocabulary, which keeps its size."""
+    """One token for all (REFERENCE.md#other-modes).
+
+    Every task still has its own token in the vocabulary, which keeps its size.
+    """
     own, shared = (TaskTokenizer.trained(CORPUS, 300, ["x", "y", "z"], 2, shared=shared) for shared in (False, True))
     assert len(set(own.gen.values())) == 3
     assert shared.gen == dict.fromkeys("xyz", own.gen["x"])
@@ -114,7 +117,7 @@ def test_tasks_may_share_the_token_of_the_first(tokenizer: TaskTokenizer, tmp_pa
     assert (again.gen, again.size) == (shared.gen, shared.size)
 
 
-def test_task_tokens_are_all_of_them_taken_or_not(tokenizer: TaskTokenizer) -> None:
+def test_task_tokens_include_the_spare_ones(tokenizer: TaskTokenizer) -> None:
     first = tokenizer.gen["woz.en"]
     assert tokenizer.task_tokens == [first, first + 1, first + 2, first + 3]
     assert tokenizer.assign("late").task_tokens == tokenizer.task_tokens
@@ -145,7 +148,7 @@ def _same(one: TaskTokenizer, other: TaskTokenizer) -> None:
 
 def test_saving_and_loading_is_the_identity(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
     grown = tokenizer.assign("late")
-    # As in a checkpoint: the model's own description must not change how the tokeniser is read.
+    # As in a checkpoint: the model's config.json must not change how the tokeniser is read.
     GPT2Config().save_pretrained(tmp_path)
     grown.save(tmp_path)
     _same(grown, TaskTokenizer.load(tmp_path))
@@ -199,7 +202,7 @@ def test_a_tokeniser_without_end_of_sequence(tmp_path: Path) -> None:
 
 def test_a_slow_tokeniser_is_refused(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="no fast form"):
+    with pytest.raises(ModelError, match="no fast version"):
         TaskTokenizer.pretrained(tmp_path, ["t"], 0)
 
 
@@ -221,7 +224,7 @@ def test_llama_style_tokeniser_round_trip(shared_data: Path, tmp_path: Path, tex
     llama = TaskTokenizer.pretrained(shared_data / "models" / "stories260K", ["t"], spare=1)
     assert (llama.eos, llama.ans, llama.gen, llama.size) == (2, 512, {"t": 515}, 517)
     ids = llama.encode(text)
-    # Neither a start token nor a doubled space marker: the first piece is the word itself.
+    # Neither a start token nor a doubled space marker: the first token is the word itself.
     assert ids == llama.hf(text.strip(), add_special_tokens=False)["input_ids"]
     assert llama.encode("") == []
     assert llama.decode(ids) == f" {text.strip()}"
@@ -231,6 +234,6 @@ def test_llama_style_tokeniser_round_trip(shared_data: Path, tmp_path: Path, tex
 
 
 @pytest.mark.shared_data
-def test_llama_style_pieces_join_to_the_whole(shared_data: Path) -> None:
+def test_llama_style_encodings_concatenate_to_the_whole(shared_data: Path) -> None:
     llama = TaskTokenizer.pretrained(shared_data / "models" / "stories260K", ["t"], spare=0)
     assert llama.encode("Once upon") + llama.encode("a time") == llama.encode("Once upon a time")

@@ -1,6 +1,6 @@
-"""The raw files of a task, fetched from where they are published.
+"""Download of a task's raw files from where they were published.
 
-``upstream.toml`` lists the addresses and checksums, ``transfer`` brings one file, ``unpack`` takes an archive apart.
+``upstream.toml`` lists addresses and checksums, ``transfer`` fetches one file, ``unpack`` extracts from an archive.
 """
 
 from __future__ import annotations
@@ -13,57 +13,62 @@ from ray_l4.tasks.download.checksum import matches
 from ray_l4.tasks.download.transfer import DownloadError, fetch
 from ray_l4.tasks.download.unpack import extract
 from ray_l4.tasks.download.upstream import ORIGIN, RemoteFile, remote_files
-from ray_l4.tasks.files import holds, present
+from ray_l4.tasks.files import find_or_none, has_file
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int | None], None]
-"""Told a file's name, the bytes that are here, and how many there will be (None when the server does not say)."""
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with a file's name, the bytes received so far and its size (None if the server does not give it)."""
 
 
-def download(task: str, raw: Path, report: Report, origin: str = ORIGIN) -> list[Path]:
-    """Fetch what the built-in ``task`` lacks in the folder ``raw``; returns the new files.
+def download(task: str, raw: Path, on_progress: OnProgress, origin: str = ORIGIN) -> list[Path]:
+    """Fetch the files of the built-in ``task`` that are missing from the folder ``raw``. Returns the new files.
 
-    ``origin`` is the server, or a mirror of it. A file that is there is left alone; so are those of an archive, which
-    are known by their names alone, since only whole ones get these names.
+    Existing files stay as they are. Those that come from an archive are recognised by name alone: extraction is
+    atomic, so a file with that name is complete.
+
+    Args:
+        origin: the server, or a mirror of it.
 
     Raises:
-        DownloadError: the server refuses or does not answer, or what it sends is not what was published.
-        DataError: a file of that name is there but has other contents, or an archive is unsafe or incomplete.
+        DownloadError: the server refuses or does not answer, or sends something other than the published file.
+        DataError: a file of that name exists with different contents, or an archive is unsafe or incomplete.
     """
-    return [path for file in remote_files(task) for path in _bring(file, raw, report, origin)]
+    return [path for file in remote_files(task) for path in _fetch_missing(file, raw, on_progress, origin)]
 
 
-def _bring(file: RemoteFile, raw: Path, report: Report, origin: str) -> list[Path]:
-    def tell(done: int, total: int | None) -> None:
-        report(file.name, done, total)
+def _fetch_missing(file: RemoteFile, raw: Path, on_progress: OnProgress, origin: str) -> list[Path]:
+    def on_bytes(done: int, total: int | None) -> None:
+        on_progress(file.name, done, total)
 
     if file.members:
-        missing = {member: place for member, place in file.members.items() if not _holds(raw / place)}
+        missing = {
+            member: destination for member, destination in file.members.items() if not _is_there(raw / destination)
+        }
         if not missing:
             return []
         archive = raw / f".{file.commit[:12]}.{file.name}"
-        if not archive.exists():  # a run that ended before it was unpacked has left it, whole
-            fetch(file.url(origin), archive, file.checksum, tell)
-        written = extract(archive, {member: raw / place for member, place in missing.items()})
+        if not archive.exists():  # else a call that was interrupted before unpacking has left it, complete
+            fetch(file.url(origin), archive, file.checksum, on_bytes)
+        written = extract(archive, {member: raw / destination for member, destination in missing.items()})
         archive.unlink()
         return written
-    place = raw / file.place
-    if here := present(place.parent, place.name):
+    destination = raw / file.destination
+    if here := find_or_none(destination.parent, destination.name):
         _check(here, file)
         return []
-    fetch(file.url(origin), place, file.checksum, tell)
-    return [place]
+    fetch(file.url(origin), destination, file.checksum, on_bytes)
+    return [destination]
 
 
-def _holds(place: Path) -> bool:
-    return holds(place.parent, place.name)
+def _is_there(destination: Path) -> bool:
+    return has_file(destination.parent, destination.name)
 
 
 def _check(path: Path, file: RemoteFile) -> None:
-    """A file that is there may be a damaged one, or another version: using it in silence would mislead."""
+    """Raise DownloadError if an existing file is damaged or another version: using it silently would mislead."""
     if not matches(path, file.checksum):
         raise DownloadError(
-            f"{path} is there, but it is not the published file (expected {file.checksum}). Move it away to download "
-            "that one, or leave out --download to use yours."
+            f"{path} exists but is not the published file (expected {file.checksum}). Move it away to download the "
+            "published one, or leave out --download to use yours."
         )

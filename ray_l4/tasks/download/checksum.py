@@ -1,6 +1,7 @@
-"""Checksums of files: ``sha256:<digits>``, or ``git:<digits>``, the id that git gives the contents of a file.
+"""Checksums of files, as ``sha256:<digits>`` or ``git:<digits>``.
 
-Git's id (SHA-1 of ``blob <size>``, a zero byte and the contents) is what a repository itself lists for a file.
+``git`` is Git's blob id: the SHA-1 of ``blob <size>``, a zero byte and the contents. A repository lists it for each of
+its files.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from ray_l4.tasks.files import OPENERS, read_bytes
 
 
 def checksum_of(path: Path, kind: str) -> str:
-    """The checksum of a file as it lies on the disk; ``kind`` is ``sha256`` or ``git``."""
+    """Return the checksum of a file as stored on disk (compressed, if it is); ``kind`` is ``sha256`` or ``git``."""
     with path.open("rb") as file:
         return _checksum(file, path.stat().st_size, kind)
 
 
 def matches(path: Path, checksum: str) -> bool:
-    """Whether the contents have this checksum: of the file, or of what is in it where it is compressed.
+    """Return whether the file, or its contents if it is compressed, has this checksum.
 
     Raises:
         DataError: the file cannot be read or unpacked.

@@ -1,4 +1,4 @@
-"""What the three grammars share: word lists and the draw until a context is kept."""
+"""Word lists and rejection sampling shared by the three grammars."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TypeVar
 from ray_l4.errors import DataError
 
 Keep = Callable[[str], bool]
-"""Whether a context belongs to the split that is being written."""
+"""Predicate: does a context belong to the split that is generated?"""
 
 FOODS = ("chinese", "italian", "indian", "thai", "french", "spanish", "turkish", "korean")
 AREAS = ("north", "south", "east", "west", "centre")
 PRICES = ("cheap", "moderate", "pricey")
 
 ATTEMPTS = 10_000
-"""One draw in eight is kept at worst; so many failures in a row mean a grammar too small for the split."""
+"""Number of draws before giving up. At least one in eight is kept on average, so reaching it means that the grammar is
+too small for the split."""
 
 Drawn = TypeVar("Drawn")
 
 
 def draw_kept(draw: Callable[[], tuple[str, Drawn]], keep: Keep) -> tuple[str, Drawn]:
-    """Draw (context, anything) until the context is kept.
+    """Draw (context, anything) until ``keep`` accepts the context, and return the pair.
 
     Raises:
         DataError: no context was kept in ``ATTEMPTS`` draws.
@@ -31,5 +32,5 @@ def draw_kept(draw: Callable[[], tuple[str, Drawn]], keep: Keep) -> tuple[str, D
         if keep(context):
             return context, rest
     raise DataError(
-        f"No context of the embedded grammar fell into this split in {ATTEMPTS} draws; use another data.seed."
+        f"None of {ATTEMPTS} contexts drawn from the embedded grammar belongs to this split; use another data.seed."
     )

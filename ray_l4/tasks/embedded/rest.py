@@ -1,7 +1,7 @@
-"""mini.rest: a dialogue act about a restaurant becomes a sentence (format of REFERENCE.md#rnnlg).
+"""Generator of mini.rest: a dialogue act about a restaurant and its sentence (format of REFERENCE.md#rnnlg).
 
-The act and the set of its slots choose the wording, so a perfect learner gives the reference; the order of the slots
-in the act is free.
+The act and the set of its slots determine the wording, so the reference is the only correct answer; the order of the
+slots in the act is random.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from random import Random
 
 from ray_l4.tasks.embedded.grammar import AREAS, FOODS, PRICES, Keep, draw_kept
 from ray_l4.tasks.rnnlg import QUESTION
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 
 NAMES = tuple(
     f"{first} {second}" for first in ("golden", "royal", "little", "old") for second in ("dragon", "garden", "house")
@@ -52,7 +52,7 @@ ACTS = [(act, slots, wording) for act, wordings in WORDINGS.items() for slots, w
 
 
 def rows(generator: Random, keep: Keep) -> Iterator[Row]:
-    """An endless stream of acts with their sentences."""
+    """Yield acts with their sentences, endlessly."""
     for number in count():
         context, sentence = draw_kept(partial(_act, generator), keep)
         yield Row(context=context, question=QUESTION, references=[sentence], sample_id=str(number))

@@ -1,6 +1,7 @@
-"""mini.sql: a question about a small table becomes a query (format of REFERENCE.md#wikisql, without the list of keywords).
+"""Generator of mini.sql: a question about a small table and its query.
 
-No column and no value contains ``and`` or ``where``: the metric cuts queries at these letters (REFERENCE.md#logical-form).
+The format is that of REFERENCE.md#wikisql, without the list of keywords. No column or value contains ``and`` or
+``where``, because the metric splits queries at these letters (REFERENCE.md#logical-form).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import count
 from random import Random
 
 from ray_l4.tasks.embedded.grammar import Keep, draw_kept
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, QUESTION, Condition, Query, answer_of
 
 TEXTS = {
@@ -33,7 +34,7 @@ Question = tuple[str, Query]
 
 
 def rows(generator: Random, keep: Keep) -> Iterator[Row]:
-    """An endless stream of questions; ``meta`` is as WikiSQL's."""
+    """Yield questions with their queries, endlessly; ``meta`` has WikiSQL's format."""
     for number in count():
         context, query = draw_kept(partial(_question, generator, number), keep)
         sql = {"sel": query.sel, "agg": query.agg, "conds": query.conds}

@@ -1,7 +1,7 @@
-"""mini.woz: dialogues of two or three turns; the answer is what a turn changes in the state (format of REFERENCE.md#woz).
+"""Generator of mini.woz: dialogues of two or three turns and the change each turn makes to the dialogue state.
 
-A user never repeats what holds already, and an answer lists slots in the order in which they are mentioned, so the
-context alone determines the answer.
+The format is that of REFERENCE.md#woz. A user never repeats a value that is already set, and an answer lists slots in
+the order of their mention, so the context alone determines the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import count
 from random import Random
 
 from ray_l4.tasks.embedded.grammar import AREAS, FOODS, PRICES, Keep, draw_kept
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 from ray_l4.tasks.woz import QUESTION, Informs, answer_of
 
 VALUES = {"price": PRICES, "food": FOODS, "area": AREAS}
@@ -30,11 +30,11 @@ THANKS = (
 )
 
 Turn = tuple[str, tuple[Informs, list[str]]]
-"""Context, then what the user informs and what the user requests."""
+"""Context, then the slots with their values that the user states and the slots that the user requests."""
 
 
 def rows(generator: Random, keep: Keep) -> Iterator[Row]:
-    """An endless stream of turns, dialogue after dialogue; ``sample_id`` is ``en_<dialogue>_<turn>``."""
+    """Yield turns, dialogue after dialogue, endlessly; ``sample_id`` is ``en_<dialogue>_<turn>``."""
     for dialogue in count():
         state: dict[str, str] = {}
         for turn in range(generator.choice((2, 2, 3))):
@@ -52,7 +52,7 @@ def _turn(generator: Random, turn: int, state: dict[str, str]) -> Turn:
 
 
 def _opening(generator: Random) -> Turn:
-    """A wish with one to three slots, now and then with a request."""
+    """Draw a wish with one to three slots and sometimes a request."""
     given = generator.sample(list(VALUES), generator.choices((1, 2, 3), weights=(2, 3, 3))[0])
     informs = [(slot, generator.choice(VALUES[slot])) for slot in VALUES if slot in given]
     said = dict(informs)
@@ -65,13 +65,13 @@ def _opening(generator: Random) -> Turn:
 
 
 def _answer(generator: Random, state: dict[str, str]) -> Turn:
-    """The system asked for a slot; the user gives a value."""
+    """Draw a turn in which the user answers the system's question for a slot."""
     slot, value = _new(generator, state)
     return f"{slot} -- {generator.choice(ANSWERS).format(value)}", ([(slot, value)], [])
 
 
 def _change(generator: Random, state: dict[str, str]) -> Turn:
-    """The user changes or adds a slot."""
+    """Draw a turn in which the user changes or adds a slot."""
     slot, value = _new(generator, state)
     return generator.choice(CHANGES).format(FORMS[slot].format(value)), ([(slot, value)], [])
 
@@ -86,7 +86,7 @@ def _thanks(generator: Random, state: dict[str, str]) -> Turn:
 
 
 def _new(generator: Random, state: dict[str, str]) -> tuple[str, str]:
-    """A slot with a value that does not hold yet."""
+    """Draw a slot and a value that differs from its current one."""
     slot = generator.choice(list(VALUES))
     return slot, generator.choice([value for value in VALUES[slot] if value != state.get(slot)])
 

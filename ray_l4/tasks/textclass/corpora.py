@@ -1,4 +1,7 @@
-"""The five text-classification sets of Zhang et al. (2015): their classes and how their files write them (REFERENCE.md#text-classification)."""
+"""Classes of the five text-classification sets of Zhang et al. (2015), and their spellings in files.
+
+REFERENCE.md#text-classification.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Corpus:
-    """One set. An answer is a class by its name in ``classes``."""
+    """One data set. Answers are the names in ``classes``."""
 
     folders: tuple[str, ...]
-    """Where its files lie within ``textclass/``: the short name, or that of the original archive."""
+    """Possible folders of its files within ``textclass/``: the short name, or that of the original archive."""
     columns: int
-    """Columns of the original CSV files: the class from 1, then the texts."""
+    """Number of columns of the original CSV files: the class number, from 1, then the texts."""
     classes: tuple[str, ...]
-    """In the order of the original numbers."""
+    """Names in the order of the original class numbers."""
     other_names: Mapping[str, str] = field(default_factory=dict)
-    """How some file writes a class, where it is not its name in other spelling."""
+    """Other names of classes in some files, beyond differences of spelling (see ``class_of``)."""
     escaped: bool = False
-    r"""Whether texts write line breaks and quotes as ``\n`` and ``\"``, two characters each. AG News does not: there
-    a lone backslash stands for a line break, so that ``\n`` may be the start of a word."""
+    r"""Whether the files escape line breaks and quotes as ``\n`` and ``\"``, two characters each. AG News does not: in
+    it a lone backslash stands for a line break, so ``\n`` may be the start of a word."""
 
     @property
     def question(self) -> str:
@@ -31,7 +34,7 @@ class Corpus:
         return f"Is this sentence {', '.join(others)}, or {last}?"
 
     def class_of(self, label: str) -> str | None:
-        """The class that a file calls ``label``; None when there is no such class."""
+        """Return the class that a file calls ``label``, ignoring case and punctuation; None if there is none."""
         return self._by_letters.get(_letters(label))
 
     @cached_property
@@ -40,7 +43,7 @@ class Corpus:
         return {_letters(name): meant for name, meant in names.items()}
 
     def clean(self, text: str) -> str:
-        """A text as the model sees it: without the escapes of the file, otherwise as published."""
+        """Return a text as the model sees it: with the file's escapes resolved, otherwise as published."""
         if self.escaped:
             text = text.replace("\\n", " ").replace('\\"', '"')
         return text.strip()

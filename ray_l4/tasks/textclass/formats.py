@@ -1,6 +1,6 @@
-"""Three ways in which the texts and their classes are written down, and one context for all of them.
+"""Readers of the three file formats of text-classification data.
 
-The context is the title and the body joined by one blank: exactly the same string from each format.
+The context is the title and the body joined by one space: exactly the same string from every format.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.files import find, holds, read_json_list, read_lines, read_rows
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.files import find, has_file, read_json_list, read_lines, read_rows
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.textclass.corpora import Corpus
 
 Reader = Callable[[Path, Corpus, BadRecords], Iterator[Row]]
 
 
 def read_original(path: Path, corpus: Corpus, bad: BadRecords) -> Iterator[Row]:
-    """Zhang et al.'s CSV, without a header: the number of the class from 1, then the columns of text.
+    """Read Zhang et al.'s CSV, without a header: the class number, from 1, then the columns of text.
 
     Raises:
-        DataError: ``classes.txt`` beside the file lists other classes, or the file is not CSV.
+        DataError: ``classes.txt`` in the same folder lists other classes, or the file is not CSV.
     """
     _check_classes(path.parent, corpus)
     for number, (line, record) in enumerate(read_rows(path)):
@@ -37,19 +37,19 @@ def read_original(path: Path, corpus: Corpus, bad: BadRecords) -> Iterator[Row]:
 
 
 def _check_classes(folder: Path, corpus: Corpus) -> None:
-    if not holds(folder, "classes.txt"):
+    if not has_file(folder, "classes.txt"):
         return
     path = find(folder, "classes.txt")
     listed = tuple(corpus.class_of(line) for _, line in read_lines(path))
     if listed != corpus.classes:
-        raise DataError(f"{path}: expected the classes {', '.join(corpus.classes)}, one a line, in this order.")
+        raise DataError(f"{path}: expected the classes {', '.join(corpus.classes)}, one per line, in this order.")
 
 
 _TITLE_AND_TEXT = re.compile(r"(?:Title: (.*?)\n)?Text: (.*)\n?", re.DOTALL)
 
 
 def read_titled(path: Path, corpus: Corpus, bad: BadRecords) -> Iterator[Row]:
-    r"""O-LoRA's JSON: a list of ``{"label": ..., "sentence": "Title: ...\nText: ...\n"}``, for Yelp without a title."""
+    r"""Read O-LoRA's JSON: a list of ``{"label": ..., "sentence": "Title: ...\nText: ...\n"}``; Yelp has no titles."""
     for number, record in enumerate(read_json_list(path)):
         where = f"{path.name}, record {number}"
         match = _TITLE_AND_TEXT.fullmatch(_text(record, "sentence"))
@@ -66,7 +66,7 @@ def _text(record: Any, key: str) -> str:
 
 
 def read_tabbed(path: Path, corpus: Corpus, bad: BadRecords) -> Iterator[Row]:
-    """LFPT5's lines: the text, a tab and the class in a word or two."""
+    """Read LFPT5's lines: the text, a tab and the class in one or two words."""
     for number, (line, record) in enumerate(read_lines(path)):
         where = f"{path.name}, line {line}"
         text, tab, label = record.rpartition("\t")
@@ -77,7 +77,7 @@ def read_tabbed(path: Path, corpus: Corpus, bad: BadRecords) -> Iterator[Row]:
 
 
 def _id(path: Path, number: int) -> str:
-    """Unique over the several files that make a split: ``lfpt5_0_42.train-17``."""
+    """Return an id that is unique over all files of a split: ``lfpt5_0_42.train-17``."""
     return f"{path.name.split('.json')[0].split('.txt')[0]}-{number}"
 
 

@@ -1,15 +1,15 @@
-"""WikiSQL: a question about a table becomes a query (REFERENCE.md#wikisql). All text is lower case.
+"""Reader of WikiSQL: a question about a table and its query (REFERENCE.md#wikisql). All text is lower-cased.
 
-Three layouts of the raw folder ``wikisql/`` are read, the most complete one that is there:
+The raw folder ``wikisql/`` has one of three layouts; the most complete one present is read:
 
 1. the original release: ``<split>.jsonl`` and ``<split>.tables.jsonl``, with every table's full header (``headers``);
-2. dev and test without tables: ``<split>.jsonl`` and the same queries with column names in
-   ``validation.human_readable.csv`` or ``test.human_readable.csv``. A table's header is then the list of those of its
-   columns that some query of the split names, in their original order (``headers``);
+2. dev and test without tables: ``<split>.jsonl``, and the same queries with column names in
+   ``validation.human_readable.csv`` or ``test.human_readable.csv``. A table's header then consists of the columns that
+   any query of the split names, in their original order (``headers``);
 3. train without ``train.jsonl``: rebuilt from ``text2sql-data.wikisql.json`` (``text2sql``).
 
-Where a header is incomplete, the column numbers of ``sql`` in ``meta`` count in the header that ``meta`` and the
-context show, so that the logical-form metric sees one consistent table.
+If a header is incomplete, the column numbers of ``sql`` in ``meta`` refer to the header that ``meta`` and the context
+contain, so that the logical-form metric sees a consistent table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_l4.tasks.files import find
-from ray_l4.tasks.schema import BadRecords, Row
+from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 from ray_l4.tasks.wikisql.headers import READABLE, queries_with_names, queries_with_tables
 from ray_l4.tasks.wikisql.query import row_of
@@ -25,9 +25,12 @@ from ray_l4.tasks.wikisql.text2sql import GROUPS, train_queries
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Row]:
-    """One example per question, in file order; ``sample_id`` is the question's number in the split, from 0.
+    """Return one example per question, in file order; ``sample_id`` is its number in the split, from 0.
 
-    ``meta`` is JSON with ``sql`` (``sel``, ``agg``, ``conds``) and ``header`` (lower case), as the metric needs it.
+    ``meta`` is JSON for the metric, with ``sql`` (``sel``, ``agg``, ``conds``) and the lower-cased ``header``.
+
+    Raises:
+        DataError: a file is missing or unreadable.
     """
     folder, split = source.raw / "wikisql", source.split
     tables, substitute = f"{split}.tables.jsonl", GROUPS if split == "train" else READABLE[split]

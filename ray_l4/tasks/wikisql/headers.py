@@ -1,4 +1,4 @@
-"""Questions of the original ``<split>.jsonl``, with the headers of their tables or what can be known of them."""
+"""Questions of the original ``<split>.jsonl`` with the headers of their tables, complete or reconstructed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.files import find, need_columns, read_csv, read_lines
-from ray_l4.tasks.schema import BadRecords, Split
+from ray_l4.tasks.files import find, read_csv, read_lines, require_columns
+from ray_l4.tasks.rows import BadRecords, Split
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 READABLE = {"dev": "validation.human_readable.csv", "test": "test.human_readable.csv"}
-"""Line i of these holds the query of line i of ``<split>.jsonl`` with the columns by name."""
+"""By split, the file whose record i is the query of line i of ``<split>.jsonl`` with column names."""
 
 
 def queries_with_tables(folder: Path, split: Split, bad: BadRecords) -> Iterator[Query]:
-    """The questions of the original release, with full headers from ``<split>.tables.jsonl``."""
+    """Yield the questions of the original release, with full headers from ``<split>.tables.jsonl``."""
     tables = find(folder, f"{split}.tables.jsonl")
     headers = {table["id"]: table["header"] for _, table in _records(tables, bad, "id", "header")}
     for number, record in _questions(find(folder, f"{split}.jsonl"), bad):
@@ -30,19 +30,25 @@ def queries_with_tables(folder: Path, split: Split, bad: BadRecords) -> Iterator
         if query := _query(number, record, header, {column: column for column in range(len(header))}):
             yield query
         else:
-            bad.add(f"{split}.jsonl, line {number + 1}", f"its sql names a column that {header} does not have")
+            bad.add(f"{split}.jsonl, line {number + 1}", f"its sql refers to a column that {header} does not have")
 
 
 def queries_with_names(folder: Path, split: Split, bad: BadRecords) -> Iterator[Query]:
-    """The questions of a release without tables, with headers of the columns that the split's queries name."""
+    """Yield the questions of a release without tables, with headers of the columns that the split's queries name.
+
+    Raises:
+        DataError: a file is missing or unreadable, or the two do not have the same number of queries.
+    """
     questions = find(folder, f"{split}.jsonl")
     records = list(_questions(questions, bad))
     readable = find(folder, READABLE[split])
     columns, lines = read_csv(readable)
-    need_columns(readable, columns, "question", "sql")
+    require_columns(readable, columns, "question", "sql")
     texts = [record["sql"] or "" for _, record in lines]
     if records and len(texts) <= records[-1][0]:
-        raise DataError(f"{readable} holds {len(texts)} queries, fewer than {questions} has questions; fetch it again.")
+        raise DataError(
+            f"{readable} has {len(texts)} queries, fewer than {questions} has questions; download it again."
+        )
 
     names: dict[str, dict[int, str]] = defaultdict(dict)
     for number, record in records:
@@ -50,17 +56,22 @@ def queries_with_names(folder: Path, split: Split, bad: BadRecords) -> Iterator[
             names[record["table_id"]].setdefault(column, name)
     for number, record in records:
         known = sorted(names[record["table_id"]].items())
-        place = {column: index for index, (column, _) in enumerate(known)}
-        if query := _query(number, record, [name for _, name in known], place):
+        index_of = {column: index for index, (column, _) in enumerate(known)}
+        if query := _query(number, record, [name for _, name in known], index_of):
             yield query
         else:
-            bad.add(f"{split}.jsonl, line {number + 1}", f"its sql does not agree with the query in {readable.name}")
+            bad.add(f"{split}.jsonl, line {number + 1}", f"its sql does not match the query in {readable.name}")
 
 
 def named_columns(sql: dict[str, Any], readable: str) -> dict[int, str]:
-    """The names of the columns of ``sql`` as the same query with names gives them; {} where the two disagree.
+    """Return the names of the columns of ``sql`` from the same query with names; empty if the two do not match.
 
-    Aggregator, operators and values are known from ``sql``, so only the names are left open.
+    Args:
+        sql: a query with column numbers. It gives aggregator, operators and values, so only the names are unknown.
+        readable: the same query with column names.
+
+    Returns:
+        By column number, the name.
     """
     aggregator = AGGREGATORS[sql["agg"]]
     pattern = f"SELECT {aggregator} (.+) FROM table" if aggregator else "SELECT (.+) FROM table"
@@ -72,24 +83,24 @@ def named_columns(sql: dict[str, Any], readable: str) -> dict[int, str]:
 
 
 def _blanks(text: str) -> str:
-    """Every whitespace character as a blank: the two files differ in thin spaces."""
+    """Replace every whitespace character by a space, because the two files differ in thin spaces."""
     return re.sub(r"\s", " ", text)
 
 
-def _query(number: int, record: dict[str, Any], header: list[str], place: dict[int, int]) -> Query | None:
-    """The record's query with columns counted in ``header``, or None when one of them is not there.
+def _query(number: int, record: dict[str, Any], header: list[str], index_of: dict[int, int]) -> Query | None:
+    """Return the record's query with column numbers that refer to ``header``, or None if a column is not in it.
 
-    ``place`` gives a column's number in ``header`` by its original number.
+    ``index_of`` maps a column's original number to its index in ``header``.
     """
     sql = record["sql"]
-    if not {sql["sel"], *(column for column, _, _ in sql["conds"])} <= place.keys():
+    if not {sql["sel"], *(column for column, _, _ in sql["conds"])} <= index_of.keys():
         return None
-    conds = [(place[column], op, value) for column, op, value in sql["conds"]]
-    return Query(number, record["question"], header, place[sql["sel"]], sql["agg"], conds)
+    conds = [(index_of[column], op, value) for column, op, value in sql["conds"]]
+    return Query(number, record["question"], header, index_of[sql["sel"]], sql["agg"], conds)
 
 
 def _questions(path: Path, bad: BadRecords) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The questions whose query has WikiSQL's form, with their line numbers from 0."""
+    """Yield the questions whose query has WikiSQL's form, with their line numbers from 0."""
     for number, record in _records(path, bad, "table_id", "question", "sql"):
         if _is_sql(record["sql"]):
             yield number, record
@@ -106,7 +117,7 @@ def _is_sql(sql: Any) -> bool:
 
 
 def _records(path: Path, bad: BadRecords, *keys: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file that have ``keys``, with their line numbers from 0."""
+    """Yield the objects of a JSONL file that have ``keys``, with their line numbers from 0."""
     for line, text in read_lines(path):
         try:
             record = json.loads(text)

@@ -1,4 +1,4 @@
-"""A WikiSQL query, and the example it becomes (REFERENCE.md#wikisql)."""
+"""WikiSQL queries and their conversion to examples (REFERENCE.md#wikisql)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_l4.tasks.schema import Row
+from ray_l4.tasks.rows import Row
 
 QUESTION = "what is the translation from english to sql?"
 
@@ -16,27 +16,29 @@ KEYWORDS = (
     "MAX, MIN, COUNT, SUM, AVG, =, >, <, OP, SELECT, WHERE, AND, COL, TABLE, CAPTION, PAGE, SECTION, "
     "OP, COND, QUESTION, AGG, AGGOPS, CONDOPS"
 )
-"""``OP`` stands twice: the fourth operator, and a symbol."""
+"""Listed in every context. ``OP`` occurs twice: as the fourth operator and as a symbol."""
 
 Condition = tuple[int, int, str | int | float]
-"""(column, operator, value), the first two by number."""
+"""(column, operator, value), the first two as numbers."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A question, the columns of its table, and its query in WikiSQL's own form."""
+    """A question, the column names of its table, and its query in WikiSQL's form."""
 
     number: int
-    """Place in the split, from 0."""
+    """Index in the split, from 0."""
     question: str
     header: list[str]
     sel: int
+    """Index of the selected column in ``header``."""
     agg: int
+    """Index into ``AGGREGATORS``."""
     conds: Sequence[Condition]
 
 
 def row_of(query: Query) -> Row:
-    """The example of one question, in lower case; ``meta`` holds the query and the header."""
+    """Return the example of one question, lower-cased; ``meta`` contains the query and the header."""
     sql = {"sel": query.sel, "agg": query.agg, "conds": query.conds}
     meta = {"sql": sql, "header": [name.lower() for name in query.header]}
     return Row(
@@ -50,12 +52,12 @@ def row_of(query: Query) -> Row:
 
 
 def context_of(header: list[str], question: str) -> str:
-    """Columns, keywords and question; no space before the hyphens."""
+    """Return columns, keywords and question as one text, without a space before the hyphens."""
     return f"The table has columns {', '.join(header)} and key words {KEYWORDS}-- {question}"
 
 
 def answer_of(query: Query) -> str:
-    """The query as text, every whitespace run one space."""
+    """Return the query as text, with every run of whitespace replaced by one space."""
     text = f"SELECT {AGGREGATORS[query.agg]} {query.header[query.sel]} FROM table"
     if query.conds:
         conditions = (f"{query.header[column]} {OPERATORS[op]} {value}" for column, op, value in query.conds)

@@ -1,17 +1,18 @@
-"""The training questions of WikiSQL, rebuilt from the text2sql-data release.
+"""Training questions of WikiSQL, rebuilt from the text2sql-data release.
 
 The release groups questions that share a query template. A template names columns (``SCHOOL/CLUB_TEAM_FIELD``) and has
-variables for values; each question gives its own values. ``sql-original`` is the original query, by column number, of
-the group's first question alone. Facts this relies on, checked against the original test file:
+variables in place of values; each question gives its own values. ``sql-original`` is the original query, with column
+numbers, of the group's first question only. The reconstruction relies on two facts, checked against the original test
+file:
 
-* Templates list conditions alphabetically, but number their variables in original order: sorted by number, the
-  conditions are in the original order in all 6,912 later questions of the test split whose values are given.
+* Templates list conditions alphabetically but number their variables in the original order: sorted by variable, the
+  conditions are in the original order in all 6,912 non-first questions of the test split whose values are given.
 * Column numbers and values of the first question come from ``sql-original``, values of the others from ``variables``.
 
-Headers: TabFact's list of a table's columns is taken when it agrees with every column that a training query names, in
-spelling (letters and digits) and, where the number is known, in position; the queries' own spelling replaces
-TabFact's. Otherwise the header is the list of the named columns: by number where known, the others after them.
-Of 56,355 questions 56,324 are usable, 49,446 of them with a full header (15,882 of 17,983 tables).
+Headers: TabFact's list of a table's columns is used if it agrees with every column that a training query names, in
+spelling (letters and digits) and, where the number is known, in position; the queries' spelling replaces TabFact's.
+Otherwise the header consists of the named columns: those with a known number in order, then the others. Of 56,355
+questions 56,324 are usable, 49,446 of them with a full header (15,882 of 17,983 tables).
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.tasks.files import find, read_json_list, read_lines
-from ray_l4.tasks.schema import BadRecords
+from ray_l4.tasks.rows import BadRecords
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 GROUPS = "text2sql-data.wikisql.json"
 TABFACT = "tabfact_headers.tsv"
 
-# Columns whose name holds '.' lack the alias; tables with an apostrophe in a column name have none at all.
+# Columns whose name contains '.' lack the alias; tables with an apostrophe in a column name have no alias at all.
 TEMPLATE = re.compile(r"SELECT (.*?)_FIELD FROM (?:TABLE AS TABLEalias0|table)(?: WHERE (.*?))? ?;", re.DOTALL)
 TEMPLATE_CONDITION = re.compile(r'(.*?)_FIELD (=|>|<|OP) ("?)var(\d+)\3', re.DOTALL)
 ORIGINAL = re.compile(r"SELECT (MAX|MIN|COUNT|SUM|AVG)? ?col(\d+) FROM table(?: WHERE (.*))?", re.DOTALL)
 ORIGINAL_CONDITION = re.compile(r"(?:^| AND )col(\d+) (=|>|<|OP) ")
 
 Columns = dict[str, int | None]
-"""Names that the queries of one table use, with their numbers where known, by first appearance."""
+"""Column names used by the queries of one table, in order of first appearance, with their numbers if known."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Template:
 
     agg: int
     names: list[str]
-    """The selected column, then the conditions' columns."""
+    """The selected column, then the columns of the conditions."""
     operators: list[int]
     variables: list[str]
     first_numbers: list[int]
@@ -54,7 +55,7 @@ class Template:
 
 @dataclass(frozen=True)
 class NamedQuery:
-    """A question whose columns are known by name."""
+    """A question and its query with column names."""
 
     number: int
     table: str
@@ -64,7 +65,11 @@ class NamedQuery:
 
 
 def train_queries(folder: Path, bad: BadRecords) -> Iterator[Query]:
-    """The training questions in the release's order, numbered from 0; unusable ones go to ``bad``."""
+    """Yield the training questions in the release's order, numbered from 0; unusable ones are counted in ``bad``.
+
+    Raises:
+        DataError: a file is missing or unreadable.
+    """
     columns: dict[str, Columns] = defaultdict(dict)
     questions = list(_named_queries(find(folder, GROUPS), columns, bad))
     tabfact = {
@@ -82,9 +87,9 @@ def train_queries(folder: Path, bad: BadRecords) -> Iterator[Query]:
 
 
 def _named_queries(path: Path, columns: dict[str, Columns], bad: BadRecords) -> Iterator[NamedQuery]:
-    """The usable training questions; ``columns`` gathers each table's names on the way."""
+    """Yield the usable training questions; adds each table's column names to ``columns``."""
     number = -1
-    for place, group in enumerate(read_json_list(path)):
+    for index, group in enumerate(read_json_list(path)):
         try:
             template = parse_group(group["sql"][0], group["sql-original"][0])
             sentences = [
@@ -93,25 +98,25 @@ def _named_queries(path: Path, columns: dict[str, Columns], bad: BadRecords) -> 
                 if sentence["question-split"] == "train"
             ]
         except (KeyError, IndexError, TypeError) as error:
-            bad.add(f"{path.name}, group {place}", f"not a group of questions: {error!r}")
+            bad.add(f"{path.name}, group {index}", f"not a group of questions: {error!r}")
             continue
         for position, question, table, variables in sentences:
             number += 1
             first = position == 0
-            where = f"{path.name}, group {place}, question {position}"
+            where = f"{path.name}, group {index}, question {position}"
             if template is None:
-                bad.add(where, "its query cannot be read")
+                bad.add(where, "its query cannot be parsed")
                 continue
             values = template.first_values if first else _values(template, variables)
             if values is None:
-                bad.add(where, "a value of its query is not given")
+                bad.add(where, "a value of its query is missing")
                 continue
             _note(columns[table], template, first)
             yield NamedQuery(number, table, question, template, values)
 
 
 def parse_group(template: str, original: str) -> Template | None:
-    """Read a group's two queries; None when one cannot be read or they do not fit each other."""
+    """Parse the two queries of a group; None if one cannot be parsed or they do not match."""
     outer, first = TEMPLATE.fullmatch(template), ORIGINAL.fullmatch(original)
     if not outer or not first:
         return None
@@ -135,7 +140,7 @@ def parse_group(template: str, original: str) -> Template | None:
 
 
 def _original_conditions(text: str | None) -> tuple[list[int], list[int], list[str]]:
-    """Column numbers, operators and values of ``colA = value AND colB > value``."""
+    """Return column numbers, operators and values of ``colA = value AND colB > value``."""
     text = text or ""
     matches = list(ORIGINAL_CONDITION.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
@@ -148,13 +153,13 @@ def _readable(name: str) -> str:
 
 
 def _values(template: Template, variables: dict[str, str]) -> list[str] | None:
-    """A later question's values in original order, or None when one is not given."""
+    """Return the values of a group's later question in the original order, or None if one is missing."""
     values = [variables[name] for name in template.variables if name in variables]
     return values if len(values) == len(template.variables) else None
 
 
 def _note(columns: Columns, template: Template, first: bool) -> None:
-    """Add a query's names; numbers are known for a group's first question alone."""
+    """Add a query's column names to ``columns``, with numbers if it is its group's first question."""
     for name, number in zip(template.names, template.first_numbers, strict=True):
         known = columns.setdefault(name, None)
         if first and known is None:
@@ -162,7 +167,7 @@ def _note(columns: Columns, template: Template, first: bool) -> None:
 
 
 def full_header(columns: Columns, cells: list[str]) -> list[str] | None:
-    """TabFact's columns in the queries' spelling, or None when the two disagree."""
+    """Return TabFact's columns (``cells``) in the queries' spelling, or None if they do not match the named ones."""
     header = list(cells)
     positions = {_letters(cell): index for index, cell in reversed(list(enumerate(cells)))}
     for name, number in columns.items():
@@ -174,7 +179,7 @@ def full_header(columns: Columns, cells: list[str]) -> list[str] | None:
 
 
 def partial_header(columns: Columns) -> list[str]:
-    """The named columns: by number where known, then the others by first appearance."""
+    """Return the named columns: those with a known number in order, then the others by first appearance."""
     return sorted(columns, key=lambda name: (columns[name] is None, columns[name] or 0))
 
 
