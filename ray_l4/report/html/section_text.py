@@ -1,4 +1,4 @@
-"""Sections that show text: replayed samples, good and bad, and the worst answers."""
+"""Sections that show text: replayed examples, valid and dropped, and the worst answers."""
 
 from __future__ import annotations
 
@@ -6,50 +6,52 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.blocks import Block, Fold, Note, Section, Table
-from ray_l4.report.html.record import Record, read_rows
 from ray_l4.report.html.text import shortened
 from ray_l4.report.markdown import number
 from ray_l4.store.run_directory import Cell
-from ray_l4.text.tokenizer import ANS
 
 Row = Mapping[str, Any]
+"""A replayed example or an answer: column -> value."""
 
 EACH = 3
-"""Samples that are shown of each task, or of each reason."""
+"""Replayed examples that are shown of each task, or for each reason."""
 WORST = 8
 """Answers that are shown of each task and student."""
 REFERENCES = 3
 """References that are shown of an answer that has many."""
 SHORTEST_ENDING = 3
-"""Words. A shared ending of fewer says little about what was asked."""
+"""Words. A shorter shared ending says little about the question."""
 
 
-def replay(record: Record, prefix: str) -> Section:
-    """What was replayed before each stage: how much, and examples of what was kept, what was dropped, what is odd."""
+def replay(run: FinishedRun, prefix: str) -> Section:
+    """Return the examples that were replayed before each stage: counts, and some that are valid, dropped or odd."""
     blocks: list[Block] = []
-    for stage, name in enumerate(record.stages):
-        rows = read_rows(
-            record.path / "replay" / f"stage-{stage}.parquet", ("index", "task", "valid", "reason", "text")
-        )
-        if rows:
+    for stage, name in enumerate(run.stages):
+        table = run.replayed_examples(stage)
+        if table is not None and table.num_rows:
+            rows = table.to_pylist()
             blocks.append(Fold(f"Before learning {name}: {_counted(rows)}", _stage(rows), open=True))
     return Section(f"{prefix}-replay", "Replay", blocks or [Note("Nothing was replayed in this run.")])
 
 
-def answers(record: Record, prefix: str) -> Section:
-    """The worst answers to every task at the last checkpoint that was asked."""
+def answers(run: FinishedRun, prefix: str) -> Section:
+    """Return the worst answers to every task at the last checkpoint that was scored on it."""
     blocks: list[Block] = []
-    for task in record.tasks:
-        cells = [record.final_cell(int(student), task) for student in record.students]
-        of_task = [block for cell in cells if cell is not None for block in _worst(record, cell)]
-        blocks.append(Fold(task, of_task or [Note("No answers were kept.")]))
-    return Section(f"{prefix}-answers", "Worst answers at the end", blocks)
+    for task in run.tasks:
+        cells = [run.last_scored_cell(student, task) for student in run.students]
+        of_task = [block for cell in cells if cell is not None for block in _worst(run, cell)]
+        blocks.append(Fold(task, of_task or [Note("This run directory holds no answers.")]))
+    return Section(f"{prefix}-answers", "Worst final answers", blocks)
 
 
 def usual_endings(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
-    """Task -> the words with which more than half of its valid samples end before the answer, if there are at least
-    SHORTEST_ENDING of them: mostly the one question that all examples of a task share."""
+    """Return the words with which more than half of the valid examples of a task end before the answer.
+
+    This is mostly the one question that all examples of the task share. Tasks whose ending is shorter than
+    SHORTEST_ENDING are left out.
+    """
     prompts: dict[str, list[list[str]]] = {}
     for row in rows:
         if row["valid"]:
@@ -58,8 +60,8 @@ def usual_endings(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
     return {task: ending for task, ending in endings.items() if len(ending) >= SHORTEST_ENDING}
 
 
-def strangers(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """Valid samples that were begun as one task and ask what is usual of another one, and that other task."""
+def odd_examples(rows: Sequence[Row]) -> list[tuple[Row, str]]:
+    """Return valid examples that ask the usual question of another task than their own, each with that other task."""
     endings = usual_endings(rows)
     found = []
     for row in rows:
@@ -70,32 +72,35 @@ def strangers(rows: Sequence[Row]) -> list[tuple[Row, str]]:
 
 
 def worst(rows: Sequence[Row]) -> list[Row]:
-    """Of at least one answer, those that score less than 100, the worst first. Where a run kept no scores of single
-    answers, those that equal no reference, in the order of the test set."""
+    """Return the answers that score less than 100, the worst first. ``rows`` must not be empty.
+
+    An early run has no scores of single answers: then return those that equal no reference, in the order of the test
+    set.
+    """
     if "score" in rows[0]:
         return sorted((row for row in rows if row["score"] < 100), key=lambda row: row["score"])
     return [row for row in rows if row["prediction"].strip() not in {text.strip() for text in row["references"]}]
 
 
 def _stage(rows: Sequence[Row]) -> list[Block]:
-    kept, dropped = [row for row in rows if row["valid"]], [row for row in rows if not row["valid"]]
-    odd = strangers(rows)
+    valid, dropped = [row for row in rows if row["valid"]], [row for row in rows if not row["valid"]]
+    odd = odd_examples(rows)
     blocks: list[Block] = [
-        _samples("Kept: the first of each task", [(row, "kept") for row in _first_of_each("task", kept)]),
-        _samples(
+        _examples("Valid: the first of each task", [(row, "valid") for row in _first_of_each("task", valid)]),
+        _examples(
             "Dropped: the first for each reason", [(row, row["reason"]) for row in _first_of_each("reason", dropped)]
         ),
-        _samples(
-            f"Odd: kept, but begun as one task and asking what is usual of another ({len(odd)} of {len(kept)})",
-            [(row, f"asks what {other} asks") for row, other in odd[: 2 * EACH]],
+        _examples(
+            f"Odd: valid, but with the usual question of another task ({len(odd)} of {len(valid)})",
+            [(row, f"asks the question of {other}") for row, other in odd[: 2 * EACH]],
         ),
     ]
     return [block for block in blocks if not isinstance(block, Table) or block.rows]
 
 
-def _samples(caption: str, samples: Sequence[tuple[Row, str]]) -> Table:
-    rows = [[row["task"], verdict, _name(row), shortened(row["text"].strip())] for row, verdict in samples]
-    return Table(["task", "verdict", "sample", "text"], rows, caption, prose=frozenset({3}))
+def _examples(caption: str, examples: Sequence[tuple[Row, str]]) -> Table:
+    rows = [[row["task"], verdict, _name(row), shortened(row["text"].strip())] for row, verdict in examples]
+    return Table(["task", "verdict", "example", "text"], rows, caption, prose=frozenset({3}))
 
 
 def _name(row: Row) -> str:
@@ -104,14 +109,14 @@ def _name(row: Row) -> str:
 
 def _counted(rows: Sequence[Row]) -> str:
     reasons = Counter(row["reason"] for row in rows if not row["valid"])
-    kept = sum(row["valid"] for row in rows)
+    valid = sum(row["valid"] for row in rows)
     return ", ".join(
-        [f"{kept} of {len(rows)} kept", *(f"{count} dropped ({reason})" for reason, count in reasons.most_common())]
+        [f"{valid} of {len(rows)} valid", *(f"{count} dropped ({reason})" for reason, count in reasons.most_common())]
     )
 
 
 def _first_of_each(key: str, rows: Sequence[Row]) -> list[Row]:
-    """The first EACH rows of every value of ``key``, in the order of these values' first appearance."""
+    """Return the first EACH rows of every value of ``key``, in the order in which the values first appear."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
@@ -119,7 +124,9 @@ def _first_of_each(key: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def _prompt(text: str) -> list[str]:
-    """The words of a sample between its task token and the answer token."""
+    """Return the words of a replayed example between its task token and the answer token."""
+    from ray_l4.text.tokenizer import ANS  # here, because it imports transformers
+
     return text.partition(ANS)[0].split()[1:]
 
 
@@ -128,7 +135,7 @@ def _ends(words: Sequence[str], ending: Sequence[str]) -> bool:
 
 
 def _majority_ending(prompts: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The longest ending that more than half of the prompts share."""
+    """Return the longest ending that more than half of the prompts share."""
     ending: tuple[str, ...] = ()
     while True:
         size = len(ending) + 1
@@ -139,16 +146,17 @@ def _majority_ending(prompts: Sequence[Sequence[str]]) -> tuple[str, ...]:
         ending = candidate
 
 
-def _worst(record: Record, cell: Cell) -> list[Block]:
-    rows = read_rows(record.path / "predictions" / f"{cell.name}.parquet", ("sample_id", "prediction", "references"))
-    if not rows:
+def _worst(run: FinishedRun, cell: Cell) -> list[Block]:
+    table = run.predictions(cell)
+    if table is None or not table.num_rows:
         return []
+    rows = table.to_pylist()
     low = worst(rows)
     found = "score less than 100" if "score" in rows[0] else "equal no reference"
-    after = record.stages[cell.stage] if cell.stage < len(record.stages) else f"stage {cell.stage}"
+    after = run.stages[cell.stage] if cell.stage < len(run.stages) else f"stage {cell.stage}"
     caption = (
-        f"Student {cell.student} after {after}, epoch {cell.epoch}: {record.metrics[cell.task]} "
-        f"{number(record.scores[cell])}; {len(low)} of {len(rows)} answers {found}"
+        f"Student {cell.student} after {after}, epoch {cell.epoch}: {run.metrics[cell.task]} "
+        f"{number(run.scores[cell])}; {len(low)} of {len(rows)} answers {found}"
     )
     if not low:
         return [Note(f"{caption}.")]
@@ -161,4 +169,4 @@ def _worst(record: Record, cell: Cell) -> list[Block]:
         ]
         for row in low[:WORST]
     ]
-    return [Table(["sample", "score", "answer", "reference"], shown, caption, prose=frozenset({2, 3}))]
+    return [Table(["example", "score", "answer", "reference"], shown, caption, prose=frozenset({2, 3}))]
