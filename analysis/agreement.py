@@ -18,7 +18,7 @@ RIGHT = 100.0
 DIGITS = 2
 
 Pairs = Sequence[tuple[float, float]]
-"""Scores of the teacher's and the student's answer to the same examples."""
+"""Scores of the answers to the same examples: (teacher, student)."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ STUDENT = 0
 COLUMNS = 3
 """Largest number of heat maps in a row."""
 BARS_HEIGHT = 2.8
+"""Inches."""
 MIN_WIDTH = 6.0
 """Inches."""
 BARS: Mapping[str, tuple[str, str]] = {

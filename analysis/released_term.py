@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tokenizer",
         metavar="FOLDER",
         type=Path,
-        help="also measure untrained models with this tokeniser's vocabulary",
+        help="also measure untrained models of this vocabulary",
     )
     parser.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help="batch size (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -203,9 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = list(pairs_of(run, options.tokenizer, options.examples))
         experiment = run.experiment
         weight = experiment.training.lm_weight
-        print(
-            f"{pairs[0].batch.num_samples} examples of {experiment.stream[-1].name}, weight of the LM head {weight:g}\n"
-        )
+        print(f"{pairs[0].batch.num_samples} examples of {experiment.stream[-1].name}, lm head weighted {weight:g}\n")
         print(table(pairs, {name: spec_of(preset(name, experiment)) for name in METHODS}, weight))
 
     return exit_status(work)

@@ -31,7 +31,7 @@ MARKS = 12
 Course = dict[float, float]
 """Position in the stream, in stages -> divergence per token."""
 PANEL = (4.6, 3.0)
-"""Inches."""
+"""Width and height in inches."""
 
 
 def course(run: FinishedRun, column: str) -> Course:

@@ -21,7 +21,7 @@ GROUP_WIDTH = 0.84
 
 
 def draw(results: Results, student: int) -> Figure:
-    """Draw a panel for each order, a group of bars for each task but the last and for their mean, a bar a variant.
+    """Draw a panel for each order: for every task but the last and for their mean, a group of bars of all variants.
 
     Raises ConfigError if no run learned several tasks in an order.
     """

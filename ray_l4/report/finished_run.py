@@ -24,8 +24,7 @@ from ray_l4.store.run_directory import Cell, RunDirectory, read_json
 class FinishedRun(RunResult):
     """A finished run: its result, and the files of its directory, which are read when they are first asked for.
 
-    A file that early versions did not write is None where it is missing. Reading raises RunDirectoryError if a file is
-    damaged.
+    A file that early versions did not write reads as None if it is missing. A damaged file raises RunDirectoryError.
     """
 
     directory: RunDirectory

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray_l4.report.run_files import read_table
 
 SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
-"""Columns that together are the time of a student's steps."""
+"""Columns whose sum is the time of a student's steps."""
 COLUMNS = (
     *("stage", "epoch", "step", "student", "loss", "lr", "kd_qa", "kd_lm", "bytes_sent"),
     *SECONDS,

@@ -106,7 +106,7 @@ def test_the_command_prints_both_methods_before_and_after_the_last_task(
     run = write_run(tmp_path / "run")
     assert main([str(run), "--tokenizer", str(run / "tokenizer"), "--examples", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "3 examples of mini.sql, weight of the LM head 0.25"
+    assert lines[0] == "3 examples of mini.sql, lm head weighted 0.25"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
     kinds = ["`l4`", "`l4-released`", "ratio"]
     assert [(row[0], row[2]) for row in rows] == [

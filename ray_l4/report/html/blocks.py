@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing."""
+    """A chart, drawn as SVG."""
 
     kind: ClassVar = "chart"
     id: str

@@ -1,4 +1,4 @@
-"""Sections about time and memory, and about the configuration that repeats the run."""
+"""Sections about time and memory, and about what it takes to repeat the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cost(run: FinishedRun, prefix: str) -> Section:
 
 
 def configuration(run: FinishedRun, prefix: str) -> Section:
-    """Return all that repeats the run, except the command, which the summary shows."""
+    """Return all that is needed to repeat the run, except the command, which the summary shows."""
     manifest = run.manifest
     software = [[name, str(version)] for name, version in manifest.get("versions", {}).items()]
     software += [[name, str(manifest[name])] for name in ("python", "platform") if name in manifest]

@@ -16,13 +16,13 @@ Row = Mapping[str, Any]
 """A replayed example or an answer: column -> value."""
 
 EACH = 3
-"""Replayed examples that are shown of each task, or for each reason."""
+"""Number of replayed examples shown of each task, or for each reason."""
 WORST = 8
-"""Answers that are shown of each task and student."""
+"""Number of answers shown of each task and student."""
 REFERENCES = 3
-"""References that are shown of an answer that has many."""
+"""Largest number of references shown for an answer."""
 SHORTEST_ENDING = 3
-"""Words. A shorter shared ending says little about the question."""
+"""Smallest number of words in an ending. A shorter one says little about the question."""
 
 
 def replay(run: FinishedRun, prefix: str) -> Section:

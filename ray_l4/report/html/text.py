@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LONGEST = 700
-"""Characters of a pseudo-example or answer that are shown."""
+"""Largest number of characters shown of a pseudo-example or answer."""
 
 
 def visible(text: str) -> str:
