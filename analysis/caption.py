@@ -1,4 +1,4 @@
-"""What stands over a table or figure: what it shows, at which scale, from which models and how many runs."""
+"""Captions of tables and figures: subject, scale, models, training and seeds."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from analysis.results import Results
 from ray_l4.config.model import ModelConfig
 
 
-def title(results: Results, what: str) -> str:
-    """``what``, and the scale of the sweep if it is not the protocol's full size."""
+def title(results: Results, subject: str) -> str:
+    """Return ``subject``, with the scale of the runs unless they have the protocol's full size."""
     scale = results.scale
-    return what if scale in (None, 1.0) else f"{what}, scaled to {scale:g} of the examples and epochs"
+    return subject if scale in (None, 1.0) else f"{subject}, scaled to {scale:g} of the examples and epochs"
 
 
 def name(results: Results) -> str:
-    """What the runs are called: the titles of their sweeps, which say the scale, or how many there are."""
+    """Return a name for the runs: the titles of their sweeps, which say the scale, or the number of runs."""
     count = len(results.runs)
     return "; ".join(sweep.title for sweep in results.sweeps) or f"{count} run{'s' * (count > 1)}"
 
 
 def setting(results: Results) -> str:
-    """Name of the sweep, models, training and seeds of the runs in one line."""
+    """Return sweeps, models, training and seeds of the runs in one line."""
     runs = results.runs
     return "; ".join(
         [
@@ -35,14 +35,14 @@ def setting(results: Results) -> str:
 
 
 def model_name(model: ModelConfig) -> str:
-    """A model as people name it."""
+    """Return the name of a model, for people."""
     scratch = model.from_scratch
     name = f"{scratch.layers}-layer GPT-2 of width {scratch.width} from scratch" if scratch else str(model.name)
     return name if model.lora is None else f"{name} with LoRA of rank {model.lora.rank}"
 
 
 def _listed(name: str, values: Iterable[object]) -> str:
-    """Name and distinct values; many numbers as their range."""
+    """Return the name and the distinct values, or the range of more than three numbers."""
     distinct = list(dict.fromkeys(values))
     numbers = [value for value in distinct if isinstance(value, int)]
     if len(distinct) > 3 and len(numbers) == len(distinct):

@@ -1,4 +1,4 @@
-"""What the commands of this folder share."""
+"""Error handling of the command-line tools in this package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_l4.errors import RayL4Error
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Do ``work``: 0, or for a mistake that a user can mend one line that says what is wrong, and its own status."""
+    """Call ``work`` and return the exit status: 0, or that of a RayL4Error, whose message goes to standard error."""
     try:
         work()
     except RayL4Error as error:

@@ -1,4 +1,4 @@
-"""The reference of all settings, written from the models that check them.
+"""Generator of docs/CONFIGURATION.md, the reference of all settings, from the models that validate them.
 
 ::
 
@@ -47,7 +47,7 @@ PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("The cluster profile", "cluster.", ClusterConfig),
     ("The sweep of a protocol", "sweep.", SweepConfig),
 )
-"""Title, what ``--set`` puts before its keys, and the model that checks it."""
+"""Title, prefix of the keys in ``--set``, and the model that validates them."""
 
 TYPES = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -55,7 +55,7 @@ REFERENCE = re.compile(r" \(REFERENCE\.md[^)]*\)")
 
 
 def render() -> str:
-    """The whole page, as Markdown."""
+    """Return the page as Markdown."""
     pages = [HEADER]
     for title, prefix, model in PARTS:
         schema = model.model_json_schema()
@@ -64,7 +64,7 @@ def render() -> str:
 
 
 def _sections(root: Schema, schema: Schema, prefix: str, heading: str) -> Iterator[str]:
-    """A table of the keys of one group, then those of the groups within it; ``prefix`` stands before every key."""
+    """Yield a table of the keys of a group, then those of the groups within it. ``prefix`` precedes every key."""
     required = schema.get("required", ())
     rows, groups = [], []
     for name, field in schema["properties"].items():
@@ -80,7 +80,7 @@ def _sections(root: Schema, schema: Schema, prefix: str, heading: str) -> Iterat
 
 
 def _group(root: Schema, field: Schema, name: str) -> tuple[Schema | None, str]:
-    """The schema of a field that is a group of keys, or a list of groups, and the prefix of these keys; else None."""
+    """Return the schema and key prefix of a field that is a group of keys or a list of groups; else None."""
     for branch in _branches(field):
         if "$ref" in branch:
             return _resolve(root, branch), f"{name}."
@@ -90,7 +90,7 @@ def _group(root: Schema, field: Schema, name: str) -> tuple[Schema | None, str]:
 
 
 def _branches(field: Schema) -> Sequence[Schema]:
-    """What a field may be, besides nothing at all."""
+    """Return the alternatives of a field, without null."""
     return [branch for branch in field.get("anyOf", [field]) if branch.get("type") != "null"]
 
 
@@ -100,7 +100,7 @@ def _resolve(root: Schema, branch: Schema) -> Schema:
 
 
 def _takes(field: Schema) -> str:
-    """The values of a key, in words; that it may be left out is told by its default."""
+    """Return the values of a key in words. That it may be left out is shown by its default."""
     return " or ".join(_values(branch) for branch in _branches(field))
 
 
@@ -120,7 +120,7 @@ def _values(schema: Schema) -> str:
 
 
 def _has_form(schema: Schema) -> bool:
-    """Whether it is said what the values of a mapping are."""
+    """Return whether the schema describes the values of a mapping."""
     return isinstance(schema.get("additionalProperties"), dict) and bool(schema["additionalProperties"])
 
 
@@ -131,7 +131,7 @@ def _default(value: object) -> str:
 
 
 def _text(docstring: str) -> str:
-    """A docstring in one line of Markdown, without references to the specification, which is no part of the project."""
+    """Return a docstring as one line of Markdown, without its references to docs/REFERENCE.md."""
     return " ".join(REFERENCE.sub("", docstring).replace("``", "`").split())
 
 

@@ -1,4 +1,4 @@
-"""What a table shows: from runs to a table of statistics, one function for each kind of table in the papers."""
+"""The kinds of tables in the papers: a function each, from runs to a table of statistics."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from analysis.agreement import agreement, agreement_by_task
-from analysis.results import Results, Run, teachers_of
-from ray_l4.report.aggregate import AVERAGE, NO_ORDER, Measurement, Table, aggregate, group, row_of
+from analysis.results import Results
+from ray_l4.report.aggregate import AVERAGE, Measurement, ResultTable, aggregate, group, row_label
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.run_result import NO_ORDER
 
-Measure = Callable[[Results, Sequence[int]], Table]
-"""From runs and the students that are asked for to a table."""
+Measure = Callable[[Results, Sequence[int]], ResultTable]
+"""Takes runs and the numbers of the students to show."""
 
 ALL_RUNS = "all runs"
 OVER_ORDERS = "mean over orders"
 MEMORY, HOURS = "memory GB", "hours"
 
 
-def scores(results: Results, students: Sequence[int]) -> Table:
-    """Final scores, their average and forgetting. Raises ConfigError if no run has one of ``students``."""
-    return aggregate([run.summary for run in results.runs], students)
+def scores(results: Results, students: Sequence[int]) -> ResultTable:
+    """Return final scores, their average and forgetting. Raises ConfigError if no run has one of ``students``."""
+    return aggregate(results.runs, students)
 
 
-def over_orders(results: Results, students: Sequence[int]) -> Table:
-    """Scores averaged over orders: each order counts once, with its mean over seeds (L2KD, Table 3).
+def over_orders(results: Results, students: Sequence[int]) -> ResultTable:
+    """Return scores averaged over orders: each order counts once, with its mean over seeds (L2KD, Table 3).
 
-    Mean and standard deviation of the block ``OVER_ORDERS`` are over orders; methods without an order stay as they are.
+    In the block ``OVER_ORDERS``, mean and standard deviation are over orders. Methods without an order stay as they
+    are.
     """
     table = scores(results, students)
     means = [
@@ -36,54 +39,55 @@ def over_orders(results: Results, students: Sequence[int]) -> Table:
     ]
     unordered = tuple(block for block in table.blocks if block.title == NO_ORDER)
     averaged = group(means, table.columns, table.lower_is_better)
-    return Table(table.columns, (*unordered, *averaged.blocks), table.lower_is_better)
+    return ResultTable(table.columns, (*unordered, *averaged.blocks), table.lower_is_better)
 
 
-def forgetting(results: Results, students: Sequence[int]) -> Table:
-    """Forgetting of every task but the last, and its average (L4, Table 3)."""
+def forgetting(results: Results, students: Sequence[int]) -> ResultTable:
+    """Return the forgetting of every task but the last, and its average (L4, Table 3)."""
     measured = [
-        Measurement(run.block, row_of(run.variant, student), forgetting_of(run, student))
+        Measurement(run.order, row_label(run.variant, student), forgetting_of(run, student))
         for run in results.runs
         for student in students
-        if student in run.students()
+        if student in run.students
     ]
     columns = (*results.tasks, AVERAGE)
     return group([one for one in measured if one.values], columns, frozenset(columns))
 
 
-def forgetting_of(run: Run, student: int) -> dict[str, float | None]:
-    """Highest minus final score of every task but the last, and ``AVERAGE``; empty for a method without an order.
+def forgetting_of(run: FinishedRun, student: int) -> dict[str, float | None]:
+    """Return highest minus final score of every task but the last, and ``AVERAGE``; empty for a method without order.
 
-    The highest score is that of any checkpoint which was scored: of every epoch, or the last of every task (REFERENCE.md#continual-metrics).
+    The highest score is that of any scored checkpoint, after an epoch or a task (REFERENCE.md#continual-metrics).
     """
-    if run.block == NO_ORDER or len(run.tasks) < 2:
+    if not run.learns_in_order or len(run.tasks) < 2:
         return {}
-    final = run.summary["final"][str(student)]
+    final = run.final(student)
     checkpoints = run.trajectory(student).values()
     drops: dict[str, float | None] = {}
     for task in run.tasks[:-1]:
         known = [scores[task] for scores in checkpoints if task in scores]
-        drops[task] = max(known) - final[task] if known and final[task] is not None else None
+        last = final[task]
+        drops[task] = max(known) - last if known and last is not None else None
     defined = [drop for drop in drops.values() if drop is not None]
     complete = len(defined) == len(drops)
     return {**drops, AVERAGE: sum(defined) / len(defined) if complete else None}
 
 
-def cost(results: Results, students: Sequence[int]) -> Table:
-    """Peak memory and time (L4, Table 8). ``students`` do not matter: a run's cost is that of all of them."""
+def cost(results: Results, students: Sequence[int]) -> ResultTable:
+    """Return peak memory and time (L4, Table 8). ``students`` is not used: the cost of a run is that of all of them."""
     measured = [Measurement(ALL_RUNS, run.variant, cost_of(run)) for run in results.runs]
     return group(measured, (MEMORY, HOURS), frozenset({MEMORY, HOURS}), digits=3)
 
 
-def cost_of(run: Run) -> dict[str, float | None]:
-    """Memory in 10^9 bytes of all processes but the evaluators, and hours with those of the teachers.
+def cost_of(run: FinishedRun) -> dict[str, float | None]:
+    """Return the memory of all processes but the evaluators, in units of 10^9 bytes, and hours, teachers included.
 
-    A run's own time includes that of teachers trained within it; that of teachers from another run is added.
+    The time of a run includes that of teachers trained within it; that of teachers from another run is added.
     """
-    peaks: Mapping[str, int] = run.summary["peak_memory_bytes"]
-    teachers = teachers_of(run)
+    teachers = run.teachers
     elsewhere = teachers is not None and run.path.resolve() not in teachers.path.resolve().parents
-    seconds = run.summary["wall_seconds"] + (teachers.summary["wall_seconds"] if teachers and elsewhere else 0.0)
+    seconds = run.wall_seconds + (teachers.wall_seconds if teachers and elsewhere else 0.0)
+    peaks = run.peak_memory_bytes
     return {
         MEMORY: sum(peak for name, peak in peaks.items() if not name.startswith("evaluator-")) / 1e9 or None,
         HOURS: seconds / 3600,
@@ -100,4 +104,4 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "agreement_by_task": agreement_by_task,
     }
 )
-"""Kind of table, as the files in ``published/`` name it."""
+"""Kind of table, as the files in ``published/`` name it -> its function."""

@@ -1,11 +1,11 @@
-"""Finished runs as one figure: the scores of every task after every stage, and what was kept and lost in the end.
+"""Finished runs as one figure: the scores of every task after every stage, with average score and forgetting below.
 
 ::
 
     python -m analysis.plot_runs RUN_DIR... --out FILE.png
 
-One heat map for each run (rows: after learning a task; columns: the task asked about), and bars that set average score
-and forgetting of the runs side by side. As in the reports, a run is represented by its student 0.
+Each run has a heat map (rows: after learning a task; columns: the scored task); bars compare average score and
+forgetting of the runs. As in the reports, student 0 stands for its run.
 """
 
 from __future__ import annotations
@@ -13,80 +13,50 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.command import exit_status
 from analysis.figures.heat_map import paint
 from analysis.figures.style import BLUE, ORANGE, new_figure, save, tidy
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import statistic
-from ray_l4.report.markdown import number, variant_of
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.report.finished_run import FinishedRun, labels
+from ray_l4.report.markdown import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STUDENT = "0"
+STUDENT = 0
 COLUMNS = 3
-"""Heat maps side by side, at most."""
+"""Largest number of heat maps in a row."""
 BARS_HEIGHT = 2.8
+"""Inches."""
 MIN_WIDTH = 6.0
 """Inches."""
-BARS: Mapping[str, tuple[str, str]] = {"average": ("average score", BLUE), "forgetting": ("forgetting", ORANGE)}
-"""Attribute of ``RunScores`` -> its name and colour (Okabe and Ito's blue and orange)."""
+BARS: Mapping[str, tuple[str, str]] = {
+    "average_accuracy": ("average score", BLUE),
+    "forgetting": ("forgetting", ORANGE),
+}
+"""Figure of a run -> its name and colour (Okabe and Ito's blue and orange)."""
 
 
-@dataclass(frozen=True)
-class RunScores:
-    """What the figure shows of one run; scores are percentages, None where there is none."""
-
-    label: str
-    tasks: tuple[str, ...]
-    matrix: tuple[tuple[float | None, ...], ...]
-    """Rows after each stage, columns the tasks in the order of the stream."""
-    stages: tuple[str, ...]
-    """Names of the rows."""
-    average: float | None
-    forgetting: float | None
-
-
-def read(folders: Sequence[Path]) -> list[RunScores]:
-    """The scores of the finished runs in ``folders``, in this order.
+def read(folders: Sequence[Path]) -> list[FinishedRun]:
+    """Read the finished runs in ``folders``, in this order.
 
     Raises RunDirectoryError for a folder that is no finished run, ConfigError for runs over different tasks.
     """
-    summaries = [RunDirectory.open(folder).summary() for folder in folders]
-    task_sets = sorted({", ".join(sorted(summary["stream"])) for summary in summaries})
+    runs = [FinishedRun.open(folder) for folder in folders]
+    task_sets = sorted({", ".join(sorted(run.tasks)) for run in runs})
     if len(task_sets) > 1:
-        raise ConfigError(
-            f"the runs learned different tasks, whose averages cannot be compared: {'; '.join(task_sets)}"
-        )
-    labels = [f"{variant_of(summary)}, seed {summary['seed']}" for summary in summaries]
-    times = Counter(labels)
-    return [
-        _scores(f"{label} ({folder.resolve().name})" if times[label] > 1 else label, summary)
-        for label, folder, summary in zip(labels, folders, summaries, strict=True)
-    ]
+        raise ConfigError(f"averages over different tasks cannot be compared; the runs learned {'; '.join(task_sets)}")
+    return runs
 
 
-def _scores(label: str, summary: Mapping[str, Any]) -> RunScores:
-    return RunScores(
-        label=label,
-        tasks=tuple(summary["stream"]),
-        matrix=tuple(tuple(row) for row in summary["score_matrix"][STUDENT]),
-        stages=tuple(summary.get("stages") or summary["stream"]),
-        average=summary["average_accuracy"][STUDENT],
-        forgetting=summary["forgetting"][STUDENT],
-    )
-
-
-def draw(runs: Sequence[RunScores]) -> Figure:
-    """The figure: a heat map of each run, then the bars."""
+def draw(runs: Sequence[FinishedRun]) -> Figure:
+    """Draw a heat map of each run, then the bars."""
     num_tasks = len(runs[0].tasks)
     num_columns = min(COLUMNS, len(runs))
     num_rows = math.ceil(len(runs) / num_columns)
@@ -94,33 +64,35 @@ def draw(runs: Sequence[RunScores]) -> Figure:
     size = (max(MIN_WIDTH, num_columns * width), num_rows * height + BARS_HEIGHT)
     figure = new_figure(*size, "score (%) of every task after every stage", "")
     grid = figure.add_gridspec(num_rows + 1, num_columns, height_ratios=[height] * num_rows + [BARS_HEIGHT])
-    for index, run in enumerate(runs):
+    names = labels(runs)
+    for index, (name, run) in enumerate(zip(names, runs, strict=True)):
         axes = figure.add_subplot(grid[index // num_columns, index % num_columns])
-        axes.set_title(run.label)
-        paint(axes, [[statistic([score]) for score in row] for row in run.matrix], run.tasks, run.stages)
-    _bars(figure.add_subplot(grid[num_rows, :]), runs)
+        axes.set_title(name)
+        cells = [[statistic([score]) for score in row] for row in run.matrix(STUDENT)]
+        paint(axes, cells, run.tasks, run.stages)
+    _bars(figure.add_subplot(grid[num_rows, :]), names, runs)
     return figure
 
 
-def _bars(axes: Axes, runs: Sequence[RunScores]) -> None:
+def _bars(axes: Axes, names: Sequence[str], runs: Sequence[FinishedRun]) -> None:
     width = 0.38
-    for index, (attribute, (name, colour)) in enumerate(BARS.items()):
-        values: list[float | None] = [getattr(run, attribute) for run in runs]
-        places = [position + (index - 0.5) * width for position in range(len(runs))]
-        drawn = axes.bar(places, [value or 0.0 for value in values], width * 0.95, color=colour, label=name)
+    for index, (key, (name, colour)) in enumerate(BARS.items()):
+        values = [run.figure(key, STUDENT) for run in runs]
+        positions = [run + (index - 0.5) * width for run in range(len(runs))]
+        drawn = axes.bar(positions, [value or 0.0 for value in values], width * 0.95, color=colour, label=name)
         axes.bar_label(drawn, [number(value) for value in values], padding=2)
     axes.set_ylim(0, 112)  # room for the number on a bar of 100, beside the legend
     axes.set_yticks(range(0, 101, 25))
     tidy(axes)
     axes.set_xlim(-0.7, len(runs) - 0.3)
     axes.set_ylabel("%")
-    axes.set_xticks(range(len(runs)), [run.label.replace(", ", "\n", 1) for run in runs])
+    axes.set_xticks(range(len(runs)), [name.replace(", ", "\n", 1) for name in names])
     axes.tick_params(axis="x", length=0)
     axes.legend(frameon=False, ncols=len(BARS), loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.plot_runs", description="Draw finished runs as one figure."
     )

@@ -1,4 +1,4 @@
-"""The papers' tables as data: one file each in ``published/``, checked and found by block, row and column."""
+"""The papers' tables as data: one file each in ``published/``, validated and indexed by block, row and column."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from pydantic import model_validator
 
 from ray_l4.config.fields import Strict
 from ray_l4.errors import ConfigError, nearest
-from ray_l4.report.aggregate import AVERAGE, NO_ORDER, Statistic, order_title, row_of
+from ray_l4.report.aggregate import AVERAGE, Statistic, row_label
+from ray_l4.report.run_result import NO_ORDER, order_title
 
 FOLDER = Path(__file__).parent / "published"
 
 
 class PublishedRow(Strict):
-    """One line of a printed table."""
+    """A row of a printed table."""
 
     variant: str
-    """Name of the method or variant here."""
+    """Our name of the method or variant."""
     student: int = 0
     """Number of the student, counted from 0."""
     values: list[float]
-    """As printed, one for each column."""
+    """One for each column, as printed."""
     sd: list[float] | None = None
-    """Standard deviations, where they are printed."""
+    """Standard deviations, if they are printed."""
     belongs_to: list[str] | None = None
-    """The order that the figures are of, where the paper prints them under another one."""
+    """The order that the values really belong to, if the paper prints them under another one."""
 
 
 class PublishedBlock(Strict):
-    """Lines that stand together: of one order, of none, or under a title of their own."""
+    """Rows of one order of the tasks, of none, or under a title of their own."""
 
     order: list[str] | None = None
-    """The tasks in the order of learning; none for methods without an order."""
+    """The tasks in the order of learning; None for methods without an order."""
     title: str | None = None
-    """Instead of an order."""
+    """A title in place of an order."""
     task: str | None = None
-    """Where each task has a block of its own."""
+    """The task, in tables that have a block for each task."""
     rows: list[PublishedRow]
-    """The lines."""
 
     def title_for(self, order: list[str] | None) -> str:
-        """Title of the block here that lines of this order are to be compared with."""
+        """Return the title of the block of our table that rows of this order are compared with."""
         title = self.title or (order_title(order) if order else NO_ORDER)
         return f"{title}: {self.task}" if self.task else title
 
@@ -53,19 +53,19 @@ class PublishedTable(Strict):
     """A table of a paper. Values are percentages unless the title says otherwise."""
 
     title: str
-    """What it shows."""
+    """Subject of the table."""
     source: str
-    """Paper, and number of the table or figure."""
+    """Paper and number of the table or figure."""
     measure: Literal["scores", "orders", "forgetting", "cost", "agreement", "agreement_by_task"] = "scores"
-    """How its numbers are computed from runs: a key of ``analysis.measures.MEASURES``."""
+    """How its values are computed from runs: a key of ``analysis.measures.MEASURES``."""
     columns: list[str] | None = None
-    """Its columns; those of a block's order, and the average, when not given."""
+    """Names of the columns; if not given, the tasks of a block's order, and the average."""
     digits: int = 1
-    """Digits after the decimal point, as printed."""
+    """Digits after the decimal point in print."""
     blocks: list[PublishedBlock]
     """Empty for a figure whose values are not printed."""
     notes: list[str]
-    """What a reader must know to compare."""
+    """Caveats that a reader must know for a fair comparison."""
 
     @model_validator(mode="after")
     def _a_value_for_each_column(self) -> PublishedTable:
@@ -77,33 +77,35 @@ class PublishedTable(Strict):
         return self
 
     def columns_of(self, block: PublishedBlock) -> list[str]:
-        """Names of the values of a block's rows."""
+        """Return the names of the columns of a block."""
         return self.columns or [*(block.order or []), AVERAGE]
 
     def cells(self) -> dict[str, dict[str, dict[str, Statistic]]]:
-        """Block -> row -> column -> what was published. Blocks and rows come in the order in which they are printed,
-        also where a row belongs to another block."""
+        """Return block -> row -> column -> published value.
+
+        Blocks and rows keep their order in print, even if a row belongs to another block.
+        """
         found: dict[str, dict[str, dict[str, Statistic]]] = {block.title_for(block.order): {} for block in self.blocks}
-        lines = [(place, block, row) for block in self.blocks for place, row in enumerate(block.rows)]
-        for _, block, row in sorted(lines, key=lambda line: line[0]):
+        rows = [(index, block, row) for block in self.blocks for index, row in enumerate(block.rows)]
+        for _, block, row in sorted(rows, key=lambda entry: entry[0]):
             sds: Sequence[float | None] = row.sd or [None] * len(row.values)
             values = zip(self.columns_of(block), row.values, sds, strict=True)
             cells = {column: Statistic(mean, sd) for column, mean, sd in values}
-            found[block.title_for(row.belongs_to or block.order)][row_of(row.variant, row.student)] = cells
+            found[block.title_for(row.belongs_to or block.order)][row_label(row.variant, row.student)] = cells
         return found
 
     def students(self) -> tuple[int, ...]:
-        """Numbers of the students that have a row."""
+        """Return the numbers of the students that have a row."""
         return tuple(sorted({row.student for block in self.blocks for row in block.rows})) or (0,)
 
 
 def keys() -> list[str]:
-    """Names of all published tables."""
+    """Return the names of all published tables."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def published_table(key: str) -> PublishedTable:
-    """The table called ``key``, such as ``l4-table2``. Raises ConfigError with the nearest known name."""
+    """Return the table called ``key``, such as ``l4-table2``. Raises ConfigError if there is none of that name."""
     if key not in keys():
         raise ConfigError(f"--table {key}: no such published table. {nearest(key, keys())}")
     return PublishedTable.model_validate(yaml.safe_load((FOLDER / f"{key}.yaml").read_text(encoding="utf-8")))

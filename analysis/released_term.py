@@ -1,12 +1,12 @@
-"""What distillation amounts to in L4's released code: its term beside this project's default, on the same batch.
+"""The distillation term of L4's released code, compared with this project's default on the same batch.
 
 ::
 
     python -m analysis.released_term RUN_DIR [--tokenizer FOLDER] [--examples N]
 
-RUN_DIR is a finished run with two students (``method: l4``). They are looked at as they were before the last task and
-after it, on that task's first training examples. ``--tokenizer`` names a folder with a larger vocabulary, GPT-2's for
-instance: it adds two untrained models of that vocabulary on the same examples. Dropout is off throughout.
+RUN_DIR is a finished run with two students (``method: l4``). They are measured as they were before and after the last
+task, on the first training examples of that task. ``--tokenizer`` names a folder with a larger vocabulary, such as
+GPT-2's: it adds two untrained models of that vocabulary on the same examples. Dropout is off.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_objective
 from ray_l4.losses.targets import DenseTargets
 from ray_l4.methods import resolved
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.tasks.registry import load
 from ray_l4.text.assembly import assemble
 from ray_l4.text.batches import Batch, build_batch
@@ -47,38 +47,42 @@ UNTRAINED = FromScratch(layers=2, width=64, heads=4, positions=1024)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two students at the same point of a run, and the batch that they are looked at on."""
+    """Two students at the same point of a run, and the batch that they are measured on."""
 
     title: str
     students: tuple[PreTrainedModel, PreTrainedModel]
     batch: Batch
     vocabulary: int
+    """Number of tokens."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The two terms of the first student's loss, and the L2 norms of their gradients over all of its weights."""
+    """The two terms of the first student's loss, and the L2 norms of their gradients over all its weights."""
 
     labels: float
     distillation: float
-    """As it enters the loss: times lambda and T squared, over whatever it is averaged over."""
+    """As it enters the loss: averaged, times lambda and T squared."""
     labels_gradient: float
     distillation_gradient: float
 
 
 def preset(method: str, experiment: ExperimentConfig) -> ExperimentConfig:
-    """The method as it comes, on the stream and model of another experiment."""
+    """Return an experiment with the method's own settings on the stream and model of another experiment."""
     return resolved(ExperimentConfig(method=method, stream=experiment.stream, model=experiment.model))
 
 
 def spec_of(experiment: ExperimentConfig) -> ObjectiveSpec:
-    """How an experiment combines labels and teachers."""
+    """Return how an experiment combines labels and teachers."""
     chosen = experiment.distillation
     return ObjectiveSpec(chosen.weight, chosen.temperature, chosen.direction, chosen.average)
 
 
 def measure(pair: Pair, spec: ObjectiveSpec, lm_weight: float) -> Terms:
-    """Both terms of the first student's loss on the batch, the second one being its peer (REFERENCE.md#lamol-loss, #word-kd-loss, #l4-released)."""
+    """Measure both terms of the first student's loss on the batch; the second student is its teacher.
+
+    Sources: REFERENCE.md#lamol-loss, #word-kd-loss, #l4-released.
+    """
     student, peer = pair.students
     logits = _logits(student, pair.batch)
     with torch.no_grad():
@@ -105,7 +109,7 @@ def measure(pair: Pair, spec: ObjectiveSpec, lm_weight: float) -> Terms:
 
 
 def table(pairs: Sequence[Pair], specs: Mapping[str, ObjectiveSpec], lm_weight: float) -> str:
-    """A Markdown table: a row for each pair and method, and how the methods' distillation terms compare."""
+    """Return a Markdown table: a row for each pair and method, and the ratio of the methods' distillation terms."""
     lines = [
         "| students | V | method | CE | KD term | KD / CE | CE gradient | KD gradient | KD / CE |",
         "| --- | --: | --- | --: | --: | --: | --: | --: | --: |",
@@ -126,20 +130,19 @@ def table(pairs: Sequence[Pair], specs: Mapping[str, ObjectiveSpec], lm_weight: 
     return "\n".join(lines)
 
 
-def pairs_of(run: RunDirectory, tokenizer: Path | None, num_examples: int) -> Iterator[Pair]:
-    """The students before and after the last task, then untrained ones with the vocabulary of ``tokenizer``.
+def pairs_of(run: FinishedRun, tokenizer: Path | None, num_examples: int) -> Iterator[Pair]:
+    """Yield the students before and after the last task, then untrained ones with the vocabulary of ``tokenizer``.
 
-    Raises RunDirectoryError for a run that has not finished, ConfigError for one without two tasks and two students,
-    ModelError for a folder without a tokeniser.
+    Raises ConfigError for a run without two tasks and two students, ModelError for a folder without a tokeniser.
     """
-    run.summary()  # it has finished, or this says so
-    experiment = run.experiment()
+    experiment = run.experiment
     last = len(experiment.stream) - 1
     folders = {
-        stage: [run.checkpoint(stage, experiment.training.epochs, s) for s in (0, 1)] for stage in (last - 1, last)
+        stage: [run.directory.checkpoint(stage, experiment.training.epochs, s) for s in (0, 1)]
+        for stage in (last - 1, last)
     }
     if last < 1 or not folders[last][1].is_dir():
-        raise ConfigError(f"{run.path}: needs two tasks and two students, such as a run of method l4")
+        raise ConfigError(f"{run.path}: expected a run of two tasks or more and two students, such as one of method l4")
     task = experiment.stream[last]
     examples = load(task, "train", experiment.data).slice(0, num_examples)
     for stage, when in ((last - 1, "before"), (last, "after")):
@@ -160,7 +163,7 @@ def _pair(
 ) -> Pair:
     tokens, _ = assemble(examples, tokenizer, models[0].config.max_position_embeddings)
     if not tokens.num_rows:
-        raise ConfigError("none of the examples fits into the model; take more of them: --examples")
+        raise ConfigError("none of the examples fits into the model; take more with --examples")
     weight = experiment.training.answer_token_weight
     batch = build_batch(tokens, np.arange(tokens.num_rows), HEADS, tokenizer, weight)
     first, second = (model.eval() for model in models)
@@ -181,19 +184,24 @@ def _gradient_norm(model: PreTrainedModel, loss: Tensor) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.released_term", description="Compare the distillation terms of l4 and l4-released."
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of a finished run with two students")
-    parser.add_argument("--tokenizer", metavar="FOLDER", type=Path, help="also untrained models of this vocabulary")
-    parser.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help="size of the batch (default: 8)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        type=Path,
+        help="also measure untrained models of this vocabulary",
+    )
+    parser.add_argument("--examples", metavar="N", type=int, default=EXAMPLES, help="batch size (default: %(default)s)")
     options = parser.parse_args(arguments)
 
     def work() -> None:
-        run = RunDirectory.open(options.run_dir)
+        run = FinishedRun.open(options.run_dir)
         pairs = list(pairs_of(run, options.tokenizer, options.examples))
-        experiment = run.experiment()
+        experiment = run.experiment
         weight = experiment.training.lm_weight
         print(f"{pairs[0].batch.num_examples} examples of {experiment.stream[-1].name}, lm head weighted {weight:g}\n")
         print(table(pairs, {name: spec_of(preset(name, experiment)) for name in METHODS}, weight))

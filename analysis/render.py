@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from analysis.sheet import Cell, Line, Sheet
+from analysis.sheet import Sheet, SheetCell, SheetRow
 from ray_l4.report.markdown import table
 
 NONE = "–"
@@ -25,31 +25,31 @@ _SPECIAL = re.compile("|".join(map(re.escape, sorted(_TEX, key=len, reverse=True
 
 
 def legend(sheet: Sheet) -> str:
-    """How to read a cell, and which runs are ours."""
+    """Return a line that explains a cell and names our runs."""
     published = "; in brackets the published value" if sheet.has_published else ""
     return f"Mean ± standard deviation over runs{published}. The best of our rows is in bold. Ours: {sheet.setting}."
 
 
 def markdown(sheet: Sheet) -> str:
-    """Title, a table for each part, notes."""
+    """Return the title, a table for each block, and the notes."""
     header = ["variant", "runs", *sheet.columns]
     paragraphs = [f"## {sheet.title}", legend(sheet)]
-    for part in sheet.parts:
-        rows = [[line.label, str(line.runs), *_texts(sheet, line, "**{}**")] for line in part.lines]
-        paragraphs += [f"{part.title}:", table(header, rows)]
+    for block in sheet.blocks:
+        rows = [[row.label, str(row.runs), *_texts(sheet, row, "**{}**")] for row in block.rows]
+        paragraphs += [f"{block.title}:", table(header, rows)]
     if sheet.notes:
         paragraphs.append("\n".join(f"- {note}" for note in sheet.notes))
     return "\n\n".join(paragraphs) + "\n"
 
 
 def latex(sheet: Sheet) -> str:
-    r"""A ``table`` environment; needs ``\usepackage{booktabs}``."""
+    r"""Return a ``table`` environment, which needs ``\usepackage{booktabs}``."""
     width = len(sheet.columns) + 2
     body = []
-    for part in sheet.parts:
-        body += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{tex(part.title)}}}}} \\"]
-        for line in part.lines:
-            body.append(_tex_row([tex(line.label), str(line.runs), *map(_tex_cell, _texts(sheet, line, "\0{}\0"))]))
+    for block in sheet.blocks:
+        body += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{tex(block.title)}}}}} \\"]
+        for row in block.rows:
+            body.append(_tex_row([tex(row.label), str(row.runs), *map(_tex_cell, _texts(sheet, row, "\0{}\0"))]))
     return "\n".join(
         [
             r"\begin{table}",
@@ -69,26 +69,26 @@ def latex(sheet: Sheet) -> str:
 
 
 def as_csv(sheet: Sheet) -> str:
-    """One line for each cell, with full precision; title and notes stand in the other forms."""
+    """Return a line for each cell with full precision, without title and notes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", "scale", "block", "variant", "column", "mean", "sd", "runs", "published", "published_sd"])
-    for part in sheet.parts:
-        for line in part.lines:
-            for column, cell in zip(sheet.columns, line.cells, strict=True):
+    for block in sheet.blocks:
+        for row in block.rows:
+            for column, cell in zip(sheet.columns, row.cells, strict=True):
                 ours = (cell.ours.mean, cell.ours.sd, cell.ours.count) if cell.ours else (None, None, 0)
                 theirs = (cell.published.mean, cell.published.sd) if cell.published else (None, None)
-                writer.writerow([sheet.key, sheet.scale, part.title, line.label, column, *ours, *theirs])
+                writer.writerow([sheet.key, sheet.scale, block.title, row.label, column, *ours, *theirs])
     return out.getvalue()
 
 
 FORMATS: Mapping[str, Callable[[Sheet], str]] = MappingProxyType({"markdown": markdown, "latex": latex, "csv": as_csv})
 SUFFIXES = MappingProxyType({".md": "markdown", ".tex": "latex", ".csv": "csv"})
-"""Ends of file names -> format."""
+"""Suffix of a file name -> format."""
 
 
 def tex(text: str) -> str:
-    """Plain text with all that LaTeX would take for a command escaped."""
+    """Escape everything in a plain text that LaTeX would take for a command."""
     return _SPECIAL.sub(lambda match: _TEX[match[0]], text)
 
 
@@ -97,18 +97,18 @@ def _tex_row(cells: list[str]) -> str:
 
 
 def _tex_cell(text: str) -> str:
-    """The bold part was marked by two zero characters, which no label holds."""
+    """Escape a cell. Its bold part is enclosed in zero characters, which no label holds."""
     plain, *rest = text.split("\0")
     return tex(plain) + (rf"\textbf{{{tex(rest[0])}}}{tex(rest[1])}" if rest else "")
 
 
-def _texts(sheet: Sheet, line: Line, bold: str) -> list[str]:
-    return [_text(sheet, line, cell, bold) for cell in line.cells]
+def _texts(sheet: Sheet, row: SheetRow, bold: str) -> list[str]:
+    return [_text(sheet, row, cell, bold) for cell in row.cells]
 
 
-def _text(sheet: Sheet, line: Line, cell: Cell, bold: str) -> str:
+def _text(sheet: Sheet, row: SheetRow, cell: SheetCell, bold: str) -> str:
     ours = cell.ours.text(sheet.digits) if cell.ours else NONE
     ours = bold.format(ours) if cell.best else ours
-    fewer = f" (n = {cell.ours.count})" if cell.ours and cell.ours.count != line.runs else ""
+    fewer = f" (n = {cell.ours.count})" if cell.ours and cell.ours.count != row.runs else ""
     published = f" [{cell.published.text(sheet.published_digits)}]" if cell.published else ""
     return ours + fewer + published

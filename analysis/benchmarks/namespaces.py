@@ -1,4 +1,4 @@
-"""Two hosts that are none: network namespaces of this machine, joined by a link of a chosen rate (iproute2, root)."""
+"""Two simulated hosts: network namespaces of this machine, joined by a link of a chosen rate (iproute2, root)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ray_l4.errors import ClusterError
 _DEVICE = "eth0"
 _NETWORK = "10.99.0"
 _BURST_SECONDS = 1e-3
-"""Of the rate: what may pass at once. Less would slow the link down, more would let small messages pass unhindered."""
+"""Burst size, as seconds at the full rate. Less would slow the link down, more would let small messages bypass it."""
 _LATENCY = "50ms"
-"""What waits longer than this for its turn is dropped."""
+"""Queueing time after which a packet is dropped."""
 _GRACE = 3.0
-"""Seconds for processes to end when they are asked to."""
+"""Seconds for processes to end after a signal."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Host:
     address: str
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """``command``, to be run there."""
+        """Return ``command`` wrapped to run on this host."""
         return ["ip", "netns", "exec", self.namespace, *command]
 
     def bytes_sent(self) -> int:
-        """All that has left through the link so far, headers included."""
+        """Return the bytes that have left through the link so far, headers included."""
         link = json.loads(_run("ip", "-n", self.namespace, "-json", "-stats", "link", "show", _DEVICE))
         return int(link[0]["stats64"]["tx"]["bytes"])
 
     def limit(self, gbit: float | None) -> None:
-        """Let at most so many Gbit/s leave; None: as many as there is time for."""
+        """Limit the outgoing rate to ``gbit`` Gbit/s; None: unlimited."""
         place = ["tc", "-n", self.namespace, "qdisc"]
         if gbit is None:
             subprocess.run([*place, "del", "dev", _DEVICE, "root"], capture_output=True, check=False)
@@ -51,7 +51,7 @@ class Host:
         _run(*place, "replace", "dev", _DEVICE, "root", "tbf", *rate)
 
     def end_all(self) -> None:
-        """End every process in it, in order if it can be had."""
+        """End every process on this host, with SIGKILL those that outlive SIGTERM."""
         for how in (signal.SIGTERM, signal.SIGKILL):
             limit = time.monotonic() + _GRACE
             for pid in self._processes():
@@ -65,9 +65,9 @@ class Host:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts that reach each other and nothing else. All that runs there ends with them, whatever ends this.
+    """Provide two hosts that reach each other and nothing else. On exit, their processes end and they are removed.
 
-    Raises ClusterError where namespaces cannot be made.
+    Raises ClusterError if namespaces cannot be created.
     """
     hosts = [Host(f"ray-l4-{os.getpid()}-{side}", f"{_NETWORK}.{side}") for side in (1, 2)]
     made: list[Host] = []
@@ -90,12 +90,12 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def why_not() -> str | None:
-    """What keeps this machine from having such hosts; None if nothing does."""
+    """Return the reason why this machine cannot have such hosts; None if it can."""
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if missing:
         return f"{' and '.join(missing)} not found: install iproute2"
     if os.geteuid() != 0:
-        return "network namespaces take root"
+        return "network namespaces need root"
     try:
         with two_hosts() as (host, _):
             host.limit(1.0)
@@ -105,7 +105,7 @@ def why_not() -> str | None:
 
 
 def _run(*command: str) -> str:
-    """What it prints. Raises ClusterError if it fails."""
+    """Run a command and return its output. Raises ClusterError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
@@ -114,5 +114,5 @@ def _run(*command: str) -> str:
 
 
 def _signal(pid: int, how: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # it has ended meanwhile
+    with suppress(ProcessLookupError):  # it has already ended
         os.kill(pid, how)

@@ -1,13 +1,13 @@
-"""What the exchange costs between two hosts, at several rates of the link between them.
+"""Benchmark of the exchange between two hosts, at several rates of the link between them.
 
 ::
 
     python -m analysis.benchmarks.network [--rates unlimited,10,1] [--json] [--output FILE] [-- OPTIONS]
 
-Needs root and iproute2. Two network namespaces stand for two hosts, with a node of Ray and a student in each; nothing
-leaves them. OPTIONS go to ``ray-l4 bench exchange``, whose records are printed with two more keys: ``link_gbit``
-(null: unlimited) and ``link_bytes_per_student_step``, all that crossed the link on average, Ray's own messages and
-headers included. Both hosts share this machine's cores.
+Needs root and iproute2. Two network namespaces without any other connection stand for two hosts, with a Ray node and a
+student on each. OPTIONS go to ``ray-l4 bench exchange``, whose records are printed with two more keys: ``link_gbit``
+(null: unlimited) and ``link_bytes_per_student_step``, the mean number of bytes that crossed the link, including Ray's
+own messages and headers. Both hosts share this machine's cores.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ UNLIMITED = "unlimited"
 RATES = f"{UNLIMITED},10,1"
 DEFAULTS = ("--transports", "object_store,collective")
 _ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-"""Nobody else can reach these hosts, so there is nobody to keep out."""
+"""Environment of all commands on the hosts. Authentication is off: nobody else can reach them."""
 
 
 @contextmanager
 def ray_on(one: Host, other: Host) -> Iterator[str]:
-    """A cluster of two nodes of one CPU each, and its address. Raises ClusterError if it does not come up."""
+    """Start a Ray cluster with a node of one CPU on each host; yield its address. Raises ClusterError if it fails."""
     with tempfile.TemporaryDirectory(prefix="ray-l4-") as folder:
         address = f"{one.address}:{_PORT}"
         head = ["--head", f"--port={_PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
@@ -47,7 +47,7 @@ def ray_on(one: Host, other: Host) -> Iterator[str]:
             _start_ray(host, options, Path(folder))
         yield address
         for host in (one, other):
-            host.end_all()  # before their folder goes
+            host.end_all()  # before their folder is removed
 
 
 def _start_ray(host: Host, options: Sequence[str], folder: Path) -> None:
@@ -61,7 +61,7 @@ def _start_ray(host: Host, options: Sequence[str], folder: Path) -> None:
 
 
 def measure(one: Host, other: Host, address: str, rate: str, options: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The records of one rate. Raises ClusterError if the benchmark fails; it has said why itself."""
+    """Yield the records at one rate. Raises ClusterError if the benchmark fails, after it has printed the reason."""
     gbit = None if rate == UNLIMITED else float(rate)
     for host in (one, other):
         host.limit(gbit)
@@ -73,7 +73,7 @@ def measure(one: Host, other: Host, address: str, rate: str, options: Sequence[s
         assert running.stdout is not None
         for line in running.stdout:
             if not line.startswith("{"):
-                continue  # what Ray has to say when something dies
+                continue  # a message of Ray about a process that died
             record = json.loads(line)
             before, crossed = crossed, _crossed(one, other)
             each = round((crossed - before) / record["peers"] / record["steps_in_all"])
@@ -87,7 +87,7 @@ def _crossed(one: Host, other: Host) -> int:
 
 
 def shown(records: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, a row a record."""
+    """Return a Markdown table with a row for each record."""
     header = ["Gbit/s", "codec", "transport", "MB a step", "MB on the link", "step ms", "wait ms", "wait", "in_process"]
     rows = [
         [
@@ -107,15 +107,17 @@ def shown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.benchmarks.network",
         description="Measure the exchange between two hosts (network namespaces) at several rates of their link.",
     )
-    parser.add_argument("--rates", default=RATES, help=f"Gbit/s, or {UNLIMITED}, with commas (default: {RATES})")
+    parser.add_argument(
+        "--rates", default=RATES, help=f"rates in Gbit/s, or {UNLIMITED}, separated by commas (default: {RATES})"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     parser.add_argument("--output", metavar="FILE", type=Path, help="also write the JSON lines to this file")
-    parser.add_argument("options", nargs="*", help="after --: options of ray-l4 bench exchange")
+    parser.add_argument("options", nargs="*", help="options of ray-l4 bench exchange, after --")
     chosen = parser.parse_args(arguments)
 
     def work() -> None:
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rate(text: str) -> str:
-    """Raises ConfigError if it is none."""
+    """Validate a rate. Raises ConfigError if it is none."""
     rate = text.strip()
     if rate != UNLIMITED and not (rate.replace(".", "", 1).isdecimal() and float(rate) > 0):
         raise ConfigError(f"--rates {rate}: expected Gbit/s such as 1 or 2.5, or {UNLIMITED}")

@@ -1,11 +1,11 @@
-"""Figures from run directories.
+"""The papers' figures from run directories.
 
 ::
 
     python -m analysis.figures SWEEP_OR_RUN_DIR... --kind learning_curves --out FILE.png
 
-Lines and bars are means over seeds; bands and whiskers are one standard deviation. The end of the name says the format
-(.png, .svg, .pdf). docs/ANALYSIS.md shows what each kind is for.
+Lines and bars are means over seeds; bands and whiskers are one standard deviation. The suffix of the file decides the
+format (.png, .svg, .pdf). docs/ANALYSIS.md describes each kind.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ KINDS: Mapping[str, Callable[[Results, int], Figure]] = MappingProxyType(
         "cost": cost_bars.draw,
     }
 )
+"""Kind of figure -> function that draws it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description="Draw finished runs.")
     parser.add_argument("folders", metavar="SWEEP_OR_RUN_DIR", nargs="+", type=Path)
-    parser.add_argument("--kind", required=True, choices=KINDS)
+    parser.add_argument("--kind", required=True, choices=KINDS, help="kind of figure")
     parser.add_argument("--out", metavar="FILE.png", required=True, type=Path, help="figure to write, or .svg, .pdf")
-    parser.add_argument("--student", metavar="N", type=int, default=0, help="student that is shown, counted from 0")
+    parser.add_argument("--student", metavar="N", type=int, default=0, help="student to show, counted from 0")
     parser.add_argument("--partial", action="store_true", help="leave out trials of a sweep that have not finished")
     options = parser.parse_args(arguments)
 
     def work() -> None:
         results = load(options.folders, partial=options.partial)
-        if not any(options.student in run.students() for run in results.runs):
-            raise ConfigError(f"--student {options.student}: no run has this student; they are counted from 0")
+        if not any(options.student in run.students for run in results.runs):
+            raise ConfigError(f"--student {options.student}: no run has this student. Students are counted from 0.")
         save(KINDS[options.kind](results, options.student), options.out)
         print(options.out)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from analysis.caption import setting, title
 from analysis.figures.style import SMALL, new_figure, styles, tidy
 from analysis.measures import HOURS, MEMORY, cost
-from analysis.results import Results, teachers_of
+from analysis.results import Results
 from ray_l4.report.aggregate import Statistic, statistic
 
 if TYPE_CHECKING:
@@ -15,43 +15,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEIGHT = 0.72
-"""Of a bar; the next one begins at 1."""
+"""Height of a bar, where 1 is the distance between two bars."""
 LABELS = {MEMORY: "peak memory without evaluators (GB)", HOURS: "time (hours)"}
 
 
 def draw(results: Results, student: int) -> Figure:
-    """A bar for each variant in each of two panels; of the hours, the teachers' share at the beginning is hatched.
+    """Draw a bar for each variant in two panels. The beginning of a bar of hours, hatched, is the teachers' share.
 
-    ``student`` does not matter.
+    ``student`` is not used.
     """
     (block,) = cost(results, [student]).blocks
-    what = title(results, "memory and time")
-    figure = new_figure(9.0, 1.6 + 0.42 * len(block.rows), what, setting(results))
+    subject = title(results, "memory and time")
+    figure = new_figure(9.0, 1.6 + 0.42 * len(block.rows), subject, setting(results))
     panels = dict(zip(LABELS, figure.subplots(1, 2, sharey=True), strict=True))
     look = styles(results.variants())
     for name, axes in panels.items():
         _bars(axes, {row.label: row.cells[name] for row in block.rows}, {v: look[v].colour for v in look})
         axes.set_xlabel(LABELS[name])
-    for place, row in enumerate(block.rows):
+    for index, row in enumerate(block.rows):
         hours = _teachers_hours(results, row.label)
         if hours:
-            panels[HOURS].barh(place, hours, HEIGHT, color="none", hatch="////", edgecolor="white", linewidth=0)
+            panels[HOURS].barh(index, hours, HEIGHT, color="none", hatch="////", edgecolor="white", linewidth=0)
             panels[HOURS].set_xlabel(f"{LABELS[HOURS]}; hatched: of these, training the teachers")
     panels[MEMORY].invert_yaxis()
     return figure
 
 
 def _teachers_hours(results: Results, variant: str) -> float:
-    teachers = [teachers_of(run) for run in results.runs if run.variant == variant]
-    hours = statistic(each.summary["wall_seconds"] / 3600 for each in teachers if each)
+    """Return the mean time that the teachers of a variant's runs took; 0 without teachers."""
+    teachers = [run.teachers for run in results.runs if run.variant == variant]
+    hours = statistic(each.wall_seconds / 3600 for each in teachers if each)
     return hours.mean if hours else 0.0
 
 
 def _bars(axes: Axes, cells: dict[str, Statistic | None], colours: dict[str, str]) -> None:
-    for place, (label, cell) in enumerate(cells.items()):
+    for index, (label, cell) in enumerate(cells.items()):
         if cell:
             axes.barh(
-                place,
+                index,
                 cell.mean,
                 HEIGHT,
                 xerr=cell.sd,
@@ -59,7 +60,7 @@ def _bars(axes: Axes, cells: dict[str, Statistic | None], colours: dict[str, str
                 error_kw={"elinewidth": 0.8, "ecolor": "0.35"},
             )
             end = cell.mean + (cell.sd or 0.0)
-            axes.annotate(cell.text(2), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+            axes.annotate(cell.text(2), (end, index), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
     axes.set_yticks(range(len(cells)), list(cells))
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.3)

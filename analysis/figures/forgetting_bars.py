@@ -1,4 +1,4 @@
-"""What every variant forgot of each task (L4, Table 3, as bars)."""
+"""Forgetting of each task by every variant (L4, Table 3, as bars)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from analysis.figures.style import SMALL, add_legend, new_figure, panels, styles
 from analysis.measures import forgetting
 from analysis.results import Results
 from ray_l4.errors import ConfigError
-from ray_l4.report.aggregate import AVERAGE, Block
+from ray_l4.report.aggregate import AVERAGE, ResultBlock
 from ray_l4.report.markdown import number
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUP_WIDTH = 0.84
-"""Share of a task's place that its bars fill."""
+"""Width of the bars of a task together, where 1 is the distance between two tasks."""
 
 
 def draw(results: Results, student: int) -> Figure:
-    """A panel for each order, a group of bars for each task but the last and for their mean, a bar for each variant.
+    """Draw a panel for each order: for every task but the last and for their mean, a group of bars of all variants.
 
     Raises ConfigError if no run learned several tasks in an order.
     """
@@ -29,8 +29,8 @@ def draw(results: Results, student: int) -> Figure:
     if not table.blocks:
         raise ConfigError("forgetting needs runs that learn at least two tasks one after another; there is none")
     num_bars = max(len(block.rows) for block in table.blocks) * len(results.tasks)
-    what = title(results, "forgetting: highest minus final score (%)")
-    figure = new_figure(max(6.5, 1.5 + 0.5 * num_bars), 3.2 * len(table.blocks) + 1.2, what, setting(results))
+    subject = title(results, "forgetting: highest minus final score (%)")
+    figure = new_figure(max(6.5, 1.5 + 0.5 * num_bars), 3.2 * len(table.blocks) + 1.2, subject, setting(results))
     rows = panels(figure, [block.title for block in table.blocks], [""])
     look = {row.label: row.label.split(", student")[0] for block in table.blocks for row in block.rows}
     colours = {label: styles(results.variants())[variant].colour for label, variant in look.items()}
@@ -45,14 +45,14 @@ def draw(results: Results, student: int) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, block: Block, columns: list[str], colours: dict[str, str]) -> None:
+def _bars(axes: Axes, block: ResultBlock, columns: list[str], colours: dict[str, str]) -> None:
     width = GROUP_WIDTH / len(block.rows)
     for index, row in enumerate(block.rows):
-        cells = [(place, cell) for place, name in enumerate(columns) if (cell := row.cells[name])]
-        places = [place + (index - (len(block.rows) - 1) / 2) * width for place, _ in cells]
+        cells = [(task, cell) for task, name in enumerate(columns) if (cell := row.cells[name])]
+        positions = [task + (index - (len(block.rows) - 1) / 2) * width for task, _ in cells]
         means, spread = [cell.mean for _, cell in cells], [cell.sd or 0.0 for _, cell in cells]
         drawn = axes.bar(
-            places,
+            positions,
             means,
             width * 0.92,
             yerr=spread if any(spread) else None,

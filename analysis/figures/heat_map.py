@@ -1,4 +1,4 @@
-"""The score matrix: every task after every stage."""
+"""Score matrices: every task after every stage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from analysis.caption import setting, title
 from analysis.figures.style import GREY, SMALL, new_figure
-from analysis.results import Results, Run
+from analysis.results import Results
 from ray_l4.report.aggregate import Statistic, statistic
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import number
 
 if TYPE_CHECKING:
@@ -18,48 +19,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3
-"""Heat maps side by side, at most."""
+"""Largest number of heat maps in a row."""
 MIN_WIDTH = 6.0
+"""Inches."""
 CELL_ASPECT = 0.6
 """Height of a cell as a share of its width."""
 COLOUR_MAP = "Blues"
-"""One hue from nearly white (nothing) to dark (all right): reads the same whatever colours one can tell apart."""
+"""One hue from nearly white (0) to dark (100), which reads the same with any kind of colour vision."""
 WHITE_FROM = 72.0
-"""From this score on a cell is so dark that its number is white; both are then at least 4.5 times as bright or dark."""
+"""Lowest score with a white number. The contrast of a number with its cell is 4.5 or more at every score."""
 
 
-def matrix(runs: Sequence[Run], student: int) -> list[list[Statistic | None]]:
-    """Statistics over runs of every cell of the score matrix; rows are stages, columns the tasks in their order."""
-    matrices = [run.summary["score_matrix"][str(student)] for run in runs]
+def matrix(runs: Sequence[FinishedRun], student: int) -> list[list[Statistic | None]]:
+    """Return statistics over runs of every cell of the score matrix: a row for each stage, a column for each task."""
+    matrices = [run.matrix(student) for run in runs]
     return [[statistic(cell) for cell in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
 
 
 def draw(results: Results, student: int) -> Figure:
-    """A heat map for each variant and order; every order begins a new row of them."""
-    rows: list[list[list[Run]]] = []
-    for runs in results.blocks().values():
-        mine = [run for run in runs if student in run.students()]
+    """Draw a heat map for each variant and order. Every order begins a new row of heat maps."""
+    rows: list[list[list[FinishedRun]]] = []
+    for runs in results.by_order().values():
+        mine = [run for run in runs if student in run.students]
         groups = [[run for run in mine if run.variant == name] for name in dict.fromkeys(run.variant for run in mine)]
         rows += [groups[start : start + COLUMNS] for start in range(0, len(groups), COLUMNS)]
     num_tasks, num_columns = len(results.tasks), max(map(len, rows))
     size = (max(MIN_WIDTH, num_columns * (1.8 + 0.8 * num_tasks)), len(rows) * (1.4 + 0.5 * num_tasks) + 0.8)
     figure = new_figure(*size, title(results, "score (%) of every task after every stage"), setting(results))
     grid = figure.add_gridspec(len(rows), num_columns)
-    for place, groups in enumerate(rows):
+    for row, groups in enumerate(rows):
         for column, runs in enumerate(groups):
-            axes = figure.add_subplot(grid[place, column])
-            axes.set_title(f"{runs[0].variant}\n{runs[0].block}", fontsize=SMALL)
-            paint(axes, matrix(runs, student), runs[0].tasks, stages_of(runs[0]))
+            axes = figure.add_subplot(grid[row, column])
+            axes.set_title(f"{runs[0].variant}\n{runs[0].order}", fontsize=SMALL)
+            paint(axes, matrix(runs, student), runs[0].tasks, runs[0].stages)
     return figure
 
 
-def stages_of(run: Run) -> list[str]:
-    """Names of the matrix's rows; runs made before there were others have one for each task."""
-    return list(run.summary.get("stages") or run.tasks)
-
-
 def paint(axes: Axes, cells: Sequence[Sequence[Statistic | None]], tasks: Sequence[str], stages: Sequence[str]) -> None:
-    """A heat map with its numbers; a cell that was not scored is left white with a dash."""
+    """Draw a heat map with its numbers. A cell that was not scored is white, with a dash."""
     means = [[np.nan if cell is None else cell.mean for cell in row] for row in cells]
     axes.imshow(np.ma.masked_invalid(np.array(means, dtype=float)), cmap=COLOUR_MAP, vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", rotation_mode="anchor")

@@ -7,34 +7,33 @@ from typing import TYPE_CHECKING
 
 from analysis.caption import setting, title
 from analysis.figures.style import BLACK, Style, add_legend, draw_band, new_figure, panels, styles
-from analysis.results import Results, Run
+from analysis.results import Results
 from ray_l4.errors import ConfigError
-from ray_l4.methods import get_method
 from ray_l4.report.aggregate import AVERAGE, Statistic, scores_of, statistic
+from ray_l4.report.finished_run import FinishedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = (5.5, 3.4)
-"""Inches."""
+"""Width and height in inches."""
 
 
-def curve(runs: Sequence[Run], column: str, student: int) -> list[tuple[float, Statistic]]:
-    """(lambda, statistic over seeds) of a task's final score or of the average."""
+def curve(runs: Sequence[FinishedRun], column: str, student: int) -> list[tuple[float, Statistic]]:
+    """Return lambda and statistics over seeds of a column: the final score of a task, or the average."""
     values: dict[float, list[float | None]] = {}
     for run in runs:
-        values.setdefault(run.experiment.distillation.weight, []).append(scores_of(run.summary, student)[column])
+        values.setdefault(run.experiment.distillation.weight, []).append(scores_of(run, student)[column])
     found = ((weight, statistic(scores)) for weight, scores in sorted(values.items()))
     return [(weight, value) for weight, value in found if value]
 
 
-def _varied(results: Results, student: int) -> tuple[str, dict[str, list[Run]]]:
-    """The one distilling method whose weight differs between runs, and its runs of each order."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+def _varied(results: Results, student: int) -> tuple[str, dict[str, list[FinishedRun]]]:
+    """Return the one method whose distillation weight differs between runs, and its runs of each order."""
+    groups: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in results.runs:
-        method = run.summary["method"]
-        if student in run.students() and get_method(method).topology != "isolated":
-            groups.setdefault((method, run.block), []).append(run)
+        if student in run.students and run.learns_from_others:
+            groups.setdefault((run.method, run.order), []).append(run)
     varied = {key: runs for key, runs in groups.items() if len({r.experiment.distillation.weight for r in runs}) > 1}
     methods = sorted({method for method, _ in varied})
     if len(methods) != 1:
@@ -42,19 +41,19 @@ def _varied(results: Results, student: int) -> tuple[str, dict[str, list[Run]]]:
             "a lambda curve needs runs of one method that differ in distillation.weight (a sweep with --grid "
             f"distillation.weight=0,0.2,0.5,1); methods here: {', '.join(methods) or 'none'}"
         )
-    return methods[0], {block: runs for (_, block), runs in varied.items()}
+    return methods[0], {order: runs for (_, order), runs in varied.items()}
 
 
 def draw(results: Results, student: int) -> Figure:
-    """A panel for each order. Raises ConfigError unless runs of one distilling method differ in the weight."""
-    method, blocks = _varied(results, student)
-    what = title(results, f"{method}: final score against the weight of distillation")
-    figure = new_figure(PANEL[0] + 0.8, PANEL[1] * len(blocks) + 1.2, what, setting(results))
+    """Draw a panel for each order. Raises ConfigError unless runs of exactly one method differ in the weight."""
+    method, orders = _varied(results, student)
+    subject = title(results, f"{method}: final score against the weight of distillation")
+    figure = new_figure(PANEL[0] + 0.8, PANEL[1] * len(orders) + 1.2, subject, setting(results))
     look = {AVERAGE: Style(BLACK, width=2.5), **styles(results.tasks)}
-    rows = panels(figure, list(blocks), [""])
-    for block, (axes,) in rows.items():
+    rows = panels(figure, list(orders), [""])
+    for order, (axes,) in rows.items():
         for column in (*results.tasks, AVERAGE):
-            draw_band(axes, curve(blocks[block], column, student), look[column], column, floor=0.0)
+            draw_band(axes, curve(orders[order], column, student), look[column], column, floor=0.0)
         axes.set_ylabel("score (%)")
         axes.set_xlabel("λ (distillation.weight)")
     add_legend(figure, [row[0] for row in rows.values()])

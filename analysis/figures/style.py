@@ -1,4 +1,4 @@
-"""What all figures share: colours, panels, bands and files."""
+"""Common parts of all figures: colours, panels, bands and files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 150
 SMALL = "small"
 CHARACTERS_PER_INCH = 11.5
-"""Of a title in medium size."""
+"""Density of a title in medium size."""
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     *("#000000", "#E69F00", "#56B4E9", "#009E73"),
     *("#0072B2", "#D55E00", "#CC79A7"),
 )
-"""Okabe and Ito's colours, told apart with any kind of colour vision; the yellow is too light on white."""
+"""Okabe and Ito's colours, distinct with any kind of colour vision, without the yellow, which is too light on white."""
 GREY = "0.75"
 _COLOUR_OF = {
     "finetune": BLACK,
@@ -38,13 +38,13 @@ _COLOUR_OF = {
     "l4": BLUE,
     "multi-qa-lm": VERMILION,
 }
-"""The same variant looks alike in every figure."""
+"""Variant -> its colour in every figure."""
 _LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a variant is drawn."""
+    """The look of a variant."""
 
     colour: str
     line: str = "-"
@@ -53,7 +53,7 @@ class Style:
 
 
 def styles(variants: Iterable[str]) -> dict[str, Style]:
-    """A style for each variant: its own if it has one, else the next that no other one has."""
+    """Return a style for each variant: its own if it has one, else the next that is free."""
     named = list(dict.fromkeys(variants))
     found = {variant: Style(_COLOUR_OF[variant]) for variant in named if variant in _COLOUR_OF}
     colours = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
@@ -61,19 +61,19 @@ def styles(variants: Iterable[str]) -> dict[str, Style]:
     unused = iter([style for style in free if style not in found.values()])
     others = [variant for variant in named if variant not in found]
     if len(others) > len(free) - len(found):
-        raise ConfigError(f"a figure can tell {len(free)} variants apart, not {len(named)}; draw fewer of them")
+        raise ConfigError(f"a figure has {len(free)} distinct styles, not {len(named)}; draw fewer variants")
     return found | {variant: next(unused) for variant in others}
 
 
 def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
-    """An empty figure, in inches. Raises RayL4Error if matplotlib is not installed."""
+    """Return an empty figure; width and height are in inches. Raises RayL4Error if matplotlib is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RayL4Error("figures need matplotlib: python -m pip install 'ray-l4[report]'") from error
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: it can be searched, and is set in the page's font
-    matplotlib.rcParams["svg.hashsalt"] = "ray-l4"  # the same figure is the same file
+        raise RayL4Error("figures need matplotlib: python -m pip install matplotlib") from error
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text, which can be searched and follows the page's font
+    matplotlib.rcParams["svg.hashsalt"] = "ray-l4"  # equal figures are equal files
     figure = Figure(figsize=(width, height), layout="constrained")
     lines = [line for text in (title, subtitle) for line in wrap(text, int(width * CHARACTERS_PER_INCH))]
     figure.suptitle("\n".join(lines), fontsize="medium")
@@ -81,7 +81,7 @@ def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure
 
 
 def panels(figure: Figure, blocks: Sequence[str], titles: Sequence[str], share_y: bool = True) -> dict[str, list[Axes]]:
-    """For each block a row of panels with these titles, under the block's own title where there are several."""
+    """Return a row of panels with these titles for each block, under the title of the block."""
     parts: list[SubFigure] = list(figure.subfigures(len(blocks), 1, squeeze=False)[:, 0])
     found = {}
     for block, part in zip(blocks, parts, strict=True):
@@ -95,7 +95,7 @@ def panels(figure: Figure, blocks: Sequence[str], titles: Sequence[str], share_y
 
 
 def tidy(axes: Axes) -> None:
-    """No frame above and to the right, small numbers."""
+    """Remove the frame above and to the right, and set numbers small."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL)
 
@@ -103,12 +103,12 @@ def tidy(axes: Axes) -> None:
 def draw_band(
     axes: Axes, points: Sequence[tuple[float, Statistic]], style: Style, label: str, floor: float = float("-inf")
 ) -> None:
-    """Means as a line, one standard deviation on both sides as a band, cut at ``floor``."""
-    places = [place for place, _ in points]
+    """Draw means as a line, and one standard deviation on both sides as a band, cut at ``floor``."""
+    positions = [position for position, _ in points]
     means = [value.mean for _, value in points]
     marker = "o" if len(points) <= 40 else ""
     axes.plot(
-        places,
+        positions,
         means,
         color=style.colour,
         linestyle=style.line,
@@ -121,11 +121,11 @@ def draw_band(
         spread = [value.sd or 0.0 for _, value in points]
         low = [max(mean - sd, floor) for mean, sd in zip(means, spread, strict=True)]
         high = [mean + sd for mean, sd in zip(means, spread, strict=True)]
-        axes.fill_between(places, low, high, color=style.colour, alpha=0.18, linewidth=0)
+        axes.fill_between(positions, low, high, color=style.colour, alpha=0.18, linewidth=0)
 
 
 def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
-    """The axis of a run's course: stage i lies between i and i + 1, named in its middle, with a line at its end."""
+    """Label an axis in stages: stage i lies between i and i + 1, with its name in the middle and a line at its end."""
     for boundary in range(1, len(stages)):
         axes.axvline(boundary, color=GREY, linewidth=0.8, zorder=0)
     axes.set_xlim(0, len(stages) + 0.03)  # room for the last mark
@@ -136,7 +136,7 @@ def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
 
 
 def add_legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend under all panels, each label once."""
+    """Add one legend below all panels, with each label once."""
     entries: dict[str, Artist] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
@@ -155,12 +155,12 @@ def add_legend(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def save(figure: Figure, out: Path) -> None:
-    """Write the figure in the format that the end of the name says. Raises ConfigError if that is not possible."""
+    """Write the figure in the format of the file's suffix. Raises ConfigError if that is not possible."""
     kind = out.suffix.removeprefix(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise ConfigError(f"--out {out}: no format {kind!r}; end the name with one of {', '.join(sorted(known))}")
-    metadata = {"Date": None} if kind == "svg" else None  # the same figure is the same file
+        raise ConfigError(f"--out {out}: unknown format {kind!r}; expected a suffix out of {', '.join(sorted(known))}")
+    metadata = {"Date": None} if kind == "svg" else None  # equal figures are equal files
     try:
         write_file(out, lambda beside: figure.savefig(beside, format=kind, dpi=DOTS_PER_INCH, metadata=metadata))
     except OSError as error:

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ray_l4.errors import ConfigError
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.page import render
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.store.atomic import write_text
-from ray_l4.store.run_directory import RunDirectory
 
 PAGE = "report.html"
 
@@ -32,8 +32,8 @@ def report(
     ] = None,
 ) -> None:
     """Print finished runs as one Markdown table; write each one's report.md, and one HTML page about all of them."""
-    runs = [RunDirectory.open(folder) for folder in run_dirs]
-    rows = comparison([run.summary() for run in runs])
+    runs = [FinishedRun.open(folder) for folder in run_dirs]
+    rows = comparison(runs)
     place = out or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
     if place.is_dir():
         raise ConfigError(f"--out {place}: is a folder; give the name of the page to write, such as {place / PAGE}")

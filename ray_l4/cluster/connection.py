@@ -52,7 +52,7 @@ def check_cluster(peers: int, cluster: ClusterConfig) -> None:
 
     Joining a cluster that runs takes a second; reading the data of a run, which comes next, may take minutes.
     """
-    if cluster.exchange.transport == "in_process":
+    if cluster.in_one_process:
         return
     if cluster.ray.address is None:
         check_room(peers, cluster, [local_resources(cluster)])

@@ -176,8 +176,8 @@ def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:
     if isinstance(error, OutOfMemoryError):
         return PeerLostError(
             f"{waiting_for}: {who} was ended because its machine ran out of memory ({_reason(error)}). Use smaller "
-            "micro-batches (students.micro_batch), more ranks (students.shards_per_student) or a node for each student; "
-            "ray-l4 plan says how much memory they take."
+            "micro-batches (students.micro_batch), more ranks (students.shards_per_student) or a node for each "
+            "student; ray-l4 plan says how much memory they take."
         )
     if isinstance(error, _DEATHS):
         return PeerLostError(f"{waiting_for}: {who} died ({_reason(error)})")

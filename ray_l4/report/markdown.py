@@ -1,27 +1,26 @@
-"""A run, or several side by side, as Markdown that also reads well on a terminal."""
+"""One run, or several compared, as Markdown that also reads well on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ray_l4.errors import ConfigError
-from ray_l4.methods import METHODS, graph_in_words
-from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.run_result import RunResult, order_title
 
 MIB = 2**20
 TRAFFIC: Mapping[str, str] = {
     "bytes_per_step": "published by a student in a step",
     "bytes_received_per_step": "received from its teachers in a step",
 }
-"""Key of a summary's ``exchange`` -> what it means."""
+"""Key of a summary's ``exchange`` -> its meaning."""
 
 FIGURES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
 """Keys of a summary that hold one number for each student."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned: the first to the left, all others to the right."""
+    """Return a Markdown table with aligned columns: the first to the left, all others to the right."""
     widths = [max(2, *(len(row[column]) for row in [header, *rows])) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -32,134 +31,111 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
-def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """One row for each run (its student 0): final score of every task, average, forgetting, transfer, time.
+def comparison(runs: Sequence[RunResult]) -> str:
+    """Return a table with one row for each run, for its student 0: final scores, average, forgetting, transfer, time.
 
     Raises ConfigError if the runs learned different streams: their averages could not be compared.
     """
-    streams = {tuple(summary["stream"]) for summary in summaries}
+    streams = {run.tasks for run in runs}
     if len(streams) > 1:
-        listed = "; ".join(" -> ".join(stream) for stream in sorted(streams))
-        raise ConfigError(f"report: the runs learned different streams, which cannot stand in one table: {listed}")
-    tasks = list(summaries[0]["stream"])
+        listed = "; ".join(map(order_title, sorted(streams)))
+        raise ConfigError(f"report: runs that learned different streams cannot share a table: {listed}")
+    tasks = runs[0].tasks
     header = ["variant", "seed", *tasks, "average", "forgetting", "backward transfer", "wall s"]
     rows = [
         [
-            variant_of(summary),
-            str(summary["seed"]),
-            *(number(summary["final"]["0"][task]) for task in tasks),
-            number(summary["average_accuracy"]["0"]),
-            number(summary["forgetting"]["0"]),
-            number(summary["backward_transfer"]["0"]),
-            number(summary["wall_seconds"], 0),
+            run.variant,
+            str(run.seed),
+            *(number(run.final(0)[task]) for task in tasks),
+            *(number(run.figure(name, 0)) for name in ("average_accuracy", "forgetting", "backward_transfer")),
+            number(run.wall_seconds, 0),
         ]
-        for summary in summaries
+        for run in runs
     ]
     return table(header, rows)
 
 
-def run_report(run: RunDirectory) -> str:
-    """Everything about one finished run."""
-    summary, manifest = run.summary(), read_json(run.path / "manifest.json")
-    title = f"{summary['name']}: {variant_of(summary)} on {' -> '.join(summary['stream'])}, seed {summary['seed']}"
+def run_report(run: FinishedRun) -> str:
+    """Return the report of a run: its scores, replay, cost and configuration."""
+    title = f"{run.name}: {run.variant} on {order_title(run.tasks)}, seed {run.seed}{run.scale_note}"
     parts = [
-        f"# {title}{scale_note(manifest)}",
-        f"Made by `{manifest['command']}`. Scores are percentages.",
-        comparison([summary]),
-        *_losses(summary),
+        f"# {title}",
+        f"Made by `{run.manifest['command']}`. Scores are percentages.",
+        comparison([run]),
+        *_lost_students(run),
     ]
-    if len(summary["score_matrix"]) > 1:
-        parts += ["## Students beside each other", f"Who learns from whom: {graph(summary)}.", _beside(summary)]
-    for student in summary["score_matrix"]:
-        parts += [f"## Student {student}", _matrix(summary, student), _figures(summary, student)]
-    parts += ["## Replay", _replay(summary)] if summary["replay"] else []
-    parts += ["## Cost", _cost(summary), "## Configuration", _configuration(run, manifest)]
+    if len(run.students) > 1:
+        parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]
+    for student in run.students:
+        parts += [f"## Student {student}", _matrix(run, student), _figures(run, student)]
+    parts += ["## Replay", _replay(run)] if run.replay else []
+    parts += ["## Cost", _cost(run), "## Configuration", _configuration(run)]
     return "\n\n".join(parts) + "\n"
 
 
-def variant_of(summary: Mapping[str, Any]) -> str:
-    """Name of the table row that a run belongs to. Runs made before there were variants have their method's."""
-    return summary.get("variant") or summary["method"]
-
-
-def scale_note(manifest: Mapping[str, Any]) -> str:
-    """What a title has to say of a run that is a scaled-down trial of a protocol; nothing for one of full size."""
-    scale = manifest.get("scale", 1.0)
-    return "" if scale == 1 else f", scaled to {scale:g} of its examples and epochs"
-
-
-def graph(summary: Mapping[str, Any]) -> str:
-    """Who learns from whom in a run, in words. Runs made before it was a choice have their method's graph."""
-    method = METHODS.get(summary["method"])
-    return graph_in_words(summary.get("topology", method.topology if method else "unknown"), summary["peers"])
-
-
 def traffic(exchange: Mapping[str, float]) -> list[list[str]]:
-    """Rows of what is sent in a step; a figure that an older run does not have is left out."""
+    """Return table rows of the traffic of a step, without figures that an early run does not have."""
     return [[name, f"{exchange[key] / 1e6:.3f} MB"] for key, name in TRAFFIC.items() if key in exchange]
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A figure, or a dash where it is not defined."""
+    """Format a figure, or a dash where it is undefined."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _matrix(summary: Mapping[str, Any], student: str) -> str:
-    tasks = summary["stream"]
+def _matrix(run: RunResult, student: int) -> str:
+    rows = [[stage, *map(number, row)] for stage, row in zip(run.stages, run.matrix(student), strict=True)]
+    return table(["after learning", *run.tasks], rows)
+
+
+def _students(run: RunResult) -> str:
+    """Return a table with a row for each student: final scores and figures."""
     rows = [
-        [stage, *(number(score) for score in scores)]
-        for stage, scores in zip(summary.get("stages", tasks), summary["score_matrix"][student], strict=True)
+        [
+            str(student),
+            *(number(run.final(student)[task]) for task in run.tasks),
+            *(number(run.figure(name, student)) for name in FIGURES),
+        ]
+        for student in run.students
     ]
-    return table(["after learning", *tasks], rows)
+    return table(["student", *run.tasks, *(name.replace("_", " ") for name in FIGURES)], rows)
 
 
-def _beside(summary: Mapping[str, Any]) -> str:
-    """A row for each student: what it scores in the end, and its figures."""
-    tasks = summary["stream"]
-    rows = [
-        [student, *(number(final[task]) for task in tasks), *(number(summary[name][student]) for name in FIGURES)]
-        for student, final in summary["final"].items()
-    ]
-    return table(["student", *tasks, *(name.replace("_", " ") for name in FIGURES)], rows)
-
-
-def _losses(summary: Mapping[str, Any]) -> list[str]:
-    """Lines about students that died or hung, if any did."""
+def _lost_students(run: RunResult) -> list[str]:
+    """Return a section about students that died or hung; empty if none did."""
     lines = [
-        f"- student {student} was lost ({how}); the others went on without it, each learning from the mean of those "
-        "that were left."
-        for student, how in summary.get("lost_students", {}).items()
+        f"- Student {student} was lost ({how}). The others went on without it; each learned from the mean of its "
+        "remaining teachers."
+        for student, how in run.lost_students.items()
     ]
-    if summary.get("restarts"):
-        lines.append(f"- learned again from the last checkpoint after a loss: {summary['restarts']} time(s).")
-    return ["## Losses", "\n".join(lines)] if lines else []
+    if run.restarts:
+        lines.append(f"- Stages learned again from the last checkpoint because a student was lost: {run.restarts}.")
+    return ["## Lost students", "\n".join(lines)] if lines else []
 
 
-def _figures(summary: Mapping[str, Any], student: str) -> str:
-    return "; ".join(f"{name.replace('_', ' ')} {number(summary[name][student])}" for name in FIGURES) + "."
+def _figures(run: RunResult, student: int) -> str:
+    return "; ".join(f"{name.replace('_', ' ')} {number(run.figure(name, student))}" for name in FIGURES) + "."
 
 
-def _replay(summary: Mapping[str, Any]) -> str:
+def _replay(run: RunResult) -> str:
     rows = [
-        [summary["stream"][int(stage)], str(counts["requested"]), str(counts["valid"]), str(counts["dropped"])]
-        for stage, counts in summary["replay"].items()
+        [run.tasks[stage], str(counts["requested"]), str(counts["valid"]), str(counts["dropped"])]
+        for stage, counts in run.replay.items()
     ]
     return table(["before learning", "requested", "valid", "dropped"], rows)
 
 
-def _cost(summary: Mapping[str, Any]) -> str:
-    exchange = summary["exchange"]
+def _cost(run: RunResult) -> str:
     rows = [
-        ["wall time", f"{summary['wall_seconds']:.0f} s"],
-        *traffic(exchange),
-        ["time students wait for their teachers", f"{100 * exchange['wait_fraction']:.1f} %"],
-        *([f"peak memory of {actor}", f"{peak / MIB:.0f} MiB"] for actor, peak in summary["peak_memory_bytes"].items()),
+        ["wall time", f"{run.wall_seconds:.0f} s"],
+        *traffic(run.exchange),
+        ["time students wait for their teachers", f"{100 * run.exchange['wait_fraction']:.1f} %"],
+        *([f"peak memory of {process}", f"{peak / MIB:.0f} MiB"] for process, peak in run.peak_memory_bytes.items()),
     ]
-    return table(["what", "how much"], rows)
+    return table(["figure", "value"], rows)
 
 
-def _configuration(run: RunDirectory, manifest: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-    config = (run.path / "config.yaml").read_text(encoding="utf-8").strip()
-    cluster = (run.path / "cluster.yaml").read_text(encoding="utf-8").strip()
-    return f"{versions}; {manifest['platform']}\n\n```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"
+def _configuration(run: FinishedRun) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run.manifest["versions"].items())
+    config, cluster = (run.text(name).strip() for name in ("config.yaml", "cluster.yaml"))
+    return f"{versions}; {run.manifest['platform']}\n\n```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"

@@ -1,11 +1,9 @@
-"""The result of a run as one record, computed from its run directory alone."""
+"""The summary of a run, computed from its run directory alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import get_method, graph_name, num_students, stage_names
@@ -16,32 +14,33 @@ from ray_l4.metrics.continual import (
     backward_transfer,
     forgetting,
 )
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.report.run_files import Headline, read_headlines, read_replay
+from ray_l4.report.steps import SECONDS
+from ray_l4.store.run_directory import Cell, RunDirectory
 
 _FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
     "average_incremental_accuracy": average_incremental_accuracy,
     "forgetting": forgetting,
     "backward_transfer": backward_transfer,
 }
-_SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
 
 
 def summarise(run: RunDirectory) -> dict[str, Any]:
-    """Everything ``summary.json`` holds. Scores are percentages; a figure that is not defined is None.
+    """Return the contents of ``summary.json``. Scores are percentages; None stands for an undefined figure.
 
     ``topology``: who learns from whom, by name or as [teacher, student] pairs.
-    ``score_matrix``: student -> rows after each stage, columns the tasks in the order of the stream.
-    ``restarts``: how often a stage was learned again because a student was lost.
-    ``lost_students``: student -> how it was lost; the others went on without it, learning from the mean of those left.
-    ``exchange.bytes_per_step``: what one student publishes in one step, on average.
-    ``exchange.bytes_received_per_step``: what its teachers, or peers, send it; 0 for a run that did not count it yet.
-    ``exchange.wait_fraction``: share of the students' time in which they wait for their teachers' predictions.
+    ``score_matrix``: student -> a row for each stage, a column for each task in the order of the stream.
+    ``restarts``: number of times that a stage was learned again because a student was lost.
+    ``lost_students``: student -> how it was lost. The others went on, learning from the mean of their present teachers.
+    ``exchange.bytes_per_step``: bytes that one student publishes in one step, on average.
+    ``exchange.bytes_received_per_step``: bytes that it receives from its teachers; 0 if the run did not count them.
+    ``exchange.wait_fraction``: share of the students' time that they spend waiting for their teachers' predictions.
     """
-    experiment, state = run.experiment(), run.state()
+    experiment, state, headlines = run.experiment(), run.state(), read_headlines(run)
     tasks, stages = [task.name for task in experiment.stream], stage_names(experiment)
     peers = num_students(experiment)
     epochs = experiment.training.epochs
-    matrices = {str(student): score_matrix(run, student, tasks, epochs, len(stages)) for student in range(peers)}
+    matrices = {str(student): score_matrix(headlines, student, tasks, epochs, len(stages)) for student in range(peers)}
     finals = {student: _final(matrix, experiment) for student, matrix in matrices.items()}
     return {
         "name": experiment.name,
@@ -56,7 +55,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         "final": {student: dict(zip(tasks, final, strict=True)) for student, final in finals.items()},
         "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
         **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
-        **_over_epochs(run, experiment, matrices),
+        **_over_epochs(headlines, experiment, matrices),
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
         "restarts": state.restarts,
@@ -67,34 +66,33 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
 
 
 def _final(matrix: ScoreMatrix, experiment: ExperimentConfig) -> list[float | None]:
-    """The score of every task in the end; of models that each learned one task alone, that of the task's own model."""
-    if get_method(experiment.method).stages == "separate":
-        return [row[task] for task, row in enumerate(matrix)]
-    return list(matrix[-1])
+    """Return the final score of every task; where each task has a model of its own, the score of that model."""
+    kind = get_method(experiment.method).kind
+    return [matrix[kind.final_stage(task, len(matrix))][task] for task in range(len(matrix[0]))]
 
 
 def _over_epochs(
-    run: RunDirectory, experiment: ExperimentConfig, matrices: Mapping[str, ScoreMatrix]
+    headlines: Mapping[Cell, Headline], experiment: ExperimentConfig, matrices: Mapping[str, ScoreMatrix]
 ) -> dict[str, dict[str, float | None]]:
-    """Forgetting from the best score of any epoch, as in Table 3 of the L4 paper; only where every epoch was scored."""
-    if experiment.evaluation.when != "epoch" or get_method(experiment.method).stages != "stream":
+    """Compute forgetting from the best score of any epoch, as L4's Table 3 does, if every epoch was scored."""
+    if experiment.evaluation.when != "epoch" or not get_method(experiment.method).kind.ordered:
         return {}
     tasks = [task.name for task in experiment.stream]
+    epochs = range(1, experiment.training.epochs + 1)
     found = {}
     for student, matrix in matrices.items():
-        epochs = range(1, experiment.training.epochs + 1)
-        trajectory = [row for epoch in epochs for row in score_matrix(run, int(student), tasks, epoch, len(tasks))]
-        found[student] = forgetting(matrix, trajectory)
+        of_epochs = (score_matrix(headlines, int(student), tasks, epoch, len(tasks)) for epoch in epochs)
+        found[student] = forgetting(matrix, [row for rows in of_epochs for row in rows])
     return {"forgetting_over_epochs": found}
 
 
 def score_matrix(
-    run: RunDirectory, student: int, tasks: Sequence[str], epoch: int, num_stages: int
+    headlines: Mapping[Cell, Headline], student: int, tasks: Sequence[str], epoch: int, num_stages: int
 ) -> list[list[float | None]]:
-    """R[i][j]: the headline score of task j after that epoch of stage i; None where it was not scored."""
+    """Return R[i][j]: the headline score of task j after ``epoch`` of stage i; None where it was not scored."""
     found = {
-        (cell.stage, cell.task): float(record["values"][record["headline"]])
-        for cell, record in run.scores().items()
+        (cell.stage, cell.task): headline.value
+        for cell, headline in headlines.items()
         if cell.student == student and cell.epoch == epoch
     }
     return [[found.get((stage, task)) for task in tasks] for stage in range(num_stages)]
@@ -103,7 +101,7 @@ def score_matrix(
 def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not rows:
         return {"bytes_per_step": 0.0, "bytes_received_per_step": 0.0, "wait_fraction": 0.0}
-    total = sum(row[name] for row in rows for name in _SECONDS)
+    total = sum(row[name] for row in rows for name in SECONDS)
     return {
         "bytes_per_step": sum(row["bytes_sent"] for row in rows) / len(rows),
         "bytes_received_per_step": sum(row.get("bytes_received") or 0.0 for row in rows) / len(rows),
@@ -111,11 +109,11 @@ def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def _replay(run: RunDirectory, stages: int) -> dict[str, dict[str, int]]:
+def _replay(run: RunDirectory, num_stages: int) -> dict[str, dict[str, int]]:
     counts = {}
-    for stage in range(1, stages):
-        path = run.path / "replay" / f"stage-{stage}.parquet"
-        if path.is_file():
-            valid = pq.read_table(path, columns=["valid"]).column("valid").to_pylist()
+    for stage in range(1, num_stages):
+        table = read_replay(run, stage, ["valid"])
+        if table is not None:
+            valid = table.column("valid").to_pylist()
             counts[str(stage)] = {"requested": len(valid), "valid": sum(valid), "dropped": len(valid) - sum(valid)}
     return counts

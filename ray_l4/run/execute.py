@@ -17,6 +17,7 @@ from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RunDirectoryError
 from ray_l4.methods import graph_of
 from ray_l4.monitor.live_view import watch
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.run.session import start
 from ray_l4.run.teachers import named_teachers
@@ -99,14 +100,14 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: 
         session = start(setup, cluster, directory)
     try:
         watch(session, console)
-        summary = session.result()
+        finished = FinishedRun(session.result(), directory)
     except KeyboardInterrupt:
         console.print(f"stopping; go on with it: ray-l4 resume {directory.path}", highlight=False, soft_wrap=True)
         raise
     finally:
         session.close()
-    write_text(directory.path / "report.md", run_report(directory))
-    console.print(comparison([summary]), markup=False, highlight=False, soft_wrap=True)
+    write_text(directory.path / "report.md", run_report(finished))
+    console.print(comparison([finished]), markup=False, highlight=False, soft_wrap=True)
     mirror = mirror_of(directory, cluster)
     if mirror is not None:
         with console.status(f"copying to {mirror.address}"):

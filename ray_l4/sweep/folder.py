@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.report.aggregate import aggregate, to_markdown
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.store.atomic import write_json, write_text
 from ray_l4.store.run_directory import RunDirectory, read_json
@@ -93,7 +94,7 @@ class SweepFolder:
         for entry in self._recorded()["trials"]:
             run = RunDirectory(self.path / entry["folder"])
             if _finished(run.path) and not (run.path / "report.md").is_file():
-                write_text(run.path / "report.md", run_report(run))
+                write_text(run.path / "report.md", run_report(FinishedRun.open(run.path)))
 
     def clear(self, trial: Trial) -> None:
         """Make way for a trial whose run did not get so far that it could be gone on with."""
@@ -104,12 +105,12 @@ class SweepFolder:
         """All finished trials as one table, also written to ``table.md``; None if there is none."""
         record = self._recorded()
         runs = [RunDirectory(self.path / entry["folder"]) for entry in record["trials"]]
-        summaries = [run.summary() for run in runs if _finished(run.path)]
-        if not summaries:
+        finished = [FinishedRun.open(run.path) for run in runs if _finished(run.path)]
+        if not finished:
             return None
-        missing = len(runs) - len(summaries)
+        missing = len(runs) - len(finished)
         title = record["title"] + (f" ({missing} of {len(runs)} trials missing)" if missing else "")
-        text = f"# {title}\n\n{to_markdown(aggregate(summaries))}\n"
+        text = f"# {title}\n\n{to_markdown(aggregate(finished))}\n"
         write_text(self.path / "table.md", text)
         return text
 

@@ -1,4 +1,4 @@
-"""Small finished runs and sweeps, written with the functions that real runs are written with."""
+"""Small finished runs and sweeps, written by the functions that a run uses."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ TASKS = ("woz.en", "wikisql", "cnn_dailymail")
 SCRATCH = {"from_scratch": {"layers": 2, "width": 8, "heads": 2}}
 
 Score = Callable[[int, int, int, str], float | None]
-"""Stage, epoch, student, task -> score in percent; None where it was not scored."""
+"""(stage, epoch, student, task) -> score in percent; None where it was not scored."""
 Divergence = Callable[[int, int, int], float]
-"""Stage, epoch, step within the epoch -> divergence per token."""
+"""(stage, epoch, step within the epoch) -> divergence per token."""
 
 
 def fading(stage: int, epoch: int, student: int, task: str, stream: Sequence[str] = TASKS) -> float:
-    """80 in the last epoch of learning a task, less before, 10 lost with each later one; students differ by a point."""
+    """Return 80 in the last epoch of learning a task, less before, 10 less with each later task; plus the student."""
     learned = list(stream).index(task)
     if stage < learned:
         return 1.0
     return 80.0 - 10 * (stage - learned) - 5 * (2 - epoch) * (stage == learned) + student
 
 
-@patch("os.fsync", lambda file: None)  # half of the time, and nobody cuts the power to a test
+@patch("os.fsync", lambda file: None)  # takes half of the time, and a test need not survive a power cut
 def write_run(
     folder: Path,
     method: str = "l4",
@@ -47,7 +47,7 @@ def write_run(
     train: int = 100,
     **settings: Any,
 ) -> Path:
-    """A run directory of two epochs and four steps each; ``answers`` are item scores of each task's final answers."""
+    """Write a run of two epochs a stage and four steps an epoch. ``answers``: scores of each task's answers."""
     groups: dict[str, Any] = {"model": SCRATCH, "evaluation": {"when": "epoch"}} | settings
     groups["training"] = {"epochs": epochs} | groups.get("training", {})
     experiment = ExperimentConfig.model_validate(
@@ -88,7 +88,7 @@ def _write_cell(run: RunDirectory, cell: Cell, value: float, items: Sequence[flo
 def write_sweep(
     folder: Path, trials: Mapping[str, Mapping[str, Any]], table: str | None = None, scale: float = 1.0
 ) -> Path:
-    """A sweep's folder with these trials: folder -> what ``write_run`` is told, or {} for one that has not begun."""
+    """Write a sweep's folder with these trials: folder -> arguments of ``write_run``, or {} for a new trial."""
     for name, told in trials.items():
         if told:
             write_run(folder / name, **told)

@@ -1,4 +1,4 @@
-"""What tables are made of: forgetting, cost, means over orders, and agreement with teachers."""
+"""The measures of tables: forgetting, cost, means over orders, and agreement with teachers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from analysis.agreement import agreement, agreement_by_task, split
 from analysis.measures import HOURS, MEMORY, OVER_ORDERS, cost, cost_of, forgetting, forgetting_of, over_orders
-from analysis.results import load, read_run
+from analysis.results import load
 from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.report.aggregate import AVERAGE, NO_ORDER, Statistic, Table
+from ray_l4.report.aggregate import AVERAGE, ResultTable, Statistic
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.run_result import NO_ORDER
 from ray_l4.store.atomic import write_json
 
 # Epoch 2 of the second task is the best of the first task: only epochs see it.
@@ -27,12 +29,12 @@ def course(stage: int, epoch: int, student: int, task: str) -> float:
     return COURSE[stage, epoch] if task == TASKS[0] else 40.0 + stage
 
 
-def rows(table: Table, block: int = 0) -> dict[str, dict[str, Statistic | None]]:
+def rows(table: ResultTable, block: int = 0) -> dict[str, dict[str, Statistic | None]]:
     return {row.label: dict(row.cells) for row in table.blocks[block].rows}
 
 
 def test_forgetting_is_from_the_best_of_all_epochs_and_leaves_the_last_task_out(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "a", score=course))
+    run = FinishedRun.open(write_run(tmp_path / "a", score=course))
     assert forgetting_of(run, 0) == {"woz.en": 35.0, "wikisql": 0.0, AVERAGE: 17.5}
     assert forgetting_of(run, 0)[AVERAGE] == run.summary["forgetting_over_epochs"]["0"]
 
@@ -41,7 +43,7 @@ def test_forgetting_of_a_run_scored_after_tasks_only_is_that_of_its_summary(tmp_
     def last_epoch(stage: int, epoch: int, student: int, task: str) -> float | None:
         return course(stage, epoch, student, task) if epoch == 2 else None
 
-    run = read_run(write_run(tmp_path / "a", score=last_epoch, evaluation={"when": "stage"}))
+    run = FinishedRun.open(write_run(tmp_path / "a", score=last_epoch, evaluation={"when": "stage"}))
     assert forgetting_of(run, 0) == {"woz.en": 30.0, "wikisql": 0.0, AVERAGE: 15.0}
     assert forgetting_of(run, 0)[AVERAGE] == run.summary["forgetting"]["0"]
 
@@ -73,9 +75,9 @@ def test_the_time_of_teachers_from_another_run_is_added(tmp_path: Path) -> None:
 
 def test_the_memory_of_a_run_in_one_process_is_that_of_the_process(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
-    run = read_run(folder)
+    run = FinishedRun.open(folder)
     write_json(folder / "summary.json", dict(run.summary) | {"peak_memory_bytes": {"process": 3 * 10**9}})
-    assert cost_of(read_run(folder))[MEMORY] == 3.0
+    assert cost_of(FinishedRun.open(folder))[MEMORY] == 3.0
 
 
 def test_each_order_counts_once_whatever_its_number_of_seeds(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_answers_must_be_there_with_their_scores(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=rf"{answers}: has no column 'score'.*Run {student} again"):
         agreement(load([student]), (0,))
     answers.unlink()
-    with pytest.raises(RunDirectoryError, match=f"{answers}: is not there"):
+    with pytest.raises(RunDirectoryError, match=f"{answers}: no such file"):
         agreement(load([student]), (0,))
 
 

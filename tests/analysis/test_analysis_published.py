@@ -12,14 +12,15 @@ from analysis.measures import ALL_RUNS, MEASURES, OVER_ORDERS
 from analysis.published_tables import PublishedRow, PublishedTable, keys, published_table
 from ray_l4.errors import ConfigError
 from ray_l4.methods import METHODS
-from ray_l4.report.aggregate import AVERAGE, NO_ORDER
+from ray_l4.report.aggregate import AVERAGE
+from ray_l4.report.run_result import NO_ORDER
 from ray_l4.tasks.registry import TASKS
 
 ROUNDING = 0.1 + 1e-9
 """Cells and average are both rounded to 0.1: together they may be off by twice half of that."""
 POOLED = {"agreement", "agreement_by_task", "cost"}
 LONGER = {"multi-qa-long", "multi-qa-lm-long", "multi-seq-kd-long", "lamol-medium", "teacher"}
-"""Rows that are a method with other settings, or none at all."""
+"""Rows of a method with other settings, or of no method."""
 
 
 def rows() -> Iterator[tuple[str, PublishedRow]]:

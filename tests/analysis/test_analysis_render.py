@@ -1,4 +1,4 @@
-"""A sheet as Markdown, LaTeX and CSV: the same numbers, nothing that the format takes for a command."""
+"""A sheet as Markdown, LaTeX and CSV: the same numbers, and no text that the format takes for a command."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.render import as_csv, latex, markdown, tex
-from analysis.sheet import Cell, Line, Part, Sheet
+from analysis.sheet import Sheet, SheetBlock, SheetCell, SheetRow
 from ray_l4.report.aggregate import Statistic
 
 SHEET = Sheet(
     title="L4, Table 2: by hand",
     setting="seeds: 0, 1",
     columns=("woz.en", "a_b"),
-    parts=(
-        Part(
+    blocks=(
+        SheetBlock(
             "woz.en -> a_b",
             (
-                Line(
-                    "l4", 2, (Cell(Statistic(61.0, 1.5, 2), Statistic(59.1), True), Cell(Statistic(3.0), None, False))
+                SheetRow(
+                    "l4",
+                    2,
+                    (SheetCell(Statistic(61.0, 1.5, 2), Statistic(59.1), True), SheetCell(Statistic(3.0), None, False)),
                 ),
-                Line("lamol", 0, (Cell(None, Statistic(52.4, 6.0), False), Cell(None, None, False))),
+                SheetRow("lamol", 0, (SheetCell(None, Statistic(52.4, 6.0), False), SheetCell(None, None, False))),
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""Reading runs and sweeps, and refusing what cannot be compared."""
+"""Reading runs and sweeps, and refusing runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -8,39 +8,12 @@ from pathlib import Path
 import pytest
 from analysis_runs import TASKS, write_run, write_sweep
 
-from analysis.results import load, read_run, teachers_of
+from analysis.results import load
 from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.report.aggregate import NO_ORDER
 from ray_l4.store.atomic import write_json
-from ray_l4.store.run_directory import Cell
 
 
-def test_a_run_knows_its_row_order_seed_and_students(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "a", "l4", 3, variant="lambda 1"))
-    assert (run.variant, run.block, run.seed, run.tasks) == ("lambda 1", " -> ".join(TASKS), 3, TASKS)
-    assert list(run.students()) == [0, 1]
-
-
-def test_a_trajectory_has_every_epoch_in_order(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "a"))
-    found = run.trajectory(1)
-    assert list(found) == [(stage, epoch) for stage in range(3) for epoch in (1, 2)]
-    assert found[0, 1] == {"woz.en": 76.0, "wikisql": 1.0, "cnn_dailymail": 1.0}
-    assert found[2, 2]["woz.en"] == 61.0
-
-
-@pytest.mark.parametrize(("method", "stage"), [("l4", 2), ("single-qa", 1), ("multi-qa", 0)])
-def test_the_final_cell_depends_on_how_tasks_are_learned(tmp_path: Path, method: str, stage: int) -> None:
-    alone = method == "single-qa"
-    run = read_run(
-        write_run(tmp_path / "a", method, score=lambda s, e, p, task: None if alone and TASKS[s] != task else 50.0)
-    )
-    assert run.final_cell(0, "wikisql") == Cell(stage, 2, 0, "wikisql")
-    assert run.final_cell(0, "wikisql") in run.directory.scores()
-    assert (run.block == NO_ORDER) == (method != "l4")
-
-
-def test_load_keeps_runs_and_sweeps_in_order_and_finds_blocks(tmp_path: Path) -> None:
+def test_load_keeps_runs_and_sweeps_in_order_and_groups_them_by_order(tmp_path: Path) -> None:
     turned = list(reversed(TASKS))
     trials = {"x": {"method": "lamol"}, "y": {"method": "lamol", "stream": turned}}
     sweep = write_sweep(tmp_path / "sweep", trials, "l4-table1", 0.1)
@@ -48,7 +21,7 @@ def test_load_keeps_runs_and_sweeps_in_order_and_finds_blocks(tmp_path: Path) ->
     assert [run.path.name for run in results.runs] == ["a", "x", "y"]
     assert results.tasks == TASKS
     assert results.variants() == ("l4", "lamol")
-    assert {block: len(runs) for block, runs in results.blocks().items()} == {
+    assert {order: len(runs) for order, runs in results.by_order().items()} == {
         "woz.en -> wikisql -> cnn_dailymail": 2,
         "cnn_dailymail -> wikisql -> woz.en": 1,
     }
@@ -79,7 +52,7 @@ def test_a_folder_that_is_neither_run_nor_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize("record", [{}, {"title": "t", "scale": "much", "table": None, "trials": []}, {"trials": 3}])
 def test_a_damaged_sweep_record(tmp_path: Path, record: dict[str, object]) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=r"sweep\.json: not a sweep's record"):
+    with pytest.raises(RunDirectoryError, match=r"sweep\.json: not the record of a sweep"):
         load([tmp_path])
 
 
@@ -122,15 +95,3 @@ def test_runs_of_a_sweep_say_their_scale_themselves(tmp_path: Path) -> None:
     assert load(folders[:1]).scale == 0.1
     with pytest.raises(ConfigError, match=r"the runs ran at scales 0\.1, 1\.0"):
         load(folders)
-
-
-def test_teachers_are_those_inside_the_run_or_those_it_was_given(tmp_path: Path) -> None:
-    student = write_run(tmp_path / "a", "l2kd-word")
-    assert teachers_of(read_run(student)) is None
-    inside = write_run(student / "teachers", "single-qa-lm")
-    own = teachers_of(read_run(student))
-    assert own is not None and own.path == inside
-    given = write_run(tmp_path / "b", "l2kd-word", teachers={"run": str(inside)})
-    shared = teachers_of(read_run(given))
-    assert shared is not None and shared.path == inside
-    assert teachers_of(read_run(write_run(tmp_path / "c", "lamol"))) is None

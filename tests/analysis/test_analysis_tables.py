@@ -1,4 +1,4 @@
-"""Tables as a user asks for them: runs beside the paper, what is left out, and what is refused."""
+"""Tables as a user asks for them: our runs and the paper's values, omissions, and refusals."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ray_l4.report.aggregate import Statistic
 ORDER = "woz.en -> wikisql -> cnn_dailymail"
 
 
-def grid(sheet: Sheet, part: int = 0) -> dict[str, list[tuple[float | None, float | None]]]:
-    """Row -> (our mean, published mean) of each column."""
+def grid(sheet: Sheet, block: int = 0) -> dict[str, list[tuple[float | None, float | None]]]:
+    """Return row -> (our mean, published mean) of each column."""
     return {
-        line.label: [(c.ours.mean if c.ours else None, c.published.mean if c.published else None) for c in line.cells]
-        for line in sheet.parts[part].lines
+        row.label: [(c.ours.mean if c.ours else None, c.published.mean if c.published else None) for c in row.cells]
+        for row in sheet.blocks[block].rows
     }
 
 
 def test_ours_beside_the_paper_with_rows_of_both(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1), write_run(tmp_path / "c", "ewc")]
     sheet = build(load(folders), "l4-table1")
-    assert [part.title for part in sheet.parts] == [ORDER]
+    assert [block.title for block in sheet.blocks] == [ORDER]
     assert sheet.columns == ("woz.en", "cnn_dailymail", "wikisql", "average")
     assert grid(sheet) == {
         "finetune": [(None, 0.0), (None, 25.8), (None, 0.0), (None, 8.6)],
@@ -38,7 +38,7 @@ def test_ours_beside_the_paper_with_rows_of_both(tmp_path: Path) -> None:
         "l4": [(60.0, 83.7), (80.0, 26.7), (70.0, 56.7), (70.0, 55.7)],
         "ewc": [(60.0, None), (80.0, None), (70.0, None), (70.0, None)],
     }
-    assert sheet.parts[0].lines[3].cells[0].ours == Statistic(60.0, 0.0, 2)
+    assert sheet.blocks[0].rows[3].cells[0].ours == Statistic(60.0, 0.0, 2)
     assert any(note.startswith("No run of: woz.en -> cnn_dailymail -> wikisql; ") for note in sheet.notes)
     assert any("mixes two methods" in note for note in sheet.notes)
 
@@ -97,7 +97,7 @@ def test_a_figure_s_table_has_its_note_and_no_published_values(tmp_path: Path) -
 
 
 def test_runs_that_did_not_learn_the_tasks_of_the_table(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--table l4-table2: is about e2enlg.*but the runs learned ag, yelp"):
+    with pytest.raises(ConfigError, match=r"--table l4-table2: shows e2enlg.*but the runs learned ag, yelp"):
         build(load([write_run(tmp_path / "a", stream=("ag", "yelp"))]), "l4-table2")
 
 
@@ -133,7 +133,7 @@ def test_partial_names_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(sweep)]) == RunDirectoryError.exit_code
     capsys.readouterr()
     assert main([str(sweep), "--partial"]) == 0
-    assert "- Left out, not finished: y." in capsys.readouterr().out
+    assert "- Left out because they have not finished: y." in capsys.readouterr().out
 
 
 def test_the_guide_names_every_table_and_kind_of_figure() -> None:

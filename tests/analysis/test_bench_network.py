@@ -1,4 +1,4 @@
-"""Two hosts of network namespaces, and the exchange measured between them."""
+"""Two hosts made of network namespaces, and the exchange measured between them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(time.monotonic() - began)
 
 
 def seconds_to_send(one: Host, other: Host) -> float:
-    """From one host to the other, once it has arrived."""
+    """Return the seconds until all bytes from one host have arrived at the other."""
     receive, send = ([sys.executable, "-c", code] for code in (RECEIVE, SEND))
     with subprocess.Popen(other.inside([*receive, other.address]), stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"
@@ -49,7 +49,7 @@ def seconds_to_send(one: Host, other: Host) -> float:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process is there and has not ended."""
+    """Return whether the process exists and has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

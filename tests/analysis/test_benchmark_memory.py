@@ -1,4 +1,4 @@
-"""The plan's prediction beside a real training process."""
+"""The plan's prediction compared with a real training process."""
 
 from __future__ import annotations
 

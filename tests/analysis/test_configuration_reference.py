@@ -1,4 +1,4 @@
-"""The reference of settings: complete, readable, and the committed one is the one that the models give."""
+"""The reference of settings is complete and readable, and the committed page is up to date."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Outer(Strict):
 
 
 def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The page of ``Outer``, line by line, without the header."""
+    """Return the lines of the page of ``Outer``, without the header."""
     monkeypatch.setattr(configuration_reference, "PARTS", (("Things", "x.", Outer),))
     return render().removeprefix(configuration_reference.HEADER).splitlines()
 
 
 def keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """All keys of a model and of the models within it, by its annotations and not by its schema."""
+    """Yield all keys of a model and of the models within it, from its annotations rather than its schema."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         for inner, is_list in models_in(field.annotation):

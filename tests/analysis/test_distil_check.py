@@ -1,4 +1,4 @@
-"""Our teachers' answers beside the published ones, on files written by hand."""
+"""Our teachers' answers compared with the published ones, on files written by hand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from analysis_runs import write_run
 
 from analysis.distil_check import HEADER, Answer, answers, compared, main
-from analysis.results import Run, read_run
 from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.store.records import write_answers
 
 TASK = "e2enlg"
@@ -43,9 +43,9 @@ def converted(tmp_path: Path) -> Path:
     return folder
 
 
-def new_run(folder: Path, converted: Path, **data: Any) -> Run:
+def new_run(folder: Path, converted: Path, **data: Any) -> FinishedRun:
     write_run(folder, "l2kd-seq", stream=[TASK], train=len(TRUE), data={"converted": str(converted), **data})
-    run = read_run(folder)
+    run = FinishedRun.open(folder)
     kept = sorted(OURS)
     write_answers(run.directory, TASK, kept, [OURS[name] for name in kept])
     return run
@@ -66,7 +66,7 @@ def test_the_true_answers_are_those_of_the_data_also_where_a_run_learned_publish
 
 
 def test_only_examples_that_were_answered_count(tmp_path: Path, converted: Path) -> None:
-    """What does not fit into the model has no answer of ours, but stands in the published file."""
+    """An example that does not fit into the model has no answer of ours, but is in the published file."""
     run = new_run(tmp_path / "run", converted)
     write_answers(run.directory, TASK, ["d"], [OURS["d"]])
     assert [one.sample_id for one in answers(run, run.experiment.stream[0], converted)] == ["d"]
@@ -93,7 +93,7 @@ def test_the_command_prints_a_row_for_each_run_and_task(
     assert lines[2] == lines[3] == ["l2kd-seq, seed 0", TASK, "4", "50.0", "75.0", "75.0", "65.3", "90.3", "75.0"]
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_answers_that_cannot_be_compared_are_refused(
     tmp_path: Path, converted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run(tmp_path / "run", converted)
@@ -101,7 +101,9 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(ConfigError, match="holds no converted files of e2enlg"):
         answers(run, task, tmp_path)
     write_converted(converted, "distil", PUBLISHED, b="another context")
-    with pytest.raises(ConfigError, match=r"example 'b' of e2enlg is not in the distil file, or another one there"):
+    with pytest.raises(
+        ConfigError, match=r"the distil file does not have example 'b' of e2enlg, or has another context"
+    ):
         answers(run, task, converted)
     write_converted(converted, "distil", {name: PUBLISHED[name] for name in "abd"})
     with pytest.raises(ConfigError, match="example 'c' of e2enlg"):

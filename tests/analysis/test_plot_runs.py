@@ -1,4 +1,4 @@
-"""The figure of finished runs: what it shows is read from matplotlib's objects, not from pixels."""
+"""The figure of finished runs, checked in matplotlib's objects."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
-from analysis import plot_runs
 from analysis.figures.heat_map import WHITE_FROM
-from analysis.plot_runs import RunScores, draw, main, read
+from analysis.plot_runs import draw, main, read
 from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.store.run_directory import RunDirectory
 
 MATRIX = [[80.0, 1.5, None], [60.25, 70.0, 2.0], [40.0, 65.0, 90.0]]
 TASKS = ("woz", "sql", "rest")
 
 
 def summary(method: str = "l4", seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """The part of a run's summary.json that the figure reads, with a second student to be left alone."""
+    """Return the part of a run's summary.json that the figure reads, with a second student that it must ignore."""
     return {
         "method": method,
         "seed": seed,
+        "peers": 2,
         "stream": list(TASKS),
         "score_matrix": {"0": MATRIX, "1": [[0.0] * 3] * 3},
         "average_accuracy": {"0": 65.0, "1": 0.0},
@@ -39,25 +41,22 @@ def write_run(folder: Path, record: dict[str, Any] | None) -> Path:
     return folder
 
 
-def scores(label: str = "l4, seed 0", forgetting: float | None = 22.5) -> RunScores:
-    return RunScores(label, TASKS, tuple(map(tuple, MATRIX)), TASKS, 65.0, forgetting)
+def run(method: str = "l4", seed: int = 0, **changes: Any) -> FinishedRun:
+    return FinishedRun(summary(method, seed, **changes), RunDirectory(Path("run")))
 
 
-def drawn(runs: Sequence[RunScores]) -> tuple[list[Any], Any]:
-    """The axes of the heat maps, and those of the bars."""
+def drawn(runs: Sequence[FinishedRun]) -> tuple[list[Any], Any]:
+    """Return the axes of the heat maps, and those of the bars."""
     pytest.importorskip("matplotlib")
     *maps, bars = draw(runs).axes
     return maps, bars
 
 
-def test_read_takes_student_0(tmp_path: Path) -> None:
-    assert read([write_run(tmp_path / "a", summary())]) == [scores()]
-
-
-def test_read_keeps_the_order_and_names_the_folders_of_runs_that_are_called_alike(tmp_path: Path) -> None:
+def test_runs_keep_their_order_and_those_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "b", summary()), write_run(tmp_path / "a", summary())]
     folders.append(write_run(tmp_path / "c", summary("lamol", 3)))
-    assert [run.label for run in read(folders)] == ["l4, seed 0 (b)", "l4, seed 0 (a)", "lamol, seed 3"]
+    maps, _ = drawn(read(folders))
+    assert [axes.get_title() for axes in maps] == ["l4, seed 0 (b)", "l4, seed 0 (a)", "lamol, seed 3"]
 
 
 def test_read_allows_another_order_of_the_same_tasks_but_not_other_tasks(tmp_path: Path) -> None:
@@ -69,9 +68,10 @@ def test_read_allows_another_order_of_the_same_tasks_but_not_other_tasks(tmp_pat
         read([first, other])
 
 
-def test_read_names_variants_and_stages_of_newer_runs(tmp_path: Path) -> None:
-    (run,) = read([write_run(tmp_path / "a", summary("multi-qa", variant="long", stages=["all"]))])
-    assert (run.label, run.stages) == ("long, seed 0", ("all",))
+def test_a_heat_map_names_variant_and_stages() -> None:
+    ((axes,), _) = drawn([run("multi-qa", variant="long", stages=["all"], score_matrix={"0": MATRIX[:1]})])
+    assert axes.get_title() == "long, seed 0"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["after all"]
 
 
 def test_read_refuses_an_unfinished_run(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_read_refuses_an_unfinished_run(tmp_path: Path) -> None:
 
 
 def test_heat_map_holds_every_score_at_its_place() -> None:
-    ((axes,), _) = drawn([scores()])
+    ((axes,), _) = drawn([run()])
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     printed = [["80.0", "1.5", "–"], ["60.2", "70.0", "2.0"], ["40.0", "65.0", "90.0"]]
     assert shown == {(column, row): printed[row][column] for row in range(3) for column in range(3)}
@@ -95,7 +95,7 @@ def test_heat_map_holds_every_score_at_its_place() -> None:
 
 
 def luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    """Return the relative luminance of an sRGB colour, as WCAG 2 defines it."""
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -103,7 +103,7 @@ def luminance(colour: Sequence[float]) -> float:
 def test_every_number_can_be_read_on_its_cell() -> None:
     values = [*range(101), WHITE_FROM - 0.01, *[WHITE_FROM] * 19]
     rows = tuple(tuple(float(value) for value in values[start : start + 11]) for start in range(0, 121, 11))
-    ((axes,), _) = drawn([RunScores("l4", tuple("abcdefghijk"), rows, tuple("abcdefghijk"), None, None)])
+    ((axes,), _) = drawn([run(stream=list("abcdefghijk"), score_matrix={"0": rows})])
     image = axes.get_images()[0]
     for text in axes.texts:
         column, row = text.get_position()
@@ -114,7 +114,7 @@ def test_every_number_can_be_read_on_its_cell() -> None:
 
 
 def test_bars_hold_average_and_forgetting_of_every_run() -> None:
-    _, axes = drawn([scores(), scores("finetune, seed 0", None)])
+    _, axes = drawn([run(), run("finetune", forgetting={"0": None})])
     average, forgetting = axes.containers
     assert [bar.get_height() for bar in average] == [65.0, 65.0]
     assert [bar.get_height() for bar in forgetting] == [22.5, 0.0]
@@ -127,7 +127,7 @@ def test_bars_hold_average_and_forgetting_of_every_run() -> None:
 
 @pytest.mark.parametrize("count", range(1, 7))
 def test_one_heat_map_for_each_of_1_to_6_runs(count: int) -> None:
-    maps, axes = drawn([scores(f"l4, seed {seed}") for seed in range(count)])
+    maps, axes = drawn([run(seed=seed) for seed in range(count)])
     assert [heat_map.get_title() for heat_map in maps] == [f"l4, seed {seed}" for seed in range(count)]
     assert all(len(heat_map.texts) == 9 for heat_map in maps)
     assert len(axes.containers[0]) == count
@@ -146,7 +146,3 @@ def test_main_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_main_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "x.png")]) == RunDirectoryError.exit_code
     assert capsys.readouterr().err == f"error: {tmp_path}: not a run directory (no config.yaml in it)\n"
-
-
-def test_each_bar_is_an_attribute_of_the_scores() -> None:
-    assert set(plot_runs.BARS) <= set(vars(scores()))

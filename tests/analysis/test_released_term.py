@@ -1,4 +1,4 @@
-"""The measurement of L4's released distillation term: against closed forms, and end to end on a small run."""
+"""The measurement of L4's released distillation term, against closed forms and end to end on a small run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.models import build_model, describe, to_bytes
 from ray_l4.losses.objective import ObjectiveSpec
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.setup.setup import prepare
 from ray_l4.store.atomic import write_json
 from ray_l4.store.records import write_checkpoint
@@ -21,8 +22,8 @@ from ray_l4.store.run_directory import RunDirectory
 LM_WEIGHT = 0.25
 
 
-def finished_run(folder: Path, students: int = 2, tasks: int = 2, summary: bool = True) -> RunDirectory:
-    """A run directory with checkpoints of untrained students that differ."""
+def write_run(folder: Path, students: int = 2, tasks: int = 2, summary: bool = True) -> Path:
+    """Write a run directory with checkpoints of untrained students that differ."""
     stream = [{"name": name, "train": 10, "test": 2} for name in ("mini.woz", "mini.sql")[:tasks]]
     shape = {"layers": 1, "width": 32, "heads": 2, "positions": 128, "vocabulary": 300}
     experiment = ExperimentConfig.model_validate(
@@ -38,16 +39,17 @@ def finished_run(folder: Path, students: int = 2, tasks: int = 2, summary: bool 
             write_checkpoint(run.checkpoint(stage, 1, student), weights, describe(model), folder / "tokenizer")
     if summary:
         write_json(folder / "summary.json", {})
-    return run
+    return folder
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return next(iter(pairs_of(finished_run(tmp_path_factory.mktemp("runs") / "run"), None, 4)))
+    run = FinishedRun.open(write_run(tmp_path_factory.mktemp("runs") / "run"))
+    return next(iter(pairs_of(run, None, 4)))
 
 
 def test_at_equal_temperatures_the_ratio_is_the_closed_form(pair: Pair) -> None:
-    """lambda / lambda' times V, for the term and for its gradient: all else is the same sum."""
+    """It is lambda / lambda' times V, for the term and for its gradient; both average the same sum."""
     token = measure(pair, ObjectiveSpec(0.2, 2.0), LM_WEIGHT)
     vocabulary = measure(pair, ObjectiveSpec(0.6, 2.0, average="vocabulary"), LM_WEIGHT)
     expected = pair.vocabulary / 3
@@ -101,8 +103,8 @@ def test_the_methods_are_measured_as_they_come() -> None:
 def test_the_command_prints_both_methods_before_and_after_the_last_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = finished_run(tmp_path / "run")
-    assert main([str(run.path), "--tokenizer", str(run.path / "tokenizer"), "--examples", "3"]) == 0
+    run = write_run(tmp_path / "run")
+    assert main([str(run), "--tokenizer", str(run / "tokenizer"), "--examples", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 examples of mini.sql, lm head weighted 0.25"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
@@ -118,16 +120,16 @@ def test_the_command_prints_both_methods_before_and_after_the_last_task(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"students": 1}, "needs two tasks and two students"),
-        ({"tasks": 1}, "needs two tasks and two students"),
+        ({"students": 1}, "expected a run of two tasks or more and two students"),
+        ({"tasks": 1}, "expected a run of two tasks or more and two students"),
         ({"summary": False}, "the run did not finish"),
     ],
 )
 def test_a_run_that_cannot_be_measured_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, int], message: str
 ) -> None:
-    run = finished_run(tmp_path / "run", **changes)  # type: ignore[arg-type]
-    assert main([str(run.path)]) != 0
+    run = write_run(tmp_path / "run", **changes)  # type: ignore[arg-type]
+    assert main([str(run)]) != 0
     assert message in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Finished run directories for the tests of the page: made by the functions that a run uses, without a run."""
+"""Finished run directories for the tests of reports, written without a run by the functions that a run uses."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ import pyarrow.parquet as pq
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import get_method, num_students, stage_names
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.html.page import render
 from ray_l4.report.summary import summarise
 from ray_l4.store.atomic import write_json
 from ray_l4.store.records import STEPS, write_replay, write_score, write_steps, write_timeline
 from ray_l4.store.run_directory import Cell, RunDirectory, RunState
 
 TASKS = ("woz.en", "own <b>&$x$", "e2enlg")
-"""One's own task may be called anything: this one would be markup in HTML and a formula in matplotlib."""
+"""Users name their tasks freely: the second name would be markup in HTML and a formula in matplotlib."""
 NASTY = "<script>alert('x')</script> \x07\u202e&amp;\nnext line"
-"""What a model may write."""
+"""Text such as a model may write."""
 STEPS_OF_EPOCH = 5
 TRAFFIC = {"bytes_sent": 2e6, "bytes_received": 3e6}
 COMMAND = "ray-l4 run x.yaml --set 'name=<i>'"
 
 
 def score_of(cell: Cell) -> float:
-    """A score that tells the cell by its value."""
+    """Return a score that differs from cell to cell."""
     return 10.0 * cell.stage + 3.0 * cell.epoch + 20.0 * TASKS.index(cell.task) + cell.student
 
 
 def step_row(stage: int, epoch: int, step: int, student: int) -> dict[str, float]:
-    """Figures of a step; the divergence of the answer head vanishes in the last stage."""
+    """Return the figures of a step; the divergence of the answer head is zero in the last stage."""
     row = dict.fromkeys(STEPS.names, 1.0) | {"stage": stage, "epoch": epoch, "step": step, "student": student}
     return row | {"loss": 5.0 / (1 + step), "lr": 1e-3, "kd_qa": 0.0 if stage == 2 else 10.0**-step} | TRAFFIC
 
 
 def replay_rows(tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Four good samples of each task, one that asks what the first task asks, and one of each kind of bad ones."""
+    """Return four valid examples of each task, one for each reason to drop one, and an odd one."""
     rows = []
     for task in tasks:
         question = f"what is asked of {tasks.index(task)}?"
@@ -66,7 +68,7 @@ SPANS = [
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run leaves or does not."""
+    """The optional parts of a run directory."""
 
     timeline: bool = True
     item_scores: bool = True
@@ -77,7 +79,7 @@ ALL = Parts()
 
 
 def write_run(path: Path, method: str = "l4", parts: Parts = ALL, **settings: Any) -> RunDirectory:
-    """A finished run of two epochs a stage, every one of them scored."""
+    """Write a finished run of two epochs a stage, all of them scored."""
     experiment = ExperimentConfig.model_validate(
         {
             "name": "by hand",
@@ -127,8 +129,18 @@ def _write_steps(run: RunDirectory, stage: int, students: Sequence[int]) -> None
         write_steps(run, stage, epoch, [step_row(stage, epoch, s, student) for s in steps for student in students])
 
 
+def read(run: RunDirectory) -> FinishedRun:
+    """Read a run directory."""
+    return FinishedRun.open(run.path)
+
+
+def page_of(*runs: RunDirectory) -> str:
+    """Return the page about ``runs``."""
+    return render([read(run) for run in runs])
+
+
 def as_an_older_version_left_it(run: RunDirectory) -> None:
-    """Take away what version 0.1.0 did not write yet."""
+    """Remove what version 0.1.0 did not write yet."""
     change_summary(run, lambda summary: {key: summary[key] for key in summary if key not in ("variant", "stages")})
     change_summary(run, lambda summary: summary | {"exchange": {"bytes_per_step": 2e6, "wait_fraction": 0.25}})
     for path in (run.path / "steps").glob("*.parquet"):

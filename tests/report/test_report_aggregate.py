@@ -1,4 +1,4 @@
-"""Runs as one table: what is grouped, what is averaged, what is best, and what cannot stand together."""
+"""Runs as one table: grouping, averages, the best of a column, and runs that cannot share a table."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from hypothesis import strategies as st
 
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import (
-    NO_ORDER,
     Measurement,
     Statistic,
     aggregate,
-    comparable,
+    comparable_tasks,
     group,
     statistic,
     to_markdown,
 )
+from ray_l4.report.run_result import NO_ORDER, RunResult
 
 values = st.floats(-1e3, 1e3)
 
 
-def summary(
+def result(
     method: str = "l4", seed: int = 0, scores: tuple[float | None, float | None] = (60.0, 70.0), **changes: Any
-) -> dict[str, Any]:
-    """The part of ``summary.json`` that a table reads; student 1 is 10 points better than student 0."""
+) -> RunResult:
+    """Return a result with all that a table reads; student 1 is 10 points better than student 0."""
     stream = changes.get("stream", ["woz.en", "wikisql"])
     better = [None if score is None else score + 10 for score in scores]
     known = [score for score in scores if score is not None]
     average = sum(known) / 2 if len(known) == 2 else None
-    return {
+    summary = {
         "method": method,
         "stream": stream,
         "peers": 2,
@@ -40,7 +40,8 @@ def summary(
         "final": {"0": dict(zip(stream, scores, strict=True)), "1": dict(zip(stream, better, strict=True))},
         "average_accuracy": {"0": average, "1": None if average is None else average + 10},
         "forgetting": {"0": 20.0, "1": 10.0},
-    } | changes
+    }
+    return RunResult(summary | changes)
 
 
 @given(st.lists(values, min_size=2, max_size=6))
@@ -61,8 +62,8 @@ def test_a_statistic_of_one_and_of_none() -> None:
 
 
 def test_seeds_of_a_variant_become_one_row_and_orders_blocks() -> None:
-    turned = summary("l4", 0, (10.0, 90.0), stream=["wikisql", "woz.en"])
-    runs = [summary("l4", 0), turned, summary("lamol", 0, (1.0, 2.0)), summary("l4", 1, (62.0, 71.0))]
+    turned = result("l4", 0, (10.0, 90.0), stream=["wikisql", "woz.en"])
+    runs = [result("l4", 0), turned, result("lamol", 0, (1.0, 2.0)), result("l4", 1, (62.0, 71.0))]
     found = aggregate(runs)
     assert found.columns == ("woz.en", "wikisql", "average", "forgetting")
     assert [block.title for block in found.blocks] == ["woz.en -> wikisql", "wikisql -> woz.en"]
@@ -79,19 +80,19 @@ def test_seeds_of_a_variant_become_one_row_and_orders_blocks() -> None:
 
 
 def test_a_variant_s_name_counts_and_without_one_the_method_s() -> None:
-    runs = [summary(variant="lambda 0"), summary(variant="lambda 1"), summary(variant=None)]
+    runs = [result(variant="lambda 0"), result(variant="lambda 1"), result(variant=None)]
     assert [row.label for row in aggregate(runs).blocks[0].rows] == ["lambda 0", "lambda 1", "l4"]
 
 
 def test_methods_without_an_order_share_one_block() -> None:
-    turned = summary("multi-qa", stream=["wikisql", "woz.en"])
-    found = aggregate([summary("multi-qa"), turned, summary("single-qa"), summary("l4")])
+    turned = result("multi-qa", stream=["wikisql", "woz.en"])
+    found = aggregate([result("multi-qa"), turned, result("single-qa"), result("l4")])
     assert [block.title for block in found.blocks] == [NO_ORDER, "woz.en -> wikisql"]
     assert [(row.label, row.runs) for row in found.blocks[0].rows] == [("multi-qa", 2), ("single-qa", 1)]
 
 
 def test_other_students_have_rows_of_their_own_where_they_exist() -> None:
-    runs = [summary(), summary("lamol", peers=1)]
+    runs = [result(), result("lamol", peers=1)]
     rows = aggregate(runs, students=(0, 1)).blocks[0].rows
     assert [(row.label, row.cells["woz.en"]) for row in rows] == [
         ("l4", Statistic(60.0)),
@@ -104,9 +105,9 @@ def test_other_students_have_rows_of_their_own_where_they_exist() -> None:
 
 def test_best_is_decided_by_the_printed_mean_and_lower_forgetting_wins() -> None:
     runs = [
-        summary("l4", scores=(60.0, 70.04)),
-        summary("lamol", scores=(59.0, 69.96), forgetting={"0": 5.0, "1": 5.0}),
-        summary("finetune", scores=(None, 1.0)),
+        result("l4", scores=(60.0, 70.04)),
+        result("lamol", scores=(59.0, 69.96), forgetting={"0": 5.0, "1": 5.0}),
+        result("finetune", scores=(None, 1.0)),
     ]
     found = aggregate(runs)
     (block,) = found.blocks
@@ -116,14 +117,14 @@ def test_best_is_decided_by_the_printed_mean_and_lower_forgetting_wins() -> None
 
 
 def test_there_is_no_best_of_one_or_of_equals() -> None:
-    found = aggregate([summary(), summary("lamol", scores=(None, None))])
+    found = aggregate([result(), result("lamol", scores=(None, None))])
     assert found.best(found.blocks[0], "woz.en") == frozenset()
     assert found.best(found.blocks[0], "forgetting") == frozenset()  # 20.0 both
 
 
 def test_markdown_as_a_person_sees_it() -> None:
     worse = {"0": 25.0, "1": 25.0}
-    runs = [summary("l4"), summary("l4", 1, (62.0, 71.0)), summary("lamol", scores=(None, 80.0), forgetting=worse)]
+    runs = [result("l4"), result("l4", 1, (62.0, 71.0)), result("lamol", scores=(None, 80.0), forgetting=worse)]
     assert to_markdown(aggregate(runs)).split("\n") == [
         "woz.en -> wikisql:",
         "",
@@ -135,24 +136,24 @@ def test_markdown_as_a_person_sees_it() -> None:
 
 
 def test_a_column_without_any_value_is_left_out() -> None:
-    text = to_markdown(aggregate([summary("multi-qa", forgetting={"0": None, "1": None})]))
+    text = to_markdown(aggregate([result("multi-qa", forgetting={"0": None, "1": None})]))
     assert "forgetting" not in text and "average" in text
 
 
 def test_runs_of_other_tasks_cannot_stand_in_one_table() -> None:
-    other = summary("lamol", stream=["woz.en", "ag"])
+    other = result("lamol", stream=["woz.en", "ag"])
     with pytest.raises(ConfigError, match=r"different tasks.*ag, woz\.en \(such as lamol, seed 0\); wikisql, woz\.en"):
-        aggregate([summary(), other])
+        aggregate([result(), other])
     with pytest.raises(ConfigError, match="such as runs/b"):
-        comparable([summary(), other], ["runs/a", "runs/b"])
+        comparable_tasks([result(), other], ["runs/a", "runs/b"])
 
 
 def test_one_seed_cannot_stand_twice() -> None:
     with pytest.raises(
         ConfigError, match=r"two runs of l4 on woz\.en -> wikisql have seed 3: runs/a; runs/b\. .*variant"
     ):
-        comparable([summary(seed=3), summary(seed=3)], ["runs/a", "runs/b"])
-    assert comparable([summary(seed=3), summary(seed=3, variant="lambda 1")]) == ("woz.en", "wikisql")
+        comparable_tasks([result(seed=3), result(seed=3)], ["runs/a", "runs/b"])
+    assert comparable_tasks([result(seed=3), result(seed=3, variant="lambda 1")]) == ("woz.en", "wikisql")
 
 
 def test_no_run_at_all_is_an_error() -> None:

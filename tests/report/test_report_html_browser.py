@@ -1,4 +1,4 @@
-"""The page in a real browser: it renders, says no error, asks for nothing, and every figure is there to be seen."""
+"""The page in a real browser: it renders without errors or requests, and every figure can be seen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ray_l4.report.html.page import render
-from tests.report.html_runs import write_run
+from tests.report.html_runs import page_of, write_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
@@ -19,7 +18,7 @@ FIGURES = (
     *("loss", "disagreement", "exchange-steps", "timeline", "time", "memory"),
 )
 WIDTHS = (1200, 360)
-"""Pixels: a desk's screen, and a phone's."""
+"""Pixels, of a desktop screen and of a phone."""
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +34,18 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about two runs: one of four students of which there is everything, and one that has hardly anything."""
+    """A page about two runs: one of four students with all sections, and one with hardly any."""
     folder = tmp_path_factory.mktemp("browser")
     path = folder / "report.html"
     peers = {"count": 4, "topology": [[0, 1], [1, 2], [2, 3], [3, 0], [0, 2]]}
     runs = [write_run(folder / "l4", peers=peers), write_run(folder / "multi", "multi-qa")]
-    path.write_text(render(runs), encoding="utf-8")
+    path.write_text(page_of(*runs), encoding="utf-8")
     return path
 
 
 @pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in ("light", "dark")], ids=str)
 def page(browser: Browser, html: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page opened, all of it unfolded. Errors of the page and requests beyond it fail the test."""
+    """The page, opened and unfolded. Errors on the page and requests for anything else fail the test."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     errors: list[str] = []
@@ -79,7 +78,7 @@ def test_every_figure_is_there_to_be_seen(page: Page) -> None:
 
 
 def test_nothing_written_in_a_figure_sticks_out_of_it(page: Page) -> None:
-    """Fonts differ between machines; names and numbers have to find room all the same."""
+    """Fonts differ between machines; names and numbers must fit all the same."""
     outside = page.evaluate(
         """[...document.querySelectorAll('figure svg')].flatMap(svg => {
             const frame = svg.getBoundingClientRect()
@@ -98,7 +97,7 @@ def test_the_page_is_no_wider_than_the_window(page: Page) -> None:
 
 
 def test_text_stands_out_from_the_page(page: Page) -> None:
-    """Ink and paper of body and figures are the scheme's, also where a drawing brought colours of its own."""
+    """Text and background have the colours of the scheme, in drawings too."""
     ink, paper = page.evaluate(
         """[getComputedStyle(document.querySelector('#run-0-loss svg text')).fill,
             getComputedStyle(document.documentElement).backgroundColor]

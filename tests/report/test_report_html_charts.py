@@ -1,4 +1,4 @@
-"""The drawings: read from their SVG, since that is what a reader gets."""
+"""The charts, checked in the SVG that a reader gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from ray_l4.report.html import charts_cost, charts_scores, charts_steps, drawing
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.charts_cost import Span, without_pauses
-from ray_l4.report.html.steps import COLUMNS, Steps
+from ray_l4.report.steps import COLUMNS, LATER_COLUMNS, Steps
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAME = "own <b>&$x$\x07"
@@ -32,7 +32,7 @@ def texts(chart: Chart) -> list[str]:
 
 def steps_with(kd_qa: Sequence[float], kd_lm: Sequence[float]) -> Steps:
     count = len(kd_qa)
-    columns = {name: np.ones(count) for name in COLUMNS}
+    columns = {name: np.ones(count) for name in (*COLUMNS, *LATER_COLUMNS)}
     columns |= {"student": np.zeros(count), "kd_qa": np.array(kd_qa), "kd_lm": np.array(kd_lm)}
     return Steps(columns, np.arange(count), [0, count])
 
@@ -126,7 +126,7 @@ def test_bars_of_nothing_start_at_the_left_edge() -> None:
 
 
 def heights(chart: Chart) -> list[float]:
-    """Vertical places of the first line of series 0, as drawn: smaller is higher."""
+    """Return vertical positions of the first line of series 0, as drawn: smaller is higher."""
     lines = [e for e in tree(chart).iter(f"{SVG}path") if "stroke: var(--series-0)" in e.get("style", "")]
     return [float(y) for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", lines[0].get("d", ""))]
 

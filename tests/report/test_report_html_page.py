@@ -1,4 +1,4 @@
-"""The page as a file: whole, escaped, without a word to the network; and the command that writes it."""
+"""The page as a file: complete, escaped, without any request to the network; and the command that writes it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from typer.testing import CliRunner
 
 from ray_l4.cli.main import app
 from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.report.html.page import render
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory, read_json
-from tests.report.html_runs import COMMAND, NASTY, TASKS, as_an_older_version_left_it, change_summary, write_run
+from tests.report.html_runs import (
+    COMMAND,
+    NASTY,
+    TASKS,
+    as_an_older_version_left_it,
+    change_summary,
+    page_of,
+    write_run,
+)
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Page(HTMLParser):
-    """The elements of a page; fails on one that is closed in the wrong order or not at all."""
+    """The elements of a page. Fails on an element that is not closed, or closed in the wrong order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -56,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def page(run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return Page(render([run, write_run(tmp_path_factory.mktemp("other") / "other", "multi-qa")]))
+    return Page(page_of(run, write_run(tmp_path_factory.mktemp("other") / "other", "multi-qa")))
 
 
 def test_every_link_leads_somewhere_and_no_name_is_given_twice(page: Page) -> None:
@@ -81,7 +88,7 @@ def test_what_models_and_users_wrote_is_text(page: Page, run: RunDirectory) -> N
     assert NASTY.replace("\x07", r"\x07").replace("\u202e", r"\u202e") in page.text
     assert TASKS[1] in page.text
     assert COMMAND in page.text
-    assert not set(render([run])) & {chr(code) for code in range(32) if chr(code) != "\n"}
+    assert not set(page_of(run)) & {chr(code) for code in range(32) if chr(code) != "\n"}
 
 
 def test_the_whole_configuration_is_there(page: Page, run: RunDirectory) -> None:
@@ -91,7 +98,7 @@ def test_the_whole_configuration_is_there(page: Page, run: RunDirectory) -> None
 
 
 def test_the_same_runs_give_the_same_page(run: RunDirectory) -> None:
-    assert render([run]) == render([run])
+    assert page_of(run) == page_of(run)
 
 
 def test_titles_say_the_scale(tmp_path: Path) -> None:
@@ -99,34 +106,34 @@ def test_titles_say_the_scale(tmp_path: Path) -> None:
     scaled = ", scaled to 0.1 of its examples and epochs"
     for run, title in zip(runs, (", at different scales", scaled), strict=True):
         write_json(run.path / "manifest.json", read_json(run.path / "manifest.json") | {"scale": 0.1})
-        assert re.search(f"<h1>2 runs on [^<]+ → e2enlg{title}</h1>", render(runs))
-    assert re.search(f"<h1>[^<]+, seed 0{scaled}</h1>", render(runs[:1]))
-    assert f"<h2>lamol, seed 0{scaled}</h2>" in render(runs)
+        assert re.search(f"<h1>2 runs on [^<]+ → e2enlg{title}</h1>", page_of(*runs))
+    assert re.search(f"<h1>[^<]+, seed 0{scaled}</h1>", page_of(*runs[:1]))
+    assert f"<h2>lamol, seed 0{scaled}</h2>" in page_of(*runs)
 
 
 def test_an_older_run_has_a_page_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     as_an_older_version_left_it(run)
-    assert "by hand: l4 on" in render([run])
+    assert "by hand: l4 on" in page_of(run)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     score = run.path / "scores" / "stage-0.epoch-1.student-0.woz.en.json"
     score.write_text('{"headline": "em", "values": {}}', encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=r"scores: a score has no 'em'; the run is damaged"):
-        render([run])
+    with pytest.raises(RunDirectoryError, match=r"0\.woz\.en\.json: holds no headline score \(KeyError: 'em'\)"):
+        page_of(run)
     score.write_text('{"headline": "em", "values": {"em": 1.0}}', encoding="utf-8")
     (run.path / "replay" / "stage-1.parquet").write_bytes(b"nothing")
     with pytest.raises(RunDirectoryError, match=r"stage-1\.parquet: cannot be read as Parquet"):
-        render([run])
+        page_of(run)
     (run.path / "summary.json").unlink()
     with pytest.raises(RunDirectoryError, match="did not finish"):
-        render([run])
+        page_of(run)
 
 
 def report(*arguments: object) -> str:
-    """The command's output; its errors are raised."""
+    """Return the output of the command; its errors are raised."""
     result = CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
@@ -137,7 +144,7 @@ def test_the_command_prints_the_table_and_writes_both_reports(tmp_path: Path) ->
     lines = report(run.path).splitlines()
     assert lines[0].startswith("| ")
     assert lines[-1] == str(run.path / "report.html")
-    assert (run.path / "report.html").read_text(encoding="utf-8") == render([run])
+    assert (run.path / "report.html").read_text(encoding="utf-8") == page_of(run)
     assert (run.path / "report.md").is_file()
 
 
@@ -146,7 +153,7 @@ def test_several_runs_make_one_page_here_or_where_it_is_wanted(tmp_path: Path, m
     folders = [run.path for run in runs]
     monkeypatch.chdir(tmp_path)
     assert report(*folders).splitlines()[-1] == "report.html"
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(runs)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page_of(*runs)
     out = tmp_path / "new" / "page.html"
     assert report(*folders, "--out", out).splitlines()[-1] == str(out)
     assert re.search("<h1>2 runs on woz.en → ", out.read_text(encoding="utf-8"))

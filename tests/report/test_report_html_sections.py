@@ -1,4 +1,4 @@
-"""What each section of the page says about a run."""
+"""The sections of the page about a run: their tables, charts and notes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.metrics import continual
-from ray_l4.report.html import section_cost, section_runs, section_samples, section_scores, section_training
+from ray_l4.report.finished_run import FinishedRun, labels
+from ray_l4.report.html import section_cost, section_runs, section_scores, section_text, section_training
 from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
-from ray_l4.report.html.record import Record, read_record
-from ray_l4.report.html.section_samples import strangers, usual_endings, worst
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.report.html.section_text import odd_examples, usual_endings, worst
 from tests.report.html_runs import (
     NASTY,
     TASKS,
     Parts,
     as_an_older_version_left_it,
     change_summary,
+    read,
     replay_rows,
     write_run,
 )
 
 
 @pytest.fixture(scope="module")
-def l4(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    return read_record(write_run(tmp_path_factory.mktemp("l4") / "run"))
+def l4(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    return read(write_run(tmp_path_factory.mktemp("l4") / "run"))
 
 
-def record_of(folder: Path, method: str, **settings: Any) -> Record:
-    return read_record(write_run(folder / method, method, **settings))
+def finished(folder: Path, method: str, **settings: Any) -> FinishedRun:
+    return read(write_run(folder / method, method, **settings))
 
 
 def flat(blocks: Sequence[Block]) -> list[Block]:
-    """All blocks, those in folds included."""
+    """Return all blocks, including those in folds."""
     return [
         inner for block in blocks for inner in ([block, *flat(block.blocks)] if isinstance(block, Fold) else [block])
     ]
@@ -59,29 +59,29 @@ def rows_of(table: Table) -> dict[str, list[str]]:
     return {row[0]: list(row[1:]) for row in table.rows}
 
 
-def test_students_stand_beside_each_other_with_their_difference(l4: Record) -> None:
-    (table,) = tables(section_scores.peers(l4, "r"))
+def test_students_stand_beside_each_other_with_their_difference(l4: FinishedRun) -> None:
+    (table,) = tables(section_scores.students(l4, "r"))
     rows = rows_of(table)
-    assert table.header == ["at the end", "student 0", "student 1", "largest difference"]
+    assert table.header == ["final", "student 0", "student 1", "largest difference"]
     assert rows["e2enlg"] == ["66.0", "67.0", "1.0"]  # 10 x 2 + 3 x 2 + 20 x 2, and the student's number
     assert rows["average"] == ["46.0", "47.0", "1.0"]
     assert rows["forgetting"] == ["0.0", "0.0", "0.0"]
 
 
 def test_a_single_student_has_nobody_beside_it(tmp_path: Path) -> None:
-    section = section_scores.peers(record_of(tmp_path, "finetune"), "r")
-    assert tables(section)[0].header == ["at the end", "student 0"]
+    section = section_scores.students(finished(tmp_path, "finetune"), "r")
+    assert tables(section)[0].header == ["final", "student 0"]
     assert section.title == "Final scores"
 
 
 def test_an_undefined_figure_has_no_difference(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     change_summary(run, lambda summary: summary | {"forgetting": {"0": None, "1": 3.0}})
-    (table,) = tables(section_scores.peers(read_record(run), "r"))
+    (table,) = tables(section_scores.students(read(run), "r"))
     assert rows_of(table)["forgetting"] == ["–", "3.0", "–"]
 
 
-def test_curves_go_through_every_checkpoint(l4: Record) -> None:
+def test_curves_go_through_every_checkpoint(l4: FinishedRun) -> None:
     first, second = (block for block in section_scores.curves(l4, "r").blocks if isinstance(block, Chart))
     assert [first.id, second.id] == ["r-curves-0", "r-curves-1"]
     # six checkpoints of three tasks, each with a marker, and one marker a task in the legend
@@ -102,12 +102,12 @@ def _ticks(chart: Chart) -> int:
     ],
 )
 def test_scores_of_every_kind_of_method(tmp_path: Path, method: str, stages: int, figures: list[str]) -> None:
-    record = record_of(tmp_path, method)
-    assert len(record.stages) == len(record.matrix("0")) == stages
-    section = section_scores.scores(record, "r")
+    run = finished(tmp_path, method)
+    assert len(run.stages) == len(run.matrix(0)) == stages
+    section = section_scores.scores(run, "r")
     assert charts(section) == figures
-    assert ("Forgetting is not defined" in notes(section)) == ("r-forgetting" not in figures)
-    assert len(charts(section_scores.curves(record, "r"))) == len(record.students)
+    assert ("Forgetting is undefined" in notes(section)) == ("r-forgetting" not in figures)
+    assert len(charts(section_scores.curves(run, "r"))) == len(run.students)
 
 
 matrices = st.integers(2, 5).flatmap(
@@ -128,15 +128,15 @@ def test_forgetting_of_a_task_needs_its_scores_from_then_on() -> None:
     assert section_scores.task_forgetting([[80.0, 70.0]]) == []
 
 
-def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: Record, tmp_path: Path) -> None:
+def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: FinishedRun, tmp_path: Path) -> None:
     assert charts(section_training.training(l4, "r")) == ["r-loss", "r-disagreement"]
     assert charts(section_training.exchange(l4, "r")) == ["r-exchange-steps"]
     rows = rows_of(tables(section_training.exchange(l4, "r"))[0])
     assert rows["published by a student in a step"] == ["2.000 MB"]
     assert rows["received from its teachers in a step"] == ["3.000 MB"]
-    assert rows["published in all"] == ["0.120 GB"]  # 30 steps of two students
-    assert rows["received in all"] == ["0.180 GB"]
-    for alone in (record_of(tmp_path, "lamol"), record_of(tmp_path, "l4", peers={"count": 1})):
+    assert rows["published in total"] == ["0.120 GB"]  # 30 steps of two students
+    assert rows["received in total"] == ["0.180 GB"]
+    for alone in (finished(tmp_path, "lamol"), finished(tmp_path, "l4", peers={"count": 1})):
         assert charts(section_training.training(alone, "r")) == ["r-loss"]
         assert charts(section_training.exchange(alone, "r")) == []
         assert "learn from nobody" in notes(section_training.training(alone, "r"))
@@ -144,8 +144,8 @@ def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: Rec
 
 def test_who_learns_from_whom_is_the_run_s_own_choice(tmp_path: Path) -> None:
     edges = {"count": 4, "topology": [[0, 1], [3, 1]]}
-    listed = record_of(tmp_path / "listed", "l4", peers=edges)
-    none = record_of(tmp_path / "none", "l4", peers=edges | {"topology": []})
+    listed = finished(tmp_path / "listed", "l4", peers=edges)
+    none = finished(tmp_path / "none", "l4", peers=edges | {"topology": []})
     (facts,) = tables(section_scores.summary(listed, "r"))
     assert rows_of(facts)["who learns from whom"] == [
         "as listed: 0 learns from nobody; 1 from 0, 3; 2 from nobody; 3 from nobody"
@@ -155,31 +155,31 @@ def test_who_learns_from_whom_is_the_run_s_own_choice(tmp_path: Path) -> None:
 
 
 def test_four_students_have_a_drawing_each_and_a_column_each(tmp_path: Path) -> None:
-    record = record_of(tmp_path, "l4", peers={"count": 4, "topology": "ring"})
-    assert charts(section_scores.scores(record, "r")) == [*(f"r-matrix-{n}" for n in range(4)), "r-forgetting"]
-    assert charts(section_scores.curves(record, "r")) == [f"r-curves-{n}" for n in range(4)]
-    (table,) = tables(section_scores.peers(record, "r"))
-    assert table.header == ["at the end", *(f"student {n}" for n in range(4)), "largest difference"]
+    run = finished(tmp_path, "l4", peers={"count": 4, "topology": "ring"})
+    assert charts(section_scores.scores(run, "r")) == [*(f"r-matrix-{n}" for n in range(4)), "r-forgetting"]
+    assert charts(section_scores.curves(run, "r")) == [f"r-curves-{n}" for n in range(4)]
+    (table,) = tables(section_scores.students(run, "r"))
+    assert table.header == ["final", *(f"student {n}" for n in range(4)), "largest difference"]
     assert rows_of(table)["e2enlg"] == ["66.0", "67.0", "68.0", "69.0", "3.0"]
 
 
 def test_a_run_from_before_there_was_a_choice_has_its_method_s_graph(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     change_summary(run, lambda summary: {key: summary[key] for key in summary if key != "topology"})
-    (facts,) = tables(section_scores.summary(read_record(run), "r"))
+    (facts,) = tables(section_scores.summary(read(run), "r"))
     assert rows_of(facts)["who learns from whom"] == ["complete: every student from all others"]
     change_summary(run, lambda summary: summary | {"method": "of a later version"})
-    (facts,) = tables(section_scores.summary(read_record(run), "r"))
+    (facts,) = tables(section_scores.summary(read(run), "r"))
     assert rows_of(facts)["who learns from whom"] == ["unknown"]
 
 
 def test_an_older_run_has_no_figures_of_what_was_received(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     as_an_older_version_left_it(run)
-    section = section_training.exchange(read_record(run), "r")
+    section = section_training.exchange(read(run), "r")
     assert [row[0] for row in tables(section)[0].rows] == [
         "published by a student in a step",
-        "published in all",
+        "published in total",
         "time students wait for their teachers",
     ]
     (chart,) = [block for block in section.blocks if isinstance(block, Chart)]
@@ -189,20 +189,20 @@ def test_an_older_run_has_no_figures_of_what_was_received(tmp_path: Path) -> Non
 def test_one_process_has_one_bar_of_memory(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     change_summary(run, lambda summary: summary | {"peak_memory_bytes": {"process": 3 * 2**30}})
-    memory = [b for b in section_cost.cost(read_record(run), "r").blocks if getattr(b, "id", "") == "r-memory"]
+    memory = [b for b in section_cost.cost(read(run), "r").blocks if getattr(b, "id", "") == "r-memory"]
     assert isinstance(memory[0], Chart) and "process 3072 MiB" in memory[0].svg
 
 
 def test_a_run_without_steps_or_timeline_says_so(tmp_path: Path) -> None:
-    record = read_record(write_run(tmp_path / "run", parts=Parts(timeline=False, steps=False)))
-    assert "left no figures" in notes(section_training.training(record, "r"))
-    assert "left no figures" in notes(section_training.exchange(record, "r"))
-    section = section_cost.cost(record, "r")
+    run = read(write_run(tmp_path / "run", parts=Parts(timeline=False, steps=False)))
+    assert "no figures of steps" in notes(section_training.training(run, "r"))
+    assert "no figures of steps" in notes(section_training.exchange(run, "r"))
+    section = section_cost.cost(run, "r")
     assert "No timeline" in notes(section)
     assert charts(section) == ["r-memory"]
 
 
-def test_the_timeline_has_the_coordinator_above_and_counts_seconds(l4: Record) -> None:
+def test_the_timeline_has_the_coordinator_above_and_counts_seconds(l4: FinishedRun) -> None:
     section = section_cost.cost(l4, "r")
     assert charts(section) == ["r-timeline", "r-time", "r-memory"]
     (table,) = tables(section)
@@ -215,57 +215,57 @@ def test_the_timeline_has_the_coordinator_above_and_counts_seconds(l4: Record) -
     ]
 
 
-def test_replay_shows_good_bad_and_odd_samples(l4: Record) -> None:
-    section = section_samples.replay(l4, "r")
+def test_replay_shows_valid_dropped_and_odd_examples(l4: FinishedRun) -> None:
+    section = section_text.replay(l4, "r")
     first, second = (block for block in section.blocks if isinstance(block, Fold))
     assert (
         first.title
-        == f"Before learning {TASKS[1]}: 4 of 6 kept, 1 dropped (no answer token), 1 dropped (several answer tokens)"
+        == f"Before learning {TASKS[1]}: 4 of 6 valid, 1 dropped (no answer token), 1 dropped (several answer tokens)"
     )
     assert [table.caption.split(":")[0] for table in flat(first.blocks) if isinstance(table, Table)] == [
-        "Kept",
+        "Valid",
         "Dropped",
     ]
-    kept, dropped, odd = (table for table in flat(second.blocks) if isinstance(table, Table))
-    assert [row[:3] for row in kept.rows] == [
-        [task, "kept", f"{i}, by student 0"]
+    valid, dropped, odd = (table for table in flat(second.blocks) if isinstance(table, Table))
+    assert [row[:3] for row in valid.rows] == [
+        [task, "valid", f"{i}, by student 0"]
         for task, i in [(TASKS[0], 0), (TASKS[0], 1), (TASKS[0], 2), (TASKS[1], 6), (TASKS[1], 7), (TASKS[1], 8)]
     ]
-    assert NASTY in kept.rows[0][3]
+    assert NASTY in valid.rows[0][3]
     assert [row[1] for row in dropped.rows] == ["no answer token"] * 2 + ["several answer tokens"] * 2
-    assert [row[:2] for row in odd.rows] == [[TASKS[1], f"asks what {TASKS[0]} asks"]]
+    assert [row[:2] for row in odd.rows] == [[TASKS[1], f"asks the question of {TASKS[0]}"]]
     assert "(1 of 9)" in odd.caption
 
 
 def test_nothing_replayed_is_said(tmp_path: Path) -> None:
-    assert notes(section_samples.replay(record_of(tmp_path, "finetune"), "r")) == "Nothing was replayed in this run."
+    assert notes(section_text.replay(finished(tmp_path, "finetune"), "r")) == "Nothing was replayed in this run."
 
 
-def sample(task: str, prompt: str, valid: bool = True) -> dict[str, Any]:
+def example(task: str, prompt: str, valid: bool = True) -> dict[str, Any]:
     return {"task": task, "text": f" __{task}__ {prompt} __ans__ yes", "valid": valid}
 
 
-def test_a_task_s_usual_ending_is_what_most_of_its_samples_end_with() -> None:
-    rows = [sample("a", f"{name} what is it then?") for name in ("x", "y", "z")] + [sample("a", "noise")]
-    rows += [sample("b", "bought tea?"), sample("b", "sold tea?")]  # one shared word is not a question
+def test_a_task_s_usual_ending_is_what_most_of_its_examples_end_with() -> None:
+    rows = [example("a", f"{name} what is it then?") for name in ("x", "y", "z")] + [example("a", "noise")]
+    rows += [example("b", "bought tea?"), example("b", "sold tea?")]  # one shared word is not a question
     assert usual_endings(rows) == {"a": ("what", "is", "it", "then?")}
-    assert usual_endings([rows[0], sample("a", "other words"), sample("a", "what is it then?", valid=False)]) == {}
+    assert usual_endings([rows[0], example("a", "other words"), example("a", "what is it then?", valid=False)]) == {}
 
 
 def test_odd_are_those_that_ask_like_another_task_and_not_like_their_own() -> None:
-    a = [sample("a", f"{name} what is the sum?") for name in "uvw"]
-    b = [sample("b", f"{name} what is the name?") for name in "uvw"]
-    odd, bad = sample("b", "1 and 2 what is the sum?"), sample("b", "what is the sum?", valid=False)
-    assert strangers([*a, *b, odd, bad]) == [(odd, "a")]
+    a = [example("a", f"{name} what is the sum?") for name in "uvw"]
+    b = [example("b", f"{name} what is the name?") for name in "uvw"]
+    odd, bad = example("b", "1 and 2 what is the sum?"), example("b", "what is the sum?", valid=False)
+    assert odd_examples([*a, *b, odd, bad]) == [(odd, "a")]
     # Tasks that share one question cannot be told apart by it.
-    alike = [sample(task, f"{name} what is the sum?") for task in "ab" for name in "uvw"]
-    assert strangers(alike) == []
+    alike = [example(task, f"{name} what is the sum?") for task in "ab" for name in "uvw"]
+    assert odd_examples(alike) == []
 
 
 @given(st.lists(st.sampled_from(TASKS), min_size=1, max_size=3, unique=True))
-def test_odd_samples_are_kept_ones_of_the_run(tasks: list[str]) -> None:
+def test_odd_examples_are_valid_ones_of_the_run(tasks: list[str]) -> None:
     rows = replay_rows(tasks)
-    assert [row["text"] for row, _ in strangers(rows)] == [row["text"] for row in rows if "stray" in row["text"]]
+    assert [row["text"] for row, _ in odd_examples(rows)] == [row["text"] for row in rows if "stray" in row["text"]]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))
@@ -274,8 +274,8 @@ def test_worst_answers_come_first_and_right_ones_not_at_all(scores: list[float])
     assert found == sorted(score for score in scores if score < 100)
 
 
-def test_answers_are_those_of_the_last_checkpoint_worst_first(l4: Record) -> None:
-    section = section_samples.answers(l4, "r")
+def test_answers_are_those_of_the_last_checkpoint_worst_first(l4: FinishedRun) -> None:
+    section = section_text.answers(l4, "r")
     assert [block.title for block in section.blocks if isinstance(block, Fold)] == list(TASKS)
     first = tables(section)[0]
     assert first.caption == "Student 0 after e2enlg, epoch 2: em 26.0; 2 of 3 answers score less than 100"
@@ -286,30 +286,30 @@ def test_answers_are_those_of_the_last_checkpoint_worst_first(l4: Record) -> Non
 
 
 def test_answers_of_a_run_that_kept_no_item_scores_are_those_that_differ(tmp_path: Path) -> None:
-    record = read_record(write_run(tmp_path / "run", parts=Parts(item_scores=False)))
-    first = tables(section_samples.answers(record, "r"))[0]
+    run = read(write_run(tmp_path / "run", parts=Parts(item_scores=False)))
+    first = tables(section_text.answers(run, "r"))[0]
     assert first.caption.endswith("2 of 3 answers equal no reference")
     assert [row[:2] for row in first.rows] == [["fair", "–"], ["worst", "–"]]
 
 
 def test_each_task_s_own_model_answers_where_tasks_are_learned_alone(tmp_path: Path) -> None:
-    captions = [table.caption for table in tables(section_samples.answers(record_of(tmp_path, "single-qa"), "r"))]
+    captions = [table.caption for table in tables(section_text.answers(finished(tmp_path, "single-qa"), "r"))]
     assert [caption.split(",")[0] for caption in captions] == [f"Student 0 after {task}" for task in TASKS]
 
 
 def test_teachers_of_the_run_stand_beside_its_students(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "l2kd-word")
-    assert section_runs.teachers(read_record(run), "r") is None
+    assert section_runs.teachers(read(run), "r") is None
     write_run(run.path / "teachers", "single-qa-lm")
-    section = section_runs.teachers(read_record(run), "r")
+    section = section_runs.teachers(read(run), "r")
     assert section is not None
     assert rows_of(tables(section)[0])["woz.en"] == ["6.0", "26.0"]  # after its own stage; after all three
 
 
 def test_runs_beside_each_other_are_told_apart(tmp_path: Path) -> None:
-    records = [record_of(tmp_path / "a", "l4"), record_of(tmp_path / "b", "l4"), record_of(tmp_path / "c", "multi-qa")]
-    assert section_runs.labels([records[0], records[2]]) == ["l4, seed 0", "multi-qa, seed 0"]
-    section = section_runs.comparison(records)
+    runs = [finished(tmp_path / "a", "l4"), finished(tmp_path / "b", "l4"), finished(tmp_path / "c", "multi-qa")]
+    assert labels([runs[0], runs[2]]) == ["l4, seed 0", "multi-qa, seed 0"]
+    section = section_runs.comparison(runs)
     assert charts(section) == ["comparison-bars", "comparison-tasks"]
     (table,) = tables(section)
     assert table.header == ["run", *TASKS, "average", "forgetting", "backward transfer", "wall s"]
@@ -318,8 +318,8 @@ def test_runs_beside_each_other_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_an_older_run_has_its_method_and_stream_for_variant_and_stages(tmp_path: Path) -> None:
-    run: RunDirectory = write_run(tmp_path / "run", variant="l4 (lambda 0)")
-    assert read_record(run).variant == "l4 (lambda 0)"
+    run = write_run(tmp_path / "run", variant="l4 (lambda 0)")
+    assert read(run).variant == "l4 (lambda 0)"
     as_an_older_version_left_it(run)
-    record = read_record(run)
-    assert (record.variant, record.stages) == ("l4", list(TASKS))
+    old = read(run)
+    assert (old.variant, old.stages) == ("l4", TASKS)

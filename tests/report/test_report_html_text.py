@@ -1,4 +1,4 @@
-"""What models and users wrote, made fit for a page."""
+"""Preparation of text by models and users for a page."""
 
 from __future__ import annotations
 

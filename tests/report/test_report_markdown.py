@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, number, run_report, table
+from ray_l4.report.run_result import RunResult
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory, read_json
 
@@ -90,8 +92,8 @@ def summary(method: str = "l4", stream: tuple[str, ...] = ("woz.en", "wikisql"),
 
 
 def test_one_row_for_each_run() -> None:
-    runs = [summary(), summary(variant="l4-lambda-0"), summary("finetune", forgetting={"0": None}, seed=6)]
-    lines = comparison(runs).split("\n")
+    summaries = [summary(), summary(variant="l4-lambda-0"), summary("finetune", forgetting={"0": None}, seed=6)]
+    lines = comparison([RunResult(each) for each in summaries]).split("\n")
     assert [cells_of(line) for line in lines if "---" not in line] == [
         ["variant", "seed", "woz.en", "wikisql", "average", "forgetting", "backward transfer", "wall s"],
         ["l4", "5", "60.0", "70.0", "65.0", "20.0", "-20.0", "61"],
@@ -103,7 +105,7 @@ def test_one_row_for_each_run() -> None:
 @pytest.mark.parametrize("other", [("wikisql", "woz.en"), ("woz.en",), ("woz.en", "wikisql", "e2enlg")])
 def test_different_streams_do_not_stand_in_one_table(other: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"different streams.*woz\.en -> wikisql") as caught:
-        comparison([summary(), summary(stream=other)])
+        comparison([RunResult(summary()), RunResult(summary(stream=other))])
     assert " -> ".join(other) in str(caught.value)
 
 
@@ -116,6 +118,10 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
+def report_of(run: RunDirectory) -> str:
+    return run_report(FinishedRun.open(run.path))
+
+
 def section(report: str, title: str) -> str:
     return report.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
@@ -125,7 +131,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def test_the_report_has_every_student_s_matrix_and_figures(run: RunDirectory) -> None:
-    report = run_report(run)
+    report = report_of(run)
     assert report.startswith("# by hand: l4 on woz.en -> wikisql, seed 5\n\nMade by `ray-l4 run x.yaml`.")
     assert rows_of(section(report, "Student 0")) == [
         ["after learning", "woz.en", "wikisql"],
@@ -139,7 +145,7 @@ def test_the_report_has_every_student_s_matrix_and_figures(run: RunDirectory) ->
 
 
 def test_students_stand_beside_each_other_under_their_graph(run: RunDirectory) -> None:
-    beside = section(run_report(run), "Students beside each other")
+    beside = section(report_of(run), "Students compared")
     assert "Who learns from whom: complete: every student from all others." in beside
     figures = ["average accuracy", "average incremental accuracy", "forgetting", "backward transfer"]
     assert rows_of(beside) == [
@@ -152,7 +158,7 @@ def test_students_stand_beside_each_other_under_their_graph(run: RunDirectory) -
 def test_one_student_has_nobody_beside_it(run: RunDirectory) -> None:
     alone = summary("lamol", peers=1, score_matrix={"0": [[80.0, None], [60.0, 70.0]]})
     write_json(run.path / "summary.json", alone)
-    assert "beside each other" not in run_report(run)
+    assert "Students compared" not in report_of(run)
 
 
 def test_the_title_names_variant_and_scale(run: RunDirectory) -> None:
@@ -160,17 +166,17 @@ def test_the_title_names_variant_and_scale(run: RunDirectory) -> None:
     manifest = read_json(run.path / "manifest.json")
     for scale, ending in ((0.1, ", scaled to 0.1 of its examples and epochs"), (1.0, "")):
         write_json(run.path / "manifest.json", manifest | {"scale": scale})
-        title = run_report(run).split("\n")[0]
+        title = report_of(run).split("\n")[0]
         assert title == f"# by hand: l4-lambda-0 on woz.en -> wikisql, seed 5{ending}"
 
 
 def test_an_older_run_has_no_row_for_what_was_received(run: RunDirectory) -> None:
     write_json(run.path / "summary.json", summary(exchange={"bytes_per_step": 0.0, "wait_fraction": 0.0}))
-    assert "received" not in section(run_report(run), "Cost")
+    assert "received" not in section(report_of(run), "Cost")
 
 
 def test_the_report_has_replay_and_cost(run: RunDirectory) -> None:
-    report = run_report(run)
+    report = report_of(run)
     assert rows_of(section(report, "Replay")) == [
         ["before learning", "requested", "valid", "dropped"],
         ["wikisql", "508", "500", "8"],
@@ -186,24 +192,24 @@ def test_the_report_has_replay_and_cost(run: RunDirectory) -> None:
 
 
 def test_the_report_ends_with_all_it_takes_to_repeat_the_run(run: RunDirectory) -> None:
-    text = section(run_report(run), "Configuration")
+    text = section(report_of(run), "Configuration")
     assert "torch 2.13.0, ray 2.60; Linux" in text
     blocks = re.findall("```yaml\n(.*?)\n```", text, flags=re.DOTALL)
     assert blocks == [(run.path / name).read_text().strip() for name in ("config.yaml", "cluster.yaml")]
 
 
 def test_rows_are_stages_and_not_tasks(run: RunDirectory) -> None:
-    changes = {"stages": ["all"], "score_matrix": {"0": [[60.0, 70.0]]}, "method": "multi-qa"}
+    changes = {"stages": ["all"], "score_matrix": {"0": [[60.0, 70.0]]}, "method": "multi-qa", "peers": 1}
     write_json(run.path / "summary.json", summary(**changes))
-    assert rows_of(section(run_report(run), "Student 0"))[1:] == [["all", "60.0", "70.0"]]
+    assert rows_of(section(report_of(run), "Student 0"))[1:] == [["all", "60.0", "70.0"]]
 
 
 def test_a_run_without_replay_has_no_such_section(run: RunDirectory) -> None:
     write_json(run.path / "summary.json", summary(replay={}))
-    assert "## Replay" not in run_report(run)
+    assert "## Replay" not in report_of(run)
 
 
 def test_an_unfinished_run_has_no_report(run: RunDirectory) -> None:
     (run.path / "summary.json").unlink()
     with pytest.raises(RunDirectoryError, match="did not finish"):
-        run_report(run)
+        report_of(run)

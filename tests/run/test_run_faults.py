@@ -17,6 +17,7 @@ import ray
 from ray_l4.cluster.placement import check_room
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ClusterError, ModelError, PeerError
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.run.session import Session, start
 from tests.run import run_fixtures as small
@@ -105,8 +106,8 @@ def test_without_a_student_the_others_go_on_and_the_report_says_so(tmp_path: Pat
     assert all(row["kd_qa"] > 0 for row in steps if row["step"] > 1), "those that are left still teach each other"
     received = {row["bytes_received"] / row["bytes_sent"] for row in steps}
     assert received == {1.0}, "one teacher each"
-    report = run_report(run)
-    assert f"student {lost} was lost" in report
+    report = run_report(FinishedRun.open(run.path))
+    assert f"Student {lost} was lost" in report
 
 
 def test_a_lost_student_needs_no_room_after_a_resume(tmp_path: Path, ray_cluster: None) -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_l4.methods import ALL_TASKS, METHODS, get_method, graph_of
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.setup.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
@@ -39,7 +40,7 @@ def test_the_score_matrix_has_a_row_for_each_stage(method: str, finished: Finish
         assert summary["average_accuracy"][student] == pytest.approx(sum(final) / 2)
         in_order = get_method(method).stages == "stream"
         assert (summary["forgetting"][student] is None) != in_order
-    assert run_report(run).count("| mini.woz") >= 1, "and there is a report of it"
+    assert run_report(FinishedRun.open(run.path)).count("| mini.woz") >= 1, "and there is a report of it"
 
 
 @every_method

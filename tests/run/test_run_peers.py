@@ -14,6 +14,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.models import blank_model, build_model, describe, to_bytes
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.page import render
 from ray_l4.report.markdown import run_report
 from ray_l4.run.coordinator import StoppedError
@@ -91,9 +92,10 @@ def test_the_longest_sequence_is_that_of_the_smallest() -> None:
 
 def test_the_reports_hold_all_four(finished: small.Finished) -> None:
     run, _ = finished
-    text, page = run_report(run), render([run])
+    report = FinishedRun.open(run.path)
+    text, page = run_report(report), render([report])
     assert "Who learns from whom: ring: every student from the one before it." in text
-    beside = text.partition("## Students beside each other")[2].partition("## Student 0")[0]
+    beside = text.partition("## Students compared")[2].partition("## Student 0")[0]
     assert [line.split("|")[1].strip() for line in beside.splitlines() if line.startswith("| ")][2:] == list("0123")
     assert all(f"matrix-{student}" in page and f"curves-{student}" in page for student in range(4))
 

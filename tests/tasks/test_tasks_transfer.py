@@ -35,9 +35,7 @@ class Download:
         self.pauses: list[float] = []
 
     def __call__(self, checksum: str = GOOD, url: str | None = None) -> None:
-        fetch(
-            url or self.url, self.path, checksum, lambda *seen: self.progress.append(seen), self.pauses.append
-        )
+        fetch(url or self.url, self.path, checksum, lambda *seen: self.progress.append(seen), self.pauses.append)
 
     def leave_part(self, content: bytes) -> None:
         self.part.parent.mkdir(parents=True)

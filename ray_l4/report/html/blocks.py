@@ -1,4 +1,4 @@
-"""What a page is made of: sections of notes, tables, charts, listings and folds. The template knows how each looks."""
+"""The contents of a page: sections of notes, tables, charts, listings and folds. The template decides their looks."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header. All of it is text: the page escapes it."""
+    """Rows of text under a header. All of it is plain text, which the template escapes."""
 
     kind: ClassVar = "table"
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     prose: frozenset[int] = frozenset()
-    """Columns that hold what a model read or wrote: set in a fixed-width face, broken into lines. Of the others, the
-    first is aligned to the left and the rest, being numbers, to the right."""
+    """Columns of text that a model read or wrote, set in a fixed-width face with line breaks. Of the other columns, the
+    first is aligned to the left and the rest, which are numbers, to the right."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing."""
+    """A chart, drawn as SVG."""
 
     kind: ClassVar = "chart"
     id: str
     title: str
     svg: Markup
-    """A whole ``<svg>`` element."""
+    """A complete ``<svg>`` element."""
     caption: str = ""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines to be shown as they are."""
+    """Preformatted lines."""
 
     kind: ClassVar = "listing"
     text: str

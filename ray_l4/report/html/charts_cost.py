@@ -1,35 +1,38 @@
-"""Drawings of time and memory."""
+"""Charts of time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from typing import TYPE_CHECKING
 
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.drawing import INK, chart, colour, legend
 from ray_l4.report.html.text import visible
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True)
 class Span:
-    """Something that a process of the run did; times are UNIX seconds."""
+    """An activity of one process of the run; times are UNIX seconds."""
 
     lane: str
+    """The process."""
     kind: str
+    """The activity."""
     start: float
     end: float
 
 
 PAUSE = 60.0
-"""Seconds in which nobody does anything, from which on the run must have been interrupted and resumed later."""
-SEAMS = "Dotted lines: the run was interrupted and went on later; the time between is left out."
+"""Seconds without any activity that mean that the run was interrupted and resumed later."""
+SEAMS = "Dotted lines: the run was interrupted and resumed later; the time between is left out."
 
 
 def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
-    """The spans moved together where there was a pause, in their given order, and the times of these seams."""
+    """Return the spans, in the given order, moved so that pauses are closed, and the times of these seams."""
     moves, seams, latest = [], [], min(span.start for span in spans)
     total = 0.0
     for span in sorted(spans, key=lambda span: span.start):
@@ -47,7 +50,12 @@ def without_pauses(spans: Sequence[Span]) -> tuple[list[Span], list[float]]:
 
 
 def timeline(id: str, title: str, spans: Sequence[Span]) -> Chart:
-    """Who was busy with what, in minutes from the run's beginning; ``spans`` in the order of their lanes from above."""
+    """Chart the activity of every process, in minutes from the beginning of the run.
+
+    The lanes stand from top to bottom in the order of ``spans``.
+    """
+    from matplotlib.patches import Patch
+
     lanes, kinds = list(dict.fromkeys(s.lane for s in spans)), list(dict.fromkeys(s.kind for s in spans))
     spans, seams = without_pauses(spans)
     zero = min(span.start for span in spans)
@@ -77,7 +85,7 @@ def timeline(id: str, title: str, spans: Sequence[Span]) -> Chart:
 def stacked_bars(
     id: str, title: str, groups: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str, caption: str = ""
 ) -> Chart:
-    """A lying bar for each group, made of its parts, and their sum at its end."""
+    """Chart a horizontal bar for each group, made of its parts, with their sum at its end."""
     totals = [sum(values) for values in zip(*parts.values(), strict=True)]
 
     def plot(figure: Figure) -> None:

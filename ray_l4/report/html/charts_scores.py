@@ -1,26 +1,26 @@
-"""Drawings of scores: matrices, curves over the checkpoints, bars. All values are percentages."""
+"""Charts of scores in percent: matrices, curves over the checkpoints, bars."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.drawing import HEAT, INK, MARKERS, chart, colour, dashes, legend, legend_rows
 from ray_l4.report.html.text import visible
 from ray_l4.report.markdown import number
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Values = Sequence[float | None]
 DARKEST = 0.6
-"""Opacity of the cell of a score of 100: on light and on dark pages the numbers on it can still be read."""
+"""Opacity of the cell of a score of 100: its number is still readable on light and on dark pages."""
 
 
 def heat_map(id: str, title: str, stages: Sequence[str], tasks: Sequence[str], matrix: Sequence[Values]) -> Chart:
-    """A score matrix: a row for each stage, a column for each task; the deeper the colour, the better the score."""
+    """Chart a score matrix: a row for each stage, a column for each task; a deeper colour is a better score."""
     lines = [
         f"after {stage}: " + ", ".join(f"{task} {number(score)}" for task, score in zip(tasks, row, strict=True))
         for stage, row in zip(stages, matrix, strict=True)
@@ -56,8 +56,13 @@ def learning_curves(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     stages: Mapping[str, tuple[float, float]],
 ) -> Chart:
-    """``curves``: task -> (epochs learned in all, score) of every checkpoint. ``stages``: name -> where it begins and
-    ends, in epochs."""
+    """Chart scores over the epochs of the run.
+
+    ``curves``: task -> (epochs from the beginning of the run, score) of every checkpoint. ``stages``: name -> its
+    beginning and end in these epochs.
+    """
+    from matplotlib.ticker import MaxNLocator
+
     last = [f"{task} {number(points[-1][1])} at the end" for task, points in curves.items()]
 
     def plot(figure: Figure) -> None:
@@ -80,19 +85,19 @@ def learning_curves(
 def grouped_bars(
     id: str, title: str, groups: Sequence[str], series: Mapping[str, Values], unit: str = "%", caption: str = ""
 ) -> Chart:
-    """Lying bars: a group for each name, in it a bar for each series; what is not defined is a dash."""
+    """Chart horizontal bars: a group for each name, with a bar for each series; a dash where a value is undefined."""
     lines = [
-        f"{group}: " + ", ".join(f"{name} {number(values[place])}" for name, values in series.items())
-        for place, group in enumerate(groups)
+        f"{group}: " + ", ".join(f"{name} {number(values[index])}" for name, values in series.items())
+        for index, group in enumerate(groups)
     ]
     thickness = 0.8 / len(series)
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
         for index, values in enumerate(series.values()):
-            places = [group + (index - (len(series) - 1) / 2) * thickness for group in range(len(groups))]
+            positions = [group + (index - (len(series) - 1) / 2) * thickness for group in range(len(groups))]
             widths = [value or 0.0 for value in values]
-            bars = axes.barh(places, widths, thickness * 0.9, color=colour(index))
+            bars = axes.barh(positions, widths, thickness * 0.9, color=colour(index))
             axes.bar_label(bars, [number(value) for value in values], padding=3, fontsize=9)
         axes.set_yticks(range(len(groups)), [visible(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -110,7 +115,7 @@ def grouped_bars(
 
 
 def mark_stages(rows: Sequence[Axes], stages: Mapping[str, tuple[float, float]]) -> None:
-    """A line where each stage begins, in all panels, and above the first one each stage's name over its middle."""
+    """Mark the beginning of each stage in all panels, and write its name above the first panel, over its middle."""
     for axes in rows:
         for begin, _ in list(stages.values())[1:]:
             axes.axvline(begin, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
@@ -122,12 +127,12 @@ def mark_stages(rows: Sequence[Axes], stages: Mapping[str, tuple[float, float]])
 
 
 def room_above(names: Collection[str]) -> float:
-    """Inches that names take more where they are slanted."""
+    """Return the extra height in inches that names need if they are slanted."""
     return 0.4 if _slanted(names) else 0.0
 
 
 def _slanted(names: Collection[str], left: bool = False) -> dict[str, Any]:
-    """How to write names under (or above, from the left) an axis so that they do not run into each other."""
+    """Return the text settings that keep tick labels apart, below an axis or (``left``) above it."""
     if len(names) * max(map(len, names)) <= 48:
         return {}
     return {"rotation": 30, "ha": "left" if left else "right", "rotation_mode": "anchor"}

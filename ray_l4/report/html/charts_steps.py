@@ -1,74 +1,78 @@
-"""Drawings of figures over the steps of a run, a line for each student."""
+"""Charts of figures over the steps of a run, a line for each student."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.charts_scores import mark_stages, room_above
 from ray_l4.report.html.drawing import INK, chart, colour, dashes, legend, legend_rows
-from ray_l4.report.html.steps import SECONDS, Steps
+from ray_l4.report.steps import SECONDS, Steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Stages = Mapping[str, tuple[float, float]]
-"""Name of a stage -> the positions of its first step and of the end of its last."""
+"""Name of a stage -> the position of its first step, and that after its last step."""
 Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""Name -> positions and values; not-a-number leaves a gap."""
+"""Name -> positions and values; NaN leaves a gap."""
 ROOM = 1.6
-"""Factor between a logarithmic axis's ends and what it shows: between them there is always a 1, 2 or 5."""
+"""Factor between the values and the ends of a logarithmic axis, which thus always has a tick at a 1, 2 or 5."""
 
 
 def stage_spans(steps: Steps, names: Sequence[str]) -> Stages:
-    """Where the stages lie among the steps; only those that have steps."""
+    """Return the position of every stage that has steps."""
     pairs = zip(steps.starts, steps.starts[1:], strict=False)
     return {name: (begin, end) for name, (begin, end) in zip(names, pairs, strict=False) if end > begin}
 
 
 def training(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
-    """Loss above, learning rate below."""
-    panels = {"loss": _of_students(steps, "loss"), "learning rate": _of_students(steps, "lr")}
+    """Chart the loss above the learning rate."""
+    panels = {"loss": _by_student(steps, "loss"), "learning rate": _by_student(steps, "lr")}
     return _panels(id, title, panels, stages, "Means over neighbouring steps where there are many.")
 
 
 def disagreement(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
-    """How far each student's predictions are from those of the peers or teachers it learns from.
+    """Chart the divergence of each student's predictions from those of its teachers.
 
-    The axis is logarithmic: lines that fall by decades are students that have become one. A mean of exactly zero, for
-    which such an axis has no place, is marked on a line of its own at the foot, labelled 0.
+    The axis is logarithmic: lines that fall by decades show students that have collapsed into one model. Means of
+    exactly zero are marked on a line labelled 0 at the bottom.
     """
-    panels = {"answers": _of_students(steps, "kd_qa"), "whole text": _of_students(steps, "kd_lm")}
-    caption = "Divergence a token, logarithmic. Near zero, students say the same; exact zeros are marked at the foot."
+    panels = {"answers": _by_student(steps, "kd_qa"), "whole text": _by_student(steps, "kd_lm")}
+    caption = (
+        "Divergence per token, logarithmic. Near zero, students predict the same; exact zeros stand at the bottom."
+    )
     return _panels(id, title, _known(panels), stages, caption, logarithmic=True)
 
 
 def exchange(id: str, title: str, steps: Steps, stages: Stages) -> Chart:
-    """What a student publishes and receives in a step, and the share of its time in which it waits for its teachers."""
+    """Chart the traffic of each student in a step, and the share of its time that it waits for its teachers."""
     traffic: dict[str, Lines] = {
-        label: {name: (x, y / 1e6) for name, (x, y) in _of_students(steps, column).items()}
+        label: {name: (x, y / 1e6) for name, (x, y) in _by_student(steps, column).items()}
         for label, column in {"sent (MB)": "bytes_sent", "received (MB)": "bytes_received"}.items()
     }
     waiting = {}
     for student in steps.students():
-        position, *seconds = steps.of(student).thinned(*SECONDS)
+        position, *seconds = steps.of_student(student).thinned(*SECONDS)
         total, waited = np.sum(seconds, axis=0), seconds[SECONDS.index("wait_seconds")]
         share = np.divide(100 * waited, total, out=np.zeros_like(total), where=total > 0)
         waiting[f"student {student}"] = (position, share)
-    return _panels(id, title, {**_known(traffic), "waiting (%)": waiting}, stages, "Sent and received: in a step.")
+    return _panels(id, title, {**_known(traffic), "waiting (%)": waiting}, stages, "Sent and received in a step.")
 
 
 def _known(panels: Mapping[str, Lines]) -> dict[str, Lines]:
-    """The panels in which there is something to draw."""
+    """Return the panels that have any value to draw."""
     return {name: lines for name, lines in panels.items() if any(np.isfinite(y).any() for _, y in lines.values())}
 
 
-def _of_students(steps: Steps, column: str) -> Lines:
+def _by_student(steps: Steps, column: str) -> Lines:
     lines = {}
     for student in steps.students():
-        position, values = steps.of(student).thinned(column)
+        position, values = steps.of_student(student).thinned(column)
         lines[f"student {student}"] = (position, values)
     return lines
 
@@ -76,7 +80,8 @@ def _of_students(steps: Steps, column: str) -> Lines:
 def _panels(
     id: str, title: str, panels: Mapping[str, Lines], stages: Stages, caption: str, *, logarithmic: bool = False
 ) -> Chart:
-    """A panel below the other for each entry, over the same steps."""
+    """Chart one panel below the other over the same steps."""
+    from matplotlib.lines import Line2D
 
     def plot(figure: Figure) -> None:
         rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
@@ -102,7 +107,7 @@ def _panels(
 
 
 def _logarithmic(axes: Axes, lines: Lines) -> float:
-    """Give ``axes`` a logarithmic scale; the result is the value below all others at which zeros are to be drawn."""
+    """Give ``axes`` a logarithmic scale. Return the value, below all others, at which zeros are to be drawn."""
     values = np.concatenate([y for _, y in lines.values()])
     positive = values[values > 0]
     bottom, top = (positive.min() / ROOM, positive.max() * ROOM) if len(positive) else (ROOM / 10, ROOM)
@@ -113,7 +118,7 @@ def _logarithmic(axes: Axes, lines: Lines) -> float:
         ticks = list(10.0 ** np.arange(last, first - 1, -np.ceil((last - first) / 5)))
     marks = {tick: f"{tick:g}" for tick in ticks if bottom <= tick <= top}
     foot = float(10.0 ** (first - 1))
-    if (values <= 0).any():  # rounding may put a divergence of nothing below zero
+    if (values <= 0).any():  # rounding may make a divergence of zero negative
         bottom, marks = foot * 0.6, marks | {foot: "0"}
         axes.axhline(foot, color=INK, linewidth=0.8, alpha=0.5)
     axes.set_yscale("log")

@@ -1,24 +1,24 @@
-"""Matplotlib drawings as SVG that lives inside a page: its colours follow the page's light or dark scheme, its text is
-text, and none of its names collides with another drawing's."""
+"""Matplotlib drawings as SVG for use inside a page: colours follow the page's light or dark scheme, text stays text,
+and ids are unique on the page. Matplotlib is imported when the first chart is drawn."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
-import matplotlib as mpl
-from cycler import cycler
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.text import visible
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 INK, HEAT = "#1b1f24", "#0072b3"
 SERIES = ("#0072b2", "#c2570c", "#00805a", "#a3508f", "#8a6d00", "#2f86ad", "#7a5cc4", "#6b6f76")
-"""Colours by Okabe and Ito, darkened until they stand out from white. The style sheet has a twin for dark pages."""
+"""Okabe and Ito's colours, darkened for contrast with white. The style sheet has a counterpart for dark pages."""
 Dashes = Literal["-", "--", "-.", ":"]
 DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -26,7 +26,7 @@ _PAGE_COLOURS = {INK: "currentColor", HEAT: "var(--heat)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
 }
 WIDTH = 5.4
-"""Inches. Two drawings fit side by side on a desk's screen, and one is still readable on a phone's."""
+"""Inches. Two drawings fit side by side on a desktop screen, and one is still readable on a phone."""
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -39,7 +39,6 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=SERIES),
     "grid.alpha": 0.15,
     "grid.linewidth": 0.7,
     "lines.linewidth": 1.4,
@@ -53,27 +52,28 @@ _SETTINGS: dict[Any, Any] = {
     **{f"{name}.color": INK for name in ("text", "xtick", "ytick", "grid")},
     **{f"axes.{name}": INK for name in ("edgecolor", "labelcolor", "titlecolor")},
 }
+"""Settings of matplotlib for all drawings, besides the colour cycle."""
 _SVG = "http://www.w3.org/2000/svg"
 
 
 def colour(index: int) -> str:
-    """Colour of the series with this number; they repeat after eight."""
+    """Return the colour of the series with this index; colours repeat after eight."""
     return SERIES[index % len(SERIES)]
 
 
 def dashes(index: int) -> Dashes:
-    """Line style of the series with this number. Neighbours differ, so that of two equal lines both are seen."""
+    """Return the line style of the series with this index. Neighbours differ: both of two equal lines can be seen."""
     return DASHES[index % len(DASHES)]
 
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """Name the series below all else, in as many columns as there is room for."""
+    """Add a legend below the figure, in as many columns as there is room for."""
     shown = [visible(name) for name in names]
     figure.legend(handles, shown, loc="outside lower center", ncols=_columns(shown))
 
 
 def legend_rows(names: Sequence[str]) -> int:
-    """Lines that ``legend`` will take."""
+    """Return the number of lines that ``legend`` takes."""
     return -(-len(names) // _columns([visible(name) for name in names]))
 
 
@@ -84,9 +84,13 @@ def _columns(names: Sequence[str]) -> int:
 def chart(
     id: str, title: str, alternative: str, plot: Callable[[Figure], None], height: float, caption: str = ""
 ) -> Chart:
-    """A drawing of ``height`` inches. ``plot`` fills the figure; ``alternative`` says the same in words."""
+    """Return a drawing of ``height`` inches. ``plot`` draws on the figure; ``alternative`` is its text alternative."""
+    import matplotlib as mpl
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
     buffer = io.BytesIO()
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(_SETTINGS | {"axes.prop_cycle": cycler(color=SERIES)}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         plot(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -99,8 +103,8 @@ def chart(
 
 
 def _adapt(root: ElementTree.Element, id: str) -> None:
-    """Colours of the page; names of this drawing alone; nothing that would reach out of it."""
-    for name in ("metadata", "defs"):  # matplotlib's first defs hold a style sheet, which would apply to the whole page
+    """Give the drawing the page's colours and ids of its own, and remove what would affect the rest of the page."""
+    for name in ("metadata", "defs"):  # matplotlib's first defs hold a style sheet, which would apply to the page
         for child in root.findall(f"{{{_SVG}}}{name}"):
             if name == "metadata" or child.find(f"{{{_SVG}}}style") is not None:
                 root.remove(child)

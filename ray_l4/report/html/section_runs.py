@@ -1,44 +1,33 @@
-"""Sections about more than one run: several runs beside each other, and the teachers of a run."""
+"""Sections about more than one run: a comparison of several runs, and the teachers of a run."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
+from ray_l4.report.finished_run import FinishedRun, labels
 from ray_l4.report.html.blocks import Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars
-from ray_l4.report.html.record import Record
 from ray_l4.report.markdown import number
+from ray_l4.report.run_result import RunResult
 
-STUDENT = "0"
-"""A run is represented by this student, as in the papers."""
-
-
-def labels(records: Sequence[Record]) -> list[str]:
-    """A name for each run; those of the same variant and seed are told apart by their folders."""
-    plain = [f"{record.variant}, seed {record.summary['seed']}" for record in records]
-    times = Counter(plain)
-    return [
-        f"{label} ({record.path.resolve().name})" if times[label] > 1 else label
-        for label, record in zip(plain, records, strict=True)
-    ]
+STUDENT = 0
+"""The student that stands for its run, as in the papers."""
 
 
-def comparison(records: Sequence[Record]) -> Section:
-    """Runs on one stream as a table and as bars."""
-    names, tasks = labels(records), records[0].tasks
+def comparison(runs: Sequence[FinishedRun]) -> Section:
+    """Return a comparison of runs on one stream, as a table and as bars."""
+    names, tasks = labels(runs), runs[0].tasks
     header = ["run", *tasks, "average", "forgetting", "backward transfer", "wall s"]
     rows = [
-        [name, *map(number, _figures(record)), f"{record.summary['wall_seconds']:.0f}"]
-        for name, record in zip(names, records, strict=True)
+        [name, *map(number, _figures(run)), f"{run.wall_seconds:.0f}"] for name, run in zip(names, runs, strict=True)
     ]
-    columns = list(zip(*map(_figures, records), strict=True))
+    columns = list(zip(*map(_figures, runs), strict=True))
     bars = {"average": columns[len(tasks)], "forgetting": columns[len(tasks) + 1]}
     return Section(
         "comparison",
-        "Runs beside each other",
+        "Runs compared",
         [
-            Note("Final scores in percent, of student 0 of each run."),
+            Note("Final scores of student 0 of each run, in percent."),
             Table(header, rows),
             grouped_bars("comparison-bars", "Average score and forgetting", names, bars),
             grouped_bars(
@@ -48,24 +37,22 @@ def comparison(records: Sequence[Record]) -> Section:
     )
 
 
-def teachers(record: Record, prefix: str) -> Section | None:
-    """How good the teachers were, for a run that has teachers of its own."""
-    if record.teachers is None:
+def teachers(run: FinishedRun, prefix: str) -> Section | None:
+    """Return the final scores of the teachers that were trained within the run; None for a run without such."""
+    if run.own_teachers is None:
         return None
-    final = record.teachers.summary()["final"][STUDENT]
-    own = record.summary["final"]
+    teacher = run.own_teachers.final(STUDENT)
     rows = [
-        [task, number(final.get(task)), *(number(own[student][task]) for student in record.students)]
-        for task in record.tasks
+        [task, number(teacher.get(task)), *(number(run.final(student)[task]) for student in run.students)]
+        for task in run.tasks
     ]
     note = Note(
-        f"Trained before the students, each on its task alone; their own run directory is {record.path.name}/teachers."
+        f"Trained before the students, each on its task alone. Their own run directory is {run.path.name}/teachers."
     )
-    header = ["at the end", "teacher", *(f"student {student}" for student in record.students)]
+    header = ["final score", "teacher", *(f"student {student}" for student in run.students)]
     return Section(f"{prefix}-teachers", "Teachers", [note, Table(header, rows)])
 
 
-def _figures(record: Record) -> list[float | None]:
-    final = record.summary["final"][STUDENT]
+def _figures(run: RunResult) -> list[float | None]:
     keys = ("average_accuracy", "forgetting", "backward_transfer")
-    return [*(final[task] for task in record.tasks), *(record.summary[key][STUDENT] for key in keys)]
+    return [*(run.final(STUDENT)[task] for task in run.tasks), *(run.figure(key, STUDENT) for key in keys)]

@@ -1,12 +1,15 @@
-"""Sections about scores: what came out, the matrices, the curves, and the students beside each other."""
+"""Sections about scores: the final ones, the matrices, the curves, and the students compared."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ray_l4.methods import METHODS
+from ray_l4.metrics.continual import ScoreMatrix
+from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.blocks import Block, Chart, Listing, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars, heat_map, learning_curves
-from ray_l4.report.html.record import Matrix, Record
-from ray_l4.report.markdown import graph, number
+from ray_l4.report.markdown import number
 
 FIGURES = {
     "average": "average_accuracy",
@@ -14,66 +17,71 @@ FIGURES = {
     "forgetting": "forgetting",
     "backward transfer": "backward_transfer",
 }
-"""What people call it -> its key in the summary, where it is a number for each student."""
+"""Name on the page -> key of a summary that holds one number for each student."""
 
 
-def summary(record: Record, prefix: str) -> Section:
-    """What was run, by which command, and the final scores."""
+def summary(run: FinishedRun, prefix: str) -> Section:
+    """Return the main facts about the run, and the command that made it."""
     facts = [
-        ["method", record.summary["method"] + _described(record.summary["method"])],
-        ["variant", record.variant],
-        ["stream", " → ".join(record.tasks)],
-        ["students", str(len(record.students))],
-        ["who learns from whom", graph(record.summary)],
-        ["seed", str(record.summary["seed"])],
-        ["wall time", f"{record.summary['wall_seconds']:.0f} s"],
-        ["run directory", record.path.resolve().name],
+        ["method", run.method + _described(run.method)],
+        ["variant", run.variant],
+        ["stream", " → ".join(run.tasks)],
+        ["students", str(len(run.students))],
+        ["who learns from whom", run.graph],
+        ["seed", str(run.seed)],
+        ["wall time", f"{run.wall_seconds:.0f} s"],
+        ["run directory", run.path.resolve().name],
     ]
-    command = str(record.manifest.get("command", "The run directory does not say."))
+    command = str(run.manifest.get("command", "The run directory does not say."))
     blocks: list[Block] = [Table(["", ""], facts), Note("Made by this command:"), Listing(command)]
     return Section(f"{prefix}-summary", "Summary", blocks)
 
 
-def scores(record: Record, prefix: str) -> Section:
-    """The score matrix of every student, and what each task lost."""
-    metrics = "; ".join(f"{task}: {record.metrics[task]}" for task in record.tasks if task in record.metrics)
-    blocks: list[Block] = [Note(f"Percent of each task's own metric ({metrics}). A dash: not scored, or not defined.")]
+def scores(run: FinishedRun, prefix: str) -> Section:
+    """Return the score matrix of every student, and the forgetting of each task."""
+    metrics = "; ".join(f"{task}: {run.metrics[task]}" for task in run.tasks if task in run.metrics)
+    blocks: list[Block] = [
+        Note(f"Each task's own metric, in percent ({metrics}). A dash stands for a score that is missing or undefined.")
+    ]
     blocks += [
         heat_map(
             f"{prefix}-matrix-{student}",
             f"Score of every task after every stage, student {student}",
-            record.stages,
-            record.tasks,
-            record.matrix(student),
+            run.stages,
+            run.tasks,
+            run.matrix(student),
         )
-        for student in record.students
+        for student in run.students
     ]
-    return Section(f"{prefix}-scores", "Scores", [*blocks, _forgetting(record, prefix)])
+    return Section(f"{prefix}-scores", "Scores", [*blocks, _forgetting(run, prefix)])
 
 
-def curves(record: Record, prefix: str) -> Section:
-    """The score of every task over the checkpoints."""
-    charts = [_curves(record, prefix, student) for student in record.students]
+def curves(run: FinishedRun, prefix: str) -> Section:
+    """Return the score of every task over the checkpoints."""
+    charts = [_curves(run, prefix, student) for student in run.students]
     drawn = [chart for chart in charts if chart is not None]
     return Section(f"{prefix}-curves", "Learning curves", drawn or [Note("No checkpoint of this run was scored.")])
 
 
-def peers(record: Record, prefix: str) -> Section:
-    """The students beside each other: final scores and figures, and how far they are apart."""
-    students = record.students
-    rows = [(task, [record.summary["final"][student][task] for student in students]) for task in record.tasks]
-    rows += [(name, [record.summary[key][student] for student in students]) for name, key in FIGURES.items()]
-    header = ["at the end", *(f"student {student}" for student in students)]
-    if len(students) == 1:
-        return Section(f"{prefix}-peers", "Final scores", [Table(header, [[name, number(v)] for name, (v,) in rows])])
+def students(run: FinishedRun, prefix: str) -> Section:
+    """Return final scores and figures of every student, and the largest differences between the students."""
+    rows = [(task, [run.final(student)[task] for student in run.students]) for task in run.tasks]
+    rows += [(name, [run.figure(key, student) for student in run.students]) for name, key in FIGURES.items()]
+    header = ["final", *(f"student {student}" for student in run.students)]
+    if len(run.students) == 1:
+        table = Table(header, [[name, number(value)] for name, (value,) in rows])
+        return Section(f"{prefix}-students", "Final scores", [table])
     header.append("largest difference")
     table = Table(header, [[name, *map(number, values), number(_spread(values))] for name, values in rows])
-    return Section(f"{prefix}-peers", "Students beside each other", [table])
+    return Section(f"{prefix}-students", "Students compared", [table])
 
 
-def task_forgetting(matrix: Matrix) -> list[float | None]:
-    """Of every task but the last, its highest score after any stage minus its final one (REFERENCE.md#continual-metrics): the terms of the
-    mean that is called forgetting. None where a score is missing; nothing at all unless tasks were learned in turn."""
+def task_forgetting(matrix: ScoreMatrix) -> list[float | None]:
+    """Return the forgetting of every task but the last: its highest score after any stage minus its final score.
+
+    These are the terms of the mean that the papers call forgetting (REFERENCE.md#continual-metrics). None where a score
+    is missing; an empty list unless tasks were learned one after another.
+    """
     if len(matrix) != len(matrix[0]):
         return []
     found: list[float | None] = []
@@ -84,34 +92,34 @@ def task_forgetting(matrix: Matrix) -> list[float | None]:
     return found
 
 
-def _forgetting(record: Record, prefix: str) -> Chart | Note:
-    found = {f"student {student}": task_forgetting(record.matrix(student)) for student in record.students}
+def _forgetting(run: FinishedRun, prefix: str) -> Chart | Note:
+    found = {f"student {student}": task_forgetting(run.matrix(student)) for student in run.students}
     if not any(value is not None for values in found.values() for value in values):
-        return Note("Forgetting is not defined here: it needs tasks that are learned one after another.")
+        return Note("Forgetting is undefined here: it needs tasks that are learned one after another.")
     title = "Forgetting: highest score of each task minus its final one"
-    return grouped_bars(f"{prefix}-forgetting", title, record.tasks[:-1], found, "percentage points")
+    return grouped_bars(f"{prefix}-forgetting", title, run.tasks[:-1], found, "percentage points")
 
 
-def _curves(record: Record, prefix: str, student: str) -> Chart | None:
-    own = sorted(cell for cell in record.scores if cell.student == int(student))
+def _curves(run: FinishedRun, prefix: str, student: int) -> Chart | None:
+    own = sorted(cell for cell in run.scores if cell.student == student)
     if not own:
         return None
-    lengths = [max((cell.epoch for cell in own if cell.stage == s), default=0) for s in range(len(record.stages))]
+    lengths = [max((cell.epoch for cell in own if cell.stage == s), default=0) for s in range(len(run.stages))]
     begins = [sum(lengths[:stage]) for stage in range(len(lengths))]
     points: dict[str, list[tuple[float, float]]] = {}
-    for task in record.tasks:
+    for task in run.tasks:
         of_task = [cell for cell in own if cell.task == task]
         if of_task:
-            points[task] = [(begins[cell.stage] + cell.epoch, record.scores[cell]) for cell in of_task]
+            points[task] = [(begins[cell.stage] + cell.epoch, run.scores[cell]) for cell in of_task]
     spans = {
         name: (float(begin), float(begin + length))
-        for name, begin, length in zip(record.stages, begins, lengths, strict=True)
+        for name, begin, length in zip(run.stages, begins, lengths, strict=True)
         if length
     }
     return learning_curves(f"{prefix}-curves-{student}", f"Score over the epochs, student {student}", points, spans)
 
 
-def _spread(values: list[float | None]) -> float | None:
+def _spread(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return max(known) - min(known) if len(known) == len(values) else None
 

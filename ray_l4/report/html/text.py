@@ -1,14 +1,16 @@
-"""Text of models and users made fit for a page. Escaping for HTML is the template's work, not done here."""
+"""Preparation of text by models and users for a page. The template does the escaping for HTML."""
 
 from __future__ import annotations
 
 LONGEST = 700
-"""Characters of a sample or prediction that are shown."""
+"""Largest number of characters shown of a pseudo-example or answer."""
 
 
 def visible(text: str) -> str:
-    """``text`` with all that does not print (control characters, marks that turn the direction of writing, lone
-    surrogates, odd blanks) spelled out as an escape such as ``\\x07``. Line breaks stay."""
+    """Return ``text`` with every character that does not print, line breaks apart, as an escape such as ``\\x07``.
+
+    These are control characters, marks that change the direction of writing, lone surrogates and unusual spaces.
+    """
     return "".join(
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in text
@@ -16,6 +18,6 @@ def visible(text: str) -> str:
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
-    """The start of ``text``, and how much of it is left out."""
+    """Return the start of ``text``, and the number of characters that are left out."""
     left_out = len(text) - longest
     return text if left_out <= 0 else f"{text[:longest]} … ({left_out} more characters)"

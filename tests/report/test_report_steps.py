@@ -1,4 +1,4 @@
-"""Figures of steps as columns, and their means where a drawing has no room for all."""
+"""Figures of steps as columns, and their means where a drawing has no room for all of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.report.html.steps import COLUMNS, POINTS, Steps, read_steps
+from ray_l4.report.steps import COLUMNS, LATER_COLUMNS, POINTS, Steps, read_steps
 from tests.report.html_runs import STEPS_OF_EPOCH, TRAFFIC, write_run
 
 
 def steps_of(lengths: list[int], losses: np.ndarray) -> Steps:
-    """One student's steps in stages of these lengths."""
+    """Return the steps of one student in stages of these lengths."""
     starts = [0, *np.cumsum(lengths).tolist()]
-    columns = {name: np.zeros(sum(lengths)) for name in COLUMNS} | {"loss": losses}
+    columns = {name: np.zeros(sum(lengths)) for name in (*COLUMNS, *LATER_COLUMNS)} | {"loss": losses}
     return Steps(columns, np.arange(sum(lengths)), starts)
 
 
@@ -59,7 +59,7 @@ def test_files_are_read_in_the_order_of_the_steps_and_students_taken_apart(tmp_p
     stage = 2 * STEPS_OF_EPOCH
     assert steps.starts == [0, stage, 2 * stage, 3 * stage]
     assert steps.students() == [0, 1]
-    own = steps.of(1)
+    own = steps.of_student(1)
     assert own.position_R.tolist() == list(range(3 * stage))
     assert own.columns["step"].tolist() == [*range(stage)] * 3
     assert set(own.columns["student"]) == {1}
@@ -73,9 +73,9 @@ def test_an_older_file_has_no_bytes_received(tmp_path: Path) -> None:
     steps = read_steps(run.path)
     assert steps is not None
     first = 2 * STEPS_OF_EPOCH
-    missing = np.isnan(steps.of(0).columns["bytes_received"])
+    missing = np.isnan(steps.of_student(0).columns["bytes_received"])
     assert missing.nonzero()[0].tolist() == [*range(first, first + STEPS_OF_EPOCH)]
-    assert steps.of(0).total("bytes_received") == 5 * STEPS_OF_EPOCH * TRAFFIC["bytes_received"]
+    assert steps.of_student(0).total("bytes_received") == 5 * STEPS_OF_EPOCH * TRAFFIC["bytes_received"]
 
 
 def test_a_run_without_steps_has_none(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_damaged_file_and_a_foreign_one_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     path = run.path / "steps" / "stage-0.epoch-1.parquet"
     pq.write_table(pa.table({"stage": [0]}), path)
-    with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.parquet: has no column 'step'"):
+    with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.parquet: has no column 'epoch'"):
         read_steps(run.path)
     path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.parquet: cannot be read"):

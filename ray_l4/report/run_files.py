@@ -1,0 +1,60 @@
+"""Files of a run directory, read with errors that name the damaged file. The run need not have finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_l4.errors import RunDirectoryError
+from ray_l4.store.run_directory import Cell, RunDirectory
+
+
+class Headline(NamedTuple):
+    """The score that stands for a cell."""
+
+    metric: str
+    """Name of the task metric."""
+    value: float
+    """Percent."""
+
+
+def read_headlines(run: RunDirectory) -> dict[Cell, Headline]:
+    """Return the headline score of every scored checkpoint and task. Raises RunDirectoryError if a file is damaged."""
+    found = {}
+    for cell, record in run.scores().items():
+        try:
+            metric = record["headline"]
+            found[cell] = Headline(str(metric), float(record["values"][metric]))
+        except (KeyError, TypeError, ValueError) as error:
+            path = run.path / "scores" / f"{cell.name}.json"
+            raise RunDirectoryError(
+                f"{path}: holds no headline score ({type(error).__name__}: {error}); the run is damaged"
+            ) from error
+    return found
+
+
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:
+    """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
+
+    Raises RunDirectoryError if the file cannot be read or lacks one of ``columns``.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            missing = [name for name in columns if name not in present]
+            if missing:
+                raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
+            return file.read([*columns, *(name for name in optional if name in present)])
+    except (OSError, pa.ArrowException) as error:
+        raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
+
+
+def read_replay(run: RunDirectory, stage: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:
+    """Return columns of the replayed examples of a stage; None if nothing was replayed. Raises as ``read_table``."""
+    return read_table(run.path / "replay" / f"stage-{stage}.parquet", columns, optional)
