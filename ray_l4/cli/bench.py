@@ -1,4 +1,4 @@
-"""``bench exchange``: what it costs to exchange predictions, measured on this machine."""
+"""``bench exchange``: measure the cost of exchanging predictions on this machine."""
 
 from __future__ import annotations
 
@@ -6,63 +6,70 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ray_l4.cli.options import split_list
 from ray_l4.errors import ConfigError
 
-app = typer.Typer(help="Measure what a choice costs on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure the cost of exchanging predictions.", no_args_is_help=True)
 
 
 @app.callback()
 def measurements() -> None:
-    """Measure what a choice costs on this machine."""
+    """Measure the cost of exchanging predictions on this machine."""
 
 
 @app.command()
 def exchange(
     peers: Annotated[str, typer.Option(metavar="LIST", help="Numbers of students, such as 2,4,8.")] = "2",
     transports: Annotated[
-        str, typer.Option(metavar="LIST", help="Ways of travelling (exchange.transport).")
+        str, typer.Option(metavar="LIST", help="How payloads travel (exchange.transport).")
     ] = "in_process,object_store,collective",
     codecs: Annotated[
-        str, typer.Option(metavar="LIST", help="What is sent (exchange.codec).")
+        str, typer.Option(metavar="LIST", help="How predictions are encoded (exchange.codec).")
     ] = "dense,factored,topk,sampled,mean,auto",
     precision: Annotated[
-        str, typer.Option(metavar="LIST", help="float32, float16: for the codecs that can be narrowed.")
+        str, typer.Option(metavar="LIST", help="float32, float16; codecs without a choice use float32.")
     ] = "float32",
-    vocab: Annotated[int, typer.Option(min=300, help="Entries of the vocabulary.")] = 50_257,
-    examples: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 4,
-    tokens: Annotated[int, typer.Option(min=8, help="Positions of an example that bear a prediction.")] = 128,
-    layers: Annotated[int, typer.Option(min=1, help="Blocks of the GPT-2 that learns (GPT-2 small: 12).")] = 2,
-    width: Annotated[int, typer.Option(min=1, help="Its hidden size (GPT-2 small: 768).")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="Steps in a round of 2 students; of N students, 2/N of it.")] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds, each beside one in a single process.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch for each student.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each student.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local one if not given.")] = None,
-    spread: Annotated[bool, typer.Option("--spread", help="Every student on a node of its own.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Also write the JSON lines to this file.")] = None,
+    vocab: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 50_257,
+    examples: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 4,
+    tokens: Annotated[int, typer.Option(min=8, help="Predicted positions in an example.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the GPT-2 that learns (GPT-2 small: 12).")] = 2,
+    width: Annotated[int, typer.Option(min=1, help="Hidden size of the GPT-2 that learns (GPT-2 small: 768).")] = 64,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps in a round of 2 students; a round of N students has 2/N as many.")
+    ] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, each followed by one in a single process.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="PyTorch threads of each student.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs, or share of one, for each student.")] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; a local cluster if not given.")
+    ] = None,
+    spread: Annotated[bool, typer.Option("--spread", help="Place every student on a node of its own.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
+    output: Annotated[Path | None, typer.Option(help="File to which the JSON lines are also written.")] = None,
 ) -> None:
-    """Train students on random tokens, and say what their exchange of predictions costs.
+    """Train students on random tokens and measure the cost of exchanging their predictions.
 
-    Every transport takes turns with the same students in one process, on as many cores; times are medians by the
-    students' own clocks, without the first steps. bytes_per_student_step is what a student hands to the exchange: its
-    payload, once for each reader with the collective transport and once otherwise; wire_bytes_per_student_step is what
-    leaves its process. wait_fraction is the share of a step between a student's forward pass and the moment it has all
-    predictions; ratio_to_in_process compares step times; the gradient is compared with that of dense float32 on one
-    batch of untrained students. The codec mean only exists with the transport collective, and is left out elsewhere.
+    Every transport alternates with the same students in one process on the same number of cores. Times are medians by
+    the students' own clocks, without the first steps. bytes_per_student_step is what a student hands to the exchange:
+    its payload, once per reader with the collective transport and once otherwise; wire_bytes_per_student_step is what
+    leaves its process. wait_fraction is the share of a step between the end of a student's forward pass and the arrival
+    of all predictions it needs. ratio_to_in_process compares step times. The gradient is compared with that of dense
+    float32 on one batch of untrained students. The codec mean exists only with the transport collective and is skipped
+    elsewhere.
     """
-    numbers = [_number(part) for part in _listed(peers, "--peers")]
+    numbers = [_number(part) for part in _distinct(peers, "--peers")]
     ways = {
-        "transports": _listed(transports, "--transports"),
-        "codecs": _listed(codecs, "--codecs"),
-        "precisions": _listed(precision, "--precision"),
+        "transports": _distinct(transports, "--transports"),
+        "codecs": _distinct(codecs, "--codecs"),
+        "precisions": _distinct(precision, "--precision"),
     }
     if output is not None:
-        _refuse_unwritable(output)
+        _check_writable(output)
 
-    from ray_l4.bench.exchange import measure  # torch and Ray take seconds to load
+    from rich.console import Console
+
+    from ray_l4.bench.exchange import measure
     from ray_l4.bench.grid import BenchGrid, StudentResources
     from ray_l4.bench.record import json_line
     from ray_l4.bench.view import table
@@ -89,11 +96,9 @@ def exchange(
         Console().print(table(found))
 
 
-def _listed(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise ConfigError(f"{option} {text}: expected values with commas between them")
-    return list(dict.fromkeys(parts))
+def _distinct(text: str, option: str) -> list[str]:
+    """Split a comma-separated value and drop repetitions."""
+    return list(dict.fromkeys(split_list(text, option)))
 
 
 def _number(text: str) -> int:
@@ -102,8 +107,8 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _refuse_unwritable(path: Path) -> None:
-    """Raise ConfigError before anything is measured, not after."""
+def _check_writable(path: Path) -> None:
+    """Raise ConfigError now, not after the measurements, if ``path`` cannot be written."""
     try:
         path.write_text("", encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``evaluate``, ``generate`` and ``merge``: one checkpoint, in this process, without Ray."""
+"""``evaluate``, ``generate`` and ``merge``: work on one checkpoint in this process, without Ray."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from ray_l4.cli.options import RawOption
+
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder of a checkpoint (checkpoints/.../student-0).")
 ]
-TaskOption = Annotated[str, typer.Option("--task", help="Name of a task (ray-l4 data list), or of your own.")]
-RawOption = Annotated[Path | None, typer.Option("--raw", help="Folder of the raw data sets.")]
+TaskOption = Annotated[str, typer.Option("--task", help="Name of a built-in task (ray-l4 data list) or of your own.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,13 +28,15 @@ def evaluate(
     task: TaskOption,
     raw: RawOption = None,
     path: Annotated[Path | None, typer.Option("--path", help="Folder of your own data for the task.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="Score of your own task.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Metric of your own task.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many examples.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="1 is greedy; 20 samples as the references' code does.")] = 1,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="1 decodes greedily; 20 samples as the reference implementations do.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
-    show: Annotated[int, typer.Option(min=0, help="Print this many questions with predictions and references.")] = 0,
+    show: Annotated[int, typer.Option(min=0, help="Print this many predictions with their references.")] = 0,
 ) -> None:
-    """Score a checkpoint on a task's test set; prints one JSON object."""
+    """Score a checkpoint on a task's test set and print one JSON object."""
     from ray_l4.config.experiment import EvaluationConfig, TaskConfig
     from ray_l4.config.loading import data_config
     from ray_l4.learner.inspection import evaluate_folder
@@ -51,31 +54,34 @@ def evaluate(
 def generate(
     model: ModelArgument,
     task: TaskOption,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of pseudo-examples.")] = 10,
     top_k: Annotated[int, typer.Option(min=1, help="Sample from this many most likely tokens.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.01, help="Temperature of sampling.")] = 1.0,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Longest in tokens; the model's limit if not given.")
+        int | None, typer.Option(min=2, help="Maximum length in tokens; the model's limit if not given.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
 ) -> None:
-    """Print pseudo-examples of a task that a checkpoint has learned; one JSON object a line."""
+    """Print pseudo-examples of a task that a checkpoint has learned, one JSON object per line."""
     from ray_l4.config.experiment import ReplayConfig
     from ray_l4.learner.inspection import generate_from_folder
 
     sampling = ReplayConfig(top_k=top_k, temperature=temperature, max_length=max_length)
-    for sample in generate_from_folder(model, task, n, sampling, seed):
-        typer.echo(json.dumps(sample, ensure_ascii=False))
+    for example in generate_from_folder(model, task, n, sampling, seed):
+        typer.echo(json.dumps(example, ensure_ascii=False))
 
 
 def merge(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint of a run with adapters (model.lora).")
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint with adapters (model.lora).")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the merged model.")],
 ) -> None:
-    """Fold the adapters of a checkpoint into their model: an ordinary model folder that needs no peft."""
+    """Merge the adapters of a checkpoint into their model.
+
+    The result is an ordinary model folder that loads without peft.
+    """
     from ray_l4.learner.inspection import merge_folder
 
     merge_folder(checkpoint, out)
-    typer.echo(f"written to {out}")
+    typer.echo(f"wrote {out}")

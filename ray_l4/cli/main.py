@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. What it does is done elsewhere."""
+"""The entry point: parse the command line, call a command, report its failure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
-from ray_l4 import __version__
-from ray_l4.cli import bench, data, inspect_models, plan, reports, runs, sweeps
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps
+from ray_l4.cli.failures import DEBUG_VARIABLE, explain, print_failure, set_debug
 
 app = typer.Typer(
     name="ray-l4",
@@ -23,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 runs.register(app)
+methods.register(app)
 plan.register(app)
 sweeps.register(app)
 inspect_models.register(app)
@@ -33,6 +31,8 @@ app.add_typer(bench.app, name="bench")
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from ray_l4 import __version__
+
         typer.echo(f"ray-l4 {__version__}")
         raise typer.Exit
 
@@ -42,35 +42,38 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", envvar=DEBUG_VARIABLE, help="Print the full traceback of an error, a worker's included."
+        ),
+    ] = False,
 ) -> None:
-    """Options that go before a command."""
+    """Handle the options that precede a command."""
+    set_debug(debug)
 
 
 def main() -> None:
-    """Entry point: one clear line and a code of its own for every error a user can mend, no traceback."""
+    """Run the command line and exit.
+
+    An error that the user can correct ends in one message and the exit code of its class. Any other exception is a
+    defect of the program and leaves with Python's traceback.
+    """
     # A scheduler ends a job with SIGTERM; it deserves the same orderly end as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
-    console = Console(stderr=True, highlight=False)
     try:
         app(standalone_mode=True)
-    except RayL4Error as error:
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-        sys.exit(RayL4Error.exit_code)
-    except ValidationError as error:  # a value of an option that is out of bounds
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        console.print(f"[bold red]error:[/] {_escape(problems)}", soft_wrap=True)
-        sys.exit(ConfigError.exit_code)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        message, code = explained
+        print_failure(error, message)
+        sys.exit(code)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,17 @@
-"""``plan``: what a run will need of every device, and which profile has it, before anything is loaded."""
+"""``plan``: predict the memory of every device before anything is started, and the profile that has enough."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ray_l4.cli.runs import CLUSTER_PREFIX, ClusterOption, SetOption
-from ray_l4.config.loading import load_cluster, load_experiment
-from ray_l4.methods import resolved
+from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
 
 _DOES_NOT_FIT = 1
 _PROFILES = Path("cluster_configs")
-"""Where profiles are looked for, unless one of a folder was given."""
+"""Folder of the profiles to suggest, unless ``--cluster`` names one of another folder."""
 
 
 def register(app: typer.Typer) -> None:
@@ -29,39 +25,47 @@ def plan(
     set_: SetOption = None,
     device_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory of every device, e.g. 16GiB; this machine's when not given."),
+        typer.Option(metavar="SIZE", help="Memory of every device, such as 16GiB; this machine's if not given."),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=4, help="Length of the examples; the longest possible when not given.")
+        int | None, typer.Option(min=4, help="Length of an example in tokens; the longest possible if not given.")
     ] = None,
     answer: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an answer; evaluation.reserve when not given.")
+        int | None, typer.Option(min=1, help="Length of an answer in tokens; evaluation.reserve if not given.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with sizes in bytes.")] = False,
 ) -> None:
-    """Predict memory, bytes exchanged and placement; exit 1, naming what would fit, if this profile does not."""
-    overrides = list(set_ or [])
-    for_cluster = [o.removeprefix(CLUSTER_PREFIX) for o in overrides if o.startswith(CLUSTER_PREFIX)]
-    config = resolved(load_experiment(experiment, [o for o in overrides if not o.startswith(CLUSTER_PREFIX)]))
+    """Predict the memory, the exchanged bytes and the placement of a run.
+
+    Exits with 1, and names what would fit, if this profile does not.
+    """
+    from ray_l4.config.loading import load_cluster, load_experiment
+
+    for_experiment, for_cluster = split_overrides(set_)
+    config = load_experiment(experiment, for_experiment)
     profile = load_cluster(cluster, for_cluster)
 
-    # PyTorch and Ray take seconds to load: not before the files were read.
+    from rich.console import Console
+
+    from ray_l4.methods import resolved
     from ray_l4.planning import view
     from ray_l4.planning.plan import PlanRequest, advise, make_plan
     from ray_l4.planning.requirements import Estimator
     from ray_l4.planning.units import parse_size
 
     size = None if device_memory is None else parse_size(device_memory, "--device-memory")
-    request, estimator = PlanRequest(config, size, tokens, answer), Estimator()
-    console = Console(highlight=False)
-    with Console(stderr=True).status("rehearsing a step without weights"):
+    request, estimator = PlanRequest(resolved(config), size, tokens, answer), Estimator()
+    with Console(stderr=True).status("simulating a step without weights"):
         made = make_plan(request, profile, estimator)
         folder = cluster.parent if cluster else _PROFILES
         others = {str(path): load_cluster(path) for path in sorted(folder.glob("*.yaml")) if path != cluster}
         advice = None if made.fits else advise(request, profile, others, estimator)
     if as_json:
+        import json
+
         typer.echo(json.dumps(view.as_json(made, advice)))
     else:
+        console = Console(highlight=False)
         for part in view.tables(made, advice, str(experiment)):
             console.print(part)
     if not made.fits:

@@ -1,4 +1,4 @@
-"""``run``, ``resume``, ``methods`` and ``doctor``."""
+"""``run``, ``resume`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -6,43 +6,21 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
-from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import METHODS, graph_in_words, graph_name, graph_of, num_students, resolved
+from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
 
-CLUSTER_PREFIX = "cluster."
-
-_LEARNS_FROM = {"task": "task teacher", "previous": "earlier self"}
-_TASKS = {"stream": "in turn", "separate": "each alone", "union": "all at once"}
-"""Values of the method table as people say them."""
-_ON_GRAPHS = (
-    "each other: every student from all others, or as peers.topology says (ring, star, a list or a file of pairs)"
-)
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a value, e.g. optim.lr=1e-3 or cluster.evaluators.count=2."
-    ),
-]
-ClusterOption = Annotated[
-    Path | None, typer.Option("--cluster", metavar="PROFILE.yaml", help="Where to run; this machine when not given.")
-]
+if TYPE_CHECKING:
+    from ray_l4.config.cluster import ClusterConfig
+    from ray_l4.config.experiment import ExperimentConfig
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(run)
     app.command()(resume)
-    app.command()(methods)
     app.command()(doctor)
 
 
@@ -50,24 +28,31 @@ def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn.")],
     cluster: ClusterOption = None,
     set_: SetOption = None,
-    run_dir: Annotated[Path | None, typer.Option(help="New folder for the results; runs/... when not given.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="New folder for the results; a new one in runs/ if not given.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the configuration and placement, and stop.")
+        bool, typer.Option("--dry-run", help="Print the configuration and the placement, then stop.")
     ] = False,
 ) -> None:
     """Learn a stream of tasks."""
-    overrides = list(set_ or [])
-    for_cluster = [o.removeprefix(CLUSTER_PREFIX) for o in overrides if o.startswith(CLUSTER_PREFIX)]
-    config = load_experiment(experiment, [o for o in overrides if not o.startswith(CLUSTER_PREFIX)])
+    from ray_l4.config.loading import load_cluster, load_experiment
+
+    for_experiment, for_cluster = split_overrides(set_)
+    config = load_experiment(experiment, for_experiment)
     profile = load_cluster(cluster, for_cluster)
+
+    from ray_l4.methods import resolved
+
     config = resolved(config)
-    peers = graph_of(config).size
     if dry_run:
-        _print_plan(config, profile, peers)
+        _print_dry_run(config, profile)
         return
     folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{config.method}-s{config.seed}"
 
-    from ray_l4.run import execute  # torch and Ray take seconds to load: not before the files were read
+    from rich.console import Console
+
+    from ray_l4.run import execute
 
     execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
@@ -75,63 +60,44 @@ def run(
 def resume(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN_DIR|ADDRESS", help="A run that did not finish: its folder, or its copy's address."),
+        typer.Argument(metavar="RUN_DIR|ADDRESS", help="An unfinished run: its folder, or the address of its copy."),
     ],
     cluster: ClusterOption = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="New folder to which the copy at ADDRESS is brought first; runs/... when not given."),
+        typer.Option(help="New folder into which to copy the run at ADDRESS first; one in runs/ if not given."),
     ] = None,
 ) -> None:
-    """Go on with a run from its last finished stage."""
+    """Resume a run after its last finished stage."""
     folder = Path(run)
     if run_dir is not None or "://" in run:
-        from ray_l4.store.mirror import Mirror  # Arrow takes long to load
+        from ray_l4.store.mirror import Mirror
 
         copy = Mirror.at(run)
         folder = run_dir or Path("runs") / copy.name
         copy.pull(folder)
-        typer.echo(f"brought {copy.address} to {folder}")
+        typer.echo(f"copied {copy.address} to {folder}")
 
-    from ray_l4.run import execute
+    from rich.console import Console
+
+    from ray_l4.config.loading import load_cluster
+    from ray_l4.errors import RunDirectoryError
     from ray_l4.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(folder)
     if (folder / "summary.json").is_file():
-        raise RunDirectoryError(f"{folder}: this run has finished. See it with: ray-l4 report {folder}")
-    execute.resume(directory, load_cluster(cluster) if cluster else directory.cluster(), Console())
+        raise RunDirectoryError(f"{folder}: this run has finished. Report it with: ray-l4 report {folder}")
+    profile = load_cluster(cluster) if cluster else directory.cluster()
 
+    from ray_l4.run import execute
 
-def methods() -> None:
-    """Print the table of methods."""
-    summaries = _table_of_methods("in short")
-    table = _table_of_methods("students", "loss", "labels", "learns from", "replay", "tasks")
-    for row in METHODS.values():
-        summaries.add_row(row.name, row.summary)
-        table.add_row(
-            row.name,
-            str(row.peers),
-            "+".join(row.heads),
-            row.labels.replace("_", " "),
-            _LEARNS_FROM[row.teacher] if row.teacher != "none" else "each other" if row.topology == "complete" else "–",
-            row.replay if row.guard != "memory" else "as a guard",
-            _TASKS[row.stages],
-        )
-    console = Console()
-    console.print(summaries, "", table, "", _ON_GRAPHS, sep="\n")
-
-
-def _table_of_methods(*columns: str) -> Table:
-    """An empty table whose names are never cut, narrow enough for a terminal of 80 columns."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for column in columns:
-        table.add_column(column)
-    return table
+    execute.resume(directory, profile, Console())
 
 
 def doctor() -> None:
-    """Say what this machine has, what is missing, and how to mend it."""
+    """Check this machine for what a run needs, and say how to provide what is missing."""
+    from rich.console import Console
+
     from ray_l4.monitor.doctor import examine
 
     console = Console()
@@ -145,26 +111,30 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _graph(config: ExperimentConfig) -> str:
-    """By name and student by student."""
-    described = graph_in_words(graph_name(config), num_students(config))
-    return described if described.startswith("as listed") else f"{described} ({graph_of(config).in_words()})"
-
-
-def _print_plan(config: ExperimentConfig, profile: ClusterConfig, peers: int) -> None:
+def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
+    """Print the resolved configuration and what it reserves. Raises ClusterError if this machine has no room for it."""
     from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
+    from ray_l4.config.loading import dump_yaml
+    from ray_l4.methods import graph_of, num_students
 
+    peers, count = graph_of(config).size, num_students(config)
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))
-    count = num_students(config)
-    typer.echo(f"# {count} student{'s' if count > 1 else ''}; who learns from whom: {_graph(config)}")
+    typer.echo(f"# {count} student{'s' if count > 1 else ''}; who learns from whom: {_describe_graph(config)}")
     typer.echo(f"# placement: {describe_request(peers, profile)}")
-    if profile.exchange.transport == "in_process":
-        typer.echo("# all of them in this process, without Ray")
+    if profile.in_one_process:
+        typer.echo("# students and evaluators run in this process, without Ray")
     elif profile.ray.address is None:
-        check_room(peers, profile, [local_resources(profile)])
-        typer.echo(
-            f"# on a local cluster of this machine: {local_resources(profile)}; reserves {bundles(peers, profile)}"
-        )
+        resources = local_resources(profile)
+        check_room(peers, profile, [resources])
+        typer.echo(f"# on a local cluster of this machine: {resources}; reserves {bundles(peers, profile)}")
     else:
         typer.echo(f"# on the cluster at {profile.ray.address}, strategy {profile.placement.strategy}")
+
+
+def _describe_graph(config: ExperimentConfig) -> str:
+    """Describe who learns from whom: the graph's name, then the teachers of every student."""
+    from ray_l4.methods import graph_in_words, graph_name, graph_of, num_students
+
+    described = graph_in_words(graph_name(config), num_students(config))
+    return described if described.startswith("as listed") else f"{described} ({graph_of(config).in_words()})"

@@ -1,39 +1,40 @@
-"""``sweep``: all runs of a protocol, and their table."""
+"""``sweep``: all trials of a protocol, and their table."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from ray_l4.cli.runs import CLUSTER_PREFIX, ClusterOption, SetOption
-from ray_l4.config.loading import load_cluster
-from ray_l4.config.strict_yaml import parse
+from ray_l4.cli.options import ClusterOption, SetOption, split_list, split_overrides
 from ray_l4.errors import ConfigError
-from ray_l4.sweep.trials import MAX_TRIALS, Orders, Plan, Request, make_plan
+
+if TYPE_CHECKING:
+    from ray_l4.sweep.trials import Orders, Plan
 
 GridOption = Annotated[
     list[str] | None,
-    typer.Option("--grid", metavar="KEY=V1,V2", help="Try every variant with these values; may be given many times."),
+    typer.Option("--grid", metavar="KEY=V1,V2", help="Combine every variant with each of these values. Repeatable."),
 ]
 OrdersOption = Annotated[
     str | None,
-    typer.Option(metavar="all|LIST", help="Orders of the tasks: all, or lists such as woz.en:wikisql,wikisql:woz.en."),
+    typer.Option(metavar="all|LIST", help="Task orders: all, or a list such as woz.en:wikisql,wikisql:woz.en."),
 ]
 SeedsOption = Annotated[
-    str | None, typer.Option(metavar="N|LIST", help="How many seeds, or which (0,7; one alone as 7,).")
+    str | None, typer.Option(metavar="N|LIST", help="Number of seeds, or a list of seeds (0,7; a single one as 7,).")
 ]
 MethodsOption = Annotated[
     str | None,
-    typer.Option(metavar="LIST", help="Only these rows: labels of the protocol, or any methods (lamol,l4)."),
+    typer.Option(metavar="LIST", help="Run only these: variants of the protocol, or any methods (lamol,l4)."),
 ]
 WithOption = Annotated[
     list[Path] | None,
-    typer.Option("--with", metavar="OVERLAY.yaml", help="A partial file whose values replace the protocol's."),
+    typer.Option(
+        "--with", metavar="OVERLAY.yaml", help="Partial file whose values replace the protocol's. Repeatable."
+    ),
 ]
 
 
@@ -43,36 +44,42 @@ def register(app: typer.Typer) -> None:
 
 
 def sweep(
-    protocol: Annotated[Path, typer.Argument(metavar="PROTOCOL.yaml", help="An experiment and what to vary of it.")],
+    protocol: Annotated[Path, typer.Argument(metavar="PROTOCOL.yaml", help="An experiment and the settings to vary.")],
     grid: GridOption = None,
     orders: OrdersOption = None,
     seeds: SeedsOption = None,
     methods: MethodsOption = None,
-    scale: Annotated[float, typer.Option(help="Share of the examples and epochs, above 0 and at most 1.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(help="Fraction of the examples and epochs to use, above 0 and at most 1.")
+    ] = 1.0,
     with_: WithOption = None,
     set_: SetOption = None,
     cluster: ClusterOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/NAME when not given.")] = None,
-    max_trials: Annotated[int, typer.Option(min=1, help="Refuse more trials than this.")] = MAX_TRIALS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, and stop.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/NAME if not given.")] = None,
+    max_trials: Annotated[
+        int | None, typer.Option(min=1, help="Refuse more trials than this; 200 if not given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, then stop.")] = False,
 ) -> None:
-    """Run all trials of a protocol that are not done yet, and print their table."""
-    overrides, overlays = list(set_ or []), list(with_ or [])
+    """Run every trial of a protocol that is not done yet, and print the table of all."""
+    from ray_l4.config.loading import load_cluster
+    from ray_l4.sweep.trials import MAX_TRIALS, Request, make_plan
+
+    for_experiment, for_cluster = split_overrides(set_)
+    overlays = list(with_ or [])
     request = Request(
-        overrides=[text for text in overrides if not text.startswith(CLUSTER_PREFIX)],
+        overrides=for_experiment,
         laid_over=overlays,
         scale=scale,
-        methods=None if methods is None else _listed(methods, "--methods"),
+        methods=None if methods is None else split_list(methods, "--methods"),
         grid=dict(map(_grid_values, grid or [])),
         orders=None if orders is None else _orders(orders),
         seeds=None if seeds is None else _seeds(seeds),
-        max_trials=max_trials,
+        max_trials=max_trials or MAX_TRIALS,
     )
     plan = make_plan(protocol, request)
-    profile = load_cluster(
-        cluster, [text.removeprefix(CLUSTER_PREFIX) for text in overrides if text.startswith(CLUSTER_PREFIX)]
-    )
-    # Torch and Ray take seconds to load: not before the files were read.
+    profile = load_cluster(cluster, for_cluster)
+
     from ray_l4.sweep.execute import check_fit, count_states, run_sweep
     from ray_l4.sweep.folder import SweepFolder
     from ray_l4.sweep.run_trial import needs
@@ -85,16 +92,22 @@ def sweep(
             typer.echo(f"{states[trial.folder]:<6} {trial.folder}  reserves {needs(trial, profile)}")
         typer.echo(f"{plan.title}: {count_states(states.values())}, in {folder.path}")
         return
+
+    from rich.console import Console
+
     run_sweep(plan, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
 
 def _default_folder(plan: Plan, overlays: list[Path]) -> Path:
-    """The same for the same sweep, so that a second call finds what the first one did."""
+    """Return the same folder for the same sweep, so that a second call finds the trials of the first."""
     scale = [] if plan.scale == 1 else [f"x{plan.scale:g}"]
     return Path("runs") / "-".join([plan.name, *(overlay.stem for overlay in overlays), *scale])
 
 
 def _grid_values(text: str) -> tuple[str, list[object]]:
+    """Parse one ``--grid``: a key and its YAML values. Raises ConfigError if it is malformed."""
+    from ray_l4.config.strict_yaml import parse
+
     key, equals, source = text.partition("=")
     if not equals or not key.strip() or not source.strip():
         raise ConfigError(f"--grid {text}: expected KEY=V1,V2 (distillation.weight=0,0.2,1)")
@@ -104,23 +117,17 @@ def _grid_values(text: str) -> tuple[str, list[object]]:
 
 
 def _orders(text: str) -> Orders:
-    return "all" if text.strip() == "all" else [order.split(":") for order in _listed(text, "--orders")]
+    return "all" if text.strip() == "all" else [order.split(":") for order in split_list(text, "--orders")]
 
 
 def _seeds(text: str) -> int | list[int]:
+    """Parse ``--seeds``: a number of seeds, or a list of them. Raises ConfigError if it is malformed."""
     try:
-        numbers = [int(part) for part in _listed(text.strip().removesuffix(","), "--seeds")]
+        numbers = [int(part) for part in split_list(text.strip().removesuffix(","), "--seeds")]
     except ValueError:
-        raise ConfigError(f"--seeds {text}: expected how many (3), or which ones (0,7,12)") from None
+        raise ConfigError(f"--seeds {text}: expected a number of seeds (3), or a list of them (0,7,12)") from None
     if "," in text:
         return numbers
     if numbers[0] < 1:
         raise ConfigError(f"--seeds {text}: expected at least one")
     return numbers[0]
-
-
-def _listed(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise ConfigError(f"{option} {text}: expected names with commas between them")
-    return parts

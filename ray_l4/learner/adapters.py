@@ -2,6 +2,8 @@
 
 The rows of tokens that the pretrained model has never seen are trained with the adapters: as drawn, they mean nothing.
 Both together are all that training moves and that a checkpoint holds.
+
+peft takes more than a CPU-second to import, so the functions that need it import it themselves.
 """
 
 from __future__ import annotations
@@ -9,17 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
-from peft.tuners.lora import LoraModel
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ray_l4.config.model import LoraConfig
 from ray_l4.errors import ModelError
+
+if TYPE_CHECKING:
+    import peft
+    from peft.tuners.lora import LoraModel
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
@@ -33,6 +36,8 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, name: str, rows: It
     the tokens whose embeddings are trained, and whose output rows, where those are not the same. Random numbers come
     from torch's generator. Raises ModelError if the model cannot have adapters.
     """
+    import peft
+
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:  # peft's layer for token rows would leave it out without a word
         raise ModelError(
@@ -63,6 +68,8 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, name: str, rows: It
 
 def _targets(model: PreTrainedModel, wanted: list[str] | None, layers: Iterable[str]) -> list[str] | str:
     """The names of the layers to adapt, all of which exist; for some architectures peft has a pattern instead."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
+
     kind = model.config.model_type
     targets = wanted or USUAL_TARGETS.get(kind)
     there = f"Layers of this model: {', '.join(sorted({path.rpartition('.')[2] for path in layers}))}."
@@ -79,6 +86,8 @@ def inject(model: PreTrainedModel, settings: peft.LoraConfig) -> LoraModel:
 
     Raises ModelError if they do not belong on this model.
     """
+    from peft.tuners.lora import LoraModel
+
     try:
         return LoraModel(model, settings, _ADAPTER)
     except (ValueError, IndexError) as error:  # no such layer; no such row
@@ -99,12 +108,16 @@ def adapter_settings(model: PreTrainedModel) -> dict[str, Any]:
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """All that was trained, under the names of ``adapter_model.safetensors``; tied rows once."""
+    import peft
+
     state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     return {_PREFIX + name: tensor for name, tensor in state.items()}
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put what :func:`adapter_state` gave into a model with the same adapters. Raises ModelError if it does not fit."""
+    import peft
+
     own = adapter_state(model)
     lost, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if lost or unexpected:
@@ -120,6 +133,8 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def read_settings(folder: Path) -> peft.LoraConfig:
     """The adapters' configuration in a checkpoint. Raises ModelError if it is damaged or not one of LoRA."""
+    import peft
+
     try:
         settings = peft.PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:

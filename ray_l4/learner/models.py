@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from peft.tuners.lora import LoraModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -29,6 +28,9 @@ from ray_l4.learner.adapters import (
 from ray_l4.learner.pretrained import first_line, grow, load_pretrained
 from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.text.tokenizer import TaskTokenizer
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraModel
 
 GPT2_INIT_STD, GPT2_WIDTH = 0.02, 768
 """Weights of a model from scratch are drawn so that a product with a unit vector varies as much as in GPT-2 small: with

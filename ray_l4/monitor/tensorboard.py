@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
+from ray_l4.monitor.event_file import EventFile
 from ray_l4.store.run_directory import Cell
 
 _CURVES = ("loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "lr", "grad_norm")
@@ -17,7 +16,7 @@ class Board:
 
     def __init__(self, folder: Path, steps_before: int) -> None:
         """``steps_before``: those of all finished stages; curves of a stage that is learned again are replaced."""
-        self._writer = SummaryWriter(str(folder), purge_step=steps_before)
+        self._writer = EventFile(folder, purge_step=steps_before)
         self._first, self._after = 0, steps_before
         self._now = steps_before
 

@@ -82,7 +82,9 @@ class RunResult:
     def graph(self) -> str:
         """Who learns from whom, in words. Early runs did not record it: they have their method's graph."""
         method = METHODS.get(self.method)
-        return graph_in_words(self.summary.get("topology", method.topology if method else "unknown"), len(self.students))
+        return graph_in_words(
+            self.summary.get("topology", method.topology if method else "unknown"), len(self.students)
+        )
 
     @property
     def learns_from_others(self) -> bool:

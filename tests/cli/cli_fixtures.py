@@ -1,4 +1,4 @@
-"""The command line as a user calls it."""
+"""Calls of the command line, as a user makes them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ IN_PROCESS = REPOSITORY / "cluster_configs" / "in_process.yaml"
 LIMIT = 240.0
 
 _LOADED = multiprocessing.get_context("forkserver")
-_LOADED.set_forkserver_preload(["ray_l4.cli.main", "ray_l4.learner.learner", "ray_l4.learner.answering"])
-"""Not Ray, which reads its environment when it is imported."""
+_LOADED.set_forkserver_preload(
+    [
+        *("ray_l4.cli.main", "ray_l4.cli.download", "ray_l4.methods", "ray_l4.sweep.trials", "ray_l4.setup.setup"),
+        *("ray_l4.learner.learner", "ray_l4.learner.inspection", "ray_l4.report.markdown", "ray_l4.report.html.page"),
+        *("ray_l4.tasks.prepare", "ray_l4.metrics.rouge", "peft", "torch.utils.tensorboard"),
+    ]
+)
+"""The libraries of most commands; not Ray, which reads its environment when it is imported."""
 
 SMALL = {
     "name": "small",
@@ -34,19 +40,19 @@ SMALL = {
 
 
 def write_experiment(folder: Path, **changes: object) -> Path:
-    """An experiment file that runs in seconds."""
+    """Write an experiment that runs in seconds; ``changes`` replace its sections."""
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     return path
 
 
 def command(*arguments: object) -> list[str]:
-    """The command line with these arguments."""
+    """Return the words that start a command in a process of its own."""
     return [sys.executable, "-m", "ray_l4.cli.main", *map(str, arguments)]
 
 
 def ray_l4(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, in a process of its own that has its libraries loaded already: they take seconds."""
+    """Run a command to its end in a forked process that has most libraries loaded already, which saves seconds."""
     given = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         written = [Path(folder) / name for name in ("stdout", "stderr")]
@@ -77,7 +83,7 @@ def _main(arguments: list[str], cwd: Path, environment: dict[str, str], written:
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """Assert that a command failed as a user's mistake should: one clear error, its code, no traceback."""
+    """Assert that a command failed as it should by a user's mistake: with one message, its code and no traceback."""
     assert result.returncode == code, result.stderr
     assert result.stderr.count("error:") == 1, result.stderr
     assert "Traceback" not in result.stderr + result.stdout

@@ -1,4 +1,4 @@
-"""Every mistake a user can make: one clear error, a non-zero exit, nothing lost."""
+"""Mistakes of the user: each ends in one clear message and a non-zero exit status, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG, DATA, MODEL, RUN_DIRECTORY, CLUSTER = 2, 3, 4, 5, 6
 
 
 def own_task(folder: Path, name: str, train: str | bytes, test: str | None = None) -> dict[str, object]:
-    """A task of one's own with these contents of its JSONL files."""
+    """Write the JSONL files of a custom task, and return its entry in the stream."""
     data = folder / name
     data.mkdir()
     content = train if isinstance(train, bytes) else train.encode()
@@ -24,7 +24,7 @@ def own_task(folder: Path, name: str, train: str | bytes, test: str | None = Non
 
 
 def run_with(folder: Path, **changes: object) -> object:
-    """``run`` in one process, into ``folder``/run."""
+    """Run an experiment without Ray, into ``folder``/run."""
     path = write_experiment(folder, **changes)
     return ray_l4("run", path, "--cluster", IN_PROCESS, "--run-dir", folder / "run")
 
@@ -50,7 +50,7 @@ ROW = '{"context": "one two three", "question": "which", "answer": "two", "id": 
 )
 def test_mistakes_in_the_experiment(tmp_path: Path, changes: dict[str, object], code: int, words: list[str]) -> None:
     refused(run_with(tmp_path, **changes), code, *words)
-    assert not (tmp_path / "run").exists(), "nothing is made for a run that cannot start"
+    assert not (tmp_path / "run").exists(), "no folder is made for a run that cannot start"
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,16 @@ def test_mistakes_in_the_experiment(tmp_path: Path, changes: dict[str, object], 
     ],
     ids=["empty", "missing column", "duplicate ids", "not UTF-8", "not JSON", "too long"],
 )
-def test_mistakes_in_ones_own_data(tmp_path: Path, train: str | bytes, words: list[str]) -> None:
+def test_mistakes_in_custom_data(tmp_path: Path, train: str | bytes, words: list[str]) -> None:
     refused(run_with(tmp_path, stream=[own_task(tmp_path, "mine", train)]), DATA, *words)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     refused(ray_l4("run", tmp_path / "none.yaml"), CONFIG, "none.yaml")
 
 
-def test_more_peers_than_any_node_can_place(tmp_path: Path) -> None:
+def test_more_peers_than_fit_on_any_node(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, peers={"count": 500})
     result = ray_l4("run", path, "--run-dir", tmp_path / "run")
     refused(result, CLUSTER, "500 students with 1 CPU", "no room", "peers.count")
@@ -109,16 +109,16 @@ def test_a_run_directory_that_another_process_uses(tmp_path: Path) -> None:
         refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "in use", "process")
 
 
-def test_resume_of_what_is_no_run_or_has_finished(tmp_path: Path) -> None:
+def test_resuming_a_folder_without_a_run_or_a_finished_run(tmp_path: Path) -> None:
     refused(ray_l4("resume", tmp_path), RUN_DIRECTORY, "not a run directory")
     assert run_with(tmp_path).returncode == 0
     refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "has finished", "ray-l4 report")
 
 
-def test_evaluating_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_evaluating_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     refused(ray_l4("evaluate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
     refused(ray_l4("generate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
 
 
-def test_reporting_what_has_not_finished(tmp_path: Path) -> None:
+def test_reporting_a_folder_without_a_run(tmp_path: Path) -> None:
     refused(ray_l4("report", tmp_path), RUN_DIRECTORY, "not a run directory")

@@ -1,4 +1,4 @@
-"""``ray-l4 bench exchange`` refuses what cannot be measured, at once and in one line."""
+"""``ray-l4 bench exchange`` refuses impossible measurements at once, in one line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ray_l4.cli.main import main
 
 @pytest.fixture(autouse=True)
 def _own_sigterm() -> Iterator[None]:
-    """The entry point puts its own handler in place."""
+    """Restore the handler of SIGTERM, which the entry point replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[object, str]:
-    """Exit status, and the one line that was printed."""
+    """Return the exit status and the only line that was printed."""
     monkeypatch.setattr(sys, "argv", ["ray-l4", "bench", "exchange", *options])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -37,7 +37,7 @@ def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     [
         (("--peers", "1"), 2, "1 is not a number of students that teach each other"),
         (("--peers", "2,two"), 2, "two is not a number of students"),
-        (("--peers", "2,,4"), 2, "--peers 2,,4: expected values with commas"),
+        (("--peers", "2,,4"), 2, "--peers 2,,4: expected values separated by commas"),
         (("--codecs", "tpok"), 2, "no codec is called 'tpok'. Did you mean 'topk'?"),
         (("--transports", "object_store", "--codecs", "mean"), 2, "mean cannot be combined with any of the others"),
         (("--transports", "gloo"), 2, "no transport is called 'gloo'"),
@@ -55,7 +55,7 @@ def test_a_mistake_is_one_line(
     assert (found, words in line) == (code, True), line
 
 
-def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(
+def test_an_unwritable_file_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, line = refusal(capsys, monkeypatch, "--output", str(tmp_path / "nowhere" / "found.jsonl"))

@@ -1,4 +1,4 @@
-"""``ray-l4 data``: downloading, and columns of one's own."""
+"""``ray-l4 data``: downloads, and the columns of custom data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.fixture
 def mirror(shared_data: Path) -> Iterator[FileServer]:
-    """A mirror that holds the real files of RNNLG's television domain."""
+    """Serve the real files of RNNLG's television domain."""
     with serving() as state:
         for file in remote_files("rnnlg.tv"):
             content = gzip.decompress((shared_data / "raw" / f"{file.destination}.gz").read_bytes())
@@ -59,7 +59,7 @@ def test_a_wrong_file_is_refused(mirror: FileServer, tmp_path: Path, monkeypatch
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
-def test_what_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_its_address(tmp_path: Path) -> None:
     with serving() as empty:
         result = ray_l4(
             *("data", "prepare", "--download", "--task", "woz.en", "--raw", tmp_path / "raw", "--out", tmp_path / "o"),
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_an_error_with_its_address(tmp_path: Path) -> None:
         assert len(empty.requests) == 1
 
 
-def test_all_that_can_be_had_is_written_and_the_rest_named(tmp_path: Path) -> None:
+def test_available_tasks_are_written_and_the_others_named(tmp_path: Path) -> None:
     with serving() as empty:
         result = ray_l4(
             "data", "prepare", "--download", "--raw", tmp_path / "raw", "--out", tmp_path / "o", "--mirror", empty.url
@@ -79,7 +79,7 @@ def test_all_that_can_be_had_is_written_and_the_rest_named(tmp_path: Path) -> No
 
 
 def failure(*arguments: object) -> Exception:
-    """What a command raises, without a process of its own."""
+    """Return the error that a command raises, called in this process."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert isinstance(result.exception, ConfigError), result.exception
     return result.exception
@@ -92,7 +92,7 @@ def test_a_download_needs_a_folder_and_a_web_address(tmp_path: Path, monkeypatch
     assert "ftp://x/nmrksic" in str(failure(*order, "--mirror", "ftp://x"))
 
 
-def test_columns_of_ones_own(tmp_path: Path) -> None:
+def test_columns_of_custom_data(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("code,country,capital\nfr,france,paris\n", encoding="utf-8")
     columns = ("--column", "context=country", "--column", "answer=capital", "--column", "id=code")
@@ -110,5 +110,5 @@ def test_columns_of_ones_own(tmp_path: Path) -> None:
         ("context=", "--column context=: expected FIELD=COLUMN, for instance context=country."),
     ],
 )
-def test_crooked_columns_are_refused(column: str, message: str, tmp_path: Path) -> None:
+def test_malformed_columns_are_refused(column: str, message: str, tmp_path: Path) -> None:
     assert str(failure("show", "capitals", "--path", tmp_path, "--column", column)) == message

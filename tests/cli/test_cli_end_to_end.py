@@ -1,4 +1,4 @@
-"""What a user does, from the first command to the last, on the real entry points."""
+"""The commands of a user, from the first to the last, through the real entry point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """``run`` on Ray, as the README has it, only smaller."""
+    """The run of the README on Ray, only smaller."""
     folder = tmp_path_factory.mktemp("cli")
     result = ray_l4("run", write_experiment(folder), "--run-dir", folder / "run", "--set", "cluster.students.cpus=0.5")
     assert result.returncode == 0, result.stderr
@@ -49,7 +49,7 @@ def test_checkpoints_are_hugging_face_folders(finished: RunDirectory) -> None:
 
 
 def test_evaluate_gives_the_score_of_the_matrix(finished: RunDirectory) -> None:
-    """The matrix scores the run's own six test examples; the command takes the first six of the same generator."""
+    """The matrix is of the run's own six test examples; the command scores the first six of the same generator."""
     result = ray_l4("evaluate", finished.checkpoint(1, 1, 0), "--task", "mini.rest", "--limit", 6, "--show", 1)
     assert result.returncode == 0, result.stderr
     values = json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and sudden death of the command: it ends, nothing is left running, nothing written is lost."""
+"""Ctrl-C, SIGTERM and SIGKILL: the command ends, leaves no process behind, and loses nothing that was written."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.end_to_end
 
 START_LIMIT = 200.0
 END_LIMIT = 150.0
-"""Seconds; Ray's own processes notice the death of the command by looking now and then, slowly on a busy machine."""
+"""Seconds. Ray's processes poll for the death of the command, slowly on a busy machine."""
 MARK = "RAY_L4_TEST_MARK"
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Processes whose environment carries ``mark``: the command and everything that descends from it."""
+    """Return the processes with ``mark`` in their environment: the command and its descendants."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -40,7 +40,7 @@ def marked_processes(mark: str) -> list[int]:
 
 
 def wait_until_gone(mark: str) -> list[int]:
-    """What is left of the marked processes once they have had time to end."""
+    """Wait for the marked processes to end, and return those that did not in time."""
     deadline = time.monotonic() + END_LIMIT
     while marked_processes(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -48,7 +48,7 @@ def wait_until_gone(mark: str) -> list[int]:
 
 
 def start_long_run(folder: Path, mark: str) -> subprocess.Popen[str]:
-    """A run on Ray with a short first task and a second one that would take minutes, stopped in the middle of that."""
+    """Start a run on Ray whose second task would take minutes; return when that task has begun."""
     stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 3000, "test": 6}]
     path = write_experiment(folder, stream=stream, training={"epochs": 20, "batch_size": 4})
     process = subprocess.Popen(
@@ -74,7 +74,7 @@ def _second_task_has_begun(run: Path) -> bool:
 
 @pytest.fixture
 def mark(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name for this test's processes; whatever is left of them is ended."""
+    """A name for this test's processes; those left at the end are killed."""
     name = f"{os.getpid()}-{request.node.name}"
     yield name
     for process in marked_processes(name):

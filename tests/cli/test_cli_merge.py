@@ -1,4 +1,4 @@
-"""A run with adapters, from training to an ordinary model folder, on the real entry point."""
+"""A run with adapters, from training to a merged model folder, through the real entry point."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.end_to_end
 
 
 def own_data(folder: Path, task: str) -> Path:
-    """A task's examples as a folder of one's own data."""
+    """Write a task's examples as a folder of custom data."""
     folder.mkdir()
     for split, count, seed in (("train", 24, 0), ("test", 6, 1)):
         lines = [json.dumps(row) for row in small.examples(task, count, seed).to_pylist()]
@@ -29,7 +29,7 @@ def own_data(folder: Path, task: str) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """Two peers of a Llama learn two tasks with adapters."""
+    """A run in which two Llama peers learn two tasks with adapters."""
     folder = tmp_path_factory.mktemp("lora")
     adapted.save_base(folder / "base", adapted.CONFIGS["llama, tied"])
     experiment = {
@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return RunDirectory.open(folder / "run")
 
 
-def test_checkpoints_hold_adapters_alone(finished: RunDirectory) -> None:
+def test_checkpoints_hold_only_adapters(finished: RunDirectory) -> None:
     for stage in range(2):
         for student in range(2):
             names = {path.name for path in finished.checkpoint(stage, 1, student).iterdir()}
@@ -77,12 +77,12 @@ def test_a_merged_checkpoint_answers_as_before(finished: RunDirectory, tmp_path:
 
 
 def finished_score(run: RunDirectory) -> float:
-    """The last cell of student 0: after task b, on task b."""
+    """Return the score of student 0 on task b after task b."""
     value: float = run.summary()["score_matrix"]["0"][1][1]
     return value
 
 
-def test_resume_goes_on_from_adapters(finished: RunDirectory, tmp_path: Path) -> None:
+def test_resume_starts_from_adapters(finished: RunDirectory, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished.path, copy)
     run = RunDirectory.open(copy)
@@ -101,7 +101,9 @@ def test_resume_goes_on_from_adapters(finished: RunDirectory, tmp_path: Path) ->
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_what_cannot_be_merged_is_refused(finished: RunDirectory, tmp_path: Path) -> None:
+def test_merging_refuses_an_existing_folder_and_a_model_without_adapters(
+    finished: RunDirectory, tmp_path: Path
+) -> None:
     folder = finished.checkpoint(1, 1, 0)
     refused(ray_l4("merge", folder, finished.path), 2, "exists already")
     refused(ray_l4("merge", finished.path.parent / "base", tmp_path / "out"), 4, "tokeniser of ray-l4")

@@ -1,4 +1,4 @@
-"""The table of methods as it is printed."""
+"""``ray-l4 methods`` prints the table of methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lines(width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [80, 150])
-def test_every_method_is_named_in_full_in_both_parts(width: int) -> None:
+def test_no_method_name_is_truncated(width: int) -> None:
     printed = lines(width)
     assert max(map(len, printed)) <= width
     assert "…" not in "".join(printed)
@@ -27,12 +27,12 @@ def test_every_method_is_named_in_full_in_both_parts(width: int) -> None:
     assert len(printed[middle + 2 : end]) == len(METHODS)  # one line each, however narrow
 
 
-def test_a_row_says_what_the_table_says() -> None:
+def test_rows_match_the_method_table() -> None:
     printed = lines(150)
     assert f"lamol         {METHODS['lamol'].summary}" in printed
     assert "l4-released   2        qa+lm without replay each other   generated  in turn" in printed
     assert "multi-seq-kd  1        qa+lm always         task teacher none       all at once" in printed
 
 
-def test_below_it_stands_which_graphs_there_are() -> None:
+def test_the_graphs_are_listed_below_it() -> None:
     assert lines(150)[-1].startswith("each other: every student from all others, or as peers.topology says (ring, star")

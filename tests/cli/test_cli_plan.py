@@ -1,4 +1,4 @@
-"""``ray-l4 plan`` as a user calls it."""
+"""``ray-l4 plan`` from the command line to its output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_run_that_fits(tmp_path: Path, profiles: Path) -> None:
 
 
 def test_a_run_that_does_not_fit_exits_1_and_names_what_does(tmp_path: Path, profiles: Path) -> None:
-    """A device of 3 GiB is a whole machine to the one profile, and one of two GPUs to the other."""
+    """A device of 3 GiB is the whole machine in one profile, and one of two GPUs in the other."""
     experiment = write_experiment(tmp_path, training={"batch_size": 1})
     result = plan(experiment, "--cluster", profiles / "laptop.yaml", "--device-memory", "3GiB", "--json")
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""A run whose directory is copied as it grows, and one that goes on from such a copy."""
+"""A run directory that is copied as it grows, and a run that is resumed from the copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.end_to_end
 
 
 def command(arguments: Sequence[object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of the command, called in this process: loading PyTorch anew takes most of the time."""
+    """Return the exit status of a command, called in this process to save the import of PyTorch."""
     monkeypatch.setattr("sys.argv", ["ray-l4", *map(str, arguments)])
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -29,12 +29,12 @@ def command(arguments: Sequence[object], monkeypatch: pytest.MonkeyPatch) -> int
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a run left, without what is of one place alone."""
+    """Return the files of a run directory, without those that belong to one copy of it."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", ".mirror.json"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_a_run_is_copied_and_goes_on_from_its_copy(
+def test_a_run_is_copied_and_resumed_from_its_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "nfs").mkdir()
@@ -56,16 +56,16 @@ def test_a_run_is_copied_and_goes_on_from_its_copy(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert command(["resume", copy.path, "--run-dir", "second"], monkeypatch) == 0
     output = capsys.readouterr().out
-    assert f"brought {copy.path} to second" in output
+    assert f"copied {copy.path} to second" in output
     assert "resumed after mini.woz (1 of 2 stages)" in output
     found = files(tmp_path / "elsewhere" / "second")
     assert {name: found.get(name) for name in expected if name.endswith(".safetensors")} == {
         name: content for name, content in expected.items() if name.endswith(".safetensors")
     }
-    assert files(copy.path) == found, "the copy goes on where it was, under its own name"
+    assert files(copy.path) == found, "the copy continues under its own name"
 
 
-def test_what_cannot_be_copied_is_said_before_anything_is_made(
+def test_an_unusable_storage_path_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "nfs" / "first").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The graph of an experiment as the command line shows it, and what it says of one that cannot be."""
+"""The graph of an experiment in ``run --dry-run``, and the refusal of an impossible one."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def test_a_dry_run_shows_who_learns_from_whom(overrides: tuple[str, ...], expect
     assert graph(dry_run(*overrides)) == f"4 students; who learns from whom: {expected}"
 
 
-def test_a_method_without_the_choice_shows_its_own() -> None:
+def test_a_method_without_a_choice_of_graph_shows_its_own() -> None:
     one = dry_run("method=l2kd-word", "peers.topology=null", "peers.each=[]", "peers.count=1")
     assert graph(one) == (
         "1 student; who learns from whom: taught: every student from one frozen teacher (0 learns from 1 (frozen))"
     )
 
 
-def test_edges_of_a_file_stand_in_the_configuration_that_is_shown(tmp_path: Path) -> None:
+def test_edges_from_a_file_are_part_of_the_printed_configuration(tmp_path: Path) -> None:
     (tmp_path / "edges").write_text("0 1\n")
     lines = dry_run(f"peers.topology={tmp_path / 'edges'}")
     at = lines.index("  topology:")
     assert lines[at + 1 : at + 3] == ["  - - 0", "    - 1"]
 
 
-def test_a_graph_that_cannot_be_is_refused_before_anything_else(tmp_path: Path) -> None:
+def test_an_impossible_graph_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "edges").write_text("0 1\n1 4\n")
     with pytest.raises(ConfigError, match=r"edges:2: \[1, 4\]: there is no peer 4: the 4 peers are numbered from 0"):
         dry_run(f"peers.topology={tmp_path / 'edges'}")

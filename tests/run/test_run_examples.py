@@ -20,7 +20,7 @@ from ray_l4.run.work_queue import WorkQueue
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.sampler import Sampler
-from ray_l4.text.tokens import pooled, sequence_lengths
+from ray_l4.text.tokens import concatenated, sequence_lengths
 from tests.cluster.cluster_fixtures import StandInSpawner
 from tests.run import run_fixtures as small
 from tests.run.worker_fixtures import StandIn
@@ -151,8 +151,11 @@ def test_a_lost_student_neither_generates_nor_is_given_anything(tmp_path: Path, 
     voices = {
         student: {ids[-1] for ids in table(own).slice(current)["ids"].to_pylist()} for student, own in found.items()
     }
-    assert voices == {
-        "first": {1: {2}, 2: {2}},
-        "own": {1: {2}, 2: {3}},
-        "pool": {1: {2, 3}, 2: {2, 3}},
-    }[generator]
+    assert (
+        voices
+        == {
+            "first": {1: {2}, 2: {2}},
+            "own": {1: {2}, 2: {3}},
+            "pool": {1: {2, 3}, 2: {2, 3}},
+        }[generator]
+    )

@@ -217,7 +217,9 @@ def test_valid_pseudo_examples_become_examples_of_the_stage(tok: TaskTokenizer, 
     assert [row["index"] for row in record if row["valid"]] == valid
 
 
-def test_all_pseudo_examples_are_recorded_with_the_reason_if_they_were_dropped(tok: TaskTokenizer, tmp_path: Path) -> None:
+def test_all_pseudo_examples_are_recorded_with_the_reason_if_they_were_dropped(
+    tok: TaskTokenizer, tmp_path: Path
+) -> None:
     found = collected(tok, tmp_path)
     record, wanted = found.record, found.wanted
     assert [row["index"] for row in record] == list(range(20))
@@ -286,7 +288,9 @@ def test_students_may_each_generate_all_of_it_or_share_the_work(tok: TaskTokeniz
 
 
 @pytest.mark.parametrize("generator", ["own", "pool"])
-def test_each_student_s_pseudo_examples_come_from_its_own_weights(tok: TaskTokenizer, tmp_path: Path, generator: str) -> None:
+def test_each_student_s_pseudo_examples_come_from_its_own_weights(
+    tok: TaskTokenizer, tmp_path: Path, generator: str
+) -> None:
     found = collected(tok, tmp_path, chunk=8, workers=2, generator=generator, peers=3)
     made_by = dict(zip(found.wanted.seeds, found.wanted.students, strict=True))
     for evaluator in found.evaluators:

@@ -1,0 +1,61 @@
+"""Errors as the user sees them: one message and an exit code, and the full traceback with ``--debug``."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+
+from ray_l4.errors import ConfigError, RayL4Error
+
+DEBUG_VARIABLE = "RAY_L4_DEBUG"
+"""Environment variable that stands for ``--debug``; the processes that a command starts inherit it."""
+
+
+def set_debug(wanted: bool) -> None:
+    """Turn debugging on or off for this process and those that it starts."""
+    if wanted:
+        os.environ[DEBUG_VARIABLE] = "1"
+    else:
+        os.environ.pop(DEBUG_VARIABLE, None)
+
+
+def explain(error: Exception) -> tuple[str, int] | None:
+    """Return the message and exit code of an error that the user can correct; None for a defect of the program."""
+    if isinstance(error, RayL4Error):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return str(error), RayL4Error.exit_code
+    if isinstance(error, ValueError):
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):  # the value of an option is out of bounds
+            problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+            return "; ".join(problems), ConfigError.exit_code
+    return None
+
+
+def print_failure(error: Exception, message: str) -> None:
+    """Print ``message`` to stderr; with debugging on, the tracebacks of ``error`` and its causes come first."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if DEBUG_VARIABLE in os.environ:
+        sys.stderr.write(_tidy("".join(traceback.format_exception(error))))
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
+
+
+def _tidy(text: str) -> str:
+    """Remove colours from a traceback, and underlines that belong to no line of code.
+
+    The text of an error from a Ray worker holds the worker's traceback without Ray's own frames, but with the
+    underlines of their code.
+    """
+    kept: list[str] = []
+    for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines(keepends=True):
+        underlines = line.strip() != "" and not line.strip(" ^~\n")
+        if not underlines or (kept[-1].startswith("    ") and kept[-1].strip(" ^~\n")):
+            kept.append(line)
+    return "".join(kept)

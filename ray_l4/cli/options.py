@@ -1,0 +1,47 @@
+"""Options that several commands share, and the parsing of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_l4.errors import ConfigError
+
+_CLUSTER_PREFIX = "cluster."
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value, such as optim.lr=1e-3 or cluster.evaluators.count=2. Repeatable.",
+    ),
+]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="PROFILE.yaml", help="Cluster profile; this machine if not given."),
+]
+RawOption = Annotated[
+    Path | None, typer.Option("--raw", help="Folder of the raw data sets; $RAY_L4_DATA/raw if not given.")
+]
+
+
+def split_overrides(overrides: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Split the values of ``--set`` into those for the experiment and those for the cluster profile.
+
+    The latter are returned without their prefix ``cluster.``.
+    """
+    texts = overrides or ()
+    for_experiment = [text for text in texts if not text.startswith(_CLUSTER_PREFIX)]
+    return for_experiment, [text.removeprefix(_CLUSTER_PREFIX) for text in texts if text.startswith(_CLUSTER_PREFIX)]
+
+
+def split_list(text: str, option: str) -> list[str]:
+    """Split a comma-separated value. Raises ConfigError, which names ``option``, if a part is empty."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{option} {text}: expected values separated by commas")
+    return parts

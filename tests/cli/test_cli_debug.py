@@ -1,0 +1,113 @@
+"""``--debug`` and ``RAY_L4_DEBUG``: the traceback of an error, which is otherwise one message."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from ray_l4.cli import runs
+from ray_l4.cli.failures import DEBUG_VARIABLE, explain, print_failure, set_debug
+from ray_l4.cli.main import app, main
+from ray_l4.errors import ConfigError, PeerError
+from tests.cli.cli_fixtures import IN_PROCESS, ray_l4, refused, write_experiment
+
+MODEL, PEER = 4, 7
+HEADER = "Traceback (most recent call last):"
+
+
+@pytest.fixture(autouse=True)
+def _own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The entry point sets the handler of SIGTERM and the environment."""
+    monkeypatch.setenv(DEBUG_VARIABLE, "0")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_failing_command_shows_its_traceback_only_on_request(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite, found by a student in the thread that runs it."""
+    path = write_experiment(tmp_path, optim={"variant": "torch", "lr": 1e30})
+    command = ("run", path, "--cluster", IN_PROCESS, "--run-dir")
+    refused(ray_l4(*command, tmp_path / "quiet"), PEER, "is not finite")
+    if by == "environment":
+        monkeypatch.setenv(DEBUG_VARIABLE, "1")
+    result = ray_l4(*(["--debug"] if by == "option" else []), *command, tmp_path / "loud")
+    assert result.returncode == PEER
+    assert HEADER in result.stderr
+    assert "ray_l4/learner/" in result.stderr, "down to where it was raised"
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "is not finite" in last, "the message comes last"
+
+
+def test_causes_are_shown_too(tmp_path: Path) -> None:
+    command = ("generate", tmp_path / "nowhere", "--task", "mini.woz")
+    refused(ray_l4(*command), MODEL, "nowhere")
+    result = ray_l4("--debug", *command)
+    assert result.returncode == MODEL
+    assert "\nThe above exception was the direct cause of the following exception:\n" in result.stderr
+    assert result.stderr.count("\nray_l4.errors.ModelError: ") == 1
+
+
+def test_the_processes_that_a_command_starts_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("ray_l4.monitor.doctor.examine", lambda: seen.append(os.environ.get(DEBUG_VARIABLE)) or [])
+    for options in ([], ["--debug"]):
+        app([*options, "doctor"], standalone_mode=False)
+    assert seen == [None, "1"]
+
+
+def worker_error() -> Exception:
+    """The error that Ray raises where the result of a failed call is waited for."""
+    where = '  File "ray/_raylet.pyx", line 1, in ray._raylet.execute_task\n           ^^^^^^\n'
+    frames = '  File "student.py", line 7, in forward\n    return model(batch)\n           ^^^^^^^^^^^^\n'
+    text = f"{HEADER}\n{where}{frames}ValueError: no such row\n"
+    error = RayTaskError("forward", text, ValueError("no such row"), "ray::Student.forward", 12, "10.0.0.1")
+    raised = error.as_instanceof_cause()
+    assert isinstance(raised, Exception)
+    return raised
+
+
+def test_the_traceback_of_a_remote_worker_is_printed_once_as_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        raise PeerError("student 0: ValueError: no such row") from worker_error()
+    except PeerError as error:
+        failure = error
+    set_debug(False)
+    print_failure(failure, str(failure))
+    assert capsys.readouterr().err == "error: student 0: ValueError: no such row\n"
+    set_debug(True)
+    print_failure(failure, str(failure))
+    printed = capsys.readouterr().err
+    assert printed.count("ray::Student.forward()") == 1
+    frame = '  File "student.py", line 7, in forward\n    return model(batch)\n           ^^^^^^^^^^^^\n'
+    assert printed.count(f"{frame}ValueError: no such row\n") == 1
+    assert "\n           ^^^^^^\n" not in printed, "the underline of a frame that Ray leaves out"
+    assert "\x1b" not in printed
+    assert printed.endswith("error: student 0: ValueError: no such row\n")
+
+
+def test_a_defect_keeps_the_traceback_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(runs, "split_overrides", fails)
+    monkeypatch.setattr(sys, "argv", ["ray-l4", "run", "any.yaml"])
+    with pytest.raises(KeyError, match="a defect"):
+        main()
+
+
+def test_errors_that_a_user_can_correct() -> None:
+    assert explain(ConfigError("wrong")) == ("wrong", 2)
+    assert explain(FileNotFoundError(2, "No such file", "x")) == ("[Errno 2] No such file: 'x'", 1)
+    assert explain(ValueError("a defect")) is None
