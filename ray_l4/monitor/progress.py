@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+log = logging.getLogger("ray_l4.coordinator")
 
 
 @dataclass
@@ -93,7 +96,8 @@ class Progress:
                 self._now.students[student].update(values)
 
     def event(self, line: str) -> None:
-        """Add a line for people."""
+        """Add a line for people, and to the coordinator's log."""
+        log.info("%s", line)
         with self._lock:
             self._now.events.append(f"{time.strftime('%H:%M:%S')} {line}")
 
