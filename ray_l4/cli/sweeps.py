@@ -14,7 +14,7 @@ from ray_l4.cli.runs import CLUSTER_PREFIX, ClusterOption, SetOption
 from ray_l4.config.loading import load_cluster
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError
-from ray_l4.sweep.trials import MAX_TRIALS, Orders, Plan, Request, make_plan
+from ray_l4.sweep.trials import MAX_TRIALS, Orders, Sweep, SweepRequest, expand_protocol
 
 GridOption = Annotated[
     list[str] | None,
@@ -58,9 +58,9 @@ def sweep(
 ) -> None:
     """Run all trials of a protocol that are not done yet, and print their table."""
     overrides, overlays = list(set_ or []), list(with_ or [])
-    request = Request(
+    request = SweepRequest(
         overrides=[text for text in overrides if not text.startswith(CLUSTER_PREFIX)],
-        laid_over=overlays,
+        overlays=overlays,
         scale=scale,
         methods=None if methods is None else _listed(methods, "--methods"),
         grid=dict(map(_grid_values, grid or [])),
@@ -68,30 +68,30 @@ def sweep(
         seeds=None if seeds is None else _seeds(seeds),
         max_trials=max_trials,
     )
-    plan = make_plan(protocol, request)
+    expanded = expand_protocol(protocol, request)
     profile = load_cluster(
         cluster, [text.removeprefix(CLUSTER_PREFIX) for text in overrides if text.startswith(CLUSTER_PREFIX)]
     )
     # Torch and Ray take seconds to load: not before the files were read.
-    from ray_l4.sweep.execute import check_fit, count_states, run_sweep
-    from ray_l4.sweep.folder import SweepFolder
-    from ray_l4.sweep.run_trial import needs
+    from ray_l4.sweep.directory import SweepDirectory
+    from ray_l4.sweep.execute import check_fit, describe_states, run_sweep
+    from ray_l4.sweep.run_trial import trial_bundles
 
-    folder = SweepFolder(out or _default_folder(plan, overlays))
+    directory = SweepDirectory(out or _default_path(expanded, overlays))
     if dry_run:
-        states = folder.states(plan)
-        check_fit(plan.trials, profile)
-        for trial in plan.trials:
-            typer.echo(f"{states[trial.folder]:<6} {trial.folder}  reserves {needs(trial, profile)}")
-        typer.echo(f"{plan.title}: {count_states(states.values())}, in {folder.path}")
+        states = directory.states(expanded)
+        check_fit(expanded.trials, profile)
+        for trial in expanded.trials:
+            typer.echo(f"{states[trial.name]:<6} {trial.name}  reserves {trial_bundles(trial, profile)}")
+        typer.echo(f"{expanded.title}: {describe_states(states.values())}, in {directory.path}")
         return
-    run_sweep(plan, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+    run_sweep(expanded, profile, directory, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
 
-def _default_folder(plan: Plan, overlays: list[Path]) -> Path:
+def _default_path(sweep: Sweep, overlays: list[Path]) -> Path:
     """The same for the same sweep, so that a second call finds what the first one did."""
-    scale = [] if plan.scale == 1 else [f"x{plan.scale:g}"]
-    return Path("runs") / "-".join([plan.name, *(overlay.stem for overlay in overlays), *scale])
+    scale = [] if sweep.scale == 1 else [f"x{sweep.scale:g}"]
+    return Path("runs") / "-".join([sweep.name, *(overlay.stem for overlay in overlays), *scale])
 
 
 def _grid_values(text: str) -> tuple[str, list[object]]:

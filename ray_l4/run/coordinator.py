@@ -13,7 +13,7 @@ from ray_l4.cluster.spawn import Workers, absent, hire_anew
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerLostError, RayL4Error
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import Board
+from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
 from ray_l4.report.summary import summarise
 from ray_l4.run.checkpoints import Checkpoints
@@ -72,9 +72,9 @@ class Coordinator:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
         self._state = run.state()
         done = {(row["stage"], row["step"]) for row in run.step_figures() if row["stage"] < self._state.stages_done}
-        self._board = Board(run.path / "tensorboard", steps_before=len(done))
+        self._board = TensorBoardLog(run.path / "tensorboard", steps_before=len(done))
         self._timeline = Timeline(run)
-        self._mirroring = mirroring or Mirroring(run, cluster, self.progress.event)
+        self._mirroring = mirroring or Mirroring(run, cluster, self.progress.add_event)
 
     def run(self) -> dict[str, Any]:
         """Learn the stages that are not done, wait for every score, and give the summary.
@@ -91,7 +91,7 @@ class Coordinator:
             self._catch_up()
             while self._state.stages_done < len(self._setup.stages):
                 self._learn()
-            self.progress.set(phase="scoring")
+            self.progress.update(phase="scoring")
             self._pool.wait(lambda: not len(self._pool), self._between)
             evaluators = {f"evaluator-{i}": evaluator for i, evaluator in enumerate(self._crew.evaluators)}
             self._save_state(len(self._setup.stages), self._memory(evaluators))
@@ -104,7 +104,7 @@ class Coordinator:
         self._crew.dismiss()
         summary = summarise(self._run)
         write_json(self._run.path / "summary.json", summary)
-        self.progress.set(phase="starting" if self._is_part else "done", jobs_open=0)
+        self.progress.update(phase="starting" if self._is_part else "done", jobs_open=0)
         return summary
 
     def stop(self) -> None:
@@ -117,8 +117,8 @@ class Coordinator:
             return None
         teachers = open_teachers(self._setup, self._run)
         if not (teachers.path / "summary.json").is_file():
-            self.progress.event("training the teachers")
-            self.progress.set(part="teachers: ")
+            self.progress.add_event("training the teachers")
+            self.progress.update(part="teachers: ")
             setup = self._setup.of_teachers()
             shared = (self.progress, self._stop, self._mirroring)
             before = Coordinator(setup, self._cluster, teachers, self._hire, self._places, *shared)
@@ -128,8 +128,8 @@ class Coordinator:
             except StoppedError:
                 self._heed_stop()  # in the name of the run that the user knows
                 raise
-            self.progress.event("the teachers are trained")
-            self.progress.set(part="")
+            self.progress.add_event("the teachers are trained")
+            self.progress.update(part="")
         return teachers
 
     def _count_time_of_teachers(self) -> None:
@@ -143,7 +143,7 @@ class Coordinator:
         self._transport = crew.transport
         self._pool = WorkPool(self._transport, crew.evaluators, self._cluster.timeouts.work, self._timeline)
         self._scoring = Scoring(setup, self._run, self._transport, self._pool, self.progress, self._board)
-        self.progress.set(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
+        self.progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
         self._checkpoints = Checkpoints(setup, self._cluster, self._run, crew, self._disk)
         self._training = self._trainer(generation=0)
         self._warn_of_equal_peers()
@@ -179,7 +179,9 @@ class Coordinator:
         equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
         graph = self._setup.topology
         if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
-            self.progress.event("warning: the model has no dropout and peers.init is shared: the peers will stay equal")
+            self.progress.add_event(
+                "warning: the model has no dropout and peers.init is shared: the peers will stay equal"
+            )
 
     def _catch_up(self) -> None:
         """After a resume: weights of the last finished stage, and the scores that were not taken before."""
@@ -189,7 +191,7 @@ class Coordinator:
         self._checkpoints.restore(done, self._setup.topology.students)
         self._scoring.request_missing(done, self._checkpoints.descriptions)
         name = self._setup.stages[done - 1].name
-        self.progress.event(f"resumed after {name} ({done} of {len(self._setup.stages)} stages)")
+        self.progress.add_event(f"resumed after {name} ({done} of {len(self._setup.stages)} stages)")
 
     def _learn(self) -> None:
         """Learn the next stage, or several that do not depend on each other; again, if a student is lost on the way.
@@ -241,17 +243,17 @@ class Coordinator:
             self._go_on_without(lost)
         else:
             for student in lost:
-                self.progress.event(f"student {student} is lost and replaced: {lost[student]}")
+                self.progress.add_event(f"student {student} is lost and replaced: {lost[student]}")
                 hire_anew(self._crew, self._cluster, student)
         for stage in {seat.stage for seat in seats}:
             self._scoring.forget(stage)
         for evaluator in self._crew.evaluators:  # without a peer the same checkpoints become others
             self._transport.submit(evaluator, "forget")
-        self._board.again()
+        self._board.restart_stage()
         self._training = self._trainer(self._training.generation + 1)
         self._checkpoints.restore(self._state.stages_done, self._setup.topology.students)
         self._state = self._state.model_copy(update={"restarts": self._state.restarts + 1})
-        self.progress.event(f"learning again from the end of stage {self._state.stages_done}")
+        self.progress.add_event(f"learning again from the end of stage {self._state.stages_done}")
 
     def _go_on_without(self, lost: Mapping[int, str]) -> None:
         """From the next stage on there are no such students; the report will say so."""
@@ -265,7 +267,7 @@ class Coordinator:
         for student in self._training.lost:  # its weights may never come
             self._scoring.forget(self._state.stages_done, student)
         self._pool.poll()
-        self.progress.set(jobs_open=len(self._scoring))
+        self.progress.update(jobs_open=len(self._scoring))
         self._heed_stop()
 
     def _heed_stop(self) -> None:

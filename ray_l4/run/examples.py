@@ -88,7 +88,7 @@ class Material:
             if table is None:
                 return {}
             record_stored(self._run, self._setup, stage, table)
-            self._progress.event(f"replay: {table.num_rows} stored examples")
+            self._progress.add_event(f"replay: {table.num_rows} stored examples")
             return dict.fromkeys(self._setup.topology.students, table)
         plan = ReplayPlan.of(self._setup, stage)
         if not plan.gens:
@@ -102,7 +102,7 @@ class Material:
         }
         replayed = collect_replay(self._run, self._setup, plan, self._pool, models, on_nap)
         kept = sum({id(table): table.num_rows for table in replayed.values()}.values())
-        self._progress.event(f"replay: {kept} pseudo-examples, {len(plan.gens) - kept} dropped")
+        self._progress.add_event(f"replay: {kept} pseudo-examples, {len(plan.gens) - kept} dropped")
         return replayed
 
 

@@ -10,7 +10,7 @@ from ray_l4.cluster.rpc import Transport
 from ray_l4.learner.answering import Scored, answer_batches
 from ray_l4.learner.decoding import in_chunks
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import Board
+from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.run.work_queue import Job, WorkPool
 from ray_l4.setup.setup import Setup
 from ray_l4.store.records import read_weights, write_score
@@ -25,7 +25,13 @@ class Scoring:
     """Every cell (checkpoint, task) is scored once; results may come late and in any order."""
 
     def __init__(
-        self, setup: Setup, run: RunDirectory, transport: Transport, pool: WorkPool, progress: Progress, board: Board
+        self,
+        setup: Setup,
+        run: RunDirectory,
+        transport: Transport,
+        pool: WorkPool,
+        progress: Progress,
+        board: TensorBoardLog,
     ) -> None:
         self._setup = setup
         self._run = run
@@ -118,8 +124,8 @@ class Scoring:
         }
         write_score(self._run, cell, record, predictions)
         value = scored.values[scored.headline]
-        self._board.score(cell, value)
-        self._progress.scored(
+        self._board.log_score(cell, value)
+        self._progress.record_score(
             f"student {cell.student} after {self._setup.stages[cell.stage].name}, epoch {cell.epoch}: "
             f"{cell.task} {scored.headline} {value:.1f}"
         )

@@ -18,7 +18,7 @@ from ray_l4.cluster.placement import room_for
 from ray_l4.cluster.rpc import ObjectStore
 from ray_l4.cluster.spawn import Places, local_crew, ray_crew, reserve
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.monitor.progress import Snapshot
+from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator
 from ray_l4.setup.setup import Setup
 from ray_l4.store.run_directory import RunDirectory
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Session(Protocol):
     """A run that has been started."""
 
-    def look(self) -> Snapshot: ...
+    def snapshot(self) -> ProgressSnapshot: ...
 
     def wait(self, seconds: float) -> bool:
         """Wait up to ``seconds``; whether the run has ended."""
@@ -68,8 +68,8 @@ class LocalSession:
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
         self._thread.start()
 
-    def look(self) -> Snapshot:
-        return self._coordinator.progress.look()
+    def snapshot(self) -> ProgressSnapshot:
+        return self._coordinator.progress.snapshot()
 
     def wait(self, seconds: float) -> bool:
         self._thread.join(seconds)
@@ -102,8 +102,8 @@ class CoordinatorActor:
         return self._coordinator.run()
 
     @ray.method(concurrency_group="control")
-    def look(self) -> Snapshot:
-        return self._coordinator.progress.look()
+    def snapshot(self) -> ProgressSnapshot:
+        return self._coordinator.progress.snapshot()
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -118,7 +118,7 @@ class RaySession:
         self._coordinator: Any = None
         self._running: Any = None
         self._places: Places | None = None
-        self._last = Snapshot()
+        self._last = ProgressSnapshot()
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             connect(len(setup.topology.left), cluster)
@@ -135,9 +135,9 @@ class RaySession:
             self.close()
             raise
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> ProgressSnapshot:
         try:
-            self._last = ray.get(self._coordinator.look.remote(), timeout=_CONTROL_TIMEOUT)
+            self._last = ray.get(self._coordinator.snapshot.remote(), timeout=_CONTROL_TIMEOUT)
         except (GetTimeoutError, RayError):
             # Still starting, or gone: the first shows soon, the second is for result() to tell.
             return self._last

@@ -10,7 +10,7 @@ from ray_l4.cluster.spawn import Workers, absent, meet
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerLostError
 from ray_l4.monitor.progress import Progress, StudentProgress
-from ray_l4.monitor.tensorboard import Board
+from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
 from ray_l4.run.examples import Material
 from ray_l4.run.step_loop import StepFigures, train_steps
@@ -33,7 +33,7 @@ class Training:
         material: Material,
         teachers: RunDirectory | None,
         progress: Progress,
-        board: Board,
+        board: TensorBoardLog,
         timeline: Timeline,
         between: Callable[[], None],
         generation: int = 0,
@@ -64,8 +64,8 @@ class Training:
         """Have every worker enter its stage with its examples, and those that only teach with their weights."""
         stages = sorted({seat.stage for seat in seats})
         self.where = " and ".join(self._setup.stages[stage].name for stage in stages)
-        self._progress.set(stage=stages[0], task=self.where, epoch=0, step=0, num_steps=0, phase="replay")
-        self._progress.set(students=[StudentProgress() for _ in seats])
+        self._progress.update(stage=stages[0], task=self.where, epoch=0, step=0, num_steps=0, phase="replay")
+        self._progress.update(students=[StudentProgress() for _ in seats])
         for seat in seats if self._setup.method.stages == "separate" else ():
             self._call(seat.worker, "reset")
         with self._timeline.span("coordinator", "replay", f"examples for {self.where}"):
@@ -86,13 +86,13 @@ class Training:
         ends = {worker: self._transport.get(ref, timeout, f"student {worker}") for worker, ref in began.items()}
         self._last_steps = {seat.worker: ends[seat.worker] for seat in seats}
         steps_of = {seat.stage: self._last_steps[seat.worker][-1] + 1 for seat in seats}
-        self._board.begin(sum(steps_of.values()))
+        self._board.begin_stage(sum(steps_of.values()))
         num_steps = max(steps_of.values())
         in_turn = self._setup.experiment.distillation.schedule == "alternate_epochs"
         self._expect_steps(stages, num_steps * (len(seats) if in_turn else 1))
         counts = " and ".join(str(own.num_examples) for own in {s: examples[s.worker][1] for s in seats}.values())
-        self._progress.event(f"learning {self.where} from {counts} examples in {num_steps} steps")
-        self._progress.set(phase="training", num_steps=num_steps)
+        self._progress.add_event(f"learning {self.where} from {counts} examples in {num_steps} steps")
+        self._progress.update(phase="training", num_steps=num_steps)
 
     def epoch(self, seats: Sequence[Seat], epoch: int) -> None:
         """Train one epoch (counted from 1) and write the figures of its steps.
@@ -100,7 +100,7 @@ class Training:
         A student that is lost is done without from then on (``lost``), if the experiment says so. Raises PeerLostError
         otherwise, PeerError if one fails.
         """
-        self._progress.set(epoch=epoch)
+        self._progress.update(epoch=epoch)
         began = time.monotonic()
         rows: dict[int, list[dict[str, float]]] = {seat.stage: [] for seat in seats}
         on_step = self._on_step(seats, epoch, rows)
@@ -148,7 +148,7 @@ class Training:
         self._topology = self._topology.without(lost)
         for worker in lost:
             self._transport.end(self._crew.students[worker])
-            self._progress.event(f"student {worker} is lost, the others go on without it: {lost[worker]}")
+            self._progress.add_event(f"student {worker} is lost, the others go on without it: {lost[worker]}")
         self._meet()
         left = {worker: end for worker, end in ends.items() if worker in at}
         return levelled(at, left) if left else []
@@ -177,13 +177,13 @@ class Training:
         def on_step(step: int, figures: StepFigures) -> None:
             nonlocal mark
             now = time.monotonic()
-            self._progress.step(step, {seat_of[worker][0]: own for worker, own in figures.items()}, now - mark)
+            self._progress.record_step(step, {seat_of[worker][0]: own for worker, own in figures.items()}, now - mark)
             mark = now
             for worker, values in figures.items():
                 _, seat = seat_of[worker]
                 place = {"stage": seat.stage, "epoch": epoch, "step": step, "student": seat.student}
                 rows[seat.stage].append({**place, **values})
-            self._board.step(step, {self._curve(seat_of[worker][1]): values for worker, values in figures.items()})
+            self._board.log_step(step, {self._curve(seat_of[worker][1]): values for worker, values in figures.items()})
             self._between()
 
         return on_step
@@ -203,10 +203,10 @@ class Training:
 
     def _expect_steps(self, stages: Sequence[int], steps: int) -> None:
         """Estimate the steps of the whole run from the stages at hand and the sizes of those to come."""
-        now = self._progress.look()
+        now = self._progress.snapshot()
         current = max(self._setup.num_examples(stage) for stage in stages)
         later = sum(self._setup.num_examples(stage) for stage in range(max(stages) + 1, len(self._setup.stages)))
-        self._progress.set(steps_total=now.steps_done + steps + round(steps * later / current / len(stages)))
+        self._progress.update(steps_total=now.steps_done + steps + round(steps * later / current / len(stages)))
 
     def _submit(self, worker: int, method: str, *arguments: Any) -> Any:
         return self._transport.submit(self._crew.students[worker], method, *arguments)

@@ -19,7 +19,7 @@ from ray_l4.cli.main import app
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.sweep.trials import Request, make_plan
+from ray_l4.sweep.trials import SweepRequest, expand_protocol
 from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, command, ray_l4, refused
 from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked_processes, wait_until_gone
 
@@ -80,12 +80,13 @@ def test_the_full_size_without_pretrained_weights(name: str, overlays: tuple[Pat
     result = invoke(EXPERIMENTS / name, *options, "--dry-run", "--out", tmp_path / "out", *ROOM)
     assert result.exit_code == 0, result.exception
     assert "scaled" not in result.stdout
-    full, plan = make_plan(EXPERIMENTS / name, Request()), make_plan(EXPERIMENTS / name, Request(laid_over=overlays))
-    for before, trial in zip(full.trials, plan.trials, strict=True):
-        assert trial.folder == before.folder
+    full = expand_protocol(EXPERIMENTS / name, SweepRequest())
+    scratch_sweep = expand_protocol(EXPERIMENTS / name, SweepRequest(overlays=overlays))
+    for before, trial in zip(full.trials, scratch_sweep.trials, strict=True):
+        assert trial.name == before.name
         assert trial.experiment.training == before.experiment.training, "nothing about the protocol's size changes"
         assert trial.experiment.stream == before.experiment.stream
-    scratch = plan.trials[0].experiment.model.from_scratch
+    scratch = scratch_sweep.trials[0].experiment.model.from_scratch
     assert scratch is not None
     like_gpt2 = GPT2Config(
         n_layer=scratch.layers,
@@ -127,7 +128,7 @@ def _read(path: Path) -> dict:
         (["--grid", "training.epochs"], "--grid training.epochs: expected KEY=V1,V2"),
         (["--grid", "training.epochs="], "expected KEY=V1,V2"),
         (["--orders", "mini.woz:mini.res"], "task 'mini.res' is not in the stream. Did you mean 'mini.rest'?"),
-        (["--orders", "mini.woz"], "leaves out mini.rest"),
+        (["--orders", "mini.woz"], "mini.rest is missing"),
         (["--orders", "mini.woz:mini.rest,"], "expected names with commas between them"),
         (["--seeds", "0"], "expected at least one"),
         (["--seeds", "few"], "expected how many (3), or which ones (0,7,12)"),

@@ -132,7 +132,9 @@ def test_all_tasks_at_once_are_one_table(tmp_path: Path) -> None:
     setup, found = given(small.quick("multi-qa-lm"), 0, tmp_path)
     tokens = table(found[0])
     assert tokens.equals(pooled(setup.training["mini.rest"], setup.training["mini.woz"]))
-    assert set(tokens["gen"].to_pylist()) == {setup.tokenizer.gen["mini.rest"]}, "one token begins all (REFERENCE.md#other-modes)"
+    assert set(tokens["gen"].to_pylist()) == {setup.tokenizer.gen["mini.rest"]}, (
+        "one token begins all (REFERENCE.md#other-modes)"
+    )
 
 
 def test_a_model_of_one_task_gets_that_task(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ray_l4.config.experiment import EvaluationConfig
 from ray_l4.learner.answering import Scored, build_test_set, score_answers
 from ray_l4.methods import get_method
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import Board
+from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
 from ray_l4.run.scoring import Scoring
 from ray_l4.run.work_queue import Job, WorkPool
@@ -67,7 +67,7 @@ class Work:
         self.oracles = [Oracle(self.setup) for _ in range(workers)]
         self.pool = WorkPool(InProcess(), self.oracles, 10, Timeline(self.run))
         self.progress = Progress()
-        self.board = Board(path / "tensorboard", 0)
+        self.board = TensorBoardLog(path / "tensorboard", 0)
         self.scoring = Scoring(self.setup, self.run, InProcess(), self.pool, self.progress, self.board)
 
     def request(self, stage: int = 0) -> None:
@@ -149,5 +149,5 @@ def test_cells_are_open_until_they_are_scored(tok: TaskTokenizer, tmp_path: Path
     assert set(work.run.scores()) == {Cell(0, 2, 0, "a")}
     work.finish()
     assert len(work.scoring) == 0
-    assert work.progress.look().jobs_done == 2, "cells are counted, not pieces"
-    assert sum("a em 52.4" in event for event in work.progress.look().events) == 1
+    assert work.progress.snapshot().jobs_done == 2, "cells are counted, not pieces"
+    assert sum("a em 52.4" in event for event in work.progress.snapshot().events) == 1
