@@ -12,6 +12,8 @@ from ray.cluster_utils import Cluster
 from ray_l4.run.session import start
 from tests.run import run_fixtures as small
 
+pytestmark = pytest.mark.ray
+
 FAST = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
