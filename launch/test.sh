@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# All checks, as the continuous integration runs them: style, format, types, tests. Stops at the first that fails.
-# Arguments go to pytest (launch/test.sh tests/config -x); RAY_L4_VENV names another virtual environment.
+# Runs all checks, as the continuous integration does: style, format, types, tests. Stops at the first failure.
+#   launch/test.sh                    everything
+#   launch/test.sh --quick            without the tests that start Ray, a browser or a whole command (three minutes)
+#   launch/test.sh tests/config -x    arguments go to pytest, --quick included (tests/conftest.py)
+# RAY_L4_VENV names a virtual environment to use instead of .venv.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

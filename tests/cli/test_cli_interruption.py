@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from ray_l4.store.run_directory import RunDirectory
 from tests.cli.cli_fixtures import command, write_experiment
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
 START_LIMIT = 200.0
 END_LIMIT = 150.0

@@ -1,4 +1,4 @@
-"""``ray-l4 sweep``: every protocol loads, a second call does nothing, an interrupted sweep is finished."""
+"""``ray-l4 sweep`` as a user calls it: every protocol loads, a second call does nothing, a killed one is finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray_l4.cli.main import app
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.sweep.trials import MAX_TRIALS, Request, make_plan
+from ray_l4.sweep.trials import SweepRequest, expand_protocol
 from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, command, ray_l4, refused
 from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked_processes, wait_until_gone
 
@@ -33,7 +33,7 @@ ROOM = ("--set", "cluster.ray.num_cpus=4", "--set", "cluster.ray.num_gpus=0")
 
 
 def write_protocol(folder: Path, sweep: dict[str, object] | None = None, **changes: object) -> Path:
-    """Write a protocol whose trials take seconds."""
+    """A protocol whose trials take seconds."""
     path = folder / "protocol.yaml"
     sweep = sweep or {"title": "Two small tasks", "variants": ["finetune", "lamol"]}
     path.write_text(yaml.safe_dump(SMALL | changes | {"sweep": sweep}), encoding="utf-8")
@@ -41,12 +41,12 @@ def write_protocol(folder: Path, sweep: dict[str, object] | None = None, **chang
 
 
 def invoke(*arguments: object) -> Result:
-    """Call the command in this process, for a sweep that runs no trial."""
+    """The command in this process: enough where no trial is run."""
     return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Return the time of the last change of every file below ``folder``."""
+    """When every file below a folder was last written."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -80,12 +80,13 @@ def test_the_full_size_without_pretrained_weights(name: str, overlays: tuple[Pat
     result = invoke(EXPERIMENTS / name, *options, "--dry-run", "--out", tmp_path / "out", *ROOM)
     assert result.exit_code == 0, result.exception
     assert "scaled" not in result.stdout
-    full, plan = make_plan(EXPERIMENTS / name, Request()), make_plan(EXPERIMENTS / name, Request(laid_over=overlays))
-    for before, trial in zip(full.trials, plan.trials, strict=True):
-        assert trial.folder == before.folder
-        assert trial.experiment.training == before.experiment.training, "the protocol keeps its size"
+    full = expand_protocol(EXPERIMENTS / name, SweepRequest())
+    scratch_sweep = expand_protocol(EXPERIMENTS / name, SweepRequest(overlays=overlays))
+    for before, trial in zip(full.trials, scratch_sweep.trials, strict=True):
+        assert trial.name == before.name
+        assert trial.experiment.training == before.experiment.training, "nothing about the protocol's size changes"
         assert trial.experiment.stream == before.experiment.stream
-    scratch = plan.trials[0].experiment.model.from_scratch
+    scratch = scratch_sweep.trials[0].experiment.model.from_scratch
     assert scratch is not None
     like_gpt2 = GPT2Config(
         n_layer=scratch.layers,
@@ -117,7 +118,7 @@ def _read(path: Path) -> dict:
     return tree
 
 
-# --- mistakes of the user: one message, and nothing is started ---
+# --- what a user may get wrong: one message, and nothing is started ---
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def _read(path: Path) -> dict:
         (["--grid", "training.epochs"], "--grid training.epochs: expected KEY=V1,V2"),
         (["--grid", "training.epochs="], "expected KEY=V1,V2"),
         (["--orders", "mini.woz:mini.res"], "task 'mini.res' is not in the stream. Did you mean 'mini.rest'?"),
-        (["--orders", "mini.woz"], "leaves out mini.rest"),
+        (["--orders", "mini.woz"], "mini.rest is missing"),
         (["--orders", "mini.woz:mini.rest,"], "expected values separated by commas"),
         (["--seeds", "0"], "expected at least one"),
         (["--seeds", "few"], "expected a number of seeds (3), or a list of them (0,7,12)"),
@@ -148,7 +149,7 @@ def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
     assert not out.exists()
 
 
-def test_missing_data_is_reported_once_before_anything_is_started(tmp_path: Path) -> None:
+def test_missing_data_is_said_once_before_anything_is_started(tmp_path: Path) -> None:
     path = write_protocol(tmp_path, stream=["woz.en", "e2enlg"], data={"raw": "nowhere"})
     result = ray_l4("sweep", path, "--out", tmp_path / "out", "--cluster", IN_PROCESS)
     refused(result, 3, "nowhere", "woz")
@@ -165,11 +166,6 @@ def test_values_of_options(tmp_path: Path) -> None:
     assert len(lines) == 4
     assert "l4-distillation.weight=0.1-model.precision=float32_mini.rest-mini.woz_s7" in lines[1]
     assert "reserves [{'CPU': 1.0}]" in lines[0]
-
-
-def test_help_names_the_default_limit() -> None:
-    text = " ".join(CliRunner().invoke(app, ["sweep", "--help"], env={"COLUMNS": "200"}).stdout.split())
-    assert f"Refuse more trials than this; {MAX_TRIALS} if not given." in text
 
 
 def test_run_does_not_take_a_protocol(tmp_path: Path) -> None:
@@ -219,7 +215,7 @@ def test_a_second_call_computes_nothing_and_a_wider_one_only_what_is_new(tmp_pat
 
 @pytest.fixture
 def mark(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name for this test's processes; those left at the end are killed."""
+    """A name for this test's processes; whatever is left of them is ended."""
     name = f"{os.getpid()}-{request.node.name}"
     yield name
     for process in marked_processes(name):
@@ -247,7 +243,7 @@ def until_second_trial_has_learned_a_task(process: subprocess.Popen[str], out: P
 
 
 def until_lock_is_free(run: RunDirectory) -> None:
-    """Wait until the run is unlocked: a process that ends vanishes from /proc shortly before it releases its locks."""
+    """A process that ends gives up its memory, by which we know it, a moment before its locks."""
     deadline = time.monotonic() + END_LIMIT
     while True:
         try:
@@ -261,7 +257,7 @@ def until_lock_is_free(run: RunDirectory) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("how", ["kill -9", "Ctrl-C"])
 def test_a_sweep_that_was_stopped_is_finished_by_the_next_call(tmp_path: Path, mark: str, how: str) -> None:
-    """The sweep ends when one trial is done and the next is in its second, long task."""
+    """One trial is done, the next is in its second task, which takes some time, when the sweep ends."""
     # Ray takes seconds to notice that the process of a sweep was killed; the trial goes on until then.
     stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 5000, "test": 6}]
     path, out = write_protocol(tmp_path, stream=stream), tmp_path / "out"
@@ -298,7 +294,7 @@ def test_a_failing_trial_is_listed_and_tried_again(tmp_path: Path) -> None:
     refused(result, 1, "1 of 2 trials failed", "The same command tries them again")
     assert "failed: bad_mini.woz-mini.rest_s0: " in result.stdout
     assert "do not fit" in result.stdout
-    assert "| good" in result.stdout, "the table of the other trial"
+    assert "| good" in result.stdout, "the table of what there is"
     again = ray_l4(*arguments)
     refused(again, 1, "1 of 2 trials failed")
     assert "2 trials: 1 already done, 0 begun, 1 new" in again.stdout

@@ -128,8 +128,8 @@ class StopAt(Progress):
         self._line = line
         self._left = occurrence
 
-    def event(self, line: str) -> None:
-        super().event(line)
+    def add_event(self, line: str) -> None:
+        super().add_event(line)
         self._left -= line.startswith(self._line)
         if not self._left:
             self.stop.set()
@@ -175,7 +175,7 @@ def join_nodes(cluster: Cluster) -> None:
 def finish(session: Session) -> dict[str, Any]:
     """The summary, once the run has ended."""
     try:
-        assert session.wait(LIMIT), f"the run did not end within {LIMIT:g} s: {session.look()}"
+        assert session.wait(LIMIT), f"the run did not end within {LIMIT:g} s: {session.snapshot()}"
         return session.result()
     finally:
         session.close()

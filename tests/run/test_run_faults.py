@@ -43,7 +43,7 @@ def actor_processes(title: str) -> list[int]:
 def wait_for(session: Session, phase: str) -> None:
     """Until the run is in ``phase``."""
     deadline = time.monotonic() + small.LIMIT
-    while session.look().phase != phase:
+    while session.snapshot().phase != phase:
         assert not session.wait(0.05), session.result()
         assert time.monotonic() < deadline
 
@@ -51,7 +51,7 @@ def wait_for(session: Session, phase: str) -> None:
 def outcome(session: Session) -> tuple[dict[str, Any], str]:
     """The summary of a run that ends well, and its lines for people."""
     assert session.wait(small.LIMIT)
-    events = "\n".join(session.look().events)
+    events = "\n".join(session.snapshot().events)
     return small.finish(session), events
 
 
@@ -61,7 +61,7 @@ def strike(
     """Send a signal to a new process of that title once the run is in ``phase`` and some steps into it."""
     wait_for(session, phase)
     deadline = time.monotonic() + small.LIMIT
-    while session.look().step < 3 and time.monotonic() < deadline:
+    while session.snapshot().step < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     victim = which(set(actor_processes(title)) - before)
     os.kill(victim, number)

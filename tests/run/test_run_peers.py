@@ -125,7 +125,7 @@ def test_peers_that_would_stay_equal_draw_a_warning_unless_something_differs(tmp
         config = small.quick("l4", model=still, peers={"each": each}, training={"epochs": 1})
         setup, run = small.new_run(config, IN_PROCESS, tmp_path / name)
         session = start(setup, IN_PROCESS, run)
-        while not (events := session.look().events):
+        while not (events := session.snapshot().events):
             assert not session.wait(0.005)
         session.close()
         with pytest.raises(StoppedError):
