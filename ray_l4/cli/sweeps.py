@@ -80,12 +80,12 @@ def sweep(
     expanded = expand_protocol(protocol, request)
     profile = load_cluster(cluster, for_cluster)
 
-    from ray_l4.sweep.directory import SweepDirectory
-    from ray_l4.sweep.execute import check_fit, describe_states, run_sweep
-    from ray_l4.sweep.run_trial import trial_bundles
+    from ray_l4.sweep.directory import SweepDirectory, describe_states
 
     directory = SweepDirectory(out or _default_path(expanded, overlays))
     if dry_run:
+        from ray_l4.sweep.room_check import check_fit, trial_bundles
+
         states = directory.states(expanded)
         check_fit(expanded.trials, profile)
         for trial in expanded.trials:
@@ -94,6 +94,8 @@ def sweep(
         return
 
     from rich.console import Console
+
+    from ray_l4.sweep.execute import run_sweep
 
     run_sweep(expanded, profile, directory, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 

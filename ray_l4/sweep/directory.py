@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -184,3 +185,9 @@ def _flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
         return
     for name, inner in items:
         yield from _flatten(inner, f"{key}.{name}" if key else str(name))
+
+
+def describe_states(states: Iterable[TrialState]) -> str:
+    """Return the number of trials in each state as a phrase."""
+    counts = Counter(states)
+    return f"{counts.total()} trials: {counts['done']} already done, {counts['begun']} begun, {counts['new']} new"

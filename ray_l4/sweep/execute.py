@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import ray
 from rich.console import Console
 
 from ray_l4.cluster.connection import connect, node_resources
-from ray_l4.cluster.placement import Resources, check_room, local_resources
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError, RayL4Error
-from ray_l4.methods import graph_of
-from ray_l4.setup.exchange_check import check_exchange
-from ray_l4.sweep.directory import SweepDirectory, TrialState
-from ray_l4.sweep.run_trial import trial_bundles
+from ray_l4.errors import RayL4Error
+from ray_l4.sweep.directory import SweepDirectory, describe_states
+from ray_l4.sweep.room_check import check_fit, check_room_for_trials
 from ray_l4.sweep.trials import Sweep, Trial
 from ray_l4.sweep.tune import run_on_tune
 from ray_l4.sweep.view import SweepView
@@ -46,30 +42,6 @@ def run_sweep(sweep: Sweep, cluster: ClusterConfig, directory: SweepDirectory, c
     _report_failures(failures, len(sweep.trials), directory, console)
 
 
-def describe_states(states: Iterable[TrialState]) -> str:
-    """Return the number of trials in each state as a phrase."""
-    counts = Counter(states)
-    return f"{counts.total()} trials: {counts['done']} already done, {counts['begun']} begun, {counts['new']} new"
-
-
-def check_fit(trials: Collection[Trial], cluster: ClusterConfig) -> None:
-    """Raise ConfigError or ClusterError if a trial could never run with this profile."""
-    for trial in trials:
-        check_exchange(trial.experiment, cluster)
-    if cluster.ray.address is None:
-        _check_room(trials, cluster, [local_resources(cluster)])
-
-
-def _check_room(trials: Iterable[Trial], cluster: ClusterConfig, nodes: Sequence[Resources]) -> None:
-    for trial in trials:
-        if not cluster.in_one_process:
-            check_room(graph_of(trial.experiment).size, cluster, nodes)
-            continue
-        (wanted,) = trial_bundles(trial, cluster)
-        if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
-            raise ClusterError(f"no room for one run, which needs {wanted}; the nodes have {list(map(dict, nodes))}")
-
-
 def _check_data(trials: Iterable[Trial]) -> None:
     """Load every task once, so that an error in the data is reported once and not by each trial."""
     experiments = [trial.experiment for trial in trials]
@@ -95,7 +67,7 @@ def _run(
     with console.status("starting Ray"):
         connect(1, cluster)
     try:
-        _check_room(pending.values(), cluster, node_resources())
+        check_room_for_trials(pending.values(), cluster, node_resources())
         with view.shown():
             return run_on_tune(pending, directory, cluster, command, view)
     except KeyboardInterrupt:

@@ -10,10 +10,8 @@ from typing import TextIO
 
 from rich.console import Console
 
-from ray_l4.cluster.placement import bundles
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RunDirectoryError
-from ray_l4.methods import graph_of
 from ray_l4.run import execute
 from ray_l4.store.mirror import MIRROR_NAME_KEY
 from ray_l4.store.run_directory import RunDirectory
@@ -28,15 +26,6 @@ _WIDTH = 160
 
 _TAIL = 4096
 """Bytes to read from the end of a log: more than its last line has."""
-
-
-def trial_bundles(trial: Trial, cluster: ClusterConfig) -> list[dict[str, float]]:
-    """Return the bundles that a trial reserves: those of its run, or one for a run that needs no Ray."""
-    students = cluster.students
-    if not cluster.in_one_process:
-        return bundles(graph_of(trial.experiment).size, cluster)
-    amounts = {"CPU": float(students.threads or students.cpus), "GPU": students.gpus}
-    return [{name: amount for name, amount in amounts.items() if amount} | students.resources]
 
 
 def run_trial(trial: Trial, directory: SweepDirectory, cluster: ClusterConfig, command: str) -> None:

@@ -24,7 +24,8 @@ from ray import tune
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import RayL4Error
 from ray_l4.sweep.directory import SweepDirectory
-from ray_l4.sweep.run_trial import run_trial, trial_bundles
+from ray_l4.sweep.room_check import trial_bundles
+from ray_l4.sweep.run_trial import run_trial
 from ray_l4.sweep.trials import Trial
 from ray_l4.sweep.view import SweepView
 

@@ -15,7 +15,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.methods import resolved
 from ray_l4.store.run_directory import RunDirectory, RunState
 from ray_l4.sweep.directory import SweepDirectory
-from ray_l4.sweep.run_trial import trial_bundles
+from ray_l4.sweep.room_check import trial_bundles
 from ray_l4.sweep.trials import Sweep, Trial
 from ray_l4.sweep.tune import run_on_tune
 from ray_l4.sweep.view import SweepView
