@@ -53,6 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in getattr(item, "fixturenames", ()):
             if name in MARK_OF_FIXTURE:
                 item.add_marker(MARK_OF_FIXTURE[name])
+        # With several test processes (pytest -n 2 --dist loadgroup) those that are not quick all go to one of them: there
+        # is one Ray at a time, and what waits for processes is not disturbed by more of them. Others go file by file.
+        slow = any(item.get_closest_marker(mark) for mark in NOT_QUICK)
+        item.add_marker(pytest.mark.xdist_group("slow" if slow else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(autouse=True)

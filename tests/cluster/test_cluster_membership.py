@@ -23,7 +23,9 @@ from tests.cluster.cluster_fixtures import StandInSpawner
 
 ONE_RANK = ClusterConfig.model_validate({"timeouts": {"start": 7, "step": 30}})
 COLLECTIVE = ClusterConfig.model_validate({"exchange": {"transport": "collective"}})
-TWO_RANKS = ClusterConfig.model_validate({"students": {"shards_per_student": 2}, "exchange": {"transport": "collective"}})
+TWO_RANKS = ClusterConfig.model_validate(
+    {"students": {"shards_per_student": 2}, "exchange": {"transport": "collective"}}
+)
 
 
 @dataclass
@@ -360,9 +362,7 @@ def test_students_whose_turn_it_is_not_are_left_alone() -> None:
     assert levelled({0: 3, 1: 9, 2: 0}, {0: 8}) == [{0: range(3, 8)}]
 
 
-progress = st.dictionaries(
-    st.integers(0, 5), st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=5
-)
+progress = st.dictionaries(st.integers(0, 5), st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=5)
 
 
 @given(progress)
