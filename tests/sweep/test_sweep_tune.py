@@ -12,10 +12,12 @@ import ray
 from rich.console import Console
 
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import ClusterError
 from ray_l4.methods import resolved
 from ray_l4.store.run_directory import RunDirectory, RunState
 from ray_l4.sweep.directory import SweepDirectory
 from ray_l4.sweep.room_check import trial_bundles
+from ray_l4.sweep.run_trial import run_trial
 from ray_l4.sweep.trials import Sweep, Trial
 from ray_l4.sweep.tune import run_on_tune
 from ray_l4.sweep.view import SweepView
@@ -105,11 +107,7 @@ def _forget_second_task(finished: RunDirectory) -> None:
     finished.save_state(RunState(stages_done=1))
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_directory_that_a_node_cannot_see_is_an_error(tmp_path: Path) -> None:
-    directory = SweepDirectory(tmp_path / "sweep")
-    directory.path.mkdir()
-    one = trial("l4", "l4")
-    view = SweepView({"l4": one}, 0, directory, Console(file=io.StringIO()))
-    failures = run_on_tune({"l4": one}, directory, cluster("in_process"), "test", view)
-    assert "not visible from this node" in failures["l4"]
+    with pytest.raises(ClusterError, match="not visible from this node"):
+        run_trial(trial("l4", "l4"), SweepDirectory(tmp_path / "sweep"), cluster("in_process"), "test")
+    assert list(tmp_path.iterdir()) == []
