@@ -37,10 +37,12 @@ def logging_to(directory: RunDirectory) -> Iterator[None]:
         logger = logging.getLogger(name)
         logger.setLevel(log_level())
         logger.addHandler(handler)
-        handlers.append((logger, handler))
+        handlers.append((logger, handler, logger.propagate))
+        logger.propagate = False  # the terminal, or a sweep's log, shows the run's progress in its own form
     try:
         yield
     finally:
-        for logger, handler in handlers:
+        for logger, handler, propagates in handlers:
             logger.removeHandler(handler)
+            logger.propagate = propagates
             handler.close()
