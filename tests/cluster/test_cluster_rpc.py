@@ -218,7 +218,7 @@ def test_all_are_named_if_it_cannot_be_told_who_it_was(monkeypatch: pytest.Monke
 
     pretend(monkeypatch, {"a": 1, "b": 2})
     monkeypatch.setattr(ray, "get", late)
-    with pytest.raises(PeerLostError, match="^student a, student b: no answer within 3 s"):
+    with pytest.raises(PeerLostError, match=r"^student a, student b: no answer within 3 s"):
         RayRpc().get_all({"student a": ["a"], "student b": ["b"]}, 3.0)
 
 

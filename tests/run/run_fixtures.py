@@ -130,7 +130,7 @@ def train(
     students: Sequence[StudentHandle],
     topology: Topology,
     steps: range | Mapping[int, range] = range(2),
-    limits: StepLimits = StepLimits(steps_ahead=3, timeout=60.0),
+    limits: StepLimits | None = None,
 ) -> list[tuple[int, StepFigures]]:
     """Train all students over ``steps``, or each over its own; returns every step and its figures."""
     seen: list[tuple[int, StepFigures]] = []
@@ -139,7 +139,7 @@ def train(
         topology,
         FENCE,
         steps if isinstance(steps, Mapping) else dict.fromkeys(topology.students, steps),
-        limits,
+        limits or StepLimits(steps_ahead=3, timeout=60.0),
         where="stage 1 (woz.en)",
         on_step=lambda step, figures: seen.append((step, figures)),
     )

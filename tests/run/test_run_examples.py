@@ -1,4 +1,4 @@
-"""The examples of a stage: the same current ones for all students, and those of earlier tasks that the method asks for."""
+"""The examples of a stage: the same current ones for all students, and the method's choice of earlier ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student that learns nothing and fails when it is told to. It loads nothing that takes time, so its actor is cheap."""
+"""A student that learns nothing and fails when it is told to. Its actor loads nothing that takes time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HANG = "hang"
 class StandIn:
     """One rank of a student, with the calls of ``workers.student.Student``.
 
-    ``forward`` publishes ``10 * number + step``, ``backward`` adds up what the teachers published. Like the real one, it
-    refuses ``backward`` for a step that it has not forwarded.
+    ``forward`` publishes ``10 * number + step``, and ``backward`` adds up what the teachers published. Like the real
+    student, it refuses ``backward`` for a step that it has not forwarded.
     """
 
     def __init__(self, number: int = 0) -> None:
