@@ -70,7 +70,7 @@ class Membership:
 
     @property
     def topology(self) -> Topology:
-        """Who learns from whom among the peers that are present."""
+        """The topology of the peers that are present."""
         return self._whole.without(self._lost)
 
     def await_start(self, evaluators: list[EvaluatorHandle]) -> None:

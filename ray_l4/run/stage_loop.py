@@ -169,9 +169,7 @@ class StageLoop:
             membership.replace(lost)
         for stage in {own.stage for own in assignments}:
             self._scoring.forget(stage)
-        for (
-            evaluator
-        ) in self._evaluators:  # the stage learned again may give a checkpoint of the same name other weights
+        for evaluator in self._evaluators:  # without a peer, a checkpoint of the same name has other weights
             evaluator.forget()
         self._context.curves.again()
         self._restore()

@@ -20,7 +20,7 @@ StepFigures = Mapping[int, dict[str, float]]
 
 @dataclass(frozen=True)
 class StepLimits:
-    """How far ahead calls are submitted, and how long they may take."""
+    """Limits of the step loop: how far ahead calls are submitted, and how long they may take."""
 
     steps_ahead: int
     """Number of steps that are submitted before the loop waits for the oldest."""

@@ -1,6 +1,6 @@
 """The calls that students and evaluators serve, as interfaces without the libraries that serving them takes.
 
-Callers import only this module, so the coordinator loads neither PyTorch nor Transformers.
+Callers import only this module, and with it neither PyTorch nor Transformers.
 """
 
 from __future__ import annotations
