@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the launch scripts share: a Python, a virtual environment that is up to date, and messages. Source it; it has no
-# effect of its own. It sets ROOT (the repository) and VENV (the virtual environment; RAY_L4_VENV names another one).
+# Functions that the launch scripts share: find Python, install the project, print messages. To be sourced; it only sets
+# ROOT (the repository) and VENV (the virtual environment: .venv there, or the one that RAY_L4_VENV names).
 
 ROOT="$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${RAY_L4_VENV:-$ROOT/.venv}"
@@ -13,7 +13,7 @@ fail() {
   exit 1
 }
 
-# step TITLE COMMAND...: run a command, and say what it is and how long it took. The script ends if it fails.
+# step TITLE COMMAND...: print the title, run the command, and print how long it took. The script exits if it fails.
 step() {
   local title=$1 start=$SECONDS
   shift
@@ -24,7 +24,7 @@ step() {
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# The first Python that is new enough; none is an error.
+# Print the first Python that is new enough; exit with an error if there is none.
 find_python() {
   local candidate
   for candidate in python3 python3.12 python3.11 python3.13 python; do
@@ -33,26 +33,26 @@ find_python() {
       return
     fi
   done
-  fail "Python 3.11 or newer is needed; found $(python3 --version 2>&1 || true). Install it, or put it first in PATH."
+  fail "Python 3.11 or newer is needed; found $(python3 --version 2>&1 || true). Install it, or put it on PATH."
 }
 
-# install_project [EXTRAS]: make the virtual environment if it is missing, and install the project into it if its
-# metadata or its place have changed since the last time (a stamp in the environment knows).
+# install_project [EXTRAS]: create the virtual environment if it is missing, and install the project into it if
+# pyproject.toml or the repository's path have changed since the last installation (recorded in a stamp file).
 install_project() {
   local extras=${1:-} python stamp wanted
-  if [[ ! -e $VENV/bin/pip ]]; then # pip comes last: without it, an earlier attempt was cut short
+  if [[ ! -e $VENV/bin/pip ]]; then # venv installs pip last: without it, an earlier attempt was interrupted
     python=$(find_python)
-    step "making a virtual environment in $VENV" "$python" -m venv "$VENV"
+    step "creating a virtual environment in $VENV" "$python" -m venv "$VENV"
   fi
   is_new_enough "$VENV/bin/python" ||
-    fail "$VENV does not hold a working Python 3.11 or newer. Delete that folder and start again."
+    fail "$VENV has no working Python 3.11 or newer. Delete that folder and run this again."
 
   stamp="$VENV/.ray-l4-installed${extras:+-$extras}"
   wanted="$(cksum <"$ROOT/pyproject.toml") $extras $ROOT"
   if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     return
   fi
-  step "installing ray-l4 and what it needs (the first time takes some minutes: PyTorch and Ray are large)" \
+  step "installing ray-l4 and its dependencies (the first time takes minutes: PyTorch and Ray are large)" \
     "$VENV/bin/python" -m pip install --disable-pip-version-check --editable "$ROOT${extras:+[$extras]}"
   printf '%s\n' "$wanted" >"$stamp"
 }

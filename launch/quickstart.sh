@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a comparison in minutes: installs the project, lets l4 and fine-tuning learn three small tasks, and
-# prints their scores side by side.
+# Installs the project, trains l4 and fine-tuning on three small tasks, and compares their scores: a table here, and an
+# HTML page in runs/. Takes some minutes.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -9,10 +9,10 @@ usage() {
   cat <<'TEXT'
 usage: launch/quickstart.sh [--seed N]
 
-  --seed N   the run seed (default 0): another one gives other weights and another order of the examples
-  --help     this text
+  --seed N   seed of both runs (default 0): it decides the initial weights and the order of the examples
+  --help     print this text
 
-RAY_L4_VENV names a virtual environment to use instead of .venv in the repository.
+The results go to runs/ in the repository. RAY_L4_VENV names a virtual environment to use instead of .venv there.
 TEXT
 }
 
@@ -20,7 +20,7 @@ seed=0
 while (($#)); do
   case $1 in
     --seed)
-      [[ ${2:-} =~ ^(0|[1-9][0-9]*)$ ]] || fail "--seed takes a whole number, not '${2:-}'"
+      [[ ${2:-} =~ ^(0|[1-9][0-9]*)$ ]] || fail "--seed expects a whole number, not '${2:-}'"
       seed=$2
       shift 2
       ;;
@@ -38,12 +38,12 @@ done
 cd "$ROOT"
 install_project
 
-# A run is never overwritten: if either folder of this pair is taken, both go beside it under the present time.
+# Never overwrite a result: if a run directory or the page exists already, add the current time to all three names.
 suffix=
-for method in l4 finetune; do
-  if [[ -e runs/quickstart-$method-seed$seed ]]; then
+for result in quickstart-l4-seed$seed quickstart-finetune-seed$seed quickstart-seed$seed.html; do
+  if [[ -e runs/$result ]]; then
     suffix=-$(date +%Y%m%d-%H%M%S)
-    say "runs/quickstart-$method-seed$seed is there already and is kept; this run gets the suffix $suffix"
+    say "runs/$result exists already and is kept; the new results get the suffix $suffix"
     break
   fi
 done
@@ -51,11 +51,12 @@ done
 folders=()
 for method in l4 finetune; do
   folder=runs/quickstart-$method-seed$seed$suffix
-  step "learning three tasks with $method, into $folder" \
+  step "training $method on three tasks, into $folder" \
     "$VENV/bin/ray-l4" run launch/experiments/quickstart.yaml --cluster cluster_configs/laptop.yaml \
     --set "method=$method" --set "seed=$seed" --run-dir "$folder"
   folders+=("$folder")
 done
 
-step "report" "$VENV/bin/ray-l4" report "${folders[@]}"
-say "all of it: $SECONDS s"
+page=runs/quickstart-seed$seed$suffix.html
+step "comparing both runs, into $page" "$VENV/bin/ray-l4" report "${folders[@]}" --out "$page"
+say "total: $SECONDS s"

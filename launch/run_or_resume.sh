@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a run, or goes on with it where its folder holds one: what a scheduler needs that may start a job again.
+# Starts a run, or resumes it if the run directory holds one: for schedulers that may start a job more than once.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -10,13 +10,13 @@ if (($# < 2)); then
 fi
 run_dir=$1 experiment=$2
 shift 2
-# Whoever calls this from another machine cannot know the home folder here, so the tilde arrives as it is.
+# A caller on another machine does not know the home directory here, so the tilde arrives unexpanded.
 run_dir=${run_dir/#\~\//$HOME/}
 
 cd "$ROOT"
-PATH="$VENV/bin:$PATH" # an image has ray-l4 in its own place, and no .venv
+PATH="$VENV/bin:$PATH" # a container image has ray-l4 elsewhere, and no .venv
 if [[ -f $run_dir/summary.json ]]; then
-  say "$run_dir: this run has finished"
+  say "$run_dir: this run has already finished"
 elif [[ -f $run_dir/config.yaml ]]; then
   exec ray-l4 resume "$run_dir"
 else

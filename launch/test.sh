@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# All checks, as the continuous integration runs them: style, format, types, tests. Stops at the first that fails.
-# Arguments go to pytest (launch/test.sh tests/config -x); RAY_L4_VENV names another virtual environment.
+# Runs all checks, as the continuous integration does: style, format, types, tests. Stops at the first failure.
+#   launch/test.sh                    everything
+#   launch/test.sh --quick            without the tests that start Ray, a browser or a whole command (three minutes)
+#   launch/test.sh tests/config -x    arguments go to pytest, --quick included (tests/conftest.py)
+# Two test processes share the work: one has the tests that start Ray, a browser or a command (pytest-xdist, -n 0 for a
+# single process). RAY_L4_VENV names a virtual environment to use instead of .venv.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -11,5 +15,5 @@ install_project dev
 step "ruff check" "$VENV/bin/python" -m ruff check
 step "ruff format --check" "$VENV/bin/python" -m ruff format --check
 step "mypy" "$VENV/bin/python" -m mypy
-step "pytest" "$VENV/bin/python" -m pytest "$@"
+step "pytest" "$VENV/bin/python" -m pytest -n 2 --dist loadgroup "$@"
 say "all checks passed in $SECONDS s"

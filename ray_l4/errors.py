@@ -63,3 +63,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Known: {', '.join(names)}." if names else "There are none."
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another library's error, short enough for a message; the class if it has no text."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

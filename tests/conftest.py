@@ -1,8 +1,9 @@
-"""What all tests share: the folder of real data sets, where there is one, one Ray, and no way to the network."""
+"""Settings and fixtures of all tests: no network, no deadlines, one Ray, real data sets if available, ``--quick``."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,14 @@ import pytest
 import torch
 from hypothesis import settings
 
-# No test may download: the libraries are told so before they are imported.
+# No test may download anything. Set before the libraries are imported, which read it then.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# One thread: tests run beside each other, and results in the last bits depend on it.
+# One thread: the last bits of results depend on the number, and several test runs may share the machine.
 torch.set_num_threads(1)
 
-# How long an example takes says nothing here: the machine may be busy with other tests.
+# No deadline for examples: the machine may be busy with other work.
 settings.register_profile("ray_l4", deadline=None)
 settings.load_profile("ray_l4")
 
@@ -27,10 +28,50 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
+"""Tests that use one of these fixtures get the mark."""
+NOT_QUICK = ("ray", "browser", "end_to_end")
+"""Marks of tests that ``--quick`` leaves out."""
+NO_RAY = "/dev/null/only-tests-marked-ray-may-start-it"
+"""Ray's folder in a quick run: it cannot be created, so that Ray fails to start, in other processes too."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help=f"leave out tests marked {', '.join(NOT_QUICK)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        selected = [f"({config.option.markexpr})"] if config.option.markexpr else []
+        config.option.markexpr = " and ".join([*selected, *(f"not {mark}" for mark in NOT_QUICK)])
+        os.environ["RAY_TMPDIR"] = NO_RAY
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in getattr(item, "fixturenames", ()):
+            if name in MARK_OF_FIXTURE:
+                item.add_marker(MARK_OF_FIXTURE[name])
+        # With several test processes (pytest -n 2 --dist loadgroup) those that are not quick all go to one of them: there
+        # is one Ray at a time, and what waits for processes is not disturbed by more of them. Others go file by file.
+        slow = any(item.get_closest_marker(mark) for mark in NOT_QUICK)
+        item.add_marker(pytest.mark.xdist_group("slow" if slow else item.nodeid.partition("::")[0]))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_in_quick_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test of a quick run that leaves Ray initialised."""
+    yield
+    ray = sys.modules.get("ray")
+    if request.config.option.quick and ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("the test uses Ray: mark it with pytest.mark.ray, or use the fixture ray_cluster")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder that holds ``raw/``, ``tokenizer/`` and ``models/``; tests that need it are skipped without it."""
+    """Folder with ``raw/``, ``tokenizer/`` and ``models/``. Skips the test if there is none."""
     folder = Path(os.environ.get("RAY_L4_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "raw").is_dir():
         pytest.skip(f"no data sets at {folder} (set RAY_L4_DATA to the folder that holds raw/)")
@@ -39,7 +80,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray with four CPUs for the whole session: starting it takes longer than most tests that use it."""
+    """A local Ray cluster with four CPUs for the whole session: it takes longer to start than most tests to run."""
     import ray
 
     from ray_l4.cluster.connection import connect
@@ -52,7 +93,7 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
-    """Method -> its ``quick`` run in this process, undisturbed; made once for all tests that look at it."""
+    """Function that returns the finished ``quick`` run of a method, made in this process once for all tests."""
     from tests.run import run_fixtures as small
 
     runs: dict[str, Finished] = {}

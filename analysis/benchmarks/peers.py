@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import build_model, longest_sequence, max_length, pretrained_config
+from ray_l4.learner.model_config import sequence_limit
+from ray_l4.learner.models import build_model
 from ray_l4.methods import get_method
 from ray_l4.methods.copying import changed
 from ray_l4.seeds import derive
@@ -59,12 +60,7 @@ def trained(
 
 def _examples(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> pa.Table:
     """Load the training examples of all tasks as tokens, shuffled."""
-    model = experiment.model
-    longest = (
-        longest_sequence(model.from_scratch.positions, model.max_length)
-        if model.from_scratch is not None
-        else max_length(pretrained_config(str(model.name)), model.max_length)
-    )
+    longest = sequence_limit(experiment.model)
     tables = []
     for task in experiment.stream:
         examples = load(task, "train", experiment.data)

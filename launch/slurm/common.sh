@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the SLURM scripts share. Source it with the arguments of the script; it sets the variables below and has no
-# other effect, except that it makes a token if there is none.
+# Settings that the SLURM scripts share. To be sourced with the script's arguments; it only sets the variables below,
+# and generates a token if there is none.
 
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -10,10 +10,10 @@ usage() {
 usage, from the repository:
   sbatch [options of sbatch] launch/slurm/NAME.sbatch [--dry-run] EXPERIMENT.yaml PROFILE.yaml [options of ray-l4 run]
 
---dry-run           print the commands, and start nothing
-RAY_L4_RUN_DIR      run directory, on a disk that all jobs see (default runs/slurm-JOB); a run that is there goes on
-RAY_L4_HEAD_ADDRESS address of the first node in the network between the nodes (default: its first one)
-RAY_AUTH_TOKEN_PATH file with the token, readable on all nodes (default ~/.ray/auth_token, made if it is not there)
+--dry-run           print the commands and start nothing
+RAY_L4_RUN_DIR      run directory on a shared disk (default runs/slurm-JOB); a run in it is resumed
+RAY_L4_HEAD_ADDRESS address of the first node on the network between the nodes (default: its first address)
+RAY_AUTH_TOKEN_PATH file with the token, readable on all nodes (default ~/.ray/auth_token, generated if missing)
 TEXT
   exit 2
 }
@@ -22,31 +22,31 @@ dry_run=false
 if [[ ${1:-} == --dry-run ]]; then
   dry_run=true
   shift
-  : "${SLURM_JOB_ID:=0}" # also on a login node
+  : "${SLURM_JOB_ID:=0}" # a dry run works on a login node too
 fi
 (($# >= 2)) || usage
-[[ -n ${SLURM_JOB_ID:-} ]] || fail "SLURM_JOB_ID is not set: this script is started by sbatch"
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "SLURM_JOB_ID is not set: start this script with sbatch"
 
 nodes=${SLURM_JOB_NUM_NODES:-1}
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 gpus=${SLURM_GPUS_ON_NODE:-0}
-# The batch script runs on the first node, which becomes the head. A name will not do: hosts may know themselves by a
-# loopback address.
+# The batch script runs on the first node, which becomes the head. Not a host name: it may resolve to a loopback address
+# on its own host.
 head_ip=${RAY_L4_HEAD_ADDRESS:-$(hostname -I | cut -d ' ' -f 1)}
 run_dir=${RAY_L4_RUN_DIR:-runs/slurm-$SLURM_JOB_ID}
-# `auto` and not this job's address: the run directory keeps the profile, and may go on in another job.
+# `auto` instead of this job's address: the run directory stores the profile, and another job may resume the run.
 entrypoint=(
   bash "$ROOT/launch/run_or_resume.sh" "$run_dir" "$1" --cluster "$2" --set cluster.ray.address=auto "${@:3}"
 )
 
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
-# Of this job alone: /tmp/ray may belong to another user, and there `auto` would find another cluster.
+# Specific to this job: /tmp/ray may belong to another user, and `auto` would find the wrong cluster there.
 export RAY_TMPDIR=/tmp/ray-l4-$SLURM_JOB_ID
 PATH="$VENV/bin:$PATH"
 cd "$ROOT"
 
-# go COMMAND...: run it, or print it in a dry run.
+# go COMMAND...: run the command, or print it in a dry run.
 go() {
   if $dry_run; then
     printf '%q ' "$@"
@@ -56,13 +56,13 @@ go() {
   fi
 }
 
-# One process on each node. srun does not take the number of CPUs over from sbatch.
+# One process on each node. srun does not inherit the number of CPUs from sbatch.
 each_node=(--ntasks-per-node=1 --cpus-per-task="$cpus")
 
 if ! $dry_run && [[ -z ${RAY_AUTH_TOKEN:-} && ! -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
-  [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || fail "RAY_AUTH_TOKEN_PATH: there is no file $RAY_AUTH_TOKEN_PATH"
+  [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || fail "RAY_AUTH_TOKEN_PATH: no such file: $RAY_AUTH_TOKEN_PATH"
   (
-    umask 077 # Ray itself lets everybody read it
+    umask 077 # Ray itself would make it readable by everybody
     ray get-auth-token --generate >/dev/null
   )
 fi

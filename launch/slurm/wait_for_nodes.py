@@ -1,4 +1,4 @@
-"""Wait until the Ray cluster at RAY_ADDRESS has all its nodes, because ray-l4 refuses at once where there is no room.
+"""Wait until the Ray cluster at RAY_ADDRESS has all its nodes, because ray-l4 fails at once if there is no room.
 
 usage: wait_for_nodes.py COUNT [SECONDS]
 """
@@ -13,10 +13,11 @@ import time
 import ray
 
 POLL = 1.0
+"""Seconds between two queries."""
 
 
 def wait_for(count: int, address: str, seconds: float) -> None:
-    """Return when ``count`` nodes are alive. Raises SystemExit with what there is if they are not in time."""
+    """Return when ``count`` nodes are alive. Raises SystemExit with the number found if that takes too long."""
     deadline = time.monotonic() + seconds
     found = 0
     while time.monotonic() < deadline:
@@ -28,13 +29,13 @@ def wait_for(count: int, address: str, seconds: float) -> None:
 
 
 def _nodes(address: str) -> int:
-    """Living nodes; none while nothing listens there, for which Ray itself would wait long."""
+    """Return the number of living nodes; 0 while nothing listens at the address, where Ray itself would block."""
     host, _, port = address.rpartition(":")
     if not ray.is_initialized():
         try:
             socket.create_connection((host, int(port)), POLL).close()
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        except OSError:  # ConnectionError, Ray's own, is one
+        except OSError:  # includes ConnectionError, which Ray raises
             return 0
     return sum(node["Alive"] for node in ray.nodes())
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
-from ray_l4.learner.models import longest_sequence
+from ray_l4.learner.model_config import longest_sequence
 from ray_l4.methods import get_method, graph_of, resolved
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup

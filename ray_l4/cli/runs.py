@@ -104,7 +104,7 @@ def doctor() -> None:
     findings = examine()
     for finding in findings:
         sign = "[green]ok[/]     " if finding.ok else ("[red]missing[/]" if finding.needed else "[yellow]note[/]   ")
-        console.print(f"{sign} {finding.what}: {finding.found}", highlight=False)
+        console.print(f"{sign} {finding.subject}: {finding.found}", highlight=False)
         if finding.remedy:
             console.print(f"        {finding.remedy}", highlight=False)
     if any(finding.needed and not finding.ok for finding in findings):

@@ -13,7 +13,7 @@ from ray_l4.cli.options import ClusterOption, SetOption, split_list, split_overr
 from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ray_l4.sweep.trials import Orders, Plan
+    from ray_l4.sweep.trials import Orders, Sweep
 
 GridOption = Annotated[
     list[str] | None,
@@ -63,13 +63,13 @@ def sweep(
 ) -> None:
     """Run every trial of a protocol that is not done yet, and print the table of all."""
     from ray_l4.config.loading import load_cluster
-    from ray_l4.sweep.trials import MAX_TRIALS, Request, make_plan
+    from ray_l4.sweep.trials import MAX_TRIALS, SweepRequest, expand_protocol
 
     for_experiment, for_cluster = split_overrides(set_)
     overlays = list(with_ or [])
-    request = Request(
+    request = SweepRequest(
         overrides=for_experiment,
-        laid_over=overlays,
+        overlays=overlays,
         scale=scale,
         methods=None if methods is None else split_list(methods, "--methods"),
         grid=dict(map(_grid_values, grid or [])),
@@ -77,31 +77,33 @@ def sweep(
         seeds=None if seeds is None else _seeds(seeds),
         max_trials=max_trials or MAX_TRIALS,
     )
-    plan = make_plan(protocol, request)
+    expanded = expand_protocol(protocol, request)
     profile = load_cluster(cluster, for_cluster)
 
-    from ray_l4.sweep.execute import check_fit, count_states, run_sweep
-    from ray_l4.sweep.folder import SweepFolder
-    from ray_l4.sweep.run_trial import needs
+    from ray_l4.sweep.directory import SweepDirectory, describe_states
 
-    folder = SweepFolder(out or _default_folder(plan, overlays))
+    directory = SweepDirectory(out or _default_path(expanded, overlays))
     if dry_run:
-        states = folder.states(plan)
-        check_fit(plan.trials, profile)
-        for trial in plan.trials:
-            typer.echo(f"{states[trial.folder]:<6} {trial.folder}  reserves {needs(trial, profile)}")
-        typer.echo(f"{plan.title}: {count_states(states.values())}, in {folder.path}")
+        from ray_l4.sweep.room_check import check_fit, trial_bundles
+
+        states = directory.states(expanded)
+        check_fit(expanded.trials, profile)
+        for trial in expanded.trials:
+            typer.echo(f"{states[trial.name]:<6} {trial.name}  reserves {trial_bundles(trial, profile)}")
+        typer.echo(f"{expanded.title}: {describe_states(states.values())}, in {directory.path}")
         return
 
     from rich.console import Console
 
-    run_sweep(plan, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+    from ray_l4.sweep.execute import run_sweep
+
+    run_sweep(expanded, profile, directory, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
 
-def _default_folder(plan: Plan, overlays: list[Path]) -> Path:
+def _default_path(sweep: Sweep, overlays: list[Path]) -> Path:
     """Return the same folder for the same sweep, so that a second call finds the trials of the first."""
-    scale = [] if plan.scale == 1 else [f"x{plan.scale:g}"]
-    return Path("runs") / "-".join([plan.name, *(overlay.stem for overlay in overlays), *scale])
+    scale = [] if sweep.scale == 1 else [f"x{sweep.scale:g}"]
+    return Path("runs") / "-".join([sweep.name, *(overlay.stem for overlay in overlays), *scale])
 
 
 def _grid_values(text: str) -> tuple[str, list[object]]:

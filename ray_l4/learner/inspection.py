@@ -8,7 +8,8 @@ from pathlib import Path
 from ray_l4.config.experiment import DataConfig, EvaluationConfig, ReplayConfig, TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.answering import answer, generate_replay
-from ray_l4.learner.models import load_adapters, load_folder, max_length
+from ray_l4.learner.model_config import max_length
+from ray_l4.learner.models import load_adapters, load_folder
 from ray_l4.seeds import derive
 from ray_l4.store.atomic import write_folder
 from ray_l4.tasks.registry import load, metric_of

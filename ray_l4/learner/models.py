@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from ray_l4.config.model import FromScratch, ModelConfig
-from ray_l4.errors import ModelError, PeerError
+from ray_l4.errors import ModelError, PeerError, first_line
 from ray_l4.learner.adapters import (
     adapter_settings,
     adapter_state,
@@ -25,7 +25,7 @@ from ray_l4.learner.adapters import (
     load_adapter_state,
     read_settings,
 )
-from ray_l4.learner.pretrained import first_line, grow, load_pretrained
+from ray_l4.learner.pretrained import grow, load_pretrained
 from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -110,36 +110,6 @@ def _is_dropout(holder: object, key: str) -> bool:
 def _added_tokens(tokenizer: TaskTokenizer) -> set[int]:
     """Ids that mean nothing to the pretrained model, also where it has a spare row for them."""
     return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.task_tokens}
-
-
-def max_length(model_config: Any, requested: int | None) -> int:
-    """Longest sequence in tokens: what was requested, at most what the model has positions for.
-
-    Raises ModelError if more is requested than the model can hold.
-    """
-    positions = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
-    if positions is None:
-        return requested or 1024
-    return longest_sequence(int(positions), requested)
-
-
-def longest_sequence(positions: int, requested: int | None) -> int:
-    """What was requested, or all positions. Raises ModelError if more is requested than there are."""
-    if requested is not None and requested > positions:
-        raise ModelError(f"a length of {requested} tokens was asked for (max_length), but the model has {positions}")
-    return requested or positions
-
-
-def pretrained_config(name: str) -> Any:
-    """Configuration of a model by name or path. Raises ModelError if there is none."""
-    if (Path(name) / ADAPTER_CONFIG).is_file():
-        raise ModelError(
-            f"model.name: {name!r} holds adapters, not a model. Fold them into one: ray-l4 merge {name} NEW_FOLDER"
-        )
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.name: no model configuration at {name!r}: {first_line(error)}") from error
 
 
 def to_bytes(model: nn.Module) -> np.ndarray:

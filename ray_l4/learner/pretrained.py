@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ray_l4.errors import ModelError
+from ray_l4.errors import ModelError, first_line
 
 
 def load_pretrained(name: str, where: str) -> PreTrainedModel:
@@ -41,8 +41,3 @@ def grow(model: PreTrainedModel, vocabulary: int) -> range:
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     return range(rows, vocabulary)
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, short enough to stand in a message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""What this machine has for a run, what it lacks, and how to mend that."""
+"""Checks of this machine: versions, hardware and data that runs need, and remedies for what is missing."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ _GIB = 2**30
 _MIN_FREE_DISK = 2 * _GIB
 _MIN_MEMORY = 4 * _GIB
 _MIN_SHARED_MEMORY = _GIB
-"""Below this Ray keeps its object store on disk, and every exchange with it."""
+"""Below this, Ray keeps its object store, and with it every exchange, on disk."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
-    what: str
+    subject: str
     found: str
     ok: bool
     needed: bool = True
-    """Whether a run fails without it."""
+    """True if runs fail without it."""
     remedy: str = ""
+    """Advice to the user; empty if ``ok``."""
 
 
 def examine() -> list[Finding]:
-    """Look at everything; nothing is changed, started or downloaded."""
+    """Run all checks. Changes, starts and downloads nothing."""
     return [*_python(), *_packages(), *_hardware(), *_data()]
 
 
@@ -62,26 +63,30 @@ def _hardware() -> Iterator[Finding]:
 
     cores = usable_cores()
     many = cores >= 2
-    advice = "" if many else "Two students share one core: set students.cpus to 0.5 in the cluster profile."
+    advice = "" if many else "Two students must share one core: set students.cpus to 0.5 in the cluster profile."
     yield Finding("CPU cores", str(cores), many, needed=False, remedy=advice)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     enough = memory >= _MIN_MEMORY
-    yield Finding("memory", f"{memory / _GIB:.1f} GiB", enough, remedy="" if enough else "A run needs 4 GiB or more.")
+    yield Finding("memory", f"{memory / _GIB:.1f} GiB", enough, remedy="" if enough else "A run needs at least 4 GiB.")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    advice = "" if gpus else f"Runs use the CPU. PyTorch {torch.__version__} sees no GPU; is it a CUDA build?"
+    advice = "" if gpus else f"Runs use the CPU. PyTorch {torch.__version__} finds no GPU; is it a CUDA build?"
     yield Finding("GPUs", ", ".join(gpus) or "none", bool(gpus), needed=False, remedy=advice)
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     enough = shared >= _MIN_SHARED_MEMORY
-    advice = "" if enough else "Ray will keep its object store on disk, which is slow (in a container: --shm-size=4g)."
+    advice = (
+        ""
+        if enough
+        else "Ray will keep its object store on disk, which is slow (start a container with --shm-size=4g)."
+    )
     yield Finding("shared memory", f"{shared / _GIB:.1f} GiB", enough, needed=False, remedy=advice)
     free = shutil.disk_usage(Path.cwd()).free
     enough = free >= _MIN_FREE_DISK
-    advice = "" if enough else "Free some, or give --run-dir on another disk."
+    advice = "" if enough else "Free some space, or choose a --run-dir on another disk."
     yield Finding("free disk here", f"{free / _GIB:.1f} GiB", enough, remedy=advice)
 
 
 def _data() -> Iterator[Finding]:
     folder = os.environ.get("RAY_L4_DATA")
     ok = folder is not None and (Path(folder) / "raw").is_dir()
-    advice = "" if ok else "Only for the papers' tasks: set RAY_L4_DATA to the folder that holds raw/."
+    advice = "" if ok else "Needed only for the papers' tasks: set RAY_L4_DATA to the folder that contains raw/."
     yield Finding("raw data sets", folder or "RAY_L4_DATA is not set", ok, needed=False, remedy=advice)

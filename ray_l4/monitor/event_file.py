@@ -11,7 +11,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class EventFile:
-    """A new event file in ``folder``; of the files before it, TensorBoard shows only the steps before ``purge_step``."""
+    """A new event file in ``folder``, which replaces the steps of earlier ones from ``purge_step`` on."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         self._writer = EventFileWriter(str(folder))

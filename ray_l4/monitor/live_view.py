@@ -1,4 +1,4 @@
-"""What one sees while a run goes: bars on a terminal, plain lines elsewhere."""
+"""Display of a run's progress: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ray_l4.monitor.progress import Snapshot
+from ray_l4.monitor.progress import ProgressSnapshot
 
-_LOOK_EVERY = 0.5
-_LINE_EVERY = 15.0
+_POLL_INTERVAL = 0.5
+"""Seconds between two snapshots."""
+_LINE_INTERVAL = 15.0
 """Seconds between plain progress lines where there is no terminal."""
 
 
 class WatchedRun(Protocol):
-    """What the live view needs of a run that has been started."""
+    """A started run, as far as the display needs it."""
 
-    def look(self) -> Snapshot:
-        """What the run is doing now."""
+    def snapshot(self) -> ProgressSnapshot:
+        """Return the current progress."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait up to ``seconds``; returns whether the run has ended."""
+        """Wait up to ``seconds``; return whether the run has ended."""
 
 
 def watch(run: WatchedRun, console: Console) -> None:
-    """Show the run's progress until it ends."""
+    """Display the run's progress until it ends."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             _follow(run, console, lambda snapshot: live.update(render(snapshot)))
@@ -39,37 +40,37 @@ def watch(run: WatchedRun, console: Console) -> None:
         _follow(run, console, lines.show)
 
 
-def _follow(run: WatchedRun, console: Console, show: Callable[[Snapshot], None]) -> None:
-    seen = 0
+def _follow(run: WatchedRun, console: Console, show: Callable[[ProgressSnapshot], None]) -> None:
+    num_printed = 0
     ended = False
     while not ended:
-        ended = run.wait(_LOOK_EVERY)
-        snapshot = run.look()
-        for line in snapshot.events[seen:]:
+        ended = run.wait(_POLL_INTERVAL)
+        snapshot = run.snapshot()
+        for line in snapshot.events[num_printed:]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        seen = len(snapshot.events)
+        num_printed = len(snapshot.events)
         show(snapshot)
 
 
 class _PlainLines:
-    """A line now and then."""
+    """Prints a progress line every ``_LINE_INTERVAL`` seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._next = time.monotonic() + _LINE_EVERY
+        self._next = time.monotonic() + _LINE_INTERVAL
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: ProgressSnapshot) -> None:
         if time.monotonic() >= self._next and snapshot.num_steps:
-            self._next = time.monotonic() + _LINE_EVERY
-            self._console.print(headline(snapshot) + "; " + students(snapshot), highlight=False, soft_wrap=True)
+            self._next = time.monotonic() + _LINE_INTERVAL
+            self._console.print(headline(snapshot) + "; " + student_figures(snapshot), highlight=False, soft_wrap=True)
 
 
-def headline(snapshot: Snapshot) -> str:
-    """Where the run is, in one line."""
+def headline(snapshot: ProgressSnapshot) -> str:
+    """Return the position of the run (task, phase, epoch, step) as one line."""
     if not snapshot.num_stages:
         return snapshot.phase
     left = snapshot.remaining_seconds
-    eta = "" if left is None else f", about {duration(left)} of training left"
+    eta = "" if left is None else f", about {format_duration(left)} of training left"
     return (
         f"{snapshot.part}task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
         f"epoch {snapshot.epoch} of {snapshot.num_epochs}, step {snapshot.step} of {snapshot.num_steps}{eta}; "
@@ -77,8 +78,8 @@ def headline(snapshot: Snapshot) -> str:
     )
 
 
-def students(snapshot: Snapshot) -> str:
-    """Every student's figures, in one line."""
+def student_figures(snapshot: ProgressSnapshot) -> str:
+    """Return the figures of every student as one line."""
     return ", ".join(
         f"student {index}: loss {s.loss:.3f}, peers differ by {s.disagreement:.4f}, "
         f"{s.tokens_per_second:.0f} tokens/s, waits {100 * s.wait_fraction:.0f} %"
@@ -86,8 +87,8 @@ def students(snapshot: Snapshot) -> str:
     )
 
 
-def render(snapshot: Snapshot) -> RenderableType:
-    """The live view: one bar for each student."""
+def render(snapshot: ProgressSnapshot) -> RenderableType:
+    """Return the terminal display: the headline and one bar for each student."""
     table = Table.grid(padding=(0, 2))
     for index, student in enumerate(snapshot.students):
         table.add_row(
@@ -101,8 +102,8 @@ def render(snapshot: Snapshot) -> RenderableType:
     return Group(Text(headline(snapshot)), table)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in hours, minutes and seconds (``1 min 05 s``)."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

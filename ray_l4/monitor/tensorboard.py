@@ -1,4 +1,4 @@
-"""Curves for TensorBoard. Its time axis counts training steps over all stages, across resumes."""
+"""TensorBoard event files of a run. The horizontal axis counts training steps over all stages, across resumes."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from ray_l4.store.run_directory import Cell
 _CURVES = ("loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "lr", "grad_norm")
 
 
-class Board:
-    """The event files of a run."""
+class TensorBoardLog:
+    """Writer of the run's event files."""
 
     def __init__(self, folder: Path, steps_before: int) -> None:
-        """``steps_before``: those of all finished stages; curves of a stage that is learned again are replaced."""
+        """``steps_before``: total steps of the finished stages; events after them are replaced."""
         self._writer = EventFile(folder, purge_step=steps_before)
-        self._first, self._after = 0, steps_before
-        self._now = steps_before
+        self._stage_start = self._stage_end = self._last_step = steps_before
 
-    def begin(self, num_steps: int) -> None:
-        """Stages of so many steps in all begin."""
-        self._first, self._after = self._after, self._after + num_steps
+    def begin_stage(self, num_steps: int) -> None:
+        """Begin a stage (or stages that run side by side) of ``num_steps`` steps in total."""
+        self._stage_start, self._stage_end = self._stage_end, self._stage_end + num_steps
 
-    def again(self) -> None:
-        """The stages at hand begin anew."""
-        self._after = self._first
+    def restart_stage(self) -> None:
+        """Return to the start of the current stage; ``begin_stage`` then begins it again."""
+        self._stage_end = self._stage_start
 
-    def step(self, step: int, figures: Mapping[str, Mapping[str, float]]) -> None:
-        """Figures of a step, counted from the beginning of the stages at hand, by the name of who learned in it."""
-        self._now = self._first + step
-        for learner, values in figures.items():
-            for name in _CURVES:
-                if name in values:
-                    self._writer.add_scalar(f"{name}/{learner}", values[name], self._now)
+    def log_step(self, step: int, figures: Mapping[str, Mapping[str, float]]) -> None:
+        """Write the figures of a step, counted from the start of the stage, by the name of each curve's student."""
+        self._last_step = self._stage_start + step
+        for name, values in figures.items():
+            for curve in _CURVES:
+                if curve in values:
+                    self._writer.add_scalar(f"{curve}/{name}", values[curve], self._last_step)
 
-    def score(self, cell: Cell, value: float) -> None:
-        """A score, at the step at which it arrived."""
-        self._writer.add_scalar(f"score/{cell.task}/student-{cell.student}", value, self._now)
+    def log_score(self, cell: Cell, value: float) -> None:
+        """Write a score at the latest step."""
+        self._writer.add_scalar(f"score/{cell.task}/student-{cell.student}", value, self._last_step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the event files."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""Who did what from when to when."""
+"""Record of the time spans that students, evaluators and the coordinator spend on each kind of work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_l4.store.run_directory import RunDirectory
 
 
 class Timeline:
-    """The spans of a run, over all its resumes."""
+    """The spans of a run, across all its resumes."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
@@ -22,13 +22,13 @@ class Timeline:
         self._spans: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
 
     def add(self, lane: str, kind: str, label: str, seconds: float) -> None:
-        """Note a span of this length that ends now."""
+        """Add a span of this length that ends now; ``lane`` names the process that did the work."""
         end = time.time()
         self._spans.append({"lane": lane, "kind": kind, "label": label, "start": end - seconds, "end": end})
 
     @contextmanager
     def span(self, lane: str, kind: str, label: str) -> Iterator[None]:
-        """Note the time that what is inside takes."""
+        """Add a span for the ``with`` block, even if the block raises."""
         began = time.monotonic()
         try:
             yield
@@ -36,5 +36,5 @@ class Timeline:
             self.add(lane, kind, label, time.monotonic() - began)
 
     def save(self) -> None:
-        """Write all of it to the run directory."""
+        """Write all spans to the run directory."""
         write_timeline(self._run, self._spans)

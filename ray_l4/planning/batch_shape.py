@@ -9,8 +9,9 @@ import pyarrow as pa
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.errors import ConfigError
+from ray_l4.learner.model_config import sequence_limit
 from ray_l4.methods import get_method
-from ray_l4.planning.meta_models import Vocabulary, sequence_limit
+from ray_l4.planning.meta_models import Vocabulary
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.sampler import LENGTH_EXPONENT, auto_batch_size
 from ray_l4.text.tokens import tokens_table

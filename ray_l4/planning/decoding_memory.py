@@ -10,9 +10,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.learner.model_config import sequence_limit
 from ray_l4.learner.models import arithmetic
 from ray_l4.planning.memory_trace import MemoryTrace
-from ray_l4.planning.meta_models import Vocabulary, meta_model, sequence_limit
+from ray_l4.planning.meta_models import Vocabulary, meta_model
 
 _CPU = torch.device("cpu")
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.learner.adapters import add_adapters
-from ray_l4.learner.models import build_model, longest_sequence, max_length, pretrained_config, set_dropout
+from ray_l4.learner.model_config import pretrained_config
+from ray_l4.learner.models import build_model, set_dropout
 from ray_l4.learner.pretrained import grow
 
 _NUM_ADDED = 3
@@ -65,13 +66,6 @@ def vocabulary_of(experiment: ExperimentConfig) -> Vocabulary:
     else:
         base = int(pretrained_config(str(model.name)).vocab_size)
     return Vocabulary(base, len(experiment.stream) + model.spare_task_tokens)
-
-
-def sequence_limit(model: ModelConfig) -> int:
-    """Return the longest sequence in tokens. Raises ModelError as ``learner.models.max_length`` does."""
-    if model.from_scratch is not None:
-        return longest_sequence(model.from_scratch.positions, model.max_length)
-    return max_length(pretrained_config(str(model.name)), model.max_length)
 
 
 def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | None = None) -> PreTrainedModel:

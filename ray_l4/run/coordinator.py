@@ -13,7 +13,7 @@ from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import Board
+from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
 from ray_l4.report.summary import summarise
 from ray_l4.run.context import RunContext, StoppedError
@@ -78,7 +78,7 @@ class Coordinator:
                     context.mirroring.finish()
         summary = summarise(context.directory)
         write_json(context.directory.path / "summary.json", summary)
-        context.progress.set(phase="starting" if self._is_part else "done", jobs_open=0)
+        context.progress.update(phase="starting" if self._is_part else "done", jobs_open=0)
         return summary
 
     def _run(self) -> None:
@@ -112,8 +112,8 @@ class Coordinator:
             return None, 0.0
         teachers = open_teachers(context.setup, context.directory)
         if not (teachers.path / "summary.json").is_file():
-            context.progress.event("training the teachers")
-            context.progress.set(part="teachers: ")
+            context.progress.add_event("training the teachers")
+            context.progress.update(part="teachers: ")
             part = _part_of(context, context.setup.of_teachers(), teachers)
             try:
                 with context.timeline.span("coordinator", "teachers", "training the teachers"):
@@ -121,8 +121,8 @@ class Coordinator:
             except StoppedError:
                 context.heed_stop()  # the message should name this run, not that of the teachers
                 raise
-            context.progress.event("the teachers are trained")
-            context.progress.set(part="")
+            context.progress.add_event("the teachers are trained")
+            context.progress.update(part="")
         own = teachers.path == context.directory.teachers()
         return teachers, teachers.state().wall_seconds if own else 0.0
 
@@ -137,7 +137,7 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
         progress=progress,
         curves=_curves(directory),
         timeline=Timeline(directory),
-        mirroring=Mirroring(directory, cluster, progress.event),
+        mirroring=Mirroring(directory, cluster, progress.add_event),
         stop=threading.Event(),
     )
 
@@ -147,7 +147,7 @@ def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunCon
     return replace(whole, setup=setup, directory=directory, curves=_curves(directory), timeline=Timeline(directory))
 
 
-def _curves(directory: RunDirectory) -> Board:
+def _curves(directory: RunDirectory) -> TensorBoardLog:
     done = directory.state().stages_done
     steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
-    return Board(directory.path / "tensorboard", steps_before=len(steps))
+    return TensorBoardLog(directory.path / "tensorboard", steps_before=len(steps))

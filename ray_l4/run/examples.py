@@ -86,7 +86,7 @@ class StageExamples:
             if table is None:
                 return {}
             record_stored(self._context.directory, self._setup, stage, table)
-            self._context.progress.event(f"replay: {table.num_rows} stored examples")
+            self._context.progress.add_event(f"replay: {table.num_rows} stored examples")
             return dict.fromkeys(students, table)
         wanted = PseudoExamples.of(self._setup, stage, students)
         if not wanted.gens:
@@ -101,7 +101,7 @@ class StageExamples:
         }
         replayed = collect_replay(self._context, wanted, students, self._queue, models, on_nap)
         kept = sum({id(table): table.num_rows for table in replayed.values()}.values())
-        self._context.progress.event(f"replay: {kept} pseudo-examples, {len(wanted.gens) - kept} dropped")
+        self._context.progress.add_event(f"replay: {kept} pseudo-examples, {len(wanted.gens) - kept} dropped")
         return replayed
 
 

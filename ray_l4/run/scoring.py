@@ -125,8 +125,8 @@ class Scoring:
         }
         write_score(self._context.directory, cell, record, predictions)
         value = scored.values[scored.headline]
-        self._context.curves.score(cell, value)
-        self._context.progress.scored(
+        self._context.curves.log_score(cell, value)
+        self._context.progress.record_score(
             f"student {cell.student} after {self._setup.stages[cell.stage].name}, epoch {cell.epoch}: "
             f"{cell.task} {scored.headline} {value:.1f}"
         )

@@ -19,14 +19,14 @@ from ray_l4.cluster.reservation import Reservation, reserve
 from ray_l4.cluster.rpc import RayRpc, get
 from ray_l4.cluster.spawn import LocalSpawner, RaySpawner
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.monitor.progress import Snapshot
+from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import most_slots
 from ray_l4.store.run_directory import RunDirectory
 
 _CONTROL_TIMEOUT = 30.0
-"""Seconds for the coordinator to answer ``look``, for which it has a separate thread."""
+"""Seconds for the coordinator to answer ``snapshot``, for which it has a separate thread."""
 
 _STOP_TIMEOUT = 10.0
 """Seconds for the coordinator to stop by itself before it is killed; the files on disk are whole either way."""
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class Session(Protocol):
     """A run that has been started."""
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> ProgressSnapshot:
         """Return a snapshot of the run's progress."""
 
     def wait(self, seconds: float) -> bool:
@@ -65,8 +65,8 @@ class LocalSession:
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
         self._thread.start()
 
-    def look(self) -> Snapshot:
-        return self._coordinator.progress.look()
+    def snapshot(self) -> ProgressSnapshot:
+        return self._coordinator.progress.snapshot()
 
     def wait(self, seconds: float) -> bool:
         self._thread.join(seconds)
@@ -89,7 +89,7 @@ class LocalSession:
 
 
 class CoordinatorActor:
-    """The coordinator as an actor: ``look`` and ``stop`` answer at once while ``run`` is at work."""
+    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
         make_spawner = partial(RaySpawner, reservation=reservation)
@@ -100,8 +100,8 @@ class CoordinatorActor:
         return self._coordinator.run()
 
     @ray.method(concurrency_group="control")
-    def look(self) -> Snapshot:
-        return self._coordinator.progress.look()
+    def snapshot(self) -> ProgressSnapshot:
+        return self._coordinator.progress.snapshot()
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -129,11 +129,11 @@ class RaySession:
             started.callback(ray.kill, self._coordinator)  # Ray ends its students and evaluators with it
             self._running = self._coordinator.run.remote()
             self._started = started.pop_all()
-        self._last = Snapshot()
+        self._last = ProgressSnapshot()
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> ProgressSnapshot:
         try:
-            self._last = ray.get(self._coordinator.look.remote(), timeout=_CONTROL_TIMEOUT)
+            self._last = ray.get(self._coordinator.snapshot.remote(), timeout=_CONTROL_TIMEOUT)
         except (GetTimeoutError, RayError):
             # It is still starting, or has died, which ``result`` reports.
             return self._last

@@ -65,12 +65,12 @@ class StageLoop:
     def run(self) -> None:
         """Learn the remaining stages, then wait for all scores."""
         setup, progress = self._context.setup, self._context.progress
-        progress.set(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
+        progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
         self._warn_of_equal_peers()
         self._catch_up()
         while self._state.stages_done < len(setup.stages):
             self._learn()
-        progress.set(phase="scoring")
+        progress.update(phase="scoring")
         self._queue.wait(lambda: not len(self._queue), self._between)
         evaluators = {f"evaluator-{i}": [own.peak_memory()] for i, own in enumerate(self._evaluators)}
         self._state.commit(len(setup.stages), self._peaks(evaluators), self._membership.lost)
@@ -99,7 +99,7 @@ class StageLoop:
         equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
         graph = self._membership.topology
         if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
-            self._context.progress.event(
+            self._context.progress.add_event(
                 "warning: the model has no dropout and peers.init is shared: the peers will stay equal"
             )
 
@@ -111,7 +111,7 @@ class StageLoop:
         self._restore()
         self._scoring.request_missing(done, self._checkpoints.descriptions)
         stages = self._context.setup.stages
-        self._context.progress.event(f"resumed after {stages[done - 1].name} ({done} of {len(stages)} stages)")
+        self._context.progress.add_event(f"resumed after {stages[done - 1].name} ({done} of {len(stages)} stages)")
 
     def _learn(self) -> None:
         """Learn the next stage, or several that do not depend on each other; begin again if a student is lost.
@@ -165,16 +165,16 @@ class StageLoop:
             membership.drop(lost)
         else:
             for slot, how in lost.items():
-                progress.event(f"student {slot} is lost and replaced: {how}")
+                progress.add_event(f"student {slot} is lost and replaced: {how}")
             membership.replace(lost)
         for stage in {own.stage for own in assignments}:
             self._scoring.forget(stage)
         for evaluator in self._evaluators:  # without a peer, a checkpoint of the same name has other weights
             evaluator.forget()
-        self._context.curves.again()
+        self._context.curves.restart_stage()
         self._restore()
         self._state.count_restart()
-        progress.event(f"learning again from the end of stage {self._state.stages_done}")
+        progress.add_event(f"learning again from the end of stage {self._state.stages_done}")
 
     def _restore(self) -> None:
         if not self._plan.begins_anew:
@@ -185,7 +185,7 @@ class StageLoop:
         for student in self._membership.lost:  # its weights may never arrive
             self._scoring.forget(self._state.stages_done, student)
         self._queue.poll()
-        self._context.progress.set(jobs_open=len(self._scoring))
+        self._context.progress.update(jobs_open=len(self._scoring))
         self._context.heed_stop()
 
     def _peaks(self, asked: Mapping[str, PerRank[int]]) -> dict[str, int]:

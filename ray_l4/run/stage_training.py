@@ -47,8 +47,8 @@ class StageTrainer:
         context = self._context
         stages = sorted({own.stage for own in assignments})
         where = " and ".join(context.setup.stages[stage].name for stage in stages)
-        context.progress.set(stage=stages[0], task=where, epoch=0, step=0, num_steps=0, phase="replay")
-        context.progress.set(students=[StudentProgress() for _ in assignments])
+        context.progress.update(stage=stages[0], task=where, epoch=0, step=0, num_steps=0, phase="replay")
+        context.progress.update(students=[StudentProgress() for _ in assignments])
         for own in assignments if self._plan.begins_anew else ():
             self._call(own.slot, self._membership.students[own.slot].reset(), "reset")
         with context.timeline.span("coordinator", "replay", f"examples for {where}"):
@@ -60,10 +60,10 @@ class StageTrainer:
         )
         num_steps = max(last[-1] + 1 for last in last_steps.values())
         steps_of = {own.stage: last_steps[own.slot][-1] + 1 for own in assignments}
-        context.curves.begin(sum(steps_of.values()))
+        context.curves.begin_stage(sum(steps_of.values()))
         self._expect_steps(stages, num_steps, len(assignments))
-        context.progress.event(f"learning {where} from {counts} examples in {num_steps} steps")
-        context.progress.set(phase="training", num_steps=num_steps)
+        context.progress.add_event(f"learning {where} from {counts} examples in {num_steps} steps")
+        context.progress.update(phase="training", num_steps=num_steps)
         return StageTraining(context, self._plan, self._membership, assignments, last_steps, between)
 
     def _begin_all(
@@ -101,8 +101,8 @@ class StageTrainer:
         steps *= num_students if in_turn else 1
         current = max(setup.num_examples(stage) for stage in stages)
         later = sum(setup.num_examples(stage) for stage in range(max(stages) + 1, len(setup.stages)))
-        done = progress.look().steps_done
-        progress.set(steps_total=done + steps + round(steps * later / current / len(stages)))
+        done = progress.snapshot().steps_done
+        progress.update(steps_total=done + steps + round(steps * later / current / len(stages)))
 
     def _call(self, slot: int, references: PerRank[Any], what: str) -> Any:
         return self._membership.students[slot].wait(references, self._context.cluster.timeouts.start, what)
@@ -143,7 +143,7 @@ class StageTraining:
         PeerLostError. Raises PeerError if a student fails.
         """
         assignments = self.assignments
-        self._context.progress.set(epoch=epoch)
+        self._context.progress.update(epoch=epoch)
         began = time.monotonic()
         rows: dict[int, list[dict[str, float]]] = {own.stage: [] for own in assignments}
         on_step = self._on_step(assignments, epoch, rows)
@@ -189,7 +189,7 @@ class StageTraining:
             raise error
         membership.drop(roll.lost)
         for slot, how in roll.lost.items():
-            self._context.progress.event(f"student {slot} is lost; the others go on without it: {how}")
+            self._context.progress.add_event(f"student {slot} is lost; the others go on without it: {how}")
         membership.form_groups()
         remaining = {slot: end for slot, end in ends.items() if slot in roll.next_steps}
         return levelled(roll.next_steps, remaining) if remaining else []
@@ -210,14 +210,14 @@ class StageTraining:
             nonlocal last_time
             now = time.monotonic()
             shown = {by_slot[slot][0]: own for slot, own in figures.items()}
-            self._context.progress.step(step, shown, now - last_time)
+            self._context.progress.record_step(step, shown, now - last_time)
             last_time = now
             for slot, values in figures.items():
                 _, own = by_slot[slot]
                 key = {"stage": own.stage, "epoch": epoch, "step": step, "student": own.student}
                 rows[own.stage].append({**key, **values})
             curves = {self._plan.curve_name(by_slot[slot][1]): values for slot, values in figures.items()}
-            self._context.curves.step(step, curves)
+            self._context.curves.log_step(step, curves)
             self._between()
 
         return on_step

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.model import ModelConfig
+from ray_l4.learner.model_config import sequence_limit
 from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
@@ -79,7 +79,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
-    longest = min(_longest(model) for model in all_models(experiment))
+    longest = min(sequence_limit(model) for model in all_models(experiment))
     return Setup(
         experiment=experiment,
         method=method,
@@ -107,14 +107,6 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
         for text in table.column(column).to_pylist()
     ]
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
-
-
-def _longest(model: ModelConfig) -> int:
-    from ray_l4.learner.models import longest_sequence, max_length, pretrained_config
-
-    if model.from_scratch is not None:
-        return longest_sequence(model.from_scratch.positions, model.max_length)
-    return max_length(pretrained_config(str(model.name)), model.max_length)
 
 
 def _tokens(

@@ -1,4 +1,4 @@
-"""One trial, in a process of its own somewhere on the cluster: a run, or what is left of one."""
+"""One trial in its own process on the cluster: a new run, or a resumed one."""
 
 from __future__ import annotations
 
@@ -10,50 +10,40 @@ from typing import TextIO
 
 from rich.console import Console
 
-from ray_l4.cluster.placement import bundles
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RunDirectoryError
-from ray_l4.methods import graph_of
 from ray_l4.run import execute
 from ray_l4.store.mirror import MIRROR_NAME_KEY
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.sweep.folder import SweepFolder
+from ray_l4.sweep.directory import SweepDirectory
 from ray_l4.sweep.trials import Trial
 
-_LOCK_PATIENCE = 120.0
-"""Seconds for the process of a sweep that was killed to let go of its run; Ray notices such a death only slowly."""
+_LOCK_TIMEOUT = 120.0
+"""Seconds to wait for a killed sweep's trial to release its run directory; Ray notices such a death slowly."""
 
 _WIDTH = 160
+"""Width of a log, in characters."""
 
 _TAIL = 4096
-"""Bytes at the end of a log: more than its last line has."""
+"""Bytes to read from the end of a log: more than its last line has."""
 
 
-def needs(trial: Trial, cluster: ClusterConfig) -> list[dict[str, float]]:
-    """Bundles that a trial reserves: as a run of its own would, or one for the single process of a run without Ray."""
-    students = cluster.students
-    if cluster.exchange.transport != "in_process":
-        return bundles(graph_of(trial.experiment).size, cluster)
-    amounts = {"CPU": float(students.threads or students.cpus), "GPU": students.gpus}
-    return [{name: amount for name, amount in amounts.items() if amount} | students.resources]
+def run_trial(trial: Trial, directory: SweepDirectory, cluster: ClusterConfig, command: str) -> None:
+    """Run the trial's experiment, or resume it, in its run directory; write its output to its log.
 
-
-def run_trial(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command: str) -> None:
-    """Learn the trial's experiment, or go on with it, into its run directory; what it says goes to its log.
-
-    Raises ClusterError if this node does not see the sweep's folder, and whatever ends the run.
+    Raises ClusterError if the sweep directory is not visible from this node, and any error that ends the run.
     """
-    if not folder.exists:
+    if not directory.exists:
         raise ClusterError(
-            f"{folder.path}: not seen from this node. Trials run anywhere on the cluster: choose an --out on a file "
-            "system that all nodes share, or a profile with one node."
+            f"{directory.path}: not visible from this node. Trials run anywhere on the cluster: choose an --out on a "
+            "file system that all nodes share, or a profile with one node."
         )
-    log_path = folder.log(trial)
+    log_path = directory.log_path(trial)
     log_path.parent.mkdir(exist_ok=True)
     with log_path.open("a", buffering=1, encoding="utf-8") as log:
         handler = _log_to(log)
         try:
-            _run(trial, folder, cluster, command, Console(file=log, width=_WIDTH))
+            _run(trial, directory, cluster, command, Console(file=log, width=_WIDTH))
         except Exception:
             logging.getLogger(__name__).exception("the run failed")
             raise
@@ -61,21 +51,24 @@ def run_trial(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command
             logging.getLogger().removeHandler(handler)
 
 
-def _run(trial: Trial, folder: SweepFolder, cluster: ClusterConfig, command: str, console: Console) -> None:
-    path = folder.run(trial)
+def _run(trial: Trial, directory: SweepDirectory, cluster: ClusterConfig, command: str, console: Console) -> None:
+    path = directory.run_path(trial)
     if (path / "config.yaml").is_file():
         run = RunDirectory.open(path)
         _await_lock(run)
         execute.resume(run, cluster, console)
     else:
-        folder.clear(trial)
-        name = f"{folder.path.resolve().name}/{trial.folder}"
-        execute.run(trial.experiment, cluster, path, command, console, folder.provenance() | {MIRROR_NAME_KEY: name})
+        directory.discard(trial)
+        name = f"{directory.path.resolve().name}/{trial.name}"
+        execute.run(trial.experiment, cluster, path, command, console, directory.provenance() | {MIRROR_NAME_KEY: name})
 
 
 def _await_lock(run: RunDirectory) -> None:
-    """Wait for the lock, which nobody but the process of an earlier call of this sweep can hold."""
-    deadline = time.monotonic() + _LOCK_PATIENCE
+    """Wait until the run directory is unlocked; only a trial of an earlier call of this sweep can hold the lock.
+
+    Raises RunDirectoryError if it is still locked after ``_LOCK_TIMEOUT``.
+    """
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     while True:
         try:
             with run.lock():
@@ -94,7 +87,7 @@ def _log_to(file: TextIO) -> logging.Handler:
 
 
 def last_line(log: Path) -> str:
-    """The last thing a run said, or nothing; read from the end of its log, however long that is."""
+    """Return the last non-blank line of a log, or an empty text; reads only the end of the file."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""A protocol made smaller: fewer examples and epochs, in the proportions of the original."""
+"""Scaling of a protocol: fewer examples and epochs, in the proportions of the original."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_l4.tasks.registry import TASKS
 from ray_l4.tasks.rows import Split
 
 MIN_EXAMPLES = 20
-"""Fewer say nothing about a method. A task that has fewer to begin with keeps what it has."""
+"""Smallest scaled size of a task: fewer examples say nothing about a method. A smaller task keeps its size."""
 
 _EPOCHS = ("training.epochs", "teachers.epochs")
 _SIZE = re.compile(r"stream\.\d+\.(train|test)")
@@ -27,9 +27,9 @@ def check_scale(scale: float) -> None:
 
 
 def scaled(experiment: ExperimentConfig, scale: float) -> Settings:
-    """What changes in an experiment at ``scale``: epochs, and every task's sizes as far as they are known.
+    """Return the settings of an experiment that change at ``scale``: epochs, and the sizes of tasks where known.
 
-    The papers' size of a built-in task counts as a number; ``all`` stays all.
+    ``paper`` counts as the number of examples in the papers; ``all`` stays ``all``.
     """
     sizes = {f"stream.{i}.{split}": size for i, task in enumerate(experiment.stream) for split, size in _sizes(task)}
     epochs = dict(zip(_EPOCHS, (experiment.training.epochs, experiment.teachers.epochs), strict=True))
@@ -37,7 +37,7 @@ def scaled(experiment: ExperimentConfig, scale: float) -> Settings:
 
 
 def scaled_settings(settings: Settings, scale: float) -> dict[str, object]:
-    """The same settings, with epochs and sizes at ``scale``."""
+    """Return the same settings with epochs and sizes at ``scale``."""
     return {key: _scaled(key, value, scale) for key, value in settings.items()}
 
 

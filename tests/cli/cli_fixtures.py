@@ -1,15 +1,17 @@
-"""Calls of the command line, as a user makes them."""
+"""The command line as a user calls it: in a process of its own, or for speed in this one."""
 
 from __future__ import annotations
 
 import atexit
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -22,7 +24,7 @@ _LOADED.set_forkserver_preload(
     [
         *("ray_l4.cli.main", "ray_l4.cli.download", "ray_l4.methods", "ray_l4.sweep.trials", "ray_l4.setup.setup"),
         *("ray_l4.learner.learner", "ray_l4.learner.inspection", "ray_l4.report.markdown", "ray_l4.report.html.page"),
-        *("ray_l4.tasks.prepare", "ray_l4.metrics.rouge", "peft", "torch.utils.tensorboard"),
+        *("ray_l4.tasks.prepare", "ray_l4.metrics.rouge", "peft", "tensorboard"),
     ]
 )
 """The libraries of most commands; not Ray, which reads its environment when it is imported."""
@@ -40,19 +42,19 @@ SMALL = {
 
 
 def write_experiment(folder: Path, **changes: object) -> Path:
-    """Write an experiment that runs in seconds; ``changes`` replace its sections."""
+    """Write an experiment file whose run takes seconds, and return its path."""
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     return path
 
 
 def command(*arguments: object) -> list[str]:
-    """Return the words that start a command in a process of its own."""
+    """Return the command that calls ``ray-l4`` with these arguments."""
     return [sys.executable, "-m", "ray_l4.cli.main", *map(str, arguments)]
 
 
 def ray_l4(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in a forked process that has most libraries loaded already, which saves seconds."""
+    """Run a command to its end in its own process, forked from one that has already loaded the libraries."""
     given = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         written = [Path(folder) / name for name in ("stdout", "stderr")]
@@ -67,6 +69,30 @@ def ray_l4(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
     return subprocess.CompletedProcess(given, process.exitcode, output, errors)
 
 
+class InThisProcess:
+    """Runs commands in the process of the test, which need not load the libraries again and may substitute parts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        monkeypatch.setenv("COLUMNS", "200")
+
+    def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        from ray_l4.cli.main import main
+
+        given = [str(argument) for argument in arguments]
+        self._monkeypatch.setattr("sys.argv", ["ray-l4", *given])
+        self._capsys.readouterr()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)  # main() installs its own handler
+        output, errors = self._capsys.readouterr()
+        return subprocess.CompletedProcess(given, int(ended.value.code or 0), output, errors)
+
+
 def _main(arguments: list[str], cwd: Path, environment: dict[str, str], written: list[Path]) -> None:
     os.environ.clear()
     os.environ.update(environment)
@@ -79,11 +105,11 @@ def _main(arguments: list[str], cwd: Path, environment: dict[str, str], written:
     try:
         main()
     finally:
-        atexit._run_exitfuncs()  # those of Ray: a forked process leaves them out
+        atexit._run_exitfuncs()  # Ray's: a forked process does not run them by itself
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """Assert that a command failed as it should by a user's mistake: with one message, its code and no traceback."""
+    """Assert that a command failed with this exit code and one error message with these words, and no traceback."""
     assert result.returncode == code, result.stderr
     assert result.stderr.count("error:") == 1, result.stderr
     assert "Traceback" not in result.stderr + result.stdout

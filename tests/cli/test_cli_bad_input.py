@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def run_with(folder: Path, **changes: object) -> object:
     """Run an experiment without Ray, into ``folder``/run."""
     path = write_experiment(folder, **changes)
     return ray_l4("run", path, "--cluster", IN_PROCESS, "--run-dir", folder / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run_with(folder).returncode == 0
+    return folder / "run"
 
 
 ROW = '{"context": "one two three", "question": "which", "answer": "two", "id": "%s"}\n'
@@ -101,18 +110,17 @@ def test_a_run_directory_that_is_taken(tmp_path: Path) -> None:
     assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_directory_that_another_process_uses(tmp_path: Path) -> None:
-    assert run_with(tmp_path).returncode == 0
+def test_a_run_directory_that_another_process_uses(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     with (tmp_path / "run" / ".lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "in use", "process")
 
 
-def test_resuming_a_folder_without_a_run_or_a_finished_run(tmp_path: Path) -> None:
+def test_resume_of_what_is_no_run_or_has_finished(tmp_path: Path, finished: Path) -> None:
     refused(ray_l4("resume", tmp_path), RUN_DIRECTORY, "not a run directory")
-    assert run_with(tmp_path).returncode == 0
-    refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "has finished", "ray-l4 report")
+    refused(ray_l4("resume", finished), RUN_DIRECTORY, "has finished", "ray-l4 report")
 
 
 def test_evaluating_a_folder_without_a_checkpoint(tmp_path: Path) -> None:

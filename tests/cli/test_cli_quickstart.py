@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.cli_fixtures import QUICKSTART, REPOSITORY, ray_l4
 
-pytestmark = [pytest.mark.quickstart, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.quickstart, pytest.mark.ray, pytest.mark.timeout(900)]
 
 FIVE_MINUTES = 300.0
 

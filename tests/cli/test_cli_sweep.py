@@ -1,4 +1,4 @@
-"""``ray-l4 sweep``: every protocol loads, a second call does nothing, an interrupted sweep is finished."""
+"""``ray-l4 sweep``: every protocol loads, a second call repeats nothing, and a stopped sweep is continued."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,12 +17,21 @@ from transformers import GPT2Config
 from typer.testing import CliRunner, Result
 
 from ray_l4.cli.main import app
+from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.strict_yaml import parse
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.sweep.trials import MAX_TRIALS, Request, make_plan
-from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, command, ray_l4, refused
-from tests.cli.test_cli_interruption import END_LIMIT, MARK, START_LIMIT, marked_processes, wait_until_gone
+from ray_l4.sweep.directory import SweepDirectory
+from ray_l4.sweep.trials import SweepRequest, Trial, expand_protocol
+from ray_l4.sweep.view import SweepView
+from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, InThisProcess, command, ray_l4, refused
+from tests.cli.test_cli_interruption import (
+    END_LIMIT,
+    START_LIMIT,
+    marked_environment,
+    marked_processes,
+    wait_until_gone,
+)
 
 EXPERIMENTS = REPOSITORY / "launch" / "experiments"
 SMALL_MODEL = ("--with", EXPERIMENTS / "small-model.yaml")
@@ -41,12 +51,12 @@ def write_protocol(folder: Path, sweep: dict[str, object] | None = None, **chang
 
 
 def invoke(*arguments: object) -> Result:
-    """Call the command in this process, for a sweep that runs no trial."""
+    """Run the command in this process, for calls that start no trial."""
     return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Return the time of the last change of every file below ``folder``."""
+    """Return the modification time of every file below a folder."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -80,12 +90,13 @@ def test_the_full_size_without_pretrained_weights(name: str, overlays: tuple[Pat
     result = invoke(EXPERIMENTS / name, *options, "--dry-run", "--out", tmp_path / "out", *ROOM)
     assert result.exit_code == 0, result.exception
     assert "scaled" not in result.stdout
-    full, plan = make_plan(EXPERIMENTS / name, Request()), make_plan(EXPERIMENTS / name, Request(laid_over=overlays))
-    for before, trial in zip(full.trials, plan.trials, strict=True):
-        assert trial.folder == before.folder
-        assert trial.experiment.training == before.experiment.training, "the protocol keeps its size"
+    full = expand_protocol(EXPERIMENTS / name, SweepRequest())
+    scratch_sweep = expand_protocol(EXPERIMENTS / name, SweepRequest(overlays=overlays))
+    for before, trial in zip(full.trials, scratch_sweep.trials, strict=True):
+        assert trial.name == before.name
+        assert trial.experiment.training == before.experiment.training, "the size of the protocol stays the same"
         assert trial.experiment.stream == before.experiment.stream
-    scratch = plan.trials[0].experiment.model.from_scratch
+    scratch = scratch_sweep.trials[0].experiment.model.from_scratch
     assert scratch is not None
     like_gpt2 = GPT2Config(
         n_layer=scratch.layers,
@@ -98,7 +109,7 @@ def test_the_full_size_without_pretrained_weights(name: str, overlays: tuple[Pat
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_protocols_have_the_rows_and_orders_that_were_published(name: str) -> None:
+def test_protocols_have_the_published_rows_and_orders(name: str) -> None:
     sweep = _read(EXPERIMENTS / name)["sweep"]
     if "table" not in sweep:
         assert name.startswith("l2kd-figure")
@@ -117,7 +128,7 @@ def _read(path: Path) -> dict:
     return tree
 
 
-# --- mistakes of the user: one message, and nothing is started ---
+# --- mistakes: one message, and nothing is started ---
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def _read(path: Path) -> dict:
         (["--grid", "training.epochs"], "--grid training.epochs: expected KEY=V1,V2"),
         (["--grid", "training.epochs="], "expected KEY=V1,V2"),
         (["--orders", "mini.woz:mini.res"], "task 'mini.res' is not in the stream. Did you mean 'mini.rest'?"),
-        (["--orders", "mini.woz"], "leaves out mini.rest"),
+        (["--orders", "mini.woz"], "mini.rest is missing"),
         (["--orders", "mini.woz:mini.rest,"], "expected values separated by commas"),
         (["--seeds", "0"], "expected at least one"),
         (["--seeds", "few"], "expected a number of seeds (3), or a list of them (0,7,12)"),
@@ -148,9 +159,9 @@ def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
     assert not out.exists()
 
 
-def test_missing_data_is_reported_once_before_anything_is_started(tmp_path: Path) -> None:
+def test_missing_data_is_reported_once_before_anything_starts(tmp_path: Path, sweep_here: InThisProcess) -> None:
     path = write_protocol(tmp_path, stream=["woz.en", "e2enlg"], data={"raw": "nowhere"})
-    result = ray_l4("sweep", path, "--out", tmp_path / "out", "--cluster", IN_PROCESS)
+    result = sweep_here("sweep", path, "--out", tmp_path / "out", "--cluster", IN_PROCESS)
     refused(result, 3, "nowhere", "woz")
     assert not (tmp_path / "out").exists()
 
@@ -167,25 +178,47 @@ def test_values_of_options(tmp_path: Path) -> None:
     assert "reserves [{'CPU': 1.0}]" in lines[0]
 
 
-def test_help_names_the_default_limit() -> None:
-    text = " ".join(CliRunner().invoke(app, ["sweep", "--help"], env={"COLUMNS": "200"}).stdout.split())
-    assert f"Refuse more trials than this; {MAX_TRIALS} if not given." in text
-
-
 def test_run_does_not_take_a_protocol(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["run", str(write_protocol(tmp_path))])
     assert isinstance(result.exception, ConfigError)
     assert "ray-l4 sweep" in str(result.exception)
 
 
-# --- from the first call to the last ---
+# --- several calls of one sweep ---
 
 
-@pytest.mark.end_to_end
-def test_a_second_call_computes_nothing_and_a_wider_one_only_what_is_new(tmp_path: Path) -> None:
-    path = write_protocol(tmp_path)
-    arguments = ("sweep", path, "--scale", "0.9", "--cluster", IN_PROCESS)
-    first = ray_l4(*arguments, cwd=tmp_path)
+@pytest.fixture
+def sweep_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    """Commands in this process, where a loop over the trials takes the place of Ray Tune."""
+    from ray_l4.sweep import execute
+    from ray_l4.sweep.run_trial import run_trial
+
+    def run_one_by_one(
+        pending: Mapping[str, Trial], directory: SweepDirectory, cluster: ClusterConfig, command: str, view: SweepView
+    ) -> dict[str, str]:
+        failures = {}
+        for name, trial in pending.items():
+            view.trial_started(name)
+            try:
+                run_trial(trial, directory, cluster, command)
+            except RayL4Error as error:
+                failures[name] = str(error)
+            view.trial_ended(name, failed=name in failures)
+        return failures
+
+    monkeypatch.setattr(execute, "ray", SimpleNamespace(shutdown=lambda: None))
+    monkeypatch.setattr(execute, "connect", lambda peers, cluster: None)
+    monkeypatch.setattr(execute, "node_resources", lambda: [{"CPU": 1.0}])
+    monkeypatch.setattr(execute, "run_on_tune", run_one_by_one)
+    return InThisProcess(monkeypatch, capsys)
+
+
+def test_a_second_call_repeats_nothing_and_a_wider_one_runs_only_new_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep_here: InThisProcess
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("sweep", write_protocol(tmp_path), "--scale", "0.9", "--cluster", IN_PROCESS)
+    first = sweep_here(*arguments)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs" / "small-x0.9"
     assert "# Two small tasks, scaled to 0.9 of its examples and epochs" in first.stdout
@@ -197,9 +230,9 @@ def test_a_second_call_computes_nothing_and_a_wider_one_only_what_is_new(tmp_pat
     runs = out / "finetune_mini.woz-mini.rest_s0", out / "lamol_mini.woz-mini.rest_s0"
     assert [json.loads((run / "manifest.json").read_text())["scale"] for run in runs] == [0.9, 0.9]
     report = (runs[1] / "report.md").read_text()
-    (runs[1] / "report.md").unlink()  # as if it had been killed after its summary
+    (runs[1] / "report.md").unlink()  # as if the run had been killed after writing its summary
     before = [files(run) for run in runs]
-    second = ray_l4(*arguments, cwd=tmp_path)
+    second = sweep_here(*arguments)
     assert second.returncode == 0, second.stderr
     assert "2 trials: 2 already done, 0 begun, 0 new" in second.stdout
     assert table in second.stdout
@@ -207,19 +240,36 @@ def test_a_second_call_computes_nothing_and_a_wider_one_only_what_is_new(tmp_pat
     before[1] |= {name: when for name, when in files(runs[1]).items() if name.endswith("report.md")}
     assert [files(run) for run in runs] == before
 
-    wider = ray_l4(*arguments, "--methods", "lamol,l4", cwd=tmp_path)
+    wider = sweep_here(*arguments, "--methods", "lamol,l4")
     assert "2 trials: 1 already done, 0 begun, 1 new" in wider.stdout
     assert [files(run) for run in runs] == before
     assert [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| l4")]
 
-    other = ray_l4(*arguments, "--set", "training.lm_weight=0.5", cwd=tmp_path)
+    other = sweep_here(*arguments, "--set", "training.lm_weight=0.5")
     refused(other, 5, "training.lm_weight is 0.25 there and 0.5 here", "--out")
     assert [files(run) for run in runs] == before
 
 
+@pytest.mark.end_to_end
+@pytest.mark.ray
+def test_a_failing_trial_is_listed_and_retried(tmp_path: Path, sweep_here: InThisProcess) -> None:
+    """The first call runs on Ray, in its own process."""
+    sweep = {"variants": {"good": {"method": "finetune"}, "bad": {"model.from_scratch.positions": 8}}}
+    arguments = ("sweep", write_protocol(tmp_path, sweep), "--out", tmp_path / "out", "--cluster", IN_PROCESS)
+    first = ray_l4(*arguments, "--set", "cluster.ray.num_cpus=2")
+    for result in (first, sweep_here(*arguments)):
+        refused(result, 1, "1 of 2 trials failed", "Run the same command again to retry them")
+        assert "failed: bad_mini.woz-mini.rest_s0: " in result.stdout
+        assert "do not fit" in result.stdout
+        assert "| good" in result.stdout, "the table of the finished trials"
+    assert first.stdout.count("good_mini.woz-mini.rest_s0: done after") == 1
+    assert "2 trials: 1 already done, 0 begun, 1 new" in result.stdout
+    assert not (tmp_path / "out" / ".tune").exists()
+
+
 @pytest.fixture
 def mark(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name for this test's processes; those left at the end are killed."""
+    """A name for this test's processes; kills those that are left at the end."""
     name = f"{os.getpid()}-{request.node.name}"
     yield name
     for process in marked_processes(name):
@@ -232,73 +282,71 @@ def start_sweep(path: Path, out: Path, mark: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {MARK: mark},
+        env=marked_environment(mark),
         start_new_session=True,
     )
 
 
-def until_second_trial_has_learned_a_task(process: subprocess.Popen[str], out: Path) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + START_LIMIT
-    state = out / "lamol_mini.woz-mini.rest_s0" / "state.json"
-    while not (state.is_file() and json.loads(state.read_text())["stages_done"] == 1):
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the sweep did not get to the second task of its second trial"
         time.sleep(0.1)
 
 
-def until_lock_is_free(run: RunDirectory) -> None:
-    """Wait until the run is unlocked: a process that ends vanishes from /proc shortly before it releases its locks."""
+def wait_until_lock_is_free(run: RunDirectory) -> None:
+    """Wait for a process that is no longer in /proc: it releases its locks a moment later."""
     deadline = time.monotonic() + END_LIMIT
     while True:
         try:
             with run.lock():
                 return
         except RunDirectoryError:
-            assert time.monotonic() < deadline, "the lock of a trial that was killed is still held"
+            assert time.monotonic() < deadline, "a killed trial still holds its lock"
             time.sleep(0.1)
 
 
+def check_stopped(out: Path, mark: str) -> dict[str, int]:
+    """Check that the second trial was stopped midway and no process is left; return the files of the first one."""
+    assert wait_until_gone(mark) == [], "processes are left"
+    begun = RunDirectory.open(out / "lamol_mini.woz-mini.rest_s0")
+    wait_until_lock_is_free(begun)
+    assert not (begun.path / "summary.json").exists(), "the trial was not stopped midway"
+    return files(out / "finetune_mini.woz-mini.rest_s0")
+
+
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C"])
-def test_a_sweep_that_was_stopped_is_finished_by_the_next_call(tmp_path: Path, mark: str, how: str) -> None:
-    """The sweep ends when one trial is done and the next is in its second, long task."""
-    # Ray takes seconds to notice that the process of a sweep was killed; the trial goes on until then.
+@pytest.mark.ray
+def test_a_sweep_that_was_stopped_twice_is_continued(tmp_path: Path, mark: str, sweep_here: InThisProcess) -> None:
+    """The first trial is done and the second one is in its second task when the sweep is killed, then interrupted."""
+    # The second task is long, because a trial continues until Ray notices that the process of its sweep is gone.
     stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 5000, "test": 6}]
     path, out = write_protocol(tmp_path, stream=stream), tmp_path / "out"
-    process = start_sweep(path, out, mark)
-    until_second_trial_has_learned_a_task(process, out)
-    if how == "kill -9":
-        os.kill(process.pid, signal.SIGKILL)
-    else:
-        os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=END_LIMIT)
-    assert process.returncode == (-signal.SIGKILL if how == "kill -9" else 130), errors
-    assert "Traceback" not in output + errors
-    assert wait_until_gone(mark) == [], "no process is left"
-    begun = RunDirectory.open(out / "lamol_mini.woz-mini.rest_s0")
-    until_lock_is_free(begun)
-    assert not (begun.path / "summary.json").exists(), "it was stopped in the middle"
-    done = files(out / "finetune_mini.woz-mini.rest_s0")
+    begun = out / "lamol_mini.woz-mini.rest_s0"
+    state, log = begun / "state.json", out / "logs" / f"{begun.name}.log"
 
-    process = start_sweep(path, out, mark)
-    output, errors = process.communicate(timeout=START_LIMIT + END_LIMIT)
-    assert process.returncode == 0, output + errors
+    killed = start_sweep(path, out, mark)
+    wait_until(lambda: state.is_file() and json.loads(state.read_text())["stages_done"] == 1, killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    output, errors = killed.communicate(timeout=END_LIMIT)
+    assert killed.returncode == -signal.SIGKILL
+    assert "Traceback" not in output + errors
+    done = check_stopped(out, mark)
+
+    interrupted = start_sweep(path, out, mark)
+    wait_until(lambda: "learning mini.rest" in log.read_text().partition("resumed after mini.woz")[2], interrupted)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    output, errors = interrupted.communicate(timeout=END_LIMIT)
+    assert interrupted.returncode == 130, errors
     assert "2 trials: 1 already done, 1 begun, 0 new" in output
-    assert files(out / "finetune_mini.woz-mini.rest_s0") == done
-    assert "resumed after mini.woz" in (out / "logs" / "lamol_mini.woz-mini.rest_s0.log").read_text()
-    assert begun.summary()["variant"] == "lamol"
+    assert "Traceback" not in output + errors
+    assert check_stopped(out, mark) == done
     assert not (out / ".tune").exists()
 
-
-@pytest.mark.end_to_end
-def test_a_failing_trial_is_listed_and_tried_again(tmp_path: Path) -> None:
-    sweep = {"variants": {"good": {"method": "finetune"}, "bad": {"model.from_scratch.positions": 8}}}
-    arguments = ("sweep", write_protocol(tmp_path, sweep), "--out", tmp_path / "out", "--cluster", IN_PROCESS)
-    result = ray_l4(*arguments)
-    refused(result, 1, "1 of 2 trials failed", "The same command tries them again")
-    assert "failed: bad_mini.woz-mini.rest_s0: " in result.stdout
-    assert "do not fit" in result.stdout
-    assert "| good" in result.stdout, "the table of the other trial"
-    again = ray_l4(*arguments)
-    refused(again, 1, "1 of 2 trials failed")
-    assert "2 trials: 1 already done, 0 begun, 1 new" in again.stdout
+    finished = sweep_here("sweep", path, "--out", out, "--cluster", IN_PROCESS)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "2 trials: 1 already done, 1 begun, 0 new" in finished.stdout
+    assert files(out / "finetune_mini.woz-mini.rest_s0") == done
+    assert log.read_text().count("resumed after mini.woz") == 2
+    assert RunDirectory.open(begun).summary()["variant"] == "lamol"

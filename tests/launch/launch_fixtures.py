@@ -1,4 +1,4 @@
-"""Launchers with recorded commands, and what the commands that they end in mean."""
+"""Launch scripts with recorded commands, and parsers for these commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = "launch/experiments/quickstart.yaml"
 
 _SEPARATOR = "\x1f"
-# One write for each call, since a script may call several commands at the same time.
+# One write for each call, since a script may run several commands at once.
 _RECORDER = r"""#!/usr/bin/env bash
 line=$(printf '%s\x1f' "$(basename "$0")" "AUTH=${RAY_AUTH_MODE:-}" "ADDRESS=${RAY_ADDRESS:-}" "$@")
 printf '%s\n' "$line" >>"$LOG"
@@ -34,7 +34,7 @@ printf '%s\n' "$line" >>"$LOG"
 
 @dataclass(frozen=True)
 class Call:
-    """A command that a script has called."""
+    """A command that a script called."""
 
     name: str
     auth: str
@@ -44,12 +44,12 @@ class Call:
     arguments: list[str]
 
     def after(self, word: str) -> list[str]:
-        """The arguments that follow a word."""
+        """Return the arguments that follow ``word``."""
         return self.arguments[self.arguments.index(word) + 1 :]
 
 
 class Commands:
-    """Stands in for the commands that scripts call: writes them down, and does what a test says."""
+    """Substitutes for the commands that scripts call: they record their arguments and run a body from the test."""
 
     def __init__(self, root: Path, **bodies: str) -> None:
         self.root, self.log = root, root / "log"
@@ -61,7 +61,7 @@ class Commands:
             path.chmod(0o755)
 
     def run(self, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a script with these commands first in PATH, from a folder that is not the repository."""
+        """Run a script with these commands first on PATH, from a folder outside the repository."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
         places = {
             "LOG": str(self.log),
@@ -80,7 +80,7 @@ class Commands:
         )
 
     def calls(self) -> list[Call]:
-        """What was called since the last time, in order."""
+        """Return the calls since the last time, in order."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         calls = []
@@ -90,12 +90,12 @@ class Commands:
         return calls
 
     def only_call(self, name: str) -> Call:
-        """The one call of a command; others are forgotten."""
+        """Return the only call of a command, and forget all calls."""
         (call,) = [call for call in self.calls() if call.name == name]
         return call
 
     def token(self) -> Path:
-        """A token where Ray looks for one."""
+        """Create a token where Ray looks for one, and return its path."""
         path = self.root / "home" / ".ray" / "auth_token"
         path.parent.mkdir(exist_ok=True)
         path.write_text("0" * 64, encoding="utf-8")
@@ -104,19 +104,19 @@ class Commands:
 
 @dataclass(frozen=True)
 class Run:
-    """What a ``ray-l4 run`` command resolves to."""
+    """The configuration that a ``ray-l4 run`` command resolves to."""
 
     experiment: ExperimentConfig
     cluster: ClusterConfig
     folder: str
 
     def fits(self, nodes: Sequence[Mapping[str, float]]) -> list[int]:
-        """The node of each process; an error if there is no room."""
+        """Return the node of each process. Raises ClusterError if there is no room."""
         return check_room(graph_of(self.experiment).size, self.cluster, nodes)
 
 
 def resolved(call: Call) -> Run:
-    """Let the command line resolve a recorded call of ``ray-l4``, as its user could with ``--dry-run``."""
+    """Resolve a recorded call of ``ray-l4 run`` with ``--dry-run``."""
     assert (call.name, call.arguments[0]) == ("ray-l4", "run")
     before = Path.cwd()
     os.chdir(REPOSITORY)
@@ -136,22 +136,22 @@ def resolved(call: Call) -> Run:
 
 
 def ray_start(arguments: Sequence[str]) -> dict[str, object]:
-    """What Ray's own parser makes of the arguments of ``ray start``; an error for what it does not know."""
+    """Parse the arguments of ``ray start`` with Ray's own parser, which refuses unknown ones."""
     return start.make_context("start", list(arguments)).params
 
 
 def ray_symmetric_run(arguments: Sequence[str]) -> tuple[dict[str, object], dict[str, object], list[str]]:
-    """The options of ``ray symmetric-run``, those it passes to ``ray start``, and the command."""
+    """Return the options of ``ray symmetric-run``, those it passes to ``ray start``, and the command."""
     at = list(arguments).index("--")
     params = symmetric_run.make_context("symmetric-run", list(arguments[:at])).params
     return params, ray_start(params["ray_args_and_entrypoint"]), list(arguments[at + 1 :])
 
 
 def ray_job_submit(arguments: Sequence[str]) -> dict[str, object]:
-    """What Ray's own parser makes of the arguments of ``ray job submit``."""
+    """Parse the arguments of ``ray job submit`` with Ray's own parser."""
     return submit.make_context("submit", list(arguments)).params
 
 
 def words_of(command: str) -> list[str]:
-    """The words of a shell command."""
+    """Split a shell command into words."""
     return shlex.split(command)

@@ -1,4 +1,4 @@
-"""``launch/job.sh`` and ``launch/run_or_resume.sh``: what they call, what they refuse, and how they end."""
+"""``launch/job.sh`` and ``launch/run_or_resume.sh``: the commands they call, the input they refuse, exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sent(commands: Commands) -> dict[str, object]:
 # --- job.sh ---
 
 
-def test_a_job_takes_the_repository_along_and_waits(commands: Commands) -> None:
+def test_a_job_uploads_the_repository_and_waits(commands: Commands) -> None:
     commands.token()
     result = commands.run("bash", JOB, EXPERIMENT, PROFILE, "--set", "name=a b")
     assert result.returncode == 0, result.stderr
@@ -44,7 +44,7 @@ def test_a_job_takes_the_repository_along_and_waits(commands: Commands) -> None:
     assert f"==> done: {folder}" in result.stdout
 
 
-def test_where_things_are_on_the_cluster_comes_from_the_environment(commands: Commands) -> None:
+def test_paths_on_the_cluster_come_from_the_environment(commands: Commands) -> None:
     result = commands.run(
         *("bash", JOB, EXPERIMENT, PROFILE),
         RAY_API_SERVER_ADDRESS="http://127.0.0.1:9000",
@@ -67,15 +67,15 @@ def test_a_job_that_fails_fails_here(commands: Commands) -> None:
     assert "done" not in result.stdout
 
 
-def test_without_a_token_nothing_is_sent(commands: Commands) -> None:
+def test_without_a_token_nothing_is_submitted(commands: Commands) -> None:
     for variables in ({}, {"RAY_AUTH_TOKEN_PATH": "/no/such/file"}):
         result = commands.run("bash", JOB, EXPERIMENT, PROFILE, **variables)
         assert result.returncode == 1
-        assert "error: no token. Put that of the cluster" in result.stderr
+        assert "error: no token. Save the cluster's token" in result.stderr
     assert commands.calls() == []
 
 
-def test_files_that_the_cluster_would_not_see_are_refused(commands: Commands, tmp_path: Path) -> None:
+def test_files_outside_the_repository_are_refused(commands: Commands, tmp_path: Path) -> None:
     commands.token()
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     for profile, message in [("mine.yaml", "is not in"), ("missing.yaml", "no such file")]:
@@ -104,7 +104,7 @@ def test_a_new_folder_is_a_new_run(commands: Commands, tmp_path: Path) -> None:
     assert (run.folder, run.experiment.seed, run.cluster.name) == (str(tmp_path / "run"), 7, "several_nodes")
 
 
-def test_a_folder_with_a_run_goes_on(commands: Commands, tmp_path: Path) -> None:
+def test_a_run_in_the_folder_is_resumed(commands: Commands, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     assert commands.run("bash", RUN, tmp_path / "run", QUICKSTART, "--set", "seed=7").returncode == 0
@@ -117,10 +117,10 @@ def test_a_run_that_has_finished_is_left_alone(commands: Commands, tmp_path: Pat
     (tmp_path / "run" / "summary.json").touch()
     result = commands.run("bash", RUN, tmp_path / "run", QUICKSTART)
     assert (result.returncode, commands.calls()) == (0, [])
-    assert "this run has finished" in result.stdout
+    assert "this run has already finished" in result.stdout
 
 
-def test_the_home_folder_is_the_one_of_the_machine_that_runs(commands: Commands, tmp_path: Path) -> None:
+def test_the_tilde_is_expanded_on_the_machine_that_runs(commands: Commands, tmp_path: Path) -> None:
     assert commands.run("bash", RUN, "~/runs/a", QUICKSTART).returncode == 0
     assert commands.only_call("ray-l4").after("--run-dir")[0] == str(tmp_path / "home/runs/a")
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifest: its form, who may reach it, and whether the run in it resolves and has room."""
+"""The Kubernetes manifest: its schema, its network access, and whether its run resolves and has room."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def container_of(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def nodes() -> Iterator[dict[str, float]]:
-    """What Ray has once all pods are there: a container's limits, unless rayStartParams differ."""
+    """Yield the resources of each pod as Ray sees them: the container's limits, unless rayStartParams differ."""
     for group, count in [(HEAD, 1), *((group, group["minReplicas"]) for group in WORKERS)]:
         limits, params = container_of(group)["resources"]["limits"], group["rayStartParams"]
         node = {"CPU": float(params.get("num-cpus", limits["cpu"])), "GPU": float(limits.get("nvidia.com/gpu", 0))}
@@ -39,7 +39,7 @@ def nodes() -> Iterator[dict[str, float]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """The entrypoint, run where the image's folder is this repository."""
+    """The entrypoint, run in this repository in place of the image's folder."""
     shell, script, *arguments = words_of(JOB["spec"]["entrypoint"])
     assert shell == "bash"
     commands = Commands(tmp_path)
@@ -52,7 +52,7 @@ def workdir() -> str:
     return re.findall(r"^WORKDIR (\S+)$", DOCKERFILE, re.MULTILINE)[0]
 
 
-def test_the_manifest_has_the_form_of_a_rayjob() -> None:
+def test_the_manifest_satisfies_the_schema_of_a_rayjob() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     jsonschema.validate(JOB, SCHEMA)
     assert [(part["apiVersion"], part["kind"]) for part in (CLAIM, POLICY)] == [
@@ -73,7 +73,7 @@ def test_the_manifest_has_the_form_of_a_rayjob() -> None:
         (lambda spec: spec.update(entryPoint="x"), "'entryPoint' was unexpected"),
     ],
 )
-def test_a_manifest_that_is_wrong_or_unsafe_is_refused(spoil: Callable[[Any], Any], message: str) -> None:
+def test_the_schema_refuses_invalid_and_unsafe_manifests(spoil: Callable[[Any], Any], message: str) -> None:
     job = copy.deepcopy(JOB)
     spoil(job["spec"])
     with pytest.raises(jsonschema.ValidationError, match=message):
@@ -98,14 +98,14 @@ def test_only_the_cluster_itself_the_submitter_and_kuberay_reach_the_pods() -> N
     assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
 
 
-def test_head_workers_and_image_are_of_one_version() -> None:
+def test_head_workers_and_image_have_one_version() -> None:
     images = {container_of(group)["image"] for group in (HEAD, *WORKERS)}
     assert len(images) == 1
-    assert images.pop() in DOCKERFILE, "the command that builds it"
+    assert images.pop() in DOCKERFILE, "the build command names it"
     assert re.findall(r"^FROM rayproject/ray:([\d.]+)-py311$", DOCKERFILE, re.MULTILINE) == [CLUSTER["rayVersion"]]
 
 
-def test_the_image_holds_what_the_entrypoint_names() -> None:
+def test_the_image_contains_the_files_of_the_entrypoint() -> None:
     copied = re.findall(r"^COPY (?:--\S+ )*(.+) \S+$", DOCKERFILE, re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
     assert all((REPOSITORY / source).exists() for source in sources)
@@ -120,7 +120,7 @@ def test_the_run_resolves_and_has_room(run: Run) -> None:
     assert run.cluster.ray.address == "auto"
     there = list(nodes())
     places = run.fits(there)
-    assert 0 not in places, "the head coordinates, and nothing else"
+    assert 0 not in places, "no students or evaluators on the head"
     with pytest.raises(ClusterError):
         run.fits(there[:-1])
 
@@ -132,6 +132,6 @@ def test_the_run_directory_outlives_the_pod(run: Run) -> None:
     assert volume["persistentVolumeClaim"]["claimName"] == CLAIM["metadata"]["name"]
 
 
-def test_every_worker_is_there_before_the_job_starts() -> None:
+def test_the_number_of_workers_is_fixed() -> None:
     for group in WORKERS:
         assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]

@@ -1,4 +1,4 @@
-"""Every profile fits the machines it is written for, and none that lack anything of them."""
+"""Every profile fits the machines it is written for, and no smaller ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CLUSTERS = (REPOSITORY / "docs" / "CLUSTERS.md").read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Machines:
-    """What a profile is written for, and where students and evaluators go."""
+    """The machines that a profile is written for, and the node of each worker."""
 
     peers: int
     nodes: tuple[dict[str, float], ...]
     places: list[int]
     scarce: str
-    """One less of this on any node is too little."""
+    """The resource of which no node can spare one."""
 
 
 GPU_NODE = {"CPU": 4.0, "GPU": 1.0}
@@ -48,12 +48,12 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_students_and_evaluators_fit_and_go_where_they_should(name: str) -> None:
-    machines = MACHINES[name]  # a profile that is not there is not tested: say what it is for
+def test_students_and_evaluators_go_to_the_intended_nodes(name: str) -> None:
+    machines = MACHINES[name]  # KeyError: add the machines of a new profile above
     assert check_room(machines.peers, PROFILES[name], machines.nodes) == machines.places
 
 
-def test_the_machines_are_the_least_that_will_do(name: str) -> None:
+def test_smaller_machines_have_no_room(name: str) -> None:
     machines = MACHINES[name]
     for short in (node for node in machines.nodes if node.get(machines.scarce)):
         fewer = [
@@ -63,7 +63,7 @@ def test_the_machines_are_the_least_that_will_do(name: str) -> None:
             check_room(machines.peers, PROFILES[name], fewer)
 
 
-def test_a_profile_that_starts_its_own_ray_offers_it_the_gpus_it_asks_for(name: str) -> None:
+def test_a_profile_that_starts_ray_gives_it_the_gpus(name: str) -> None:
     profile, machines = PROFILES[name], MACHINES[name]
     if profile.ray.address is None and machines.nodes[0].get("GPU"):
         assert profile.ray.num_gpus == machines.nodes[0]["GPU"]
@@ -80,20 +80,20 @@ def test_profiles_for_several_machines_join_a_cluster_and_spread(name: str) -> N
 
 def test_transport_suits_the_machines(name: str) -> None:
     profile, machines = PROFILES[name], MACHINES[name]
-    if profile.exchange.transport == "collective":  # nccl refuses two ranks on one GPU
+    if profile.exchange.transport == "collective":  # NCCL refuses two ranks on one GPU
         assert profile.students.gpus > 0.5
-    if profile.exchange.transport == "cuda_ipc":  # memory is shared within a host alone
+    if profile.exchange.transport == "cuda_ipc":  # only processes on one host share memory
         assert profile.placement.strategy == "STRICT_PACK"
-    if len(machines.nodes) > 1:  # hosts of which nothing is known
+    if len(machines.nodes) > 1:  # nothing is known about these hosts
         assert profile.exchange.transport == "object_store"
-    if profile.students.gpus == 0:  # the invariance of results across profiles is promised for these
+    if profile.students.gpus == 0:  # results of these profiles must be identical
         assert (profile.exchange.precision, profile.exchange.codec) == ("float32", "dense")
 
 
-def test_no_profile_opens_the_dashboard_or_loses_precision_unseen(name: str) -> None:
+def test_no_profile_opens_the_dashboard_or_uses_a_lossy_codec(name: str) -> None:
     profile = PROFILES[name]
     assert not profile.ray.dashboard
-    assert profile.exchange.codec in ("dense", "factored", "auto"), "lossless, unless somebody asks for less"
+    assert profile.exchange.codec in ("dense", "factored", "auto"), "lossless by default"
 
 
 def test_evaluators_stay_off_gpu_nodes_only_through_the_custom_resource() -> None:
@@ -120,7 +120,7 @@ def test_the_documentation_lists_every_profile_with_its_transport() -> None:
     assert listed == {name: profile.exchange.transport for name, profile in PROFILES.items()}
 
 
-def test_the_documentation_names_files_that_are_there() -> None:
+def test_the_documentation_names_existing_files() -> None:
     named = set(re.findall(r"\b(?:launch|cluster_configs)/[\w./-]*\w", CLUSTERS))
     assert len(named) > 15
     assert sorted(path for path in named if not (REPOSITORY / path).exists()) == []

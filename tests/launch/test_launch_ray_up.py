@@ -1,4 +1,4 @@
-"""The files for ``ray up``, as Ray itself reads them, and the job that is sent to such a cluster."""
+"""The files for ``ray up``, as Ray reads them, and the job submitted to such a cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.launch.launch_fixtures import (
 
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "launch/ray-up").glob("*.yaml"))}
 NODES_OF_HOSTS = [{"CPU": 4.0, "GPU": 0.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
-"""What its first lines ask of machines of which nothing else is known."""
+"""The machines that the first lines of hosts.yaml require."""
 
 
 @pytest.fixture(params=TEXTS)
@@ -35,12 +35,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def cluster(name: str) -> dict[str, Any]:
-    """The file as Ray completes it."""
+    """The file with Ray's defaults filled in."""
     return prepare_config(yaml.safe_load(TEXTS[name]))
 
 
 def starts_of(cluster: dict[str, Any], kind: str) -> dict[str, object]:
-    """The parsed ``ray start`` of head or workers."""
+    """Return the parsed ``ray start`` command of the head or the workers."""
     (command,) = [line for line in cluster[f"{kind}_start_ray_commands"] if "ray start" in line]
     assert "RAY_AUTH_MODE=token ray start " in command
     return ray_start(words_of(command.split("ray start ")[1]))
@@ -63,7 +63,7 @@ def test_ray_refuses_a_key_that_it_does_not_know(name: str) -> None:
         validate_config(prepare_config(yaml.safe_load(TEXTS[name]) | {"workers": 2}))
 
 
-def test_the_token_goes_along_and_the_dashboard_stays_on_the_loopback_address(cluster: dict[str, Any]) -> None:
+def test_the_token_is_copied_and_the_dashboard_listens_on_the_loopback_address(cluster: dict[str, Any]) -> None:
     tokens = [there for there, here in cluster["file_mounts"].items() if here == "~/.ray/auth_token"]
     assert [Path(there).parts[-2:] for there in tokens] == [(".ray", "auth_token")]
     head, worker = starts_of(cluster, "head"), starts_of(cluster, "worker")
@@ -71,7 +71,7 @@ def test_the_token_goes_along_and_the_dashboard_stays_on_the_loopback_address(cl
     assert worker["address"] == "$RAY_HEAD_IP:6379"
 
 
-def test_what_is_copied_is_there_and_enough_to_install(cluster: dict[str, Any]) -> None:
+def test_the_copied_files_exist_and_suffice_to_install(cluster: dict[str, Any]) -> None:
     mounts = {there: here for there, here in cluster["file_mounts"].items() if not here.startswith("~")}
     assert all((REPOSITORY / here).exists() for here in mounts.values())
     assert all(there.endswith(f"/ray-l4/{here}") for there, here in mounts.items())
@@ -79,12 +79,12 @@ def test_what_is_copied_is_there_and_enough_to_install(cluster: dict[str, Any]) 
     assert {"ray_l4", "pyproject.toml", *re.findall(r'"(README.md|LICENSE)"', metadata)} <= set(mounts.values())
 
 
-def test_machines_stay_as_many_as_the_run_needs(cluster: dict[str, Any]) -> None:
+def test_the_number_of_machines_is_fixed(cluster: dict[str, Any]) -> None:
     workers = [spec for spec in cluster["available_node_types"].values() if spec["max_workers"]]
     assert [spec["min_workers"] for spec in workers] == [spec["max_workers"] for spec in workers] == [2]
 
 
-def test_all_machines_have_the_ray_of_the_kubernetes_image() -> None:
+def test_all_images_have_one_version_of_ray() -> None:
     versions = {
         version
         for path in [REPOSITORY / "launch/ray-up/aws.yaml", REPOSITORY / "launch/kuberay/Dockerfile"]
@@ -93,7 +93,7 @@ def test_all_machines_have_the_ray_of_the_kubernetes_image() -> None:
     assert len(versions) == 1
 
 
-def test_the_job_of_the_first_lines_resolves_and_has_room(name: str, cluster: dict[str, Any], tmp_path: Path) -> None:
+def test_the_job_in_the_comment_resolves_and_has_room(name: str, cluster: dict[str, Any], tmp_path: Path) -> None:
     script, _, profile = re.findall(r"^#   (launch/job\.sh) (\S+) (\S+)$", TEXTS[name], re.MULTILINE)[0]
     run = submitted(tmp_path, script, profile)
     there = nodes_of(cluster)
@@ -104,7 +104,7 @@ def test_the_job_of_the_first_lines_resolves_and_has_room(name: str, cluster: di
 
 
 def submitted(folder: Path, script: str, profile: str) -> Run:
-    """What a job resolves to on the cluster that gets it."""
+    """Return the run that a submitted job resolves to on the cluster."""
     here = Commands(folder)
     here.token()
     result = here.run("bash", REPOSITORY / script, REPOSITORY / QUICKSTART, REPOSITORY / profile)

@@ -1,4 +1,4 @@
-"""The launch scripts, with a virtual environment that only writes down what it is asked to do."""
+"""The launch scripts, with a virtual environment whose programs only record their arguments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SCRIPTS = [*sorted((REPOSITORY / "launch").glob("*.sh")), REPOSITORY / ".ci/run"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
-# Passes every question on; `-c` (the version check) must succeed.
+# Records its arguments; `-c` (the version check) must succeed.
 RECORDER = '#!/usr/bin/env bash\n[[ $1 == -c ]] || echo "$(basename "$0") $*" >>"$LOG"\n'
 MAKES_RUN = RECORDER + '[[ $1 != run ]] || mkdir -p "${@: -1}"\n'
 FAILS = RECORDER + '[[ "$*" != *"$FAIL_AT"* ]]\n'
 
 
 class Project:
-    """A copy of the scripts beside a recorded environment."""
+    """A copy of the scripts, and a recording environment."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.venv, self.log = root / "a project", root / "a venv", root / "log"
@@ -47,8 +47,8 @@ class Project:
             check=False,
         )
 
-    def asked(self) -> list[str]:
-        """What was asked of the environment since the last call."""
+    def recorded(self) -> list[str]:
+        """Return the commands that the environment recorded since the last call."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines
@@ -74,68 +74,69 @@ def test_installs_when_the_metadata_changes_and_only_then(project: Project) -> N
         with (project.root / "pyproject.toml").open("a") as file:
             file.write(change)
         assert project.run("test.sh").returncode == 0
-        assert [line for line in project.asked() if "pip" in line] == expected
+        assert [line for line in project.recorded() if "pip" in line] == expected
 
 
 def test_a_failed_installation_is_tried_again(project: Project) -> None:
     assert project.run("test.sh", fail_at="pip install").returncode != 0
-    assert len(project.asked()) == 1  # nothing ran after it
+    assert len(project.recorded()) == 1  # nothing ran after it
     assert project.run("test.sh").returncode == 0
-    assert any("pip install" in line for line in project.asked())
+    assert any("pip install" in line for line in project.recorded())
 
 
-def test_checks_run_in_order_and_stop_at_the_first_failure(project: Project) -> None:
-    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", "-m pytest tests/config -x"]
-    assert project.run("test.sh", "tests/config", "-x").returncode == 0
-    assert project.asked()[1:] == [f"python {check}" for check in checks]
+@pytest.mark.parametrize("arguments", ["", "--quick", "tests/config -x"])
+def test_checks_run_in_order_and_stop_at_the_first_failure(project: Project, arguments: str) -> None:
+    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", f"-m pytest {arguments}".rstrip()]
+    assert project.run("test.sh", *arguments.split()).returncode == 0
+    assert project.recorded()[1:] == [f"python {check}" for check in checks]
     assert project.run("test.sh", fail_at="format").returncode != 0
-    assert project.asked() == ["python -m ruff check", "python -m ruff format --check"]
+    assert project.recorded() == ["python -m ruff check", "python -m ruff format --check"]
 
 
-def test_quickstart_learns_with_both_methods_and_reports(project: Project) -> None:
+def test_quickstart_runs_both_methods_and_compares_them_in_runs(project: Project) -> None:
     result = project.run("quickstart.sh", "--seed", "3")
     assert result.returncode == 0, result.stderr
     folders = [f"runs/quickstart-{method}-seed3" for method in ("l4", "finetune")]
-    assert project.asked()[1:] == [
+    assert project.recorded()[1:] == [
         *(
             "ray-l4 run launch/experiments/quickstart.yaml --cluster cluster_configs/laptop.yaml "
             f"--set method={method} --set seed=3 --run-dir {folder}"
             for method, folder in zip(("l4", "finetune"), folders, strict=True)
         ),
-        f"ray-l4 report {' '.join(folders)}",
+        f"ray-l4 report {' '.join(folders)} --out runs/quickstart-seed3.html",
     ]
-    assert re.search(r"^==> all of it: \d+ s$", result.stdout, re.MULTILINE)
+    assert re.search(r"^==> total: \d+ s$", result.stdout, re.MULTILINE)
 
 
-def test_quickstart_again_keeps_the_first_runs(project: Project) -> None:
-    project.run("quickstart.sh")
-    project.asked()
-    (project.root / "runs/quickstart-l4-seed0").rmdir()  # one of the two is enough
+@pytest.mark.parametrize("kept", ["quickstart-l4-seed0", "quickstart-finetune-seed0", "quickstart-seed0.html"])
+def test_quickstart_again_keeps_the_first_results(project: Project, kept: str) -> None:
+    (project.root / "runs" / kept).mkdir(parents=True)  # one of the three is enough
     result = project.run("quickstart.sh")
     assert result.returncode == 0
-    assert "runs/quickstart-finetune-seed0 is there already and is kept" in result.stdout
-    *_, l4, finetune, report = project.asked()
+    assert f"runs/{kept} exists already and is kept" in result.stdout
+    *_, l4, finetune, report = project.recorded()
     suffix = re.search(r"runs/quickstart-l4-seed0(-\d{8}-\d{6})$", l4)
     assert suffix
-    assert finetune.endswith(f"runs/quickstart-finetune-seed0{suffix[1]}")
-    assert report == f"ray-l4 report runs/quickstart-l4-seed0{suffix[1]} runs/quickstart-finetune-seed0{suffix[1]}"
+    folders = [f"runs/quickstart-{method}-seed0{suffix[1]}" for method in ("l4", "finetune")]
+    assert finetune.endswith(folders[1])
+    assert report == f"ray-l4 report {' '.join(folders)} --out runs/quickstart-seed0{suffix[1]}.html"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed"], "--seed takes a whole number, not ''"),
-        (["--seed", "07"], "--seed takes a whole number, not '07'"),
+        (["--seed"], "--seed expects a whole number, not ''"),
+        (["--seed", "07"], "--seed expects a whole number, not '07'"),
         (["--speed", "1"], "unknown option '--speed'"),
     ],
 )
-def test_quickstart_refuses_what_it_does_not_know(project: Project, arguments: list[str], message: str) -> None:
+def test_quickstart_refuses_invalid_options(project: Project, arguments: list[str], message: str) -> None:
     result = project.run("quickstart.sh", *arguments)
-    assert (result.returncode, project.asked()) == (1, [])
+    assert (result.returncode, project.recorded()) == (1, [])
     assert message in result.stderr
 
 
-def test_an_old_python_is_refused_with_the_remedy(project: Project, tmp_path: Path) -> None:
+def test_an_old_python_is_refused_with_a_remedy(project: Project, tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.mkdir()
     for name in ("python", "python3", "python3.11", "python3.12", "python3.13"):
@@ -159,4 +160,4 @@ def test_a_broken_environment_is_named(project: Project) -> None:
     (project.venv / "bin/python").write_text("#!/bin/bash\nexit 1\n")
     result = project.run("test.sh")
     assert result.returncode == 1
-    assert f"{project.venv} does not hold a working Python 3.11 or newer. Delete that folder" in result.stderr
+    assert f"{project.venv} has no working Python 3.11 or newer. Delete that folder" in result.stderr

@@ -1,4 +1,4 @@
-"""The SLURM scripts, with ``srun`` and ``scontrol`` that write down what they are asked."""
+"""The SLURM scripts, with an ``srun`` and a ``scontrol`` that record their arguments."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ FOLDER = REPOSITORY / "launch" / "slurm"
 SCRIPTS = ["exclusive", "shared"]
 PROFILE = "cluster_configs/several_nodes.yaml"
 FINISHES = 'mkdir -p "$RAY_L4_RUN_DIR"; touch "$RAY_L4_RUN_DIR/summary.json"\n'
-# Ray on a node, which goes on until it is ended; and the wait for so many nodes, where each call of srun is one.
+# Stands for Ray on a node, which runs until it is killed, and for the wait for nodes, counted as calls of srun.
 GOES_ON = '[[ " $* " == *" symmetric-run "* ]] || exec sleep 60\n' + FINISHES
 WAITS = 'until (($(grep -c ^srun "$LOG") >= ${2:-0})); do sleep 0.05; done\n'
 
 
 def options_of(script: str) -> dict[str, str]:
-    """The ``#SBATCH`` lines."""
+    """Return the options in the ``#SBATCH`` lines."""
     text = (FOLDER / f"{script}.sbatch").read_text(encoding="utf-8")
     found = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.MULTILINE))
     assert len(found) == text.count("\n#SBATCH")
@@ -43,7 +43,7 @@ def options_of(script: str) -> dict[str, str]:
 
 
 class Slurm(Commands):
-    """A job of two nodes, as the ``#SBATCH`` lines ask for them."""
+    """A job of two nodes with the options of the ``#SBATCH`` lines."""
 
     def submit(
         self, script: str, *arguments: str, job: int = 1234, **variables: str
@@ -75,7 +75,7 @@ def script(request: pytest.FixtureRequest) -> str:
 
 
 def node_starts(output: str) -> list[list[str]]:
-    """The ``ray start`` commands that a dry run prints."""
+    """Return the arguments of the ``ray start`` commands that a dry run prints."""
     return [words_of(line.split(" ray start ")[1]) for line in output.splitlines() if " ray start " in line]
 
 
@@ -89,8 +89,8 @@ def test_syntax(script: str) -> None:
     assert os.access(FOLDER / f"{script}.sbatch", os.X_OK)
 
 
-def test_what_is_reserved_has_room_for_the_profile(slurm: Slurm, script: str) -> None:
-    """The command line in the script is run, and the run that it starts resolved."""
+def test_the_reservation_has_room_for_the_profile(slurm: Slurm, script: str) -> None:
+    """Run the command that the script prints, and resolve its run."""
     options = options_of(script)
     slurm.token()
     shown = slurm.submit(script, "--dry-run", QUICKSTART, PROFILE, "--set", "seed=5").stdout.splitlines()[-1]
@@ -105,7 +105,7 @@ def test_what_is_reserved_has_room_for_the_profile(slurm: Slurm, script: str) ->
         run.fits(there[:-1])
 
 
-def test_a_job_may_be_started_again(script: str) -> None:
+def test_a_job_may_be_requeued(script: str) -> None:
     options = options_of(script)
     assert "requeue" in options
     assert options["open-mode"] == "append"
@@ -113,7 +113,7 @@ def test_a_job_may_be_started_again(script: str) -> None:
     assert ("exclusive" in options) == (script == "exclusive")
 
 
-def test_a_dry_run_prints_commands_and_calls_none(slurm: Slurm, script: str) -> None:
+def test_a_dry_run_prints_commands_and_runs_none(slurm: Slurm, script: str) -> None:
     for variables in ({}, {"SLURM_JOB_ID": "", "SLURM_JOB_NODELIST": ""}):  # the second is a login node
         result = slurm.submit(script, "--dry-run", QUICKSTART, PROFILE, **variables)
         assert result.returncode == 0, result.stderr
@@ -123,22 +123,22 @@ def test_a_dry_run_prints_commands_and_calls_none(slurm: Slurm, script: str) -> 
     assert not (slurm.root / "home" / ".ray").exists()
 
 
-def test_the_cluster_has_a_token_of_ones_own(slurm: Slurm, script: str) -> None:
+def test_the_cluster_uses_the_user_s_token(slurm: Slurm, script: str) -> None:
     slurm.submit(script, QUICKSTART, PROFILE)
     first, *rest = slurm.calls()
-    assert first.arguments == ["get-auth-token", "--generate"], "made, where there is none"
+    assert first.arguments == ["get-auth-token", "--generate"], "generated if there is none"
     assert {call.auth for call in (first, *rest)} == {"token"}
     for variables in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_TOKEN_PATH": str(slurm.token())}, {}):
         slurm.submit(script, QUICKSTART, PROFILE, **variables)
         calls = slurm.calls()
         assert {call.auth for call in calls} == {"token"}
-        assert not [call for call in calls if "get-auth-token" in call.arguments], "not made, where there is one"
+        assert not [call for call in calls if "get-auth-token" in call.arguments], "not generated if there is one"
 
 
-def test_a_token_file_that_is_not_there_is_refused(slurm: Slurm, script: str) -> None:
+def test_a_missing_token_file_is_refused(slurm: Slurm, script: str) -> None:
     result = slurm.submit(script, QUICKSTART, PROFILE, RAY_AUTH_TOKEN_PATH="/no/such/file")
     assert (result.returncode, slurm.calls()) == (1, [])
-    assert "error: RAY_AUTH_TOKEN_PATH: there is no file /no/such/file" in result.stderr
+    assert "error: RAY_AUTH_TOKEN_PATH: no such file: /no/such/file" in result.stderr
 
 
 def test_wrong_use(slurm: Slurm, script: str) -> None:
@@ -147,7 +147,7 @@ def test_wrong_use(slurm: Slurm, script: str) -> None:
     assert f"error: {slurm.root} is not the repository; submit this script from there" in elsewhere.stderr
     unsubmitted = slurm.submit(script, QUICKSTART, PROFILE, SLURM_JOB_ID="")
     assert unsubmitted.returncode == 1
-    assert "this script is started by sbatch" in unsubmitted.stderr
+    assert "start this script with sbatch" in unsubmitted.stderr
     assert slurm.submit(script, QUICKSTART).returncode == 2
     assert slurm.calls() == []
 
@@ -170,7 +170,7 @@ def test_symmetric_run_starts_ray_everywhere_and_the_command_once(slurm: Slurm) 
 
 
 @pytest.mark.parametrize(("ends", "code"), [("exit 0\n", 1), ("exit 7\n", 7)])
-def test_a_run_without_a_result_has_failed_whatever_ray_says(tmp_path: Path, ends: str, code: int) -> None:
+def test_a_run_without_a_result_is_a_failure_whatever_ray_returns(tmp_path: Path, ends: str, code: int) -> None:
     slurm = Slurm(tmp_path, srun=ends)
     slurm.token()
     result = slurm.submit("exclusive", QUICKSTART, PROFILE)
@@ -189,12 +189,12 @@ def test_head_then_workers_then_the_command(slurm: Slurm) -> None:
     starts = [ray_start(calls[f"srun on node{node}"].after("start")) for node in (1, 2)]
     assert [start["head"] for start in starts] == [True, False]
     order = list(calls)
-    # What runs at the same time is written down in either order.
+    # Concurrent commands are recorded in either order.
     assert max(order.index("srun on node1"), order.index("wait for 1")) < order.index("srun on node2")
     assert order[-1] == "command"
     head = calls.pop("srun on node1")
     calls.pop("hosts")
-    assert head.address == "", "a head with an address would look for another one"
+    assert head.address == "", "a head with an address would try to join it"
     assert {call.address for call in calls.values()} == {f"192.0.2.1:{10_000 + 1234 % 40 * 500}"}
 
 
@@ -204,7 +204,7 @@ def _kind(call: Call) -> str:
     return names.get(call.name, f"{call.name} on {where}")
 
 
-def test_jobs_on_one_node_have_ports_of_their_own(slurm: Slurm) -> None:
+def test_jobs_on_one_node_use_different_ports(slurm: Slurm) -> None:
     taken: set[int] = set()
     for job in (4000, 4001, 4039):
         head, worker = map(
@@ -247,7 +247,7 @@ def test_ray_ends_with_the_job(tmp_path: Path) -> None:
     started = [int(line) for line in pid.read_text().split()]
     assert len(started) == 2
     for process in started:
-        assert _ends(process), f"process {process} goes on"
+        assert _ends(process), f"process {process} is still running"
 
 
 def _ends(process: int) -> bool:
@@ -260,7 +260,7 @@ def _ends(process: int) -> bool:
     return False
 
 
-def test_waiting_for_nodes_is_bounded_and_says_what_there_is() -> None:
+def test_waiting_for_nodes_has_a_limit_and_reports_the_number_found() -> None:
     command = [sys.executable, str(FOLDER / "wait_for_nodes.py"), "2", "0.2"]
     result = subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""``launch/slurm/wait_for_nodes.py`` on a cluster that is there."""
+"""``launch/slurm/wait_for_nodes.py`` on a running cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def wait_for() -> Callable[[int, str, float], None]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_it_returns_when_the_nodes_are_there_and_fails_when_they_are_not(
+def test_it_returns_when_the_nodes_have_joined_and_fails_otherwise(
     wait_for: Callable[[int, str, float], None],
 ) -> None:
     address = ray.get_runtime_context().gcs_address

@@ -17,7 +17,8 @@ from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError
 from ray_l4.learner.answering import answer, generate_replay
-from ray_l4.learner.models import build_model, load_folder, pretrained_config, to_bytes
+from ray_l4.learner.model_config import pretrained_config
+from ray_l4.learner.models import build_model, load_folder, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.store.records import read_weights
 from ray_l4.text.test_sets import build_test_set

@@ -16,7 +16,8 @@ from ray_l4.config.model import ModelConfig
 from ray_l4.errors import DataError, ModelError
 from ray_l4.learner.answering import answer, generate_replay
 from ray_l4.learner.decoding import continue_prompts
-from ray_l4.learner.models import build_model, max_length
+from ray_l4.learner.model_config import max_length
+from ray_l4.learner.models import build_model
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.metrics.registry import METRICS, Item, score
 from ray_l4.text.test_sets import RAW_GOLD_METRICS, TestSet, build_items, build_test_set

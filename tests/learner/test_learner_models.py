@@ -21,15 +21,14 @@ from transformers import (
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.learner import models
+from ray_l4.learner.model_config import max_length, pretrained_config
 from ray_l4.learner.models import (
     arithmetic,
     build_model,
     from_description,
     load_bytes,
     load_folder,
-    max_length,
     pick_device,
-    pretrained_config,
     to_bytes,
 )
 from ray_l4.text.tokenizer import TaskTokenizer

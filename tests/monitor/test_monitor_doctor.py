@@ -1,4 +1,4 @@
-"""What the doctor finds on this machine, and on machines that lack something."""
+"""The doctor's findings on this machine, and on machines that lack something."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def find(what: str, findings: list[Finding] | None = None) -> Finding:
-    matching = [finding for finding in (findings or examine()) if finding.what == what]
+    matching = [finding for finding in (findings or examine()) if finding.subject == what]
     assert len(matching) == 1, matching
     return matching[0]
 
 
-def test_a_machine_that_runs_these_tests_has_all_that_is_needed() -> None:
+def test_a_machine_that_runs_these_tests_lacks_nothing() -> None:
     lacking = [finding for finding in examine() if finding.needed and not finding.ok]
     assert lacking == []
 
 
-def test_every_dependency_is_looked_at() -> None:
+def test_every_dependency_is_checked() -> None:
     project = tomllib.loads(PROJECT.read_text())["project"]
     needed = {Requirement(text).name for text in project["dependencies"]}
-    found = {finding.what: finding.found for finding in examine() if finding.needed}
+    found = {finding.subject: finding.found for finding in examine() if finding.needed}
     assert needed <= set(found)
     assert found["torch"] == version("torch")
     optional = {Requirement(text).name for texts in project["optional-dependencies"].values() for text in texts}
-    assert optional - needed <= {finding.what for finding in examine() if not finding.needed}
+    assert optional - needed <= {finding.subject for finding in examine() if not finding.needed}
 
 
-def test_whatever_is_not_in_order_has_a_remedy_and_whatever_is_has_none() -> None:
+def test_failed_checks_and_only_those_have_a_remedy() -> None:
     for finding in examine():
         assert bool(finding.remedy) != finding.ok, finding
 
 
 def without(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> None:
-    """Other versions of some packages; None for one that is not installed."""
+    """Pretend other versions of some packages; None for one that is not installed."""
 
     def other(name: str) -> str:
         if name in changes:
@@ -66,10 +66,10 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     assert "extra" not in finding.remedy
 
 
-def test_the_command_keeps_the_parts_of_a_package_that_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``ray`` without ``[default]`` would install, and lack half of it."""
+def test_the_command_keeps_the_extras_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ray`` without ``[default]`` would install, but lack half of it."""
     without(monkeypatch, ray=None)
-    commands = [finding.remedy for finding in examine() if finding.what == "ray" and finding.needed]
+    commands = [finding.remedy for finding in examine() if finding.subject == "ray" and finding.needed]
     assert len(commands) == 1
     assert commands[0].startswith("pip install 'ray[default,tune]")
 
@@ -77,21 +77,21 @@ def test_the_command_keeps_the_parts_of_a_package_that_are_needed(monkeypatch: p
 @pytest.mark.parametrize(
     ("found", "ok"), [("0.0.1", False), ("99.0", False), ("2.11.0", True), ("2.13.0+cpu", True), ("2.12.0rc1", True)]
 )
-def test_versions_out_of_range_are_noticed(monkeypatch: pytest.MonkeyPatch, found: str, ok: bool) -> None:
+def test_versions_out_of_range_fail(monkeypatch: pytest.MonkeyPatch, found: str, ok: bool) -> None:
     without(monkeypatch, torch=found)
     finding = find("torch")
     assert (finding.found, finding.ok) == (found, ok)
     assert ("pip install 'torch" in finding.remedy) != ok
 
 
-def test_what_only_some_need_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optional_package_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, hypothesis=None)
     finding = find("hypothesis")
     assert (finding.ok, finding.needed) == (False, False)
     assert 'extra == "dev"' in finding.remedy
 
 
-def test_an_old_python_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("Python").ok
     monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 4))
     finding = find("Python")
@@ -99,7 +99,7 @@ def test_an_old_python_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3.11" in finding.remedy
 
 
-def test_one_core_is_few_but_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_core_is_a_note_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda process: {0})
     finding = find("CPU cores")
     assert (finding.found, finding.ok, finding.needed) == ("1", False, False)
@@ -108,7 +108,7 @@ def test_one_core_is_few_but_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("CPU cores").ok
 
 
-def test_memory_and_disk_have_a_least_amount(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_disk_have_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}
     monkeypatch.setattr(doctor.os, "sysconf", pages.__getitem__)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(2**26, 0, 2**30))
@@ -120,7 +120,7 @@ def test_memory_and_disk_have_a_least_amount(monkeypatch: pytest.MonkeyPatch) ->
     assert "--shm-size" in shared.remedy
 
 
-def test_gpus_are_named_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_named_and_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     none = find("GPUs")
     assert (none.found, none.ok, none.needed) == ("none", False, False)
@@ -130,7 +130,7 @@ def test_gpus_are_named_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (find("GPUs").found, find("GPUs").ok) == ("card 0, card 1", True)
 
 
-def test_the_raw_data_sets_are_found_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_of_raw_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_L4_DATA", raising=False)
     assert (find("raw data sets").ok, find("raw data sets").needed) == (False, False)
     monkeypatch.setenv("RAY_L4_DATA", str(tmp_path))
@@ -139,7 +139,7 @@ def test_the_raw_data_sets_are_found_or_not(monkeypatch: pytest.MonkeyPatch, tmp
     assert (find("raw data sets").found, find("raw data sets").ok) == (str(tmp_path), True)
 
 
-def test_looking_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     examine()

@@ -1,4 +1,4 @@
-"""The live record of a run, and what people are shown of it."""
+"""The live progress of a run, and its display."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ray_l4.monitor.live_view import duration, headline, render, students
-from ray_l4.monitor.progress import Progress, Snapshot, StudentProgress
+from ray_l4.monitor.live_view import format_duration, headline, render, student_figures
+from ray_l4.monitor.progress import Progress, ProgressSnapshot, StudentProgress
 
 
 def figures(loss: float = 2.0, kd: float = 0.1, tokens: float = 60.0, seconds: float = 1.0) -> dict[str, float]:
-    """Of one step: half the time forward and backward, a quarter waiting, a quarter idle."""
+    """Return the figures of one step: half the time forward and backward, a quarter waiting, a quarter idle."""
     shares = {"forward_seconds": 0.2, "wait_seconds": 0.25, "backward_seconds": 0.3, "idle_seconds": 0.25}
     return {"loss": loss, "kd_qa": kd, "tokens": tokens} | {name: x * seconds for name, x in shares.items()}
 
 
-def test_the_first_step_is_shown_as_it_is() -> None:
+def test_the_first_step_is_not_smoothed() -> None:
     student = StudentProgress()
     student.update(figures(seconds=0.5))
     assert (student.loss, student.disagreement) == (2.0, 0.1)
@@ -41,14 +41,14 @@ def test_later_steps_are_smoothed() -> None:
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=20))
-def test_smoothed_figures_stay_within_what_was_seen(losses: list[float]) -> None:
+def test_smoothed_figures_stay_within_the_range_of_the_input(losses: list[float]) -> None:
     student = StudentProgress()
     for loss in losses:
         student.update(figures(loss=loss))
     assert min(losses) - 1e-9 <= student.loss <= max(losses) + 1e-9
 
 
-def test_no_time_is_not_divided_by() -> None:
+def test_a_step_without_duration_has_no_rates() -> None:
     student = StudentProgress()
     student.update(figures(seconds=0.0))
     assert (student.tokens_per_second, student.wait_fraction) == (0.0, 0.0)
@@ -56,92 +56,94 @@ def test_no_time_is_not_divided_by() -> None:
 
 def test_steps_are_counted_in_the_stage_and_in_the_run() -> None:
     progress = Progress()
-    progress.set(students=[StudentProgress(), StudentProgress()], num_steps=2, steps_total=4)
+    progress.update(students=[StudentProgress(), StudentProgress()], num_steps=2, steps_total=4)
     for stage in range(2):
-        progress.set(stage=stage, step=0)
+        progress.update(stage=stage, step=0)
         for step in range(2):
-            progress.step(step, {0: figures(loss=1.0), 1: figures(loss=3.0)}, seconds=0.5)
-    now = progress.look()
+            progress.record_step(step, {0: figures(loss=1.0), 1: figures(loss=3.0)}, seconds=0.5)
+    now = progress.snapshot()
     assert (now.stage, now.step, now.steps_done, now.training_seconds) == (1, 2, 4, 2.0)
     assert [student.loss for student in now.students] == [pytest.approx(1.0), pytest.approx(3.0)]
 
 
-def test_figures_of_more_students_than_there_are_do_not_pass() -> None:
+def test_figures_of_an_unknown_student_are_an_error() -> None:
     progress = Progress()
-    progress.set(students=[StudentProgress()])
+    progress.update(students=[StudentProgress()])
     with pytest.raises(IndexError):
-        progress.step(0, {0: figures(), 1: figures()}, seconds=0.1)
+        progress.record_step(0, {0: figures(), 1: figures()}, seconds=0.1)
 
 
-def test_a_step_in_which_not_all_learn_leaves_the_others_as_they_were() -> None:
-    """Students that learn in turn."""
+def test_a_step_changes_only_the_students_that_learned_in_it() -> None:
+    """As when students learn in turn."""
     progress = Progress()
-    progress.set(students=[StudentProgress(loss=7.0), StudentProgress()])
-    progress.step(0, {1: figures(loss=3.0)}, seconds=0.5)
-    now = progress.look()
+    progress.update(students=[StudentProgress(loss=7.0), StudentProgress()])
+    progress.record_step(0, {1: figures(loss=3.0)}, seconds=0.5)
+    now = progress.snapshot()
     assert [student.loss for student in now.students] == [7.0, pytest.approx(3.0)]
     assert (now.steps_done, now.training_seconds) == (1, 0.5)
 
 
 def test_the_remaining_time_follows_from_the_steps_done() -> None:
-    assert Snapshot(steps_total=10).remaining_seconds is None
-    assert Snapshot(steps_done=4, steps_total=10, training_seconds=8.0).remaining_seconds == pytest.approx(12.0)
-    assert Snapshot(steps_done=10, steps_total=10, training_seconds=8.0).remaining_seconds == 0.0
-    assert Snapshot(steps_done=12, steps_total=10, training_seconds=8.0).remaining_seconds == 0.0, "never negative"
+    assert ProgressSnapshot(steps_total=10).remaining_seconds is None
+    assert ProgressSnapshot(steps_done=4, steps_total=10, training_seconds=8.0).remaining_seconds == pytest.approx(12.0)
+    assert ProgressSnapshot(steps_done=10, steps_total=10, training_seconds=8.0).remaining_seconds == 0.0
+    assert ProgressSnapshot(steps_done=12, steps_total=10, training_seconds=8.0).remaining_seconds == 0.0, (
+        "never negative"
+    )
 
 
-def test_a_look_is_a_copy() -> None:
+def test_a_snapshot_is_a_copy() -> None:
     progress = Progress()
-    progress.set(students=[StudentProgress()], phase="training")
-    seen = progress.look()
+    progress.update(students=[StudentProgress()], phase="training")
+    seen = progress.snapshot()
     seen.students[0].loss = 99.0
     seen.events.append("not there")
     seen.phase = "other"
-    again = progress.look()
+    again = progress.snapshot()
     assert (again.students[0].loss, again.events, again.phase) == (0.0, [], "training")
 
 
-def test_a_look_does_not_change_later() -> None:
+def test_a_snapshot_does_not_change_later() -> None:
     progress = Progress()
-    progress.set(students=[StudentProgress()])
-    before = progress.look()
-    progress.step(0, {0: figures()}, seconds=1.0)
-    progress.event("learning")
+    progress.update(students=[StudentProgress()])
+    before = progress.snapshot()
+    progress.record_step(0, {0: figures()}, seconds=1.0)
+    progress.add_event("learning")
     assert (before.steps_done, before.students[0].loss, before.events) == (0, 0.0, [])
 
 
-def test_events_keep_their_order_and_bear_the_time() -> None:
+def test_events_keep_their_order_and_have_a_time() -> None:
     progress = Progress()
     for line in ("one", "two"):
-        progress.event(line)
-    assert [re.fullmatch(r"\d\d:\d\d:\d\d (\w+)", event)[1] for event in progress.look().events] == ["one", "two"]
+        progress.add_event(line)
+    assert [re.fullmatch(r"\d\d:\d\d:\d\d (\w+)", event)[1] for event in progress.snapshot().events] == ["one", "two"]
 
 
-def test_one_thread_writes_while_another_looks() -> None:
-    """A step's figures are seen together or not at all."""
+def test_one_thread_writes_while_another_takes_snapshots() -> None:
+    """The figures of a step are visible together or not at all."""
     progress = Progress()
-    progress.set(students=[StudentProgress() for _ in range(2)])
-    torn: list[Snapshot] = []
+    progress.update(students=[StudentProgress() for _ in range(2)])
+    torn: list[ProgressSnapshot] = []
     done = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         while not done.is_set():
-            now = progress.look()
+            now = progress.snapshot()
             if now.step != now.steps_done or now.students[0].loss != now.students[1].loss:
                 torn.append(now)
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         for step in range(400):
-            progress.step(step, {student: figures(loss=step % 7) for student in range(2)}, seconds=0.0)
+            progress.record_step(step, {student: figures(loss=step % 7) for student in range(2)}, seconds=0.0)
     finally:
         done.set()
         watcher.join()
     assert torn == []
 
 
-# --- what people see
+# --- the display
 
 
 @pytest.mark.parametrize(
@@ -155,13 +157,13 @@ def test_one_thread_writes_while_another_looks() -> None:
         (7322, "2 h 02 min"),
     ],
 )
-def test_durations_as_people_say_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-def running() -> Snapshot:
+def running() -> ProgressSnapshot:
     student = StudentProgress(loss=1.234, disagreement=0.05678, tokens_per_second=12345.6, wait_fraction=0.071)
-    return Snapshot(
+    return ProgressSnapshot(
         phase="training",
         stage=1,
         num_stages=3,
@@ -179,23 +181,25 @@ def running() -> Snapshot:
     )
 
 
-def test_where_the_run_is_in_one_line() -> None:
+def test_the_headline() -> None:
     assert headline(running()) == (
         "task 2 of 3 (mini.sql), training, epoch 2 of 9, step 30 of 90, about 1 min 05 s of training left; "
         "scores: 6 done, 2 open"
     )
-    assert "left" not in headline(Snapshot()), "before the first step nothing is known"
+    assert "left" not in headline(ProgressSnapshot()), "before the first step there is no estimate"
 
 
-def test_every_student_in_one_line() -> None:
-    assert students(running()) == (
+def test_the_figures_of_every_student_on_one_line() -> None:
+    assert student_figures(running()) == (
         "student 0: loss 1.234, peers differ by 0.0568, 12346 tokens/s, waits 7 %, "
         "student 1: loss 0.000, peers differ by 0.0000, 0 tokens/s, waits 0 %"
     )
 
 
-@pytest.mark.parametrize("snapshot", [running(), Snapshot(students=[StudentProgress()])], ids=["running", "starting"])
-def test_the_live_view_has_a_bar_for_every_student(snapshot: Snapshot) -> None:
+@pytest.mark.parametrize(
+    "snapshot", [running(), ProgressSnapshot(students=[StudentProgress()])], ids=["running", "starting"]
+)
+def test_the_live_view_has_a_bar_for_every_student(snapshot: ProgressSnapshot) -> None:
     console = Console(file=io.StringIO(), width=160, color_system=None)
     console.print(render(snapshot))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

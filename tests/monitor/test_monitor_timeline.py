@@ -1,4 +1,4 @@
-"""Who did what from when to when, over all resumes of a run."""
+"""The timeline of a run, across its resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_span_has_its_length_and_ends_now(tmp_path_factory: pytest.TempPathFac
     assert span["end"] - span["start"] == pytest.approx(seconds, abs=1e-3)
 
 
-def test_what_takes_time_is_noted_also_if_it_fails(tmp_path: Path) -> None:
+def test_a_span_is_added_even_if_its_block_raises(tmp_path: Path) -> None:
     timeline = Timeline(RunDirectory(tmp_path))
     with pytest.raises(KeyboardInterrupt), timeline.span("coordinator", "replay", "examples"):
         time.sleep(0.02)
@@ -43,7 +43,7 @@ def test_what_takes_time_is_noted_also_if_it_fails(tmp_path: Path) -> None:
     assert 0.02 <= span["end"] - span["start"] < 5
 
 
-def test_a_resumed_run_goes_on_with_what_is_there(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_earlier_spans(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for label in ("first", "second"):
         timeline = Timeline(run)
@@ -53,7 +53,7 @@ def test_a_resumed_run_goes_on_with_what_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["l4", "l2kd-seq", "ewc", "single-qa"])
-def test_a_run_notes_who_did_what(method: str, finished: Callable[[str], small.Finished]) -> None:
+def test_a_run_records_its_kinds_of_work(method: str, finished: Callable[[str], small.Finished]) -> None:
     run, summary = finished(method)
     found = spans(run)
     kinds = {(str(span["lane"]).split()[0], span["kind"]) for span in found}

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from ray_l4.config.model import LoraConfig, ModelConfig
 from ray_l4.errors import ModelError
 from ray_l4.learner.adapters import add_adapters
+from ray_l4.learner.model_config import sequence_limit
 from ray_l4.learner.models import build_model
 from ray_l4.learner.position_logits import logits_are_one_product
 from ray_l4.learner.pretrained import grow
@@ -21,7 +22,6 @@ from ray_l4.planning.meta_models import (
     count_parameters,
     head_is_one_product,
     meta_model,
-    sequence_limit,
     vocabulary_of,
 )
 from ray_l4.text.tokenizer import TaskTokenizer

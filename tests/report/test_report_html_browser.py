@@ -1,4 +1,4 @@
-"""The page in a real browser: it renders without errors or requests, and every figure can be seen."""
+"""The page in a real browser: it renders without errors and without requests, and every figure is visible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIGURES = (
     *("loss", "disagreement", "exchange-steps", "timeline", "time", "memory"),
 )
 WIDTHS = (1200, 360)
-"""Pixels, of a desktop screen and of a phone."""
+"""Widths of a desktop screen and a phone, in pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page about two runs: one of four students with all sections, and one with hardly any."""
+    """A page about two runs: one of four students with all figures, and one with few."""
     folder = tmp_path_factory.mktemp("browser")
     path = folder / "report.html"
     peers = {"count": 4, "topology": [[0, 1], [1, 2], [2, 3], [3, 0], [0, 2]]}
@@ -43,9 +43,9 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in ("light", "dark")], ids=str)
+@pytest.fixture(scope="module", params=[(width, scheme) for width in WIDTHS for scheme in ("light", "dark")], ids=str)
 def page(browser: Browser, html: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page, opened and unfolded. Errors on the page and requests for anything else fail the test."""
+    """The page with all its parts unfolded. Errors and requests of the page fail the last test that uses it."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     errors: list[str] = []
@@ -61,7 +61,7 @@ def page(browser: Browser, html: Path, request: pytest.FixtureRequest) -> Iterat
     assert requests == [html.as_uri()]
 
 
-def test_every_figure_is_there_to_be_seen(page: Page) -> None:
+def test_every_figure_is_visible(page: Page) -> None:
     ids = page.evaluate("[...document.querySelectorAll('figure')].map(figure => figure.id)")
     assert [name.removeprefix("run-0-") for name in ids if name.startswith("run-0-")] == list(FIGURES)
     assert {"comparison-bars", "comparison-tasks", "run-1-matrix-0", "run-1-curves-0"} <= set(ids)
@@ -77,8 +77,8 @@ def test_every_figure_is_there_to_be_seen(page: Page) -> None:
         assert drawn > 5, name
 
 
-def test_nothing_written_in_a_figure_sticks_out_of_it(page: Page) -> None:
-    """Fonts differ between machines; names and numbers must fit all the same."""
+def test_no_text_extends_beyond_its_figure(page: Page) -> None:
+    """Fonts differ between machines, but names and numbers must fit with all of them."""
     outside = page.evaluate(
         """[...document.querySelectorAll('figure svg')].flatMap(svg => {
             const frame = svg.getBoundingClientRect()
@@ -96,8 +96,8 @@ def test_the_page_is_no_wider_than_the_window(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_text_stands_out_from_the_page(page: Page) -> None:
-    """Text and background have the colours of the scheme, in drawings too."""
+def test_text_contrasts_with_the_page(page: Page) -> None:
+    """Text and background follow the colour scheme, including in figures that set their own colours."""
     ink, paper = page.evaluate(
         """[getComputedStyle(document.querySelector('#run-0-loss svg text')).fill,
             getComputedStyle(document.documentElement).backgroundColor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,12 @@ from ray.cluster_utils import Cluster
 
 from ray_l4.cluster.connection import connect
 from ray_l4.cluster.handles import StudentHandle
-from ray_l4.cluster.rpc import Rpc
+from ray_l4.cluster.rpc import PerRank, Rpc
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import Topology
+from ray_l4.errors import ModelError, PeerError, PeerLostError, RayL4Error
+from ray_l4.methods import Topology, complete, isolated
 from ray_l4.monitor.progress import Progress
 from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
@@ -94,6 +95,32 @@ def bare_context(setup: Setup, folder: Path) -> RunContext:
     return new_context(setup, cluster("in_process"), run)
 
 
+ERRORS: list[RayL4Error] = [
+    PeerError("student 0, stage 1, step 1: a loss that is not finite"),
+    PeerLostError("student 0: a peer is gone; predictions did not get through"),
+    ModelError("the output layer has gone"),
+]
+"""Errors that a student may raise in a step."""
+
+FAILING_STUDENTS: dict[str, tuple[Topology, int]] = {
+    "an isolated student": (isolated(1), 0),
+    "student 0 of a pair": (complete(2), 0),
+    "student 1 of a pair": (complete(2), 1),
+    "a student that nobody learns from": (Topology(2, frozenset({(0, 1)})), 1),
+}
+"""A topology, and the student in it that fails."""
+
+CALLS: dict[str, Callable[[StudentHandle], PerRank[Any]]] = {
+    "ready": StudentHandle.ready,
+    "begin": lambda student: student.begin(FENCE, 0, student.rpc.put(None)),
+    "forward": lambda student: student.forward(FENCE, 0, ()),
+    "backward": lambda student: student.backward(FENCE, 0, student.forward(FENCE, 0, ()), []),
+    "weights": StudentHandle.weights,
+    "consolidate": StudentHandle.consolidate,
+}
+"""Calls that all ranks of a student serve, as ``StandIn`` does."""
+
+
 def handles(rpc: Rpc, ranks: Sequence[Sequence[Any]]) -> list[StudentHandle]:
     """A handle for every student, given its ranks."""
     return [StudentHandle(slot, rpc, own) for slot, own in enumerate(ranks)]
@@ -128,8 +155,8 @@ class StopAt(Progress):
         self._line = line
         self._left = occurrence
 
-    def event(self, line: str) -> None:
-        super().event(line)
+    def add_event(self, line: str) -> None:
+        super().add_event(line)
         self._left -= line.startswith(self._line)
         if not self._left:
             self.stop.set()
@@ -175,7 +202,7 @@ def join_nodes(cluster: Cluster) -> None:
 def finish(session: Session) -> dict[str, Any]:
     """The summary, once the run has ended."""
     try:
-        assert session.wait(LIMIT), f"the run did not end within {LIMIT:g} s: {session.look()}"
+        assert session.wait(LIMIT), f"the run did not end within {LIMIT:g} s: {session.snapshot()}"
         return session.result()
     finally:
         session.close()

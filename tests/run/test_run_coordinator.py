@@ -36,7 +36,7 @@ def test_peers_that_will_stay_equal_are_warned_of(tmp_path: Path, changes: dict[
     setup, run = small.new_run(config, profile, tmp_path / "run")
     session = start(setup, profile, run)
     small.finish(session)
-    assert any("peers will stay equal" in event for event in session.look().events) == warned
+    assert any("peers will stay equal" in event for event in session.snapshot().events) == warned
     if warned:
         assert all(abs(row["kd_lm"]) < 1e-6 for row in run.step_figures()), "and so they do"
 
@@ -93,7 +93,7 @@ def test_the_steps_of_the_whole_run_are_known_in_the_last_stage(tmp_path: Path, 
     setup, run = small.new_run(small.quick(method, training={"epochs": 1}), profile, tmp_path / "run")
     coordinator = Coordinator(new_context(setup, profile, run), LocalSpawner, 2)
     coordinator.run()
-    now = coordinator.progress.look()
+    now = coordinator.progress.snapshot()
     assert now.steps_done == now.steps_total
     assert now.remaining_seconds == 0
     assert (now.phase, now.jobs_open) == ("done", 0)

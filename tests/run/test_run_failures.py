@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 
 from ray_l4.cluster.handles import StudentHandle
 from ray_l4.cluster.membership import Membership
-from ray_l4.cluster.rpc import LocalRpc, PerRank
+from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ModelError, PeerError, PeerLostError, RayL4Error
-from ray_l4.methods import Topology, complete, get_method, isolated, taught
+from ray_l4.methods import complete, get_method, isolated, taught
 from ray_l4.run.checkpoints import Checkpoints
 from ray_l4.run.step_loop import StepLimits
 from ray_l4.setup.setup import Setup
@@ -23,37 +22,15 @@ from ray_l4.setup.stage_plan import Assignment
 from ray_l4.workers.student import Student
 from tests.cluster.cluster_fixtures import StandInSpawner
 from tests.learner import learner_fixtures
-from tests.run.run_fixtures import bare_context, cluster, handles, train
+from tests.run.run_fixtures import CALLS, ERRORS, FAILING_STUDENTS, bare_context, cluster, handles, train
 from tests.run.worker_fixtures import FENCE, StandIn
-
-ERRORS: list[RayL4Error] = [
-    PeerError("student 0, stage 1, step 1: a loss that is not finite"),
-    PeerLostError("student 0: a peer is gone; predictions did not get through"),
-    ModelError("the output layer has gone"),
-]
-
-WHO: dict[str, tuple[Topology, int]] = {
-    "an isolated student": (isolated(1), 0),
-    "student 0 of a pair": (complete(2), 0),
-    "student 1 of a pair": (complete(2), 1),
-    "a student that nobody learns from": (Topology(2, frozenset({(0, 1)})), 1),
-}
-
-CALLS: dict[str, Callable[[StudentHandle], PerRank[Any]]] = {
-    "begin": lambda student: student.begin(FENCE, 0, LocalRpc().put(None)),
-    "forward": lambda student: student.forward(FENCE, 0, ()),
-    "backward": lambda student: student.backward(FENCE, 0, student.forward(FENCE, 0, ()), []),
-    "weights": StudentHandle.weights,
-    "consolidate": StudentHandle.consolidate,
-    "ready": StudentHandle.ready,
-}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", FAILING_STUDENTS)
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_failed_forward_ends_the_loop_with_its_own_error(who: str, error: RayL4Error, step: int) -> None:
-    topology, number = WHO[who]
+    topology, number = FAILING_STUDENTS[who]
     students = [StandIn(peer) for peer in range(topology.size)]
     students[number].fail("forward", error, step)
     with pytest.raises(RayL4Error) as caught:

@@ -12,6 +12,8 @@ from ray.cluster_utils import Cluster
 from ray_l4.run.session import start
 from tests.run import run_fixtures as small
 
+pytestmark = pytest.mark.ray
+
 FAST = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -38,13 +40,13 @@ def test_a_student_whose_node_is_gone_is_replaced_on_another(cluster: Cluster, t
     setup, run = small.new_run(config, profile, tmp_path / "run")
     session = start(setup, profile, run)
     deadline = time.monotonic() + small.LIMIT
-    while (now := session.look()).phase != "training" or now.step < 3:
+    while (now := session.snapshot()).phase != "training" or now.step < 3:
         assert not session.wait(0.05), session.result()
         assert time.monotonic() < deadline
     cluster.remove_node(nodes[1], allow_graceful=False)
     cluster.add_node(num_cpus=1, include_dashboard=False)
     assert session.wait(small.LIMIT)
-    events = "\n".join(session.look().events)
+    events = "\n".join(session.snapshot().events)
     summary = small.finish(session)
     assert "is lost and replaced" in events
     assert summary["restarts"] >= 1

@@ -22,6 +22,8 @@ from ray_l4.store.run_directory import RunDirectory
 from tests.cli.cli_fixtures import ray_l4, refused, write_experiment
 from tests.run import run_fixtures as small
 
+pytestmark = pytest.mark.ray
+
 NODES = {
     "head": {"num_cpus": 1},
     "scorer": {"num_cpus": 1, "resources": {"scoring": 1}},

@@ -165,8 +165,8 @@ def test_cells_are_open_until_they_are_scored(tok: TaskTokenizer, tmp_path: Path
     assert set(work.run.scores()) == {Cell(0, 2, 0, "a")}
     work.finish()
     assert len(work.scoring) == 0
-    assert work.context.progress.look().jobs_done == 2, "cells are counted, not parts"
-    assert sum("a em 52.4" in event for event in work.context.progress.look().events) == 1
+    assert work.context.progress.snapshot().jobs_done == 2, "cells are counted, not parts"
+    assert sum("a em 52.4" in event for event in work.context.progress.snapshot().events) == 1
 
 
 # --- after a resume or a loss

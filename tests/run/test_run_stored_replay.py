@@ -1,4 +1,4 @@
-"""What is kept of earlier tasks: a reservoir that any stage can make again, and what is drawn from it."""
+"""Stored replay: a reservoir of earlier examples that any stage can compute again, and the draws from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENIZER = small.tokenizer(TASKS)
 
 
 def setup_of(sizes: list[int], seed: int = 0, method: str = "er", **replay: Any) -> Setup:
-    """A stream of tasks of these sizes; example i of task t is the token t after the token i."""
+    """Return the set-up of a stream of tasks of these sizes; the ids of example i of task number t are i, ANS and t."""
     config = small.experiment(stream=list(TASKS[: len(sizes)]), seed=seed, replay=replay)
     tables = {
         task: tokens_table(
@@ -43,7 +43,7 @@ def setup_of(sizes: list[int], seed: int = 0, method: str = "er", **replay: Any)
 
 
 def kept(setup: Setup, stage: int) -> list[str]:
-    """Names of the examples in a stage's reservoir."""
+    """Return the names of the examples in a stage's reservoir."""
     return reservoir(setup, stage)["sample_id"].to_pylist()
 
 
@@ -58,12 +58,12 @@ def test_a_reservoir_is_full_or_holds_all(sizes: list[int], capacity: int | None
         seen = sum(sizes[:stage])
         names = kept(setup, stage)
         assert len(names) == len(set(names)) == min(seen, capacity or seen)
-        assert {name.split("-")[0] for name in names} <= set(TASKS[:stage]), "of earlier tasks alone"
+        assert {name.split("-")[0] for name in names} <= set(TASKS[:stage]), "only of earlier tasks"
 
 
 @given(sizes, capacities, st.integers(0, 9))
-def test_what_was_dropped_never_comes_back(sizes: list[int], capacity: int, seed: int) -> None:
-    """That is what makes it a reservoir: a later one can be had from an earlier one and the task between."""
+def test_an_example_that_was_dropped_never_comes_back(sizes: list[int], capacity: int, seed: int) -> None:
+    """So a later reservoir follows from an earlier one and the tasks between them."""
     setup = setup_of(sizes, seed, capacity=capacity)
     for stage in range(2, len(sizes)):
         earlier, later = set(kept(setup, stage - 1)), set(kept(setup, stage))
@@ -72,7 +72,7 @@ def test_what_was_dropped_never_comes_back(sizes: list[int], capacity: int, seed
 
 
 @given(sizes, capacities)
-def test_a_reservoir_can_be_made_again(sizes: list[int], capacity: int) -> None:
+def test_a_reservoir_can_be_computed_again(sizes: list[int], capacity: int) -> None:
     first, again = setup_of(sizes, 5, capacity=capacity), setup_of(sizes, 5, capacity=capacity)
     assert reservoir(first, len(sizes) - 1).equals(reservoir(again, len(sizes) - 1))
 
@@ -87,7 +87,7 @@ def test_another_seed_keeps_others() -> None:
 
 
 def test_every_example_is_equally_likely_to_be_kept() -> None:
-    """Whatever its task and place: each of 20 is kept with probability 1/4, so 1600 draws give 400 +- 5 sigma."""
+    """Whatever its task and row: each of 20 is kept with probability 1/4, so 1600 draws give 400 +- 5 sigma."""
     draws, capacity, total = 1600, 5, 20
     counts: Counter[str] = Counter()
     for seed in range(draws):
@@ -98,7 +98,7 @@ def test_every_example_is_equally_likely_to_be_kept() -> None:
     assert all(abs(count - draws * chance) < allowed for count in counts.values()), counts
 
 
-# --- what is replayed
+# --- draws from the reservoir
 
 
 @given(sizes, st.none() | capacities, st.sampled_from([0.2, 0.5, 1.0, 2.0]))
@@ -117,19 +117,19 @@ def test_as_much_is_replayed_as_would_be_generated(sizes: list[int], capacity: i
         assert table["task"].to_pylist() == [task for task in TASKS[:stage] if task in held for _ in range(per_task)]
 
 
-def test_what_is_replayed_comes_from_the_reservoir_and_is_marked() -> None:
+def test_replayed_examples_come_from_the_reservoir_and_are_marked() -> None:
     setup = setup_of([20, 20, 50], capacity=6, ratio=0.4)
     table = stored_replay(setup, 2)
     assert table is not None
     assert table.schema == TOKENS
-    assert table.num_rows == 20, "more than the six that are kept: drawn with replacement"
+    assert table.num_rows == 20, "more than the six that are kept: they are drawn with replacement"
     originals = {tuple(row["ids"]) for row in reservoir(setup, 2).to_pylist()}
     assert {tuple(row["ids"]) for row in table.to_pylist()} <= originals
     assert set(table["origin"].to_pylist()) == {"stored"}
     assert table["sample_id"].to_pylist() == [f"replay-2-{i}" for i in range(20)]
 
 
-def test_every_stage_draws_anew_and_can_draw_again() -> None:
+def test_every_stage_has_its_own_draw_and_can_repeat_it() -> None:
     setup = setup_of([20, 20, 20], ratio=1.0)
     draws = {stage: stored_replay(setup, stage) for stage in (1, 2)}
     assert draws[1] is not None and draws[2] is not None
@@ -142,7 +142,7 @@ def test_without_earlier_tasks_or_a_share_nothing_is_replayed(stage: int, ratio:
     assert stored_replay(setup_of([10, 10], ratio=ratio), stage) is None
 
 
-def test_what_is_replayed_is_put_on_record(tmp_path: Path) -> None:
+def test_replayed_examples_are_recorded(tmp_path: Path) -> None:
     setup = setup_of([10, 10], ratio=0.3)
     table = stored_replay(setup, 1)
     assert table is not None

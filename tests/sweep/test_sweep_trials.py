@@ -1,4 +1,4 @@
-"""From a protocol to its trials, and what is said of one that cannot be."""
+"""Expansion of protocols into trials, and messages about invalid ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError
 from ray_l4.sweep.scaling import MIN_EXAMPLES, scaled, scaled_settings
-from ray_l4.sweep.trials import Request, make_plan
+from ray_l4.sweep.trials import SweepRequest, expand_protocol
 from tests.run.run_fixtures import experiment
 
 TASKS = ["mini.woz", "mini.sql", "mini.rest"]
 
 
 def protocol(folder: Path, **sweep: object) -> Path:
-    """Three embedded tasks and a tiny model, and what to vary."""
+    """Write a protocol of three embedded tasks and a tiny model, with this ``sweep`` section."""
     path = folder / "protocol.yaml"
     tree = {
         "name": "small",
@@ -32,16 +32,16 @@ def protocol(folder: Path, **sweep: object) -> Path:
     return path
 
 
-def refusal(path: Path, request: Request) -> str:
-    """What is said of a plan that cannot be."""
+def refusal(path: Path, request: SweepRequest) -> str:
+    """Return the message about a protocol that cannot be expanded."""
     with pytest.raises(ConfigError) as caught:
-        make_plan(path, request)
+        expand_protocol(path, request)
     return str(caught.value)
 
 
 def test_trials_are_all_combinations(tmp_path: Path) -> None:
     path = protocol(tmp_path, variants=["lamol", "l4"], grid={"distillation.weight": [0, 0.5]}, orders="all", seeds=2)
-    trials = make_plan(path, Request()).trials
+    trials = expand_protocol(path, SweepRequest()).trials
     found = {(t.experiment.variant, tuple(t.stream), t.experiment.seed) for t in trials}
     labels = [f"{method} (distillation.weight={weight})" for method in ("lamol", "l4") for weight in ("0", "0.5")]
     assert len(trials) == 4 * 6 * 2
@@ -52,14 +52,14 @@ def test_trials_are_all_combinations(tmp_path: Path) -> None:
 
 def test_folders_are_readable_and_the_same_every_time(tmp_path: Path) -> None:
     path = protocol(tmp_path, variants=["l4"], grid={"optim.variant": ["torch"]}, seeds=[7])
-    (trial,) = make_plan(path, Request()).trials
-    assert trial.folder == "l4-optim.variant=torch_mini.woz-mini.sql-mini.rest_s7"
-    wider = make_plan(path, Request(orders="all", seeds=8, methods=["lamol", "l4"]))
-    assert trial in wider.trials, "asking for more leaves what is there where it is"
-    assert len({t.folder for t in wider.trials}) == len(wider.trials)
+    (trial,) = expand_protocol(path, SweepRequest()).trials
+    assert trial.name == "l4-optim.variant=torch_mini.woz-mini.sql-mini.rest_s7"
+    wider = expand_protocol(path, SweepRequest(orders="all", seeds=8, methods=["lamol", "l4"]))
+    assert trial in wider.trials, "existing trials keep their names when more are requested"
+    assert len({t.name for t in wider.trials}) == len(wider.trials)
 
 
-def test_the_command_line_replaces_what_the_protocol_varies(tmp_path: Path) -> None:
+def test_the_command_line_replaces_the_protocol_s_choices(tmp_path: Path) -> None:
     path = protocol(
         tmp_path,
         variants={"long": {"method": "multi-qa", "training.epochs": 27}, "l4": {"method": "l4"}},
@@ -68,8 +68,10 @@ def test_the_command_line_replaces_what_the_protocol_varies(tmp_path: Path) -> N
         seeds=3,
     )
     order = list(reversed(TASKS))
-    request = Request(methods=["long", "er"], grid={"optim.lr": [1.0]}, orders=[order], seeds=[5], overrides=["seed=9"])
-    trials = make_plan(path, request).trials
+    request = SweepRequest(
+        methods=["long", "er"], grid={"optim.lr": [1.0]}, orders=[order], seeds=[5], overrides=["seed=9"]
+    )
+    trials = expand_protocol(path, request).trials
     assert [(t.experiment.variant, t.experiment.method, t.experiment.training.epochs) for t in trials] == [
         ("long (optim.lr=1)", "multi-qa", 27),
         ("er (optim.lr=1)", "er", 9),
@@ -78,34 +80,34 @@ def test_the_command_line_replaces_what_the_protocol_varies(tmp_path: Path) -> N
 
 
 def test_seeds_count_from_the_experiments_own(tmp_path: Path) -> None:
-    plan = make_plan(protocol(tmp_path), Request(overrides=["seed=40"], seeds=3))
-    assert [trial.experiment.seed for trial in plan.trials] == [40, 41, 42]
-    assert [trial.experiment.variant for trial in plan.trials] == ["l4"] * 3
+    sweep = expand_protocol(protocol(tmp_path), SweepRequest(overrides=["seed=40"], seeds=3))
+    assert [trial.experiment.seed for trial in sweep.trials] == [40, 41, 42]
+    assert [trial.experiment.variant for trial in sweep.trials] == ["l4"] * 3
 
 
-def test_methods_without_a_sequence_run_in_one_order(tmp_path: Path) -> None:
+def test_methods_that_ignore_the_order_run_in_one_order(tmp_path: Path) -> None:
     path = protocol(tmp_path, variants=["single-qa", "multi-qa-lm", "lamol"], orders="all", seeds=2)
-    methods = [trial.experiment.method for trial in make_plan(path, Request()).trials]
+    methods = [trial.experiment.method for trial in expand_protocol(path, SweepRequest()).trials]
     assert (methods.count("single-qa"), methods.count("multi-qa-lm"), methods.count("lamol")) == (2, 2, 12)
 
 
 def test_a_methods_own_settings_are_filled_in(tmp_path: Path) -> None:
-    (trial,) = make_plan(protocol(tmp_path, variants=["l4-released"]), Request()).trials
+    (trial,) = expand_protocol(protocol(tmp_path, variants=["l4-released"]), SweepRequest()).trials
     assert trial.experiment.distillation.schedule == "alternate_epochs"
 
 
 # --- scale ---
 
 
-def test_scale_counts_for_the_files_and_not_for_what_the_command_line_sets(tmp_path: Path) -> None:
+def test_scale_applies_to_files_and_not_to_the_command_line(tmp_path: Path) -> None:
     path = protocol(tmp_path, variants={"same": {}, "long": {"training.epochs": 27}}, title="Three tasks")
-    plan = make_plan(path, Request(scale=1 / 3, overrides=["stream.1.train=150"]))
-    assert plan.title == "Three tasks, scaled to 0.333333 of its examples and epochs"
-    assert [t.experiment.training.epochs for t in plan.trials] == [3, 9]
-    assert [(task.train, task.test) for task in plan.trials[0].experiment.stream] == [(67, 20), (150, 20), (67, 20)]
-    plan = make_plan(path, Request(scale=0.1, grid={"training.epochs": [4]}, methods=["same"]))
-    assert [t.experiment.training.epochs for t in plan.trials] == [4]
-    assert make_plan(path, Request()).title == "Three tasks"
+    sweep = expand_protocol(path, SweepRequest(scale=1 / 3, overrides=["stream.1.train=150"]))
+    assert sweep.title == "Three tasks, scaled to 0.333333 of its examples and epochs"
+    assert [t.experiment.training.epochs for t in sweep.trials] == [3, 9]
+    assert [(task.train, task.test) for task in sweep.trials[0].experiment.stream] == [(67, 20), (150, 20), (67, 20)]
+    sweep = expand_protocol(path, SweepRequest(scale=0.1, grid={"training.epochs": [4]}, methods=["same"]))
+    assert [t.experiment.training.epochs for t in sweep.trials] == [4]
+    assert expand_protocol(path, SweepRequest()).title == "Three tasks"
 
 
 def test_the_papers_sizes_scale_and_all_stays_all() -> None:
@@ -130,14 +132,14 @@ def test_epochs_of_teachers_scale_where_they_are_given(tmp_path: Path) -> None:
         "training.epochs": 6,
         "teachers.epochs": 3,
     }
-    assert "teachers.epochs" not in scaled(experiment(), 0.5), "as many as the student's, which scale"
+    assert "teachers.epochs" not in scaled(experiment(), 0.5), "by default the student's epochs"
     path = protocol(tmp_path, variants={"own": {"teachers.epochs": 12}, "same": {"teachers.epochs": None}})
-    plan = make_plan(path, Request(scale=1 / 3, overrides=["teachers.epochs=5"]))
-    assert [trial.experiment.teachers.epochs for trial in plan.trials] == [4, None]
+    sweep = expand_protocol(path, SweepRequest(scale=1 / 3, overrides=["teachers.epochs=5"]))
+    assert [trial.experiment.teachers.epochs for trial in sweep.trials] == [4, None]
 
 
-def test_what_scale_leaves_alone() -> None:
-    """``docs/SWEEPS.md`` says so."""
+def test_scale_changes_nothing_but_the_stream_and_training() -> None:
+    """As documented in ``docs/SWEEPS.md``."""
     sizes = {"regulariser": {"examples": 100}, "replay": {"capacity": 100}, "evaluation": {"limit": 100}}
     assert {key.split(".")[0] for key in scaled(experiment(**sizes), 0.1)} == {"stream", "training"}
 
@@ -158,8 +160,8 @@ def test_scaled_sizes_are_sane(size: int, epochs: int, scale: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [0, -1, 1.5, float("nan"), float("inf")])
-def test_a_scale_that_is_none(tmp_path: Path, scale: float) -> None:
-    assert "above 0 and at most 1" in refusal(protocol(tmp_path), Request(scale=scale))
+def test_an_invalid_scale_is_refused(tmp_path: Path, scale: float) -> None:
+    assert "above 0 and at most 1" in refusal(protocol(tmp_path), SweepRequest(scale=scale))
 
 
 # --- paths ---
@@ -169,20 +171,20 @@ def test_a_scale_that_is_none(tmp_path: Path, scale: float) -> None:
 def test_paths_start_where_they_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unrelated: str | None
 ) -> None:
-    """Those of the file at its folder, those of an option at the current one, whatever else is set."""
+    """Relative to the file's folder, or for an option to the working directory, whatever else is set."""
     for name in ("here", "file"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = protocol(tmp_path / "file", variants={"a": {"teachers.run": "mine"}})
     others = [unrelated] if unrelated else []
-    (trial,) = make_plan(path, Request(overrides=[*others, "teachers.run=theirs"])).trials
+    (trial,) = expand_protocol(path, SweepRequest(overrides=[*others, "teachers.run=theirs"])).trials
     assert trial.experiment.teachers.run == tmp_path / "file" / "mine", "a variant wins, with its own folder"
-    (trial,) = make_plan(path, Request(overrides=others, grid={"teachers.run": ["mine"]})).trials
+    (trial,) = expand_protocol(path, SweepRequest(overrides=others, grid={"teachers.run": ["mine"]})).trials
     assert trial.experiment.teachers.run == tmp_path / "here" / "mine"
-    (trial,) = make_plan(path, Request(overrides=[*others, "teachers.run=mine"], methods=["l4"])).trials
+    (trial,) = expand_protocol(path, SweepRequest(overrides=[*others, "teachers.run=mine"], methods=["l4"])).trials
     assert trial.experiment.teachers.run == tmp_path / "here" / "mine"
     path = protocol(tmp_path / "file", grid={"teachers.run": ["mine", "theirs"]})
-    trials = make_plan(path, Request(overrides=others)).trials
+    trials = expand_protocol(path, SweepRequest(overrides=others)).trials
     assert [t.experiment.teachers.run for t in trials] == [tmp_path / "file" / "mine", tmp_path / "file" / "theirs"]
 
 
@@ -191,9 +193,9 @@ def test_paths_of_an_overlays_sweep_start_at_its_folder(tmp_path: Path) -> None:
     overlay = tmp_path / "over" / "over.yaml"
     overlay.write_text("sweep: {variants: {a: {teachers.run: mine}}}\n", encoding="utf-8")
     path = protocol(tmp_path, variants={"a": {"data.converted": "own"}, "b": {"teachers.run": "own"}})
-    plan = make_plan(path, Request(laid_over=[overlay]))
-    assert [trial.experiment.teachers.run for trial in plan.trials] == [tmp_path / "over" / "mine", tmp_path / "own"]
-    assert plan.trials[0].experiment.data.converted == tmp_path / "own"
+    sweep = expand_protocol(path, SweepRequest(overlays=[overlay]))
+    assert [trial.experiment.teachers.run for trial in sweep.trials] == [tmp_path / "over" / "mine", tmp_path / "own"]
+    assert sweep.trials[0].experiment.data.converted == tmp_path / "own"
 
 
 # --- refusals ---
@@ -202,44 +204,56 @@ def test_paths_of_an_overlays_sweep_start_at_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(grid={"training.epoch": [1]}), "--grid: training.epoch: unknown key. Did you mean 'epochs'?"),
-        (Request(grid={"foo.bar": [1]}), "--grid: foo: unknown key."),
-        (Request(grid={"training.epochs": [0]}), "--grid: training.epochs: expected a whole number of at least 1"),
-        (Request(grid={"training.epochs": [2, 2]}), "--grid: training.epochs: 2 appears twice"),
-        (Request(grid={"seed": [2]}), "--grid: seed: is set by the sweep itself; use sweep.seeds or --seeds"),
-        (Request(methods=["l5"]), "unknown method or variant 'l5'. Did you mean 'l4'?"),
-        (Request(methods=["l4", "l4"]), "--methods: 'l4' stands twice"),
-        (Request(orders=[["mini.woz", "mini.sq", "mini.rest"]]), "task 'mini.sq' is not in the stream. Did you mean"),
-        (Request(orders=[["mini.woz", "mini.sql"]]), "leaves out mini.rest; an order names every task of the stream"),
-        (Request(orders=[[*TASKS, "mini.woz"]]), "task 'mini.woz' stands twice"),
-        (Request(orders="all", seeds=40), "240 trials (1 rows, 6 orders of 3 tasks, 40 seeds) are more than 200"),
-        (Request(grid={"optim.lr": list(range(1, 301))}), "the grid has 300 points, more than 200 trials"),
-        (Request(overrides=["stream.0.name=mini.wozz"]), "Unknown task 'mini.wozz'"),
-        (Request(overrides=["replay.generator=own", "distillation.examples=all"]), "exclude each other"),
+        (SweepRequest(grid={"training.epoch": [1]}), "--grid: training.epoch: unknown key. Did you mean 'epochs'?"),
+        (SweepRequest(grid={"foo.bar": [1]}), "--grid: foo: unknown key."),
+        (SweepRequest(grid={"training.epochs": [0]}), "--grid: training.epochs: expected a whole number of at least 1"),
+        (SweepRequest(grid={"training.epochs": [2, 2]}), "--grid: training.epochs: 2 "),
+        (SweepRequest(grid={"seed": [2]}), "--grid: seed: is set by the sweep itself; use sweep.seeds or --seeds"),
+        (SweepRequest(methods=["l5"]), "unknown method or variant 'l5'. Did you mean 'l4'?"),
+        (SweepRequest(methods=["l4", "l4"]), "--methods: 'l4' is listed twice"),
+        (
+            SweepRequest(orders=[["mini.woz", "mini.sq", "mini.rest"]]),
+            "task 'mini.sq' is not in the stream. Did you mean",
+        ),
+        (
+            SweepRequest(orders=[["mini.woz", "mini.sql"]]),
+            "mini.rest is missing; an order lists every task of the stream",
+        ),
+        (SweepRequest(orders=[[*TASKS, "mini.woz"]]), "task 'mini.woz' is listed twice"),
+        (
+            SweepRequest(orders="all", seeds=40),
+            "240 trials exceed the limit of 200 (rows: 1, orders of 3 tasks: 6, seeds: 40)",
+        ),
+        (
+            SweepRequest(grid={"optim.lr": list(range(1, 301))}),
+            "the grid has 300 points, more than the limit of 200 trials",
+        ),
+        (SweepRequest(overrides=["stream.0.name=mini.wozz"]), "Unknown task 'mini.wozz'"),
+        (SweepRequest(overrides=["replay.generator=own", "distillation.examples=all"]), "exclude each other"),
     ],
 )
-def test_what_cannot_be_planned(tmp_path: Path, request_: Request, message: str) -> None:
+def test_invalid_requests_are_refused(tmp_path: Path, request_: SweepRequest, message: str) -> None:
     refused = refusal(protocol(tmp_path), request_)
     assert message in refused
     assert "--set with" not in refused
 
 
-def test_orders_and_variants_of_the_file_are_named_with_their_line(tmp_path: Path) -> None:
+def test_errors_in_orders_and_variants_name_the_line_of_the_file(tmp_path: Path) -> None:
     path = protocol(tmp_path, orders=[["mini.woz"]])
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "orders" in text)
-    assert refusal(path, Request()).startswith(f"{path}:{line}: order mini.woz: leaves out mini.sql, mini.rest")
+    assert refusal(path, SweepRequest()).startswith(f"{path}:{line}: order mini.woz: mini.sql, mini.rest is missing")
     path = protocol(tmp_path, variants={"typo": {"optim.lrate": 1}})
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "optim.lrate" in text)
-    assert refusal(path, Request()) == f"{path}:{line}: optim.lrate: unknown key. Did you mean 'lr'?"
+    assert refusal(path, SweepRequest()) == f"{path}:{line}: optim.lrate: unknown key. Did you mean 'lr'?"
 
 
-def test_a_stream_of_many_tasks_is_not_permuted_before_it_is_counted(tmp_path: Path) -> None:
+def test_permutations_are_counted_before_they_are_built(tmp_path: Path) -> None:
     stream = [f"{{name: mine{n}, path: x, metric: em}}" for n in range(14)]
-    message = refusal(protocol(tmp_path), Request(overrides=[f"stream=[{', '.join(stream)}]"], orders="all"))
+    message = refusal(protocol(tmp_path), SweepRequest(overrides=[f"stream=[{', '.join(stream)}]"], orders="all"))
     assert message.startswith("87178291200 trials")
 
 
-def test_names_that_a_file_system_cannot_tell_apart(tmp_path: Path) -> None:
+def test_labels_with_equal_or_too_long_names_are_refused(tmp_path: Path) -> None:
     path = protocol(tmp_path, variants={"a b": {}, "a/b": {"training.epochs": 2}})
-    assert "'a b' and 'a/b' would share the folder" in refusal(path, Request())
-    assert "too long" in refusal(protocol(tmp_path, variants={"x" * 250: {}}), Request())
+    assert "'a b' and 'a/b' would share the run directory" in refusal(path, SweepRequest())
+    assert "too long" in refusal(protocol(tmp_path, variants={"x" * 250: {}}), SweepRequest())
