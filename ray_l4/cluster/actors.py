@@ -1,4 +1,4 @@
-"""Ray actors that load what they serve in their own process."""
+"""Ray actors that import the class they serve only in their own process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ray_l4.errors import RayL4Error
 
 
 def actor_class(calls: type[Any], served: str) -> type[Any]:
-    """Return an actor class with the methods of the interface ``calls``, which an object of class ``served`` answers.
+    """Build an actor class with the public methods of the interface ``calls``, each forwarded to a ``served`` object.
 
-    ``served``: ``module:class``, imported where the actor runs. If its constructor fails with a RayL4Error, every call
-    raises that error: Ray would report the death of the actor, without the class of the error.
+    ``served``: ``module:class``, imported where the actor runs. If its constructor raises a RayL4Error, every call
+    raises that error; otherwise Ray would report that the actor died, without the class of the error.
     """
     module, _, name = served.partition(":")
 

@@ -1,4 +1,4 @@
-"""Joining the profile's Ray cluster, or starting one on this machine."""
+"""Joins the Ray cluster of a profile, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             "Is it running (ray status), and reachable from here?"
         ) from error
     finally:
-        # Ray puts a handler of its own in place, which ends the process where it stands.
+        # Ray installs its own handler, which ends the process at once.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def check_cluster(peers: int, cluster: ClusterConfig) -> None:
-    """Raise ClusterError if the profile's cluster cannot be joined, or has too little whatever else it is doing.
+    """Raise ClusterError if the profile's cluster cannot be joined, or is too small even when nothing else runs on it.
 
-    Joining a cluster that runs takes a second; reading the data of a run, which comes next, may take minutes.
+    Joining a running cluster takes a second; reading the data of a run, which comes next, may take minutes.
     """
     if cluster.in_one_process:
         return
@@ -68,15 +68,15 @@ def check_cluster(peers: int, cluster: ClusterConfig) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raise ClusterError at once if nothing listens there; Ray itself would try for minutes."""
+    """Raise ClusterError at once if nothing listens at ``address``; Ray itself would try for minutes."""
     if address.startswith("ray://"):
         raise ClusterError(
-            f"ray.address: {address} is a Ray Client address; the run directory would be on another machine than the "
-            "coordinator that writes it. Start ray-l4 on a node of the cluster with ray.address: auto."
+            f"ray.address: {address} is a Ray Client address. The run directory would not be on the machine of the "
+            "coordinator, which writes it. Start ray-l4 on a node of the cluster, with ray.address: auto."
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return  # "auto" and the like are looked up by Ray
+        return  # Ray looks up "auto" and the like
     try:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:
@@ -87,5 +87,5 @@ def check_answers(address: str) -> None:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """CPUs and GPUs of every living node."""
+    """Return the resources of every node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

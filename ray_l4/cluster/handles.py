@@ -25,28 +25,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """References to what an evaluator needs of a checkpoint's model."""
+    """References to the configuration and weights of a model that an evaluator is to load."""
 
     name: str
-    """Different for every set of weights; an evaluator loads again only what it does not hold."""
+    """Unique to a set of weights: an evaluator that holds a model of this name does not load it again."""
     description: Ref[Mapping[str, Any]]
+    """The model's configuration."""
     weights: Ref[np.ndarray]
+    """Safetensors bytes."""
 
 
 @dataclass(frozen=True)
 class StudentHandle:
-    """A student, which may span several ranks. Every call goes to all of them and returns a reference for each.
+    """A student, which may span several ranks. Every call goes to all ranks and returns a reference for each.
 
-    ``fence``: the number of the membership that a call belongs to; a student refuses calls with another one.
+    ``fence``: the number of the membership that a call belongs to. A student refuses calls with any other number.
     """
 
     slot: int
-    """Index of the student worker among those of the run."""
+    """Index of the student among the student workers of the run."""
     rpc: Rpc
     ranks: Sequence[Any]
 
     def ready(self) -> PerRank[None]:
-        """Succeed once the student stands ready; fail with what keeps it from starting."""
+        """Succeed once the student is ready; fail with the error that kept it from starting."""
         return self._all(StudentCalls.ready)
 
     def meet(self, members: Sequence[Rendezvous], ranks: Mapping[int, int]) -> PerRank[None]:
@@ -57,7 +59,7 @@ class StudentHandle:
         ]
 
     def reset(self) -> PerRank[None]:
-        """Build the model again, with the weights of the start."""
+        """Build the model again, with its initial weights."""
         return self._all(StudentCalls.reset)
 
     def describe(self) -> PerRank[dict[str, Any]]:
@@ -69,31 +71,31 @@ class StudentHandle:
         return self._all(StudentCalls.load, weights)
 
     def rejoin(self, fence: int) -> PerRank[int]:
-        """Drop the step under way and serve ``fence`` from now on; returns the next step."""
+        """Drop the step under way and serve ``fence`` from now on. Returns the next step."""
         return self._all(StudentCalls.rejoin, fence)
 
     def begin(
         self, fence: int, stage: int, tokens: Ref[pa.Table], memory: Ref[pa.Table] | None = None
     ) -> PerRank[list[int]]:
-        """Begin a stage and serve ``fence`` from now on; returns the last step of each epoch."""
+        """Begin a stage and serve ``fence`` from now on. Returns the last step of each epoch."""
         return self._all(StudentCalls.begin, fence, stage, tokens, memory)
 
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> PerRank[Ticket]:
-        """Begin a step, and publish its predictions to ``readers``, the peers that learn from this one in it."""
+        """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
         return self._all(StudentCalls.forward, fence, step, readers)
 
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> PerRank[Ticket]:
-        """Publish predictions for the batch of another student's step to ``readers``, without learning from it."""
+        """Predict the batch of another student's step for ``readers``, without learning from it."""
         return self._all(StudentCalls.predict, fence, step, student, readers)
 
     def backward(
         self, fence: int, step: int, own: PerRank[Ticket], teachers: Sequence[PerRank[Ticket]]
     ) -> PerRank[dict[str, float]]:
-        """Learn a step from labels and teachers; returns its figures.
+        """Learn a step from labels and teachers. Returns the figures of the step.
 
-        ``own``: what this student's ``forward`` of the step returned; if that failed, this call fails with the same
-        cause. ``teachers``: what each teacher's ``forward`` or ``predict`` returned. Each rank gets the tickets of the
-        rank of its number.
+        ``own``: the tickets that this student's ``forward`` of the step returned; if it failed, this call fails with
+        the same cause. ``teachers``: the tickets from each teacher's ``forward`` or ``predict``. Each rank gets the
+        tickets of the ranks with the same number.
         """
         tickets = zip(own, *teachers, strict=True)
         return [
@@ -102,27 +104,27 @@ class StudentHandle:
         ]
 
     def weights(self) -> PerRank[np.ndarray]:
-        """Return the model's weights as safetensors bytes; only the first rank's result holds them."""
+        """Return the model's weights as safetensors bytes. Only the first rank's result contains them."""
         return self._all(StudentCalls.weights)
 
     def consolidate(self) -> PerRank[np.ndarray | None]:
-        """Let the guard take note of the stage that was learned; returns all it knows, None if it keeps nothing."""
+        """Update the guard with the stage that was learned. Returns the guard's state, or None if it has none."""
         return self._all(StudentCalls.consolidate)
 
     def restore_guard(self, data: np.ndarray) -> PerRank[None]:
-        """Load what ``consolidate`` returned."""
+        """Load a guard's state, as ``consolidate`` returned it."""
         return self._all(StudentCalls.restore_guard, data)
 
     def peak_memory(self) -> PerRank[int]:
-        """Return each rank's largest memory so far, in bytes."""
+        """Return the peak memory of each rank so far, in bytes."""
         return self._all(StudentCalls.peak_memory)
 
     def take_log(self) -> PerRank[list[LogLine]]:
-        """Return the lines that each rank has logged since it was last asked."""
+        """Return the lines that each rank has logged since the last call."""
         return self._all(StudentCalls.take_log)
 
     def wait(self, references: PerRank[T], timeout: float, what: str) -> T:
-        """Wait for all ranks and return the first one's value; ``what`` names the call in messages."""
+        """Wait for all ranks and return the value of the first. ``what`` names the call in messages."""
         return get_first(self.rpc, references, timeout, f"student {self.slot}, {what}")
 
     def end(self) -> None:
@@ -136,37 +138,37 @@ class StudentHandle:
 
 @dataclass(frozen=True)
 class EvaluatorHandle:
-    """An evaluator, which serves any checkpoint of the run."""
+    """An evaluator, which can load any checkpoint of the run."""
 
     rpc: Rpc
     worker: Any
 
     def ready(self) -> Ref[None]:
-        """Succeed once the evaluator stands ready; fail with what keeps it from starting."""
+        """Succeed once the evaluator is ready; fail with the error that kept it from starting."""
         return self.rpc.call(self.worker, EvaluatorCalls.ready)
 
     def answer(self, model: ModelRef, student: int, task: str, batches: Sequence[Sequence[int]]) -> Ref[dict[int, str]]:
-        """Answer some batches of a task's test set with a student's model; returns answers by index of the prompt."""
+        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
         return self._with_model(EvaluatorCalls.answer, model, student, task, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Ref[Scored]:
-        """Score answers to a task's whole test set."""
+        """Score the answers to the whole test set of a task."""
         return self.rpc.call(self.worker, EvaluatorCalls.score, task, predictions)
 
     def replay(self, model: ModelRef, student: int, gens: list[int], seeds: list[int]) -> Ref[list[np.ndarray]]:
-        """Generate a pseudo-example with a student's model for each task token in ``gens``; returns their token ids."""
+        """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids."""
         return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds)
 
     def answer_training(self, model: ModelRef, task: str, rows: range) -> Ref[list[str]]:
-        """Answer some training examples of a task with its teacher's model."""
+        """Answer training examples of a task (``rows``) with its teacher's model."""
         return self._with_model(EvaluatorCalls.answer_training, model, task, rows)
 
     def forget(self) -> Ref[None]:
-        """Load the next checkpoint even if it has the name of the one held now."""
+        """Load the next checkpoint even if it has the same name as the current one."""
         return self.rpc.call(self.worker, EvaluatorCalls.forget)
 
     def peak_memory(self) -> Ref[int]:
-        """Return its largest memory so far, in bytes."""
+        """Return its peak memory so far, in bytes."""
         return self.rpc.call(self.worker, EvaluatorCalls.peak_memory)
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Membership: which students of a run are alive, which are lost, and which calls count."""
+"""Membership: which students of a run are present, which are lost, and which calls are valid."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ log = logging.getLogger("ray_l4.coordinator")
 
 @dataclass(frozen=True)
 class RollCall:
-    """Who answered when all present students were asked to rejoin."""
+    """The outcome of asking all present students to rejoin."""
 
     lost: Mapping[int, str]
-    """Slots of those that did not, and how each was lost."""
+    """Slots of the students that did not answer, and how each was lost."""
     next_steps: Mapping[int, int]
-    """Slots of those that did, and the step that each is to learn next."""
+    """Slots of the students that answered, and the next step of each."""
 
 
 class Membership:
-    """Owns the students of a run, and alone drops, replaces and levels them.
+    """Owns the students of a run. Nothing else drops or replaces them.
 
-    ``fence`` is the number that every call to a student carries. Whenever the membership changes, or a stage begins, it
-    grows, and students refuse calls that carry an older one.
+    ``fence`` is the number that every call to a student carries. It grows whenever the membership changes or a stage
+    begins, and students refuse calls with an older number.
     """
 
     def __init__(
         self, spawner: Spawner, cluster: ClusterConfig, topology: Topology, lost: Mapping[int, str] | None = None
     ) -> None:
-        """Start every student but the ``lost`` (slot -> how it was lost). ``await_start`` waits for them."""
+        """Start every student except the ``lost`` ones (slot -> how it was lost). ``await_start`` waits for them."""
         self._spawner = spawner
         self._cluster = cluster
         self._whole = topology
@@ -50,17 +50,17 @@ class Membership:
 
     @property
     def students(self) -> list[StudentHandle]:
-        """Every slot's student; a lost one has no ranks."""
+        """The student of every slot; a lost one has no ranks."""
         return self._students
 
     @property
     def fence(self) -> int:
-        """The number that calls have to carry now."""
+        """The number that calls must carry now."""
         return self._fence
 
     @property
     def lost(self) -> Mapping[int, str]:
-        """Slots of students that were lost and not replaced, and how each was lost."""
+        """Slots of the students that were lost and not replaced, and how each was lost."""
         return dict(self._lost)
 
     @property
@@ -70,28 +70,28 @@ class Membership:
 
     @property
     def topology(self) -> Topology:
-        """Who learns from whom among the peers that are present."""
+        """The topology of the peers that are present."""
         return self._whole.without(self._lost)
 
     def await_start(self, evaluators: list[EvaluatorHandle]) -> None:
-        """Wait until all workers stand ready. Raises what keeps one from starting, PeerLostError if one is late."""
+        """Wait until all workers are ready. Raises the error of one that fails, PeerLostError if one is late."""
         limit = self._cluster.timeouts.start
         starting = {slot: self._students[slot].ready() for slot in self.present}
-        also = [evaluator.ready() for evaluator in evaluators]
+        also_starting = [evaluator.ready() for evaluator in evaluators]
         for slot, references in starting.items():
             self._students[slot].wait(references, limit, "start")
-        for index, reference in enumerate(also):
+        for index, reference in enumerate(also_starting):
             get(self._spawner.rpc, reference, limit, f"evaluator {index}, start")
 
     def raise_fence(self) -> int:
-        """Make calls that were submitted before void for students that learn of the new fence; returns it."""
+        """Return a new fence. A student that has been told of it refuses all calls submitted before."""
         self._fence += 1
         return self._fence
 
     def form_groups(self) -> None:
-        """Have the present students form the process groups that their link needs: ranks of equal number meet.
+        """Form the process groups that the link needs: one for each rank number, of the present students' ranks.
 
-        Raises PeerLostError if they do not meet in time.
+        Raises PeerLostError if the ranks do not meet in time.
         """
         store = self._spawner.rendezvous
         if store is None or not self._cluster.exchange.transport_traits.process_group:
@@ -109,22 +109,23 @@ class Membership:
     def roll_call(self) -> RollCall:
         """Ask all present students to drop the step under way and rejoin under a new fence.
 
-        When this returns, all calls submitted before have been served, or never will be. A student that hangs is lost
-        once it has not answered for ``timeouts.step``, and so are those that wait for it, since Ray serves the calls of
-        an actor in order. A student of several ranks counts as lost: its ranks may wait for one that is gone.
+        When this returns, every call submitted before either has been served or never will be. A student that hangs
+        counts as lost if it does not answer within ``timeouts.step``, and so do students that wait for it, since Ray
+        serves an actor's calls in order. Students of several ranks always count as lost, because their ranks may be
+        waiting for a rank that is gone.
         """
         fence, present = self.raise_fence(), self.present
         if self._cluster.students.shards_per_student > 1:
-            return RollCall(dict.fromkeys(present, "one of its or its peers' ranks is gone"), {})
+            return RollCall(dict.fromkeys(present, "one of its ranks, or of its peers' ranks, is gone"), {})
         asked = {slot: self._students[slot].rejoin(fence) for slot in present}
         lost: dict[int, str] = {}
         next_steps: dict[int, int] = {}
         limit = self._cluster.timeouts.step
-        deadline = time.monotonic() + limit  # one for all, since they answer side by side
+        deadline = time.monotonic() + limit  # one deadline for all, since they answer in parallel
         for slot, references in asked.items():
             remaining = max(0.0, deadline - time.monotonic())
             try:
-                what = f"student {slot}, asked for {limit:g} s"
+                what = f"student {slot}, asked to rejoin within {limit:g} s"
                 next_steps[slot] = get_first(self._spawner.rpc, references, remaining, what)
             except PeerLostError as error:
                 lost[slot] = str(error)
@@ -132,16 +133,16 @@ class Membership:
         return RollCall(lost, next_steps)
 
     def drop(self, lost: Mapping[int, str]) -> None:
-        """Go on without these students (slot -> how it was lost) for the rest of the run."""
+        """Go on without the ``lost`` students (slot -> how it was lost) for the rest of the run."""
         for slot in lost:
             self._students[slot].end()
             self._students[slot] = StudentHandle(slot, self._spawner.rpc, ())
         self._lost |= lost
 
     def replace(self, lost: Collection[int]) -> None:
-        """Start new students in these slots, with the weights of the start.
+        """Start new students in the slots of the ``lost`` ones, with initial weights.
 
-        Raises PeerLostError if one does not start in time: its node may be gone, and no other has room.
+        Raises PeerLostError if one does not start in time: its node may be gone, and no other may have room.
         """
         for slot in lost:
             self._students[slot].end()
@@ -155,10 +156,10 @@ class Membership:
 
 
 def levelled(next_steps: Mapping[int, int], ends: Mapping[int, int]) -> list[dict[int, range]]:
-    """Plan how students that were interrupted at different steps go on: those behind catch up, then all together.
+    """Return the spans of steps by which students that were interrupted at different steps finish together.
 
-    ``next_steps``: slot -> its next step; ``ends``: slot -> the step before which it stops. Returns spans of steps,
-    each of which slots learn side by side.
+    Those that are behind catch up first. Each span maps the slots that learn side by side to their steps.
+    ``next_steps``: slot -> its next step; ``ends``: slot -> the step before which it stops.
     """
     spans = []
     now = {slot: next_steps[slot] for slot in ends}

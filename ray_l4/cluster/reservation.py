@@ -1,4 +1,4 @@
-"""Room on a Ray cluster, reserved before any worker is started."""
+"""Reserves resources on a Ray cluster before any worker is started."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ray_l4.cluster.placement import bundles, describe_request
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
 
-_PATIENCE_FOR_MORE = 10.0
-"""Seconds to wait for room for more students than necessary: others may be using the cluster."""
+_WAIT_FOR_MORE = 10.0
+"""Seconds to wait for room for more students than necessary: other jobs may be using the cluster."""
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """A bundle for each rank of each student, then one for each evaluator that reserves anything."""
+    """Bundles: one for each rank of each student, then one for each evaluator that reserves anything."""
 
     group: PlacementGroup
     students: int
@@ -33,7 +33,7 @@ class Reservation:
     """Whether the bundles belong to a sweep, which reserved them for this trial."""
 
     def of_student(self, index: int, rank: int) -> PlacementGroupSchedulingStrategy:
-        """Return the bundle of a rank of the student number ``index`` among those that are started."""
+        """Return the bundle of a rank. ``index``: the student's position among those that are started."""
         return self._bundle(index * self.ranks + rank)
 
     def of_evaluator(self, index: int) -> PlacementGroupSchedulingStrategy:
@@ -44,21 +44,21 @@ class Reservation:
         return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
 
     def release(self) -> None:
-        """Give the bundles back to the cluster."""
+        """Return the bundles to the cluster, unless they are borrowed."""
         if not self.borrowed:
             remove_placement_group(self.group)
 
 
 def reserve(least: int, most: int, cluster: ClusterConfig) -> Reservation:
-    """Reserve room for ``most`` students, or for ``least`` if there is no more, and for the evaluators.
+    """Reserve bundles for ``most`` students, or for ``least`` if there is no room for more, and for the evaluators.
 
-    A trial of a sweep runs in a placement group that holds ``least``, and takes that. Whoever reserves has to release.
-    Raises ClusterError if the cluster has no room in time.
+    A trial of a sweep borrows the placement group that it runs in, which has room for ``least``. The caller must
+    ``release`` the reservation. Raises ClusterError if there is no room within ``timeouts.start``.
     """
     trial, ranks = get_current_placement_group(), cluster.students.shards_per_student
     if trial is not None:
         return Reservation(trial, least, ranks, borrowed=True)
-    attempts = {most: _PATIENCE_FOR_MORE} | {least: cluster.timeouts.start}
+    attempts = {most: _WAIT_FOR_MORE} | {least: cluster.timeouts.start}
     for students, seconds in attempts.items():
         group = placement_group(bundles(students, cluster), strategy=cluster.placement.strategy)
         if group.wait(seconds):

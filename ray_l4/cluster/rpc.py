@@ -1,7 +1,7 @@
-"""RPC: how calls to workers travel, with and without Ray.
+"""RPC: calls to workers, with and without Ray.
 
-A call returns a reference at once. A reference may be an argument of another call; its value then goes from worker to
-worker without passing through the caller, and an error in it fails that other call with the same cause.
+A call returns a reference at once. A reference can be passed to another call as an argument: its value then goes from
+worker to worker without passing through the caller, and if it failed, the other call fails with the same cause.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
 
 
 class Ref(Generic[T_co]):
-    """A reference to a value of this type, which may still be on its way. Only the RPC that made it can read it."""
+    """A reference to a value that may not have arrived yet. Only the RPC that made it can read it."""
 
 
 PerRank = Sequence[Ref[T]]
-"""References to the results of one call to a student, one for each of its ranks. The first rank's value counts; the
-others tell whether their ranks failed."""
+"""References to the results of one call to a student, one for each of its ranks. The value is that of the first rank;
+the others show whether their ranks failed."""
 
 
 class Rpc(Protocol):
@@ -46,20 +46,21 @@ class Rpc(Protocol):
         """Call ``method``, a function of the worker's class, on the worker. A worker serves its calls in order."""
 
     def put(self, value: T) -> Ref[T]:
-        """Store a value once for all who read it."""
+        """Store a value once for all its readers."""
 
     def get_all(self, references: Mapping[str, Sequence[Ref[T]]], timeout: float) -> dict[str, list[T]]:
-        """Wait up to ``timeout`` seconds in all for the values of references, given by who is waited for.
+        """Wait up to ``timeout`` seconds in total for all ``references``, and return their values by the same keys.
 
-        Raises as soon as one has failed: PeerLostError, naming who was waited for, if its worker died or did not answer
-        in time; the call's own error if that is a RayL4Error; PeerError, naming the class, for any other.
+        A key names the worker and the call in messages. Raises as soon as one reference has failed: PeerLostError if
+        its worker died or did not answer in time; the call's own error if that is a RayL4Error; otherwise PeerError
+        with the class of the error.
         """
 
     def ready(self, references: Sequence[Ref[Any]]) -> list[Ref[Any]]:
-        """Return those references whose value or error is there, without waiting."""
+        """Return the references whose value or error has arrived, without waiting."""
 
     def end(self, worker: Any) -> None:
-        """End a worker that is not needed any more."""
+        """End a worker that is no longer needed."""
 
 
 def get(rpc: Rpc, reference: Ref[T], timeout: float, waiting_for: str) -> T:
@@ -74,7 +75,7 @@ def get_first(rpc: Rpc, references: PerRank[T], timeout: float, waiting_for: str
 
 @dataclass(frozen=True, eq=False)
 class _Result(Ref[T]):
-    """A reference within one process: the value itself, or the error that came instead."""
+    """A reference within one process: the value itself, or the error that the call raised."""
 
     value: T | None = None
     error: RayL4Error | None = None
@@ -106,7 +107,7 @@ class LocalRpc:
         return list(references)
 
     def end(self, worker: Any) -> None:
-        """Nothing to do: it is an object like any other."""
+        """Do nothing: the worker is an ordinary object."""
 
 
 class RayRpc:
@@ -140,27 +141,27 @@ class RayRpc:
         ray.kill(worker)
 
     def _who_failed(self, references: Mapping[str, Sequence[Any]]) -> str:
-        """Whose reference holds an error; all names if that cannot be told any more."""
+        """Return the name whose reference holds an error; all names if it can no longer be determined."""
         for who, owns in references.items():
             for reference in self.ready(owns):
                 try:
                     ray.get(reference, timeout=0)
                 except GetTimeoutError:
-                    continue  # its value is there, but on another node
+                    continue  # the value exists, but on another node
                 except RayError:
                     return who
         return ", ".join(references)
 
 
 def _translated(error: RayError, waiting_for: str) -> RayL4Error:
-    """Turn Ray's error into one of this project's."""
-    if isinstance(error, RayTaskError):  # first, since it is also of the class of its cause
+    """Convert an error that Ray raised into one of this project."""
+    if isinstance(error, RayTaskError):  # tested first, since it is also an instance of its cause's class
         return _cause(error, waiting_for)
     return _of_ray(error, waiting_for, "its process")
 
 
 def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
-    """The error of this project that a worker raised. Any other is named with its class: a traceback is for --debug."""
+    """Return the error of this project that a worker raised, or a PeerError that names the class of any other error."""
     cause = error.cause
     if isinstance(cause, RayL4Error):
         return cause
@@ -172,12 +173,12 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
 
 
 def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:
-    """Turn an error of Ray itself, not of the worker, into one of this project's."""
+    """Convert an error of Ray itself, rather than of the worker, into one of this project."""
     if isinstance(error, OutOfMemoryError):
         return PeerLostError(
-            f"{waiting_for}: {who} was ended because its machine ran out of memory ({_reason(error)}). Use smaller "
+            f"{waiting_for}: {who} was killed because its machine ran out of memory ({_reason(error)}). Use smaller "
             "micro-batches (students.micro_batch), more ranks (students.shards_per_student) or a node for each "
-            "student; ray-l4 plan says how much memory they take."
+            "student; ray-l4 plan shows how much memory they take."
         )
     if isinstance(error, _DEATHS):
         return PeerLostError(f"{waiting_for}: {who} died ({_reason(error)})")

@@ -1,4 +1,4 @@
-"""Starting students and evaluators, as objects of this process or as Ray actors."""
+"""Starts students and evaluators, as objects in this process or as Ray actors."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Spawner(Protocol):
 
     rpc: Rpc
     peers: Sequence[int]
-    """The peer that each slot is; models that are trained independently of each other are all peer 0."""
+    """The peer of each slot; models that are trained independently of each other are all peer 0."""
     rendezvous: RendezvousStore | None
     """Where ranks meet to form process groups; None if none are needed."""
 
     def student(self, slot: int) -> StudentHandle:
-        """Start the student of a slot; it may not stand ready yet."""
+        """Start the student of a slot, without waiting until it is ready."""
 
     def evaluators(self) -> list[EvaluatorHandle]:
-        """Start all evaluators; they may not stand ready yet."""
+        """Start all evaluators, without waiting until they are ready."""
 
 
 class LocalSpawner:
-    """Starts all workers in this process, without Ray: the reference."""
+    """Starts all workers in this process, without Ray; runs on Ray must give the same results."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, peers: Sequence[int], lost: Collection[int] = ()) -> None:
-        """Arguments as for ``RaySpawner``; nothing is reserved here."""
+        """The arguments are those of ``RaySpawner``, without a reservation."""
         self.rpc: Rpc = LocalRpc()
         self.peers = peers
         self.rendezvous: RendezvousStore | None = None
@@ -51,7 +51,7 @@ class LocalSpawner:
         self._cluster = cluster
 
     def student(self, slot: int) -> StudentHandle:
-        from ray_l4.workers.student import Student  # PyTorch and Transformers, which only this process' students need
+        from ray_l4.workers.student import Student  # loads PyTorch and Transformers
 
         student: StudentCalls = Student(self.peers[slot], self._setup, self._cluster)
         return StudentHandle(slot, self.rpc, [student])
@@ -68,8 +68,8 @@ class LocalSpawner:
 class RaySpawner:
     """Starts an actor for each rank of a student and for each evaluator, in the bundles reserved for them.
 
-    Ray never restarts a student: what it knew of the stage would be lost without the coordinator's knowledge. An
-    evaluator knows nothing that matters, so Ray may restart it and repeat the call that it was serving.
+    Ray never restarts a student, because its state within the stage would be lost without the coordinator noticing. An
+    evaluator has no state that matters, so Ray may restart it and repeat the call that it was serving.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RaySpawner:
         lost: Collection[int],
         reservation: Reservation,
     ) -> None:
-        """``lost``: slots for which nothing was reserved, because their students were lost before."""
+        """``lost``: slots without a reservation, because their students were lost before the run was resumed."""
         self.rpc: Rpc = RayRpc()
         self.peers = peers
         self.rendezvous = _rendezvous_store(cluster) if cluster.forms_groups else None
@@ -123,7 +123,7 @@ class RaySpawner:
 
 
 def _rendezvous_store(cluster: ClusterConfig) -> RendezvousStore:
-    from ray_l4.workers.rendezvous import RendezvousStore  # PyTorch, only where ranks form groups
+    from ray_l4.workers.rendezvous import RendezvousStore  # loads PyTorch
 
     return RendezvousStore.open(address(), cluster.timeouts.step)
 

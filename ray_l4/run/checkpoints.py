@@ -1,4 +1,4 @@
-"""Students' checkpoints in the run directory, and how students return to them."""
+"""Writes students' checkpoints to the run directory, and restores students from them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ray_l4.store.records import read_guard, read_weights, write_checkpoint, wri
 
 
 class Checkpoints:
-    """Writes students' weights, and what their guards know, to the run directory, on a thread of its own."""
+    """Writes the weights of students and the state of their guards to the run directory, and restores them."""
 
     def __init__(self, context: RunContext, membership: Membership, disk: ThreadPoolExecutor) -> None:
         self._context = context
         self._limits = context.cluster.timeouts
         self._membership = membership
         self._disk = disk
+        """``disk``: the thread that writes checkpoints."""
         asked = {student: membership.students[student].describe() for student in membership.topology.students}
         self.descriptions: Mapping[int, Mapping[str, Any]] = {
             student: membership.students[student].wait(references, self._limits.start, "describe")
@@ -31,7 +32,7 @@ class Checkpoints:
         """Student -> its model's configuration."""
 
     def keep(self, assignment: Assignment, epoch: int, scoring: Scoring) -> Future[None]:
-        """Write a student's weights as they are now, and have them scored."""
+        """Write a student's current weights in the background, and request their scores."""
         weights = self._membership.students[assignment.slot].weights()
         folder = self._context.directory.checkpoint(assignment.stage, epoch, assignment.student)
         description = self.descriptions[assignment.student]
@@ -46,16 +47,16 @@ class Checkpoints:
         )
 
     def consolidate(self, assignments: Sequence[Assignment]) -> None:
-        """Let the students' guards take note of the stage, and write what they know for a resume."""
+        """Update the students' guards with the stage, and write the guards' states for a resume."""
         students = self._membership.students
         asked = [(own, students[own.slot].consolidate()) for own in assignments]
         for own, references in asked:
-            known = students[own.slot].wait(references, self._limits.work, "importance of weights")
-            if known is not None:
-                write_guard(self._context.directory, own.stage, own.student, known)
+            state = students[own.slot].wait(references, self._limits.work, "importance of weights")
+            if state is not None:
+                write_guard(self._context.directory, own.stage, own.student, state)
 
     def restore(self, stages_done: int) -> None:
-        """Bring the present students to where the first ``stages_done`` stages left them."""
+        """Restore the present students to the end of the first ``stages_done`` stages, or to their initial weights."""
         directory, epochs = self._context.directory, self._context.setup.experiment.training.epochs
         for peer in self._membership.topology.students:
             student = self._membership.students[peer]

@@ -1,4 +1,4 @@
-"""What all parts of a running run share."""
+"""The context that all parts of a run share while it goes on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StoppedError(RayL4Error):
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's settings, the places that it reports to, and the user's wish to stop."""
+    """The settings of a run, its outputs, and the flag by which the user stops it."""
 
     setup: Setup
     cluster: ClusterConfig
@@ -37,4 +37,4 @@ class RunContext:
     def heed_stop(self) -> None:
         """Raise StoppedError if the user asked the run to stop."""
         if self.stop.is_set():
-            raise StoppedError(f"stopped. Go on with it: ray-l4 resume {self.directory.path}")
+            raise StoppedError(f"stopped. To continue: ray-l4 resume {self.directory.path}")

@@ -1,4 +1,4 @@
-"""Drives a run from its first task to its last. It alone writes the run directory while the run goes on."""
+"""Drives a run from its first stage to its summary. No other process writes the run directory during a run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory
 
 MakeSpawner = Callable[[Setup, ClusterConfig, Sequence[int], Collection[int]], Spawner]
-"""Set-up, profile, the peer that each slot is, and the slots that are lost -> what starts the workers of a run."""
+"""Builds the spawner of a run from its setup, its profile, the peer of each slot, and the slots of lost students."""
 
 log = logging.getLogger("ray_l4.coordinator")
 
 
 class Coordinator:
-    """One run. ``run()`` does all of it; ``progress`` and ``stop()`` may be used from other threads."""
+    """One run. Call ``run()`` once; ``progress`` and ``stop()`` may be used from other threads."""
 
     def __init__(
         self, context: RunContext, make_spawner: MakeSpawner, most_slots: int, *, is_part: bool = False
     ) -> None:
-        """``most_slots``: student workers for which the cluster has room.
+        """``most_slots``: number of student workers for which the cluster has room.
 
         ``is_part``: whether this run trains teachers for another one, with which it shares progress and storage.
         """
@@ -50,7 +50,7 @@ class Coordinator:
 
     @property
     def progress(self) -> Progress:
-        """The live record of the run."""
+        """The progress of the run so far."""
         return self._context.progress
 
     def stop(self) -> None:
@@ -58,10 +58,10 @@ class Coordinator:
         self._context.stop.set()
 
     def run(self) -> dict[str, Any]:
-        """Learn the stages that are not done, wait for every score, and return the summary.
+        """Learn the remaining stages, wait for all scores, and return the summary.
 
         Raises ClusterError, ModelError or PeerError if the workers cannot start, PeerError if one fails later,
-        StoppedError if asked to stop; what is on disk stays valid in any case.
+        StoppedError if asked to stop. The files on disk stay valid in any case.
         """
         context = self._context
         with logging_to(context.directory):
@@ -102,8 +102,11 @@ class Coordinator:
             evaluator.end()
 
     def _train_teachers(self) -> tuple[RunDirectory | None, float]:
-        """Train the task teachers that are not trained yet; returns their run, None if the method has none, and the
-        seconds it took if they were trained for this run."""
+        """Train the task teachers if they are not trained yet.
+
+        Returns their run, or None if the method has none; and the wall time of their training in seconds, or 0 if they
+        were not trained for this run.
+        """
         context = self._context
         if not context.setup.method.has_task_teachers:
             return None, 0.0
@@ -116,7 +119,7 @@ class Coordinator:
                 with context.timeline.span("coordinator", "teachers", "training the teachers"):
                     Coordinator(part, self._make_spawner, self._most_slots, is_part=True).run()
             except StoppedError:
-                context.heed_stop()  # the message names the run that the user knows
+                context.heed_stop()  # the message should name this run, not that of the teachers
                 raise
             context.progress.add_event("the teachers are trained")
             context.progress.update(part="")
@@ -125,7 +128,7 @@ class Coordinator:
 
 
 def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> RunContext:
-    """Open everything that a run reports to."""
+    """Build the context of a run, with all its outputs open."""
     progress = Progress()
     return RunContext(
         setup=setup,
@@ -140,7 +143,7 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
 
 
 def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunContext:
-    """Return the context of a part of a run, in a run directory of its own."""
+    """Return the context of a part of a run, which has a run directory of its own."""
     return replace(whole, setup=setup, directory=directory, curves=_curves(directory), timeline=Timeline(directory))
 
 

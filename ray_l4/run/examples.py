@@ -1,4 +1,4 @@
-"""What a stage learns from: the task's examples, with given or teachers' answers, and examples of earlier tasks."""
+"""The examples of a stage: those of its task, with given or teachers' answers, and replayed ones of earlier tasks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ray_l4.text.tokens import concatenated
 
 @dataclass(frozen=True)
 class StudentExamples:
-    """The examples that one student is given for a stage."""
+    """The examples that one student gets for a stage."""
 
     tokens: Ref[pa.Table]
-    """The table that it learns from."""
+    """The training examples."""
     num_examples: int
     memory: Ref[pa.Table] | None
-    """Stored examples that guard its gradients."""
+    """Stored examples by which a guard restricts the gradients (A-GEM)."""
 
 
 class StageExamples:
@@ -45,7 +45,7 @@ class StageExamples:
         descriptions: Mapping[int, Mapping[str, Any]],
         teachers: RunDirectory | None,
     ) -> None:
-        """``descriptions``: student -> its model's configuration. ``teachers``: the run whose checkpoints teach."""
+        """``descriptions``: student -> its model's configuration. ``teachers``: run whose checkpoints teach, if any."""
         self._context = context
         self._setup = context.setup
         self._rpc = rpc
@@ -55,13 +55,13 @@ class StageExamples:
         self._teachers = teachers
 
     def of(self, stage: int, on_nap: Callable[[], None]) -> dict[int, StudentExamples]:
-        """Collect the examples of a stage; returns student -> what it is given."""
+        """Return student -> its examples for a stage. ``on_nap`` is called while evaluators generate them."""
         current = self._current(stage, on_nap)
         replay = self._replay(stage, on_nap)
         kept = reservoir(self._setup, stage) if self._setup.method.guard == "memory" and stage else None
         memory = None if kept is None else self._rpc.put(kept)
         given: dict[int, StudentExamples] = {}
-        shared: dict[int, StudentExamples] = {}  # by identity of the replay: students that share it share the table
+        shared: dict[int, StudentExamples] = {}  # by the identity of the replay: students that share it share the table
         for student in self._membership.topology.students:
             own = replay.get(student)
             if id(own) not in shared:
@@ -79,7 +79,7 @@ class StageExamples:
         return concatenated(*(tables[task] for task in tasks))
 
     def _replay(self, stage: int, on_nap: Callable[[], None]) -> dict[int, pa.Table]:
-        """Return student -> examples of earlier tasks; empty if there are none."""
+        """Return student -> its examples of earlier tasks; empty if there are none."""
         students = self._membership.topology.students
         if self._setup.method.replay == "stored":
             table = stored_replay(self._setup, stage)
@@ -106,6 +106,9 @@ class StageExamples:
 
 
 def described(checkpoint: Path) -> dict[str, Any]:
-    """Return the configuration of a checkpoint's model; empty if it holds adapters: the experiment names their base."""
+    """Return the configuration of a checkpoint's model.
+
+    It is empty if the checkpoint holds adapters, whose base model the experiment names.
+    """
     path = checkpoint / CONFIG
     return read_json(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""A run from the first check to the last line: prepare, start, watch, report."""
+"""Executes a run for the command line: prepare, start, watch, report."""
 
 from __future__ import annotations
 
@@ -40,57 +40,58 @@ def run(
     console: Console,
     extra: Mapping[str, object] = {},
 ) -> None:
-    """Learn ``experiment`` into the new ``folder``; ``extra`` is for its manifest, beside what always stands there.
+    """Run ``experiment`` in the new run directory ``folder``.
 
-    Raises RayL4Error for whatever prevents it.
+    ``extra``: entries for its manifest, in addition to the usual ones. Raises a RayL4Error if the run cannot start or
+    fails.
     """
-    on_record = {MIRROR_NAME_KEY: folder.resolve().name, **extra}
-    cluster = _with_storage_found(cluster)
+    manifest = {MIRROR_NAME_KEY: folder.resolve().name, **extra}
+    cluster = _with_absolute_storage(cluster)
     if cluster.storage_path is not None:
-        with console.status("trying storage_path"):
-            Mirror(cluster.storage_path, str(on_record[MIRROR_NAME_KEY])).check(folder, new=True)
+        with console.status("checking storage_path"):
+            Mirror(cluster.storage_path, str(manifest[MIRROR_NAME_KEY])).check(folder, new=True)
     with console.status("reading and tokenising data"):
         setup = _prepared(experiment, cluster)
-    directory = RunDirectory.create(folder, setup.experiment, cluster, {**on_record, **_manifest(command, setup)})
+    directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **_manifest(command, setup)})
     with directory.lock():
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         _go(setup, cluster, directory, console)
 
 
 def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
-    """Go on with a run. Raises RunDirectoryError if its data is not what it was, or its copy is another run's."""
-    cluster = _with_storage_found(cluster)
+    """Resume a run. Raises RunDirectoryError if its data has changed, or if its copy belongs to another run."""
+    cluster = _with_absolute_storage(cluster)
     with directory.lock():
         mirror = mirror_of(directory, cluster)
         if mirror is not None:
-            with console.status("trying storage_path"):
+            with console.status("checking storage_path"):
                 mirror.check(directory.path, new=False)
         with console.status("reading and tokenising data"):
             setup = _prepared(directory.experiment(), cluster, directory.state().lost_students)
         if setup.fingerprint() != read_json(directory.path / "manifest.json")["data_fingerprint"]:
             raise RunDirectoryError(
-                f"{directory.path}: the data or the tokeniser has changed since the run began; its scores could not "
-                "be compared. Bring the old data back, or start a new run."
+                f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
+                "be comparable. Restore the old data, or start a new run."
             )
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
         _go(setup, cluster, directory, console)
 
 
-def _with_storage_found(cluster: ClusterConfig) -> ClusterConfig:
-    """The profile with a folder of the current one spelt out: the run is on record, and copied from another process."""
+def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
+    """Return the profile with an absolute ``storage_path``: it is used by processes with other working directories."""
     if cluster.storage_path is None:
         return cluster
     return cluster.model_copy(update={"storage_path": absolute_address(cluster.storage_path)})
 
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
-    """What all workers share, once it is clear that they will have room: all but the students that were ``lost``."""
+    """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share."""
     check_exchange(experiment, cluster)
     check_cluster(len(graph_of(experiment).without(lost).present), cluster)
     setup = prepare(experiment)
     check_ranks(setup, cluster)
-    named_teachers(setup)  # what is wrong with them is said before anything is made
+    named_teachers(setup)  # raises if they do not fit, before anything is created
     return setup
 
 
@@ -102,7 +103,7 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: 
         watch(session, console)
         finished = FinishedRun(session.result(), directory)
     except KeyboardInterrupt:
-        console.print(f"stopping; go on with it: ray-l4 resume {directory.path}", highlight=False, soft_wrap=True)
+        console.print(f"stopping; to continue: ray-l4 resume {directory.path}", highlight=False, soft_wrap=True)
         raise
     finally:
         session.close()

@@ -1,4 +1,4 @@
-"""The copying of a run directory while the run goes on."""
+"""Copies a run directory to the profile's storage while the run goes on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from ray_l4.store.run_directory import RunDirectory
 
 
 class Mirroring:
-    """Brings the copy of a run up to date on a thread of its own: nobody who learns waits for a slow line."""
+    """Updates the copy of a run on a thread of its own, so that training never waits for a slow connection."""
 
     def __init__(self, run: RunDirectory, cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
-        """``tell`` is told of what fails; the next push makes up for it. Does nothing if the profile wants no copy."""
+        """``tell`` gets a warning when a copy fails; the next one includes what is missing.
+
+        Does nothing if the profile has no ``storage_path``.
+        """
         self._path = run.path
         self._mirror = mirror_of(run, cluster)
         self._tell = tell
@@ -23,13 +26,13 @@ class Mirroring:
         self._pushes: list[Future[None]] = []
 
     def push(self) -> None:
-        """Copy what the run directory holds now, and do not wait for it."""
-        waits = self._pushes and not (self._pushes[-1].running() or self._pushes[-1].done())
-        if self._mirror is not None and not waits:  # what waits will copy all that there is then
+        """Copy the run directory as it is now, without waiting for the copy."""
+        queued = self._pushes and not (self._pushes[-1].running() or self._pushes[-1].done())
+        if self._mirror is not None and not queued:  # a queued copy includes all that exists when it starts
             self._pushes.append(self._thread.submit(self._push))
 
     def finish(self) -> None:
-        """Copy what it holds now, and wait until that is done or the storage answers no more."""
+        """Copy the run directory as it is now, and wait until that succeeds or fails."""
         self.push()
         while self._pushes:
             self._pushes.pop(0).result()
@@ -39,4 +42,4 @@ class Mirroring:
         try:
             self._mirror.push(self._path)
         except RayL4Error as error:
-            self._tell(f"warning: {error} The run goes on; what is missing is copied next time.")
+            self._tell(f"warning: {error} The run goes on; the next copy includes what is missing.")

@@ -1,4 +1,4 @@
-"""The logs of a run: ``RUN_DIR/logs/``, a file for each of the project's loggers."""
+"""The logs of a run: one file in ``RUN_DIR/logs/`` for each of the project's loggers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray_l4.workers.log import LOGGERS, LineFormatter, LogLine, log_level
 
 
 class RunLog:
-    """Appends lines that workers logged to the run's files."""
+    """Appends lines that workers logged to the log files of the run."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
@@ -27,7 +27,7 @@ class RunLog:
 
 @contextmanager
 def logging_to(directory: RunDirectory) -> Iterator[None]:
-    """Within this context, what this process logs through the project's loggers goes to the run's files."""
+    """Within this context, write the lines of this process's loggers to the log files of the run."""
     handlers = []
     for name in LOGGERS:
         path = directory.log(name.rpartition(".")[2])

@@ -1,4 +1,4 @@
-"""Scoring of checkpoints while training goes on: jobs for the evaluators, records for the run directory."""
+"""Scores checkpoints while training goes on: jobs for the evaluators, records for the run directory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ray_l4.text.chunks import in_chunks
 from ray_l4.text.test_sets import Scored, answer_batches
 
 _BATCHES_PER_JOB = 4
-"""Batches (``evaluation.chunk``) of a test set in one job. Replay, for which students stand still, waits no longer than
-one job takes."""
+"""Batches (``evaluation.chunk``) of a test set in one job. Students are idle while replay is generated, and it has to
+wait for at most one such job."""
 
 
 class Scoring:
-    """Scores every cell (checkpoint, task) once; results may come late and in any order."""
+    """Scores every cell (checkpoint, task) once. Results may come late and in any order."""
 
     def __init__(self, context: RunContext, rpc: Rpc, queue: WorkQueue) -> None:
         self._context = context
@@ -29,11 +29,11 @@ class Scoring:
         self._rpc = rpc
         self._queue = queue
         self._answers: dict[Cell, dict[int, str]] = {}
-        """Cells that were requested and are not scored yet, with the answers that are there."""
+        """Cells that were requested and are not scored yet, with their answers so far."""
         self._scored = set(context.directory.scores())
 
     def __len__(self) -> int:
-        """Cells that are still to be scored."""
+        """Return the number of cells that were requested and are not scored yet."""
         return len(self._answers)
 
     @property
@@ -43,11 +43,11 @@ class Scoring:
         return range(1 if self._setup.experiment.evaluation.when == "epoch" else last, last + 1)
 
     def request(self, stage: int, epoch: int, student: int, weights: Ref[Any], description: Mapping[str, Any]) -> None:
-        """Have a checkpoint scored on all tasks of its stage."""
+        """Request the scores of a checkpoint on all tasks that its stage is scored on."""
         self._add_jobs(self._cells(stage, epoch, student), weights, description)
 
     def request_missing(self, stages: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
-        """Have scored what the first ``stages`` stages left unscored, from the checkpoints on disk.
+        """Request the missing scores of the first ``stages`` stages, from the checkpoints on disk.
 
         ``descriptions``: student -> its model's configuration.
         """
@@ -61,7 +61,7 @@ class Scoring:
                         self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), descriptions[student])
 
     def forget(self, stage: int, student: int | None = None) -> None:
-        """Cancel the scores of a student that are still to come; without a student, void all scores of the stage."""
+        """Cancel a student's pending scores of a stage; without a student, discard all scores of the stage."""
         if student is None:
             self._scored = {cell for cell in self._scored if cell.stage != stage}
         for cell in [cell for cell in self._answers if cell.stage == stage and student in (None, cell.student)]:
@@ -91,7 +91,7 @@ class Scoring:
             self._queue.add(jobs)
 
     def _gather(self, cell: Cell, part: Mapping[int, str]) -> None:
-        """Add answers to a cell. Once all are there it is scored before other waiting jobs: that takes little time."""
+        """Add answers to a cell. Once it has all, score it before other waiting jobs, since that takes little time."""
         answers = self._answers[cell]
         answers.update(part)
         if len(answers) == len(self._setup.tests[cell.task].items):

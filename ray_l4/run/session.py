@@ -1,4 +1,4 @@
-"""A run from the outside: start it, watch it, stop it, get its result. With Ray or without, the same calls."""
+"""A run from the outside: start it, watch it, stop it, get its result; the same with and without Ray."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ray_l4.setup.stage_plan import most_slots
 from ray_l4.store.run_directory import RunDirectory
 
 _CONTROL_TIMEOUT = 30.0
-"""Seconds for the coordinator to answer ``snapshot``, which it does from a thread that has nothing else to do."""
+"""Seconds for the coordinator to answer ``snapshot``, for which it has a separate thread."""
 
 _STOP_TIMEOUT = 10.0
-"""Seconds for the coordinator to stop by itself before it is ended; what is on disk is whole either way."""
+"""Seconds for the coordinator to stop by itself before it is killed; the files on disk are whole either way."""
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +38,20 @@ class Session(Protocol):
     """A run that has been started."""
 
     def snapshot(self) -> ProgressSnapshot:
-        """Return what the run is doing now."""
+        """Return a snapshot of the run's progress."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait up to ``seconds``; returns whether the run has ended."""
+        """Wait up to ``seconds`` for the run to end, and return whether it has ended."""
 
     def result(self) -> dict[str, Any]:
         """Return the summary of a run that has ended, or raise the error that ended it."""
 
     def close(self) -> None:
-        """Stop the run if it has not ended, and every process that was started for it."""
+        """Stop the run if it has not ended, and end every process that was started for it."""
 
 
 def start(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
-    """Start a run, or go on with one, without the students it has lost. Raises ClusterError if there is no room."""
+    """Start a run, or resume one without its lost students. Raises ClusterError if there is no room."""
     return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
 
 
@@ -89,7 +89,7 @@ class LocalSession:
 
 
 class CoordinatorActor:
-    """The coordinator as an actor: ``run`` takes as long as the run; ``snapshot`` and ``stop`` answer meanwhile."""
+    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
         make_spawner = partial(RaySpawner, reservation=reservation)
@@ -109,7 +109,7 @@ class CoordinatorActor:
 
 
 class RaySession:
-    """The run on a Ray cluster: a running one, or one of this machine that ends with the run."""
+    """The run on a Ray cluster: an existing one, or one on this machine that ends with the run."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
         students = len(setup.topology.without(directory.state().lost_students).present)
@@ -120,13 +120,13 @@ class RaySession:
             most = room_for(students, most_slots(setup, students), cluster, node_resources())
             reservation = reserve(students, most, cluster)
             started.callback(reservation.release)
-            # It writes the run directory, so it runs where that is: on the node of this process.
+            # The coordinator writes the run directory, so it must run on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
             self._coordinator = actor.options(scheduling_strategy=here).remote(
                 ray.put(setup), cluster, directory.path.resolve(), reservation
             )
-            started.callback(ray.kill, self._coordinator)  # its students and evaluators go with it
+            started.callback(ray.kill, self._coordinator)  # Ray ends its students and evaluators with it
             self._running = self._coordinator.run.remote()
             self._started = started.pop_all()
         self._last = ProgressSnapshot()
@@ -135,7 +135,7 @@ class RaySession:
         try:
             self._last = ray.get(self._coordinator.snapshot.remote(), timeout=_CONTROL_TIMEOUT)
         except (GetTimeoutError, RayError):
-            # Still starting, which shows soon, or gone, which ``result`` reports.
+            # It is still starting, or has died, which ``result`` reports.
             return self._last
         return self._last
 
@@ -151,7 +151,7 @@ class RaySession:
             if ray.is_initialized():
                 self._coordinator.stop.remote()
                 if not self.wait(_STOP_TIMEOUT):
-                    log.warning("the coordinator did not stop within %g s and is ended", _STOP_TIMEOUT)
+                    log.warning("the coordinator did not stop within %g s and is killed", _STOP_TIMEOUT)
 
 
 def _shut_down() -> None:

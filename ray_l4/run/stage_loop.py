@@ -1,4 +1,4 @@
-"""From stage to stage: training, checkpoints, scores, commits, and what happens when a student is lost."""
+"""The loop over the stages of a run: training, checkpoints, scores, commits, and recovery from lost students."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.process import peak_memory_bytes
 
 _MOST_RESTARTS = 3
-"""Times that one stage begins again: a student that dies every time has a cause that another try does not remove."""
+"""Restarts of one stage: if a student dies every time, another attempt will not help."""
 
 _LOG_TIMEOUT = 10.0
 """Seconds to wait for a student's log lines: idle students answer at once."""
@@ -35,7 +35,7 @@ log = logging.getLogger("ray_l4.coordinator")
 
 
 class StageLoop:
-    """Learns the stages of a run that are not done, with workers that stand ready."""
+    """Learns the remaining stages of a run, with workers that are ready."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class StageLoop:
         self._trainer = StageTrainer(context, self._rpc, plan, membership, examples, teachers)
 
     def run(self) -> None:
-        """Learn every stage that is not done, then wait for every score."""
+        """Learn the remaining stages, then wait for all scores."""
         setup, progress = self._context.setup, self._context.progress
         progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
         self._warn_of_equal_peers()
@@ -82,19 +82,19 @@ class StageLoop:
             try:
                 ranks = self._rpc.get_all({f"student {slot}, log": references}, _LOG_TIMEOUT)
             except PeerError as error:
-                log.warning("its log was not fetched: %s", error)
+                log.warning("cannot fetch the log lines: %s", error)
                 continue
             for lines in ranks[f"student {slot}, log"]:
                 self._run_log.add(lines)
 
     def _warn_of_equal_peers(self) -> None:
-        """Warn if peers have equal weights and batches and no dropout: they stay equal and teach each other nothing."""
+        """Warn if the peers have equal weights and batches and no dropout: they stay equal and learn nothing new."""
         # GPT-2 also has dropout in a summary head, which language models do not use.
         settings = [{**own, **own.get(ADAPTERS, {})} for own in self._checkpoints.descriptions.values()]
         dropout = [own[name] for own in settings for name in own if "drop" in name and "summary" not in name]
         experiment = self._context.setup.experiment
         alike = all(own == experiment.peers.each[0] for own in experiment.peers.each)
-        # Students that learn in turn see the examples in orders of their own.
+        # Students that learn in turn each see the examples in an order of their own.
         together = experiment.distillation.schedule == "simultaneous"
         equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
         graph = self._membership.topology
@@ -104,7 +104,7 @@ class StageLoop:
             )
 
     def _catch_up(self) -> None:
-        """After a resume: load the weights of the last finished stage, and have scored what was not scored before."""
+        """After a resume, load the weights of the last finished stage and request the scores that are missing."""
         done = self._state.stages_done
         if not done:
             return
@@ -116,7 +116,7 @@ class StageLoop:
     def _learn(self) -> None:
         """Learn the next stage, or several that do not depend on each other; begin again if a student is lost.
 
-        Raises PeerLostError if students are lost more often than another try is worth.
+        Raises PeerLostError if a student is lost again after ``_MOST_RESTARTS`` restarts.
         """
         for attempt in range(_MOST_RESTARTS + 1):
             assignments = self._plan.assignments(self._state.stages_done, self._membership.topology.students)
@@ -144,16 +144,16 @@ class StageLoop:
             ):
                 self._checkpoints.consolidate(present)
         for own, future in written:
-            if own in present:  # a student that was lost may have nothing more to write
+            if own in present:  # the weights of a lost student may never arrive
                 future.result()
         peaks = {f"student-{own.slot}": self._membership.students[own.slot].peak_memory() for own in present}
         self._state.commit(max(own.stage for own in assignments) + 1, self._peaks(peaks), self._membership.lost)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
     def _begin_again(self, assignments: Sequence[Assignment], error: PeerLostError) -> None:
-        """After a loss: bring everyone to the end of the last finished stage, the lost ones replaced or dropped.
+        """Replace or drop the lost students, and return all students to the end of the last finished stage.
 
-        Raises ``error`` if nobody is lost after all.
+        Raises ``error`` if no student turns out to be lost.
         """
         membership, progress = self._membership, self._context.progress
         lost = membership.roll_call().lost
@@ -169,7 +169,7 @@ class StageLoop:
             membership.replace(lost)
         for stage in {own.stage for own in assignments}:
             self._scoring.forget(stage)
-        for evaluator in self._evaluators:  # a checkpoint of the same name may have other weights without a peer
+        for evaluator in self._evaluators:  # without a peer, a checkpoint of the same name has other weights
             evaluator.forget()
         self._context.curves.restart_stage()
         self._restore()
@@ -181,15 +181,15 @@ class StageLoop:
             self._checkpoints.restore(self._state.stages_done)
 
     def _between(self) -> None:
-        """Between two steps, and while waiting: take in scores, and heed the user's wish to stop."""
-        for student in self._membership.lost:  # its weights may never come
+        """Collect scores, and stop if the user asked to. Called after every step, and while the coordinator waits."""
+        for student in self._membership.lost:  # its weights may never arrive
             self._scoring.forget(self._state.stages_done, student)
         self._queue.poll()
         self._context.progress.update(jobs_open=len(self._scoring))
         self._context.heed_stop()
 
     def _peaks(self, asked: Mapping[str, PerRank[int]]) -> dict[str, int]:
-        """Return the peak memory of workers that have nothing to do: a busy one would have to be waited for."""
+        """Return worker -> its peak memory in bytes. ``asked``: calls to idle workers only: a busy one answers late."""
         if self._context.cluster.in_one_process:
             return {"process": peak_memory_bytes()}
         peaks: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The training of one stage: its students begin it, and epoch after epoch goes through the step loop."""
+"""The training of one stage: its students begin it, and then learn it epoch by epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ray_l4.store.run_directory import RunDirectory
 
 
 class StageTrainer:
-    """Begins the training of stages."""
+    """Begins the training of stages, one after another."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class StageTrainer:
         self._teachers = teachers
 
     def begin(self, assignments: Sequence[Assignment], between: Callable[[], None]) -> StageTraining:
-        """Have every student begin its stage with its examples, and every frozen peer with its weights.
+        """Collect the examples, have all workers begin the stage, and return its training.
 
         ``between`` is called after every step, and while the coordinator waits.
         """
@@ -69,7 +69,7 @@ class StageTrainer:
     def _begin_all(
         self, assignments: Sequence[Assignment], examples: dict[int, tuple[int, StudentExamples]]
     ) -> dict[int, list[int]]:
-        """Have all workers of a stage begin it under a new fence; returns slot -> the last step of each epoch."""
+        """Have all workers of a stage begin it under a new fence. Returns slot -> the last step of each epoch."""
         membership = self._membership
         topology = self._plan.topology_of(assignments[0].stage, membership.topology)
         for peer in topology.frozen:
@@ -86,7 +86,7 @@ class StageTrainer:
         return {own.slot: ends[own.slot] for own in assignments}
 
     def _load_teacher(self, peer: int, stage: int) -> None:
-        """Give a frozen peer the weights that it teaches ``stage`` with."""
+        """Load the weights with which a frozen peer teaches ``stage``."""
         membership = self._membership
         if self._teachers is not None:
             weights: Ref[Any] = self._rpc.put(teacher_weights(self._teachers, stage))
@@ -95,7 +95,7 @@ class StageTrainer:
         self._call(peer, membership.students[peer].load(weights), "load")
 
     def _expect_steps(self, stages: Sequence[int], steps: int, num_students: int) -> None:
-        """Estimate the steps of the whole run from the stages at hand and the sizes of those to come."""
+        """Estimate the steps of the whole run from the current ``stages`` and the sizes of later ones."""
         setup, progress = self._context.setup, self._context.progress
         in_turn = setup.experiment.distillation.schedule == "alternate_epochs"
         steps *= num_students if in_turn else 1
@@ -109,7 +109,7 @@ class StageTrainer:
 
 
 class StageTraining:
-    """A stage that all its students have begun, or several that do not depend on each other."""
+    """The training of a stage that its students have begun, or of several that do not depend on each other."""
 
     def __init__(
         self,
@@ -133,14 +133,14 @@ class StageTraining:
 
     @property
     def assignments(self) -> list[Assignment]:
-        """The assignments of students that are present."""
+        """The assignments of the students that are present."""
         return [own for own in self._assignments if own.slot in self._membership.present]
 
     def epoch(self, epoch: int) -> None:
         """Train one epoch (counted from 1) and write the figures of its steps.
 
-        With ``peers.on_peer_loss: continue`` a student that is lost is dropped and the others go on. Otherwise raises
-        PeerLostError; raises PeerError if a student fails.
+        With ``peers.on_peer_loss: continue``, lost students are dropped and the others go on; otherwise a loss raises
+        PeerLostError. Raises PeerError if a student fails.
         """
         assignments = self.assignments
         self._context.progress.update(epoch=epoch)
@@ -156,7 +156,7 @@ class StageTraining:
             self._context.timeline.add(f"student {own.slot}", "training", label, time.monotonic() - began)
 
     def _pass(self, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
-        """Train over these steps, with whoever of their students is present."""
+        """Learn the steps of one pass (slot -> its steps), with the students that are present."""
         membership, stage = self._membership, self._assignments[0].stage
         ends = {slot: steps.stop for slot, steps in together.items() if slot in membership.present}
         spans = [{slot: together[slot] for slot in ends}] if ends else []
@@ -178,10 +178,10 @@ class StageTraining:
                 spans = self._continue_without_lost(ends, error)
 
     def _continue_without_lost(self, ends: Mapping[int, int], error: PeerLostError) -> list[dict[int, range]]:
-        """Drop the lost students; returns the steps that the others still have to learn.
+        """Drop the lost students, and return the spans of steps that the others still have to learn.
 
-        Raises ``error`` if the others cannot go on by themselves. From now on a student's targets are the mean over its
-        remaining teachers. The figures of the steps that were under way are not recorded.
+        From now on a student's targets are the mean over its remaining teachers. The figures of the steps that were
+        under way are not recorded. Raises ``error`` if the others cannot go on without the lost students.
         """
         membership = self._membership
         roll = membership.roll_call()
@@ -189,7 +189,7 @@ class StageTraining:
             raise error
         membership.drop(roll.lost)
         for slot, how in roll.lost.items():
-            self._context.progress.add_event(f"student {slot} is lost, the others go on without it: {how}")
+            self._context.progress.add_event(f"student {slot} is lost; the others go on without it: {how}")
         membership.form_groups()
         remaining = {slot: end for slot, end in ends.items() if slot in roll.next_steps}
         return levelled(roll.next_steps, remaining) if remaining else []
@@ -202,7 +202,7 @@ class StageTraining:
     def _on_step(
         self, assignments: Sequence[Assignment], epoch: int, rows: Mapping[int, list[dict[str, float]]]
     ) -> Callable[[int, StepFigures], None]:
-        """Return what is done with the figures of a step: show them, and add them to ``rows``, by stage."""
+        """Return the callback that shows the figures of a step and adds them to ``rows`` (by stage)."""
         by_slot = {own.slot: (index, own) for index, own in enumerate(assignments)}
         last_time = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""The state of a run: how many stages are done, and what they took."""
+"""The state of a run: stages done, restarts, wall time, peak memory, and lost students."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ray_l4.run.context import RunContext
 
 
 class StateKeeper:
-    """Owns the run's ``state.json`` while the run goes on."""
+    """Owns ``state.json`` while the run goes on."""
 
     def __init__(self, context: RunContext, earlier_seconds: float = 0.0) -> None:
-        """``earlier_seconds``: wall time of the teachers, if they were trained for this run and not counted yet."""
+        """``earlier_seconds``: wall time of the teachers' training, which counts as part of this run."""
         self._context = context
         self._state = context.directory.state()
         if not self._state.wall_seconds:
@@ -21,17 +21,17 @@ class StateKeeper:
 
     @property
     def stages_done(self) -> int:
-        """Stages that are on disk as a whole."""
+        """Number of stages that are completely on disk."""
         return self._state.stages_done
 
     def count_restart(self) -> None:
-        """Note that the stage at hand begins again; on disk with the next ``commit``."""
+        """Count a restart of the current stage; the next ``commit`` writes it."""
         self._state = self._state.model_copy(update={"restarts": self._state.restarts + 1})
 
     def commit(self, stages_done: int, memory: Mapping[str, int], lost: Mapping[int, str]) -> None:
-        """Write that so many stages are done: everything that they left is on disk.
+        """Write that ``stages_done`` stages are done, once all their other files are on disk.
 
-        ``memory``: peak memory by worker, in bytes. ``lost``: students that are lost, and how.
+        ``memory``: worker -> its peak memory in bytes. ``lost``: lost student -> how it was lost.
         """
         peaks = dict(self._state.peak_memory_bytes)
         peaks |= {name: max(peak, peaks.get(name, 0)) for name, peak in memory.items()}

@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from ray_l4.exchange.links import Ticket
 
 StepFigures = Mapping[int, dict[str, float]]
-"""Figures of one step, by student, of those that learned in it."""
+"""Student -> its figures of one step, for the students that learned in it."""
 
 
 @dataclass(frozen=True)
 class StepLimits:
-    """How far calls run ahead, and how long they may take."""
+    """Limits of the step loop: how far ahead calls are submitted, and how long they may take."""
 
     steps_ahead: int
-    """Steps that are submitted before the oldest is waited for."""
+    """Number of steps that are submitted before the loop waits for the oldest."""
     timeout: float
     """Seconds to wait for the figures of a step."""
 
 
 @dataclass(frozen=True)
 class _Submitted:
-    """The ``backward`` calls that were submitted together: by student, its step and references to its figures."""
+    """The ``backward`` calls that were submitted together: student -> its step, and references to its figures."""
 
     steps: Mapping[int, int]
     figures: Mapping[int, PerRank[dict[str, float]]]
@@ -49,13 +49,13 @@ def train_steps(
     """Train students side by side, each over its own ``steps``, on their teachers' predictions of the same step.
 
     Students that depend on each other, or on one teacher, have the same steps; models that are trained independently
-    may be at different ones. A teacher that learns as well publishes the predictions of its forward pass. One that
-    does not (a frozen peer, or one that waits for its turn) is asked to predict the student's batch.
+    may be at different ones. A teacher that learns in the same step publishes the predictions of its forward pass. Any
+    other teacher (a frozen peer, or a student that waits for its turn) is asked to predict the student's batch.
 
     Calls are submitted ``limits.steps_ahead`` steps early, so no student waits for the coordinator. Predictions go from
-    student to student, and their references are dropped as soon as they are handed on. ``on_step`` gets the figures of
-    every step, in order for each student, and late. Raises what failed first: PeerLostError if a student dies or gives
-    no answer within ``limits.timeout`` seconds, otherwise the error of the call, with ``where`` to name the stage.
+    student to student, and the loop drops its references to them at once. ``on_step`` gets the figures of every step
+    late, but in order for each student. Raises the error of the first call that failed: PeerLostError if a student dies
+    or does not answer within ``limits.timeout`` seconds. ``where`` names the stage in messages.
     """
     window: deque[_Submitted] = deque()
     for turn in range(max(map(len, steps.values()))):

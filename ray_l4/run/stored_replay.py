@@ -14,10 +14,10 @@ from ray_l4.text.tokens import as_stored, concatenated
 
 
 def reservoir(setup: Setup, stage: int) -> pa.Table:
-    """Return the kept examples of the tasks before ``stage``: at most ``replay.capacity``, each equally likely.
+    """Return the stored examples of the tasks before ``stage``: at most ``replay.capacity``, each equally likely.
 
     Every example has a random key that follows from the seed, its task and its row; those with the smallest keys are
-    kept. This is reservoir sampling (Vitter 1985) without state: any stage's reservoir can be computed again.
+    stored. This is reservoir sampling (Vitter 1985) without state: the reservoir of any stage can be recomputed.
     """
     tables = [setup.training[task] for task in setup.tasks[:stage]]
     seen = concatenated(*tables)
@@ -34,10 +34,10 @@ def reservoir(setup: Setup, stage: int) -> pa.Table:
 
 
 def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
-    """Draw kept examples to replay in ``stage``, marked as stored; None if there are none.
+    """Draw stored examples to replay in ``stage``; returns None if there are none.
 
-    As many per earlier task as LAMOL would generate, drawn with replacement; a task without kept examples
-    gets none. Source: REFERENCE.md#replay, real-sample variant.
+    Draws as many per earlier task as LAMOL would generate, with replacement; a task without stored examples gets
+    none. Source: REFERENCE.md#replay, real-sample variant.
     """
     if stage == 0:
         return None
@@ -55,7 +55,7 @@ def stored_replay(setup: Setup, stage: int) -> pa.Table | None:
 
 
 def record_stored(run: RunDirectory, setup: Setup, stage: int, table: pa.Table) -> None:
-    """Write the stored examples that ``stage`` replays to the run directory, in the form of generated ones."""
+    """Write the stored examples that ``stage`` replays to the run directory, in the format of generated ones."""
     rows = [
         {
             "index": index,

@@ -28,16 +28,16 @@ from ray_l4.text.chunks import in_chunks
 
 
 def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
-    """Return the run that trains this run's teachers: the one the experiment names, else one inside the run directory.
+    """Return the run that trains the teachers: the one that ``teachers.run`` names, or one inside the run directory.
 
-    Raises ConfigError or RunDirectoryError if the named one has not finished, or trained other models or on other data.
+    Raises ConfigError or RunDirectoryError if the named run has not finished, or has other models or data.
     """
     named = named_teachers(setup)
     if named is not None:
         return named
     folder = run.teachers()
     if not (folder / "config.yaml").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # left by a process that ended before it was a run
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that ended before the run directory was complete
         manifest = read_json(run.path / "manifest.json")
         RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
     write_folder(folder / "tokenizer", setup.tokenizer.save)
@@ -45,30 +45,30 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
 
 
 def named_teachers(setup: Setup) -> RunDirectory | None:
-    """Return the run that ``teachers.run`` names, checked to fit; None if none is named or needed.
+    """Return the run that ``teachers.run`` names; None if none is named or needed.
 
-    Raises ConfigError or RunDirectoryError if it has not finished, or trained other models or on other data.
+    Raises ConfigError or RunDirectoryError if that run has not finished, or has other models or data.
     """
     named = setup.experiment.teachers.run
     if named is None or not setup.method.has_task_teachers:
         return None
     teachers = RunDirectory.open(named)
-    teachers.summary()  # it has finished, or this says so
+    teachers.summary()  # raises if the run has not finished
     experiment = teachers.experiment()
     if experiment.method != TEACHER_METHOD:
         raise ConfigError(f"teachers.run: {teachers.path} is a run of {experiment.method}; expected {TEACHER_METHOD}")
     if experiment.model != setup.experiment.model:
-        raise ConfigError(f"teachers.run: {teachers.path} trained another model than this experiment's")
+        raise ConfigError(f"teachers.run: {teachers.path} trained a different model from this experiment's")
     if read_json(teachers.path / "manifest.json")["data_fingerprint"] != setup.fingerprint():
         raise RunDirectoryError(
-            f"teachers.run: {teachers.path} learned from other data, or with another tokeniser, than this experiment. "
-            "Train teachers on the same stream (tasks, order, sizes, data.seed)."
+            f"teachers.run: {teachers.path} learned from different data, or with a different tokeniser. "
+            "Train the teachers on the same stream (tasks, order, sizes, data.seed)."
         )
     return teachers
 
 
 def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
-    """Return the weights of the teacher of the stream's task number ``stage``."""
+    """Return the weights of the teacher of a task. ``stage``: the task's index in the stream."""
     return read_weights(teachers.checkpoint(stage, teachers.experiment().training.epochs, 0))
 
 
@@ -81,9 +81,10 @@ def distilled(
     description: Mapping[str, Any],
     on_nap: Callable[[], None],
 ) -> dict[str, pa.Table]:
-    """Return the training examples of ``tasks`` with their teachers' answers, which are decoded unless on record.
+    """Return the training examples of ``tasks`` with their teachers' answers.
 
-    ``description``: the teachers' model configuration.
+    Evaluators decode the answers that the run directory does not have yet. ``description``: the configuration of the
+    teachers' model.
     """
     setup, run = context.setup, context.directory
     shared = rpc.put(description)
@@ -97,7 +98,7 @@ def distilled(
 
 
 def _decoded(setup: Setup, task: str, model: ModelRef, queue: WorkQueue, on_nap: Callable[[], None]) -> list[str]:
-    """Have all evaluators decode a teacher's answers to the training examples of its task."""
+    """Return a teacher's answers to the training examples of its task, decoded by the evaluators."""
     chunks: dict[int, list[str]] = {}
     jobs = [
         Job(

@@ -1,4 +1,4 @@
-"""Work for the evaluators: a queue, one job at a time for each, and results as they come."""
+"""A queue of jobs for the evaluators, which take one job at a time."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job(Generic[T]):
-    """A call to any evaluator, and what to do with its result."""
+    """A call to any evaluator, and the function that takes its result."""
 
     name: str
     call: Callable[[EvaluatorHandle], Ref[T]]
     done: Callable[[T], None]
     kind: str = "scoring"
-    """What the time is spent on, for the timeline."""
+    """The kind of work, for the timeline."""
     owner: Any = None
-    """What the job belongs to, for ``drop``."""
+    """The key by which ``drop`` finds the job."""
 
 
 @dataclass
@@ -53,24 +53,24 @@ class WorkQueue:
         self._idle = list(range(len(evaluators)))
 
     def __len__(self) -> int:
-        """Jobs that are waiting or running."""
+        """Return the number of jobs that are waiting or running."""
         return len(self._waiting) + len(self._running)
 
     def add(self, jobs: Sequence[Job[Any]], *, urgent: bool = False) -> None:
-        """Queue ``jobs``; urgent ones go before all that wait."""
+        """Queue ``jobs``; urgent ones go before all waiting jobs."""
         if urgent:
             self._waiting.extendleft(reversed(jobs))
         else:
             self._waiting.extend(jobs)
 
     def drop(self, owner: Any) -> None:
-        """Remove the jobs of ``owner``. Those that are running go on, and their results are ignored."""
+        """Remove the jobs of ``owner``. Running ones go on, but their results are ignored."""
         self._waiting = deque(job for job in self._waiting if job.owner != owner)
         for running in self._running.values():
             running.dropped = running.dropped or running.job.owner == owner
 
     def poll(self) -> None:
-        """Take in the results that are there and hand out waiting jobs, without blocking on Ray.
+        """Process the results that have arrived and hand out waiting jobs, without blocking on Ray.
 
         Raises PeerError for a job that failed or has run for longer than the timeout.
         """
@@ -78,7 +78,7 @@ class WorkQueue:
             self._finish(reference)
         while self._idle and self._waiting:
             evaluator, job = self._idle.pop(), self._waiting.popleft()
-            since = time.monotonic()  # before the call: in one process it has ended when the call returns
+            since = time.monotonic()  # before the call: in one process the job has run when the call returns
             self._running[job.call(self._evaluators[evaluator])] = _Running(job, evaluator, since)
         for running in self._running.values():
             if time.monotonic() - running.since > self._timeout:
@@ -88,7 +88,7 @@ class WorkQueue:
                 )
 
     def wait(self, until: Callable[[], bool], on_nap: Callable[[], None]) -> None:
-        """Poll until ``until()``, calling ``on_nap`` in between. Bounded by the timeout of each job."""
+        """Poll until ``until()`` is true, calling ``on_nap`` in between. The timeout of each job bounds the wait."""
         while True:
             self.poll()
             if until():

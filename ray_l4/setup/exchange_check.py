@@ -1,4 +1,4 @@
-"""Checks of an experiment and a profile together: what neither file shows alone."""
+"""Checks that need both the experiment and the profile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_l4.methods import complete, graph_of
 
 
 def check_exchange(experiment: ExperimentConfig, cluster: ClusterConfig) -> None:
-    """Raise ConfigError if what the profile sends is not what the experiment's students can learn from."""
+    """Raise ConfigError if the experiment's students cannot learn from predictions as the profile sends them."""
     check_codec(cluster.exchange, experiment)
     graph = graph_of(experiment)
     if not cluster.exchange.codec_traits.reduces or not graph.edges:

@@ -1,4 +1,4 @@
-"""Whether students of several ranks can learn an experiment."""
+"""Checks that students of several ranks can learn an experiment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray_l4.text.sampler import auto_batch_size
 
 
 def check_ranks(setup: Setup, cluster: ClusterConfig) -> None:
-    """Raise ConfigError if students of the profile's ranks cannot learn what the experiment asks for."""
+    """Raise ConfigError if the experiment cannot be learned by students of as many ranks as the profile asks for."""
     students = cluster.students
     if students.shards_per_student == 1:
         return
@@ -24,7 +24,7 @@ def check_ranks(setup: Setup, cluster: ClusterConfig) -> None:
         )
     if setup.experiment.peers.on_peer_loss == "continue":
         raise ConfigError(
-            "peers.on_peer_loss: continue does not go together with students.shards_per_student: "
+            "peers.on_peer_loss: continue cannot be combined with students.shards_per_student: "
             f"{students.shards_per_student}, because the ranks of a student may be at different steps when a peer is "
             "lost; set peers.on_peer_loss: restart"
         )
@@ -35,19 +35,19 @@ def check_ranks(setup: Setup, cluster: ClusterConfig) -> None:
 def _check_full(setup: Setup, cluster: ClusterConfig) -> None:
     experiment, codec = setup.experiment, cluster.exchange.codec
     needs_whole = {
-        f"method: {setup.method.name} compares whole weights or gradients with earlier ones": (setup.method.has_guard),
+        f"method: {setup.method.name} compares whole weights or gradients with earlier ones": setup.method.has_guard,
         "model.lora puts adapters beside whole weights": any(model.lora for model in all_models(experiment)),
         f"exchange.codec: {codec} sends the whole output layer": CODECS[codec].sends_output_layer,
     }
     for what, applies in needs_whole.items():
         if applies:
             raise ConfigError(
-                f"students.sharding: full leaves every rank a slice of the weights, but {what}; set "
+                f"students.sharding: full gives each rank only a slice of the weights, but {what}; set "
                 "students.sharding: data"
             )
 
 
 def _batch_size(setup: Setup, stage: int) -> int:
-    """Return the examples of a full batch of a stage; replayed ones can make it larger, never smaller."""
+    """Return the number of examples in a full batch of a stage. Replay can make it larger, never smaller."""
     size = setup.experiment.training.batch_size
     return auto_batch_size(setup.num_examples(stage)) if size == "auto" else size

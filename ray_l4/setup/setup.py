@@ -1,4 +1,4 @@
-"""An experiment made ready for workers: tokeniser, token tables and test sets, prepared once per run."""
+"""Prepares an experiment for its workers, once per run: tokeniser, token tables and test sets."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Setup:
     experiment: ExperimentConfig
     method: Method
     topology: Topology
-    """All peers of the run, whether or not they are still present (``cluster.membership`` knows that)."""
+    """The topology of all peers; ``cluster.membership`` knows which of them are still present."""
     tokenizer: TaskTokenizer
     max_length: int
-    """Longest sequence in tokens."""
+    """Maximum length of a sequence, in tokens."""
     training: Mapping[str, pa.Table]
-    """Task -> its training examples as tokens."""
+    """Task -> its training examples, tokenised."""
     tests: Mapping[str, TestSet]
     """Task -> its test set, tokenised."""
 
     @property
     def tasks(self) -> list[str]:
-        """The stream, in order."""
+        """The names of the tasks, in the order of the stream."""
         return [task.name for task in self.experiment.stream]
 
     @property
@@ -52,13 +52,13 @@ class Setup:
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
 
     def of_teachers(self) -> Setup:
-        """Return the set-up of the run that trains a teacher for each task on the same tokens (REFERENCE.md#teachers)."""
+        """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""
         experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
         return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
 
     def fingerprint(self) -> str:
-        """Return a digest of all tokens and gold answers: equal data and tokeniser, equal fingerprint."""
+        """Return a digest of all tokens and gold answers: equal for equal data and tokeniser."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self.tasks:
             for table in (self.training[name], self.tests[name].prompts):
@@ -71,7 +71,7 @@ class Setup:
 def prepare(experiment: ExperimentConfig) -> Setup:
     """Load the stream's data and tokenise it.
 
-    Raises ConfigError, DataError or ModelError for anything wrong with the experiment, before any process is started.
+    Raises ConfigError, DataError or ModelError if anything is wrong with the experiment, before any process is started.
     """
     experiment = resolved(experiment)
     method = get_method(experiment.method)
@@ -95,7 +95,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
 
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
-    """Load the model's own tokeniser, or train a byte-level BPE on the stream's training text; add the task tokens."""
+    """Load the model's tokeniser, or train a byte-level BPE on the stream's training text, and add the task tokens."""
     model, names = experiment.model, [task.name for task in experiment.stream]
     shared = model.task_tokens == "shared"
     if model.from_scratch is None:

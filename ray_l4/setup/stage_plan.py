@@ -1,4 +1,4 @@
-"""Which student worker learns which stage, and which workers learn at the same time."""
+"""Assigns stages to student workers, and decides which workers learn at the same time."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A worker that learns a stage as this student."""
+    """One stage, to be learned by one worker."""
 
     slot: int
-    """Index of the worker among a run's student workers."""
+    """Index of the worker among the student workers of the run."""
     student: int
+    """The student that the worker is in this stage."""
     stage: int
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What the kind of a method's stages means for the workers of a run."""
+    """The workers and passes that follow from the kind of stages of a run's method."""
 
     setup: Setup
     num_slots: int
-    """Student workers of the run."""
+    """Number of student workers of the run."""
 
     @classmethod
     def of(cls, setup: Setup, most_slots: int) -> StagePlan:
-        """Plan a run whose cluster has room for up to ``most_slots`` student workers."""
+        """Return the plan for a cluster with room for up to ``most_slots`` student workers."""
         independent = setup.method.kind.independent
         return cls(setup, min(most_slots, len(setup.stages)) if independent else setup.topology.size)
 
     @property
     def peers(self) -> list[int]:
-        """The peer that each slot is: one of the topology, or peer 0 for models that are trained independently."""
+        """The peer of each slot: a peer of the topology, or peer 0 for models that are trained independently."""
         return [0] * self.num_slots if self.begins_anew else list(range(self.num_slots))
 
     @property
     def begins_anew(self) -> bool:
-        """Whether every stage begins with a new model, rather than with the weights that the stage before left."""
+        """Whether every stage begins with a new model, rather than with the weights from the previous stage."""
         return self.setup.method.kind.independent
 
     def assignments(self, done: int, students: Sequence[int]) -> list[Assignment]:
-        """Return who learns next, when ``done`` stages are: the ``students``, or a worker for each of the next models.
+        """Return the next assignments after ``done`` stages: one for each student, or one for each of the next models.
 
-        ``students``: the peers that are present and learn.
+        ``students``: the students that are present.
         """
         if self.begins_anew:
             stages = range(done, min(done + self.num_slots, len(self.setup.stages)))
@@ -59,21 +60,21 @@ class StagePlan:
         return [Assignment(student, student, done) for student in students]
 
     def topology_of(self, stage: int, present: Topology) -> Topology:
-        """Return who learns from whom in a stage, among the peers that are ``present``.
+        """Return the topology of a stage. ``present``: the topology of the peers that are present.
 
-        Before the first stage there is no earlier model for a student to learn from.
+        A student that learns from its own earlier model has no teacher in the first stage.
         """
         no_teacher_yet = self.setup.method.taught_by_itself and stage == 0
         return isolated(present.size) if no_teacher_yet else present
 
     def curve_name(self, assignment: Assignment) -> str:
-        """Return the name of a student's curves: its task, where several models are trained side by side."""
+        """Return the name of a student's curves: its stage, if models are trained independently side by side."""
         if self.begins_anew:
             return self.setup.stages[assignment.stage].name
         return f"student-{assignment.student}"
 
     def passes(self, steps: Mapping[int, range]) -> Iterator[dict[int, range]]:
-        """Split an epoch into passes: all workers side by side, or one after the other (Algorithm 1 of L4).
+        """Split an epoch into passes: one of all workers side by side, or one for each worker (Algorithm 1 of L4).
 
         ``steps``: slot -> its steps of the epoch.
         """
@@ -84,7 +85,7 @@ class StagePlan:
 
 
 def most_slots(setup: Setup, students: int) -> int:
-    """Return how many student workers can be busy at the same time: ``students``, or more for independent models."""
+    """Return how many student workers can be busy at the same time: ``students``, or more if models are independent."""
     method = setup.method
     independent = method.kind.independent or method.has_task_teachers
     return max(students, len(setup.tasks)) if independent else students

@@ -1,4 +1,4 @@
-"""Peers compare predictions token by token: whether the models of an experiment can do that is checked at the start."""
+"""Checks that the models of an experiment share a tokeniser, since peers compare predictions token by token."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ray_l4.text.base_tokenizer import load_base
 from ray_l4.text.shared_tokenizer import difference
 
 _PROBES = 32
-"""Training examples of each task on which two tokenisers are tried."""
+"""Number of training examples of each task on which two tokenisers are compared."""
 
 
 def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
-    """The model that all have where they have none of their own, and that of every student."""
+    """Return the experiment's default model, followed by the model of every student."""
     return [
         experiment.model,
         *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
@@ -26,9 +26,9 @@ def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
 
 
 def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> None:
-    """Raise ConfigError, with the peers and what differs, unless all pretrained models share tokens and their order.
+    """Raise ConfigError, naming the peers and the difference, unless all pretrained models share one vocabulary.
 
-    Models from scratch share one tokeniser by construction (``methods.peers`` sees to that).
+    Models from scratch share one tokeniser by construction (``methods.peers`` ensures it).
     """
     common, *own = [model.name for model in all_models(experiment)]
     if common is None:
@@ -47,7 +47,7 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
 
 
 def _rows(common: str, name: str) -> str | None:
-    """How many outputs the models have, which may be more than their tokeniser has tokens."""
+    """Describe the difference in the number of outputs, which may exceed the tokeniser's tokens; None if equal."""
     from ray_l4.learner.model_config import pretrained_config
 
     mine, theirs = (int(pretrained_config(each).get_text_config().vocab_size) for each in (common, name))

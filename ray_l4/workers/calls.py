@@ -1,6 +1,6 @@
-"""What students and evaluators can be asked, without the libraries that it takes to answer.
+"""The calls that students and evaluators serve, as interfaces without the libraries that serving them takes.
 
-Whoever calls workers needs these interfaces alone, so a coordinator loads neither PyTorch nor Transformers.
+Callers import only this module, and with it neither PyTorch nor Transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StudentCalls(Protocol):
-    """The calls that a rank of a student serves; ``workers.student.Student`` says what each one does."""
+    """The calls that a rank of a student serves; ``workers.student.Student`` documents them."""
 
     def ready(self) -> None: ...
 
@@ -53,7 +53,7 @@ class StudentCalls(Protocol):
 
 
 class EvaluatorCalls(Protocol):
-    """The calls that an evaluator serves; ``workers.evaluator.Evaluator`` says what each one does."""
+    """The calls that an evaluator serves; ``workers.evaluator.Evaluator`` documents them."""
 
     def ready(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""An evaluator: scores checkpoints and generates replay. Each call is complete in itself."""
+"""An evaluator: answers test sets, scores answers, and generates replay. No call depends on an earlier one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Serves any checkpoint of the run. It loads weights only if they are not those that it holds.
+    """Serves any checkpoint of the run. It loads weights only if it does not hold them already.
 
-    Students may have models of different sizes: the evaluator's own is built anew if a checkpoint needs another one.
+    Students may have models of different sizes: the evaluator builds its model again if a checkpoint needs another.
     """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
-        """Take the device. Raises PeerError if it is not there."""
+        """Select the device. Raises PeerError if it is not available."""
         self._setup = setup
         use_threads(cluster.evaluators)
         self._device = pick_device(cluster.evaluators.gpus)
@@ -36,7 +36,7 @@ class Evaluator:
         self._checkpoint: str | None = None
 
     def ready(self) -> None:
-        """Do nothing: whoever waits for the result waits for the evaluator to be built."""
+        """Do nothing. A caller that waits for the result waits until the evaluator is built."""
 
     def answer(
         self,
@@ -47,7 +47,7 @@ class Evaluator:
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        """Answer some batches of a task's test set with a student's model; returns answers by index of the prompt."""
+        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
         setup, config = self._setup, self._setup.experiment.evaluation
         own = peer_experiment(setup.experiment, student).model
         model = self._load(checkpoint, own, description, weights)
@@ -56,7 +56,7 @@ class Evaluator:
             return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
-        """Score answers to a task's whole test set."""
+        """Score the answers to the whole test set of a task."""
         return score_answers(self._setup.tests[task], predictions)
 
     def replay(
@@ -68,7 +68,7 @@ class Evaluator:
         gens: list[int],
         seeds: list[int],
     ) -> list[np.ndarray]:
-        """Generate a student's pseudo-examples, one for each task token in ``gens``; returns their token ids."""
+        """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids."""
         config = self._setup.experiment.replay
         longest = min(config.max_length or self._setup.max_length, self._setup.max_length)
         own = peer_experiment(self._setup.experiment, student).model
@@ -79,7 +79,7 @@ class Evaluator:
     def answer_training(
         self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range
     ) -> list[str]:
-        """Answer some training examples of a task with its teacher's model."""
+        """Answer training examples of a task (``rows``) with its teacher's model."""
         setup, config = self._setup, self._setup.experiment.teachers
         model = self._load(checkpoint, setup.experiment.model, description, weights)
         examples = setup.training[task]
@@ -88,11 +88,11 @@ class Evaluator:
             return answer_training(model, setup.tokenizer, examples, setup.max_length, config, seed, rows)
 
     def forget(self) -> None:
-        """Load the next checkpoint even if it has the name of the one held now: its weights may be others."""
+        """Load the next checkpoint even if it has the same name as the current one: its weights may differ."""
         self._checkpoint = None
 
     def peak_memory(self) -> int:
-        """Return the largest memory of this process so far, in bytes."""
+        """Return the peak memory of this process so far, in bytes."""
         return peak_memory_bytes()
 
     def _load(

@@ -1,4 +1,4 @@
-"""The link that a student's profile asks for."""
+"""Builds the link that the profile selects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def first_link(peer: int, device: torch.device, exchange: ExchangeConfig) -> Link:
-    """Build the link that a student begins with; where links need a process group, ``collective_link`` replaces it."""
+    """Build the link that a student starts with; ``collective_link`` replaces it if predictions go through a group."""
     if exchange.transport == "cuda_ipc":
         from ray_l4.exchange.device_buffers import cuda_link  # only where there is a GPU
 
@@ -28,7 +28,7 @@ def first_link(peer: int, device: torch.device, exchange: ExchangeConfig) -> Lin
 def collective_link(peer: int, device: torch.device, rendezvous: Rendezvous, ranks: Mapping[int, int]) -> Collective:
     """Join the peers' process group and build the link through it. ``ranks``: peer -> its rank in the group.
 
-    Raises PeerLostError if the others do not come in time.
+    Raises PeerLostError if the other peers do not join in time.
     """
     from ray_l4.exchange.collective import Collective
 

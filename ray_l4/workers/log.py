@@ -1,4 +1,4 @@
-"""Log lines of a worker, kept until the coordinator, which alone writes the run directory, fetches them."""
+"""Log lines of a worker, which are kept until the coordinator fetches them and writes them to the run directory."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections import deque
 from dataclasses import dataclass
 
 LOGGERS = ("ray_l4.coordinator", "ray_l4.exchange", "ray_l4.learner")
-"""Each of them has a file of its own in ``RUN_DIR/logs/``."""
+"""Each logger has its own file in ``RUN_DIR/logs/``."""
 
 DEBUG_VARIABLE = "RAY_L4_DEBUG"
 """If this environment variable is set to anything but 0, every step is logged, not only every stage."""
 
 _MOST_LINES = 10_000
-"""Lines that a worker keeps; older ones are dropped."""
+"""Number of lines that a worker keeps; older ones are dropped."""
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """A formatted line and the logger that it came through."""
+    """A formatted line and the name of its logger."""
 
     logger: str
     text: str
 
 
 class LineFormatter(logging.Formatter):
-    """Time, level and process before the message; a traceback, if there is one, after it."""
+    """Puts time, level and process id before a message, and the traceback, if any, after it."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s [%(process)d] %(message)s")
 
 
 def log_level() -> int:
-    """Return the level from which lines are kept."""
+    """Return the lowest level of the lines that are kept."""
     return logging.DEBUG if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0") else logging.INFO
 
 
@@ -47,7 +47,7 @@ class LogBuffer(logging.Handler):
 
     @classmethod
     def attached(cls) -> LogBuffer:
-        """Return a buffer that gets all lines that are logged in this process from now on."""
+        """Return a new buffer, attached to the project's loggers in this process."""
         buffer = cls()
         for name in LOGGERS:
             logger = logging.getLogger(name)
@@ -59,7 +59,7 @@ class LogBuffer(logging.Handler):
         self._lines.append(LogLine(record.name, self.format(record)))
 
     def take(self) -> list[LogLine]:
-        """Return the lines since the last call."""
+        """Return the lines logged since the last call."""
         lines = []
         while self._lines:
             lines.append(self._lines.popleft())

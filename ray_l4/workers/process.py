@@ -1,4 +1,4 @@
-"""The process of a worker: its threads, its memory, and its address."""
+"""The threads, memory and address of a worker's process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_l4.config.cluster import Resources
 
 
 def use_threads(resources: Resources) -> None:
-    """Give PyTorch in this process as many threads as the profile says."""
+    """Set the number of PyTorch's threads in this process, if the profile gives one."""
     if resources.threads is not None:
         import torch
 
@@ -17,15 +17,15 @@ def use_threads(resources: Resources) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest memory of this process so far: on the GPU if it uses one, else resident."""
-    torch = sys.modules.get("torch")  # a process that never loaded it holds nothing on a GPU
+    """Return the peak memory of this process in bytes: allocated GPU memory if it uses a GPU, else resident memory."""
+    torch = sys.modules.get("torch")  # a process that has not loaded PyTorch uses no GPU memory
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def address() -> str:
-    """Return this node's address, at which other nodes reach it."""
-    from ray.util import get_node_ip_address  # only where processes form groups
+    """Return the address at which other nodes reach this one."""
+    from ray.util import get_node_ip_address  # Ray, only where processes form groups
 
     return get_node_ip_address()

@@ -1,4 +1,4 @@
-"""The ranks of one student: how they form a process group and divide the model."""
+"""The process group of a student's ranks, and the sharding of its model over them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ray_l4.workers.rendezvous import Rendezvous, join
 
 
 def sharding_of(rendezvous: Rendezvous | None, kind: Literal["data", "full"], device: torch.device) -> Sharding:
-    """Meet the student's other ranks and return how it is split over them; ``ALONE`` if there are none.
+    """Join the other ranks of the student and return its sharding; ``ALONE`` if there are no other ranks.
 
-    Raises PeerLostError if they do not come in time.
+    Raises PeerLostError if the others do not join in time.
     """
     if rendezvous is None:
         return ALONE
@@ -32,7 +32,7 @@ def sharding_of(rendezvous: Rendezvous | None, kind: Literal["data", "full"], de
 
 @contextmanager
 def other_ranks(peer: int) -> Iterator[None]:
-    """Within this context the student's other ranks are waited for. Raises PeerLostError if one of them is gone."""
+    """Within this context, turn an error that means that another rank of the student is gone into PeerLostError."""
     try:
         yield
     except RuntimeError as error:
@@ -42,7 +42,7 @@ def other_ranks(peer: int) -> Iterator[None]:
 
 
 def _mesh(rendezvous: Rendezvous, device: torch.device) -> DeviceMesh:
-    """Build a device mesh on PyTorch's default group, which a mesh needs. An earlier default group is left first."""
+    """Build a device mesh on PyTorch's default group, as a mesh requires, after leaving any earlier default group."""
     limit = timedelta(seconds=rendezvous.timeout)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Rendezvous: how ranks meet to form process groups of torch.distributed that can be formed anew without a lost member.
+"""Rendezvous: how ranks meet to form process groups of torch.distributed, and form new ones without a lost member.
 
-PyTorch's default group exists once per process and is hard to leave; these groups belong to whoever made them. Members
-meet at a store that no member owns, so it outlives each of them (REFERENCE.md#ray).
+PyTorch's default group exists once per process and is hard to leave, so these groups are objects of their own. Their
+members meet at a store that none of them owns and that therefore outlives each of them (REFERENCE.md#ray).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import torch.distributed as dist
 from ray_l4.errors import PeerLostError
 
 _GLOO_THREADS = 2
-"""They move bytes beside the training: gloo's own choice."""
+"""Threads that move bytes while training goes on; gloo's own default."""
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the members of a group meet, and how long one of them waits for the others."""
+    """The place where the members of one group meet, as one member sees it."""
 
     host: str
     port: int
     name: str
-    """Different for every group that is ever formed at this store."""
+    """Unique among all groups that are ever formed at this store."""
     rank: int
     size: int
     timeout: float
-    """Seconds, for meeting and for every transfer later."""
+    """Seconds to wait for the others, and for each transfer later."""
 
 
 @dataclass(frozen=True)
 class RendezvousStore:
-    """A store on this machine where members of groups meet, for as long as this object lives."""
+    """A store on this machine at which members of groups meet; it lives as long as this object."""
 
     host: str
     store: dist.TCPStore
@@ -48,20 +48,22 @@ class RendezvousStore:
         return cls(host, dist.TCPStore(host, 0, is_master=True, wait_for_workers=False), timeout)
 
     def members(self, name: str, size: int) -> list[Rendezvous]:
-        """Return each member's rendezvous of a new group; ``name`` must never have been used here before."""
+        """Return the rendezvous of each member of a new group. ``name`` must be new to this store."""
         first = Rendezvous(self.host, self.store.port, name, 0, size, self.timeout)
         return [replace(first, rank=rank) for rank in range(size)]
 
 
 def join(rendezvous: Rendezvous, device: torch.device, address: str) -> Any:
-    """Return the process group once all members are there: gloo through this process' ``address``, or nccl for GPUs.
+    """Return the process group once all members have joined: nccl on GPUs, else gloo through ``address``.
 
-    Raises PeerLostError if they do not come in time.
+    ``address``: an address of this process' machine. Raises PeerLostError if the members do not join in time.
     """
     limit = timedelta(seconds=rendezvous.timeout)
     try:
-        place = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False, wait_for_workers=False, timeout=limit)
-        store = dist.PrefixStore(rendezvous.name, place)
+        tcp_store = dist.TCPStore(
+            rendezvous.host, rendezvous.port, is_master=False, wait_for_workers=False, timeout=limit
+        )
+        store = dist.PrefixStore(rendezvous.name, tcp_store)
         if device.type == "cuda":
             return _nccl(store, rendezvous, limit)
         return _gloo(store, rendezvous, limit, address)

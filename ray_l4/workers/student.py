@@ -1,4 +1,4 @@
-"""A student: a learner, the stage it is in, and the codec and link by which it exchanges predictions with its peers."""
+"""A student: a learner, its current stage, and the codec and link by which it exchanges predictions with peers."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ log = logging.getLogger("ray_l4.exchange")
 
 
 class Student:
-    """One rank of a student: an actor on Ray, a plain object without. Calls arrive in order.
+    """One rank of a student: an actor with Ray, an ordinary object without. Calls arrive in order.
 
-    A call with another fence than the student serves, or for a step that is not the next one, is refused.
+    A call is refused if its fence is not the one that the student serves, or if its step is not the next one.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Student:
     ) -> None:
         """Build the model, after a ``rendezvous`` with the student's other ranks if it spans several.
 
-        Raises ModelError if the model cannot be loaded, PeerError if the device is not there or the other ranks do not
-        come.
+        Raises ModelError if the model cannot be loaded, PeerError if the device is not available, PeerLostError if the
+        other ranks do not join in time.
         """
         self.peer = peer
         self._rank = rank
@@ -60,18 +60,18 @@ class Student:
         self._clock = StepClock()
 
     def ready(self) -> None:
-        """Do nothing: whoever waits for the result waits for the student to be built."""
+        """Do nothing. A caller that waits for the result waits until the student is built."""
 
     def meet(self, rendezvous: Rendezvous, ranks: Mapping[int, int]) -> None:
         """Join the peers' process group, through which predictions travel from now on. ``ranks``: peer -> its rank.
 
-        Raises PeerLostError if the others do not come in time.
+        Raises PeerLostError if the others do not join in time.
         """
         self._link = collective_link(self.peer, self._device, rendezvous, ranks)
         log.info("student %d joined the group %s", self.peer, rendezvous.name)
 
     def reset(self) -> None:
-        """Build the model again, with the weights of the start. Raises ModelError if it cannot be loaded."""
+        """Build the model again, with its initial weights. Raises ModelError if it cannot be loaded."""
         self._learner, self._stage = self._new_learner(), None
 
     def describe(self) -> dict[str, Any]:
@@ -84,14 +84,14 @@ class Student:
             self._learner.load(weights)
 
     def rejoin(self, fence: int) -> int:
-        """After a peer was lost: drop the step under way, and serve ``fence`` from now on; returns the next step."""
+        """Drop the step under way after the loss of a peer, and serve ``fence`` from now on. Returns the next step."""
         self._fence = fence
         next_step = 0 if self._stage is None else self._stage.abandon()
         log.info("student %d rejoined under fence %d; its next step is %d", self.peer, fence, next_step)
         return next_step
 
     def begin(self, fence: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]:
-        """Begin a stage, and serve ``fence`` from now on; returns the last step of each epoch."""
+        """Begin a stage, and serve ``fence`` from now on. Returns the last step of each epoch."""
         self._fence = fence
         self._stage = self._learner.begin_stage(stage, tokens, memory)
         self._clock = StepClock()
@@ -99,7 +99,7 @@ class Student:
         return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
 
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket:
-        """Begin a step, and publish its predictions to ``readers``, the peers that learn from this one in it."""
+        """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
         stage = self._served(fence)
         self._clock.mark("idle")
         with other_ranks(self.peer):
@@ -109,22 +109,22 @@ class Student:
         return ticket
 
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket:
-        """Publish predictions for the batch of another student's step to ``readers``, without learning from it."""
+        """Predict the batch of another student's step for ``readers``, without learning from it."""
         stage = self._served(fence)
         with other_ranks(self.peer):
             predictions = stage.predict(step, student)
         return self._publish(stage, predictions, step, readers, at_once=True)
 
     def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]:
-        """Learn a step from labels and the ``teachers``' predictions; returns its figures, with times in seconds.
+        """Learn a step from labels and the ``teachers``' predictions. Returns its figures, with times in seconds.
 
-        ``own``: the ticket that ``forward`` returned. It is handed on so that a failed forward pass fails this call too,
-        with its cause.
+        ``own``: the ticket that ``forward`` returned. It is an argument so that a failed forward pass makes this call
+        fail with the same cause.
         """
         stage = self._served(fence)
         if own.sender != self.peer:
             raise PeerError(
-                f"student {self.peer}, step {step}: was given the ticket of student {own.sender} as its own"
+                f"student {self.peer}, step {step}: got the ticket of student {own.sender} instead of its own"
             )
         payloads = self._link.collect(teachers)
         self._clock.mark("wait")
@@ -135,7 +135,7 @@ class Student:
         return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
 
     def consolidate(self) -> np.ndarray | None:
-        """Let the guard take note of the stage that was learned; returns all it knows, None if it keeps nothing."""
+        """Update the guard with the stage that was learned. Returns the guard's state, or None if there is no guard."""
         guard = self._learner.guard
         if guard is None or self._stage is None:
             return None
@@ -143,21 +143,21 @@ class Student:
         return guard.to_bytes()
 
     def restore_guard(self, data: np.ndarray) -> None:
-        """Load what ``consolidate`` returned. Raises ModelError if it is damaged."""
+        """Load a guard's state, as ``consolidate`` returned it. Raises ModelError if it is damaged."""
         if self._learner.guard is not None:
             self._learner.guard.restore(data, self._device)
 
     def weights(self) -> np.ndarray:
-        """Return the model's weights as safetensors bytes; of several ranks only the first returns them."""
+        """Return the model's weights as safetensors bytes. Only the first of several ranks returns them."""
         with other_ranks(self.peer):
             return self._learner.weights()
 
     def peak_memory(self) -> int:
-        """Return the largest memory of this process so far, in bytes."""
+        """Return the peak memory of this process so far, in bytes."""
         return peak_memory_bytes()
 
     def take_log(self) -> list[LogLine]:
-        """Return the lines logged since the last call; none without Ray, where the run's own log gets them at once."""
+        """Return the lines logged since the last call; none without Ray, where they go straight to the run's files."""
         return [] if self._log is None else self._log.take()
 
     def _new_learner(self) -> Learner:
@@ -180,16 +180,16 @@ class Student:
         return self._link.publish(payload, readers, at_once=at_once)
 
     def _served(self, fence: int) -> StageRun:
-        """Return the stage that the student is in. Raises PeerError if the call is not one that it serves."""
+        """Return the current stage. Raises PeerError if the fence is not the current one, or if no stage has begun."""
         if fence != self._fence:
             raise PeerError(f"student {self.peer}: refused a call with fence {fence}; it serves fence {self._fence}")
         if self._stage is None:
-            raise PeerError(f"student {self.peer}: asked for a step before a stage was begun")
+            raise PeerError(f"student {self.peer}: asked for a step before a stage began")
         return self._stage
 
 
 class StepClock:
-    """Measures how a student spends its time in a step."""
+    """Measures how much time a student spends on each part of a step."""
 
     _NAMES = ("forward", "wait", "backward", "idle")
 
@@ -198,11 +198,11 @@ class StepClock:
         self._last: float | None = None
 
     def mark(self, name: str) -> None:
-        """Book the time since the last mark on ``name``."""
+        """Attribute the time since the last mark to ``name``."""
         now = time.perf_counter()
         self._times[name] = 0.0 if self._last is None else now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """Return the newest time booked on each name, in seconds."""
+        """Return the latest time of each name, in seconds."""
         return {f"{name}_seconds": self._times.get(name, 0.0) for name in self._NAMES}

@@ -44,7 +44,7 @@ def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         (("--precision", "float16", "--codecs", "topk"), 2, "set exchange.precision: float32"),
         (("--peers", "500", "--vocab", "1000000"), 6, "no room for 500 students"),
         (("--address", "127.0.0.1:1", "--codecs", "dense"), 6, "nothing answers at 127.0.0.1:1"),
-        (("--spread", "--codecs", "dense"), 6, "every one of them takes a node of its own"),
+        (("--spread", "--codecs", "dense"), 6, "each process takes a node of its own"),
         (("--gpus", "4000", "--codecs", "dense"), 6, "asks for 8000 GPU"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.cluster.bin_packing import Counts, lay_out
+from ray_l4.cluster.bin_packing import Counts, assign
 
 Amounts = dict[str, float]
 
@@ -38,7 +38,7 @@ def test_shares_of_gpus_as_ray_places_them(
     students: int, share: float, evaluators: int, other: float, gpus: int, fits: bool
 ) -> None:
     """What Ray 2.60 does; `test_run_nodes` asks it again about some of them."""
-    found = lay_out((students, evaluators), {"GPU": share}, {"GPU": other}, [{"GPU": gpus}], "PACK")
+    found = assign((students, evaluators), {"GPU": share}, {"GPU": other}, [{"GPU": gpus}], "PACK")
     assert (found is not None) is fits
 
 
@@ -53,7 +53,7 @@ def test_shares_of_gpus_as_ray_places_them(
 )
 def test_what_the_strategies_mean(strategy: str, expected: list[int] | None) -> None:
     """Processes on each of three nodes with room for three."""
-    found = lay_out((3, 1), {"CPU": 1}, {"CPU": 1}, [{"CPU": 3.0}] * 3, strategy)
+    found = assign((3, 1), {"CPU": 1}, {"CPU": 1}, [{"CPU": 3.0}] * 3, strategy)
     assert (sorted(map(sum, found)) if found is not None else None) == expected
 
 
@@ -61,15 +61,15 @@ def test_a_first_fit_would_be_wrong() -> None:
     """The student fits on both nodes, the evaluator on the first one alone."""
     nodes: list[Amounts] = [{"CPU": 8, "GPU": 1}, {"CPU": 1, "GPU": 1}]
     for strategy in ("PACK", "SPREAD", "STRICT_SPREAD"):
-        assert lay_out((1, 1), {"CPU": 1, "GPU": 1}, {"CPU": 8}, nodes, strategy) == [(0, 1), (1, 0)]
+        assert assign((1, 1), {"CPU": 1, "GPU": 1}, {"CPU": 8}, nodes, strategy) == [(0, 1), (1, 0)]
 
 
 def test_a_large_cluster_is_no_burden() -> None:
     nodes = [{"CPU": 4.0, "GPU": 2.0}] * 100
-    found = lay_out((64, 4), {"GPU": 1}, {"CPU": 4}, nodes, "PACK")
+    found = assign((64, 4), {"GPU": 1}, {"CPU": 4}, nodes, "PACK")
     assert found is not None
     assert sum(counts != (0, 0) for counts in found) == 32, "evaluators stand beside students"
-    assert lay_out((201, 0), {"GPU": 1}, {}, nodes, "PACK") is None
+    assert assign((201, 0), {"GPU": 1}, {}, nodes, "PACK") is None
 
 
 def holds(node: Amounts, bundles: Sequence[Amounts]) -> bool:
@@ -131,7 +131,7 @@ machines = st.lists(
 def test_a_layout_is_found_where_trying_everything_finds_one(
     wanted: Counts, student: Amounts, evaluator: Amounts, nodes: list[Amounts], strategy: str
 ) -> None:
-    found = lay_out(wanted, student, evaluator, nodes, strategy)
+    found = assign(wanted, student, evaluator, nodes, strategy)
     assert (found is not None) == exists(wanted, student, evaluator, nodes, strategy)
     if found is None:
         return

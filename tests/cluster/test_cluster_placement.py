@@ -49,7 +49,7 @@ def test_the_request_in_words() -> None:
     )
     cluster = profile(students={"gpus": 1, "shards_per_student": 4}, evaluators={"cpus": 1, "resources": {"disk": 2}})
     assert describe_request(2, cluster) == (
-        "2 students of 4 shards, 1 CPU and 1 GPU each shard, 1 evaluators with 1 CPU and 0 GPU and 2 disk each"
+        "2 students of 4 ranks with 1 CPU and 1 GPU per rank, 1 evaluators with 1 CPU and 0 GPU and 2 disk each"
     )
 
 
@@ -131,8 +131,8 @@ def test_the_refusal_says_what_there_is_and_what_to_do() -> None:
             {"students": {"shards_per_student": 4, "gpus": 1}},
             [{"CPU": 8, "GPU": 4}],
             [
-                "asks for 8 GPU (2 students of 4 shards with 1 GPU each shard), there are 4. ",
-                "fewer shards (students.shards_per_student)",
+                "asks for 8 GPU (2 students of 4 ranks with 1 GPU per rank), there are 4. ",
+                "fewer ranks (students.shards_per_student)",
             ],
         ),
         (
@@ -141,7 +141,7 @@ def test_the_refusal_says_what_there_is_and_what_to_do() -> None:
             [{"CPU": 8, "GPU": 2}],
             [
                 "asks for 2 GPU (2 students with 0.7 GPU each, 1 evaluators with 0.6 GPU each), there are 2. ",
-                "That would do in total, but a process takes a share in one GPU",
+                "That is enough in total, but a process takes a share of one GPU",
             ],
         ),
         (
@@ -159,13 +159,13 @@ def test_the_refusal_says_what_there_is_and_what_to_do() -> None:
             2,
             {"placement": {"strategy": "STRICT_SPREAD"}},
             [{"CPU": 8}],
-            ["but every one of them takes a node of its own"],
+            ["but each process takes a node of its own"],
         ),
         (
             3,
             {"placement": {"strategy": "STRICT_PACK"}},
             [{"CPU": 2}] * 2,
-            ["but all of them have to fit on one node", "are 2 nodes with 2 x (2 CPU, 0 GPU)"],
+            ["but all processes have to fit on one node", "are 2 nodes with 2 x (2 CPU, 0 GPU)"],
         ),
     ],
 )

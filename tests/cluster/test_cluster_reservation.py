@@ -62,7 +62,7 @@ def test_room_for_all_students_that_there_is_work_for(ray_cluster: None) -> None
 
 
 def test_room_for_fewer_if_the_rest_is_taken(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservation, "_PATIENCE_FOR_MORE", 1.0)
+    monkeypatch.setattr(reservation, "_WAIT_FOR_MORE", 1.0)
     with taken(2):
         found = reserve(2, 3, ONE_CPU)
         assert found.students == 2
@@ -71,7 +71,7 @@ def test_room_for_fewer_if_the_rest_is_taken(ray_cluster: None, monkeypatch: pyt
 
 
 def test_no_room_for_those_that_are_needed(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservation, "_PATIENCE_FOR_MORE", 1.0)
+    monkeypatch.setattr(reservation, "_WAIT_FOR_MORE", 1.0)
     impatient = ONE_CPU.model_copy(update={"timeouts": ONE_CPU.timeouts.model_copy(update={"start": 1.0})})
     with taken(3), pytest.raises(ClusterError, match=r"no room after 1 s for 2 students with 1 CPU.*free on the"):
         reserve(2, 3, impatient)

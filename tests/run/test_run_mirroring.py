@@ -80,7 +80,7 @@ def test_a_storage_that_is_gone_for_a_while_is_told_of_and_made_up_for(run: RunD
     assert len(news) == 1
     assert "warning: storage_path: " in news[0]
     assert "no such folder" in news[0]
-    assert news[0].endswith("The run goes on; what is missing is copied next time.")
+    assert news[0].endswith("The run goes on; the next copy includes what is missing.")
     (tmp_path / "nfs").mkdir()
     mirroring.finish()
     assert len(news) == 1
