@@ -21,7 +21,6 @@ from transformers import (
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.learner import models
-from ray_l4.learner.model_config import max_length, pretrained_config
 from ray_l4.learner.models import (
     arithmetic,
     build_model,
@@ -239,28 +238,7 @@ def test_a_folder_without_task_tokens_is_no_checkpoint(tmp_path: Path) -> None:
         load_folder(tmp_path)
 
 
-# --- limits, arithmetic, devices
-
-
-@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["n_positions", "max_position_embeddings"])
-def test_the_longest_sequence_is_bounded_by_the_model(config: PreTrainedConfig) -> None:
-    assert max_length(config, None) == 32
-    assert max_length(config, 20) == 20
-    assert max_length(config, 32) == 32
-    with pytest.raises(ModelError, match=r"a length of 33 tokens was asked for \(max_length\), but the model has 32"):
-        max_length(config, 33)
-
-
-def test_a_model_without_a_limit_gets_one() -> None:
-    assert max_length(object(), None) == 1024
-    assert max_length(object(), 5000) == 5000
-
-
-def test_a_configuration_is_read_without_the_weights(tmp_path: Path) -> None:
-    GPT2.save_pretrained(tmp_path)
-    assert pretrained_config(str(tmp_path)).n_positions == 32
-    with pytest.raises(ModelError, match=r"model\.name: no model configuration at .*missing"):
-        pretrained_config(str(tmp_path / "missing"))
+# --- arithmetic and devices
 
 
 def test_bfloat16_is_arithmetic_and_not_weights() -> None:
