@@ -32,7 +32,7 @@ def decode_answers(
     seed: int,
     batches: Sequence[Sequence[int]],
 ) -> dict[int, str]:
-    """Decode answers to the prompts in ``batches``, a subset of the batches of ``answer_batches``; return index -> answer.
+    """Decode answers to the prompts in ``batches``, some of those of ``answer_batches``; returns index -> answer.
 
     If answers may be longer than the room reserved for them (``evaluation.reserve``), the longest prompt of a batch
     limits the answers of the whole batch.

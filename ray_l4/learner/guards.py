@@ -40,7 +40,8 @@ class GuardContext:
     memory: pa.Table | None
     """Stored examples of earlier tasks."""
     answer_logits: Callable[[pa.Table, np.ndarray], tuple[Tensor, Tensor]]
-    """Table of examples, row numbers -> logits (N, vocab), with their graph, at all N answer tokens, and those tokens (N,)."""
+    """Table of examples, row numbers -> logits (N, vocab) at all N answer tokens, with their graph, and those tokens
+    (N,)."""
     num_examples: Callable[[int], int]
     """Step -> number of examples in its batch."""
 

@@ -18,12 +18,12 @@ HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _BUCKET_BYTES = 2**26
-"""Size of the weights updated together: large enough for few calls, small enough that temporary tensors stay small
+"""Size of the weights updated at once: large enough for few calls, small enough for little temporary memory
 (for all of GPT-2, the square roots that AdamW computes would take half a gigabyte)."""
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
-    """AdamW of the reference implementations (REFERENCE.md#adamw). With gradient g at a parameter's step t = 1, 2, ...::
+    """AdamW of the reference implementations (REFERENCE.md#adamw). With gradient g at a parameter's step t (from 1)::
 
         m <- beta1 m + (1 - beta1) g;  u <- beta2 u + (1 - beta2) g^2
         theta <- theta - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(u) + eps)
@@ -110,7 +110,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as the base class does, but keep the moments' type; the base class casts them to the parameters'."""
+        """Load a state, keeping the type of the moments; the base class would cast them to that of the parameters."""
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -46,7 +46,7 @@ def test_the_rate_rises_to_its_peak_then_falls_linearly(num_examples: int) -> No
     assert end == pytest.approx(CONFIG.lr * warmup / (3 * num_examples))
 
 
-def test_without_warmup_the_first_step_is_the_peak_and_the_end_is_zero() -> None:
+def test_without_warmup_the_rate_falls_from_its_peak_to_zero() -> None:
     config = OptimConfig(warmup=0.0, lr=1e-3)
     assert learning_rate(0, 100, 2, config) == 1e-3
     assert learning_rate(200, 100, 2, config) == 0.0
