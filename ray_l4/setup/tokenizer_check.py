@@ -9,6 +9,7 @@ import pyarrow as pa
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ConfigError
+from ray_l4.learner.model_config import pretrained_config
 from ray_l4.methods import num_students, peer_experiment
 from ray_l4.text.base_tokenizer import load_base
 from ray_l4.text.shared_tokenizer import difference
@@ -48,8 +49,6 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
 
 def _rows(common: str, name: str) -> str | None:
     """How many outputs the models have, which may be more than their tokeniser has tokens."""
-    from ray_l4.learner.model_config import pretrained_config
-
     mine, theirs = (int(pretrained_config(each).get_text_config().vocab_size) for each in (common, name))
     return None if mine == theirs else f"the one predicts {mine} tokens (vocab_size) and the other {theirs}"
 

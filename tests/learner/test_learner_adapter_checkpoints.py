@@ -129,7 +129,7 @@ def test_unknown_layers_are_reported_with_the_known_ones(gpt2: Path) -> None:
 
 def test_an_unknown_architecture_requires_layer_names(tmp_path: Path) -> None:
     base = adapted.save_base(tmp_path, GRANITE)
-    with pytest.raises(ModelError, match=r"peft knows no usual layers of a 'granite' model; name some\. .*down_proj,"):
+    with pytest.raises(ModelError, match=r"peft has no default layers for a 'granite' model; name some\. .*down_proj,"):
         build(base)
     model, tok = build(base, targets=["q_proj"])
     plain = build_model(ModelConfig(name=str(base)), tok, 0)
