@@ -31,7 +31,7 @@ class Ticket:
 
 
 class Link(Protocol):
-    """How one student exchanges payloads with its peers."""
+    """One student's exchange of payloads with its peers."""
 
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
         """Publish a payload to ``readers``.

@@ -29,7 +29,7 @@ from ray_l4.seeds import derive
 
 @dataclass(frozen=True)
 class GuardContext:
-    """The stage that a guard acts in, as far as guards need to know it."""
+    """The part of a stage's state that guards need."""
 
     peer: int
     stage: int

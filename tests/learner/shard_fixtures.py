@@ -51,21 +51,21 @@ A, T = TypeVar("A"), TypeVar("T")
 
 @dataclass
 class Learned:
-    """What one rank of a student observed while learning a stage."""
+    """Observations of one rank of a student that learns a stage."""
 
     figures: list[dict[str, float]] = field(default_factory=list)
-    """Of every step."""
+    """The figures of every step."""
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
-    """Of every step, as the optimiser gets them."""
+    """The gradients of every step, as the optimiser gets them."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """At the end."""
+    """The final weights."""
     saved: bytes = b""
-    """As in a checkpoint."""
+    """The final weights as bytes, as in a checkpoint."""
 
 
 @dataclass
 class FullyLearned:
-    """What the first rank of fully sharded students observed."""
+    """Observations of the first rank of fully sharded students."""
 
     learned: list[Learned]
     share: float

@@ -164,7 +164,7 @@ def test_bfloat16_arithmetic_leaves_adapters_in_float32(base: Path) -> None:
 
 
 def test_bytes_restore_a_model_built_with_another_seed(base: Path) -> None:
-    """All that was drawn with the other seed is overwritten."""
+    """The bytes overwrite everything that was drawn with the other seed."""
     model, tok = build(base, seed=1)
     weights = to_bytes(adapted.disturb(model))
     weights.setflags(write=False)
