@@ -1,4 +1,4 @@
-"""Whether an experiment can be learned with the codec of a profile, from their settings alone."""
+"""Check that the codec of a profile can serve an experiment, from their settings alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray_l4.errors import ConfigError
 
 
 def check_codec(exchange: ExchangeConfig, experiment: ExperimentConfig) -> None:
-    """Raise ConfigError if the experiment cannot be learned with what the codec sends."""
+    """Raise ConfigError if the codec does not send what the experiment's distillation needs."""
     codec, direction = exchange.codec, experiment.distillation.direction
     if exchange.precision != "float32" and not exchange.codec_traits.narrowable:
         raise ConfigError(
@@ -17,7 +17,7 @@ def check_codec(exchange: ExchangeConfig, experiment: ExperimentConfig) -> None:
         )
     if direction != "forward" and exchange.codec_traits.forward_only:
         raise ConfigError(
-            f"distillation.direction: {direction} takes the logarithm of the teacher's probability of every token, "
-            f"which exchange.codec: {codec} does not give; set distillation.direction: forward, or exchange.codec: "
+            f"distillation.direction: {direction} needs the logarithm of the teacher's probability of every token, "
+            f"which exchange.codec: {codec} does not provide; set distillation.direction: forward, or exchange.codec: "
             "dense, factored, auto or topk"
         )

@@ -1,4 +1,4 @@
-"""A link from process to process with torch.distributed: gloo on CPUs, nccl on GPUs."""
+"""A link between processes through torch.distributed: gloo on CPUs, nccl on GPUs."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ from ray_l4.errors import PeerLostError
 from ray_l4.exchange.codecs import Payload
 from ray_l4.exchange.links import Shapes, Ticket, Traffic, named_dtype, shapes_of
 
-_NOT_A_LOSS = "enforce fail"
-"""In messages of gloo about a defect, such as buffers of different sizes."""
+_GLOO_DEFECT = "enforce fail"
+"""Part of gloo's messages about defects of the program, such as buffers of different sizes."""
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Return whether torch.distributed or gloo raised this because another rank is gone or did not come in time."""
-    # Gloo has no class of its own for what goes wrong on the way.
-    return isinstance(error, dist.DistError) or ("gloo" in str(error) and _NOT_A_LOSS not in str(error))
+    """Return whether torch.distributed or gloo raised this because another rank is gone or did not answer in time."""
+    # Gloo has no exception class of its own for failed transfers.
+    return isinstance(error, dist.DistError) or ("gloo" in str(error) and _GLOO_DEFECT not in str(error))
 
 
 @dataclass
 class Collective:
-    """Predictions go straight into the memory of their readers; a ticket only carries their shapes.
+    """A link that sends payloads directly into their readers' memory; a ticket holds only their shapes.
 
-    A reader has its teachers' tickets before it asks for their predictions, so a peer that died before it had any is
-    noticed without waiting for it. All ranks post transfers in the same order, by sender and reader, so that no two
-    wait for each other (nccl serves them in that order).
+    A reader gets its teachers' tickets before it receives their payloads, so if a peer died earlier, nobody waits for
+    its payload. All ranks post transfers in the same order, by sender and reader, so that no two wait for each other
+    (nccl serves them in order).
     """
 
-    me: int
+    peer: int
     device: torch.device
     group: Any
     """The process group of the peers (``workers.rendezvous.join``)."""
     ranks: Mapping[int, int]
     """Peer -> its rank in the group."""
-    _kept: tuple[Payload, tuple[int, ...]] = (Payload(), ())
-    """The payload that was published and not sent yet, and its readers."""
-    _under_way: list[tuple[Any, Tensor]] = field(default_factory=list)
-    """Posted transfers, with the memory they use."""
+    _pending: tuple[Payload, tuple[int, ...]] = (Payload(), ())
+    """The payload that has been published but not sent, and its readers."""
+    _transfers: list[tuple[Any, Tensor]] = field(default_factory=list)
+    """Posted transfers, each with the tensor it reads or writes."""
     _traffic: Traffic = field(default_factory=Traffic)
 
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
         self._finish()
-        staged = {name: self._staged(tensor) for name, tensor in payload.tensors.items()}
-        self._kept = Payload(payload.codec, staged), tuple(readers)
+        tensors = {name: self._to_group_memory(tensor) for name, tensor in payload.tensors.items()}
+        self._pending = Payload(payload.codec, tensors), tuple(readers)
         if at_once:
             self._post({})
-        return Ticket(self.me, payload.codec, payload.num_bytes, shapes_of(payload))
+        return Ticket(self.peer, payload.codec, payload.num_bytes, shapes_of(payload))
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
-        # After a loss some learn while others only predict; then payloads are handed over one by one.
-        if tickets and CODECS[tickets[0].codec].reduces and len(self._kept[1]) == len(self.ranks) - 1:
+        # After a peer was lost, some peers may only predict while others catch up; then no sum over all is possible.
+        if tickets and CODECS[tickets[0].codec].reduces and len(self._pending[1]) == len(self.ranks) - 1:
             return [self._mean_of_others()]
-        received = {ticket.sender: Payload(ticket.codec, self._room_for(ticket.content)) for ticket in tickets}
+        received = {ticket.sender: Payload(ticket.codec, self._empty_tensors(ticket.content)) for ticket in tickets}
         self._post(received)
         self._finish()
         return [
@@ -71,32 +71,32 @@ class Collective:
         return self._traffic.take()
 
     def _post(self, received: Mapping[int, Payload]) -> None:
-        """Begin to send the kept payload, and to receive into ``received``, by sender."""
-        kept, readers = self._kept
-        self._kept = Payload(), ()
-        outgoing = {(self.me, reader): kept for reader in readers if reader in self.ranks}
-        incoming = {(sender, self.me): payload for sender, payload in received.items()}
+        """Start to send the pending payload, and to receive into ``received`` (sender -> payload)."""
+        pending, readers = self._pending
+        self._pending = Payload(), ()
+        outgoing = {(self.peer, reader): pending for reader in readers if reader in self.ranks}
+        incoming = {(sender, self.peer): payload for sender, payload in received.items()}
         for (sender, reader), payload in sorted((outgoing | incoming).items(), key=lambda item: item[0]):
-            sends = sender == self.me
+            sends = sender == self.peer
             move, partner = (self.group.send, reader) if sends else (self.group.recv, sender)
             for tag, name in enumerate(sorted(payload.tensors)):
                 tensor = payload.tensors[name]
                 if tensor.numel():
-                    with self._reaching():
-                        self._under_way.append((move([tensor], self.ranks[partner], tag), tensor))
+                    with self._reporting_lost_peers():
+                        self._transfers.append((move([tensor], self.ranks[partner], tag), tensor))
             self._traffic.sent += payload.num_bytes if sends else 0
             self._traffic.received += 0 if sends else payload.num_bytes
 
     def _finish(self) -> None:
-        """Wait for the posted transfers, as long as the group allows. Raises PeerLostError if a peer is gone."""
-        under_way, self._under_way = self._under_way, []
-        with self._reaching():
-            for work, _ in under_way:
+        """Wait for the posted transfers, up to the group's timeout. Raises PeerLostError if a peer is gone."""
+        transfers, self._transfers = self._transfers, []
+        with self._reporting_lost_peers():
+            for work, _ in transfers:
                 work.wait()
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Within this context peers are waited for. Raises PeerLostError if one of them is gone."""
+    def _reporting_lost_peers(self) -> Iterator[None]:
+        """Convert errors of lost connections within this context to PeerLostError."""
         try:
             yield
         except RuntimeError as error:
@@ -104,39 +104,42 @@ class Collective:
                 raise
             reason = str(error).splitlines()[0]
             raise PeerLostError(
-                f"student {self.me}: a peer is gone; predictions did not get through: {reason}"
+                f"student {self.peer}: a peer is gone; predictions did not get through: {reason}"
             ) from error
 
     def _mean_of_others(self) -> Payload:
-        """Return the mean of the other peers' probabilities, from one sum over all of them.
+        """Return the mean of the other peers' probabilities: one sum over all N peers, minus this peer's own.
 
-        A ring sends and receives each byte 2 (N - 1) / N times, whatever the number N of peers.
+        A ring all-reduce sends and receives each byte 2 (N - 1) / N times.
         """
-        (kept, _), self._kept = self._kept, (Payload(), ())
+        (own_payload, _), self._pending = self._pending, (Payload(), ())
         others = len(self.ranks) - 1
         means = {}
-        for name in sorted(kept.tensors):
-            own = kept.tensors[name]
+        for name in sorted(own_payload.tensors):
+            own = own_payload.tensors[name]
             total = own.clone()
             if own.numel():
-                with self._reaching():
-                    self._under_way.append((self.group.allreduce([total]), total))
+                with self._reporting_lost_peers():
+                    self._transfers.append((self.group.allreduce([total]), total))
             means[name] = total
         self._finish()
-        share = 2 * others * kept.num_bytes // len(self.ranks)
+        share = 2 * others * own_payload.num_bytes // len(self.ranks)
         self._traffic.sent += share
         self._traffic.received += share
-        # Rounding can make the difference negative where the others give a token hardly any probability.
+        # Rounding can make the difference negative if the others give a token almost no probability.
         return Payload(
-            kept.codec,
-            {n: total.sub_(kept.tensors[n]).div_(others).clamp_(min=0).to(self.device) for n, total in means.items()},
+            own_payload.codec,
+            {
+                n: total.sub_(own_payload.tensors[n]).div_(others).clamp_(min=0).to(self.device)
+                for n, total in means.items()
+            },
         )
 
-    def _staged(self, tensor: Tensor) -> Tensor:
-        """Copy the tensor to where the group can read it: gloo does not reach into a GPU."""
+    def _to_group_memory(self, tensor: Tensor) -> Tensor:
+        """Move the tensor to memory that the group can read; gloo cannot read GPU memory."""
         return tensor.to(self._memory).contiguous()
 
-    def _room_for(self, shapes: Shapes) -> dict[str, Tensor]:
+    def _empty_tensors(self, shapes: Shapes) -> dict[str, Tensor]:
         return {
             name: torch.empty(shape, dtype=named_dtype(dtype), device=self._memory)
             for name, (dtype, shape) in shapes.items()

@@ -1,4 +1,4 @@
-"""A link within one host that copies nothing through its memory: peers read each other's device buffers."""
+"""A link within one host: peers read each other's GPU memory directly, without copies through host memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ray_l4.exchange.codecs import Payload
 from ray_l4.exchange.links import Ticket, Traffic, dtype_name, named_dtype
 
 _ALIGNMENT = 256
-"""Bytes; every tensor begins at a multiple of it, as in PyTorch's own allocations."""
+"""Tensors start at multiples of this number of bytes, as in PyTorch's own allocations."""
 
 
 class Memory(Protocol):
     """Memory that other processes can map."""
 
     def allocate(self, num_bytes: int) -> tuple[Tensor, Any]:
-        """Return a uint8 tensor of that size, and a handle (plain data) by which another process opens it."""
+        """Return a uint8 tensor of that size, and a handle (plain data) with which another process can open it."""
 
     def open(self, handle: Any) -> Tensor:
-        """Return the tensor behind another process' handle."""
+        """Return the tensor for a handle of another process."""
 
-    def settle(self) -> None:
-        """Return once everything written can be read by others."""
+    def synchronize(self) -> None:
+        """Wait until other processes can read everything written."""
 
 
 class CudaMemory:
-    """Device memory shared by CUDA IPC: for peers on one GPU, or on GPUs of one host that reach each other's memory."""
+    """GPU memory shared through CUDA IPC, by peers on one GPU or on GPUs of one host with peer access."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -44,50 +44,51 @@ class CudaMemory:
     def open(self, handle: Any) -> Tensor:
         return rebuild_cuda_tensor(*handle)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         torch.cuda.current_stream(self._device).synchronize()
 
 
 class DeviceBuffers:
-    """Predictions are written into a buffer that this student allocates once, and read where they are.
+    """A link whose sender writes payloads into a buffer of its own, where readers read them in place.
 
-    The buffer has so many slots that none is written again while a reader may still read it: of one student at most
-    ``steps_ahead`` steps are submitted before the oldest has ended for all (``run.step_loop``), and the present and the
-    next are under way. A step that needs more room has a larger buffer allocated. A ticket names the buffer, which a
-    reader opens the first time it sees it, and the place in it.
+    Steps use the regions of the buffer in turn. There are so many that none is overwritten while a reader may still
+    read it: at most ``steps_ahead`` steps are submitted before the oldest has ended for all students
+    (``run.step_loop``), and the current and the next one are under way. A payload that does not fit into a region makes
+    the student allocate a larger buffer. A ticket holds the buffer's handle, which a reader opens when it first sees
+    it, and the offsets of the tensors.
     """
 
-    def __init__(self, me: int, device: torch.device, memory: Memory, slots: int) -> None:
-        """``slots``: at least ``steps_ahead`` + 2."""
-        self.me = me
+    def __init__(self, peer: int, device: torch.device, memory: Memory, num_regions: int) -> None:
+        """``num_regions``: at least ``steps_ahead`` + 2."""
+        self.peer = peer
         self._device = device
         self._memory = memory
-        self._slots = slots
+        self._num_regions = num_regions
         self._buffer: Tensor | None = None
         self._handle: Any = None
         self._allocated = 0
-        """Buffers allocated so far: the number of the present one."""
+        """Number of buffers allocated so far, which identifies the current one."""
         self._step = 0
         self._opened: dict[int, tuple[int, Tensor]] = {}
-        """Sender -> number of its buffer, and the buffer."""
+        """Sender -> number of its buffer that is open, and the buffer."""
         self._replaced: list[tuple[int, Tensor]] = []
-        """Earlier buffers, which readers may still read, and the step until which they are kept."""
+        """Earlier buffers that readers may still read, each with the step until which it is kept."""
         self._traffic = Traffic()
 
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
-        room = sum(_rounded(tensor.nbytes) for tensor in payload.tensors.values())
-        buffer = self._buffer_for(room)
-        offset = self._step % self._slots * (len(buffer) // self._slots)
+        size = sum(_aligned(tensor.nbytes) for tensor in payload.tensors.values())
+        buffer = self._buffer_for(size)
+        offset = self._step % self._num_regions * (len(buffer) // self._num_regions)
         self._step += 1
         parts = {}
         for name, tensor in payload.tensors.items():
-            place = buffer[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            place.copy_(tensor)
+            view = buffer[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            view.copy_(tensor)
             parts[name] = offset, dtype_name(tensor.dtype), tuple(tensor.shape)
-            offset += _rounded(tensor.nbytes)
-        self._memory.settle()
+            offset += _aligned(tensor.nbytes)
+        self._memory.synchronize()
         self._traffic.sent += payload.num_bytes if readers else 0
-        return Ticket(self.me, payload.codec, payload.num_bytes, (self._allocated, self._handle, parts))
+        return Ticket(self.peer, payload.codec, payload.num_bytes, (self._allocated, self._handle, parts))
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
         self._traffic.received += sum(ticket.num_bytes for ticket in tickets)
@@ -96,13 +97,13 @@ class DeviceBuffers:
     def traffic(self) -> tuple[int, int]:
         return self._traffic.take()
 
-    def _buffer_for(self, room: int) -> Tensor:
-        """Return the buffer, with at least ``room`` bytes a slot."""
+    def _buffer_for(self, region_bytes: int) -> Tensor:
+        """Return a buffer with at least ``region_bytes`` in each region, allocating one if necessary."""
         self._replaced = [(until, buffer) for until, buffer in self._replaced if until > self._step]
-        if self._buffer is None or len(self._buffer) < room * self._slots:
+        if self._buffer is None or len(self._buffer) < region_bytes * self._num_regions:
             if self._buffer is not None:
-                self._replaced.append((self._step + self._slots, self._buffer))
-            self._buffer, self._handle = self._memory.allocate(max(room, _ALIGNMENT) * self._slots)
+                self._replaced.append((self._step + self._num_regions, self._buffer))
+            self._buffer, self._handle = self._memory.allocate(max(region_bytes, _ALIGNMENT) * self._num_regions)
             self._allocated += 1
         return self._buffer
 
@@ -118,10 +119,10 @@ class DeviceBuffers:
         return Payload(ticket.codec, read)
 
 
-def _rounded(num_bytes: int) -> int:
+def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def cuda_link(me: int, device: torch.device, steps_ahead: int) -> DeviceBuffers:
+def cuda_link(peer: int, device: torch.device, steps_ahead: int) -> DeviceBuffers:
     """Build the link of a student on a GPU."""
-    return DeviceBuffers(me, device, CudaMemory(device), steps_ahead + 2)
+    return DeviceBuffers(peer, device, CudaMemory(device), steps_ahead + 2)

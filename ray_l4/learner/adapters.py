@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) on a model whose own weights stay as they are. The work is done by peft.
+"""Low-rank adapters (LoRA, Hu et al. 2021) on a frozen model, implemented with peft.
 
-The rows of tokens that the pretrained model has never seen are trained with the adapters: as drawn, they mean nothing.
-Both together are all that training moves and that a checkpoint holds.
+The embedding rows of tokens that the pretrained model was not trained on are trained together with the adapters.
+Training changes nothing else, and a checkpoint holds nothing else.
 
 peft takes more than a CPU-second to import, so the functions that need it import it themselves.
 """
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
-"""What peft's files put before the names of the wrapped model."""
+"""Prefix of the wrapped model's parameter names in peft's files."""
 
 
 def add_adapters(model: PreTrainedModel, config: LoraConfig, name: str, rows: Iterable[int]) -> None:
-    """Freeze ``model`` and put adapters into it, in place; what it predicts is the same until they are trained.
+    """Freeze ``model`` and add adapters to it, in place; its predictions do not change until they are trained.
 
-    ``name`` is where the model came from, so that a checkpoint can say on what its adapters belong; ``rows`` are ids of
-    the tokens whose embeddings are trained, and whose output rows, where those are not the same. Random numbers come
-    from torch's generator. Raises ModelError if the model cannot have adapters.
+    ``name``: hub name or path of the base model, for checkpoints. ``rows``: ids of the tokens whose embeddings are
+    trained, and also their output rows unless tied. Random numbers come from torch's global generator. Raises
+    ModelError if adapters cannot be added to the model.
     """
     import peft
 
     head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:  # peft's layer for token rows would leave it out without a word
+    if getattr(head, "bias", None) is not None:  # peft's layer for token rows would silently drop it
         raise ModelError(
-            f"model.lora: the output layer of {type(model).__name__} has a bias, beside which peft cannot train the "
-            "rows of new tokens. Train all weights (no model.lora), or take another model."
+            f"model.lora: the output layer of {type(model).__name__} has a bias, with which peft cannot train the "
+            "rows of new tokens. Train all weights (no model.lora), or use another model."
         )
     names = {module: path for path, module in model.named_modules()}
     embeddings = {names[model.get_input_embeddings()]: sorted(rows)}
@@ -67,24 +67,24 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, name: str, rows: It
 
 
 def _targets(model: PreTrainedModel, wanted: list[str] | None, layers: Iterable[str]) -> list[str] | str:
-    """The names of the layers to adapt, all of which exist; for some architectures peft has a pattern instead."""
+    """Return the layers to adapt, as names or peft's pattern. Raises ModelError if one of them does not exist."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
 
     kind = model.config.model_type
     targets = wanted or USUAL_TARGETS.get(kind)
-    there = f"Layers of this model: {', '.join(sorted({path.rpartition('.')[2] for path in layers}))}."
+    known = f"Layers of this model: {', '.join(sorted({path.rpartition('.')[2] for path in layers}))}."
     if targets is None:
-        raise ModelError(f"model.lora.targets: peft knows no usual layers of a {kind!r} model; name some. {there}")
+        raise ModelError(f"model.lora.targets: peft has no default layers for a {kind!r} model; name some. {known}")
     for target in [] if isinstance(targets, str) else targets:
         if not any(f".{path}".endswith(f".{target}") for path in layers):
-            raise ModelError(f"model.lora.targets: a {kind!r} model has no layer {target!r}. {there}")
+            raise ModelError(f"model.lora.targets: a {kind!r} model has no layer {target!r}. {known}")
     return targets
 
 
 def inject(model: PreTrainedModel, settings: peft.LoraConfig) -> LoraModel:
-    """Put the adapters that ``settings`` describe into ``model``, in place; what is returned can fold them in.
+    """Add the adapters that ``settings`` describe to ``model``, in place; the returned model can merge them.
 
-    Raises ModelError if they do not belong on this model.
+    Raises ModelError if they do not fit the model.
     """
     from peft.tuners.lora import LoraModel
 
@@ -95,19 +95,19 @@ def inject(model: PreTrainedModel, settings: peft.LoraConfig) -> LoraModel:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether ``model`` was given adapters."""
+    """Return whether ``model`` has adapters."""
     return _ADAPTER in getattr(model, "peft_config", {})
 
 
 def adapter_settings(model: PreTrainedModel) -> dict[str, Any]:
-    """The contents of ``adapter_config.json``."""
+    """Return the contents of ``adapter_config.json``."""
     settings = model.peft_config[_ADAPTER].to_dict() | {"inference_mode": True}
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=sorted))  # peft holds layer names as a set
     return plain
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """All that was trained, under the names of ``adapter_model.safetensors``; tied rows once."""
+    """Return all trained tensors with their names in ``adapter_model.safetensors``; tied rows appear once."""
     import peft
 
     state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -115,7 +115,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what :func:`adapter_state` gave into a model with the same adapters. Raises ModelError if it does not fit."""
+    """Load what :func:`adapter_state` returned. Raises ModelError if it does not fit the adapters of ``model``."""
     import peft
 
     own = adapter_state(model)
@@ -132,7 +132,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def read_settings(folder: Path) -> peft.LoraConfig:
-    """The adapters' configuration in a checkpoint. Raises ModelError if it is damaged or not one of LoRA."""
+    """Read the adapters' configuration from a checkpoint. Raises ModelError if it is damaged or not one of LoRA."""
     import peft
 
     try:

@@ -1,4 +1,4 @@
-"""Work on many tensors, some at a time."""
+"""Splitting a list of tensors into groups of limited size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def buckets(tensors: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """The tensors in order, in lists that begin anew before they exceed ``size`` bytes; each holds at least one."""
+    """Yield the tensors in order, in lists of at most ``size`` bytes; a larger tensor gets a list of its own."""
     bucket: list[Tensor] = []
     held = 0
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Continuing prompts: greedy answers, and samples whose randomness belongs to the sample and not to the batch."""
+"""Continuation of prompts, greedy or sampled; a sample depends on its own seed, not on its batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from ray_l4.text.tokenizer import TaskTokenizer
 
 
 class TopKSampler(LogitsProcessor):
-    """Draws from the ``top_k`` most likely tokens so that the arg max of what it returns is the sample.
+    """Sample from the ``top_k`` most likely tokens: greedy search over the returned scores draws the sample.
 
-    The arg max of log-probabilities plus independent Gumbel noise is a draw from the distribution. The noise of row i
-    at its n-th token comes from the generator of ``seeds[i]``, so a sample does not depend on its neighbours, and the
-    library's greedy search does all the rest. Ties at the k-th logit are broken by position (REFERENCE.md#replay keeps them all;
-    float logits of a trained model do not tie).
+    The arg max of log-probabilities plus independent Gumbel noise is a draw from the distribution. Row i gets its noise
+    from the generator of ``seeds[i]``, so a sample does not depend on the other rows. Ties at the k-th logit are broken
+    by position (REFERENCE.md#replay keeps them all; float logits of a trained model do not tie).
     """
 
     def __init__(self, seeds: Sequence[int], top_k: int, temperature: float, max_new_tokens: int) -> None:
@@ -50,10 +49,12 @@ def continue_prompts(
     seeds: Sequence[int] | None = None,
     banned: Sequence[int] = (),
 ) -> list[list[int]]:
-    """New tokens of every prompt, up to and without the first EOS.
+    """Return the new tokens of every prompt, up to but excluding the first EOS.
 
-    ``top_k`` 1 is greedy; otherwise ``seeds`` holds one seed a prompt. Ids in ``banned`` are never chosen: they are
-    taken out before the cut at ``top_k``. The model is left in the mode it was in.
+    ``top_k`` = 1 decodes greedily; otherwise ``seeds`` holds one seed per prompt. Ids in ``banned`` are never chosen:
+    they are removed before the ``top_k`` most likely tokens are selected. Dropout is off; the model's mode is restored.
+
+    Raises ValueError if sampling is not given exactly one seed per prompt.
     """
     was_training = model.training
     model.eval()
@@ -63,7 +64,7 @@ def continue_prompts(
             raise ValueError(f"sampling needs one seed for each of the {len(prompts)} prompts")
         processors.append(TopKSampler(seeds, top_k, temperature, max_new_tokens))
     input_ids_BT, attention_mask_BT = left_padded(prompts, tokenizer.pad)
-    # In place of what came with the model: the library fills gaps from there, with a repetition penalty for example.
+    # Replaces the model's own: Transformers takes unset options from there, such as a repetition penalty.
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

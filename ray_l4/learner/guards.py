@@ -29,25 +29,25 @@ from ray_l4.seeds import derive
 
 @dataclass(frozen=True)
 class GuardContext:
-    """The stage that a guard acts in, as far as guards need to know it."""
+    """The part of a stage's state that guards need."""
 
     peer: int
     stage: int
     model: PreTrainedModel
     experiment: ExperimentConfig
     tokens: pa.Table
-    """What the stage learns from."""
+    """All examples of the stage, current and replayed."""
     memory: pa.Table | None
     """Stored examples of earlier tasks."""
     answer_logits: Callable[[pa.Table, np.ndarray], tuple[Tensor, Tensor]]
-    """Table of examples, rows of it -> logits (N, vocab) at all tokens of their answers, with the graph, and those tokens
+    """Table of examples, row numbers -> logits (N, vocab) at all N answer tokens, with their graph, and those tokens
     (N,)."""
     num_examples: Callable[[int], int]
-    """Step -> the number of its examples."""
+    """Step -> number of examples in its batch."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
 
@@ -58,10 +58,10 @@ class Guard(Protocol):
         """Change the gradients of the model's parameters; returns what this adds to the loss, a scalar."""
 
     def after_stage(self, context: GuardContext) -> None:
-        """Take note of the task that was just learned."""
+        """Record what the guard needs to know about the task just learned."""
 
     def to_bytes(self) -> np.ndarray | None:
-        """Return all that the guard knows, for a later ``restore``; None if it keeps nothing."""
+        """Serialise the guard's state for ``restore``; None if it has none."""
 
     def restore(self, data: np.ndarray, device: torch.device) -> None:
         """Load what ``to_bytes`` returned. Raises ModelError if it is damaged."""
@@ -79,7 +79,7 @@ class ImportanceGuard:
         return self.penalty.add_gradient(trainable(context.model), strength).to(context.device)
 
     def after_stage(self, context: GuardContext) -> None:
-        examples = _some_current(context)
+        examples = _measured_examples(context)
         context.model.eval()
         importance = self._measure(context, examples)
         context.model.train()
@@ -99,7 +99,7 @@ class MemoryGuard:
         if context.memory is not None and context.memory.num_rows:
             parameters = trainable(context.model)
             own = take_gradients(parameters)
-            # Its own dropout seed: the numbers drawn since the forward pass depend on who shares this process.
+            # A separate dropout seed, because students that share this process also advance the generator.
             seed = peer_seed(context.experiment, context.peer)
             torch.manual_seed(derive(seed, "memory dropout", context.peer, context.stage, step))
             logits_NV, targets_N = context.answer_logits(context.memory, self._rows(context, context.memory, step))
@@ -111,23 +111,23 @@ class MemoryGuard:
         return torch.zeros((), device=context.device)
 
     def after_stage(self, context: GuardContext) -> None:
-        """Nothing to note: the stored examples come with the next stage."""
+        """Do nothing: the stored examples are given to the next stage."""
 
     def to_bytes(self) -> np.ndarray | None:
         return None
 
     def restore(self, data: np.ndarray, device: torch.device) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is no state."""
 
     def _rows(self, context: GuardContext, memory: pa.Table, step: int) -> np.ndarray:
-        """Draw as many stored examples as the step has of its own, at most all of them, without replacement."""
+        """Draw as many stored examples as the step's batch holds, at most all of them, without replacement."""
         generator = np.random.default_rng(derive(context.experiment.seed, "memory", context.stage, step))
         size = min(context.num_examples(step), memory.num_rows)
         return generator.choice(memory.num_rows, size=size, replace=False)
 
 
 def _fisher(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]:
-    """Return the diagonal of the Fisher information, from the log-likelihood of each example's whole answer."""
+    """Estimate the diagonal of the Fisher information from the log-likelihood of each example's whole answer."""
 
     def log_likelihoods() -> Iterator[Tensor]:
         for row in range(examples.num_rows):
@@ -138,7 +138,7 @@ def _fisher(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]:
 
 
 def _sensitivity(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]:
-    """Return the sensitivity of the output at the answer's first token, as MAS measures it."""
+    """Measure the sensitivity of the output at the answer's first token, as MAS does."""
 
     def output_norms() -> Iterator[Tensor]:
         for row in range(examples.num_rows):
@@ -148,8 +148,8 @@ def _sensitivity(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]
     return output_sensitivity(trainable(context.model), output_norms())
 
 
-def _some_current(context: GuardContext) -> pa.Table:
-    """Select the stage's own examples, or as many of them as ``regulariser.examples`` says."""
+def _measured_examples(context: GuardContext) -> pa.Table:
+    """Select the current examples, or a random ``regulariser.examples`` of them if that is set."""
     current = context.tokens.filter(pc.equal(context.tokens["origin"], "real")).combine_chunks()
     limit = context.experiment.regulariser.examples
     if limit is None or limit >= current.num_rows:
@@ -166,10 +166,10 @@ GUARDS: Mapping[str, Callable[[], Guard] | None] = MappingProxyType(
         "memory": MemoryGuard,
     }
 )
-"""Values of ``Method.guard``, with the constructor of each."""
+"""Value of ``Method.guard`` -> its constructor."""
 
 
 def build_guard(name: str) -> Guard | None:
-    """Build a new guard of the kind called ``name`` (a key of ``GUARDS``), or None."""
+    """Build the guard called ``name`` (a key of ``GUARDS``); None for ``none``."""
     make = GUARDS[name]
     return make() if make else None

@@ -1,4 +1,4 @@
-"""One peer in one process: its model, its guard, and the stages it learns. It knows nothing of Ray or of its peers."""
+"""A peer that learns, within one process and without Ray: its model, its guard and the stages it learns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Learner(PeerModel):
-    """What outlasts a stage: the weights, and what the guard knows. ``begin_stage`` returns the owner of the rest."""
+    """Owns what outlasts a stage: the weights and the guard. ``begin_stage`` returns the owner of all other state."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class Learner(PeerModel):
         sharding: Sharding = ALONE,
         micro_batch: int | None = None,
     ) -> None:
-        """Arguments as for ``PeerModel``; the method names the guard."""
+        """Take the arguments of ``PeerModel``; the guard is the method's."""
         super().__init__(peer, model, tokenizer, experiment, method, sharding, micro_batch)
         self.guard: Guard | None = build_guard(method.guard)
 
     def begin_stage(self, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> StageRun:
-        """Start to learn ``tokens`` (current and replayed examples) with a fresh optimiser and schedule.
+        """Begin to learn ``tokens`` (current and replayed examples) with a fresh optimiser and schedule.
 
-        ``memory``: stored examples of earlier tasks, for a guard that projects gradients against them. A stage that
-        was begun before is void. Source: REFERENCE.md#adamw.
+        ``memory``: stored examples of earlier tasks, for a guard that projects gradients against them. Stage runs
+        returned earlier must no longer be used. Source: REFERENCE.md#adamw.
         """
         return StageRun(self, self.guard, stage, tokens, memory)

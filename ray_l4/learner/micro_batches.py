@@ -1,6 +1,6 @@
-"""A step's batch split into what one rank runs at a time, and predictions of the parts put together again.
+"""Splitting a step's batch into micro-batches, and concatenating their predictions.
 
-The whole batch's labels are weighted before it is split, so losses of the parts are summed, not averaged.
+Labels are weighted over the whole batch before it is split, so the losses of micro-batches are summed, not averaged.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ray_l4.text.heads import Head
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Examples of a step that go through the model together."""
+    """Examples of a step that go through the model at once."""
 
     batch: Batch
     distilled: Mapping[Head, slice]
-    """Head -> the rows of a teacher's targets for this micro-batch: for its first so many positions."""
+    """Head -> the rows of a teacher's targets that belong to this micro-batch, one for each of its first positions."""
     first: int | None = None
-    """Index of its first example among those of the step; None if it holds all of them."""
+    """Index of its first example in the step's batch; None if it holds the whole batch."""
 
     def num_distilled(self, head: Head) -> int:
-        """The number of the head's positions that bear distillation."""
+        """Return the number of the head's positions that bear distillation."""
         rows = self.distilled[head]
         return int(rows.stop - rows.start)
 
@@ -39,11 +39,11 @@ class MicroBatch:
 def split(
     batch: Batch, rank: int = 0, num_ranks: int = 1, size: int | None = None, *, distil_all: bool = False
 ) -> list[MicroBatch]:
-    """Split off ``rank``'s share of a batch, at most ``size`` examples at a time, or all of it at once.
+    """Split ``rank``'s share of a batch into micro-batches of at most ``size`` examples (None: a single one).
 
-    Every rank has equally many micro-batches, because sharded weights are gathered on all ranks at once; a rank with
-    fewer examples gets empty ones, from which nothing is learned. A teacher's targets for a rank follow the order of
-    its micro-batches. ``distil_all``: replayed examples bear distillation too.
+    All ranks get the same number of micro-batches, because sharded weights are gathered on all ranks together; a rank
+    with fewer examples gets empty ones, which bear no loss. A teacher's targets for a rank are in the order of its
+    micro-batches. ``distil_all``: replayed examples bear distillation too.
     """
     spans = micro_batch_spans(batch.num_examples, rank, num_ranks, size)
     whole = spans == [range(batch.num_examples)]
@@ -63,8 +63,8 @@ def split(
 def micro_batch_spans(num_examples: int, rank: int, num_ranks: int, size: int | None) -> list[range]:
     """Return the examples of each micro-batch of a rank.
 
-    Ranks have contiguous shares whose sizes differ by at most 1, the larger ones first, and equally many micro-batches,
-    the last of which may be empty.
+    Ranks have contiguous shares whose sizes differ by at most 1, larger ones first, and the same number of
+    micro-batches, of which the last may be empty.
     """
     least, rest = divmod(num_examples, num_ranks)
     start = rank * least + min(rank, rest)
@@ -75,21 +75,21 @@ def micro_batch_spans(num_examples: int, rank: int, num_ranks: int, size: int | 
 
 
 def select(batch: Batch, examples: range) -> Batch:
-    """Select some examples of a batch, with the weights of their labels and no more padding than they need.
+    """Select consecutive examples of a batch, with the weights of their labels and no more padding than needed.
 
-    An empty selection gives a batch that bears no loss: a single token that is scored nowhere.
+    An empty selection gives a batch of a single token that bears no loss.
     """
     width = batch.input_ids_RT.shape[1]
     blocks = range(0, len(batch.input_ids_RT), batch.num_examples)
     rows_S = torch.cat([block + torch.arange(examples.start, examples.stop) for block in blocks])
     heads = {head: _within(positions, rows_S, width) for head, positions in batch.heads.items()}
-    # The last token of every sequence is scored, so only padding lies behind the last scored position.
+    # Every sequence bears a loss up to its last token, so only padding follows the last such position.
     columns = [int((positions.positions_N % width).max()) for positions in heads.values() if len(positions.positions_N)]
     length = max(columns, default=0) + 1
-    place_R = torch.zeros(len(batch.input_ids_RT), dtype=torch.int64)
-    place_R[rows_S] = torch.arange(len(rows_S))
+    new_row_R = torch.zeros(len(batch.input_ids_RT), dtype=torch.int64)
+    new_row_R[rows_S] = torch.arange(len(rows_S))
     scored = {
-        head: replace(own, positions_N=place_R[own.positions_N // width] * length + own.positions_N % width)
+        head: replace(own, positions_N=new_row_R[own.positions_N // width] * length + own.positions_N % width)
         for head, own in heads.items()
     }
     current = next(iter(heads.values()))
@@ -103,7 +103,7 @@ def select(batch: Batch, examples: range) -> Batch:
 
 
 def _within(positions: HeadPositions, rows_S: Tensor, width: int) -> HeadPositions:
-    """Select the positions that lie in the rows, in their order."""
+    """Select the positions that lie in the given rows, keeping their order."""
     kept_N = torch.isin(positions.positions_N // width, rows_S)
     return HeadPositions(
         positions_N=positions.positions_N[kept_N],
@@ -113,8 +113,8 @@ def _within(positions: HeadPositions, rows_S: Tensor, width: int) -> HeadPositio
     )
 
 
-def concatenated(parts: Sequence[Predictions]) -> Predictions:
-    """Concatenate the predictions of all micro-batches, in their order."""
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    """Concatenate the predictions of all micro-batches in order."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

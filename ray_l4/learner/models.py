@@ -1,4 +1,4 @@
-"""Language models in and out of memory: build, load, grow, and turn into bytes."""
+"""Language models: building, loading, and conversion to and from bytes."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraModel
 
 GPT2_INIT_STD, GPT2_WIDTH = 0.02, 768
-"""Weights of a model from scratch are drawn so that a product with a unit vector varies as much as in GPT-2 small: with
-0.02 at a width of 100 a model starts so close to zero that it needs half its training to leave."""
+"""Standard deviation of the initial weights of GPT-2 small, and its width. Models from scratch scale the first by the
+inverse square root of the width: with 0.02 at a width of 100, half the training is spent on moving away from zero."""
 
 
 def build_model(
     config: ModelConfig, tokenizer: TaskTokenizer, seed: int, dropout: float | None = None
 ) -> PreTrainedModel:
-    """The model an experiment asks for, with one row per token of ``tokenizer``, and adapters if it asks for them.
+    """Build the model that ``config`` describes, with at least one row per token of ``tokenizer``, and adapters if set.
 
     All random numbers (the whole model from scratch, or the rows of new tokens and the adapters) follow from ``seed``.
-    ``dropout``: of all layers of a pretrained model, in place of its own; adapters keep theirs.
-    Raises ModelError if the model cannot be loaded, or has no dropout that could be set.
+    ``dropout`` replaces the dropout of all layers of a pretrained model, but not that of adapters.
+    Raises ModelError if the model cannot be loaded, or has no dropout to set.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,16 +79,16 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
 
 
 def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
-    """Give every layer this dropout, wherever the architecture keeps it: in modules, in attributes, in its config.
+    """Set the dropout of every layer, wherever the architecture keeps it: in modules, attributes and configuration.
 
-    Raises ModelError if there is no such place in ``model``, which ``name`` names.
+    Raises ModelError, naming the model ``name``, if it has no dropout.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     numbers = [(holder, key) for holder in model.modules() for key in vars(holder) if _is_dropout(holder, key)]
     if not layers and not numbers:
         raise ModelError(
-            f"peers.each: a dropout of {dropout:g} was asked for, but {name!r} has no layer with dropout. Leave the "
-            "key out; to tell such peers apart, use peers.init: own, another seed, or adapters (model.lora)."
+            f"peers.each: a dropout of {dropout:g} was requested, but {name!r} has no layer with dropout. Remove "
+            "the key; to make such peers differ, use peers.init: own, different seeds, or adapters (model.lora)."
         )
     for layer in layers:
         layer.p = dropout
@@ -100,7 +100,10 @@ def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
 
 
 def _is_dropout(holder: object, key: str) -> bool:
-    """Not ``layerdrop``, which leaves out whole layers, and not that of heads that a language model does not use."""
+    """Return whether an attribute is a dropout rate that applies to a language model.
+
+    Excluded are ``layerdrop``, which drops whole layers, and the rates of heads that a language model does not have.
+    """
     value = getattr(holder, key)
     is_rate = isinstance(value, int | float) and not isinstance(value, bool)
     unused = ("summary", "classifier")
@@ -108,20 +111,20 @@ def _is_dropout(holder: object, key: str) -> bool:
 
 
 def _added_tokens(tokenizer: TaskTokenizer) -> set[int]:
-    """Ids that mean nothing to the pretrained model, also where it has a spare row for them."""
+    """Return the ids that the pretrained model was not trained on, including those for which it has a spare row."""
     return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.task_tokens}
 
 
 def to_bytes(model: nn.Module) -> np.ndarray:
-    """All weights in safetensors format as a flat uint8 array; of tied weights the first name is kept.
+    """Return all weights in safetensors format as a flat uint8 array; tied weights are stored under their first name.
 
-    Of a model with adapters these are the adapters and the rows of new tokens alone, as peft stores them.
+    For a model with adapters, only the adapters and the rows of new tokens are stored, as peft does.
     """
     return state_bytes(adapter_state(model) if has_adapters(model) else model.state_dict())
 
 
 def state_bytes(state: Mapping[str, Tensor]) -> np.ndarray:
-    """Named tensors in the form of :func:`to_bytes`; of those that share their memory the first is kept."""
+    """Return named tensors in the format of :func:`to_bytes`; tensors that share memory are stored once."""
     kept: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in state.items():
@@ -135,9 +138,9 @@ def state_bytes(state: Mapping[str, Tensor]) -> np.ndarray:
 def load_bytes(
     model: PreTrainedModel, weights: np.ndarray, part_of: Callable[[str, Tensor], Tensor] | None = None
 ) -> None:
-    """Put weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit.
+    """Load weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit.
 
-    ``part_of``: gives what ``model`` holds of a whole tensor of that name, where that is not all of it.
+    ``part_of``: maps a name and its whole tensor to the part that a sharded ``model`` holds.
     """
     try:
         state = safetensors.torch.load(weights.tobytes())
@@ -150,7 +153,7 @@ def load_bytes(
         state = {name: part_of(name, tensor) for name, tensor in state.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # a tensor of another shape; its name stands in the second line
+    except RuntimeError as error:  # a tensor has another shape; its name is in the last line
         raise ModelError(f"weights do not fit the model: {str(error).strip().splitlines()[-1].strip()}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     lost = sorted(set(missing) - tied)
@@ -159,28 +162,28 @@ def load_bytes(
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
-    """The model's configuration, with that of its adapters, if it has any, under ``ADAPTERS``: JSON values only."""
+    """Return the model's configuration as JSON values; that of its adapters, if it has any, is under ``ADAPTERS``."""
     description: dict[str, Any] = model.config.to_dict()
     return description | ({ADAPTERS: adapter_settings(model)} if has_adapters(model) else {})
 
 
 def from_description(description: Mapping[str, Any]) -> PreTrainedModel:
-    """An untrained model of the architecture in ``description`` (``model.config.to_dict()``)."""
+    """Build an untrained model of the architecture in ``description`` (``model.config.to_dict()``)."""
     fields = dict(description)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
 
 
 def blank_model(config: ModelConfig, tokenizer: TaskTokenizer, description: Mapping[str, Any]) -> PreTrainedModel:
-    """A model that :func:`load_bytes` turns into any peer of the run, ``description`` being :func:`describe` of one.
+    """Build a model into which :func:`load_bytes` can load any peer whose :func:`describe` gave ``description``.
 
-    With adapters it stands on the pretrained weights, which bytes do not hold. Whatever is drawn at random there is
-    trained and hence in the bytes, so that the seed does not matter, nor whether peers started from the same one.
+    With adapters it has the pretrained weights, which the bytes do not hold. All that is drawn at random is trained and
+    hence part of the bytes, so neither the seed nor the peers' initial weights matter.
     """
     return from_description(description) if config.lora is None else build_model(config, tokenizer, seed=0)
 
 
 def same_architecture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two descriptions differ in dropout at most, which a model that only predicts does not have."""
+    """Return whether two descriptions are equal but for dropout, which a model that only predicts does not apply."""
     return _undropped(one) == _undropped(other)
 
 
@@ -189,9 +192,9 @@ def _undropped(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:
-    """A checkpoint of a run, or any model folder whose tokeniser has the task tokens.
+    """Load a checkpoint of a run, or any model folder whose tokeniser has the task tokens.
 
-    Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose model is not to be found.
+    Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose base model is not found.
     """
     if (folder / ADAPTER_CONFIG).is_file():
         tuned, tokenizer = load_adapters(folder)
@@ -203,9 +206,9 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:
 
 
 def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
-    """A checkpoint that holds adapters, on its model. ``merge_and_unload()`` of the first gives one without adapters.
+    """Load a checkpoint that holds adapters, with its base model; ``merge_and_unload()`` of the model merges the two.
 
-    Raises ModelError if the folder is no such checkpoint, or if its model is not to be found.
+    Raises ModelError if the folder is not such a checkpoint, or if the base model is not found.
     """
     tokenizer = TaskTokenizer.load(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -220,17 +223,17 @@ def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
 
 
 def arithmetic(config: ModelConfig, device: torch.device) -> torch.autocast:
-    """The context in which the model is run: bfloat16 products on float32 weights if the experiment says so.
+    """Return the autocast context for running the model: bfloat16 arithmetic if the experiment sets it.
 
-    Weights in bfloat16 would not move at all at a usual learning rate (2^-8 is the least step near 1), so they are not.
+    Weights stay in float32: in bfloat16, where numbers near 1 are 2^-8 apart, usual learning rates would not move them.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def pick_device(gpus: float) -> torch.device:
-    """The device of an actor that was given ``gpus`` GPUs. Raises PeerError if PyTorch sees none."""
+    """Return the device of an actor that has ``gpus`` GPUs. Raises PeerError if it has some but PyTorch sees none."""
     if gpus <= 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise PeerError(f"{gpus} GPU was reserved for this process, but PyTorch sees none: is it a CUDA build?")
+        raise PeerError(f"GPUs reserved for this process: {gpus:g}, but PyTorch sees none. Is it a CUDA build?")
     return torch.device("cuda")

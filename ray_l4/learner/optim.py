@@ -1,4 +1,4 @@
-"""The optimiser: the references' AdamW, or PyTorch's (REFERENCE.md#adamw)."""
+"""The optimiser: AdamW of the reference implementations, or PyTorch's (REFERENCE.md#adamw)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _BUCKET_BYTES = 2**26
-"""Weights that are updated together: few calls, and little memory beside them. The roots that AdamW needs would take
-half a gigabyte for all of GPT-2."""
+"""Size of the weights updated at once: large enough for few calls, small enough for little temporary memory
+(for all of GPT-2, the square roots that AdamW computes would take half a gigabyte)."""
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
-    """AdamW as the references have it (REFERENCE.md#adamw). With gradient g at a parameter's step t = 1, 2, ...::
+    """AdamW of the reference implementations (REFERENCE.md#adamw). With gradient g at a parameter's step t (from 1)::
 
         m <- beta1 m + (1 - beta1) g;  u <- beta2 u + (1 - beta2) g^2
         theta <- theta - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(u) + eps)
         theta <- theta - lr * weight_decay * theta
 
-    Two things differ from ``torch.optim.AdamW``: eps is added to the root of the *uncorrected* second moment, which
-    there would be an eps of eps / sqrt(1 - beta2^t), 32 times as large at t = 1; and the decay comes after the step and
-    uses the new theta.
+    It differs from ``torch.optim.AdamW`` in two ways. eps is added to the root of the *uncorrected* second moment; in
+    PyTorch's formula this corresponds to eps / sqrt(1 - beta2^t), 32 times as large at t = 1. And weight decay is
+    applied after the step, to the new theta.
 
-    The state has the layout of PyTorch's AdamW. Moments and arithmetic are float32 for narrower parameters too, in
-    memory and through ``load_state_dict``. The parameter itself is rounded to its type after every step: a bfloat16
-    weight of 0.1 is 0.0005 away from its neighbours and does not move at a rate of 6.25e-5.
+    The state has the layout of PyTorch's AdamW. Moments and arithmetic are float32 even for narrower parameters,
+    including after ``load_state_dict``. The parameter itself is rounded to its type after every step: bfloat16
+    numbers near 0.1 are 0.0005 apart, so such a weight does not move at a learning rate of 6.25e-5.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every parameter that has a gradient. ``closure``, if any, computes loss and gradients first."""
+        """Update every parameter that has a gradient. ``closure``, if given, computes loss and gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -79,7 +79,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
     ) -> None:
         states = [self._state_of(parameter) for parameter in parameters]
         exp_avg, exp_avg_sq = ([state[moment] for state in states] for moment in MOMENTS)
-        # No copies where the type is already that of the moments: then theta *is* the parameter.
+        # ``to`` does not copy a parameter whose type is already that of the moments: then theta *is* the parameter.
         theta = [parameter.to(moment.dtype) for parameter, moment in zip(parameters, exp_avg, strict=True)]
         gradients = [gradient.to(moment.dtype) for gradient, moment in zip(gradients, exp_avg, strict=True)]
         beta1, beta2 = betas
@@ -100,7 +100,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
                 parameter.copy_(updated)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The parameter's state, made at its first step, with its own step counted on."""
+        """Return the parameter's state, created at its first step, with its step count incremented."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -110,7 +110,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in the base class, except that moments stay as saved: the base casts them to the parameters' type."""
+        """Load a state, keeping the type of the moments; the base class would cast them to that of the parameters."""
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -123,12 +123,12 @@ VARIANTS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"reference": Ref
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over the trainable parameters of ``model``, in two groups: decayed, and not (REFERENCE.md#adamw).
+    """Build an optimiser for the trainable parameters of ``model``, in two groups: with and without weight decay.
 
-    Parameters whose name contains ``bias`` are not decayed; all others are, layer-norm gains and embeddings included.
-    A shared parameter (tied embeddings) stands in one group once. Both groups exist even when empty.
+    Parameters whose name contains ``bias`` are not decayed; all others are, including layer-norm gains and embeddings.
+    A shared parameter (tied embeddings) appears once. Both groups exist even if empty. Source: REFERENCE.md#adamw.
 
-    Raises ModelError if nothing is trainable.
+    Raises ModelError if no parameter is trainable.
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:

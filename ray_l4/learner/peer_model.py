@@ -1,4 +1,4 @@
-"""A peer's model as one of its ranks runs it, and what the peer learns with. It knows nothing of stages or steps."""
+"""A peer's model as one of its ranks runs it, independent of stages and steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PeerModel:
-    """The model of one peer, with the experiment and the method it is trained by."""
+    """The model of one peer, with the experiment and the method that it is trained with."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class PeerModel:
         sharding: Sharding = ALONE,
         micro_batch: int | None = None,
     ) -> None:
-        """Wrap ``model`` as ``sharding`` splits it over the student's ranks.
+        """Wrap ``model``, which ``sharding`` splits over the peer's ranks.
 
         ``micro_batch``: the number of examples that a rank runs at a time; None for its whole share of a batch.
         """
@@ -52,11 +52,11 @@ class PeerModel:
 
     @property
     def output_layer(self) -> OutputLayer | None:
-        """The matrix that makes logits of hidden states; None where the model does more, or wraps or shards it."""
+        """The layer that maps hidden states to logits; None as for ``PositionLogits.output_layer``."""
         return self._position_logits.output_layer
 
     def outputs(self, batch: Batch) -> dict[Head, Outputs]:
-        """Run the model, keeping the graph; returns head -> outputs at its N positions that bear a target."""
+        """Run the model, keeping the graph; returns head -> outputs at the head's N positions."""
         positions_N = torch.cat([positions.positions_N for positions in batch.heads.values()])
         sizes = [len(positions.positions_N) for positions in batch.heads.values()]
         with arithmetic(self.experiment.model, self.device):
@@ -66,13 +66,13 @@ class PeerModel:
         return dict(zip(batch.heads, outputs, strict=True))
 
     def logits(self, batch: Batch) -> dict[Head, Tensor]:
-        """Run the model, keeping the graph; returns head -> logits (N, vocab) at its positions that bear a target."""
+        """Run the model, keeping the graph; returns head -> logits (N, vocab) at the head's N positions."""
         return {head: outputs.logits_NV for head, outputs in self.outputs(batch).items()}
 
     def weights(self) -> np.ndarray:
         """Return the whole model's weights as safetensors bytes (uint8).
 
-        If the student spans several ranks, all of them must be asked; the first one returns the weights.
+        All ranks of a student must call this; the first one returns the weights.
         """
         return self.sharding.weights(self.model)
 

@@ -21,23 +21,22 @@ class Outputs(NamedTuple):
 
     logits_NV: Tensor
     hidden_ND: Tensor | None
-    """The hidden states whose product with the output matrix gives the logits; None if ``PositionLogits.direct`` is
-    False."""
+    """Inputs of the output layer (N, width); None if ``PositionLogits.direct`` is False."""
 
 
 class PositionLogits(nn.Module):
     """Logits at chosen positions only: (rows, time) token ids and (N,) flat positions -> (N, vocab).
 
-    Few positions of a batch bear a loss, and the output matrix is the model's largest; so hidden states are selected
-    before they are multiplied by it. That requires a model whose logits are one matrix product of its last hidden
-    states. Any other model (one that scales or soft-caps its logits) computes all logits with its own head first.
+    Few positions of a batch bear a loss, and the output matrix is the model's largest, so hidden states are selected
+    before they are multiplied by it. This requires a model whose logits are a single matrix product of its last hidden
+    states. Any other model (one that scales or soft-caps its logits) first computes the logits of all positions.
     """
 
     def __init__(self, model: PreTrainedModel, *, direct: bool | None = None) -> None:
         """Wrap ``model``.
 
-        direct: whether its logits are one matrix product of its last hidden states. If None, the model is run on a few
-        tokens to find out, which needs weights with values.
+        ``direct``: whether its logits are a single matrix product of its last hidden states. If None, the model is run
+        on a few tokens to find out, which requires real weights (not on the meta device).
         """
         super().__init__()
         self.model = model
@@ -45,13 +44,13 @@ class PositionLogits(nn.Module):
 
     @property
     def output_layer(self) -> OutputLayer | None:
-        """The matrix of that product; None if there is no such product, or if the matrix is wrapped or sharded."""
+        """The layer that maps hidden states to logits; None unless ``direct``, or if adapters or shards replace it."""
         head = self.model.get_output_embeddings()
         whole = self.direct and type(head) is nn.Linear and not isinstance(head.weight, DTensor)
         return OutputLayer(head.weight.detach(), head.bias) if whole else None
 
     def forward(self, input_ids_RT: Tensor, positions_N: Tensor) -> Outputs:
-        # Sequences are padded on the right and attention is causal, so no scored position sees padding: no mask needed.
+        # No mask: sequences are padded on the right and attention is causal, so scored positions never see padding.
         if self.direct:
             hidden_RTD = self.model.base_model(input_ids=input_ids_RT, use_cache=False).last_hidden_state
             hidden_ND = hidden_RTD.flatten(0, 1)[positions_N]
@@ -62,14 +61,14 @@ class PositionLogits(nn.Module):
 
 @torch.no_grad()
 def logits_are_one_product(model: PreTrainedModel) -> bool:
-    """Return whether the logits of ``model`` are one matrix product of its last hidden states, by comparing values."""
+    """Return whether ``model`` computes its logits as one matrix product of its last hidden states, by comparison."""
     head = model.get_output_embeddings()
     if head is None or model.base_model is model:
         return False
     was_training = model.training
     model.eval()
     probe_RT = torch.arange(_PROBE_LENGTH, device=model.device).unsqueeze(0)
-    # Scaled up, because a soft cap does nothing to the small logits of an untrained model.
+    # Scaled up, because a soft cap would not change the small logits of an untrained model.
     hook = head.register_forward_hook(lambda module, inputs, logits: _PROBE_SCALE * logits)
     whole_TV = model(input_ids=probe_RT, use_cache=False).logits[0]
     hook.remove()

@@ -1,4 +1,4 @@
-"""A learner's predictions for the batch of one step, in the form that every codec encodes."""
+"""A peer's predictions for the batch of one step: the input of every codec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OutputLayer:
 class Predictions:
     """Predictions at the K positions of each head that bear distillation, detached from the graph.
 
-    The tensors share memory with the model; copy them to keep them beyond the update of their step.
+    The tensors may share memory with the model: copy them to keep them beyond the update of the step.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -31,14 +31,14 @@ class Predictions:
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     """Head -> (K, width), the inputs of the output layer; empty if ``output`` is None."""
     output: OutputLayer | None = None
-    """None if the logits are not a single product of ``hidden`` (``PositionLogits.output_layer``)."""
+    """The output layer; None as for ``PositionLogits.output_layer``."""
 
     def log_probs(self, head: str) -> Tensor:
         """Return the log-probabilities at a head's positions: (K, vocab), float32."""
         return torch.log_softmax(self.logits[head].float(), dim=-1)
 
     def targets(self) -> dict[str, DenseTargets]:
-        """Return the predictions as exact targets, by head."""
+        """Return head -> the predictions as exact targets."""
         return {head: DenseTargets(self.log_probs(head)) for head in self.logits}
 
 

@@ -1,4 +1,4 @@
-"""Pretrained models, whole or not at all, and with rows for new tokens."""
+"""Loading pretrained models, and adding rows for new tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ray_l4.errors import ModelError, first_line
 
 
 def load_pretrained(name: str, where: str) -> PreTrainedModel:
-    """A causal language model by name or path, in float32; ``where`` says in a message what named it.
+    """Load a causal language model by hub name or path, in float32.
 
-    Raises ModelError if it cannot be loaded, or only in part.
+    ``where``: the key or file that names the model, for messages. Raises ModelError if the model cannot be loaded
+    completely.
     """
     transformers_logging.disable_progress_bar()
     try:
@@ -23,7 +24,7 @@ def load_pretrained(name: str, where: str) -> PreTrainedModel:
             f"{where}: cannot load {name!r} as a causal language model: {first_line(error)} "
             "Give a folder with config.json and model.safetensors, or a hub name that this machine can reach."
         ) from error
-    if info["missing_keys"]:  # the library would go on with random numbers in their place
+    if info["missing_keys"]:  # Transformers would use random values instead
         raise ModelError(
             f"{where}: the weights of {name!r} are not complete: {', '.join(sorted(info['missing_keys'])[:3])} "
             "missing. Copy or download the model again."
@@ -32,10 +33,11 @@ def load_pretrained(name: str, where: str) -> PreTrainedModel:
 
 
 def grow(model: PreTrainedModel, vocabulary: int) -> range:
-    """Give ``model`` at least ``vocabulary`` rows; the rows that were drawn for it.
+    """Extend the embeddings of ``model`` to at least ``vocabulary`` rows; returns the range of the new rows.
 
-    Only ever more: some models keep more rows than their tokeniser has tokens. REFERENCE.md#embedding-growth: new rows are drawn from
-    N(0, initializer_range), not from the statistics of the old ones, which is today's default of the library.
+    Rows are never removed: some models have more rows than their tokeniser has tokens. New rows are drawn from
+    N(0, initializer_range), not from the statistics of the old rows as Transformers does by default. Source:
+    REFERENCE.md#embedding-growth.
     """
     rows = model.get_input_embeddings().num_embeddings
     if vocabulary > rows:

@@ -1,4 +1,4 @@
-"""The learning rate of a step, a pure function of the samples consumed before it (REFERENCE.md#schedule)."""
+"""Learning-rate schedule: a function of the number of examples learned before a step (REFERENCE.md#schedule)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import math
 from ray_l4.config.experiment import OptimConfig
 
 
-def learning_rate(samples_seen: int, num_samples: int, epochs: int, config: OptimConfig) -> float:
-    """Learning rate of the step before which ``samples_seen`` samples of the stage were consumed (REFERENCE.md#schedule).
+def learning_rate(examples_seen: int, num_examples: int, epochs: int, config: OptimConfig) -> float:
+    """Return the learning rate of the step that follows the first ``examples_seen`` examples of a stage.
 
-    num_samples: samples of one epoch, replayed ones included. The rate rises from 0 over the first
-    ``floor(config.warmup * num_samples)`` samples, then falls on a line that would reach 0 one warm-up *after* the
-    stage's end. The first step of a stage with a warm-up therefore runs at rate 0, and the last value is not 0.
+    ``num_examples``: examples per epoch, replayed ones included. The rate rises linearly from 0 over the first
+    ``floor(config.warmup * num_examples)`` examples, then falls along a line that would reach 0 one warm-up *after* the
+    end of the stage. So a stage with a warm-up starts at rate 0, and its last rate is above 0.
 
-    Raises ValueError if ``samples_seen`` is not within the stage.
+    Raises ValueError if ``examples_seen`` is outside the stage. Source: REFERENCE.md#schedule.
     """
-    total = num_samples * epochs
-    if total < 1 or not 0 <= samples_seen <= total:
+    total = num_examples * epochs
+    if total < 1 or not 0 <= examples_seen <= total:
         raise ValueError(
-            f"learning rate asked for after {samples_seen} samples of a stage of {num_samples} samples x {epochs} "
-            f"epochs; expected at least one sample and a position from 0 to {total}"
+            f"learning rate requested after {examples_seen} examples of a stage of {num_examples} examples x {epochs} "
+            f"epochs; expected at least one example and a position from 0 to {total}"
         )
-    warmup = math.floor(config.warmup * num_samples)
-    if warmup > 0 and samples_seen <= warmup:
-        return config.lr * samples_seen / warmup
-    return config.lr * (total - (samples_seen - warmup)) / total
+    warmup = math.floor(config.warmup * num_examples)
+    if warmup > 0 and examples_seen <= warmup:
+        return config.lr * examples_seen / warmup
+    return config.lr * (total - (examples_seen - warmup)) / total

@@ -1,6 +1,6 @@
-"""A student on one rank or several: what each of them holds, and how their sums become those of the whole step.
+"""Sharding: how a student's weights are split over its ranks, and how gradients and losses are summed over them.
 
-Every rank learns from its own slice of the examples with the denominators of the whole step, so gradients and losses
+Every rank learns from its own share of the examples with the denominators of the whole step, so gradients and losses
 are summed over the ranks, never averaged.
 """
 
@@ -23,13 +23,13 @@ from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
 
 _BUCKET_BYTES = 2**25
-"""Gradients that are summed in one message: few messages, and little memory beside the gradients themselves."""
+"""Size of the gradients summed in one message: large enough for few messages, small enough to need little memory."""
 
 
 class Sharding(Protocol):
-    """How a student is spread over its ranks, as one of them sees it.
+    """The split of a student over its ranks, as one rank sees it.
 
-    Whatever waits for the other ranks raises RuntimeError, of the process group, if one of them is gone.
+    Methods that wait for the other ranks raise the process group's RuntimeError if one of them is gone.
     """
 
     @property
@@ -39,24 +39,27 @@ class Sharding(Protocol):
     def size(self) -> int: ...
 
     def home(self, device: torch.device) -> torch.device:
-        """Where the model is built that ``wrap`` is given, for a rank that learns on ``device``."""
+        """Return the device on which to build the model for ``wrap``; ``device`` is where the rank learns."""
 
     def wrap(self, model: PreTrainedModel) -> PositionLogits:
-        """The model as this rank runs it; ``model`` itself is changed to what the rank holds of it."""
+        """Wrap ``model`` for this rank, reducing it in place to the part that the rank holds."""
 
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
-        """Gradients become those of the whole step, in place; gives the sum over the ranks of ``figures``, float32."""
+        """Sum the gradients over the ranks, in place; returns the sum of ``figures`` (float32) over the ranks."""
 
     def weights(self, model: PreTrainedModel) -> np.ndarray:
-        """The whole model's weights as safetensors bytes (uint8). All ranks are asked; the first one answers."""
+        """Return the whole model's weights as safetensors bytes (uint8).
+
+        All ranks must call this; only the first one gets the weights, the others an empty array.
+        """
 
     def load(self, model: PreTrainedModel, weights: np.ndarray) -> None:
-        """Go on from what ``weights`` gave. Raises ModelError if it is damaged or does not fit."""
+        """Load what ``weights`` returned. Raises ModelError if it is damaged or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One rank, which holds and does everything."""
+    """A single rank that holds the whole model."""
 
     rank: int = 0
     size: int = 1
@@ -82,10 +85,10 @@ ALONE = Alone()
 
 @dataclass(frozen=True)
 class DataParallel(Alone):
-    """Every rank holds the whole model. All get the same sum of gradients, to the bit, and make the same update."""
+    """Every rank holds the whole model and makes the same update: sums of gradients are equal bit for bit."""
 
     group: Any = None
-    """The student's own process group (``exchange.groups.join``)."""
+    """The process group of the student's ranks (``workers.rendezvous.join``)."""
 
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
         total = figures.clone()
@@ -98,15 +101,15 @@ class DataParallel(Alone):
         return total
 
     def weights(self, model: PreTrainedModel) -> np.ndarray:
-        return to_bytes(model) if self.rank == 0 else _NOT_ASKED
+        return to_bytes(model) if self.rank == 0 else _NO_WEIGHTS
 
 
 @dataclass(frozen=True)
 class FullyShard:
-    """Every rank holds a slice of all weights, gradients and moments (FSDP2, Zhao et al. 2023)."""
+    """Every rank holds a slice of each weight, gradient and moment (FSDP2, Zhao et al. 2023)."""
 
     mesh: DeviceMesh
-    """One axis: the student's ranks."""
+    """The student's ranks, along one dimension."""
 
     @property
     def rank(self) -> int:
@@ -117,34 +120,34 @@ class FullyShard:
         return self.mesh.size()
 
     def home(self, device: torch.device) -> torch.device:
-        # Block by block it goes to the device and is cut there: all of it may have no room.
+        # The model moves to the device block by block, each sharded there: the whole of it might not fit.
         return torch.device("cpu")
 
     def wrap(self, model: PreTrainedModel) -> PositionLogits:
         module = PositionLogits(model)
         for part in (*_blocks(model), module):
-            # The outermost part too: what a forward pass without a backward pass leaves there would go stale.
+            # The outermost module too: otherwise a forward pass without a backward pass leaves stale weights gathered.
             fully_shard(part, mesh=self.mesh, reshard_after_forward=True)
-            if isinstance(part, FSDPModule):  # it is now
+            if isinstance(part, FSDPModule):  # always true after fully_shard, which changes the class
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
         return module
 
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
-        """Gradients were summed where the backward pass gave them."""
+        """Sum the figures only: FSDP has summed the gradients during the backward pass."""
         total = figures.clone()
         dist.all_reduce(total, group=self.mesh.get_group())
         return total
 
     def weights(self, model: PreTrainedModel) -> np.ndarray:
-        whole: dict[int, Tensor] = {}  # by identity: tied weights are gathered once, and share their memory as before
+        whole: dict[int, Tensor] = {}  # by id(), so that tied weights are gathered once and still share memory
         state = {}
         for name, own in model.state_dict(keep_vars=True).items():
             if id(own) not in whole:
                 gathered = _whole(own.detach())
                 whole[id(own)] = gathered.cpu() if self.rank == 0 else gathered.new_empty(0)
             state[name] = whole[id(own)]
-        return state_bytes(state) if self.rank == 0 else _NOT_ASKED
+        return state_bytes(state) if self.rank == 0 else _NO_WEIGHTS
 
     def load(self, model: PreTrainedModel, weights: np.ndarray) -> None:
         own = model.state_dict()
@@ -152,8 +155,8 @@ class FullyShard:
         def part_of(name: str, tensor: Tensor) -> Tensor:
             mine = own.get(name)
             if not isinstance(mine, DTensor) or mine.shape != tensor.shape:
-                return tensor  # ``load_bytes`` says what is wrong with it
-            # Each rank has read all of it, so none has to send its slice to another.
+                return tensor  # ``load_bytes`` reports what is wrong
+            # Each rank has read the whole tensor, so none has to receive its slice from another.
             there = tensor.to(self.mesh.device_type)
             return distribute_tensor(there, self.mesh, mine.placements, src_data_rank=None)
 
@@ -161,14 +164,14 @@ class FullyShard:
 
 
 def clip(model: nn.Module, max_norm: float) -> Tensor:
-    """Clip the gradients to the global L2 norm ``max_norm``, over all ranks that hold slices; gives the norm before."""
+    """Clip the gradients to a global L2 norm of ``max_norm``, over all ranks; returns the norm before clipping."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = _whole(nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
-_NOT_ASKED = np.empty(0, dtype=np.uint8)
+_NO_WEIGHTS = np.empty(0, dtype=np.uint8)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -176,6 +179,6 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers that transformers never splits over devices; none if the architecture does not name them."""
+    """List the layers that Transformers never splits over devices; empty if the architecture does not name them."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]

@@ -1,4 +1,4 @@
-"""The learning of one stage by one peer: its optimiser, its position, and one step at a time."""
+"""One peer's learning of one stage: its optimiser, its position in the stage, and the step under way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ray_l4.errors import PeerError
 from ray_l4.learner.guards import Guard, GuardContext
-from ray_l4.learner.micro_batches import MicroBatch, concatenated
+from ray_l4.learner.micro_batches import MicroBatch, concatenate
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.predictions import NOTHING, Predictions
@@ -35,10 +35,10 @@ log = logging.getLogger("ray_l4.learner")
 
 
 class StageRun:
-    """Owns the optimiser, the sampler, the number of the next step and the step that is under way.
+    """Owns the optimiser, the sampler, the number of the next step and the step under way.
 
-    Call ``forward(step)`` and ``backward(step, targets)`` in turn for steps 0, 1, 2, ... The batch and the dropout of
-    a step follow from (seed, peer, stage, step) alone, so a step can be repeated anywhere.
+    Call ``forward(step)`` and ``backward(step, targets)`` in turn for steps 0, 1, 2, ... The batch and dropout of a
+    step follow from (seed, peer, stage, step) alone, so a step can be repeated on any machine.
     """
 
     def __init__(
@@ -64,24 +64,27 @@ class StageRun:
 
     @property
     def next_step(self) -> int:
-        """The step that is to be forwarded next, or that is under way."""
+        """The number of the next step, or of the step under way."""
         return self._next_step
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole stage."""
+        """The number of steps of the stage."""
         return self.sampler.num_steps
 
     def forward(self, step: int, *, publish: bool = True) -> Predictions:
-        """Run this rank's share of the step's batch; returns its predictions, or none unless ``publish``.
+        """Run this rank's share of the step's batch; returns its predictions if ``publish``, else empty ones.
 
-        A single micro-batch is run once and its graph is kept. Several are run without a graph, and only to
-        ``publish``; ``backward`` then runs each one again.
+        A single micro-batch is run once, and its graph is kept. Several micro-batches are run here only to
+        ``publish``, without a graph; ``backward`` runs each of them again.
 
-        Raises PeerError if ``step`` is not the next one.
+        Raises PeerError if ``step`` is not the next one, or if a step is under way.
         """
         if step != self._next_step or self._under_way is not None:
-            raise PeerError(f"{self._where(step)}: asked for forward, but the next call is for step {self._next_step}")
+            expected = "forward" if self._under_way is None else "backward"
+            raise PeerError(
+                f"{self._where(step)}: forward was called out of order; expected {expected} of step {self._next_step}"
+            )
         work = self._steps.step(step, self.learner.peer)
         predictions = NOTHING
         if len(work.micro_batches) == 1:
@@ -94,7 +97,7 @@ class StageRun:
         return predictions
 
     def predict(self, step: int, student: int) -> Predictions:
-        """Predict the batch of ``student``'s step, without dropout; nothing is learned from it."""
+        """Predict the batch of ``student``'s step, without dropout and without learning from it."""
         model = self.learner.model
         was_training = model.training
         model.eval()
@@ -103,15 +106,15 @@ class StageRun:
         return predictions
 
     def backward(self, step: int, targets: Sequence[Mapping[str, Targets]]) -> dict[str, float]:
-        """Learn from the labels and from ``targets``: for each teacher, head -> its predictions of the same step.
+        """Learn from the labels and from ``targets``: for each teacher, head -> its predictions for the same batch.
 
-        Returns figures of the whole step, the same on every rank: losses per token (nats), learning rate, gradient
-        norm, numbers of samples and tokens. Raises PeerError if the step was not forwarded, or if its loss is not
-        finite.
+        Returns the figures of the whole step, equal on all ranks: losses per token (nats), learning rate, gradient
+        norm, numbers of examples and tokens. Raises PeerError if ``forward`` was not called for this step, or if the
+        loss or the gradient norm is not finite.
         """
         work = self._under_way
         if work is None or work.number != step:
-            raise PeerError(f"{self._where(step)}: asked for backward before forward")
+            raise PeerError(f"{self._where(step)}: backward was called before forward")
         self._check_rows(work, targets)
         figures = self._accumulate_all(work, targets)
         values = dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
@@ -126,42 +129,42 @@ class StageRun:
         return values
 
     def abandon(self) -> int:
-        """Drop the step that is under way, if any, and its gradients; returns the next step."""
+        """Drop the step under way, if any, with its gradients; returns the number of the next step."""
         self._under_way = None
         self.optimizer.zero_grad(set_to_none=True)
         return self._next_step
 
     def consolidate(self) -> None:
-        """Let the guard, if there is one, take note of the stage, which has been learned."""
+        """Tell the guard, if there is one, that the stage has been learned."""
         if self._guard is not None:
             self._guard.after_stage(self._guard_context())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it takes, beside the weights, to go on from here: position and optimiser state.
+        """Return the state needed, besides the weights, to continue from here: position and optimiser state.
 
-        The tensors are those of the optimiser, not copies. Raises PeerError while a step is under way.
+        The tensors are the optimiser's own, not copies. Raises PeerError while a step is under way.
         """
         if self._under_way is not None:
-            raise PeerError(f"{self._where(self._next_step)}: the state can only be taken between two steps")
+            raise PeerError(f"{self._where(self._next_step)}: the state can only be saved between steps")
         return {"stage": self.stage, "next_step": self._next_step, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned, once the weights of that moment are loaded.
+        """Continue from a state that ``state_dict`` returned; load the weights saved with it as well.
 
-        The step that is under way, if any, is dropped. Raises PeerError if the state is of another stage, or of a step
-        that this one does not have.
+        The step under way, if any, is dropped. Raises PeerError if the state belongs to another stage or to a step
+        that this stage does not have.
         """
         if state["stage"] != self.stage or not 0 <= state["next_step"] <= self.num_steps:
             raise PeerError(
                 f"student {self.learner.peer}, stage {self.stage}: the saved state is of stage {state['stage']}, step "
-                f"{state['next_step']}; expected this stage and a step from 0 to {self.num_steps}"
+                f"{state['next_step']}; expected stage {self.stage} and a step from 0 to {self.num_steps}"
             )
         self.abandon()
         self.optimizer.load_state_dict(state["optimizer"])
         self._next_step = state["next_step"]
 
     def _accumulate_all(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> dict[str, Tensor]:
-        """Leave the step's gradients, guarded and clipped, in the parameters; returns its figures as scalars."""
+        """Compute the step's gradients, apply the guard and clip; returns the step's figures as scalar tensors."""
         learner = self.learner
         parts = [
             self._accumulate(part, work.outputs or self._run(work.number, part), targets, work.denominators)
@@ -195,7 +198,7 @@ class StageRun:
         return learner.logits(batch)["qa"], batch.heads["qa"].targets_N
 
     def _run(self, step: int, micro_batch: MicroBatch) -> dict[Head, Outputs]:
-        """Run a micro-batch with the dropout that it always has in this step."""
+        """Run a micro-batch; its dropout is the same whenever it is run in this step."""
         learner = self.learner
         if learner.model.training:
             names = () if micro_batch.first is None else (micro_batch.first,)
@@ -216,9 +219,9 @@ class StageRun:
 
     @torch.no_grad()
     def _all_predictions(self, work: Step) -> Predictions:
-        """Predict all micro-batches one after the other, without a graph."""
+        """Run all micro-batches one by one, without a graph; returns their predictions."""
         parts = [self._predictions(part, self._run(work.number, part)) for part in work.micro_batches]
-        return concatenated(parts)
+        return concatenate(parts)
 
     def _accumulate(
         self,
@@ -227,7 +230,7 @@ class StageRun:
         targets: Sequence[Mapping[str, Targets]],
         denominators: Mapping[Head, Denominators],
     ) -> dict[str, Tensor]:
-        """Add a micro-batch's gradients to those of the parameters; returns its part of the step's losses."""
+        """Add a micro-batch's gradients to the parameters' gradients; returns its contribution to the step's losses."""
         learner = self.learner
         figures: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
@@ -256,11 +259,11 @@ class StageRun:
                 if teacher[head].num_positions != distilled.stop:
                     raise PeerError(
                         f"{self._where(work.number)}: a teacher predicted {teacher[head].num_positions} positions of "
-                        f"head {head}; expected {distilled.stop}. Do both have the same batch?"
+                        f"head {head}; expected {distilled.stop}. Do teacher and student have the same batch?"
                     )
 
     def _update(self, step: int) -> float:
-        """Make the step's update; returns its learning rate."""
+        """Update the weights; returns the learning rate of the step."""
         experiment = self.learner.experiment
         rate = learning_rate(
             self.sampler.examples_before(step), self.sampler.num_examples, experiment.training.epochs, experiment.optim

@@ -1,4 +1,4 @@
-"""The steps of a stage: each one's examples, the weights of their labels, and the share of one rank."""
+"""The steps of a stage: the examples of each, the weights of their labels, and one rank's share of them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Step:
-    """A step as one rank sees it, between its forward and its backward."""
+    """One rank's state of a step between ``forward`` and ``backward``."""
 
     number: int
     micro_batches: Sequence[MicroBatch]
-    """The rank's share, to be run one after the other; a single one unless the profile says otherwise."""
+    """The rank's share of the batch: one micro-batch unless the profile limits their size."""
     denominators: Mapping[Head, Denominators]
-    """Of the whole step, over all micro-batches and ranks, like the two counts that follow."""
+    """Those of the whole step, over all micro-batches and ranks, as are the two counts below."""
     num_examples: int
     num_tokens: int
     outputs: Mapping[Head, Outputs] | None = None
-    """Outputs of a single micro-batch, with their graph. Several are run again in the backward pass, since keeping all
-    their graphs would take the memory that splitting is to save."""
+    """Outputs of the only micro-batch, with their graph. None if there are several: keeping all their graphs would take
+    the memory that splitting saves, so ``backward`` runs them again."""
 
 
 class Steps:
-    """The steps of one stage."""
+    """Builds the steps of one stage."""
 
     def __init__(self, learner: PeerModel, stage: int, tokens: pa.Table) -> None:
         self._learner = learner
@@ -47,7 +47,7 @@ class Steps:
         self._samplers: dict[int, Sampler] = {}
 
     def sampler_of(self, student: int) -> Sampler:
-        """Return the order of the examples: one for all students, or ``student``'s own where they take turns."""
+        """Return the sampler of ``student``: the same for all students, unless they learn in turn."""
         experiment = self._learner.experiment
         in_turn = experiment.distillation.schedule == "alternate_epochs"
         key = student if in_turn else 0
@@ -65,7 +65,7 @@ class Steps:
         return self._samplers[key]
 
     def step(self, number: int, student: int) -> Step:
-        """Build a step of ``student``: weight the labels of the whole batch, split it, and copy it to the device."""
+        """Build a step of ``student``: weight the labels of the whole batch, split it, and move it to the device."""
         learner = self._learner
         training = learner.experiment.training
         distil_all = learner.experiment.distillation.examples == "all"

@@ -1,4 +1,4 @@
-"""Checks that the models of an experiment share a tokeniser, since peers compare predictions token by token."""
+"""Peers compare predictions token by token: whether the models of an experiment can do that is checked at the start."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pyarrow as pa
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ConfigError
+from ray_l4.learner.model_config import pretrained_config
 from ray_l4.methods import num_students, peer_experiment
 from ray_l4.text.base_tokenizer import load_base
 from ray_l4.text.shared_tokenizer import difference
 
 _PROBES = 32
-"""Number of training examples of each task on which two tokenisers are compared."""
+"""Training examples of each task on which two tokenisers are tried."""
 
 
 def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
-    """Return the experiment's default model, followed by the model of every student."""
+    """The model that all have where they have none of their own, and that of every student."""
     return [
         experiment.model,
         *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
@@ -26,9 +27,9 @@ def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
 
 
 def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> None:
-    """Raise ConfigError, naming the peers and the difference, unless all pretrained models share one vocabulary.
+    """Raise ConfigError, with the peers and what differs, unless all pretrained models share tokens and their order.
 
-    Models from scratch share one tokeniser by construction (``methods.peers`` ensures it).
+    Models from scratch share one tokeniser by construction (``methods.peers`` sees to that).
     """
     common, *own = [model.name for model in all_models(experiment)]
     if common is None:
@@ -47,9 +48,7 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
 
 
 def _rows(common: str, name: str) -> str | None:
-    """Describe the difference in the number of outputs, which may exceed the tokeniser's tokens; None if equal."""
-    from ray_l4.learner.model_config import pretrained_config
-
+    """How many outputs the models have, which may be more than their tokeniser has tokens."""
     mine, theirs = (int(pretrained_config(each).get_text_config().vocab_size) for each in (common, name))
     return None if mine == theirs else f"the one predicts {mine} tokens (vocab_size) and the other {theirs}"
 

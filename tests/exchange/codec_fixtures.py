@@ -1,4 +1,4 @@
-"""Codecs as a profile asks for them, and predictions for them to send."""
+"""Codecs as profiles select them, and predictions for them to encode."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 def codec(name: str, *, direction: str = "forward", precision: str = "float32") -> Codec:
-    """One of ``SETTINGS``. ``precision``: of the model's arithmetic."""
+    """Build a codec of ``SETTINGS``. ``precision``: that of the model's arithmetic."""
     model = small.experiment().model.model_dump(exclude_unset=True)
     experiment = small.experiment(
         model=model | {"precision": precision}, distillation={"direction": direction, "temperature": TEMPERATURE}
@@ -43,7 +43,7 @@ def codec(name: str, *, direction: str = "forward", precision: str = "float32") 
     return build_codec(ExchangeConfig.model_validate({"codec": name.split()[0], **SETTINGS[name]}), experiment)
 
 
-# Positions x vocabulary, any of GPT-2's logits (-30 to -100 and around) and more.
+# Logits (positions, vocab) in a range wider than that of GPT-2, whose logits are around -30 to -100.
 logits = arrays.arrays(
     np.float32,
     st.tuples(st.integers(0, 5), st.integers(1, 40)),
@@ -51,8 +51,8 @@ logits = arrays.arrays(
 )
 
 
-def said(**heads: Tensor) -> Predictions:
-    """Predictions of these logits, by a model whose output matrix does nothing."""
+def predictions_of(**heads: Tensor) -> Predictions:
+    """Make predictions with these logits, by head; the output matrix is the identity."""
     own = {head: logits_KV.clone() for head, logits_KV in heads.items()}
     vocab = next(iter(heads.values())).shape[-1] if heads else 1
     return Predictions(
@@ -60,8 +60,8 @@ def said(**heads: Tensor) -> Predictions:
     )
 
 
-def protected(payload: Payload) -> Payload:
-    """The same in write-protected memory, as the object store hands it out."""
+def write_protected(payload: Payload) -> Payload:
+    """Copy a payload into write-protected memory, as the object store returns it."""
     link = ByReference(0, CPU)
     ticket = link.publish(payload, [1], at_once=False)
     for _, array in ticket.content.values():
@@ -70,11 +70,11 @@ def protected(payload: Payload) -> Payload:
     return received
 
 
-def sent(own: Codec, predictions: Predictions, seed: int = 0) -> dict[str, Targets]:
-    """There and back."""
-    return own.decode(protected(own.encode(predictions, seed)))
+def round_trip(own: Codec, predictions: Predictions, seed: int = 0) -> dict[str, Targets]:
+    """Encode predictions, transfer the payload and decode it."""
+    return own.decode(write_protected(own.encode(predictions, seed)))
 
 
 def softened(targets: Targets, student_KV: Tensor) -> Tensor:
-    """What the targets say of all positions."""
+    """Return the targets' softened log-probabilities at all positions."""
     return targets.log_probs(slice(0, targets.num_positions), student_KV, TEMPERATURE)

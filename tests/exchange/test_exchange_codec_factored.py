@@ -1,4 +1,4 @@
-"""Hidden states and the output matrix give the very predictions that the model made, for a model of any head."""
+"""The factored codec reproduces a model's predictions exactly, and auto selects the smaller payload."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ray_l4.exchange.codecs.factored import Factored
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.predictions import OutputLayer, Predictions
 from ray_l4.learner.stage_run import StageRun
-from tests.exchange.codec_fixtures import codec, said, sent, softened
+from tests.exchange.codec_fixtures import codec, predictions_of, round_trip, softened
 from tests.learner import learner_fixtures as small
 from tests.learner.architectures import GPT2, GRANITE, LLAMA, NEOX, SIZES, tokens, untrained
 
-PHI = PhiConfig(**SIZES)  # the one with a bias in its output layer
+PHI = PhiConfig(**SIZES)  # has a bias in its output layer
 
 
 def predicted(config: PreTrainedConfig) -> Predictions:
@@ -48,16 +48,16 @@ def test_factored_equals_dense(config: PreTrainedConfig) -> None:
     predictions = predicted(config)
     assert predictions.output is not None
     assert (predictions.output.bias_V is not None) == (config is PHI)
-    factored, dense = (sent(codec(name), predictions) for name in ("factored", "dense"))
+    factored, dense = (round_trip(codec(name), predictions) for name in ("factored", "dense"))
     for head, logits_KV in predictions.logits.items():
         expected = softened(dense[head], logits_KV)
         assert expected.std() > 0.5, "predictions that differ from token to token"
         torch.testing.assert_close(softened(factored[head], logits_KV), expected, rtol=0, atol=1e-5)
 
 
-def test_a_model_that_does_more_than_one_product_cannot_be_factored() -> None:
+def test_a_model_whose_logits_are_not_one_product_cannot_be_factored() -> None:
     predictions = predicted(GRANITE)
-    with pytest.raises(ModelError, match=r"factored sends .* not one plain product .* set exchange.codec: auto or den"):
+    with pytest.raises(ModelError, match=r"factored sends .* not simply their product .* set exchange.codec: auto"):
         codec("factored").encode(predictions, 0)
     payload = codec("auto").encode(predictions, 0)
     assert payload.codec == "dense"
@@ -65,14 +65,14 @@ def test_a_model_that_does_more_than_one_product_cannot_be_factored() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_learned_from_factors_is_that_learned_from_log_probabilities(precision: str) -> None:
+def test_a_step_with_factored_targets_equals_one_with_log_probabilities(precision: str) -> None:
     gradients = {}
     for name in ("dense", "factored"):
         teacher, student = begun(precision)
         own = codec(name, precision=precision)
         taken = small.record_gradients(student)
         student.forward(0)
-        student.backward(0, [sent(own, teacher.forward(0))])
+        student.backward(0, [round_trip(own, teacher.forward(0))])
         (gradients[name],) = taken
     for name, dense in gradients["dense"].items():
         error = (gradients["factored"][name] - dense).norm()
@@ -87,14 +87,14 @@ def begun(precision: str) -> list[StageRun]:
     return small.begun(learners, small.tokens(tok))
 
 
-def test_bfloat16_products_want_no_more_than_bfloat16_factors() -> None:
+def test_bfloat16_factors_are_lossless_for_bfloat16_products() -> None:
     teacher, _ = begun("bfloat16")
     predictions = teacher.forward(0)
     payload = codec("factored", precision="bfloat16").encode(predictions, 0)
     assert {tensor.dtype for tensor in payload.tensors.values()} == {torch.bfloat16}
     wide = codec("factored").encode(predictions, 0)
     assert payload.num_bytes == wide.num_bytes // 2
-    received = sent(codec("factored", precision="bfloat16"), predictions)
+    received = round_trip(codec("factored", precision="bfloat16"), predictions)
     for head, logits_KV in predictions.logits.items():
         assert logits_KV.dtype == torch.bfloat16
         torch.testing.assert_close(
@@ -102,15 +102,15 @@ def test_bfloat16_products_want_no_more_than_bfloat16_factors() -> None:
         )
 
 
-def test_a_narrow_peer_is_read_by_one_that_computes_in_float32() -> None:
-    predictions = said(qa=torch.linspace(-3, 3, 12).reshape(2, 6))
+def test_a_float32_peer_decodes_the_payload_of_a_bfloat16_peer() -> None:
+    predictions = predictions_of(qa=torch.linspace(-3, 3, 12).reshape(2, 6))
     payload = codec("factored", precision="bfloat16").encode(predictions, 0)
     received = softened(codec("factored").decode(payload)["qa"], predictions.logits["qa"])
     torch.testing.assert_close(received, (predictions.logits["qa"] / 2).log_softmax(-1), rtol=0, atol=2e-2)
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(2, 40), st.integers(1, 40), st.booleans(), st.booleans())
-def test_auto_sends_the_smaller_of_the_two(
+def test_auto_sends_the_smaller_payload(
     qa: int, lm: int, vocab: int, width: int, with_bias: bool, narrow: bool
 ) -> None:
     predictions = Predictions(
@@ -128,20 +128,20 @@ def test_auto_sends_the_smaller_of_the_two(
         assert (payload.codec == "factored") == (qa + lm > vocab * width / (vocab - width))
 
 
-def test_auto_reads_what_either_has_written() -> None:
+def test_auto_decodes_payloads_of_both_codecs() -> None:
     few, many = (
-        said(qa=torch.randn(3, 20)),
+        predictions_of(qa=torch.randn(3, 20)),
         Predictions({"qa": torch.ones(30, 20)}, {"qa": torch.ones(30, 1)}, OutputLayer(torch.ones(20, 1), None)),
     )
     auto = codec("auto")
     assert [auto.encode(own, 0).codec for own in (few, many)] == ["dense", "factored"]
     for own in (few, many):
-        received = softened(sent(auto, own)["qa"], own.logits["qa"])
+        received = softened(round_trip(auto, own)["qa"], own.logits["qa"])
         torch.testing.assert_close(received, (own.logits["qa"] / 2).log_softmax(-1))
 
 
-def test_at_gpt2_s_size_factors_pay_from_780_positions_on() -> None:
-    """The figure of the design: V d / (V - d) for 50,257 tokens and a width of 768."""
+def test_for_gpt2_factored_is_smaller_from_780_positions() -> None:
+    """The break-even point V d / (V - d) for 50,257 tokens and a width of 768."""
     layer = OutputLayer(torch.empty(50257, 768, device="meta"), None)
     chosen = []
     for positions in (779, 780):

@@ -1,4 +1,4 @@
-"""Draws from a position's distribution: unbiased, reproducible, and less noisy than independent ones."""
+"""The sampled codec: draws are unbiased, reproducible, and less noisy than independent ones."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from ray_l4.exchange.codecs.sampled import Sampled, _tokens_at
 from ray_l4.learner.predictions import Predictions
 from ray_l4.losses.distillation import distillation
 from ray_l4.losses.targets import DenseTargets
-from tests.exchange.codec_fixtures import TEMPERATURE, codec, logits, said, sent, softened
+from tests.exchange.codec_fixtures import TEMPERATURE, codec, logits, predictions_of, round_trip, softened
 
 DRAWS, REPEATS = 7, 4000
 SIGMAS = 5
-"""With 40 tokens and fixed seeds; a right codec exceeds it once in 40,000 choices of seeds."""
+"""Tolerance in standard errors: for 40 tokens, a correct codec exceeds it for one in 40,000 seeds."""
 
 
 def skewed(vocab: int, seed: int = 0) -> Tensor:
-    """Logits of one position, far from uniform."""
+    """Draw the logits of one position, far from uniform."""
     return 3 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(seed)) - 40
 
 
 def shares(logits_V: Tensor, num_draws: int, seed: int, repeats: int = REPEATS) -> Tensor:
-    """What many positions of the same logits were drawn: (repeats, vocab), as probabilities."""
+    """Return each token's share of the draws at many positions with the same logits: (repeats, vocab)."""
     rows = logits_V.expand(repeats, -1)
-    return softened(sent(Sampled(num_draws, TEMPERATURE), said(qa=rows), seed)["qa"], rows).exp().double()
+    return (
+        softened(round_trip(Sampled(num_draws, TEMPERATURE), predictions_of(qa=rows), seed)["qa"], rows).exp().double()
+    )
 
 
 def variances(probs: list[float], num_draws: int) -> list[float]:
-    """Of each token's share, by hand: in stratum i a token is drawn or not, with the part of it that it covers."""
+    """Compute the variance of each token's share: in each stratum it is drawn with the fraction that it covers."""
     found, start = [], 0.0
     for p in probs:
         edges = [(max(start, i / num_draws), min(start + p, (i + 1) / num_draws)) for i in range(num_draws)]
@@ -57,8 +59,8 @@ def test_shares_are_unbiased(num_draws: int, seed: int) -> None:
     assert (errors > 0).sum() > 20, "most tokens are left to chance"
 
 
-def test_a_bias_of_one_percent_would_be_seen() -> None:
-    """What the test above is able to notice: draws at a slightly different temperature."""
+def test_the_check_detects_a_bias_of_one_percent() -> None:
+    """The check above detects draws at a slightly different temperature."""
     logits_V = skewed(40)
     probs_V = (logits_V.double() / (1.01 * TEMPERATURE)).softmax(-1)[0]
     mean_V = torch.stack([shares(logits_V, 50, seed).mean(0) for seed in range(3)]).mean(0)
@@ -67,11 +69,11 @@ def test_a_bias_of_one_percent_would_be_seen() -> None:
 
 
 def test_the_gradient_is_unbiased() -> None:
-    """Of many steps' gradients of the divergence, each from other draws, the mean is the exact gradient."""
+    """The mean of the divergence's gradients over many steps with different draws is the exact gradient."""
     teacher_V, student_V = skewed(40), skewed(40, seed=1)
     students = student_V.expand(REPEATS, -1).clone().requires_grad_()
     rows = teacher_V.expand(REPEATS, -1)
-    drawn = softened(sent(Sampled(DRAWS, TEMPERATURE), said(qa=rows), 4)["qa"], rows)
+    drawn = softened(round_trip(Sampled(DRAWS, TEMPERATURE), predictions_of(qa=rows), 4)["qa"], rows)
     distillation(students, drawn, TEMPERATURE, 1.0).backward()
     exact_V = student_V.clone().requires_grad_()
     distillation(exact_V, softened(DenseTargets(teacher_V), student_V), TEMPERATURE, 1.0).backward()
@@ -81,18 +83,18 @@ def test_the_gradient_is_unbiased() -> None:
     assert (students.grad - exact_V.grad).norm(dim=1).min() > 0.1, "a single step's gradient is far from it"
 
 
-def test_the_loss_itself_is_too_high_on_average() -> None:
-    """Few draws have less entropy than the distribution: the figure is no estimate of the divergence."""
+def test_the_loss_is_overestimated_on_average() -> None:
+    """A few draws have less entropy than the distribution, so the loss does not estimate the divergence."""
     teacher_V, student_V = skewed(40), skewed(40, seed=1)
     rows, students = teacher_V.expand(REPEATS, -1), student_V.expand(REPEATS, -1)
-    drawn = softened(sent(Sampled(DRAWS, TEMPERATURE), said(qa=rows), 4)["qa"], rows)
+    drawn = softened(round_trip(Sampled(DRAWS, TEMPERATURE), predictions_of(qa=rows), 4)["qa"], rows)
     estimate = distillation(students, drawn, TEMPERATURE, REPEATS)
     exact = distillation(student_V, softened(DenseTargets(teacher_V), student_V), TEMPERATURE, 1.0)
     assert estimate > 1.05 * exact
 
 
 @pytest.mark.parametrize("num_draws", [DRAWS, 50])
-def test_strata_are_less_noisy_than_independent_draws(num_draws: int) -> None:
+def test_stratified_draws_are_less_noisy_than_independent_ones(num_draws: int) -> None:
     logits_V = skewed(40)
     probs_V = (logits_V.double() / TEMPERATURE).softmax(-1)[0]
     noise = (shares(logits_V, num_draws, 5) - probs_V).square().mean(0)
@@ -103,10 +105,10 @@ def test_strata_are_less_noisy_than_independent_draws(num_draws: int) -> None:
 
 
 @given(logits, st.integers(1, 60), st.integers(0, 2**63 - 1))
-def test_only_tokens_that_have_a_probability_are_drawn(logits_KV: np.ndarray, num_draws: int, seed: int) -> None:
-    """And of one with probability p, at least floor(n p) - 1 draws and at most ceil(n p) + 1."""
+def test_tokens_of_probability_zero_are_never_drawn(logits_KV: np.ndarray, num_draws: int, seed: int) -> None:
+    """A token of probability p is drawn from floor(n p) - 1 to ceil(n p) + 1 times."""
     teacher_KV = torch.from_numpy(logits_KV)
-    ids_KS = Sampled(num_draws, TEMPERATURE).encode(said(qa=teacher_KV), seed).tensors["qa/ids"]
+    ids_KS = Sampled(num_draws, TEMPERATURE).encode(predictions_of(qa=teacher_KV), seed).tensors["qa/ids"]
     assert ids_KS.shape == (len(teacher_KV), num_draws) and ids_KS.dtype == torch.int32
     expected_KV = (teacher_KV / TEMPERATURE).softmax(-1) * num_draws
     counts_KV = torch.zeros_like(expected_KV).scatter_add_(1, ids_KS.long(), torch.ones(ids_KS.shape))
@@ -116,15 +118,15 @@ def test_only_tokens_that_have_a_probability_are_drawn(logits_KV: np.ndarray, nu
     assert (counts_KV <= (expected_KV + 1e-3).ceil() + 1).all()
 
 
-def test_a_point_on_a_border_belongs_to_the_token_that_begins_there() -> None:
-    """And so never to one without any probability; a point that was rounded up to the very end, to the last token."""
+def test_a_point_on_a_boundary_selects_the_token_that_starts_there() -> None:
+    """So tokens of probability 0 are never selected, and a point rounded up to the end selects the last token."""
     log_probs_MV = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).log()
     points_MS = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]], dtype=torch.float64)
     assert _tokens_at(points_MS, log_probs_MV).tolist() == [[1, 1, 3, 3, 3]]
 
 
-def test_a_seed_gives_the_same_draws_whatever_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions = said(qa=skewed(40).expand(30, -1), lm=skewed(40).expand(30, -1))
+def test_draws_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = predictions_of(qa=skewed(40).expand(30, -1), lm=skewed(40).expand(30, -1))
     own = Sampled(DRAWS, TEMPERATURE)
     state = torch.get_rng_state()
     first = own.encode(predictions, 8).tensors
@@ -139,11 +141,11 @@ def test_a_seed_gives_the_same_draws_whatever_else_happens(monkeypatch: pytest.M
     assert not torch.equal(first["qa/ids"][0], first["qa/ids"][1]), "and so are positions"
 
 
-def test_a_rare_token_is_drawn_as_often_as_it_should_be() -> None:
-    """50,000 tokens of 1e-5 each beside a sure one: a float32 running sum would lose or double some of them."""
+def test_rare_tokens_are_drawn_at_the_right_rate() -> None:
+    """50,000 tokens of 1e-5 each and a likely one: a float32 running sum would skip or double some of them."""
     logits_V = torch.full((1, 50_000), 0.0)
     logits_V[0, 0] = TEMPERATURE * math.log(49_999)  # half of all probability
-    drawn = sent(Sampled(1000, TEMPERATURE), Predictions({"qa": logits_V.expand(40, -1)}), 0)["qa"]
+    drawn = round_trip(Sampled(1000, TEMPERATURE), Predictions({"qa": logits_V.expand(40, -1)}), 0)["qa"]
     counts_V = drawn.log_probs(slice(0, 40), logits_V.expand(40, -1), TEMPERATURE).exp().sum(0) * 1000
     assert counts_V[0].item() == pytest.approx(40 * 500, abs=1)
     quarters = counts_V[1:].split(12_500)
@@ -151,5 +153,5 @@ def test_a_rare_token_is_drawn_as_often_as_it_should_be() -> None:
         assert quarter.sum().item() == pytest.approx(40 * 125, abs=40)
 
 
-def test_the_largest_seed_is_one_like_any_other() -> None:
-    assert codec("sampled 7").encode(said(qa=torch.zeros(2, 5)), 2**63 - 1).num_bytes == 2 * 7 * 4
+def test_the_largest_seed_works() -> None:
+    assert codec("sampled 7").encode(predictions_of(qa=torch.zeros(2, 5)), 2**63 - 1).num_bytes == 2 * 7 * 4

@@ -1,4 +1,4 @@
-"""Predictions from rank to rank: a process group of gloo, every rank a thread of this process."""
+"""The collective link, with a gloo process group whose ranks are threads of this process."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HOST = "127.0.0.1"
 LIMIT = 20.0
 
 
-def everywhere(peers: Sequence[int], work: Callable[[Collective], Any], timeout: float = LIMIT) -> list[Any]:
-    """Return what ``work`` returns for the link of each of ``peers``, all at the same time. Errors are results too."""
+def on_all_ranks(peers: Sequence[int], work: Callable[[Collective], Any], timeout: float = LIMIT) -> list[Any]:
+    """Call ``work`` with each peer's link at the same time; returns each peer's result or exception."""
     store = RendezvousStore.open(HOST, timeout)
     ranks = {peer: rank for rank, peer in enumerate(peers)}
     members = store.members("peers", len(peers))
@@ -42,7 +42,7 @@ def everywhere(peers: Sequence[int], work: Callable[[Collective], Any], timeout:
 
 
 def payload(peer: int, step: int, rows: int = 3) -> Payload:
-    """Tensors of several types that belong to this peer and step."""
+    """Make a payload of several types whose values depend on peer and step."""
     generator = torch.Generator().manual_seed(100 * step + peer)
     return Payload(
         "topk",
@@ -72,17 +72,17 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_every_reader_gets_what_its_teachers_sent(graph: str) -> None:
-    """Several steps in a row, with different sizes, none among them; tickets come from the call before."""
+def test_every_reader_receives_its_teachers_payloads(graph: str) -> None:
+    """Several steps in a row, with payloads of different sizes, including an empty one."""
     topology = GRAPHS[graph]
     steps = [3, 0, 17]
 
     def work(link: Collective) -> tuple[bool, tuple[int, int]]:
         right = True
         for step, rows in enumerate(steps):
-            readers = [student for teacher, student in sorted(topology.edges) if teacher == link.me]
-            link.publish(payload(link.me, step, rows), readers, at_once=False)
-            teachers = topology.teachers_of(link.me)
+            readers = [student for teacher, student in sorted(topology.edges) if teacher == link.peer]
+            link.publish(payload(link.peer, step, rows), readers, at_once=False)
+            teachers = topology.teachers_of(link.peer)
             tickets = [
                 Collective(t, CPU, link.group, {}).publish(payload(t, step, rows), (), at_once=False) for t in teachers
             ]
@@ -91,7 +91,7 @@ def test_every_reader_gets_what_its_teachers_sent(graph: str) -> None:
         return right, link.traffic()
 
     size = sum(payload(0, 0, rows).num_bytes for rows in steps)
-    found = everywhere(topology.students, work)
+    found = on_all_ranks(topology.students, work)
     for peer, (right, traffic) in zip(topology.students, found, strict=True):
         assert right
         readers = sum(teacher == peer for teacher, _ in topology.edges)
@@ -100,7 +100,7 @@ def test_every_reader_gets_what_its_teachers_sent(graph: str) -> None:
 
 def test_a_teacher_that_does_not_learn_sends_at_once() -> None:
     def work(link: Collective) -> Any:
-        if link.me == 1:
+        if link.peer == 1:
             for step in range(3):
                 ticket = link.publish(payload(1, step), (0,), at_once=True)
             link._finish()
@@ -108,47 +108,47 @@ def test_a_teacher_that_does_not_learn_sends_at_once() -> None:
         shapes = Collective(1, CPU, link.group, {}).publish(payload(1, 0), (), at_once=False)
         return [same(link.collect([shapes])[0], payload(1, step)) for step in range(3)]
 
-    assert everywhere([0, 1], work) == [[True] * 3, payload(1, 0).num_bytes]
+    assert on_all_ranks([0, 1], work) == [[True] * 3, payload(1, 0).num_bytes]
 
 
 @pytest.mark.parametrize("peers", [2, 3, 5])
-def test_the_mean_of_the_others_is_reduced_once_for_all(peers: int) -> None:
+def test_one_all_reduce_gives_every_peer_the_mean_of_the_others(peers: int) -> None:
     def probabilities(peer: int) -> torch.Tensor:
         return torch.randn(6, 11, generator=torch.Generator().manual_seed(peer)).mul(5).softmax(-1)
 
     def work(link: Collective) -> tuple[torch.Tensor, tuple[int, int]]:
-        own = Payload("mean", {"qa": probabilities(link.me), "lm": torch.empty(0, 11)})
-        others = tuple(peer for peer in range(peers) if peer != link.me)
+        own = Payload("mean", {"qa": probabilities(link.peer), "lm": torch.empty(0, 11)})
+        others = tuple(peer for peer in range(peers) if peer != link.peer)
         ticket = link.publish(own, others, at_once=False)
         (mean,) = link.collect([ticket] * (peers - 1))
-        assert torch.equal(own.tensors["qa"], probabilities(link.me)), "its own stay what they were"
+        assert torch.equal(own.tensors["qa"], probabilities(link.peer)), "its own stay what they were"
         assert mean.codec == "mean" and mean.tensors["lm"].shape == (0, 11)
         return mean.tensors["qa"], link.traffic()
 
     size = probabilities(0).nbytes
-    for peer, (mean, traffic) in enumerate(everywhere(range(peers), work)):
+    for peer, (mean, traffic) in enumerate(on_all_ranks(range(peers), work)):
         expected = torch.stack([probabilities(other) for other in range(peers) if other != peer]).mean(0)
         torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-6)
         assert (mean >= 0).all()
         assert traffic == (2 * (peers - 1) * size // peers,) * 2
 
 
-def test_a_partner_that_is_gone_is_an_error_and_not_a_wait() -> None:
+def test_a_lost_partner_raises_an_error_instead_of_blocking() -> None:
     def work(link: Collective) -> Any:
-        if link.me == 1:
+        if link.peer == 1:
             return "gone"
         ticket = Collective(1, CPU, link.group, {}).publish(payload(1, 0), (), at_once=False)
         return link.collect([ticket])
 
     began = time.monotonic()
-    error, _ = everywhere([0, 1], work, timeout=2.0)
+    error, _ = on_all_ranks([0, 1], work, timeout=2.0)
     assert isinstance(error, PeerLostError)
     assert "student 0: a peer is gone; predictions did not get through" in str(error)
     assert time.monotonic() - began < LIMIT
 
 
-def test_a_partner_that_goes_between_two_steps_is_noticed_as_lost() -> None:
-    """Gloo knows of the closed connection by then, and refuses before anything is under way."""
+def test_a_partner_that_dies_between_two_steps_is_reported_as_lost() -> None:
+    """By then gloo knows of the closed connection, and raises before a transfer starts."""
     store = RendezvousStore.open(HOST, LIMIT)
     mine, partner = store.members("peers", 2)
     context = multiprocessing.get_context("fork")
@@ -165,7 +165,7 @@ def test_a_partner_that_goes_between_two_steps_is_noticed_as_lost() -> None:
 
 
 def one_step_and_gone(member: Rendezvous) -> None:
-    """The partner of that test, in a process of its own."""
+    """Run the partner of the test above, in its own process."""
     link = Collective(1, CPU, join(member, CPU, HOST), {0: 0, 1: 1})
     theirs = Collective(0, CPU, link.group, {}).publish(payload(0, 0), (), at_once=False)
     link.publish(payload(1, 0), (0,), at_once=False)
@@ -173,12 +173,12 @@ def one_step_and_gone(member: Rendezvous) -> None:
     os._exit(0)
 
 
-def test_while_some_only_predict_means_come_one_by_one() -> None:
-    """After a loss those ahead predict for those behind: there is no sum over all."""
+def test_while_some_peers_only_predict_payloads_are_sent_one_by_one() -> None:
+    """After a loss, peers that are ahead only predict for those that catch up, so no sum over all peers is taken."""
 
     def work(link: Collective) -> Any:
-        own = Payload("mean", {"qa": torch.full((2, 3), float(link.me))})
-        if link.me > 0:
+        own = Payload("mean", {"qa": torch.full((2, 3), float(link.peer))})
+        if link.peer > 0:
             link.publish(own, (0,), at_once=True)
             link._finish()
             return None
@@ -189,17 +189,17 @@ def test_while_some_only_predict_means_come_one_by_one() -> None:
         ]
         return [received.tensors["qa"].unique().item() for received in link.collect(tickets)]
 
-    assert everywhere([0, 1, 2], work)[0] == [1.0, 2.0]
+    assert on_all_ranks([0, 1, 2], work)[0] == [1.0, 2.0]
 
 
-def test_members_that_do_not_come_are_reported_with_the_address_of_the_store() -> None:
+def test_missing_ranks_are_reported_with_the_address_of_the_store() -> None:
     store = RendezvousStore.open(HOST, 1.0)
     member, _ = store.members("peers", 2)
     with pytest.raises(PeerLostError, match=rf"rank 0 of 2 did not meet the others at {HOST}:{member.port} within 1 s"):
         join(member, CPU, HOST)
 
 
-def test_a_store_that_is_gone_is_reported_in_time() -> None:
+def test_an_unreachable_store_is_reported_in_time() -> None:
     store = RendezvousStore.open(HOST, 1.0)
     member, _ = store.members("peers", 2)
     del store
@@ -209,7 +209,7 @@ def test_a_store_that_is_gone_is_reported_in_time() -> None:
     assert time.monotonic() - began < LIMIT
 
 
-def test_groups_of_one_store_do_not_get_in_each_other_s_way() -> None:
+def test_groups_that_share_a_store_do_not_interfere() -> None:
     store = RendezvousStore.open(HOST, LIMIT)
     members = [member for name in ("first", "second") for member in store.members(name, 2)]
     with ThreadPoolExecutor(4) as threads:
@@ -218,14 +218,14 @@ def test_groups_of_one_store_do_not_get_in_each_other_s_way() -> None:
         def exchange(index: int) -> Payload:
             link, other = links[index], 1 - members[index].rank
             ticket = Collective(other, CPU, link.group, {}).publish(payload(other, 0), (), at_once=False)
-            link.publish(payload(link.me, index // 2), (other,), at_once=False)
+            link.publish(payload(link.peer, index // 2), (other,), at_once=False)
             return link.collect([ticket])[0]
 
         found = list(threads.map(exchange, range(4)))
     assert all(same(own, payload(1 - members[i].rank, i // 2)) for i, own in enumerate(found))
 
 
-# --- what counts as a loss
+# --- errors that count as a lost peer
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:546]"
 MISMATCH = (
@@ -244,7 +244,7 @@ MISMATCH = (
     ],
     ids=lambda error: str(error)[-20:],
 )
-def test_an_error_of_torch_distributed_or_gloo_on_the_way_is_a_loss(error: RuntimeError) -> None:
+def test_communication_errors_of_torch_distributed_and_gloo_count_as_a_loss(error: RuntimeError) -> None:
     assert is_lost_connection(error)
 
 
@@ -252,12 +252,12 @@ def test_an_error_of_torch_distributed_or_gloo_on_the_way_is_a_loss(error: Runti
     "error", [RuntimeError(MISMATCH), RuntimeError("shape mismatch"), RuntimeError("CUDA error: out of memory")]
 )
 def test_a_defect_of_the_program_is_not_a_loss(error: RuntimeError) -> None:
-    """Starting again would not remove it."""
+    """A restart would not remove it."""
     assert not is_lost_connection(error)
 
 
 class Refusing:
-    """A process group that reports one error, either at once or when its work is waited for."""
+    """A process group that raises one error, either at once or when its work is waited for."""
 
     def __init__(self, error: RuntimeError, when: str) -> None:
         self.error, self.when = error, when
@@ -282,8 +282,8 @@ class Refusing:
 
 @pytest.mark.parametrize("when", ["at once", "in wait"])
 @pytest.mark.parametrize("codec", ["topk", "mean"])
-def test_payloads_of_different_sizes_are_not_taken_for_a_loss(codec: str, when: str) -> None:
-    """Gloo itself ends the process if a payload is larger than its reader expects; this is what it would raise."""
+def test_payloads_of_different_sizes_do_not_count_as_a_loss(codec: str, when: str) -> None:
+    """The error is the one that gloo would raise; in reality it ends the process."""
     for error, expected in ((RuntimeError(MISMATCH), RuntimeError), (dist.DistBackendError("gone"), PeerLostError)):
         link = Collective(0, CPU, Refusing(error, when), {0: 0, 1: 1})
         own = Payload(codec, payload(0, 0).tensors)

@@ -1,4 +1,4 @@
-"""Buffers that peers read from each other's memory: here host memory shared by two processes, on GPUs the device's."""
+"""Device buffers, tested with files that two processes map in place of GPU memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLOTS = 3
 
 @dataclass
 class HostMemory:
-    """Files that processes map, in the place of a GPU's memory: the same handles, slots and reuse."""
+    """Files that processes map in place of GPU memory, with the same handles, regions and reuse."""
 
     folder: Path
     made: int = 0
@@ -36,8 +36,8 @@ class HostMemory:
         self.opened += 1
         return self._map(handle)
 
-    def settle(self) -> None:
-        """The host writes in order."""
+    def synchronize(self) -> None:
+        """Do nothing: writes to host memory are visible at once."""
 
     def _map(self, handle: tuple[str, int]) -> Tensor:
         path, num_bytes = handle
@@ -50,7 +50,7 @@ def memory(tmp_path: Path) -> HostMemory:
 
 
 def payload(step: int, rows: int) -> Payload:
-    """Tensors of several types; none at all in some steps."""
+    """Make a payload of several types; it is empty in some steps."""
     generator = torch.Generator().manual_seed(step)
     return Payload(
         "topk",
@@ -63,11 +63,11 @@ def payload(step: int, rows: int) -> Payload:
 
 
 ROWS = [2, 2, 0, 1, 15, 15, 40, 1, 40, 3]
-"""Positions of every step; the buffer has to grow twice."""
+"""Number of positions of every step; the buffer must grow twice."""
 
 
 def read_all(tickets: Connection, results: Connection, folder: Path) -> None:
-    """Another process: opens what the tickets name, and says what it read."""
+    """Run in another process: read the payloads of all tickets and send back their contents."""
     torch.set_num_threads(1)
     memory = HostMemory(folder)
     reader = DeviceBuffers(1, CPU, memory, SLOTS)
@@ -100,7 +100,7 @@ def test_another_process_reads_what_was_written(memory: HostMemory) -> None:
     assert process.exitcode == 0
 
 
-def test_a_slot_is_not_written_again_before_all_others_were(memory: HostMemory) -> None:
+def test_a_region_is_not_reused_before_all_others(memory: HostMemory) -> None:
     writer, reader = DeviceBuffers(0, CPU, memory, SLOTS), DeviceBuffers(1, CPU, memory, SLOTS)
     kept = [reader.collect([writer.publish(payload(step, 4), (1,), at_once=False)])[0] for step in range(SLOTS)]
     for step, read in enumerate(kept):
@@ -110,7 +110,7 @@ def test_a_slot_is_not_written_again_before_all_others_were(memory: HostMemory) 
     assert not torch.equal(kept[0].tensors["qa/ids"], payload(0, 4).tensors["qa/ids"]), "now the first one was"
 
 
-def test_a_buffer_that_was_outgrown_lasts_as_long_as_it_may_be_read(memory: HostMemory) -> None:
+def test_a_replaced_buffer_is_kept_while_it_may_be_read(memory: HostMemory) -> None:
     writer, reader = DeviceBuffers(0, CPU, memory, SLOTS), DeviceBuffers(1, CPU, memory, SLOTS)
     early = writer.publish(payload(0, 2), (1,), at_once=False)
     writer.publish(payload(1, 50), (1,), at_once=False)

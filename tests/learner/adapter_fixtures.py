@@ -1,4 +1,4 @@
-"""Small pretrained models, as folders, that get adapters in tests."""
+"""Small pretrained models in folders, and adapters on them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDS = torch.randint(300, (3, 9), generator=torch.Generator().manual_seed(1))
 
 
 def save_base(folder: Path, config: PreTrainedConfig, spare_rows: int = 0) -> Path:
-    """A pretrained model with its tokeniser, which knows no task tokens; with more rows than tokens if asked for."""
+    """Save a model and its tokeniser without task tokens; the model has ``spare_rows`` more rows than tokens."""
     texts = [text for task in TASKS for text in small.examples(task, 20)["context"].to_pylist()]
     tokenizer = train_base([*texts, "how does a begin ?"], 400)
     ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -45,7 +45,7 @@ def save_base(folder: Path, config: PreTrainedConfig, spare_rows: int = 0) -> Pa
 
 
 def experiment(base: Path, **lora: object) -> ExperimentConfig:
-    """An experiment with adapters on the model in ``base``."""
+    """Make an experiment with adapters on the model in ``base``."""
     return small.experiment(
         model={"name": str(base), "spare_task_tokens": 2, "lora": {"rank": 4, "alpha": 8, **lora}},
         optim={"variant": "torch", "lr": 1e-2, "eps": 1e-8},
@@ -53,12 +53,12 @@ def experiment(base: Path, **lora: object) -> ExperimentConfig:
 
 
 def tokenizer(base: Path) -> TaskTokenizer:
-    """The base's tokeniser with task tokens."""
+    """Load the base's tokeniser and add task tokens."""
     return TaskTokenizer.pretrained(base, TASKS, 2)
 
 
 def disturb(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Move everything that is trained, as training would."""
+    """Change all trainable parameters, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -68,7 +68,7 @@ def disturb(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def save_checkpoint(folder: Path, model: PreTrainedModel, tok: TaskTokenizer) -> Path:
-    """A checkpoint as a run writes it."""
+    """Write a checkpoint as a run does."""
     (folder / "tokenizer").mkdir(parents=True)
     tok.save(folder / "tokenizer")
     write_checkpoint(folder / "student-0", to_bytes(model), describe(model), folder / "tokenizer")
@@ -76,19 +76,19 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, tok: TaskTokenizer) ->
 
 
 def build(base: Path, seed: int = 0, **lora: object) -> tuple[PreTrainedModel, TaskTokenizer]:
-    """The model in ``base`` with adapters that do nothing yet."""
+    """Build the model in ``base`` with adapters that have no effect yet."""
     tok = tokenizer(base)
     return build_model(experiment(base, **lora).model, tok, seed).eval(), tok
 
 
 def added(tok: TaskTokenizer) -> list[int]:
-    """Ids of the tokens that the base does not know."""
+    """List the ids of the tokens that the base does not have."""
     return sorted({tok.ans, tok.pad, tok.unk, *tok.gen.values(), *tok.spares})
 
 
 @torch.no_grad()
 def logits(model: PreTrainedModel) -> Tensor:
-    """Also of new tokens, in the input and in the output."""
+    """Return the model's logits, with new tokens in both input and output."""
     rows = model.get_input_embeddings().weight.shape[0]
     ids = torch.cat([IDS, torch.arange(rows - 9, rows).unsqueeze(0)])
     return model.eval()(input_ids=ids).logits

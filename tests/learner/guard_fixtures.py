@@ -1,4 +1,4 @@
-"""Stage runs of a second stage whose guards have something to guard, without dropout and without clipping."""
+"""Stage runs of a second stage with guards, by default without dropout and clipping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def table(task: str, count: int) -> pa.Table:
 
 
 def begun(method: str, config: Any = None, memory: pa.Table | None = None, peer: int = 0) -> StageRun:
-    """Begin a second stage, with weights as if the learner had learned something."""
+    """Begin a second stage with weights that differ from the initial ones."""
     learner = small.unlike(small.peers(config or experiment(), small.tokenizer(), method, peer + 1))[peer]
     return learner.begin_stage(1, table("b", 6), memory)
 

@@ -32,7 +32,7 @@ WORDS = [f"word{index}" for index in range(30)]
 
 
 def examples(task: str, count: int, seed: int = 0) -> pa.Table:
-    """Examples whose answer repeats a part of the context."""
+    """Make examples whose answers repeat a part of the context."""
     draw = random.Random(f"{task} {seed}")
     rows = []
     for index in range(count):
@@ -54,13 +54,13 @@ def examples(task: str, count: int, seed: int = 0) -> pa.Table:
 
 @cache
 def tokenizer(tasks: tuple[str, ...] = ("a", "b")) -> TaskTokenizer:
-    """A byte-level BPE of the words above."""
+    """Train a byte-level BPE tokeniser on the words above."""
     texts = [text for task in tasks for text in examples(task, 20)["context"].to_pylist()]
     return TaskTokenizer.trained([*texts, "how does a begin ?"], 400, list(tasks), 2)
 
 
 def experiment(**changes: object) -> ExperimentConfig:
-    """A tiny experiment; ``changes`` replaces whole sections."""
+    """Make a tiny experiment; ``changes`` replace whole sections."""
     sections: dict[str, object] = {
         "stream": ["a", "b"],
         "model": {"from_scratch": {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.1}},
@@ -71,7 +71,7 @@ def experiment(**changes: object) -> ExperimentConfig:
 
 
 def tokens(tok: TaskTokenizer, current: int = 8, replayed: int = 3) -> pa.Table:
-    """A second stage's table: examples of ``b``, and pseudo-examples of ``a``."""
+    """Make the table of a second stage: examples of ``b``, and pseudo-examples of ``a``."""
     table, dropped = assemble(examples("b", current), tok, 64)
     assert not dropped
     samples = []
@@ -81,7 +81,7 @@ def tokens(tok: TaskTokenizer, current: int = 8, replayed: int = 3) -> pa.Table:
 
 
 def replay_alone(tok: TaskTokenizer, count: int) -> pa.Table:
-    """A table without a single current example."""
+    """Make a table without current examples."""
     table = tokens(tok, replayed=count)
     return table.filter(pc.not_equal(table["origin"], "real")).combine_chunks()
 
@@ -121,7 +121,7 @@ def attentive(tok: TaskTokenizer) -> Any:
 
 
 def unlike(learners: Sequence[Learner], scale: float = 3.0) -> Sequence[Learner]:
-    """Scale the embeddings so that predictions are far from uniform, and from each other's if weights differ."""
+    """Scale the embeddings so that predictions are far from uniform and, if weights differ, from each other."""
     for learner in learners:
         with torch.no_grad():
             learner.model.get_input_embeddings().weight.mul_(scale)
@@ -130,7 +130,7 @@ def unlike(learners: Sequence[Learner], scale: float = 3.0) -> Sequence[Learner]
 
 @dataclass(frozen=True)
 class Worker:
-    """Stands for a ``Student``: a stage run as the loop calls it, without codec and without Ray."""
+    """Stands in for a ``Student``: a stage run with the calls of the step loop, without codec and Ray."""
 
     run: StageRun
 
@@ -169,7 +169,7 @@ def train(runs: Sequence[StageRun], steps: Mapping[int, range], topology: Topolo
 
 
 def record_gradients(run: StageRun) -> list[dict[str, torch.Tensor]]:
-    """Return a list that fills with the gradients of every step from now on, as the optimiser gets them."""
+    """Return a list to which every later step appends the gradients that the optimiser gets."""
     steps: list[dict[str, torch.Tensor]] = []
 
     def note(optimizer: Any, *arguments: Any) -> None:
@@ -187,7 +187,7 @@ def same_weights(one: PeerModel, other: PeerModel) -> bool:
 
 
 def assert_same_gradients(mine: Mapping[str, torch.Tensor], model: torch.nn.Module, tolerance: float = 1e-5) -> None:
-    """Compare every gradient with that in ``model``, relative to its own size or, near zero, to the largest."""
+    """Compare every gradient with that in ``model``, relative to its own norm or, if that is small, to the largest."""
     expected = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     assert mine.keys() == expected.keys()
     largest = max(float(gradient.norm()) for gradient in expected.values())
@@ -197,7 +197,7 @@ def assert_same_gradients(mine: Mapping[str, torch.Tensor], model: torch.nn.Modu
 
 
 def cosine(mine: Mapping[str, torch.Tensor], model: torch.nn.Module) -> float:
-    """Return the cosine of all gradients together with those in ``model``."""
+    """Return the cosine similarity of all gradients, as one vector, with those in ``model``."""
     pairs = [(mine[name].flatten(), p.grad.flatten()) for name, p in model.named_parameters() if p.grad is not None]
     one, other = (torch.cat(side) for side in zip(*pairs, strict=True))
     return float(torch.nn.functional.cosine_similarity(one, other, dim=0))

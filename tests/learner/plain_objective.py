@@ -1,4 +1,4 @@
-"""The objective with all its options, one sequence, one head and one position at a time.
+"""A plain implementation of the objective with all options: one sequence, head and position at a time.
 
 Source: REFERENCE.md#lamol-loss, #word-kd-loss and #l4-choices.
 """
@@ -18,7 +18,7 @@ ANS_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class Rule:
-    """The choices that the papers leave open. Defaults are those of ``l4``."""
+    """Options that the papers leave open, with the defaults of ``l4``."""
 
     weight: float = 0.2
     temperature: float = 2.0
@@ -31,7 +31,7 @@ class Rule:
 
 
 def sequences(row: dict[str, Any], tok: Any) -> dict[str, tuple[list[int], list[int]]]:
-    """Return inputs and targets of both heads, written out from REFERENCE.md#assembly; -1 is ignored."""
+    """Return inputs and targets of both heads as in REFERENCE.md#assembly; a target of -1 is ignored."""
     ids, start = row["ids"], row["prompt_length"]
     answer = ids[start:]
     return {
@@ -47,7 +47,7 @@ def mean(terms: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def divergence(teachers: Sequence[Tensor], logits: Tensor, rule: Rule) -> Tensor:
-    """Return the KL divergence at one position, softened; several teachers count by their mean probabilities."""
+    """Return the softened KL divergence at one position, from the mean probabilities of the teachers."""
     p = torch.stack([(z / rule.temperature).softmax(-1) for z in teachers]).mean(0)
     q = (logits / rule.temperature).softmax(-1)
     left, right = (p, q) if rule.direction == "forward" else (q, p)

@@ -1,4 +1,4 @@
-"""Students of one rank and of several, which learn the same steps."""
+"""Students with one rank and with several, which learn the same steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.learner import learner_fixtures as small
 
 LIMIT = timedelta(seconds=60)
 CURRENT, REPLAYED, BATCH = 8, 3, 5
-"""Two epochs of batches of 5, 5 and 1 examples: of the last one, most ranks have nothing."""
+"""Two epochs of batches of 5, 5 and 1 examples: most ranks have no example of the last batch."""
 
 SCENARIOS: Mapping[str, dict[str, Any]] = {
     "l4": {},
@@ -42,7 +42,7 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
     "bfloat16": {"precision": "bfloat16"},
 }
 FULL = (("l4", None), ("everything", 2), ("bfloat16", None))
-"""Scenarios and micro-batches of fully sharded students."""
+"""Scenarios and micro-batch sizes of fully sharded students."""
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
@@ -51,33 +51,33 @@ A, T = TypeVar("A"), TypeVar("T")
 
 @dataclass
 class Learned:
-    """A student's learning of a stage, as one of its ranks saw it."""
+    """Observations of one rank of a student that learns a stage."""
 
     figures: list[dict[str, float]] = field(default_factory=list)
-    """Of every step."""
+    """The figures of every step."""
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
-    """Of every step, as the optimiser gets them."""
+    """The gradients of every step, as the optimiser gets them."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """At the end."""
+    """The final weights."""
     saved: bytes = b""
-    """As in a checkpoint."""
+    """The final weights as bytes, as in a checkpoint."""
 
 
 @dataclass
 class FullyLearned:
-    """The learning of fully sharded students, as their first rank saw it."""
+    """Observations of the first rank of fully sharded students."""
 
     learned: list[Learned]
     share: float
-    """Fraction of the first student's weights and moments that the rank holds."""
+    """The fraction of the first student's weights and moments that the rank holds."""
     restored: bytes
-    """Weights of a new student that was given those of the first one."""
+    """The weights of a new student that loaded those of the first one."""
     refusal: str
-    """Its message for weights of another shape."""
+    """The new student's error message for weights of another shape."""
 
 
 def begun(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | None = None) -> list[StageRun]:
-    """Begin the second stage of a scenario's students, each as one of its ranks sees it."""
+    """Begin the second stage of a scenario's students, each on one of its ranks."""
     more = {name: value for name, value in SCENARIOS[scenario].items() if name != "precision"}
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
     config = small.experiment(
@@ -88,7 +88,7 @@ def begun(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | 
         **more,
     )
     tok = small.tokenizer()
-    # Their weights are changed before they are sharded.
+    # Change the weights before they are sharded.
     whole = small.unlike(small.peers(config, tok, config.method))
     learners = [
         Learner(own.peer, own.model, tok, config, own.method, sharding, micro_batch)
@@ -98,7 +98,7 @@ def begun(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | 
 
 
 def learn(runs: Sequence[StageRun]) -> list[Learned]:
-    """Learn all steps of the stage, side by side or in turn."""
+    """Learn all steps of the stage, simultaneously or in turn."""
     learned = [Learned() for _ in runs]
     for run, own in zip(runs, learned, strict=True):
         run.optimizer.register_step_pre_hook(_noting(run.learner, own))
@@ -116,12 +116,12 @@ def learn(runs: Sequence[StageRun]) -> list[Learned]:
 
 @cache
 def alone(scenario: str) -> list[Learned]:
-    """Learn with a single rank, each batch at once."""
+    """Learn on a single rank, each batch at once."""
     return learn(begun(scenario))
 
 
 def assert_same(found: list[Learned], scenario: str) -> None:
-    """Compare losses, norms, all gradients of every step and all weights at the end, relative to their size."""
+    """Compare losses, norms, the gradients of every step and the final weights, relative to their norms."""
     tolerance = TOLERANCE[SCENARIOS[scenario].get("precision", "float32")]
     expected = alone(scenario)
     assert len(found) == len(expected)
@@ -143,7 +143,7 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor of which every rank holds a slice."""
+    """Gather a tensor of which every rank holds a slice."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -156,7 +156,7 @@ def _noting(learner: PeerModel, learned: Learned) -> Callable[..., None]:
 
 
 def groups(size: int) -> list[list[Sharding]]:
-    """Return the shardings of ``size`` ranks, one for each peer: data parallel, on threads of this process."""
+    """Return the data-parallel shardings of ``size`` ranks, one per peer; ranks are threads of this process."""
     store = dist.HashStore()
 
     def of_rank(rank: int) -> list[Sharding]:
@@ -179,7 +179,7 @@ def _gloo(store: dist.Store, name: str, rank: int, size: int) -> Any:
 
 
 def fully_sharded(rank: int, size: int, folder: Path) -> None:
-    """Run a rank in its own process, over the scenarios of ``FULL``; the first one writes what it has seen."""
+    """Run a rank in its own process for all scenarios of ``FULL``; the first rank writes its observations."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LIMIT)
@@ -203,7 +203,7 @@ def fully_sharded(rank: int, size: int, folder: Path) -> None:
 
 
 def _share_held(run: StageRun) -> float:
-    """Return the fraction of the numbers in weights and moments that this process holds."""
+    """Return the fraction of all weights and moments that this process holds."""
     tensors = [
         tensor
         for parameter in run.learner.model.parameters()

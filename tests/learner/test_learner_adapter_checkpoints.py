@@ -1,4 +1,4 @@
-"""Adapters in a checkpoint, and the layers they are put on."""
+"""Checkpoints with adapters, and the layers that adapters are added to."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_peft_loads_a_checkpoint(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tok = build(base)
     folder = adapted.save_checkpoint(tmp_path, adapted.disturb(model), tok)
-    monkeypatch.chdir(tmp_path)  # where the base is does not depend on where one stands
+    monkeypatch.chdir(tmp_path)  # the base is found from any working directory
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # of missing or unknown weights and settings
+        warnings.simplefilter("error", UserWarning)  # about missing or unknown weights and settings
         loaded = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_our_own_reader_loads_it_and_bytes_come_back(base: Path, tmp_path: Path) -> None:
+def test_load_folder_restores_a_checkpoint_bit_for_bit(base: Path, tmp_path: Path) -> None:
     model, tok = build(base)
     folder = adapted.save_checkpoint(tmp_path, adapted.disturb(model), tok)
     assert not {"config.json", "model.safetensors"} & {path.name for path in folder.iterdir()}
@@ -62,7 +62,7 @@ def test_our_own_reader_loads_it_and_bytes_come_back(base: Path, tmp_path: Path)
     }
 
 
-def test_it_answers_and_generates_as_the_model_in_memory(base: Path, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_answers_and_generates_like_the_model_in_memory(base: Path, tmp_path: Path) -> None:
     model, tok = build(base)
     loaded, _ = load_folder(adapted.save_checkpoint(tmp_path, adapted.disturb(model), tok))
     config = EvaluationConfig(max_new_tokens=5)
@@ -102,13 +102,13 @@ def test_a_damaged_checkpoint_is_refused(gpt2: Path, tmp_path: Path, damage: obj
         load_folder(folder)
 
 
-def test_adapters_are_no_model_to_start_from(gpt2: Path, tmp_path: Path) -> None:
+def test_a_run_cannot_start_from_adapters(gpt2: Path, tmp_path: Path) -> None:
     folder = adapted.save_checkpoint(tmp_path, *build(gpt2))
     with pytest.raises(ModelError, match=r"model\.name: .* holds adapters, not a model\. .*ray-l4 merge"):
         pretrained_config(str(folder))
 
 
-# --- where adapters go
+# --- layers with adapters
 
 
 def test_layers_can_be_chosen(gpt2: Path) -> None:
@@ -117,19 +117,19 @@ def test_layers_can_be_chosen(gpt2: Path) -> None:
     assert names == {f"transformer.h.{i}.{layer}" for i in (0, 1) for layer in ("mlp.c_fc", "attn.c_proj")}
 
 
-def test_layers_that_are_not_there_are_named_with_those_that_are(gpt2: Path) -> None:
+def test_unknown_layers_are_reported_with_the_known_ones(gpt2: Path) -> None:
     expected = (
         r"model\.lora\.targets: a 'gpt2' model has no layer 'q_proj'\. Layers of this model: c_attn, c_fc, c_proj\."
     )
     with pytest.raises(ModelError, match=expected):
         build(gpt2, targets=["c_attn", "q_proj"])
-    with pytest.raises(ModelError, match="no layer 'lm_head'"):  # its new rows are trained already
+    with pytest.raises(ModelError, match="no layer 'lm_head'"):  # its new rows are already trained
         build(gpt2, targets=["lm_head"])
 
 
-def test_an_unknown_architecture_asks_for_layers(tmp_path: Path) -> None:
+def test_an_unknown_architecture_requires_layer_names(tmp_path: Path) -> None:
     base = adapted.save_base(tmp_path, GRANITE)
-    with pytest.raises(ModelError, match=r"peft knows no usual layers of a 'granite' model; name some\. .*down_proj,"):
+    with pytest.raises(ModelError, match=r"peft has no default layers for a 'granite' model; name some\. .*down_proj,"):
         build(base)
     model, tok = build(base, targets=["q_proj"])
     plain = build_model(ModelConfig(name=str(base)), tok, 0)
@@ -138,7 +138,7 @@ def test_an_unknown_architecture_asks_for_layers(tmp_path: Path) -> None:
 
 
 def test_an_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:
-    """peft's layer for token rows is a product without a bias: predictions would change before the first step."""
+    """peft's layer for token rows drops the bias, so predictions would change before the first step."""
     base = adapted.save_base(tmp_path, GPTJConfig(n_embd=16, n_layer=1, n_head=2, rotary_dim=4, n_positions=64))
     assert AutoModelForCausalLM.from_pretrained(base).lm_head.bias is not None
     with pytest.raises(ModelError, match=r"model\.lora: the output layer of GPTJForCausalLM has a bias"):

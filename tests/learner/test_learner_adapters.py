@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what is stored, and that nothing else notices them."""
+"""Adapters: trained weights, stored bytes, and equality with the plain model in all else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_steps(runs: list[StageRun], steps: range) -> list[float]:
     return losses
 
 
-# --- what is trained
+# --- trained weights
 
 
 def test_only_adapters_and_new_rows_are_trained(base: Path) -> None:
@@ -71,7 +71,7 @@ def test_only_adapters_and_new_rows_are_trained(base: Path) -> None:
     assert len(rows) == (1 if tied else 2), "tied rows are one parameter"
     assert all(parameter.shape == (len(added(tok)), 32) for parameter in rows.values())
     assert len(trained) - len(rows) == 2 * 2 * (1 if model.config.model_type == "gpt2" else 2)
-    # Away from the start, where B is zero and hence the gradient of every A.
+    # Disturbed, because B starts at zero, which makes the gradient of every A zero.
     PositionLogits(adapted.disturb(model))(IDS, torch.arange(5)).logits_NV.logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in trained), name
@@ -83,7 +83,7 @@ def test_untrained_adapters_change_nothing(base: Path) -> None:
     assert torch.equal(logits(model), logits(plain))
 
 
-def test_the_pretrained_weights_stay_as_they_are(base: Path) -> None:
+def test_the_pretrained_weights_do_not_change(base: Path) -> None:
     peers, tok = learners(base, dropout=0.1)
     before = {name: tensor.clone() for name, tensor in frozen(peers[0].model).items()}
     start = peers[0].weights().tobytes()
@@ -98,7 +98,7 @@ def frozen(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if not p.requires_grad}
 
 
-def test_every_trained_number_moves(base: Path) -> None:
+def test_all_trained_weights_change(base: Path) -> None:
     peers, tok = learners(base, dropout=0.1)
     model = peers[0].model
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -111,8 +111,8 @@ def test_every_trained_number_moves(base: Path) -> None:
     assert moved[added(tok).index(tok.ans)] and moved[added(tok).index(tok.gen["b"])]
 
 
-def test_tokens_with_a_spare_row_in_the_model_are_trained_too(tmp_path: Path) -> None:
-    """As in Qwen's models, which have more rows than tokens: no row is drawn, and still none means anything."""
+def test_added_tokens_that_use_spare_rows_are_trained(tmp_path: Path) -> None:
+    """Models such as Qwen's have more rows than tokens, so no row is drawn, but the rows used are untrained."""
     base = adapted.save_base(tmp_path, adapted.CONFIGS["llama, tied"], spare_rows=50)
     model, tok = build(base)
     assert model.get_input_embeddings().weight.shape[0] > tok.size
@@ -127,8 +127,8 @@ def test_random_numbers_follow_from_the_seed(llama: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_dropout_of_adapters_follows_the_step(llama: Path) -> None:
-    """It is all that sets two peers of a Llama apart, which has no dropout of its own."""
+def test_dropout_of_adapters_depends_on_peer_and_step(llama: Path) -> None:
+    """Llama has no dropout of its own, so only the adapters' dropout makes two peers differ."""
     runs = []
     for _ in range(2):
         peers, tok = learners(llama, dropout=0.1)
@@ -141,7 +141,7 @@ def test_dropout_of_adapters_follows_the_step(llama: Path) -> None:
     assert peers[0].weights().tobytes() == peers[1].weights().tobytes()
 
 
-def test_both_ways_to_the_logits_agree(base: Path) -> None:
+def test_position_logits_equal_those_of_the_model(base: Path) -> None:
     model, _ = build(base)
     chosen = PositionLogits(adapted.disturb(model))
     assert chosen.direct
@@ -163,8 +163,8 @@ def test_bfloat16_arithmetic_leaves_adapters_in_float32(base: Path) -> None:
 # --- bytes
 
 
-def test_a_fresh_model_takes_over_from_bytes(base: Path) -> None:
-    """Whatever else it was drawn with: the seeds differ."""
+def test_bytes_restore_a_model_built_with_another_seed(base: Path) -> None:
+    """The bytes overwrite everything that was drawn with the other seed."""
     model, tok = build(base, seed=1)
     weights = to_bytes(adapted.disturb(model))
     weights.setflags(write=False)
@@ -183,7 +183,7 @@ def test_a_blank_model_without_adapters_comes_from_the_description(gpt2: Path) -
     assert torch.equal(logits(other), logits(model))
 
 
-def test_bytes_hold_what_was_trained_and_no_more(base: Path) -> None:
+def test_bytes_hold_only_what_is_trained(base: Path) -> None:
     model, tok = build(base)
     weights = to_bytes(model)
     numbers = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -208,8 +208,8 @@ def test_weights_that_do_not_fit_are_refused(gpt2: Path, llama: Path) -> None:
         load_bytes(model, weights[:-1])
 
 
-def test_a_resumed_peer_goes_on_as_if_nothing_had_been(llama: Path) -> None:
-    """A stage starts from weights alone, so a peer that was restored learns it bit for bit as the one before."""
+def test_a_restored_peer_learns_the_next_stage_bit_for_bit_the_same(llama: Path) -> None:
+    """A stage depends on nothing but the weights that it starts from."""
     peers, tok = learners(llama, dropout=0.1)
     run_steps(begun(peers, tok), range(3))
     kept = [peer.weights() for peer in peers]

@@ -1,4 +1,4 @@
-"""``l4-released``: the authors' rule for a batch, and their epochs in turn, against plain code.
+"""``l4-released``: the objective of the authors' code and its alternating epochs, against a plain implementation.
 
 Source: REFERENCE.md#l4-released.
 """
@@ -29,7 +29,7 @@ EPOCHS, BATCH = 2, 3
 
 
 def cross_entropy(model: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, head: str) -> Tensor:
-    """LAMOL's weighted mean over the targets of all rows; 0 for no rows."""
+    """Return LAMOL's weighted mean over the targets of all rows; 0 for no rows."""
     total, weights = torch.zeros(()), 0.0
     for inputs, first, targets in (flat(row, tok, head) for row in rows):
         logits = model(input_ids=torch.tensor([inputs])).logits[0, first:]
@@ -41,7 +41,7 @@ def cross_entropy(model: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer
 
 
 def divergence(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, head: str) -> Tensor:
-    """``F.kl_div(..., reduction="mean") * T^2``: the mean over positions *and* vocabulary; 0 for no rows."""
+    """Return ``F.kl_div(..., reduction="mean") * T^2``, a mean over positions *and* vocabulary; 0 for no rows."""
     student, teacher = [], []
     for inputs, first, _ in (flat(row, tok, head) for row in rows):
         student.append(model(input_ids=torch.tensor([inputs])).logits[0, first:])
@@ -55,14 +55,14 @@ def divergence(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: TaskT
 
 
 def flat(row: dict[str, Any], tok: TaskTokenizer, head: str) -> tuple[list[int], int, list[int]]:
-    """Input, the position from which on it is scored, and the targets from there."""
+    """Return the input, the first position that bears a loss, and the targets from there on."""
     if head == "lm":
         return [row["gen"], *row["ids"]], 0, [*row["ids"], tok.eos]
     return row["ids"], row["prompt_length"] - 1, [*row["ids"][row["prompt_length"] :], tok.eos]
 
 
 def released_loss(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer, lambda_: float) -> Tensor:
-    """Labels of all examples if none is a pseudo-example, else of the pseudo-examples alone; KD on current ones."""
+    """Use labels of pseudo-examples only, or of all examples if there are none; distil on current examples."""
     pseudo = [row for row in rows if row["origin"] == "generated"]
     current = [row for row in rows if row["origin"] == "real"]
     loss = torch.zeros(())
@@ -75,7 +75,7 @@ def released_loss(model: Any, peer: Any, rows: Sequence[dict[str, Any]], tok: Ta
 def plain_alternation(
     models: Sequence[Any], rows: Sequence[dict[str, Any]], orders: Any, tok: TaskTokenizer, lr: float, lambda_: float
 ) -> list[list[float]]:
-    """Both models' epochs in turn: a whole pass of one with the other as it is then, frozen, and then the other way."""
+    """Alternate epochs: each model learns a whole epoch while the other, frozen, teaches it."""
     optimizers = [torch.optim.AdamW(model.parameters(), lr=lr, eps=1e-4, weight_decay=0.0) for model in models]
     losses: list[list[float]] = [[], []]
     seen = [0, 0]
@@ -98,7 +98,7 @@ def plain_alternation(
     return losses
 
 
-# --- the same on this loop
+# --- the same with stage runs
 
 
 def experiment(dropout: float = 0.0, **more: Any) -> Any:
@@ -121,7 +121,7 @@ def begun(config: Any, current: int = 6, replayed: int = 3) -> list[StageRun]:
 
 
 def in_turn(runs: Sequence[StageRun]) -> list[list[dict[str, float]]]:
-    """Learn a stage as the coordinator has it, a pass of each student per epoch; returns each student's figures."""
+    """Learn a stage in the coordinator's order, each student in turn per epoch; returns each student's figures."""
     figures: list[list[dict[str, float]]] = [[] for _ in runs]
     first = [0 for _ in runs]
     for epoch in range(EPOCHS):
@@ -133,7 +133,7 @@ def in_turn(runs: Sequence[StageRun]) -> list[list[dict[str, float]]]:
     return figures
 
 
-@pytest.mark.filterwarnings("ignore:reduction")  # PyTorch advises against the mean that the authors' code takes
+@pytest.mark.filterwarnings("ignore:reduction")  # PyTorch warns about the mean that the authors' code uses
 @pytest.mark.parametrize("lambda_", [0.2, 200.0], ids=["as released", "so that it matters"])
 def test_two_epochs_in_turn_equal_two_plain_models(lambda_: float) -> None:
     runs = begun(experiment(distillation={"weight": lambda_}))
@@ -159,7 +159,7 @@ def test_two_epochs_in_turn_equal_two_plain_models(lambda_: float) -> None:
             assert (weights - expected[name]).norm() <= 1e-5 * expected[name].norm(), (me, name)
 
 
-def test_the_second_student_learns_from_the_first_as_it_is_after_its_pass() -> None:
+def test_the_second_student_learns_from_the_first_after_its_epoch() -> None:
     runs = begun(experiment(distillation={"weight": 50_000.0}))
     before = runs[0].predict(0, 1)
     steps = runs[0].sampler.last_step_of(0) + 1
@@ -172,7 +172,7 @@ def test_the_second_student_learns_from_the_first_as_it_is_after_its_pass() -> N
     assert second.backward(0, [after.targets()]) == figures[1]
 
 
-def test_the_waiting_student_has_no_dropout_and_is_not_changed() -> None:
+def test_the_waiting_student_predicts_without_dropout_and_is_unchanged() -> None:
     runs = begun(experiment(dropout=0.5))
     model = runs[1].learner.model
     waiting = copy.deepcopy(model.state_dict())
@@ -184,12 +184,12 @@ def test_the_waiting_student_has_no_dropout_and_is_not_changed() -> None:
     assert model.training
 
 
-def test_each_student_has_an_order_of_its_own_and_the_other_can_follow_it() -> None:
+def test_each_student_has_its_own_order_and_the_other_predicts_its_batches() -> None:
     runs = begun(experiment())
     orders = [np.concatenate([one.sampler.indices(step) for step in range(3)]).tolist() for one in runs]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(9))
-    # The waiting student predicts the positions of the learning one's batch, whatever its own next batch is.
+    # The waiting student predicts the batch of the learning one, not its own next batch.
     for me, other in ((0, 1), (1, 0)):
         sent = runs[other].predict(0, me)
         own = runs[me].forward(0)
@@ -198,14 +198,14 @@ def test_each_student_has_an_order_of_its_own_and_the_other_can_follow_it() -> N
         }
 
 
-def test_side_by_side_all_share_one_order() -> None:
+def test_students_that_learn_simultaneously_share_one_order() -> None:
     runs = begun(experiment(distillation={"schedule": "simultaneous"}))
     orders = [[one.sampler.indices(step).tolist() for step in range(6)] for one in runs]
     assert orders[0] == orders[1]
 
 
-def test_the_divergence_of_the_authors_is_the_default_s_over_the_vocabulary() -> None:
-    """Same batch, same temperature: the loss's term is smaller by the size of the vocabulary.
+def test_averaging_over_the_vocabulary_divides_the_divergence_by_its_size() -> None:
+    """For equal batch and temperature, the term of the loss is smaller by the size of the vocabulary.
 
     Source: REFERENCE.md#l4-released.
     """

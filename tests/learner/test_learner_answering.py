@@ -1,4 +1,4 @@
-"""Test sets, answers in the right place and of the right length, and pseudo-examples."""
+"""Test sets, the order and length of answers, and pseudo-examples."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(tok: TaskTokenizer) -> PreTrainedModel:
 
 @pytest.fixture
 def reach(model: PreTrainedModel) -> Iterator[list[int]]:
-    """The largest position that each call of the model used."""
+    """A list of the largest position that each call of the model used."""
     used: list[int] = []
     hook = model.transformer.wpe.register_forward_pre_hook(lambda module, ids: used.append(int(ids[0].max())))
     yield used
@@ -52,7 +52,7 @@ def questions(tok: TaskTokenizer, count: int = 10, metric: str = "em", **config:
 
 
 def rows(*texts: tuple[str, str, list[str]]) -> pa.Table:
-    """Examples of task ``a`` from (context, question, references)."""
+    """Make examples of task ``a`` from (context, question, references)."""
     return pa.Table.from_pylist(
         [
             {
@@ -82,13 +82,13 @@ def test_a_test_set_has_a_prompt_for_every_item(tok: TaskTokenizer) -> None:
         assert item == Item("", (example["answer"],), example["sample_id"], "")
 
 
-def test_an_answer_may_be_as_long_as_the_longest_reference(tok: TaskTokenizer) -> None:
+def test_answers_are_limited_to_the_longest_reference(tok: TaskTokenizer) -> None:
     longest = max(len(tok.encode(text)) for text in small.examples("a", 10)["answer"].to_pylist())
     assert questions(tok).max_new_tokens == longest
     assert questions(tok, max_new_tokens=3).max_new_tokens == 3
 
 
-def test_a_limit_takes_the_first_examples(tok: TaskTokenizer) -> None:
+def test_a_limit_selects_the_first_examples(tok: TaskTokenizer) -> None:
     tests = questions(tok, limit=4)
     assert [item.sample_id for item in tests.items] == [f"a-{index}" for index in range(4)]
     assert tests.prompts.num_rows == 4
@@ -121,8 +121,8 @@ def test_gold_answers_are_cleaned_like_predictions(tok: TaskTokenizer) -> None:
 # --- answers
 
 
-def test_answers_stand_with_their_questions(model: PreTrainedModel, tok: TaskTokenizer) -> None:
-    """Prompts are decoded in the order of their lengths; what comes back is in the order of the items."""
+def test_answers_are_in_the_order_of_their_questions(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+    """Prompts are decoded in the order of their lengths, but answers are returned in the order of the items."""
     tests = questions(tok, count=13)
     lengths = [len(ids) for ids in tests.prompts["ids"].to_pylist()]
     assert lengths != sorted(lengths)
@@ -155,7 +155,7 @@ def test_sampled_answers_follow_the_seed(model: PreTrainedModel, tok: TaskTokeni
 
 
 @pytest.mark.parametrize("metric", ["em", "nf1", "avg_rouge"])
-def test_scores_are_those_of_the_metric(model: PreTrainedModel, tok: TaskTokenizer, metric: str) -> None:
+def test_scores_equal_those_of_the_metric(model: PreTrainedModel, tok: TaskTokenizer, metric: str) -> None:
     tests = questions(tok, metric=metric)
     scored = answer(model, tok, tests, EvaluationConfig(), seed=0)
     items = [
@@ -167,7 +167,7 @@ def test_scores_are_those_of_the_metric(model: PreTrainedModel, tok: TaskTokeniz
 
 
 def test_right_answers_score_100(model: PreTrainedModel, tok: TaskTokenizer) -> None:
-    """The references are what the model says, so em must find every prediction beside its own reference."""
+    """The references are the model's own answers, so em is 100 only if each answer meets its own reference."""
     tests = questions(tok, count=8)
     said = answer(model, tok, tests, EvaluationConfig(chunk=3), seed=0).predictions
     examples = small.examples("a", 8)
@@ -177,10 +177,10 @@ def test_right_answers_score_100(model: PreTrainedModel, tok: TaskTokenizer) -> 
 
 
 @pytest.mark.parametrize(("reserve", "expected"), [(1, 1), (5, 5)])
-def test_long_contexts_leave_room_for_what_is_reserved(
+def test_long_contexts_are_truncated_to_the_reserve(
     model: PreTrainedModel, tok: TaskTokenizer, reach: list[int], reserve: int, expected: int
 ) -> None:
-    """REFERENCE.md#decoding: with a reserve of 1, as in the reference, an answer has a single token."""
+    """With a reserve of 1, as in the reference implementation, an answer has one token (REFERENCE.md#decoding)."""
     config = EvaluationConfig(reserve=reserve, max_new_tokens=30)
     long = rows(*[(" ".join(small.WORDS * 4), "how ?", [" ".join(small.WORDS)])] * 2)
     tests = build_test_set(long, "em", tok, POSITIONS, config)
@@ -191,7 +191,9 @@ def test_long_contexts_leave_room_for_what_is_reserved(
     assert max(reach) <= POSITIONS - 1
 
 
-def test_no_answer_runs_beyond_the_model(model: PreTrainedModel, tok: TaskTokenizer, reach: list[int]) -> None:
+def test_no_answer_exceeds_the_positions_of_the_model(
+    model: PreTrainedModel, tok: TaskTokenizer, reach: list[int]
+) -> None:
     tests = questions(tok, count=12, max_new_tokens=1000)
     answer(model, tok, tests, EvaluationConfig(chunk=5), seed=0)
     assert POSITIONS - 8 < max(reach) <= POSITIONS - 2, "the last token is not fed back"
@@ -200,7 +202,7 @@ def test_no_answer_runs_beyond_the_model(model: PreTrainedModel, tok: TaskTokeni
 # --- replay
 
 
-def test_pseudo_examples_begin_with_their_token_and_fit(
+def test_pseudo_examples_start_with_their_task_token_and_fit_the_limit(
     model: PreTrainedModel, tok: TaskTokenizer, reach: list[int]
 ) -> None:
     gens = [tok.gen["a"], tok.gen["b"]] * 10
@@ -213,7 +215,7 @@ def test_pseudo_examples_begin_with_their_token_and_fit(
     assert len({tuple(ids.tolist()) for ids in samples}) == 20
 
 
-def test_a_shorter_limit_is_kept(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_a_shorter_limit_is_respected(model: PreTrainedModel, tok: TaskTokenizer) -> None:
     samples = generate_replay(model, tok, [tok.gen["a"]] * 5, range(5), 7, ReplayConfig())
     assert max(len(ids) for ids in samples) == 7
 
@@ -229,7 +231,7 @@ def test_pseudo_examples_do_not_depend_on_how_they_are_split(model: PreTrainedMo
     assert [ids.tolist() for ids in whole] == [ids.tolist() for ids in parts]
 
 
-def test_temperature_and_top_k_shape_replay(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_temperature_and_top_k_affect_replay(model: PreTrainedModel, tok: TaskTokenizer) -> None:
     def variety(**settings: float) -> int:
         config = ReplayConfig.model_validate(settings)
         samples = generate_replay(model, tok, [tok.gen["a"]] * 40, range(40), 2, config)
@@ -243,7 +245,7 @@ def test_temperature_and_top_k_shape_replay(model: PreTrainedModel, tok: TaskTok
 
 @pytest.mark.parametrize("ban", [False, True])
 def test_task_tokens_can_be_banned_from_replay_and_answers(tok: TaskTokenizer, ban: bool) -> None:
-    """A model that says nothing else, unless it is not allowed to."""
+    """The model generates nothing but task tokens unless they are banned."""
     model = build_model(small.experiment().model, tok, 5).eval()
     with torch.no_grad():
         direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -267,7 +269,7 @@ def test_task_tokens_can_be_banned_from_replay_and_answers(tok: TaskTokenizer, b
 
 
 @pytest.mark.shared_data
-def test_a_real_model_loads_answers_and_generates(shared_data: Path) -> None:
+def test_a_real_model_answers_and_generates(shared_data: Path) -> None:
     """stories260K: a Llama of 260,000 weights that was trained on children's stories."""
     folder = shared_data / "models" / "stories260K"
     tok = TaskTokenizer.pretrained(folder, ["a"], 2)

@@ -1,4 +1,4 @@
-"""Work on many tensors, some at a time, changes no number."""
+"""Processing tensors in buckets changes no number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_buckets_hold_every_tensor_once_and_in_order(sizes: list[int], limit: in
 
 
 def trained(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Weights of several shapes after three updates."""
+    """Return weights of several shapes after three updates."""
     generator = torch.Generator().manual_seed(3)
     weights = [nn.Parameter(torch.randn(*shape, generator=generator).to(dtype)) for shape in ((5, 3), (7,), (2, 9))]
     optimizer = optim.ReferenceAdamW(weights, lr=1e-2)
@@ -34,7 +34,7 @@ def trained(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_update_in_buckets_is_the_update(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updating_in_buckets_changes_no_number(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
     def counted(tensors: list[torch.Tensor], size: int) -> list[list[torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Decoding beside a plain twin that knows no cache and no padding, and sampling as a distribution."""
+"""Decoding, against a plain implementation without cache and padding, and the distribution of samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tok() -> TaskTokenizer:
 
 @pytest.fixture(scope="module")
 def model(tok: TaskTokenizer) -> PreTrainedModel:
-    """Weights large enough that every token changes what follows, and an EOS that comes up now and then."""
+    """A model with weights so large that every token affects the next ones, and that sometimes generates EOS."""
     model = small.attentive(tok)
     with torch.no_grad():
         model.transformer.wte.weight[tok.eos] *= 3
@@ -41,7 +41,7 @@ def prompts(tok: TaskTokenizer) -> list[list[int]]:
 
 @torch.no_grad()
 def plainly(model: PreTrainedModel, prompt: Sequence[int], eos: int, count: int) -> list[int]:
-    """Greedy, one prompt at a time, all of it anew for every token."""
+    """Decode one prompt greedily, running all of it again for every token."""
     ids = list(prompt)
     for _ in range(count):
         best = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
@@ -51,7 +51,7 @@ def plainly(model: PreTrainedModel, prompt: Sequence[int], eos: int, count: int)
     return ids[len(prompt) :]
 
 
-def test_greedy_is_what_the_plain_twin_says(
+def test_greedy_decoding_equals_the_plain_implementation(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
 ) -> None:
     expected = [plainly(model, prompt, tok.eos, 24) for prompt in prompts]
@@ -61,7 +61,7 @@ def test_greedy_is_what_the_plain_twin_says(
     assert len({tuple(new) for new in expected}) == len(prompts), "a model that says the same to all tests nothing"
 
 
-def test_a_prompt_s_continuation_does_not_depend_on_its_batch(
+def test_a_continuation_does_not_depend_on_the_batch(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
 ) -> None:
     together = continue_prompts(model, tok, prompts, 16)
@@ -84,7 +84,7 @@ def test_nothing_follows_eos_and_eos_itself_is_cut(model: PreTrainedModel, tok: 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_decoding_is_without_dropout_and_leaves_the_mode_as_it_was(
+def test_decoding_has_no_dropout_and_restores_the_mode(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], training: bool
 ) -> None:
     expected = continue_prompts(model.eval(), tok, prompts, 8)
@@ -96,7 +96,7 @@ def test_decoding_is_without_dropout_and_leaves_the_mode_as_it_was(
 def test_sampling_draws_no_global_random_numbers(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
 ) -> None:
-    """A student that generates must go on training as if it had not."""
+    """Generating must not affect the student's later training."""
     before = torch.get_rng_state()
     continue_prompts(model, tok, prompts, 4, top_k=5, seeds=range(len(prompts)))
     assert torch.equal(torch.get_rng_state(), before)
@@ -123,17 +123,17 @@ def test_a_sample_depends_on_its_own_seed_alone(
     assert halves == together
 
 
-def test_a_longer_limit_continues_the_same_sample(
+def test_a_higher_limit_extends_the_same_sample(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
 ) -> None:
-    """The limit differs from chunk to chunk of a test set; what is drawn must not."""
+    """The limit differs between the chunks of a test set, and must not affect the samples."""
     seeds = list(range(len(prompts)))
     short, long = (sampled(model, tok, prompts, seeds, new) for new in (5, 15))
     assert [row[:5] for row in long] == short
     assert any(len(row) > 5 for row in long)
 
 
-def test_one_prompt_has_as_many_samples_as_seeds(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_different_seeds_give_different_samples_of_one_prompt(model: PreTrainedModel, tok: TaskTokenizer) -> None:
     samples = sampled(model, tok, [[7, 8]] * 20, range(20))
     assert len({tuple(sample) for sample in samples}) == 20
 
@@ -146,14 +146,14 @@ def test_sampling_without_a_seed_for_every_prompt_is_refused(
         continue_prompts(model, tok, [[1], [2]], 4, top_k=5, seeds=seeds)
 
 
-# --- what must not be said
+# --- banned tokens
 
 
 @torch.no_grad()
-def test_greedy_without_a_token_is_the_best_of_the_rest(
+def test_greedy_decoding_skips_banned_tokens(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]
 ) -> None:
-    """Against the plain twin, with those tokens banned that it likes best."""
+    """The banned tokens are those that the plain implementation generates most."""
     free = continue_prompts(model, tok, prompts, 12)
     banned = sorted({token for row in free for token in row[:3]})
     new = continue_prompts(model, tok, prompts, 12, banned=banned)
@@ -168,10 +168,10 @@ def test_greedy_without_a_token_is_the_best_of_the_rest(
 
 
 @pytest.mark.parametrize("top_k", [2, 20])
-def test_a_banned_token_is_never_drawn_and_another_takes_its_place(
+def test_a_banned_token_is_never_drawn_and_top_k_others_remain(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], top_k: int
 ) -> None:
-    """It is taken out before the cut: ``top_k`` tokens are left, also where it was the likeliest of all."""
+    """It is removed before the selection, so ``top_k`` tokens remain even if it was the likeliest."""
     seeds = list(range(len(prompts)))
     free = continue_prompts(model, tok, prompts, 12, top_k=top_k, seeds=seeds)
     banned = sorted({token for row in free for token in row})
@@ -188,7 +188,7 @@ def test_a_banned_token_is_never_drawn_and_another_takes_its_place(
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 20, "seeds": range(len(LENGTHS))}], ids=["greedy", "sampled"])
-def test_a_ban_on_what_would_not_be_said_changes_nothing(
+def test_banning_tokens_that_do_not_occur_changes_nothing(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], options: dict[str, object]
 ) -> None:
     free = continue_prompts(model, tok, prompts, 8, **options)  # type: ignore[arg-type]
@@ -208,18 +208,18 @@ def test_a_ban_does_not_outlast_its_call(model: PreTrainedModel, tok: TaskTokeni
     assert continue_prompts(model, tok, prompts, 8) == free
 
 
-# --- the sampler as a distribution
+# --- the distribution of samples
 
 
 def draws(logits_V: torch.Tensor, count: int, top_k: int, temperature: float) -> torch.Tensor:
-    """How often each token is drawn, (vocab,)."""
+    """Count how often each token is drawn: (vocab,)."""
     sampler = TopKSampler(range(count), top_k, temperature, max_new_tokens=1)
     picked = sampler(torch.zeros(count, 1), logits_V.expand(count, -1)).argmax(-1)
     return torch.bincount(picked, minlength=len(logits_V))
 
 
 def check_frequencies(counts_V: torch.Tensor, logits_V: torch.Tensor, top_k: int, temperature: float) -> None:
-    """Pearson's statistic is k - 1 on average, and rarely 5 standard deviations above it."""
+    """Check Pearson's statistic, whose mean is k - 1, to 5 standard deviations."""
     best = torch.topk(logits_V, top_k).indices
     outside = torch.ones(len(logits_V), dtype=torch.bool).index_fill(0, best, False)
     assert int(counts_V[outside].sum()) == 0, "only the k most likely are drawn"
@@ -235,13 +235,13 @@ def test_frequencies_are_the_softmax_of_the_top_k(top_k: int, temperature: float
     check_frequencies(draws(logits, 8000, top_k, temperature), logits, top_k, temperature)
 
 
-def test_the_check_notices_another_temperature() -> None:
+def test_the_check_detects_another_temperature() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, 1.5, 0.0])
     with pytest.raises(AssertionError):
         check_frequencies(draws(logits, 8000, 5, 1.0), logits, 5, 1.2)
 
 
-def test_the_model_s_samples_have_the_model_s_frequencies(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_sample_frequencies_match_the_models_probabilities(model: PreTrainedModel, tok: TaskTokenizer) -> None:
     prompt, count = [5, 6, 7], 3000
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].float()
@@ -250,8 +250,8 @@ def test_the_model_s_samples_have_the_model_s_frequencies(model: PreTrainedModel
     check_frequencies(counts, logits, 6, 2.0)
 
 
-def test_a_later_token_is_drawn_with_numbers_of_its_own() -> None:
-    """With the same numbers at every token, samples would repeat their rank for ever."""
+def test_every_token_gets_new_noise() -> None:
+    """With equal noise at every token, a sample would always choose the same rank."""
     logits, count = torch.zeros(4), 4000
     sampler = TopKSampler(range(count), 4, 1.0, max_new_tokens=2)
     first, second = (sampler(torch.zeros(count, 1), logits.expand(count, -1)).argmax(-1) for _ in range(2))
@@ -260,7 +260,7 @@ def test_a_later_token_is_drawn_with_numbers_of_its_own() -> None:
 
 
 @given(st.integers(1, 12), st.integers(2, 30), st.integers(0, 2**63 - 1))
-def test_only_the_top_k_are_left_and_never_more_than_there_are(vocabulary: int, top_k: int, seed: int) -> None:
+def test_at_most_top_k_tokens_remain(vocabulary: int, top_k: int, seed: int) -> None:
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed))
     kept = TopKSampler([seed], top_k, 1.0, max_new_tokens=1)(torch.zeros(1, 1), logits)
     alive = torch.isfinite(kept[0])
@@ -270,17 +270,17 @@ def test_only_the_top_k_are_left_and_never_more_than_there_are(vocabulary: int, 
 
 
 def test_half_precision_scores_are_sampled_in_float32() -> None:
-    """bfloat16 noise would make ties, and arg max would break all of them the same way."""
+    """In bfloat16 the noise would cause ties, which arg max breaks by position."""
     kept = TopKSampler([3], 4, 1.0, max_new_tokens=1)(torch.zeros(1, 1), torch.zeros(1, 4, dtype=torch.bfloat16))
     assert kept.dtype == torch.float32
     assert len(set(kept[0].tolist())) == 4
 
 
-# --- fixed units of work
+# --- chunks
 
 
 @given(st.integers(0, 100), st.integers(1, 30))
-def test_chunks_are_consecutive_complete_and_of_one_size(total: int, size: int) -> None:
+def test_chunks_are_consecutive_complete_and_equal_in_size(total: int, size: int) -> None:
     chunks = in_chunks(total, size)
     assert [index for chunk in chunks for index in chunk] == list(range(total))
     assert all(len(chunk) == size for chunk in chunks[:-1])

@@ -1,4 +1,4 @@
-"""Learning from the mean of the neighbours is learning from each of them and averaging, whatever the graph."""
+"""For any topology, the gradient from the mean of the teachers is the mean of the gradients from each teacher."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.learner.plain_objective import Rule, plain_objective
 WEIGHT = 3.0
 RULE = Rule(weight=WEIGHT)
 WIDTHS = (32, 48, 16, 32)
-"""Peers need not be of one size."""
+"""Peers of different sizes."""
 
 
 def begun(size: int, schedule: str = "simultaneous") -> list[StageRun]:
-    """Peers without dropout and unlike each other, in a stage whose every batch holds all there is."""
+    """Begin a stage with different peers without dropout; every batch holds all examples."""
     tok = small.tokenizer()
     learners = []
     for peer, width in enumerate(WIDTHS[:size]):
@@ -39,7 +39,7 @@ def begun(size: int, schedule: str = "simultaneous") -> list[StageRun]:
 
 
 def averaged(model: Any, teachers: list[Any], run: StageRun) -> float:
-    """Leave in ``model`` the gradient of the mean, over the teachers, of the objective with that one alone."""
+    """Compute the gradient in ``model`` of the mean, over the teachers, of the objective with each one alone."""
     rows = run.tokens.take(run.sampler.indices(0)).to_pylist()
     losses = [
         plain_objective(model, only, rows, run.learner.tokenizer, RULE, ("qa", "lm"))[0]
@@ -69,7 +69,7 @@ def check(graph: Topology, schedule: str, together: bool) -> None:
             teachers = [before[teacher] for teacher in graph.teachers_of(peer)]
             loss = averaged(before[peer], teachers, runs[peer])
             small.assert_same_gradients(recorded[peer][0], before[peer], tolerance=3e-5)
-            # In value they differ by how far the teachers are apart; only one teacher is as far as itself.
+            # The values differ by the spread of the teachers, which is 0 for a single one.
             assert figures[peer]["loss"] <= loss + 1e-5
             if len(teachers) < 2:
                 assert figures[peer]["loss"] == pytest.approx(loss, rel=1e-5)
@@ -80,26 +80,26 @@ def check(graph: Topology, schedule: str, together: bool) -> None:
 @example(star(4))
 @example(from_edges(3, [(2, 0)]))
 @given(digraphs())
-def test_the_gradient_is_that_of_every_teacher_averaged(graph: Topology) -> None:
+def test_the_gradient_is_the_average_over_the_teachers(graph: Topology) -> None:
     check(graph, "simultaneous", together=True)
 
 
 @settings(max_examples=2)
 @example(ring(3))
 @given(digraphs())
-def test_so_it_is_where_students_learn_in_turn(graph: Topology) -> None:
+def test_the_gradient_is_the_average_when_students_learn_in_turn(graph: Topology) -> None:
     check(graph, "alternate_epochs", together=False)
 
 
-def test_without_a_teacher_a_peer_learns_from_labels_alone() -> None:
+def test_a_peer_without_teachers_learns_from_labels_only() -> None:
     (figures,) = small.train(begun(2), dict.fromkeys((0, 1), range(1)), from_edges(2, [(0, 1)]))
     assert figures[0]["kd_qa"] == figures[0]["kd_lm"] == 0.0
     assert figures[1]["kd_qa"] > 0
     assert figures[0]["loss"] == pytest.approx(figures[0]["nll_qa"] + 0.25 * figures[0]["nll_lm"], rel=1e-6)
 
 
-def test_after_a_loss_the_mean_is_that_of_the_peers_that_are_present() -> None:
-    """Not of all with the lost one's share missing: the probabilities would not sum to one."""
+def test_after_a_loss_targets_are_the_mean_over_present_peers() -> None:
+    """The mean is not over all teachers with one missing, whose probabilities would not sum to one."""
     (present,) = small.train(begun(3), dict.fromkeys((0, 2), range(1)), ring(3).without({1}))
     assert present[2]["kd_qa"] == 0.0, "its only teacher is gone"
     steps = dict.fromkeys((0, 2, 3), range(1))

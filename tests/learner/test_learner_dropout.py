@@ -1,4 +1,4 @@
-"""The dropout of a pretrained model, wherever its architecture keeps it."""
+"""Setting the dropout of pretrained models of several architectures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARCHITECTURES = {"gpt2": GPT2, "llama": LLAMA, "neox": NEOX, "opt": OPT}
 
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_model_that_learns_is_as_random_as_its_dropout(config: PreTrainedConfig, dropout: float) -> None:
+def test_the_dropout_that_was_set_is_applied(config: PreTrainedConfig, dropout: float) -> None:
     model = untrained(config).train()
     set_dropout(model, dropout, "it")
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def test_a_model_that_learns_is_as_random_as_its_dropout(config: PreTrainedConfi
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_its_description_says_so_and_changes_in_nothing_else(config: PreTrainedConfig) -> None:
+def test_only_dropout_changes_in_the_description(config: PreTrainedConfig) -> None:
     model = untrained(config)
     before = describe(model)
     set_dropout(model, 0.25, "it")
@@ -45,13 +45,13 @@ def test_its_description_says_so_and_changes_in_nothing_else(config: PreTrainedC
     assert same_architecture(before, after)
 
 
-def test_another_size_is_another_architecture() -> None:
+def test_models_of_different_sizes_have_different_architectures() -> None:
     assert not same_architecture(describe(untrained(GPT2)), describe(untrained(LLAMA)))
     one = describe(untrained(GPT2))
     assert not same_architecture(one, one | {"n_layer": 3})
 
 
-def test_a_model_without_any_place_for_dropout_says_so() -> None:
+def test_a_model_without_dropout_is_refused() -> None:
     model = untrained(GPT2)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout):
@@ -62,7 +62,7 @@ def test_a_model_without_any_place_for_dropout_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_pretrained_model_is_built_with_it_and_adapters_keep_theirs(name: str, tmp_path: Path) -> None:
+def test_dropout_applies_to_the_pretrained_model_but_not_to_adapters(name: str, tmp_path: Path) -> None:
     folder = str(save_base(tmp_path / "base", CONFIGS[name]))
     tok = small.tokenizer()
     plain, changed = (build_model(ModelConfig(name=folder), tok, 3, dropout) for dropout in (None, 0.3))

@@ -1,4 +1,4 @@
-"""The penalties of EWC and MAS in a stage, against plain autograd."""
+"""The penalties of EWC and MAS in a stage, compared with plain autograd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 
 
 def plain_importance(method: str, model: Any, rows: Iterable[dict[str, Any]], tok: Any) -> dict[str, Tensor]:
-    """The two definitions, one example at a time, through ``.grad``."""
+    """Compute the importance by its definition, one example at a time."""
     rows = list(rows)
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for row in rows:
@@ -37,7 +37,7 @@ def plain_importance(method: str, model: Any, rows: Iterable[dict[str, Any]], to
         logits, targets = answer_logits(model, row, tok)
         if method == "ewc":  # the log-likelihood of the whole answer
             (-functional.cross_entropy(logits, targets, reduction="sum")).backward()
-        else:  # the squared norm of what is predicted at ANS
+        else:  # the squared norm of the prediction at ANS
             (logits[0].softmax(-1) ** 2).sum().backward()
         for name, p in model.named_parameters():
             total[name] += (p.grad**2 if method == "ewc" else p.grad.abs()) / len(rows)
@@ -48,8 +48,8 @@ def plain_importance(method: str, model: Any, rows: Iterable[dict[str, Any]], to
 
 
 @pytest.mark.parametrize("method", PENALTIES)
-def test_importance_is_that_of_plain_autograd(method: str) -> None:
-    """Also for a model with dropout, which is off while importance is measured, and on again afterwards."""
+def test_importance_equals_plain_autograd(method: str) -> None:
+    """The model has dropout, which is off while importance is measured and on again afterwards."""
     run = begun(method, experiment(dropout=0.5))
     run.consolidate()
     penalty, model = importance_guard(run).penalty, run.learner.model
@@ -63,8 +63,8 @@ def test_importance_is_that_of_plain_autograd(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", PENALTIES)
-def test_only_the_stage_s_own_examples_matter(method: str) -> None:
-    """Replayed ones belong to earlier tasks, which were measured in their time."""
+def test_importance_is_measured_on_current_examples_only(method: str) -> None:
+    """Replayed examples belong to earlier tasks, which have been measured already."""
     own = table("b", 6)
     runs = begun(method), *small.begun([begun(method).learner], concatenated(as_stored(table("a", 4), 1), own))
     for run in runs:
@@ -73,7 +73,7 @@ def test_only_the_stage_s_own_examples_matter(method: str) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_sample_of_the_examples_is_one_of_them_and_always_the_same() -> None:
+def test_importance_is_measured_on_a_reproducible_sample_of_the_examples() -> None:
     chosen = []
     for seed in (0, 0, 1):
         config = experiment(examples=2).model_copy(update={"seed": seed})
@@ -92,7 +92,7 @@ def test_a_sample_of_the_examples_is_one_of_them_and_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("method", PENALTIES)
-def test_importances_add_up_and_the_anchor_moves(method: str) -> None:
+def test_importances_accumulate_and_the_anchor_moves(method: str) -> None:
     run = begun(method)
     guard, model = importance_guard(run), run.learner.model
     run.consolidate()
@@ -107,11 +107,11 @@ def test_importances_add_up_and_the_anchor_moves(method: str) -> None:
     assert not torch.equal(guard.penalty.anchor[name], first.anchor[name])
 
 
-# --- what the penalty does to a step
+# --- the penalty in a step
 
 
 @pytest.mark.parametrize("method", PENALTIES)
-def test_the_penalty_enters_loss_and_gradient(method: str) -> None:
+def test_the_penalty_is_part_of_loss_and_gradient(method: str) -> None:
     run = begun(method)
     run.consolidate()
     for step in range(2):
@@ -135,8 +135,8 @@ def test_the_penalty_enters_loss_and_gradient(method: str) -> None:
     small.assert_same_gradients(gradients[0], plain)
 
 
-def test_clipping_sees_the_penalty() -> None:
-    """It is a part of the loss (REFERENCE.md#regularisers: the references take a step of its own after Adam's)."""
+def test_clipping_includes_the_penalty() -> None:
+    """The penalty is part of the loss; reference implementations take a separate step (REFERENCE.md#regularisers)."""
     run = begun("ewc", experiment(max_grad_norm=0.5))
     run.consolidate()
     run.forward(0)
@@ -150,7 +150,7 @@ def test_clipping_sees_the_penalty() -> None:
 
 
 @pytest.mark.parametrize("method", PENALTIES)
-def test_before_any_task_was_learned_nothing_is_held(method: str) -> None:
+def test_without_a_learned_task_there_is_no_penalty(method: str) -> None:
     held, free = begun(method), begun("finetune")
     for run in (held, free):
         run.forward(0)
@@ -161,7 +161,7 @@ def test_before_any_task_was_learned_nothing_is_held(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", PENALTIES)
-def test_restored_from_bytes_the_next_step_is_the_same(method: str) -> None:
+def test_a_guard_restored_from_bytes_gives_the_same_next_step(method: str) -> None:
     run, again = begun(method), begun(method)
     run.consolidate()
     known = importance_guard(run).to_bytes()
@@ -185,7 +185,7 @@ def test_damaged_bytes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", GUARDS)
-def test_every_learner_has_a_guard_of_its_own(name: str) -> None:
+def test_every_learner_has_its_own_guard(name: str) -> None:
     one, other = build_guard(name), build_guard(name)
     assert (one is None) == (name == "none")
     assert one is None or one is not other

@@ -1,4 +1,4 @@
-"""One checkpoint looked at by itself: its score on a task, and what it makes up."""
+"""Operations on a single checkpoint: scoring a task and generating pseudo-examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Checkpoint = tuple[Path, PreTrainedModel, TaskTokenizer]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A checkpoint whose model says ANS often enough that some of what it makes up is valid."""
+    """A checkpoint whose model generates ANS often enough that some pseudo-examples are valid."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tok = small.tokenizer()
     model = build_model(small.experiment().model, tok, 4).eval()
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture
 def own_data(tmp_path: Path) -> Path:
-    """The test set of task ``a`` as a folder of one's own data."""
+    """A folder with the test set of task ``a`` as a user's own data."""
     lines = [json.dumps(row) for row in small.examples("a", 6).to_pylist()]
     (tmp_path / "test.jsonl").write_text("\n".join(lines))
     return tmp_path
@@ -56,8 +56,8 @@ def test_a_checkpoint_is_scored_as_during_the_run(checkpoint: Checkpoint, own_da
     assert scored == answer(model, tok, expected, config, seed=9)
 
 
-def test_a_task_that_was_never_learned_can_be_scored(checkpoint: Checkpoint, own_data: Path) -> None:
-    """It takes a spare token; prompts have none, so answers are those to any other task's questions."""
+def test_a_task_that_was_not_learned_can_be_scored(checkpoint: Checkpoint, own_data: Path) -> None:
+    """The task gets a spare token, which does not occur in prompts, so answers do not depend on it."""
     folder, _, tok = checkpoint
     assert "new" not in tok.gen
     known, _ = evaluate_folder(folder, task("a", own_data), DataConfig(), EvaluationConfig(), seed=0)
@@ -83,7 +83,7 @@ def made_up(checkpoint: Checkpoint, count: int, seed: int = 0, **settings: objec
     return list(generate_from_folder(checkpoint[0], "a", count, config, seed))
 
 
-def test_what_is_made_up_says_whether_replay_would_keep_it(checkpoint: Checkpoint) -> None:
+def test_generated_examples_say_whether_replay_would_keep_them(checkpoint: Checkpoint) -> None:
     samples = made_up(checkpoint, 60)
     assert len(samples) == 60
     valid, dropped = ([s for s in samples if s["valid"] is flag] for flag in (True, False))
@@ -95,7 +95,7 @@ def test_what_is_made_up_says_whether_replay_would_keep_it(checkpoint: Checkpoin
         assert sample["reason"] == expected
 
 
-def test_the_token_it_was_started_from_is_not_part_of_the_text(checkpoint: Checkpoint) -> None:
+def test_the_initial_task_token_is_not_part_of_the_text(checkpoint: Checkpoint) -> None:
     _, model, tok = checkpoint
     seeds = [derive(0, "generate", "a", index) for index in range(20)]
     ids = generate_replay(model, tok, [tok.gen["a"]] * 20, seeds, 24, ReplayConfig())
@@ -110,25 +110,25 @@ def test_the_token_it_was_started_from_is_not_part_of_the_text(checkpoint: Check
             assert sample[name] == tok.decode(part).strip()
 
 
-def test_samples_follow_the_seed_and_not_the_chunks(checkpoint: Checkpoint) -> None:
+def test_samples_depend_on_the_seed_and_not_on_chunks(checkpoint: Checkpoint) -> None:
     expected = made_up(checkpoint, 10)
     assert made_up(checkpoint, 10, chunk=3) == expected
     assert made_up(checkpoint, 5) == expected[:5]
     assert made_up(checkpoint, 10, seed=1) != expected
 
 
-def test_samples_come_chunk_by_chunk(checkpoint: Checkpoint) -> None:
-    """The first ones are there before the last ones are made."""
+def test_samples_are_yielded_chunk_by_chunk(checkpoint: Checkpoint) -> None:
+    """The first samples are yielded before the last ones are generated."""
     stream = generate_from_folder(checkpoint[0], "a", 10**5, ReplayConfig(max_length=8, chunk=2), seed=0)
     assert isinstance(next(stream)["valid"], bool)
     stream.close()  # type: ignore[attr-defined]
 
 
-def test_a_task_the_checkpoint_does_not_know_cannot_be_made_up(checkpoint: Checkpoint) -> None:
+def test_generating_for_an_unknown_task_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(ModelError, match=r"Task 'c' has no token in this tokeniser"):
         list(generate_from_folder(checkpoint[0], "c", 1, ReplayConfig(), seed=0))
 
 
-def test_more_than_the_model_can_hold_is_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ModelError, match=r"a length of 65 tokens was asked for .*the model has 64"):
+def test_a_length_beyond_the_models_positions_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ModelError, match=r"max_length: 65 tokens were requested, but the model has 64"):
         made_up(checkpoint, 1, max_length=65)

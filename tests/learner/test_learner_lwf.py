@@ -1,4 +1,4 @@
-"""Learning without forgetting: the model as it was before the task is the teacher, on the answer head alone."""
+"""Learning without forgetting: the model before the task is the teacher, on the answer head only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.learner.plain_objective import Rule, plain_objective
 SHAPE = {"layers": 1, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
 
 
-def test_the_previous_weights_teach_the_answers_of_the_new_task() -> None:
+def test_the_previous_model_is_the_teacher_on_the_new_task() -> None:
     tok = small.tokenizer()
     config = resolved(
         small.experiment(method="lwf", model={"from_scratch": SHAPE}, training={"batch_size": 4, "max_grad_norm": 1e9})
     )
     student, teacher = small.unlike(small.peers(config, tok, "lwf"))
     alone = student.begin_stage(0, small.tokens(tok, current=4, replayed=0))
-    for step in range(2):  # the first task: nobody to learn from
+    for step in range(2):  # the first task has no teacher
         alone.forward(step, publish=False)
         assert alone.backward(step, [])["kd_qa"] == 0.0
 
@@ -35,7 +35,7 @@ def test_the_previous_weights_teach_the_answers_of_the_new_task() -> None:
     assert second[0]["kd_qa"] > 1e-4
     assert "kd_lm" not in second[0]
 
-    # The next step, against the plain form: labels everywhere, and as much of the previous model as of them.
+    # Compare the next step with the plain objective: labels everywhere, and the previous model with equal weight.
     plain, rows = copy.deepcopy(student.model), table.take(runs[0].sampler.indices(2)).to_pylist()
     gradients = small.record_gradients(runs[0])
     (figures,) = small.train(runs, {0: range(2, 3)})

@@ -1,4 +1,4 @@
-"""A-GEM's projection in a stage, against plain autograd."""
+"""A-GEM's projection in a stage, compared with plain autograd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.learner.guard_fixtures import answer_logits, begun, experiment, table
 
 
 def memory_gradient(run: StageRun, model: Any, step: int) -> dict[str, Tensor]:
-    """Return the gradient of the mean cross-entropy on stored examples, as many as the step has, drawn for it anew."""
+    """Return the gradient of the mean cross-entropy on the stored examples drawn for the step."""
     assert run.memory is not None
     generator = np.random.default_rng(derive(0, "memory", run.stage, step))
     size = min(len(run.sampler.indices(step)), run.memory.num_rows)
@@ -44,7 +44,7 @@ def inner(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def opposed(count: int = 6) -> pa.Table:
-    """Stored examples that contradict the current ones: their questions, each with the answer of another."""
+    """Make stored examples that contradict the current ones: each question has the answer to another."""
     own = table("b", 6).to_pylist()
     rows = [
         asked | {"ids": asked["ids"][: asked["prompt_length"]] + other["ids"][other["prompt_length"] :]}
@@ -55,7 +55,7 @@ def opposed(count: int = 6) -> pa.Table:
 
 @cache
 def remembering() -> np.ndarray:
-    """Weights that know the stored examples, so that learning their contradiction goes against them."""
+    """Return weights that have learned the stored examples, whose gradients oppose those of the current ones."""
     changes = {"training": {"epochs": 60, "batch_size": 3}, "optim": {"variant": "torch", "lr": 5e-3, "eps": 1e-8}}
     config = small.experiment(**experiment().model_dump(exclude_unset=True, exclude=set(changes)) | changes)
     (learner,) = small.unlike(small.peers(config, small.tokenizer(), "finetune"))
@@ -71,7 +71,7 @@ def in_conflict(method: str, config: Any = None, peer: int = 0) -> StageRun:
     return run
 
 
-def test_no_step_goes_against_the_memory() -> None:
+def test_no_gradient_opposes_that_of_the_memory() -> None:
     """The applied gradient, before it is clipped, is A-GEM's: g - (g.r / r.r) r where g.r < 0, else g."""
     run = in_conflict("agem")
     recorded = small.record_gradients(run)
@@ -94,7 +94,7 @@ def test_no_step_goes_against_the_memory() -> None:
 
 
 @pytest.mark.parametrize("memory", [None, opposed(0)], ids=["none", "empty"])
-def test_without_a_memory_nothing_is_changed(memory: pa.Table | None) -> None:
+def test_without_a_memory_the_gradient_is_unchanged(memory: pa.Table | None) -> None:
     guarded, free = begun("agem", experiment(dropout=0.3), memory), begun("finetune", experiment(dropout=0.3))
     for run in (guarded, free):
         run.forward(0)
@@ -104,7 +104,7 @@ def test_without_a_memory_nothing_is_changed(memory: pa.Table | None) -> None:
     assert guarded.learner.weights().tobytes() == free.learner.weights().tobytes()
 
 
-def test_a_memory_makes_a_difference_to_the_weights_and_not_to_the_figures_of_the_loss() -> None:
+def test_a_memory_changes_the_weights_but_not_the_reported_loss() -> None:
     guarded, free = in_conflict("agem"), in_conflict("finetune")
     for run in (guarded, free):
         run.forward(0)
@@ -114,8 +114,8 @@ def test_a_memory_makes_a_difference_to_the_weights_and_not_to_the_figures_of_th
     assert guarded.learner.weights().tobytes() != free.learner.weights().tobytes()
 
 
-def test_dropout_on_the_memory_does_not_depend_on_who_shares_the_process() -> None:
-    """With several students in one process another's forward pass draws numbers in between."""
+def test_dropout_on_the_memory_does_not_depend_on_other_students_in_the_process() -> None:
+    """Another student's forward pass in the same process draws random numbers in between."""
     config = experiment(dropout=0.5)
     calm, disturbed = (in_conflict("agem", config) for _ in range(2))
     other = in_conflict("agem", config, peer=1)
@@ -130,7 +130,7 @@ def test_dropout_on_the_memory_does_not_depend_on_who_shares_the_process() -> No
     assert calm.learner.weights().tobytes() == disturbed.learner.weights().tobytes()
 
 
-def test_a_memory_guard_keeps_nothing() -> None:
+def test_a_memory_guard_has_no_state() -> None:
     run = begun("agem", memory=opposed())
     assert isinstance(run.learner, Learner)
     assert isinstance(run.learner.guard, MemoryGuard)

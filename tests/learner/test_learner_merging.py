@@ -1,4 +1,4 @@
-"""Adapters folded into their model: the same predictions from an ordinary model folder."""
+"""Merging adapters into their base model, which gives an ordinary model folder with the same predictions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def checkpoint(base: Path, folder: Path) -> tuple[Path, PreTrainedModel, TaskTokenizer]:
-    """A checkpoint whose adapters have moved, and what it holds."""
+    """Write a checkpoint with adapters that change the predictions; returns its folder, model and tokeniser."""
     tok = adapted.tokenizer(base)
     model = adapted.disturb(build_model(adapted.experiment(base).model, tok, 0)).eval()
     return adapted.save_checkpoint(folder, model, tok), model, tok
 
 
 def every_token(tok: TaskTokenizer) -> torch.Tensor:
-    """All ids, new ones included, in rows of 16."""
+    """Return all ids, including new ones, in rows of 16."""
     return torch.arange(tok.size // 16 * 16).view(-1, 16)
 
 
@@ -48,7 +48,7 @@ def test_the_merged_model_predicts_the_same_without_peft(base: Path, tmp_path: P
     assert not torch.allclose(plain(input_ids=ids[:3]).logits, expected[:3, :, : plain.config.vocab_size], atol=0.1)
 
 
-def test_it_is_an_ordinary_folder(base: Path, tmp_path: Path) -> None:
+def test_the_merged_folder_is_an_ordinary_model_folder(base: Path, tmp_path: Path) -> None:
     folder, model, tok = checkpoint(base, tmp_path)
     merge_folder(folder, tmp_path / "merged")
     plain, merged = (load_file(f / "model.safetensors") for f in (base, tmp_path / "merged"))
@@ -62,8 +62,8 @@ def test_it_is_an_ordinary_folder(base: Path, tmp_path: Path) -> None:
     assert tied == model.config.tie_word_embeddings
 
 
-def test_what_is_folded_in_follows_the_formula(base: Path, tmp_path: Path) -> None:
-    """W + alpha / rank * B A (Hu et al. 2021, section 4.1); GPT-2 stores its matrices the other way round."""
+def test_merged_weights_follow_the_formula(base: Path, tmp_path: Path) -> None:
+    """W + alpha / rank * B A (Hu et al. 2021, section 4.1); GPT-2 stores its matrices transposed."""
     folder, _, _ = checkpoint(base, tmp_path)
     merge_folder(folder, tmp_path / "merged")
     plain, merged = (load_file(f / "model.safetensors") for f in (base, tmp_path / "merged"))
@@ -77,7 +77,7 @@ def test_what_is_folded_in_follows_the_formula(base: Path, tmp_path: Path) -> No
         torch.testing.assert_close(merged[name], plain[name] + change)
 
 
-def test_the_checkpoint_and_the_base_stay_as_they_were(base: Path, tmp_path: Path) -> None:
+def test_checkpoint_and_base_are_unchanged(base: Path, tmp_path: Path) -> None:
     folder, _, _ = checkpoint(base, tmp_path)
     before = {path: path.read_bytes() for each in (folder, base) for path in each.iterdir()}
     merge_folder(folder, tmp_path / "merged")
@@ -85,7 +85,7 @@ def test_the_checkpoint_and_the_base_stay_as_they_were(base: Path, tmp_path: Pat
 
 
 def test_a_merged_model_can_start_another_run(base: Path, tmp_path: Path) -> None:
-    """With adapters anew, which change nothing at first."""
+    """The new run has new adapters, which have no effect at first."""
     folder, _, _ = checkpoint(base, tmp_path)
     merge_folder(folder, tmp_path / "merged")
     again = build_model(adapted.experiment(tmp_path / "merged").model, adapted.tokenizer(tmp_path / "merged"), 1)
@@ -95,7 +95,7 @@ def test_a_merged_model_can_start_another_run(base: Path, tmp_path: Path) -> Non
         assert torch.equal(again.eval()(input_ids=ids).logits, merged.eval()(input_ids=ids).logits)
 
 
-def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
+def test_merging_is_refused_without_adapters_or_into_an_existing_folder(tmp_path: Path) -> None:
     base = adapted.save_base(tmp_path / "base", adapted.CONFIGS["llama, tied"])
     folder, _, _ = checkpoint(base, tmp_path)
     with pytest.raises(ConfigError, match=r"base: exists already"):

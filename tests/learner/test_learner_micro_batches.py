@@ -1,4 +1,4 @@
-"""A step in several micro-batches is the step in one, and holds no more at a time than it needs."""
+"""A step in several micro-batches equals the step in one, and runs no more often than necessary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_l4.errors import PeerError
-from ray_l4.learner.micro_batches import MicroBatch, concatenated, select, split
+from ray_l4.learner.micro_batches import MicroBatch, concatenate, select, split
 from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.text.batches import Batch, build_batch
@@ -29,12 +29,12 @@ HEADS = ("qa", "lm")
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 @pytest.mark.parametrize("scenario", shards.SCENARIOS)
-def test_micro_batches_learn_what_the_whole_batch_learns(scenario: str, micro_batch: int) -> None:
+def test_micro_batches_learn_the_same_as_the_whole_batch(scenario: str, micro_batch: int) -> None:
     assert_same(shards.learn(shards.begun(scenario, micro_batch=micro_batch)), scenario)
 
 
 def begun(micro_batch: int | None, method: str = "l4", dropout: float = 0.1) -> list[StageRun]:
-    """Begin a stage of eleven examples, four a step, with one student or two, with dropout."""
+    """Begin a stage of eleven examples, four per step, with one or two students."""
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": dropout}
     config, tok = small.experiment(model={"from_scratch": shape}), small.tokenizer()
     learners = small.peers(config, tok, method)
@@ -50,8 +50,8 @@ def under_way(run: StageRun) -> Sequence[MicroBatch]:
     return work.micro_batches
 
 
-def test_a_micro_batch_that_holds_the_batch_changes_no_bit() -> None:
-    """Dropout included: a batch that is not split draws the numbers that it always has."""
+def test_a_micro_batch_of_the_whole_batch_changes_no_bit() -> None:
+    """This includes dropout: a batch that is not split draws the same random numbers as without micro-batches."""
     one, other = begun(None), begun(4)
     steps = dict.fromkeys((0, 1), range(6))
     assert small.train(one, steps) == small.train(other, steps)
@@ -61,7 +61,7 @@ def test_a_micro_batch_that_holds_the_batch_changes_no_bit() -> None:
 
 
 class Calls:
-    """The calls of a model: number of rows, and whether a graph is kept."""
+    """Records the calls of a model: number of rows, and whether a graph is kept."""
 
     def __init__(self, learner: PeerModel) -> None:
         self.seen: list[tuple[int, bool]] = []
@@ -75,7 +75,7 @@ class Calls:
         return seen
 
 
-def test_micro_batches_run_twice_only_where_predictions_are_published() -> None:
+def test_micro_batches_run_twice_only_if_predictions_are_published() -> None:
     (run,) = begun(3, "lamol")
     calls = Calls(run.learner)
     run.forward(0, publish=False)
@@ -99,7 +99,7 @@ def test_the_whole_batch_runs_once() -> None:
 
 
 def test_a_micro_batch_draws_the_same_dropout_when_it_runs_again() -> None:
-    """The loss is about the predictions that were published."""
+    """Otherwise the loss would belong to other predictions than those published."""
     run = begun(2)[0]
     published = run.forward(0)
     micro_batches = under_way(run)
@@ -116,7 +116,7 @@ def test_a_micro_batch_draws_the_same_dropout_when_it_runs_again() -> None:
     assert not torch.equal(without["qa"].logits_NV[:1], published.logits["qa"][:1])
 
 
-def test_micro_batches_draw_dropout_of_their_own() -> None:
+def test_micro_batches_have_different_dropout() -> None:
     run = begun(2, dropout=0.5)[0]
     run.forward(0)
     first, second = under_way(run)
@@ -148,7 +148,7 @@ def some_tokens() -> pa.Table:
 
 
 def scored(batch: Batch, head: Any) -> Iterator[tuple[tuple[int, ...], int, float]]:
-    """Yield, of every scored position in order, the tokens up to it, its target and its weight."""
+    """Yield for every position that bears a loss the tokens up to it, its target and its weight."""
     own, width = batch.heads[head], batch.input_ids_RT.shape[1]
     for position, target, weight in zip(own.positions_N, own.targets_N, own.weights_N, strict=True):
         row, column = divmod(int(position), width)
@@ -157,8 +157,8 @@ def scored(batch: Batch, head: Any) -> Iterator[tuple[tuple[int, ...], int, floa
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8, unique=True), st.data())
-def test_a_selection_is_the_batch_of_its_examples(indices: list[int], data: st.DataObject) -> None:
-    """The same tokens, and no more padding, as if it had been built from these examples alone."""
+def test_a_selection_equals_the_batch_built_from_its_examples(indices: list[int], data: st.DataObject) -> None:
+    """Tokens and padding equal those of a batch built from these examples only."""
     start = data.draw(st.integers(0, len(indices) - 1))
     stop = data.draw(st.integers(start + 1, len(indices)))
     found, expected = select(weighted(indices), range(start, stop)), weighted(indices[start:stop])
@@ -177,10 +177,10 @@ def test_a_selection_is_the_batch_of_its_examples(indices: list[int], data: st.D
     st.none() | st.integers(1, 4),
     st.booleans(),
 )
-def test_the_micro_batches_of_all_ranks_are_the_batch(
+def test_the_micro_batches_of_all_ranks_cover_the_batch(
     indices: list[int], ranks: int, size: int | None, distil_all: bool
 ) -> None:
-    """Every scored position once with its weight in the whole batch, and every distilled one in some rank's targets."""
+    """Every position occurs once with its weight in the whole batch, and every distilled one in one rank's targets."""
     batch = weighted(indices)
     of_ranks = [split(batch, rank, ranks, size, distil_all=distil_all) for rank in range(ranks)]
     for head in HEADS:
@@ -196,7 +196,7 @@ def test_the_micro_batches_of_all_ranks_are_the_batch(
     assert len(set(firsts)) == len(firsts), "no two micro-batches draw the same dropout"
 
 
-def test_a_rank_without_examples_runs_a_token_that_nobody_scores() -> None:
+def test_a_rank_without_examples_runs_a_token_that_bears_no_loss() -> None:
     (blank,) = split(weighted([3]), rank=1, num_ranks=2)
     assert blank.batch.input_ids_RT.shape == (1, 1)
     assert all(len(own.positions_N) == own.num_current == 0 for own in blank.batch.heads.values())
@@ -213,8 +213,8 @@ def test_predictions_of_micro_batches_are_concatenated_in_order() -> None:
     assert parts.output is not None
     for head in HEADS:
         assert whole.logits[head].shape == parts.logits[head].shape
-        # Current examples come first in a batch; split, each one comes in its turn. The numbers are the same.
+        # In the whole batch current examples come first; in parts they are mixed. The values are the same.
         for mine in (parts.logits[head], parts.hidden[head] @ parts.output.weight_VD.T):
             ordered = [rows[rows[:, 0].argsort()] for rows in (whole.logits[head], mine)]
             assert torch.allclose(*ordered, atol=1e-4)
-    assert concatenated([whole]) is whole
+    assert concatenate([whole]) is whole

@@ -1,4 +1,4 @@
-"""Models in and out of memory: built, grown, and turned into bytes."""
+"""Models: building, loading, and conversion to and from bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from transformers import (
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, PeerError
 from ray_l4.learner import models
-from ray_l4.learner.model_config import max_length, pretrained_config
 from ray_l4.learner.models import (
     arithmetic,
     build_model,
@@ -45,12 +44,12 @@ def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA, GEMMA2], ids=["tied", "untied", "tied by name"])
-def test_weights_survive_the_way_through_bytes(config: PreTrainedConfig) -> None:
+def test_weights_survive_conversion_to_bytes(config: PreTrainedConfig) -> None:
     model, other = untrained(config), untrained(config, seed=1)
     assert not same(model, other)
     weights = to_bytes(model)
     assert (weights.dtype, weights.ndim) == (np.uint8, 1)
-    weights.setflags(write=False)  # as the object store hands it out
+    weights.setflags(write=False)  # as the object store returns them
     load_bytes(other, weights)
     assert same(model, other)
     assert other.config.tie_word_embeddings == (
@@ -104,17 +103,17 @@ def test_damaged_weights_are_refused() -> None:
 @pytest.mark.parametrize("config", [GPT2, LLAMA, COHERE, GEMMA2], ids=lambda config: config.model_type)
 def test_a_description_gives_the_same_architecture(config: PreTrainedConfig) -> None:
     model = untrained(config)
-    description = json.loads(json.dumps(model.config.to_dict()))  # what config.json holds
+    description = json.loads(json.dumps(model.config.to_dict()))  # as read from config.json
     twin = from_description(description)
     assert type(twin) is type(model)
     load_bytes(twin, to_bytes(model))
     assert torch.equal(twin.eval()(input_ids=tokens()).logits, model(input_ids=tokens()).logits)
 
 
-# --- from scratch, and pretrained
+# --- models from scratch and pretrained models
 
 
-def test_a_model_from_scratch_is_as_it_was_asked_for() -> None:
+def test_a_model_from_scratch_has_the_requested_shape() -> None:
     tok = small.tokenizer()
     shape = {"layers": 3, "width": 24, "heads": 4, "positions": 48, "dropout": 0.25}
     model = build_model(ModelConfig.model_validate({"from_scratch": shape}), tok, 0)
@@ -126,7 +125,7 @@ def test_a_model_from_scratch_is_as_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize(("width", "expected"), [(48, 0.08), (192, 0.04)])
 def test_narrow_models_start_from_larger_weights(width: int, expected: float) -> None:
-    """Scaled as the square root of GPT-2's width to theirs, whose standard deviation is 0.02."""
+    """GPT-2's standard deviation of 0.02 is scaled by the square root of GPT-2's width over the model's."""
     shape = {"layers": 1, "width": width, "heads": 2}
     model = build_model(ModelConfig.model_validate({"from_scratch": shape}), small.tokenizer(), 0)
     for matrix in (model.transformer.wte.weight, model.transformer.h[0].attn.c_attn.weight):
@@ -151,7 +150,7 @@ def tok() -> TaskTokenizer:
 
 
 def saved(folder: Path, tok: TaskTokenizer, config: PreTrainedConfig, missing: int = 0) -> Path:
-    """A model folder whose model has ``missing`` rows fewer than the tokeniser has tokens."""
+    """Save a model that has ``missing`` rows fewer than the tokeniser has tokens."""
     config = type(config).from_dict(config.to_dict() | {"vocab_size": tok.size - missing})
     untrained(config).save_pretrained(folder)
     tok.save(folder)
@@ -160,13 +159,13 @@ def saved(folder: Path, tok: TaskTokenizer, config: PreTrainedConfig, missing: i
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["tied", "untied"])
 def test_new_rows_are_drawn_and_old_ones_kept(tmp_path: Path, tok: TaskTokenizer, config: PreTrainedConfig) -> None:
-    """REFERENCE.md#embedding-growth: new rows from N(0, 0.02), not from the statistics of the old ones."""
+    """New rows come from N(0, 0.02), not from the statistics of the old ones (REFERENCE.md#embedding-growth)."""
     missing = 90
     folder = saved(tmp_path, tok, config, missing)
     old = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         for matrix in (old.get_input_embeddings().weight, old.get_output_embeddings().weight):
-            matrix.add_(1.0)  # old statistics that new rows must not take after
+            matrix.add_(1.0)  # new rows must not follow the old statistics
     old.save_pretrained(folder)
     model = build_model(ModelConfig(name=str(folder)), tok, 0)
     assert model.config.vocab_size == tok.size
@@ -189,7 +188,7 @@ def test_a_model_with_more_rows_than_tokens_keeps_them(tmp_path: Path, tok: Task
     assert model.get_input_embeddings().num_embeddings == tok.size + 13
 
 
-def test_weights_in_half_precision_are_widened_and_their_description_too(tmp_path: Path, tok: TaskTokenizer) -> None:
+def test_half_precision_weights_and_their_description_become_float32(tmp_path: Path, tok: TaskTokenizer) -> None:
     folder = saved(tmp_path, tok, GPT2)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     assert load_file(folder / "model.safetensors")["transformer.wte.weight"].dtype == torch.bfloat16
@@ -233,37 +232,16 @@ def test_a_damaged_model_is_refused(tmp_path: Path, tok: TaskTokenizer, damage: 
         build_model(ModelConfig(name=str(folder)), tok, 0)
 
 
-def test_a_folder_without_task_tokens_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_task_tokens_is_refused_as_a_checkpoint(tmp_path: Path) -> None:
     untrained(GPT2).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"does not contain a tokeniser of ray-l4"):
         load_folder(tmp_path)
 
 
-# --- limits, arithmetic, devices
+# --- arithmetic and devices
 
 
-@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["n_positions", "max_position_embeddings"])
-def test_the_longest_sequence_is_bounded_by_the_model(config: PreTrainedConfig) -> None:
-    assert max_length(config, None) == 32
-    assert max_length(config, 20) == 20
-    assert max_length(config, 32) == 32
-    with pytest.raises(ModelError, match=r"a length of 33 tokens was asked for \(max_length\), but the model has 32"):
-        max_length(config, 33)
-
-
-def test_a_model_without_a_limit_gets_one() -> None:
-    assert max_length(object(), None) == 1024
-    assert max_length(object(), 5000) == 5000
-
-
-def test_a_configuration_is_read_without_the_weights(tmp_path: Path) -> None:
-    GPT2.save_pretrained(tmp_path)
-    assert pretrained_config(str(tmp_path)).n_positions == 32
-    with pytest.raises(ModelError, match=r"model\.name: no model configuration at .*missing"):
-        pretrained_config(str(tmp_path / "missing"))
-
-
-def test_bfloat16_is_arithmetic_and_not_weights() -> None:
+def test_bfloat16_applies_to_arithmetic_and_not_to_weights() -> None:
     model, device = untrained(GPT2), torch.device("cpu")
     exact = model(input_ids=tokens()).logits
     for precision, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
@@ -275,10 +253,10 @@ def test_bfloat16_is_arithmetic_and_not_weights() -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_the_device_is_the_one_that_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_follows_from_the_reserved_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.torch.cuda, "is_available", lambda: False)
     assert pick_device(0) == torch.device("cpu")
-    with pytest.raises(PeerError, match=r"0\.5 GPU was reserved.*CUDA build"):
+    with pytest.raises(PeerError, match=r"reserved for this process: 0\.5, .*CUDA build"):
         pick_device(0.5)
     monkeypatch.setattr(models.torch.cuda, "is_available", lambda: True)
     assert pick_device(0.5) == torch.device("cuda")

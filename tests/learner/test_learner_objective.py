@@ -1,4 +1,4 @@
-"""The gradient of the whole objective, option by option, against a plain form that shares no code with the learner."""
+"""The gradient of the objective for every option, compared with a plain implementation that shares no code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def no_dropout(precision: str = "float32", **more: Any) -> Any:
 
 
 def begun(config: Any, method: str, peers: int, replayed: int, stage: int = 1) -> list[StageRun]:
-    """Begin a stage whose every batch holds all there is: current examples, and replayed ones, or these alone."""
+    """Begin a stage of which every batch holds all examples: current and replayed ones, or only replayed ones."""
     tok = small.tokenizer()
     table = small.replay_alone(tok, REPLAYED) if replayed == ALONE else small.tokens(tok, CURRENT, replayed)
     return small.begun(small.unlike(small.peers(config, tok, method, peers)), table, stage)
 
 
 def one_step(runs: list[StageRun]) -> list[tuple[dict[str, float], dict[str, torch.Tensor], Any, list[Any], Any]]:
-    """Learn the first step; returns each student's figures, gradients, model and teachers before the step, and rows."""
+    """Learn the first step; returns for each student figures, gradients, model and teachers before it, and rows."""
     students = small.graph(runs).students
     before = [copy.deepcopy(run.learner.model) for run in runs]
     recorded = {peer: small.record_gradients(runs[peer]) for peer in students}
@@ -56,7 +56,7 @@ def one_step(runs: list[StageRun]) -> list[tuple[dict[str, float], dict[str, tor
 
 
 def check(runs: list[StageRun], rule: Rule) -> None:
-    """Compare figures and all gradients of a step with those of the plain form."""
+    """Compare the figures and all gradients of a step with those of the plain implementation."""
     learner = runs[0].learner
     for figures, gradients, model, teachers, rows in one_step(runs):
         loss, expected = plain_objective(model, teachers, rows, learner.tokenizer, rule, learner.method.heads)
@@ -131,14 +131,14 @@ def test_every_option_makes_a_difference(option: str) -> None:
         ("lwf", 1, 0, True),
     ],
 )
-def test_where_current_examples_bear_labels(method: str, stage: int, replayed: int, labels: bool) -> None:
-    """``first_stage``, ``without_replay`` and ``never``; peers differ, so that some distillation is left anyway."""
+def test_which_current_examples_bear_labels(method: str, stage: int, replayed: int, labels: bool) -> None:
+    """Covers ``first_stage``, ``without_replay`` and ``never``; peers differ, so the distillation loss is not 0."""
     runs = begun(no_dropout(), method, get_method(method).peers, replayed, stage)
     check(runs, Rule(labels_on_current=labels))
 
 
 @pytest.mark.parametrize("option", ["heavy", "everything", "separate means"])
-def test_a_step_in_many_chunks_is_the_step_in_one(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_the_loss_in_chunks_changes_nothing(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = begun(config_of(OPTIONS[option]), "l4", 2, REPLAYED)
     few_rows = 3 * runs[0].learner.tokenizer.size
     calls: list[int] = []
@@ -153,7 +153,7 @@ def test_a_step_in_many_chunks_is_the_step_in_one(option: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_bfloat16_gradient_is_that_of_the_plain_objective_within_its_precision(option: str) -> None:
+def test_the_bfloat16_gradient_is_close_to_the_plain_objective(option: str) -> None:
     rule = Rule(**OPTIONS[option])
     runs = begun(config_of(OPTIONS[option], "bfloat16"), "l4", 3 if "three" in option else 2, REPLAYED)
     figures, gradients, model, teachers, rows = one_step(runs)[0]
@@ -179,7 +179,7 @@ def test_published_predictions_are_those_that_bear_distillation() -> None:
         assert not sent["qa"].requires_grad
 
 
-def test_what_nobody_learns_from_is_not_sent() -> None:
+def test_predictions_without_readers_are_not_sent() -> None:
     tok = small.tokenizer()
     run = small.peers(small.experiment(), tok)[0].begin_stage(1, small.tokens(tok))
     assert run.forward(0, publish=False) == Predictions()

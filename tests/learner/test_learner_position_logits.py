@@ -1,4 +1,4 @@
-"""Logits at the positions that matter: the short way where it is right, the longer one where it is not."""
+"""Logits at chosen positions, for models whose logits are a single matrix product and for others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_plain_head_is_applied_to_the_chosen_positions_only(config: PreTrained
 
 
 @pytest.mark.parametrize("config", [GRANITE, COHERE, GEMMA2], ids=lambda config: config.model_type)
-def test_a_head_that_does_more_takes_the_longer_way(config: PreTrainedConfig) -> None:
+def test_other_heads_compute_the_logits_of_all_positions(config: PreTrainedConfig) -> None:
     model = untrained(config)
     chosen = PositionLogits(model)
     assert not chosen.direct
@@ -41,8 +41,8 @@ def test_a_head_that_does_more_takes_the_longer_way(config: PreTrainedConfig) ->
     assert outputs.hidden_ND is None and chosen.output_layer is None
 
 
-def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
-    """An untrained model's logits are so small that the cap does nothing: this is when the model is looked at."""
+def test_a_soft_cap_is_detected_before_it_takes_effect() -> None:
+    """The model is probed while untrained, when its logits are so small that the cap has no effect."""
     model = untrained(GEMMA2)
     chosen = PositionLogits(model)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_a_soft_cap_is_kept_when_logits_have_grown() -> None:
 
 
 @pytest.mark.parametrize("config", [GPT2, GRANITE], ids=["direct", "whole"])
-def test_both_ways_give_the_same_gradients_as_the_model(config: PreTrainedConfig) -> None:
+def test_gradients_equal_those_of_the_model(config: PreTrainedConfig) -> None:
     positions_N = torch.tensor([2, 5, 20])
     model, twin = untrained(config), untrained(config)
     PositionLogits(model)(tokens(), positions_N).logits_NV.logsumexp(-1).sum().backward()
@@ -63,7 +63,7 @@ def test_both_ways_give_the_same_gradients_as_the_model(config: PreTrainedConfig
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_looking_at_the_head_changes_nothing(training: bool) -> None:
+def test_probing_the_head_has_no_side_effects(training: bool) -> None:
     model = untrained(GPT2).train(training)
     before, random = to_bytes(model).tobytes(), torch.get_rng_state()
     PositionLogits(model)
@@ -74,8 +74,8 @@ def test_looking_at_the_head_changes_nothing(training: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_padding_on_the_right_does_not_reach_what_is_before_it() -> None:
-    """Why no attention mask is passed."""
+def test_padding_on_the_right_does_not_affect_earlier_positions() -> None:
+    """Therefore no attention mask is needed."""
     chosen = PositionLogits(untrained(GPT2))
     padded, longer = tokens(1), tokens(1)
     padded[0, 5:] = 0

@@ -1,4 +1,4 @@
-"""A student of several ranks learns what one of a single rank learns."""
+"""A student with several ranks learns the same as one with a single rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 150.0
 
 
 def test_the_scenarios_are_not_trivial() -> None:
-    """Students learn from each other, and some ranks have nothing to do in some steps."""
+    """Students learn from each other, and some ranks have no examples in some steps."""
     mine, other = alone("l4")
     assert sum(figures["kd_qa"] > 1e-3 for figures in mine.figures) >= 4, "in the others no example is current"
     assert [figures["samples"] for figures in mine.figures] == [5, 5, 1, 5, 5, 1]
@@ -35,7 +35,7 @@ def test_the_scenarios_are_not_trivial() -> None:
 
 @pytest.mark.parametrize(("size", "micro_batch"), [(2, None), (3, None), (2, 2)])
 @pytest.mark.parametrize("scenario", shards.SCENARIOS)
-def test_data_parallel_ranks_learn_what_one_rank_learns(scenario: str, size: int, micro_batch: int | None) -> None:
+def test_data_parallel_ranks_learn_the_same_as_one_rank(scenario: str, size: int, micro_batch: int | None) -> None:
     ranks = [shards.begun(scenario, shardings, micro_batch) for shardings in shards.groups(size)]
     first, *others = shards.at_once(shards.learn, ranks)
     assert_same(first, scenario)
@@ -48,7 +48,7 @@ def test_data_parallel_ranks_learn_what_one_rank_learns(scenario: str, size: int
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None], FullyLearned]:
-    """Train two fully sharded ranks, each in its own process, because PyTorch has one default group per process."""
+    """Train two fully sharded ranks, each in its own process: PyTorch has one default group per process."""
     folder = tmp_path_factory.mktemp("full")
     script = "import sys; from pathlib import Path; from tests.learner.shard_fixtures import fully_sharded as go; "
     started = [
@@ -77,13 +77,15 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None]
 
 
 @pytest.mark.parametrize(("scenario", "micro_batch"), shards.FULL)
-def test_fully_sharded_ranks_learn_what_one_rank_learns(
+def test_fully_sharded_ranks_learn_the_same_as_one_rank(
     full: Callable[[str, int | None], FullyLearned], scenario: str, micro_batch: int | None
 ) -> None:
     assert_same(full(scenario, micro_batch).learned, scenario)
 
 
-def test_fully_sharded_ranks_hold_a_slice_and_give_all(full: Callable[[str, int | None], FullyLearned]) -> None:
+def test_fully_sharded_ranks_hold_slices_and_return_whole_weights(
+    full: Callable[[str, int | None], FullyLearned],
+) -> None:
     done = full("l4", None)
     assert done.share == pytest.approx(0.5, abs=0.02)
     mine = done.learned[0].saved
@@ -92,7 +94,7 @@ def test_fully_sharded_ranks_hold_a_slice_and_give_all(full: Callable[[str, int 
     assert "weights do not fit the model" in done.refusal and "size mismatch" in done.refusal
 
 
-def test_weights_of_the_first_rank_are_those_of_a_checkpoint() -> None:
+def test_the_first_rank_returns_the_weights_of_a_checkpoint() -> None:
     ranks = [shards.begun("lamol", shardings) for shardings in shards.groups(2)]
     saved = [runs[0].learner.weights() for runs in ranks]
     other, single = shards.begun("l4")[1].learner, shards.begun("lamol")[0].learner
@@ -102,8 +104,8 @@ def test_weights_of_the_first_rank_are_those_of_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("again", ["begin_stage", "abandon"])
-def test_a_step_that_came_to_nothing_leaves_nothing_behind(again: str) -> None:
-    """Its gradients are there already when the sum over the ranks fails, because one of them is gone."""
+def test_a_failed_step_leaves_no_gradients(again: str) -> None:
+    """The sum over the ranks fails, because one of them is gone, after the gradients have been computed."""
     run = shards.begun("lamol", [_Forsaken()])[0]
     learner = run.learner
     assert isinstance(learner, Learner)

@@ -1,4 +1,4 @@
-"""The learning of a stage: its state is saved and restored bit for bit, and it begins afresh every time."""
+"""Stage runs: saving and restoring their state bit for bit, dropping steps, and beginning stages anew."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.learner import learner_fixtures as small
 
 CPU = torch.device("cpu")
 STAGE, NUM_STEPS = 2, 6
-"""Two epochs of eleven examples, four a step."""
+"""Number of steps in two epochs of eleven examples, four per step."""
 OPTIMIZERS: Mapping[str, dict[str, Any]] = {
     "torch": {"variant": "torch", "lr": 1e-2, "eps": 1e-8, "warmup": 0.4},
     "reference": {"variant": "reference", "lr": 1e-2, "warmup": 0.4},
@@ -45,7 +45,7 @@ COPIES: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"copied": co
 
 
 def learners(method: str, optimizer: str = "torch", micro_batch: int | None = None) -> list[Learner]:
-    """Build the peers of a method, with dropout and unlike each other."""
+    """Build the peers of a method, with dropout and different predictions."""
     config = small.experiment(
         optim=OPTIMIZERS[optimizer], peers={"init": "own"}, regulariser={"weight": guard_fixtures.STRENGTH}
     )
@@ -69,7 +69,7 @@ def weights(runs: list[StageRun]) -> list[bytes]:
 
 @cache
 def knowledge(optimizer: str) -> np.ndarray:
-    """Return the guard of ewc after a first stage."""
+    """Return the state of EWC's guard after a first stage, as bytes."""
     (learner,) = learners("ewc", optimizer)
     learner.begin_stage(1, guard_fixtures.table("a", 6)).consolidate()
     assert learner.guard is not None
@@ -79,7 +79,7 @@ def knowledge(optimizer: str) -> np.ndarray:
 
 
 def prepared(method: str, optimizer: str) -> list[StageRun]:
-    """Begin the stage with new learners; a guard knows an earlier stage."""
+    """Begin the stage with new learners; a guard has the state of an earlier stage."""
     peers = learners(method, optimizer)
     for learner in peers:
         if learner.guard is not None:
@@ -89,7 +89,7 @@ def prepared(method: str, optimizer: str) -> list[StageRun]:
 
 @dataclass(frozen=True)
 class Ended:
-    """A stage at its end."""
+    """The result of a whole stage."""
 
     figures: list[StepFigures]
     weights: list[bytes]
@@ -97,7 +97,7 @@ class Ended:
 
 @cache
 def undisturbed(method: str, optimizer: str) -> Ended:
-    """Learn all of the stage without an interruption."""
+    """Learn the whole stage without interruption."""
     runs = prepared(method, optimizer)
     figures = learn(runs, range(NUM_STEPS))
     return Ended(figures, weights(runs))
@@ -110,18 +110,16 @@ def undisturbed(method: str, optimizer: str) -> Ended:
 @pytest.mark.parametrize("method", ["l4", "ewc"])
 @settings(max_examples=7)
 @given(done=st.integers(0, NUM_STEPS), how=st.sampled_from(sorted(COPIES)))
-def test_a_restored_stage_ends_as_if_it_had_not_been_interrupted(
-    method: str, optimizer: str, done: int, how: str
-) -> None:
+def test_a_restored_stage_ends_with_the_same_weights(method: str, optimizer: str, done: int, how: str) -> None:
     expected = undisturbed(method, optimizer)
     first = prepared(method, optimizer)
     before = learn(first, range(done))
     kept = [(run.learner.weights().copy(), COPIES[how](run.state_dict())) for run in first]
-    learn(first, range(done, min(done + 1, NUM_STEPS)))  # it goes on, which must not change what was saved
+    learn(first, range(done, min(done + 1, NUM_STEPS)))  # learning on must not change what was saved
     torch.rand(100)
 
     second = prepared(method, optimizer)
-    learn(second, range(1))  # whatever it has done is replaced
+    learn(second, range(1))  # will be overwritten
     for run, (own, state) in zip(second, kept, strict=True):
         assert (state["stage"], state["next_step"]) == (STAGE, done)
         run.learner.load(own)
@@ -145,22 +143,22 @@ def test_the_stages_compared_are_not_trivial(method: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_without_the_state_the_end_is_another(optimizer: str) -> None:
-    """Otherwise the property above would hold for a state that is ignored."""
+def test_without_the_saved_state_the_weights_differ(optimizer: str) -> None:
+    """Otherwise the test above would pass even if the state were ignored."""
     first, second = prepared("l4", optimizer), prepared("l4", optimizer)
     learn(first, range(3))
     for run, other in zip(first, second, strict=True):
         other.learner.load(run.learner.weights())
-        other.load_state_dict({**other.state_dict(), "next_step": 3})  # the position alone
+        other.load_state_dict({**other.state_dict(), "next_step": 3})  # only the position
     learn(second, range(3, NUM_STEPS))
     assert weights(second) != undisturbed("l4", optimizer).weights
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_no_state_is_given_while_a_step_is_under_way(micro_batch: int | None) -> None:
+def test_the_state_cannot_be_saved_while_a_step_is_under_way(micro_batch: int | None) -> None:
     (run,) = begun(learners("lamol", micro_batch=micro_batch))
     run.forward(0)
-    with pytest.raises(PeerError, match=r"student 0, stage 2, step 0: the state can only be taken between two steps"):
+    with pytest.raises(PeerError, match=r"student 0, stage 2, step 0: the state can only be saved between steps"):
         run.state_dict()
     run.backward(0, [])
     assert run.state_dict()["next_step"] == 1
@@ -173,7 +171,7 @@ def test_no_state_is_given_while_a_step_is_under_way(micro_batch: int | None) ->
 
 @pytest.mark.parametrize(("stage", "next_step"), [(1, 0), (3, 2), (STAGE, -1), (STAGE, NUM_STEPS + 1)])
 def test_a_state_of_another_stage_or_of_an_impossible_step_is_refused(stage: int, next_step: int) -> None:
-    """The run stays as it was, in the middle of a step."""
+    """The stage run is unchanged, and can finish its step."""
     calm, run = (begun(learners("lamol"))[0] for _ in range(2))
     for own in (calm, run):
         learn([own], range(2))
@@ -181,7 +179,7 @@ def test_a_state_of_another_stage_or_of_an_impossible_step_is_refused(stage: int
     for own in (calm, run):
         own.forward(2)
     message = (
-        rf"student 0, stage 2: the saved state is of stage {stage}, step {next_step}; expected this stage and a step "
+        rf"student 0, stage 2: the saved state is of stage {stage}, step {next_step}; expected stage 2 and a step "
         rf"from 0 to {NUM_STEPS}$"
     )
     with pytest.raises(PeerError, match=message):
@@ -192,7 +190,7 @@ def test_a_state_of_another_stage_or_of_an_impossible_step_is_refused(stage: int
     assert weights([run]) == weights([calm])
 
 
-def test_a_restored_state_replaces_the_step_that_is_under_way() -> None:
+def test_restoring_a_state_drops_the_step_under_way() -> None:
     (run,) = prepared("ewc", "torch")
     kept, state = run.learner.weights().copy(), copy.deepcopy(run.state_dict())
     learn([run], range(2))
@@ -205,18 +203,18 @@ def test_a_restored_state_replaces_the_step_that_is_under_way() -> None:
     assert weights([run]) == expected.weights
 
 
-# --- dropped and begun anew
+# --- dropped steps and new stages
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_an_abandoned_step_is_forgotten(micro_batch: int | None) -> None:
+def test_an_abandoned_step_has_no_effect(micro_batch: int | None) -> None:
     calm, disturbed = (begun(learners("lamol", micro_batch=micro_batch))[0] for _ in range(2))
     assert disturbed.abandon() == 0
     for step in range(NUM_STEPS):
         first = disturbed.forward(step)
         kept = {head: logits.clone() for head, logits in first.logits.items()}
         assert disturbed.abandon() == disturbed.next_step == step
-        with pytest.raises(PeerError, match="asked for backward before forward"):
+        with pytest.raises(PeerError, match="backward was called before forward"):
             disturbed.backward(step, [])
         assert all(parameter.grad is None for parameter in disturbed.learner.model.parameters())
         again = disturbed.forward(step)
@@ -233,7 +231,7 @@ def test_a_stage_begins_with_a_fresh_optimiser(optimizer: str) -> None:
     first = begun(peers)
     assert [run.next_step for run in first] == [0, 0]
     learn(first, range(3))
-    first[0].forward(3)  # a step that comes to nothing
+    first[0].forward(3)  # a step that is never finished
     second = begun(peers, stage=STAGE + 1)
     for before, after in zip(first, second, strict=True):
         assert after is not before and after.optimizer is not before.optimizer
@@ -249,7 +247,7 @@ def test_a_stage_begins_with_a_fresh_optimiser(optimizer: str) -> None:
     assert weights(second) == weights(third)
 
 
-def test_a_learner_without_a_stage_has_no_attributes_of_one() -> None:
+def test_a_learner_has_no_attributes_of_a_stage() -> None:
     learner = learners("ewc")[0]
     attributes = set(vars(learner))
     begun([learner])[0].forward(0)
@@ -257,7 +255,7 @@ def test_a_learner_without_a_stage_has_no_attributes_of_one() -> None:
     assert not [name for name in (*OF_A_STAGE, "forward", "backward", "abandon") if hasattr(learner, name)]
 
 
-def test_a_stage_run_knows_all_of_its_stage() -> None:
+def test_a_stage_run_describes_its_stage() -> None:
     table, memory = small.tokens(small.tokenizer()), guard_fixtures.table("a", 3)
     learner = learners("agem")[0]
     run = learner.begin_stage(STAGE, table, memory)
@@ -268,7 +266,7 @@ def test_a_stage_run_knows_all_of_its_stage() -> None:
     assert begun([learner])[0].memory is None
 
 
-def test_predicting_moves_no_stage() -> None:
+def test_predicting_does_not_advance_the_stage() -> None:
     (run,) = begun(learners("lamol"))
     for step in range(2):
         run.predict(4, 0)

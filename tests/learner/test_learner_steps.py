@@ -1,4 +1,4 @@
-"""What holds from step to step: determinism, order, and that lambda = 0 is LAMOL."""
+"""Properties of steps: determinism, order, and that a distillation weight of 0 gives LAMOL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.learner import learner_fixtures as small
 
 
 def run_steps(runs: list[StageRun], steps: range) -> list[list[dict[str, float]]]:
-    """Run the in-process loop, in two lines."""
+    """Run the step loop of two or more peers, reduced to two lines."""
     figures = []
     for step in steps:
         sent = [run.forward(step) for run in runs]
@@ -47,7 +47,7 @@ def test_lambda_above_zero_is_not_lamol() -> None:
     assert not same_weights(l4[0], lamol[0])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+def test_weights_follow_from_the_seed() -> None:
     tok = small.tokenizer()
     table = small.tokens(tok)
     one, two = (small.begun(small.peers(small.experiment(), tok), table) for _ in range(2))
@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert not same_weights(one[0], other[0])
 
 
-def test_peers_start_equal_and_part_by_dropout() -> None:
+def test_peers_start_equal_and_diverge_by_dropout() -> None:
     tok = small.tokenizer()
     runs = small.begun(small.peers(small.experiment(), tok), small.tokens(tok))
     assert same_weights(*runs)
@@ -67,13 +67,13 @@ def test_peers_start_equal_and_part_by_dropout() -> None:
     assert not same_weights(*runs)
 
 
-def test_peers_may_start_from_weights_of_their_own() -> None:
+def test_peers_may_start_from_different_weights() -> None:
     learners = small.peers(small.experiment(peers={"init": "own"}), small.tokenizer())
     assert not small.same_weights(*learners)
 
 
-def test_a_peer_restored_between_steps_goes_on_as_if_nothing_had_happened() -> None:
-    """Randomness belongs to (seed, peer, stage, step), so whatever else drew numbers in between does not matter."""
+def test_a_peer_restored_between_steps_continues_unchanged() -> None:
+    """Seeds depend on (seed, peer, stage, step), so random numbers drawn elsewhere do not matter."""
     tok = small.tokenizer()
     table = small.tokens(tok)
     calm, disturbed = (small.begun(small.peers(small.experiment(), tok), table) for _ in range(2))
@@ -87,18 +87,20 @@ def test_a_peer_restored_between_steps_goes_on_as_if_nothing_had_happened() -> N
 def test_steps_out_of_order_are_refused() -> None:
     tok = small.tokenizer()
     (run,) = small.begun(small.peers(small.experiment(), tok, "lamol"), small.tokens(tok))
-    with pytest.raises(PeerError, match=r"student 0, stage 1, step 3.*next call is for step 0"):
+    with pytest.raises(
+        PeerError, match=r"student 0, stage 1, step 3: forward was called out of order; expected forward of step 0"
+    ):
         run.forward(3)
-    with pytest.raises(PeerError, match="backward before forward"):
+    with pytest.raises(PeerError, match="backward was called before forward"):
         run.backward(0, [])
     run.forward(0)
-    with pytest.raises(PeerError, match="asked for forward"):
+    with pytest.raises(PeerError, match="expected backward of step 0"):
         run.forward(0)
-    with pytest.raises(PeerError, match="backward before forward"):
+    with pytest.raises(PeerError, match="backward was called before forward"):
         run.backward(1, [])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_weights() -> None:
+def test_a_non_finite_loss_raises_before_the_weights_change() -> None:
     tok = small.tokenizer()
     (run,) = small.begun(small.peers(small.experiment(), tok, "lamol"), small.tokens(tok))
     transformer = run.learner.model.transformer

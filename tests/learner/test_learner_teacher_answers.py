@@ -1,4 +1,4 @@
-"""A teacher's answers to training examples: in order, of bounded length, whatever the batch (REFERENCE.md#seq-kd)."""
+"""A teacher's answers to training examples: order, length, and independence of the batch (REFERENCE.md#seq-kd)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model(tok: TaskTokenizer) -> PreTrainedModel:
 
 @pytest.fixture
 def reach(model: PreTrainedModel) -> Iterator[list[int]]:
-    """The largest position that each call of the model used."""
+    """A list of the largest position that each call of the model used."""
     used: list[int] = []
     hook = model.transformer.wpe.register_forward_pre_hook(lambda module, ids: used.append(int(ids[0].max())))
     yield used
@@ -39,7 +39,7 @@ def reach(model: PreTrainedModel) -> Iterator[list[int]]:
 
 
 def training(tok: TaskTokenizer, *texts: tuple[str, str, str]) -> pa.Table:
-    """Training examples of task ``a`` from (context, question, answer)."""
+    """Make training examples of task ``a`` from (context, question, answer)."""
     rows = [
         {"context": context, "question": question, "answer": answer, "task": "a", "sample_id": f"a_{index}"}
         for index, (context, question, answer) in enumerate(texts)
@@ -49,7 +49,7 @@ def training(tok: TaskTokenizer, *texts: tuple[str, str, str]) -> pa.Table:
     return table
 
 
-def test_a_teacher_answers_every_example_in_its_place(model: PreTrainedModel, tok: TaskTokenizer) -> None:
+def test_answers_are_in_the_order_of_the_examples(model: PreTrainedModel, tok: TaskTokenizer) -> None:
     table, _ = assemble(small.examples("a", 12), tok, POSITIONS)
     longest = max(len(tok.encode(text)) for text in small.examples("a", 12)["answer"].to_pylist())
     answers = answer_training(model, tok, table, POSITIONS, TeacherConfig(), seed=0)
@@ -59,9 +59,7 @@ def test_a_teacher_answers_every_example_in_its_place(model: PreTrainedModel, to
         assert text == tok.decode(new).strip()
 
 
-def test_a_teacher_answers_as_it_would_answer_the_same_questions_in_a_test(
-    model: PreTrainedModel, tok: TaskTokenizer
-) -> None:
+def test_a_teacher_answers_training_questions_like_test_questions(model: PreTrainedModel, tok: TaskTokenizer) -> None:
     examples = small.examples("a", 12)
     table, _ = assemble(examples, tok, POSITIONS)
     tests = build_test_set(examples, "em", tok, POSITIONS, EvaluationConfig())
@@ -70,10 +68,10 @@ def test_a_teacher_answers_as_it_would_answer_the_same_questions_in_a_test(
 
 
 @pytest.mark.parametrize("config", [TeacherConfig(), TeacherConfig(top_k=20)], ids=["greedy", "sampled"])
-def test_it_does_not_matter_which_examples_are_answered_together(
+def test_an_answer_does_not_depend_on_which_examples_are_answered_together(
     model: PreTrainedModel, tok: TaskTokenizer, config: TeacherConfig
 ) -> None:
-    """Also where one of them has the longest answer of all, and one leaves hardly any room for its own."""
+    """One of the examples has the longest answer, and one leaves almost no room for its own."""
     table = training(
         tok,
         ("word1", "how ?", "word1 word2 word3 word4 word5"),
@@ -87,7 +85,7 @@ def test_it_does_not_matter_which_examples_are_answered_together(
     assert answer_training(model, tok, table, POSITIONS, config, 3, range(0)) == []
 
 
-def test_a_long_context_shortens_its_own_answer_alone(
+def test_a_long_context_shortens_only_its_own_answer(
     model: PreTrainedModel, tok: TaskTokenizer, reach: list[int]
 ) -> None:
     table = training(

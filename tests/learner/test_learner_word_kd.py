@@ -1,4 +1,4 @@
-"""Word-KD in the project's one loop, against two models in a plain loop over examples and positions.
+"""Word-KD with stage runs, compared with a plain loop over examples and positions.
 
 Source: REFERENCE.md#word-kd-loss.
 """
@@ -32,18 +32,18 @@ BATCHES = {
 
 
 def answer_sequence(row: dict[str, Any], tok: TaskTokenizer) -> tuple[list[int], list[int | None]]:
-    """Context, question, ANS, answer; from ANS on the next token is to be predicted, EOS at the end."""
+    """Return context, question, ANS and answer, with targets from ANS on; the last target is EOS."""
     ids, prompt = row["ids"], row["prompt_length"]
     return ids, [None] * (prompt - 1) + ids[prompt:] + [tok.eos]
 
 
 def whole_sequence(row: dict[str, Any], tok: TaskTokenizer) -> tuple[list[int], list[int | None]]:
-    """The same after the task's token, and everything is to be predicted."""
+    """Return the same sequence after the task's token, with a target at every position."""
     return [row["gen"], *row["ids"]], [*row["ids"], tok.eos]
 
 
 def plain_word_kd(student: Any, teacher: Any, rows: Sequence[dict[str, Any]], tok: TaskTokenizer) -> Tensor:
-    """L2KD's loss of one batch: KD on current examples, cross-entropy on pseudo-examples, each with its own mean."""
+    """Return L2KD's loss: KD on current examples plus cross-entropy on pseudo-examples, each with its own mean."""
     loss = torch.zeros(())
     for sequence_of, head_weight in ((answer_sequence, 1.0), (whole_sequence, LM_WEIGHT)):
         kd_sum, kd_positions = torch.zeros(()), 0
@@ -94,18 +94,18 @@ def plain_training(
     return losses
 
 
-# --- the same on this loop
+# --- the same with stage runs
 
 
 def experiment(precision: str = "float32", dropout: float = 0.0, **training: Any) -> Any:
-    """What a user gets who asks for the method; models that start apart, so that there is something to distil."""
+    """Make an experiment with the method's own settings; the models start from different weights."""
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": dropout}
     return resolved(
         small.experiment(
             method="l2kd-word",
             model={"from_scratch": shape, "precision": precision},
             training={"epochs": 3, "batch_size": 5} | training,
-            # An epsilon that keeps noise in gradients near zero from becoming a step of full size.
+            # A large epsilon, so that noise in gradients near zero does not cause full-sized steps.
             optim={"variant": "torch", "lr": 1e-2, "eps": 1e-4},
             peers={"init": "own"},
         )
@@ -132,8 +132,8 @@ def test_loss_and_all_gradients_equal_two_plain_models(table_of: Callable[[TaskT
     small.assert_same_gradients(gradients[0], plain, tolerance=1e-5)
 
 
-def test_a_batch_of_replay_alone_has_no_divergence_and_is_finite() -> None:
-    """In the reference it is 0/0 (REFERENCE.md#word-kd-loss)."""
+def test_a_batch_of_replayed_examples_only_has_no_divergence() -> None:
+    """In the reference implementation it is 0/0 (REFERENCE.md#word-kd-loss)."""
     table = small.replay_alone(small.tokenizer(), 3)
     student, teacher = student_and_teacher(experiment(), table)
     (figures,) = small.train([student, teacher], {0: range(1)})
@@ -142,7 +142,7 @@ def test_a_batch_of_replay_alone_has_no_divergence_and_is_finite() -> None:
     assert all(parameter.isfinite().all() for parameter in student.learner.model.parameters())
 
 
-def test_no_label_of_a_current_example_is_learned() -> None:
+def test_labels_of_current_examples_have_no_effect() -> None:
     table = small.tokens(small.tokenizer(), current=4, replayed=0)
     student, teacher = student_and_teacher(experiment(), table)
     (figures,) = small.train([student, teacher], {0: range(1)})
@@ -150,7 +150,7 @@ def test_no_label_of_a_current_example_is_learned() -> None:
     assert figures[0]["kd_qa"] > 0
 
 
-def test_bfloat16_differs_by_its_rounding_alone() -> None:
+def test_bfloat16_differs_only_by_rounding() -> None:
     table = BATCHES["mixed"](small.tokenizer())
     student, teacher = student_and_teacher(experiment("bfloat16", max_grad_norm=1e9), table)
     plain = copy.deepcopy(student.learner.model)
@@ -202,8 +202,8 @@ def test_the_teacher_predicts_without_dropout_while_the_student_has_it() -> None
     assert not torch.allclose(one, again, atol=1e-3), "the student's own step has dropout"
 
 
-def test_predicting_changes_nothing_in_a_model() -> None:
-    """Neither its mode, nor the random numbers of whoever shares the process, nor what it is in the middle of."""
+def test_predicting_has_no_side_effects() -> None:
+    """Unchanged are the model's mode, the process's random numbers and the step under way."""
     table = BATCHES["mixed"](small.tokenizer())
     calm, disturbed = (student_and_teacher(experiment(dropout=0.5), table)[0] for _ in range(2))
     for student in (calm, disturbed):
@@ -218,8 +218,8 @@ def test_predicting_changes_nothing_in_a_model() -> None:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_students_of_one_teacher_learn_what_each_would_learn_alone() -> None:
-    """The teacher predicts a batch once for all of them."""
+def test_students_that_share_a_teacher_learn_as_if_alone() -> None:
+    """The teacher predicts a batch once for all students."""
     table = BATCHES["mixed"](small.tokenizer())
     config, tok = experiment(), small.tokenizer()
     together = small.begun(small.unlike(small.peers(config, tok, "l2kd-word", 2)), table)

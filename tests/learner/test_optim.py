@@ -1,4 +1,4 @@
-"""The references' AdamW against a plain per-scalar twin and PyTorch's; which parameters are decayed; saved state."""
+"""Optimisers: the reference AdamW against a scalar implementation and PyTorch's, weight decay, and saved state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LR = 6.25e-5
 
 
 def twin(theta: float, gradients: list[float], lrs: list[float], decay: float, eps: float = 1e-4) -> list[float]:
-    """REFERENCE.md#adamw for one scalar: theta after every step."""
+    """Apply REFERENCE.md#adamw to one scalar; returns theta after every step."""
     m = u = 0.0
     path = []
     for t, (g, lr) in enumerate(zip(gradients, lrs, strict=True), start=1):
@@ -32,7 +32,7 @@ def twin(theta: float, gradients: list[float], lrs: list[float], decay: float, e
 
 
 def run(optimizer: torch.optim.Optimizer, parameter: Tensor, gradients: list[Tensor], lrs: list[float]) -> list[Tensor]:
-    """The parameter after each step."""
+    """Return the parameter after each step."""
     path = []
     for gradient, lr in zip(gradients, lrs, strict=True):
         parameter.grad = gradient.clone()
@@ -43,7 +43,7 @@ def run(optimizer: torch.optim.Optimizer, parameter: Tensor, gradients: list[Ten
     return path
 
 
-def test_worked_value_of_spec_21() -> None:
+def test_worked_value_of_one_step() -> None:
     """g = 1 at t = 1: the step is 6.23030e-5, and the decay then uses the new theta."""
     decayed, plain = (nn.Parameter(torch.ones((), dtype=torch.float64)) for _ in range(2))
     for parameter, decay in ((decayed, 0.01), (plain, 0.0)):
@@ -61,7 +61,7 @@ def test_worked_value_of_spec_21() -> None:
     scale=st.sampled_from([1e-6, 1e-3, 1.0]),
     seed=st.integers(0, 2**20),
 )
-def test_equals_the_plain_twin_over_several_steps(
+def test_several_steps_equal_the_plain_implementation(
     shape: list[int], num_steps: int, decay: float, scale: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -80,7 +80,7 @@ def test_equals_the_plain_twin_over_several_steps(
     assert torch.equal(path[0], start)
 
 
-def test_parameters_without_a_gradient_wait_and_keep_their_own_step_count() -> None:
+def test_parameters_without_a_gradient_keep_their_step_count() -> None:
     early, late = (nn.Parameter(torch.tensor([1.0], dtype=torch.float64)) for _ in range(2))
     optimizer = ReferenceAdamW([early, late], lr=1e-2)
     gradients = [0.3, -0.2, 0.5]
@@ -92,7 +92,7 @@ def test_parameters_without_a_gradient_wait_and_keep_their_own_step_count() -> N
     assert late.item() == pytest.approx(twin(1.0, gradients[1:], [1e-2] * 2, 0.01)[-1], rel=1e-12)
 
 
-def test_differs_from_pytorch_by_the_eps_alone() -> None:
+def test_only_eps_differs_from_pytorch() -> None:
     """REFERENCE.md#adamw: PyTorch's eps would have to be eps / sqrt(1 - beta2^t), 3.2e-3 at the first step."""
     gradients = [torch.tensor([1e-4, 1e-2, 1.0], dtype=torch.float64)] * 4
     ours, theirs, matched = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
@@ -102,7 +102,7 @@ def test_differs_from_pytorch_by_the_eps_alone() -> None:
     root = math.sqrt(1 - 0.999)
     expected = (gradients[0] + 1e-4) / (gradients[0] + 1e-4 / root)
     torch.testing.assert_close(ratio, expected, rtol=1e-6, atol=0)
-    assert ratio[0] < 0.07  # for a small gradient the reference moves a fifteenth as far
+    assert ratio[0] < 0.07  # for a small gradient the reference's step is 15 times smaller
 
     optimizer = torch.optim.AdamW([matched], LR, weight_decay=0.0)
     for step, expected in enumerate(reference, start=1):
@@ -120,7 +120,7 @@ def test_small_decay_survives_float32() -> None:
     assert lost == pytest.approx(6.25e-7, rel=0.01)
 
 
-def test_bfloat16_parameters_follow_the_float32_path_rounded_at_each_step() -> None:
+def test_bfloat16_parameters_equal_float32_ones_rounded_after_each_step() -> None:
     start = torch.randn(50, generator=torch.Generator().manual_seed(0)).bfloat16()
     gradients = [torch.randn(50, generator=torch.Generator().manual_seed(1 + t)).bfloat16() for t in range(5)]
     narrow = nn.Parameter(start.clone())
@@ -137,7 +137,7 @@ def test_bfloat16_parameters_follow_the_float32_path_rounded_at_each_step() -> N
         assert torch.equal(wide.bfloat16(), expected)
 
 
-def test_bfloat16_swallows_small_steps_as_documented() -> None:
+def test_small_steps_do_not_move_bfloat16_parameters() -> None:
     narrow = nn.Parameter(torch.full((1,), 0.1, dtype=torch.bfloat16))
     path = run(ReferenceAdamW([narrow], lr=LR), narrow, [torch.ones(1, dtype=torch.bfloat16)] * 5, [LR] * 5)
     assert torch.equal(path[-1], torch.full((1,), 0.1, dtype=torch.bfloat16))
@@ -182,7 +182,7 @@ def test_a_state_without_some_parameters_can_be_restored() -> None:
     assert unused not in other.state
 
 
-def test_closure_is_called_with_gradients_on() -> None:
+def test_a_closure_is_called_with_gradients_enabled() -> None:
     theta = nn.Parameter(torch.tensor(2.0))
     optimizer = ReferenceAdamW([theta], lr=1e-2)
 
@@ -197,7 +197,7 @@ def test_closure_is_called_with_gradients_on() -> None:
 
 
 class Tiny(nn.Module):
-    """Named like GPT-2: layer norm, tied output, biases."""
+    """Has parameters named like GPT-2's: layer norm, tied output, biases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Tiny(nn.Module):
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("reference", ReferenceAdamW), ("torch", torch.optim.AdamW)])
-def test_groups_decay_everything_but_biases_and_hold_shared_parameters_once(variant: str, kind: type) -> None:
+def test_all_parameters_but_biases_decay_and_shared_ones_appear_once(variant: str, kind: type) -> None:
     model = Tiny()
     config = OptimConfig(variant=variant, lr=3e-4, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.07)
     optimizer = build_optimizer(model, config)
@@ -225,12 +225,12 @@ def test_groups_decay_everything_but_biases_and_hold_shared_parameters_once(vari
         assert (group["lr"], group["betas"], group["eps"]) == (3e-4, (0.8, 0.95), 1e-6)
 
 
-def test_the_configured_defaults_are_those_of_spec_10() -> None:
+def test_default_settings() -> None:
     (group, _) = build_optimizer(Tiny(), OptimConfig()).param_groups
     assert type(build_optimizer(Tiny(), OptimConfig())) is ReferenceAdamW
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (6.25e-5, (0.9, 0.999), 1e-4, 0.01)
 
 
-def test_what_cannot_learn_is_refused() -> None:
+def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ModelError, match="Tiny has no trainable parameter"):
         build_optimizer(Tiny().requires_grad_(False), OptimConfig())

@@ -14,8 +14,8 @@ from ray_l4.learner.schedule import learning_rate
 CONFIG = OptimConfig()
 
 
-def test_worked_values_of_spec_21() -> None:
-    """N = 2,536, E = 9, batch 4, so that the warm-up is 12 samples."""
+def test_worked_values() -> None:
+    """N = 2,536, E = 9, batch 4, so the warm-up takes 12 examples."""
     first = [learning_rate(4 * step, 2536, 9, CONFIG) for step in range(5)]
     assert first[:4] == pytest.approx([0.0, 2.0833e-5, 4.1667e-5, 6.25e-5], rel=2e-5)
     assert first[0] == 0.0
@@ -24,35 +24,35 @@ def test_worked_values_of_spec_21() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(num_samples=st.integers(1, 5000), epochs=st.integers(1, 12), per_mille=st.integers(0, 1000), data=st.data())
-def test_equals_the_formula_in_exact_fractions(
-    num_samples: int, epochs: int, per_mille: int, data: st.DataObject
+@given(num_examples=st.integers(1, 5000), epochs=st.integers(1, 12), per_mille=st.integers(0, 1000), data=st.data())
+def test_the_rate_equals_the_formula_in_exact_fractions(
+    num_examples: int, epochs: int, per_mille: int, data: st.DataObject
 ) -> None:
     config = OptimConfig(warmup=per_mille / 1000)
-    i = data.draw(st.integers(0, num_samples * epochs))
-    W, D = int(per_mille / 1000 * num_samples), num_samples * epochs
+    i = data.draw(st.integers(0, num_examples * epochs))
+    W, D = int(per_mille / 1000 * num_examples), num_examples * epochs
     factor = Fraction(i, W) if W > 0 and i <= W else Fraction(D - (i - W), D)
-    assert learning_rate(i, num_samples, epochs, config) == pytest.approx(config.lr * float(factor), rel=1e-12)
+    assert learning_rate(i, num_examples, epochs, config) == pytest.approx(config.lr * float(factor), rel=1e-12)
 
 
-@pytest.mark.parametrize("num_samples", [1, 199, 200, 201, 2536, 3043, 138_000])
-def test_rises_to_the_peak_and_falls_on_a_line(num_samples: int) -> None:
-    warmup = num_samples // 200  # REFERENCE.md#schedule: floor(0.005 N)
-    rates = [learning_rate(i, num_samples, 3, CONFIG) for i in range(min(3 * num_samples, 5000) + 1)]
+@pytest.mark.parametrize("num_examples", [1, 199, 200, 201, 2536, 3043, 138_000])
+def test_the_rate_rises_to_its_peak_then_falls_linearly(num_examples: int) -> None:
+    warmup = num_examples // 200  # REFERENCE.md#schedule: floor(0.005 N)
+    rates = [learning_rate(i, num_examples, 3, CONFIG) for i in range(min(3 * num_examples, 5000) + 1)]
     assert max(rates) == CONFIG.lr == rates[warmup]
     assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    end = learning_rate(3 * num_samples, num_samples, 3, CONFIG)
-    assert end == pytest.approx(CONFIG.lr * warmup / (3 * num_samples))
+    end = learning_rate(3 * num_examples, num_examples, 3, CONFIG)
+    assert end == pytest.approx(CONFIG.lr * warmup / (3 * num_examples))
 
 
-def test_without_warmup_the_first_step_is_the_peak_and_the_end_is_zero() -> None:
+def test_without_warmup_the_rate_falls_from_its_peak_to_zero() -> None:
     config = OptimConfig(warmup=0.0, lr=1e-3)
     assert learning_rate(0, 100, 2, config) == 1e-3
     assert learning_rate(200, 100, 2, config) == 0.0
 
 
-@pytest.mark.parametrize(("seen", "num_samples", "epochs"), [(-1, 10, 2), (21, 10, 2), (0, 0, 2), (0, 10, 0)])
-def test_a_position_outside_the_stage_is_refused(seen: int, num_samples: int, epochs: int) -> None:
-    with pytest.raises(ValueError, match=f"after {seen} samples of a stage of {num_samples} samples"):
-        learning_rate(seen, num_samples, epochs, CONFIG)
+@pytest.mark.parametrize(("seen", "num_examples", "epochs"), [(-1, 10, 2), (21, 10, 2), (0, 0, 2), (0, 10, 0)])
+def test_a_position_outside_the_stage_is_refused(seen: int, num_examples: int, epochs: int) -> None:
+    with pytest.raises(ValueError, match=f"after {seen} examples of a stage of {num_examples} examples"):
+        learning_rate(seen, num_examples, epochs, CONFIG)

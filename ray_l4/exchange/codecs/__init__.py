@@ -1,4 +1,4 @@
-"""What is sent: a peer's predictions as named tensors, and back as a student's targets."""
+"""Codecs: a peer's predictions encoded as named tensors, and decoded as a student's targets."""
 
 from ray_l4.exchange.codecs.payload import Codec, Payload
 from ray_l4.exchange.codecs.table import build_codec

@@ -1,4 +1,4 @@
-"""Whichever of two codecs sends fewer bytes in a step."""
+"""A codec that uses ``dense`` or ``factored``, whichever sends fewer bytes in a step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ray_l4.losses.targets import Targets
 
 
 class Auto:
-    """``dense`` for few positions, ``factored`` for many; ``dense`` always where the model allows nothing else.
+    """Uses ``dense`` for few positions and ``factored`` for many, or always ``dense`` if the model requires it.
 
-    With float32 throughout and K positions, V tokens and a width of d, the second is smaller once K > V d / (V - d).
+    For K positions, V tokens and a width of d, all in float32, ``factored`` is smaller if K > V d / (V - d).
     """
 
     def __init__(self, dense: Dense, factored: Factored) -> None:
@@ -25,5 +25,5 @@ class Auto:
         return (self._factored if smaller else self._dense).encode(predictions, seed)
 
     def decode(self, payload: Payload) -> dict[str, Targets]:
-        writers: dict[str, Codec] = {"dense": self._dense, "factored": self._factored}
-        return writers[payload.codec].decode(payload)
+        codecs: dict[str, Codec] = {"dense": self._dense, "factored": self._factored}
+        return codecs[payload.codec].decode(payload)

@@ -10,10 +10,10 @@ from ray_l4.losses.targets import DenseTargets, Targets
 
 
 class Dense:
-    """Log-probabilities (K, vocab) of every head: 4 bytes an entry and exact, or 2.
+    """Sends log-probabilities (K, vocab) for every head: exact in float32, or in float16.
 
-    In float16 they are relative to the row's largest: narrowing is safe only after centring, for what matters lies near
-    the maximum, where float16 is finest. Whoever learns from them normalises again.
+    In float16 they are relative to the largest of their row, because the likely tokens matter most and float16 is
+    finest near 0. The targets normalise them again.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -32,5 +32,5 @@ class Dense:
         return {head: DenseTargets(log_probs_KV) for head, log_probs_KV in payload.tensors.items()}
 
     def num_bytes(self, predictions: Predictions) -> int:
-        """Bytes of what ``encode`` would send."""
+        """Return the size in bytes of the payload that ``encode`` would return."""
         return sum(logits_KV.numel() for logits_KV in predictions.logits.values()) * self._dtype.itemsize

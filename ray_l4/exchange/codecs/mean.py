@@ -1,4 +1,4 @@
-"""Probabilities, to be summed over all peers on their way."""
+"""Probabilities that the link sums over all peers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ray_l4.losses.targets import ProbabilityTargets, Targets, softened
 
 
 class Mean:
-    """Probabilities (K, vocab) of every head at the temperature of the divergence: 4 bytes an entry.
+    """Sends float32 probabilities (K, vocab) for every head, at the temperature of the divergence.
 
-    What is read is the mean of the *other* peers': the sum over all, without one's own. That difference is off by about
-    1e-7 of the largest term, which is nothing to a gradient q - p, but everything to the logarithm of a p below it:
-    this codec serves KL(teacher || student) alone.
+    A student receives the mean of the *other* peers: the sum over all, minus its own. The error of that difference,
+    about 1e-7 of the largest term, does not matter to the gradient q - p, but would to the logarithm of a smaller p.
+    So this codec serves KL(teacher || student) only.
     """
 
     def __init__(self, temperature: float) -> None:

@@ -1,4 +1,4 @@
-"""What is sent for one peer's predictions of one step, and what a codec is."""
+"""Payloads, the encoded predictions of one peer for one step, and the interface of codecs."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ray_l4.losses.targets import Targets
 
 @dataclass(frozen=True)
 class Payload:
-    """Named tensors. They belong to whoever holds the payload, share no memory with a model, and are never written."""
+    """Named tensors. They share no memory with a model and are never written to."""
 
     codec: str = "dense"
-    """Name of the codec that wrote it and can read it."""
+    """Name of the codec that encoded it and can decode it."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes on the way."""
+        """Size of the tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def of_heads(payload: Payload, *names: str) -> dict[str, list[Tensor]]:
-    """Head -> its tensors of these names, in this order, of a codec that calls them ``<head>/<name>``."""
+def tensors_by_head(payload: Payload, *names: str) -> dict[str, list[Tensor]]:
+    """Return head -> its tensors with these names, in this order; they are stored as ``<head>/<name>``."""
     ending = f"/{names[0]}"
     heads = [name.removesuffix(ending) for name in payload.tensors if name.endswith(ending)]
     return {head: [payload.tensors[f"{head}/{name}"] for name in names] for head in heads}
 
 
 class Codec(Protocol):
-    """How predictions are written for the way, and read as targets."""
+    """Encodes predictions as payloads, and decodes payloads as targets."""
 
     def encode(self, predictions: Predictions, seed: int) -> Payload:
-        """What is sent. ``seed``: of anything drawn at random, different for every peer, stage and step."""
+        """Encode predictions. ``seed``: for random draws; it differs between peers, stages and steps."""
 
     def decode(self, payload: Payload) -> dict[str, Targets]:
-        """Head -> what a student learns from, on the device the tensors are on."""
+        """Decode a payload; returns head -> targets, on the device of its tensors."""

@@ -1,4 +1,4 @@
-"""Softened log-probabilities of a few positions at a time, so that those of all never lie in memory at once."""
+"""Softened log-probabilities, computed for a few positions at a time to limit memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray_l4.losses.targets import softened
 
 
 def softened_rows(logits_KV: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, and their log-probabilities at ``temperature`` (rows, vocab); once and empty if there is no row."""
+    """Yield slices of rows, each with its log-probabilities (rows, vocab) at ``temperature``; one slice if empty."""
     num_rows, vocab = logits_KV.shape
     size = max(1, CHUNK_ELEMENTS // vocab)
     for first in range(0, max(1, num_rows), size):

@@ -1,4 +1,4 @@
-"""The table of codecs, and the one that a profile asks for."""
+"""The table of codecs, and the construction of the one that a profile selects."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ BUILDERS: Mapping[str, Builder] = {
     "sampled": lambda exchange, experiment: Sampled(exchange.samples, experiment.distillation.temperature),
     "mean": lambda exchange, experiment: Mean(experiment.distillation.temperature),
 }
-"""Every value of ``exchange.codec``, with its constructor."""
+"""Value of ``exchange.codec`` -> its constructor."""
 
 
 def build_codec(exchange: ExchangeConfig, experiment: ExperimentConfig) -> Codec:
-    """Build the codec of a run. Raises ConfigError if the experiment cannot be learned with it."""
+    """Build the codec of a run. Raises ConfigError if it cannot serve the experiment."""
     check_codec(exchange, experiment)
     return BUILDERS[exchange.codec](exchange, experiment)
 
