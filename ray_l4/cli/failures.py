@@ -8,9 +8,7 @@ import sys
 import traceback
 
 from ray_l4.errors import ConfigError, RayL4Error
-
-DEBUG_VARIABLE = "RAY_L4_DEBUG"
-"""Environment variable that stands for ``--debug``; the processes that a command starts inherit it."""
+from ray_l4.workers.log import DEBUG_VARIABLE
 
 
 def set_debug(wanted: bool) -> None:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from ray_l4.errors import RayL4Error
-
 
 def actor_class(calls: type[Any], served: str) -> type[Any]:
     """Build an actor class with the public methods of the interface ``calls``, each forwarded to a ``served`` object.
 
-    ``served``: ``module:class``, imported where the actor runs. If its constructor raises a RayL4Error, every call
-    raises that error; otherwise Ray would report that the actor died, without the class of the error.
+    ``served``: ``module:class``, imported where the actor runs. If its constructor raises an error, every call raises
+    that error; otherwise Ray would report that the actor died, without the class of the error.
     """
     module, _, name = served.partition(":")
 
@@ -22,7 +20,7 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
         self.failure = None
         try:
             self.served = getattr(import_module(module), name)(*arguments)
-        except RayL4Error as error:
+        except Exception as error:  # whatever it is: each call raises it
             self.failure = error
 
     methods = {method: _forwarded(method) for method, _ in inspect.getmembers(calls, inspect.isfunction)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ import ray
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
+from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
 
@@ -31,6 +33,8 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         }
     else:
         options["address"] = cluster.ray.address
+        if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
+            options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
         check_answers(cluster.ray.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

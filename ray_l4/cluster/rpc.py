@@ -128,7 +128,8 @@ class RayRpc:
             who = late or ", ".join(references)
             raise PeerLostError(f"{who}: no answer within {timeout:g} s (timeouts in the cluster profile)") from None
         except RayError as error:
-            raise _translated(error, self._who_failed(references)) from error
+            who, cause = self._first_failure(references) or (", ".join(references), error)
+            raise _translated(cause, who) from cause
         return {who: [next(values) for _ in owns] for who, owns in references.items()}
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
@@ -140,17 +141,21 @@ class RayRpc:
     def end(self, worker: Any) -> None:
         ray.kill(worker)
 
-    def _who_failed(self, references: Mapping[str, Sequence[Any]]) -> str:
-        """Return the name whose reference holds an error; all names if it can no longer be determined."""
+    def _first_failure(self, references: Mapping[str, Sequence[Any]]) -> tuple[str, RayError] | None:
+        """Return whose reference holds an error, and the error; None if that can no longer be determined.
+
+        The death of a worker comes before the errors of calls that depended on it.
+        """
+        failures: list[tuple[str, RayError]] = []
         for who, owns in references.items():
             for reference in self.ready(owns):
                 try:
                     ray.get(reference, timeout=0)
                 except GetTimeoutError:
                     continue  # the value exists, but on another node
-                except RayError:
-                    return who
-        return ", ".join(references)
+                except RayError as error:
+                    failures.append((who, error))
+        return min(failures, key=lambda failure: isinstance(failure[1], RayTaskError), default=None)
 
 
 def _translated(error: RayError, waiting_for: str) -> RayL4Error:

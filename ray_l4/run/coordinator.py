@@ -68,6 +68,9 @@ class Coordinator:
             try:
                 log.info("run %s: %s", context.directory.path, context.setup.method.name)
                 self._run()
+            except StoppedError as error:
+                log.info("%s", error)
+                raise
             except BaseException as error:
                 log.error("the run ended early: %s", error, exc_info=error)
                 raise

@@ -113,7 +113,11 @@ def _generate(
             members = [own[position] for position in chunk]
             jobs.append(_chunk_job(wanted, student, members, models[student], take))
     queue.add(jobs, urgent=True)
-    queue.wait(lambda: len(results) == len(wanted.gens), on_nap)
+    try:
+        queue.wait(lambda: len(results) == len(wanted.gens), on_nap)
+    except BaseException:
+        queue.drop(wanted)  # other chunks may need the weights of a student that is lost
+        raise
     return results
 
 
@@ -130,6 +134,7 @@ def _chunk_job(
         lambda evaluator: evaluator.replay(model, student, gens, seeds),
         partial(take, members),
         kind="replay",
+        owner=wanted,
     )
 
 

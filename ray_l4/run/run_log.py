@@ -35,14 +35,15 @@ def logging_to(directory: RunDirectory) -> Iterator[None]:
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(LineFormatter())
         logger = logging.getLogger(name)
+        handlers.append((logger, handler, logger.level, logger.propagate))
         logger.setLevel(log_level())
         logger.addHandler(handler)
-        handlers.append((logger, handler, logger.propagate))
         logger.propagate = False  # the terminal, or a sweep's log, shows the run's progress in its own form
     try:
         yield
     finally:
-        for logger, handler, propagates in handlers:
+        for logger, handler, level, propagates in handlers:
             logger.removeHandler(handler)
+            logger.setLevel(level)
             logger.propagate = propagates
             handler.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +29,8 @@ from ray_l4.workers.process import peak_memory_bytes
 _MOST_RESTARTS = 3
 """Restarts of one stage: if a student dies every time, another attempt will not help."""
 
-_LOG_TIMEOUT = 10.0
-"""Seconds to wait for a student's log lines: idle students answer at once."""
+_LOG_TIMEOUT = 3.0
+"""Seconds to wait for the log lines of all students together: idle students answer at once."""
 
 log = logging.getLogger("ray_l4.coordinator")
 
@@ -78,14 +79,14 @@ class StageLoop:
     def fetch_logs(self) -> None:
         """Append the students' new log lines to the run's logs. Lines that cannot be fetched now are left for later."""
         asked = {slot: self._membership.students[slot].take_log() for slot in self._membership.present}
+        deadline = time.monotonic() + _LOG_TIMEOUT  # one for all, since they answer side by side
         for slot, references in asked.items():
+            name = f"student {slot}, log"
             try:
-                ranks = self._rpc.get_all({f"student {slot}, log": references}, _LOG_TIMEOUT)
-            except PeerError as error:
-                log.warning("cannot fetch the log lines: %s", error)
-                continue
-            for lines in ranks[f"student {slot}, log"]:
-                self._run_log.add(lines)
+                for lines in self._rpc.get_all({name: references}, max(0.0, deadline - time.monotonic()))[name]:
+                    self._run_log.add(lines)
+            except (PeerError, OSError) as error:
+                log.warning("log lines not fetched: %s", error)
 
     def _warn_of_equal_peers(self) -> None:
         """Warn if the peers have equal weights and batches and no dropout: they stay equal and learn nothing new."""
@@ -119,6 +120,7 @@ class StageLoop:
         Raises PeerLostError if a student is lost again after ``_MOST_RESTARTS`` restarts.
         """
         for attempt in range(_MOST_RESTARTS + 1):
+            lost_before = self._membership.lost.keys()
             assignments = self._plan.assignments(self._state.stages_done, self._membership.topology.students)
             try:
                 self._learn_to_the_end(assignments)
@@ -127,7 +129,7 @@ class StageLoop:
                 log.warning("a student is lost: %s", error, exc_info=error)
                 if attempt == _MOST_RESTARTS:
                     raise
-                self._begin_again(assignments, error)
+                self._begin_again(assignments, lost_before, error)
 
     def _learn_to_the_end(self, assignments: Sequence[Assignment]) -> None:
         training = self._trainer.begin(assignments, self._between)
@@ -150,14 +152,16 @@ class StageLoop:
         self._state.commit(max(own.stage for own in assignments) + 1, self._peaks(peaks), self._membership.lost)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
-    def _begin_again(self, assignments: Sequence[Assignment], error: PeerLostError) -> None:
+    def _begin_again(
+        self, assignments: Sequence[Assignment], lost_before: Collection[int], error: PeerLostError
+    ) -> None:
         """Replace or drop the lost students, and return all students to the end of the last finished stage.
 
-        Raises ``error`` if no student turns out to be lost.
+        ``lost_before``: those that were lost before this attempt. Raises ``error`` if no student was lost since.
         """
         membership, progress = self._membership, self._context.progress
         lost = membership.roll_call().lost
-        if not lost:
+        if not lost and membership.lost.keys() == lost_before:
             raise error
         graph = membership.topology
         continues = self._context.setup.experiment.peers.on_peer_loss == "continue"

@@ -48,7 +48,7 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
 
 
 def _rows(common: str, name: str) -> str | None:
-    """How many outputs the models have, which may be more than their tokeniser has tokens."""
+    """Describe the difference in the number of outputs, which may exceed the tokeniser's tokens; None if equal."""
     mine, theirs = (int(pretrained_config(each).get_text_config().vocab_size) for each in (common, name))
     return None if mine == theirs else f"the one predicts {mine} tokens (vocab_size) and the other {theirs}"
 
