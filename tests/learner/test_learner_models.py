@@ -247,7 +247,7 @@ def test_the_longest_sequence_is_bounded_by_the_model(config: PreTrainedConfig) 
     assert max_length(config, None) == 32
     assert max_length(config, 20) == 20
     assert max_length(config, 32) == 32
-    with pytest.raises(ModelError, match=r"a length of 33 tokens was asked for \(max_length\), but the model has 32"):
+    with pytest.raises(ModelError, match=r"max_length: 33 tokens were requested, but the model has 32"):
         max_length(config, 33)
 
 

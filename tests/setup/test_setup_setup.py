@@ -111,7 +111,7 @@ def test_a_pretrained_model_brings_its_tokeniser_and_its_limit(data: Path, pretr
     assert set(setup.tokenizer.gen) == {"a", "b"}
     assert all(len(ids) + 1 <= 40 for table in setup.training.values() for ids in table["ids"].to_pylist())
     assert prepare(experiment(data, model={"name": str(pretrained), "max_length": 39})).max_length == 39
-    with pytest.raises(ModelError, match=r"a length of 41 tokens was asked for \(max_length\), but the model has 40"):
+    with pytest.raises(ModelError, match=r"max_length: 41 tokens were requested, but the model has 40"):
         prepare(experiment(data, model={"name": str(pretrained), "max_length": 41}))
 
 
