@@ -107,4 +107,10 @@ def test_a_command_loads_no_more_than_it_uses(
 def test_a_student_without_adapters_loads_no_peft(tmp_path: Path) -> None:
     loaded, status = loaded_by(tmp_path, STUDENT_WITHOUT_LORA)
     assert status == 0
-    assert loaded.isdisjoint({"peft", "matplotlib", "tensorboard", "rouge_score", "sklearn", "scipy"})
+    assert loaded.isdisjoint({"peft", "matplotlib", "tensorboard", "rouge_score", "nltk", "sklearn", "scipy"})
+
+
+def test_the_driver_and_the_coordinator_of_a_run_on_ray_load_no_pytorch(tmp_path: Path) -> None:
+    loaded, status = loaded_by(tmp_path, "import ray_l4.run.coordinator, ray_l4.run.execute\n")
+    assert status == 0
+    assert loaded.isdisjoint({"torch", "peft", "matplotlib", "rouge_score", "nltk", "sklearn", "scipy"})

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_l4.cluster.spawn import LocalSpawner
+from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.run_log import RunLog, logging_to
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.log import DEBUG_VARIABLE, LOGGERS, LogBuffer, LogLine
@@ -113,8 +115,22 @@ def test_a_run_in_one_process_logs_its_stages(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_that_fails_logs_the_traceback(tmp_path: Path) -> None:
+def test_a_run_that_fails_logs_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ray_l4.run.stage_training.write_steps", full)
+    profile = small.cluster("in_process")
+    setup, run = small.new_run(small.quick("lamol"), profile, tmp_path / "run")
+    with pytest.raises(OSError, match="disk full"):
+        Coordinator(new_context(setup, profile, run), LocalSpawner, 1).run()
+    log = run.log("coordinator").read_text(encoding="utf-8")
+    assert "ERROR" in log and "the run ended early: disk full" in log
+    assert "Traceback (most recent call last):" in log
+
+
+def test_a_run_that_is_stopped_logs_no_error(tmp_path: Path) -> None:
     _, run = small.stopped_run(small.quick("lamol"), tmp_path / "run", "learning mini.rest")
     log = run.log("coordinator").read_text(encoding="utf-8")
-    assert "ERROR" in log and "the run ended early: stopped" in log
-    assert "Traceback (most recent call last):" in log
+    assert "ray-l4 resume" in log
+    assert "ERROR" not in log and "Traceback" not in log
