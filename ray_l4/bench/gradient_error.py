@@ -1,4 +1,4 @@
-"""What a codec does to the loss gradient of one batch, beside dense float32."""
+"""The error of a codec in the loss gradient of one batch, compared with dense float32."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a codec sends, and what is learned from it."""
+    """The size of a codec's payload, and the error of the gradient that is learned from it."""
 
     payload_bytes: int
     relative_error: float
@@ -38,34 +38,36 @@ class Fidelity:
 
 
 class Gradients:
-    """Of student 0 learning the first step from all others: of the whole loss, labels and distillation, over all
-    parameters, with dropout. All in this process; ``mean`` is summed up by a process group of threads."""
+    """Gradients of the whole loss (labels and distillation) of student 0 in its first step, learned from all others.
+
+    With dropout, over all parameters, and in this process; a process group of threads reduces ``mean``.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self._experiment = setup.experiment
-        self._student, *teachers = (_Tapped(peer, setup) for peer in range(setup.topology.size))
-        self._said = [own.predictions() for own in (self._student, *teachers)]
-        self._exact = self._student.gradient([own.targets() for own in self._said[1:]])
+        self._student, *teachers = (_RecordedStudent(peer, setup) for peer in range(setup.topology.size))
+        self._predictions = [own.predictions() for own in (self._student, *teachers)]
+        self._exact = self._student.gradient([own.targets() for own in self._predictions[1:]])
 
     def fidelities(self, exchanges: Sequence[ExchangeConfig]) -> list[Fidelity]:
-        """For every exchange: what is sent, and how the gradient differs from that of dense float32."""
+        """Measure the payload and the gradient error of every exchange."""
         found = []
         for exchange in exchanges:
             codec, seed = build_codec(exchange, self._experiment), self._experiment.seed
-            payloads = [codec.encode(own, derive(seed, peer)) for peer, own in enumerate(self._said)]
+            payloads = [codec.encode(own, derive(seed, peer)) for peer, own in enumerate(self._predictions)]
             gradient = self._student.gradient(_read(codec, payloads))
             found.append(Fidelity(payloads[0].num_bytes, *_compare(gradient, self._exact)))
         return found
 
 
 def _read(codec: Codec, payloads: Sequence[Payload]) -> list[Mapping[str, Targets]]:
-    """What student 0 learns from."""
+    """Decode the targets of student 0."""
     sent = [_mean_of_others(payloads)] if CODECS[payloads[0].codec].reduces else payloads[1:]
     return [codec.decode(payload) for payload in sent]
 
 
 def _mean_of_others(payloads: Sequence[Payload]) -> Payload:
-    """What student 0 gets when all peers reduce their payloads together."""
+    """Return what student 0 receives when all peers reduce their payloads together."""
     ranks = {peer: peer for peer in range(len(payloads))}
     store = RendezvousStore.open(_HERE, _PATIENCE)  # kept until all have met
     members = store.members("fidelity", len(ranks))
@@ -82,33 +84,33 @@ def _mean_of_others(payloads: Sequence[Payload]) -> Payload:
 
 
 @dataclass
-class _Tap:
-    """Stands where a guard stands, between the backward pass and the update, and keeps the gradient."""
+class _GradientRecorder:
+    """A guard that changes nothing and records the gradient between the backward pass and the update."""
 
-    taken: list[Tensor] = field(default_factory=list)
+    recorded: list[Tensor] = field(default_factory=list)
 
     def restrain(self, context: GuardContext, step: int) -> Tensor:
-        self.taken = [own.grad.clone() for own in context.model.parameters() if own.grad is not None]
+        self.recorded = [own.grad.clone() for own in context.model.parameters() if own.grad is not None]
         return torch.zeros(())
 
     def after_stage(self, context: GuardContext) -> None:
-        """There is none."""
+        """Nothing to note."""
 
     def to_bytes(self) -> np.ndarray | None:
         return None
 
     def restore(self, data: np.ndarray, device: torch.device) -> None:
-        """It keeps nothing."""
+        """Nothing to restore."""
 
 
-class _Tapped:
-    """A student whose first step can be repeated, and whose gradient can be seen."""
+class _RecordedStudent:
+    """A student whose first step can be repeated, with access to its gradient."""
 
     def __init__(self, peer: int, setup: Setup) -> None:
         seed = derive(setup.experiment.seed, "init", peer)
         model = build_model(setup.experiment.model, setup.tokenizer, seed)
         self._learner = Learner(peer, model, setup.tokenizer, setup.experiment, setup.method)
-        self._tap = self._learner.guard = _Tap()
+        self._recorder = self._learner.guard = _GradientRecorder()
         self._tokens = setup.training[TASK]
         self._start = self._learner.weights().copy()
 
@@ -116,16 +118,16 @@ class _Tapped:
         return self._learner.begin_stage(0, self._tokens).forward(0)
 
     def gradient(self, targets: Sequence[Mapping[str, Targets]]) -> list[Tensor]:
-        """Of the first step; afterwards the model is as it was."""
+        """Compute the gradient of the first step; afterwards the model is as it was."""
         run = self._learner.begin_stage(0, self._tokens)
         run.forward(0, publish=False)
         run.backward(0, targets)
         load_bytes(self._learner.model, self._start)
-        return self._tap.taken
+        return self._recorder.recorded
 
 
 def _compare(found: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
-    """Relative error and cosine of two gradients, summed up in float64, a tensor at a time."""
+    """Return the relative error and the cosine of two gradients, summed in float64 one tensor at a time."""
     sums = torch.zeros(4, dtype=torch.float64)
     for one, other in zip(found, exact, strict=True):
         a, b = one.flatten().double(), other.flatten().double()

@@ -194,7 +194,7 @@ def test_one_deadline_holds_for_all_answers_of_a_roll_call(monkeypatch: pytest.M
     roll = team.membership.roll_call()
     assert set(roll.lost) == {0, 1, 2, 3}
     assert [seconds for _, seconds in team.rpc.waits] == [30.0, 10.0, 0.0, 0.0]
-    assert all(how.startswith(f"student {slot}, asked for 30 s") for slot, how in roll.lost.items())
+    assert all(how.startswith(f"student {slot}, asked to rejoin within 30 s: ") for slot, how in roll.lost.items())
 
 
 def test_students_of_several_ranks_all_count_as_lost_and_are_not_asked() -> None:

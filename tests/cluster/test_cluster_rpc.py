@@ -205,6 +205,21 @@ def test_an_error_names_the_student_that_failed(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+def test_the_death_of_a_student_comes_before_errors_that_followed_from_it(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Whichever Ray reports first: the calls of the others failed because they needed its answer."""
+    followed = {"a0": failed(ActorDiedError()), "a1": failed(PeerLostError("student a: a peer is gone"))}
+    found = message(monkeypatch, followed | {f"b{rank}": ActorDiedError(), "c1": failed(ValueError("bad"))})
+    assert found.startswith("student b: its process died")
+
+
+def test_of_several_errors_that_workers_raised_the_first_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = message(monkeypatch, {"a0": PENDING, "b1": failed(ValueError("bad")), "c0": failed(TypeError("worse"))})
+    assert found.startswith("student b: ValueError: bad")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_timeout_names_the_students_that_are_late(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     assert message(monkeypatch, {f"b{rank}": PENDING, "a0": ELSEWHERE}).startswith("student b: no answer within 3 s")
     assert message(monkeypatch, {"a1": PENDING, f"c{rank}": PENDING}).startswith("student a, student c: no answer")

@@ -13,6 +13,7 @@ import pytest
 
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import LocalRpc
+from ray_l4.errors import PeerLostError
 from ray_l4.methods import get_method
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.work_queue import Job, WorkQueue
@@ -119,6 +120,9 @@ class Parrot:
         assert checkpoint.endswith(f".student-{student}")
         self.asked.append((checkpoint, description, weights, gens, seeds))
         return [self._pseudo_example(gen, seed) for gen, seed in zip(gens, seeds, strict=True)]
+
+    def peak_memory(self) -> int:
+        return 7
 
     def _pseudo_example(self, gen: int, seed: int) -> np.ndarray:
         middle = [self.tok.ans] if seed % 2 == 0 else []
@@ -265,6 +269,25 @@ def test_replay_goes_before_scores_that_wait(tok: TaskTokenizer, tmp_path: Path)
     queue.add([Job(f"score {i}", lambda own: own.score("a", ()), lambda value: None) for i in range(3)])
     collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), lambda: None)
     assert order[0] == "replay"
+
+
+def test_an_interrupted_wait_leaves_no_replay_in_the_queue(tok: TaskTokenizer, tmp_path: Path) -> None:
+    """Chunks that nobody has generated yet may need the weights of a student that is lost."""
+    setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, replay={"ratio": 0.4, "chunk": 2})
+    context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 2)
+    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
+    scored: list[Any] = []
+    queue.add([Job("score", lambda own: own.peak_memory(), scored.append)])
+
+    def lose() -> None:
+        raise PeerLostError("student 0: its process died")
+
+    with pytest.raises(PeerLostError, match="student 0: its process died"):
+        collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), lose)
+    assert len(queue) <= 2, "the score, and a chunk that is under way"
+    queue.wait(lambda: not len(queue), lambda: None)
+    assert scored == [7]
+    assert not (tmp_path / "replay").exists()
 
 
 # --- who generates

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ray_l4.errors import ModelError
+from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.run_log import RunLog, logging_to
@@ -71,6 +74,7 @@ def test_with_the_variable_set_every_step_is_logged(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
 def test_handlers_are_removed_and_closed_however_it_ends(tmp_path: Path, error: type[BaseException] | None) -> None:
     before = {name: list(logging.getLogger(name).handlers) for name in LOGGERS}
+    settings = {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in LOGGERS}
     added: list[logging.FileHandler] = []
 
     def run() -> None:
@@ -78,6 +82,7 @@ def test_handlers_are_removed_and_closed_however_it_ends(tmp_path: Path, error: 
             for name in LOGGERS:
                 own = [handler for handler in logging.getLogger(name).handlers if handler not in before[name]]
                 assert len(own) == 1 and isinstance(own[0], logging.FileHandler)
+                assert not logging.getLogger(name).propagate, "lines go nowhere else meanwhile"
                 added.extend(own)
             if error is not None:
                 raise error
@@ -88,6 +93,7 @@ def test_handlers_are_removed_and_closed_however_it_ends(tmp_path: Path, error: 
         with pytest.raises(error):
             run()
     assert {name: logging.getLogger(name).handlers for name in LOGGERS} == before
+    assert {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in LOGGERS} == settings
     assert len(added) == 3 and all(handler.stream is None for handler in added)
 
 
@@ -134,3 +140,17 @@ def test_a_run_that_is_stopped_logs_no_error(tmp_path: Path) -> None:
     log = run.log("coordinator").read_text(encoding="utf-8")
     assert "ray-l4 resume" in log
     assert "ERROR" not in log and "Traceback" not in log
+
+
+def test_a_run_that_fails_logs_the_traceback(tmp_path: Path) -> None:
+    profile = small.cluster("in_process")
+    setup, run = small.new_run(small.quick("lamol"), profile, tmp_path / "run")
+
+    def no_workers(*arguments: Any) -> Any:
+        raise ModelError("no such model")
+
+    with pytest.raises(ModelError):
+        Coordinator(new_context(setup, profile, run), no_workers, 1).run()
+    log = run.log("coordinator").read_text(encoding="utf-8")
+    assert "ERROR" in log and "the run ended early: no such model" in log
+    assert "Traceback (most recent call last):" in log and "in no_workers" in log

@@ -65,7 +65,7 @@ class StandIn:
     def backward(self, fence: int, step: int, own: int, *teachers: int) -> dict[str, float]:
         self._work("backward", step)
         if self._under_way != step:
-            raise PeerError(f"student {self.number}, step {step}: asked for backward before forward")
+            raise PeerError(f"student {self.number}, step {step}: backward was called before forward")
         assert own == 10 * self.number + step
         self._under_way = None
         self.done.append(("backward", step))

@@ -47,7 +47,7 @@ def test_a_call_with_another_fence_is_refused(begun: Student, call: str, fence: 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_before_a_stage_was_begun_is_refused(call: str) -> None:
-    with pytest.raises(PeerError, match="student 0: asked for a step before a stage was begun"):
+    with pytest.raises(PeerError, match="student 0: asked for a step before a stage began"):
         CALLS[call](student(), 0, 0)
 
 
@@ -69,7 +69,7 @@ def test_after_rejoining_the_old_fence_is_refused_and_the_step_under_way_is_repe
 def test_rejoining_before_a_stage_was_begun_is_possible() -> None:
     own = student()
     assert own.rejoin(1) == 0
-    with pytest.raises(PeerError, match="before a stage was begun"):
+    with pytest.raises(PeerError, match="before a stage began"):
         own.forward(1, 0, ())
 
 
@@ -79,23 +79,23 @@ def test_reset_brings_back_the_weights_of_the_start_and_leaves_the_stage(begun: 
     assert (begun.weights() != start).any()
     begun.reset()
     assert (begun.weights() == start).all()
-    with pytest.raises(PeerError, match="before a stage was begun"):
+    with pytest.raises(PeerError, match="before a stage began"):
         begun.forward(2, 1, ())
 
 
 def test_the_ticket_of_another_student_is_not_taken_as_one_s_own(begun: Student) -> None:
     begun.forward(2, 0, ())
-    with pytest.raises(PeerError, match="student 0, step 0: was given the ticket of student 1 as its own"):
+    with pytest.raises(PeerError, match="student 0, step 0: got the ticket of student 1 instead of its own"):
         begun.backward(2, 0, Ticket(1))
 
 
 def test_steps_out_of_order_are_refused(begun: Student) -> None:
-    with pytest.raises(PeerError, match="asked for backward before forward"):
+    with pytest.raises(PeerError, match="backward was called before forward"):
         begun.backward(2, 0, Ticket(0))
-    with pytest.raises(PeerError, match="the next call is for step 0"):
+    with pytest.raises(PeerError, match="forward was called out of order; expected forward of step 0"):
         begun.forward(2, 1, ())
     begun.forward(2, 0, ())
-    with pytest.raises(PeerError, match="asked for forward"):
+    with pytest.raises(PeerError, match="out of order; expected backward of step 0"):
         begun.forward(2, 0, ())
 
 
