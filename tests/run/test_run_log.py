@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ray_l4.errors import ModelError
-from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.run_log import RunLog, logging_to
@@ -140,17 +137,3 @@ def test_a_run_that_is_stopped_logs_no_error(tmp_path: Path) -> None:
     log = run.log("coordinator").read_text(encoding="utf-8")
     assert "ray-l4 resume" in log
     assert "ERROR" not in log and "Traceback" not in log
-
-
-def test_a_run_that_fails_logs_the_traceback(tmp_path: Path) -> None:
-    profile = small.cluster("in_process")
-    setup, run = small.new_run(small.quick("lamol"), profile, tmp_path / "run")
-
-    def no_workers(*arguments: Any) -> Any:
-        raise ModelError("no such model")
-
-    with pytest.raises(ModelError):
-        Coordinator(new_context(setup, profile, run), no_workers, 1).run()
-    log = run.log("coordinator").read_text(encoding="utf-8")
-    assert "ERROR" in log and "the run ended early: no such model" in log
-    assert "Traceback (most recent call last):" in log and "in no_workers" in log
