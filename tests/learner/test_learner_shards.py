@@ -76,6 +76,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None]
     return of
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("scenario", "micro_batch"), shards.FULL)
 def test_fully_sharded_ranks_learn_what_one_rank_learns(
     full: Callable[[str, int | None], FullyLearned], scenario: str, micro_batch: int | None
@@ -83,6 +84,7 @@ def test_fully_sharded_ranks_learn_what_one_rank_learns(
     assert_same(full(scenario, micro_batch).learned, scenario)
 
 
+@pytest.mark.processes
 def test_fully_sharded_ranks_hold_a_slice_and_give_all(full: Callable[[str, int | None], FullyLearned]) -> None:
     done = full("l4", None)
     assert done.share == pytest.approx(0.5, abs=0.02)
