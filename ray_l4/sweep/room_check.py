@@ -1,4 +1,4 @@
-"""What a trial reserves, and whether a profile has room for it: known before Ray is started, or even imported."""
+"""Bundles that trials reserve, and the check that a profile has room for them; needs no Ray."""
 
 from __future__ import annotations
 
