@@ -1,4 +1,4 @@
-"""The bundles that a trial reserves, and the check that a profile has room for them, both without Ray."""
+"""Bundles that trials reserve, and the check that a profile has room for them; needs no Ray."""
 
 from __future__ import annotations
 
