@@ -72,6 +72,7 @@ def test_with_the_variable_set_every_step_is_logged(tmp_path: Path, monkeypatch:
 def test_handlers_are_removed_and_closed_however_it_ends(tmp_path: Path, error: type[BaseException] | None) -> None:
     before = {name: list(logging.getLogger(name).handlers) for name in LOGGERS}
     settings = {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in LOGGERS}
+    assert all(propagates for _, propagates in settings.values()), "no earlier run left them otherwise"
     added: list[logging.FileHandler] = []
 
     def run() -> None:
