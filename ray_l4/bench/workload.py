@@ -15,7 +15,8 @@ from ray_l4.learner.model_config import longest_sequence
 from ray_l4.methods import get_method, graph_of, resolved
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
-from ray_l4.text.tokenizer import ANS, PAD, UNK, TaskTokenizer
+from ray_l4.text.added_tokens import ANS, PAD, UNK
+from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import tokens_table
 
 TASK = "bench"

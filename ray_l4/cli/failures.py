@@ -12,7 +12,7 @@ from ray_l4.workers.log import DEBUG_VARIABLE
 
 
 def set_debug(wanted: bool) -> None:
-    """Turn debugging on or off for this process and those that it starts."""
+    """Turn debugging on or off for this process and for those that it starts, which inherit the variable."""
     if wanted:
         os.environ[DEBUG_VARIABLE] = "1"
     else:

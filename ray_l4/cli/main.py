@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps
-from ray_l4.cli.failures import DEBUG_VARIABLE, explain, print_failure, set_debug
+from ray_l4.cli.failures import explain, print_failure, set_debug
+from ray_l4.workers.log import DEBUG_VARIABLE
 
 app = typer.Typer(
     name="ray-l4",

@@ -11,10 +11,10 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ConfigError, ModelError, nearest
+from ray_l4.text.added_tokens import ANS, PAD, UNK
 from ray_l4.text.base_tokenizer import load_base, train_base
 from ray_l4.text.cleanup import clean_up
 
-ANS, PAD, UNK = "__ans__", "__pad__", "__unk__"
 TASK_TOKENS_FILE = "task_tokens.json"
 
 

@@ -12,9 +12,10 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from ray_l4.cli import runs
-from ray_l4.cli.failures import DEBUG_VARIABLE, explain, print_failure, set_debug
+from ray_l4.cli.failures import explain, print_failure, set_debug
 from ray_l4.cli.main import app, main
 from ray_l4.errors import ConfigError, PeerError
+from ray_l4.workers.log import DEBUG_VARIABLE
 from tests.cli.cli_fixtures import IN_PROCESS, ray_l4, refused, write_experiment
 
 MODEL, PEER = 4, 7

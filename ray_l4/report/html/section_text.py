@@ -11,6 +11,7 @@ from ray_l4.report.html.blocks import Block, Fold, Note, Section, Table
 from ray_l4.report.html.text import shortened
 from ray_l4.report.markdown import number
 from ray_l4.store.run_directory import Cell
+from ray_l4.text.added_tokens import ANS
 
 Row = Mapping[str, Any]
 """A replayed example or an answer: column -> value."""
@@ -125,8 +126,6 @@ def _first_of_each(key: str, rows: Sequence[Row]) -> list[Row]:
 
 def _prompt(text: str) -> list[str]:
     """Return the words of a replayed example between its task token and the answer token."""
-    from ray_l4.text.tokenizer import ANS  # here, because it imports transformers
-
     return text.partition(ANS)[0].split()[1:]
 
 

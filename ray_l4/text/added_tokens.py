@@ -1,0 +1,3 @@
+"""Text of the added tokens that every tokeniser has (REFERENCE.md#added-tokens), apart from those of the tasks."""
+
+ANS, PAD, UNK = "__ans__", "__pad__", "__unk__"
