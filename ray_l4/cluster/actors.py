@@ -7,12 +7,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from ray_l4.errors import PeerError, RayL4Error, first_line
+
 
 def actor_class(calls: type[Any], served: str) -> type[Any]:
     """Build an actor class with the public methods of the interface ``calls``, each forwarded to a ``served`` object.
 
     ``served``: ``module:class``, imported where the actor runs. If its constructor raises an error, every call raises
-    that error; otherwise Ray would report that the actor died, without the class of the error.
+    that error; otherwise Ray would report that the actor died, without the class of the error. An error of a call that
+    is not a RayL4Error becomes a PeerError that names the ``served`` object (its ``str``) and the error's class.
     """
     module, _, name = served.partition(":")
 
@@ -32,7 +35,14 @@ def _forwarded(method: str) -> Callable[..., Any]:
     def call(self: Any, *arguments: Any) -> Any:
         if self.failure is not None:
             raise self.failure
-        return getattr(self.served, method)(*arguments)
+        try:
+            return getattr(self.served, method)(*arguments)
+        except RayL4Error:
+            raise
+        except Exception as error:  # a call that depends on this one would otherwise be named in its place
+            raise PeerError(
+                f"{self.served}: {type(error).__name__}: {first_line(error)} (--debug prints the worker's traceback)"
+            ) from error
 
     call.__name__ = call.__qualname__ = method
     return call

@@ -107,6 +107,13 @@ class StudentHandle:
         """Return the model's weights as safetensors bytes. Only the first rank's result contains them."""
         return self._all(StudentCalls.weights)
 
+    def await_weights(self, timeout: float) -> Ref[np.ndarray]:
+        """Return a reference to the first rank's weights, once the other ranks have done their part or failed."""
+        first, *others = self.weights()
+        if others:
+            self.wait(others, timeout, "weights")
+        return first
+
     def consolidate(self) -> PerRank[np.ndarray | None]:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if it has none."""
         return self._all(StudentCalls.consolidate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -98,8 +99,9 @@ class Membership:
             return
         present = self.present
         ranks = {peer: rank for rank, peer in enumerate(present)}
+        name = uuid.uuid4().hex  # a group's name must never repeat
         groups = [
-            store.members(f"fence-{self._fence}/rank-{rank}", len(present))
+            store.members(f"fence-{self._fence}/{name}/rank-{rank}", len(present))
             for rank in range(self._cluster.students.shards_per_student)
         ]
         asked = {peer: self._students[peer].meet([group[ranks[peer]] for group in groups], ranks) for peer in present}

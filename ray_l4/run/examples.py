@@ -95,7 +95,7 @@ class StageExamples:
             student: ModelRef(
                 f"replay-{stage}.student-{student}",
                 self._rpc.put(self._descriptions[student]),
-                self._membership.students[student].weights()[0],
+                self._membership.students[student].await_weights(self._context.cluster.timeouts.start),
             )
             for student in wanted.generators
         }

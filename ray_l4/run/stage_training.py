@@ -91,7 +91,8 @@ class StageTrainer:
         if self._teachers is not None:
             weights: Ref[Any] = self._rpc.put(teacher_weights(self._teachers, stage))
         else:
-            weights = membership.students[membership.topology.students[0]].weights()[0]
+            student = membership.students[membership.topology.students[0]]
+            weights = student.await_weights(self._context.cluster.timeouts.start)
         self._call(peer, membership.students[peer].load(weights), "load")
 
     def _expect_steps(self, stages: Sequence[int], steps: int, num_students: int) -> None:

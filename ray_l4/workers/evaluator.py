@@ -35,6 +35,9 @@ class Evaluator:
         self._description: Mapping[str, Any] = {}
         self._checkpoint: str | None = None
 
+    def __str__(self) -> str:
+        return "evaluator" if self._checkpoint is None else f"evaluator, with {self._checkpoint}"
+
     def ready(self) -> None:
         """Do nothing. A caller that waits for the result waits until the evaluator is built."""
 

@@ -59,6 +59,11 @@ class Student:
         self._fence = 0
         self._clock = StepClock()
 
+    def __str__(self) -> str:
+        rank = f", rank {self._rank}" if self._sharding.size > 1 else ""
+        where = "" if self._stage is None else f", stage {self._stage.stage}, step {self._stage.next_step}"
+        return f"student {self.peer}{rank}{where}"
+
     def ready(self) -> None:
         """Do nothing. A caller that waits for the result waits until the student is built."""
 

@@ -32,6 +32,9 @@ class Served:
             raise start
         self.start = start
 
+    def __str__(self) -> str:
+        return "the served object"
+
     def ready(self) -> None:
         """Nothing to do."""
 
@@ -63,6 +66,13 @@ def test_any_other_error_in_the_constructor_keeps_its_class_too() -> None:
     actor = actor_class(Calls, HERE)(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         actor.ready()
+
+
+def test_any_other_error_of_a_call_names_who_failed_and_its_class() -> None:
+    actor = actor_class(Calls, HERE)(5)
+    with pytest.raises(PeerError, match=r"^the served object: TypeError: .*\(--debug") as caught:
+        actor.add("no number")
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_actors_have_the_calls_of_the_interface_and_the_name_of_what_they_serve() -> None:
