@@ -1,4 +1,4 @@
-"""A peer's model as one of its ranks runs it, independent of stages and steps."""
+"""A peer's model as one of its ranks runs it, and its guard, independent of stages and steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ray_l4.learner.guards import Guard, build_guard
 from ray_l4.learner.models import arithmetic
 from ray_l4.learner.position_logits import Outputs
 from ray_l4.learner.sharding import ALONE, Sharding
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class PeerModel:
-    """The model of one peer, with the experiment and the method that it is trained with."""
+    """The model and the guard of one peer, with the experiment and the method that it is trained with."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class PeerModel:
         self.method = method
         self.sharding = sharding
         self.micro_batch = micro_batch
+        self.guard: Guard | None = build_guard(method.guard)
         self._position_logits = sharding.wrap(model)
         self.device = model.device
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ray_l4.errors import PeerError
-from ray_l4.learner.guards import Guard, GuardContext
+from ray_l4.learner.guards import GuardContext
 from ray_l4.learner.micro_batches import MicroBatch, concatenate
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.peer_model import PeerModel
@@ -41,11 +41,8 @@ class StageRun:
     step follow from (seed, peer, stage, step) alone, so a step can be repeated on any machine.
     """
 
-    def __init__(
-        self, learner: PeerModel, guard: Guard | None, stage: int, tokens: pa.Table, memory: pa.Table | None
-    ) -> None:
+    def __init__(self, learner: PeerModel, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> None:
         self.learner = learner
-        self._guard = guard
         self.stage = stage
         self.tokens = tokens
         self.memory = memory
@@ -136,8 +133,8 @@ class StageRun:
 
     def consolidate(self) -> None:
         """Tell the guard, if there is one, that the stage has been learned."""
-        if self._guard is not None:
-            self._guard.after_stage(self._guard_context())
+        if self.learner.guard is not None:
+            self.learner.guard.after_stage(self._guard_context())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state needed, besides the weights, to continue from here: position and optimiser state.
@@ -172,8 +169,8 @@ class StageRun:
         ]
         of_rank = torch.stack([torch.stack([part[name] for part in parts]).sum().float() for name in parts[0]])
         figures = dict(zip(parts[0], learner.sharding.add_up(learner.model, of_rank).unbind(), strict=True))
-        if self._guard is not None:
-            figures["penalty"] = self._guard.restrain(self._guard_context(), work.number)
+        if learner.guard is not None:
+            figures["penalty"] = learner.guard.restrain(self._guard_context(), work.number)
             figures["loss"] = figures["loss"] + figures["penalty"]
         figures["grad_norm"] = clip(learner.model, learner.experiment.training.max_grad_norm)
         return figures
