@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs all checks, as the continuous integration does: style, format, types, tests. Stops at the first failure.
 #   launch/test.sh                    everything
-#   launch/test.sh --quick            without the tests that start Ray, a browser or a whole command (three minutes)
-#   launch/test.sh tests/config -x    arguments go to pytest, --quick included (tests/conftest.py)
-# Two test processes share the work: one has the tests that start Ray, a browser or a command (pytest-xdist, -n 0 for a
-# single process). RAY_L4_VENV names a virtual environment to use instead of .venv.
+#   launch/test.sh --quick            without the tests that start Ray, a browser or other processes (three minutes)
+#   launch/test.sh tests/config -x    arguments go to pytest, which also knows --quick (tests/conftest.py)
+# Two test processes share the work, one of which runs all tests that start Ray, a browser or a command (pytest-xdist;
+# -n 0 for a single process). RAY_L4_VENV names a virtual environment to use instead of .venv.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

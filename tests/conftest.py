@@ -30,7 +30,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
 """Tests that use one of these fixtures get the mark."""
-NOT_QUICK = ("ray", "browser", "end_to_end")
+ONE_AT_A_TIME = ("ray", "browser", "end_to_end")
+"""Marks of tests that never run beside each other."""
+NOT_QUICK = (*ONE_AT_A_TIME, "processes")
 """Marks of tests that ``--quick`` leaves out."""
 NO_RAY = "/dev/null/only-tests-marked-ray-may-start-it"
 """Ray's folder in a quick run: it cannot be created, so that Ray fails to start, in other processes too."""
@@ -53,10 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in getattr(item, "fixturenames", ()):
             if name in MARK_OF_FIXTURE:
                 item.add_marker(MARK_OF_FIXTURE[name])
-        # With several test processes (pytest -n 2 --dist loadgroup) those that are not quick all go to one of them: there
-        # is one Ray at a time, and what waits for processes is not disturbed by more of them. Others go file by file.
-        slow = any(item.get_closest_marker(mark) for mark in NOT_QUICK)
-        item.add_marker(pytest.mark.xdist_group("slow" if slow else item.nodeid.partition("::")[0]))
+        # With several test processes (pytest -n 2 --dist loadgroup), one of them gets all these tests, so that there is
+        # one Ray at a time, and tests that wait for other processes do not slow each other down. Others go file by file.
+        alone = any(item.get_closest_marker(mark) for mark in ONE_AT_A_TIME)
+        item.add_marker(pytest.mark.xdist_group("one at a time" if alone else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import NO_RAY, REPOSITORY
 
 TESTS = """
@@ -26,6 +28,10 @@ def test_of_ray():
 def test_of_the_shared_ray():
     raise AssertionError("not in a quick run")
 
+@pytest.mark.processes
+def test_of_other_processes():
+    raise AssertionError("not in a quick run")
+
 @pytest.mark.end_to_end
 def test_of_a_command():
     raise AssertionError("not in a quick run")
@@ -40,6 +46,7 @@ def test_of_the_quickstart():
 """
 
 
+@pytest.mark.processes
 def test_a_quick_run_leaves_out_slow_tests_and_refuses_ray(tmp_path: Path) -> None:
     (tmp_path / "test_them.py").write_text(TESTS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "tests.conftest", "--quick", tmp_path]
@@ -47,6 +54,6 @@ def test_a_quick_run_leaves_out_slow_tests_and_refuses_ray(tmp_path: Path) -> No
         [*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "1 failed, 1 passed, 5 deselected" in result.stdout
+    assert "1 failed, 1 passed, 6 deselected" in result.stdout
     assert "test_of_ray_without_its_mark" in result.stdout
     assert NO_RAY in result.stdout, "the message names the mark"

@@ -86,7 +86,12 @@ def test_a_failed_installation_is_tried_again(project: Project) -> None:
 
 @pytest.mark.parametrize("arguments", ["", "--quick", "tests/config -x"])
 def test_checks_run_in_order_and_stop_at_the_first_failure(project: Project, arguments: str) -> None:
-    checks = ["-m ruff check", "-m ruff format --check", "-m mypy", f"-m pytest {arguments}".rstrip()]
+    checks = [
+        "-m ruff check",
+        "-m ruff format --check",
+        "-m mypy",
+        f"-m pytest -n 2 --dist loadgroup {arguments}".rstrip(),
+    ]
     assert project.run("test.sh", *arguments.split()).returncode == 0
     assert project.recorded()[1:] == [f"python {check}" for check in checks]
     assert project.run("test.sh", fail_at="format").returncode != 0

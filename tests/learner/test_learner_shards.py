@@ -76,6 +76,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None]
     return of
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("scenario", "micro_batch"), shards.FULL)
 def test_fully_sharded_ranks_learn_the_same_as_one_rank(
     full: Callable[[str, int | None], FullyLearned], scenario: str, micro_batch: int | None
@@ -83,6 +84,7 @@ def test_fully_sharded_ranks_learn_the_same_as_one_rank(
     assert_same(full(scenario, micro_batch).learned, scenario)
 
 
+@pytest.mark.processes
 def test_fully_sharded_ranks_hold_slices_and_return_whole_weights(
     full: Callable[[str, int | None], FullyLearned],
 ) -> None:
