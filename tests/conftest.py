@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if name in MARK_OF_FIXTURE:
                 item.add_marker(MARK_OF_FIXTURE[name])
         # With several test processes (pytest -n 2 --dist loadgroup), one of them gets all these tests, so that there is
-        # one Ray at a time, and tests that wait for other processes do not slow each other down. Others go file by file.
+        # one Ray at a time and tests that wait for processes do not slow each other down. Others go file by file.
         alone = any(item.get_closest_marker(mark) for mark in ONE_AT_A_TIME)
         item.add_marker(pytest.mark.xdist_group("one at a time" if alone else item.nodeid.partition("::")[0]))
 

@@ -322,7 +322,8 @@ def test_a_sweep_that_was_stopped_twice_is_continued(tmp_path: Path, mark: str, 
     """The first trial is done and the second one is in its second task when the sweep is killed, then interrupted."""
     # The second task is long, because a trial continues until Ray notices that the process of its sweep is gone.
     stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 5000, "test": 6}]
-    path, out = write_protocol(tmp_path, stream=stream), tmp_path / "out"
+    variants = {"finetune": {"method": "finetune", "stream.1.train": 24}, "lamol": {"method": "lamol"}}
+    path, out = write_protocol(tmp_path, {"variants": variants}, stream=stream), tmp_path / "out"
     begun = out / "lamol_mini.woz-mini.rest_s0"
     state, log = begun / "state.json", out / "logs" / f"{begun.name}.log"
 
