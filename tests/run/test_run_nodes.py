@@ -112,7 +112,7 @@ def test_the_check_says_what_ray_does(
     try:
         expected = [list(nodes.values())[n] for n in check_room(students, cluster, ordered(nodes))]
     except ClusterError as error:
-        assert "would do in total" in str(error)
+        assert "enough in total" in str(error)
         assert not fits(asked, 1.5)
     else:
         assert expected == ["gpus"] * len(asked)
