@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,14 +22,8 @@ from ray_l4.store.run_directory import RunDirectory
 from ray_l4.sweep.directory import SweepDirectory
 from ray_l4.sweep.trials import SweepRequest, Trial, expand_protocol
 from ray_l4.sweep.view import SweepView
-from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, InThisProcess, command, ray_l4, refused
-from tests.cli.test_cli_interruption import (
-    END_LIMIT,
-    START_LIMIT,
-    marked_environment,
-    marked_processes,
-    wait_until_gone,
-)
+from tests.cli.background_command import END_LIMIT, RAY_AGENTS, BackgroundCommand
+from tests.cli.cli_fixtures import IN_PROCESS, REPOSITORY, SMALL, InThisProcess, ray_l4, refused
 
 EXPERIMENTS = REPOSITORY / "launch" / "experiments"
 SMALL_MODEL = ("--with", EXPERIMENTS / "small-model.yaml")
@@ -267,34 +259,6 @@ def test_a_failing_trial_is_listed_and_retried(tmp_path: Path, sweep_here: InThi
     assert not (tmp_path / "out" / ".tune").exists()
 
 
-@pytest.fixture
-def mark(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A name for this test's processes; kills those that are left at the end."""
-    name = f"{os.getpid()}-{request.node.name}"
-    yield name
-    for process in marked_processes(name):
-        os.kill(process, signal.SIGKILL)
-
-
-def start_sweep(path: Path, out: Path, mark: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("sweep", path, "--out", out, "--cluster", IN_PROCESS, "--set", "cluster.ray.num_cpus=1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=marked_environment(mark),
-        start_new_session=True,
-    )
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + START_LIMIT
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the sweep did not get to the second task of its second trial"
-        time.sleep(0.1)
-
-
 def wait_until_lock_is_free(run: RunDirectory) -> None:
     """Wait for a process that is no longer in /proc: it releases its locks a moment later."""
     deadline = time.monotonic() + END_LIMIT
@@ -307,9 +271,8 @@ def wait_until_lock_is_free(run: RunDirectory) -> None:
             time.sleep(0.1)
 
 
-def check_stopped(out: Path, mark: str) -> dict[str, int]:
-    """Check that the second trial was stopped midway and no process is left; return the files of the first one."""
-    assert wait_until_gone(mark) == [], "processes are left"
+def check_stopped(out: Path) -> dict[str, int]:
+    """Check that the second trial was stopped midway; return the files of the first one."""
     begun = RunDirectory.open(out / "lamol_mini.woz-mini.rest_s0")
     wait_until_lock_is_free(begun)
     assert not (begun.path / "summary.json").exists(), "the trial was not stopped midway"
@@ -318,7 +281,9 @@ def check_stopped(out: Path, mark: str) -> dict[str, int]:
 
 @pytest.mark.end_to_end
 @pytest.mark.ray
-def test_a_sweep_that_was_stopped_twice_is_continued(tmp_path: Path, mark: str, sweep_here: InThisProcess) -> None:
+def test_a_sweep_that_was_stopped_twice_is_continued(
+    tmp_path: Path, start: Callable[..., BackgroundCommand], sweep_here: InThisProcess
+) -> None:
     """The first trial is done and the second one is in its second task when the sweep is killed, then interrupted."""
     # The second task is long, because a trial continues until Ray notices that the process of its sweep is gone.
     stream = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 5000, "test": 6}]
@@ -327,25 +292,29 @@ def test_a_sweep_that_was_stopped_twice_is_continued(tmp_path: Path, mark: str, 
     begun = out / "lamol_mini.woz-mini.rest_s0"
     state, log = begun / "state.json", out / "logs" / f"{begun.name}.log"
 
-    killed = start_sweep(path, out, mark)
-    wait_until(lambda: state.is_file() and json.loads(state.read_text())["stages_done"] == 1, killed)
-    os.kill(killed.pid, signal.SIGKILL)
-    output, errors = killed.communicate(timeout=END_LIMIT)
-    assert killed.returncode == -signal.SIGKILL
-    assert "Traceback" not in output + errors
-    done = check_stopped(out, mark)
+    arguments = ("sweep", path, "--out", out, "--cluster", IN_PROCESS)
 
-    interrupted = start_sweep(path, out, mark)
-    wait_until(lambda: "learning mini.rest" in log.read_text().partition("resumed after mini.woz")[2], interrupted)
-    os.killpg(interrupted.pid, signal.SIGINT)
-    output, errors = interrupted.communicate(timeout=END_LIMIT)
-    assert interrupted.returncode == 130, errors
+    killed = start(*arguments, "--set", "cluster.ray.num_cpus=1")
+    killed.wait_until(lambda: state.is_file() and json.loads(state.read_text())["stages_done"] == 1)
+    killed.send(signal.SIGKILL)
+    code, output, errors = killed.end()
+    assert code == -signal.SIGKILL
+    assert "Traceback" not in output + errors
+    assert killed.wait_until_gone(RAY_AGENTS) == [], "the agents are waited for after the other tests"
+    done = check_stopped(out)
+
+    interrupted = start(*arguments, "--set", "cluster.ray.num_cpus=1")
+    interrupted.wait_until(lambda: "learning mini.rest" in log.read_text().partition("resumed after mini.woz")[2])
+    interrupted.send(signal.SIGINT, to_group=True)
+    code, output, errors = interrupted.end()
+    assert code == 130, errors
     assert "2 trials: 1 already done, 1 begun, 0 new" in output
     assert "Traceback" not in output + errors
-    assert check_stopped(out, mark) == done
+    assert interrupted.wait_until_gone() == []
+    assert check_stopped(out) == done
     assert not (out / ".tune").exists()
 
-    finished = sweep_here("sweep", path, "--out", out, "--cluster", IN_PROCESS)
+    finished = sweep_here(*arguments)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "2 trials: 1 already done, 1 begun, 0 new" in finished.stdout
     assert files(out / "finetune_mini.woz-mini.rest_s0") == done
