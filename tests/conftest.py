@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.scheduling import TOGETHER, FileScheduling, group_of
 
 # No test may download anything. Set before the libraries are imported, which read it then.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,10 +57,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in getattr(item, "fixturenames", ()):
             if name in MARK_OF_FIXTURE:
                 item.add_marker(MARK_OF_FIXTURE[name])
-        # With several test processes (pytest -n 2 --dist loadgroup), one of them gets all these tests, so that there is
-        # one Ray at a time and tests that wait for processes do not slow each other down. Others go file by file.
-        alone = any(item.get_closest_marker(mark) for mark in ONE_AT_A_TIME)
-        item.add_marker(pytest.mark.xdist_group("one at a time" if alone else item.nodeid.partition("::")[0]))
+        if any(item.get_closest_marker(mark) for mark in ONE_AT_A_TIME) and group_of(item.path) != TOGETHER:
+            raise pytest.UsageError(f"{item.path}: one of pytest.mark.{'|'.join(ONE_AT_A_TIME)} must stand in the file")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
+    return FileScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(autouse=True)

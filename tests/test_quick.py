@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NO_RAY, REPOSITORY
+from tests.scheduling import TOGETHER, group_of
 
 TESTS = """
 import pytest
@@ -57,3 +58,10 @@ def test_a_quick_run_leaves_out_slow_tests_and_refuses_ray(tmp_path: Path) -> No
     assert "1 failed, 1 passed, 6 deselected" in result.stdout
     assert "test_of_ray_without_its_mark" in result.stdout
     assert NO_RAY in result.stdout, "the message names the mark"
+
+
+def test_files_with_tests_of_ray_browsers_and_commands_go_to_one_process() -> None:
+    tests = REPOSITORY / "tests"
+    together = ["launch/test_launch_wait_for_nodes.py", "report/test_report_html_browser.py", "cli/test_cli_sweep.py"]
+    assert {group_of(tests / name) for name in together} == {TOGETHER}
+    assert group_of(tests / "test_seeds.py") == str(tests / "test_seeds.py")
