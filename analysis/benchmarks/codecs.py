@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from ray_l4.errors import ConfigError
 from ray_l4.exchange.codecs import build_codec
 from ray_l4.report.markdown import table
 from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.workers.process import peak_resident_bytes
 
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "float32": {"codec": "dense"},
@@ -96,7 +96,7 @@ def rows(peers: Trained, num_seeds: int) -> Iterator[dict[str, Any]]:
             "step_ms_p50": None,
             "wait_fraction": None,
             "ratio_to_in_process": None,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": peak_resident_bytes(),
         }
 
 

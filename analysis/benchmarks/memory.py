@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from ray_l4.planning.meta_models import vocabulary_of
 from ray_l4.planning.process_baselines import LEARNER_PROCESS
 from ray_l4.planning.processes import step_or_checkpoint_bytes
 from ray_l4.planning.simulated_step import simulate_step
+from ray_l4.workers.process import peak_resident_bytes
 
 _STEPS = 4
 
@@ -164,7 +164,7 @@ def compare(names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _largest() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 from ray_l4.config.cluster import Resources
 
@@ -21,6 +22,20 @@ def peak_memory_bytes() -> int:
     torch = sys.modules.get("torch")  # a process that has not loaded PyTorch uses no GPU memory
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    On Linux from ``VmHWM``: ``ru_maxrss`` survives ``exec``, so a small process started by a large one would report the
+    size of its parent.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
