@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+from filelock import FileLock
 from hypothesis import settings
 
-from tests.scheduling import TOGETHER, FileScheduling, group_of
+from tests.scheduling import GROUP_OF_MARK, FileScheduling, group_of
 
 # No test may download anything. Set before the libraries are imported, which read it then.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# One thread: the last bits of results depend on the number, and several test runs may share the machine.
-torch.set_num_threads(1)
-
-# No deadline for examples: the machine may be busy with other work.
+# No deadline for examples: the machine may be busy with other work. A quick run tries fewer of them.
 settings.register_profile("ray_l4", deadline=None)
-settings.load_profile("ray_l4")
+settings.register_profile("ray_l4-quick", deadline=None, max_examples=25)
 
 if TYPE_CHECKING:
     from tests.run.run_fixtures import Finished
@@ -32,9 +29,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
 """Tests that use one of these fixtures get the mark."""
-ONE_AT_A_TIME = ("ray", "browser", "end_to_end")
-"""Marks of tests that never run beside each other."""
-NOT_QUICK = (*ONE_AT_A_TIME, "processes")
+NOT_QUICK = ("ray", "browser", "end_to_end", "processes", "slow")
 """Marks of tests that ``--quick`` leaves out."""
 NO_RAY = "/dev/null/only-tests-marked-ray-may-start-it"
 """Ray's folder in a quick run: it cannot be created, so that Ray fails to start, in other processes too."""
@@ -45,6 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("ray_l4-quick" if config.option.quick else "ray_l4")
+    if config.getoption("dist", "no") == "no":  # this process runs tests, rather than distributing them
+        import torch
+
+        # The last bits of results depend on the number of threads, and several test processes may share the machine.
+        torch.set_num_threads(1)
     if config.option.quick:
         selected = [f"({config.option.markexpr})"] if config.option.markexpr else []
         config.option.markexpr = " and ".join([*selected, *(f"not {mark}" for mark in NOT_QUICK)])
@@ -57,8 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in getattr(item, "fixturenames", ()):
             if name in MARK_OF_FIXTURE:
                 item.add_marker(MARK_OF_FIXTURE[name])
-        if any(item.get_closest_marker(mark) for mark in ONE_AT_A_TIME) and group_of(item.path) != TOGETHER:
-            raise pytest.UsageError(f"{item.path}: one of pytest.mark.{'|'.join(ONE_AT_A_TIME)} must stand in the file")
+        if any(map(item.get_closest_marker, GROUP_OF_MARK)) and group_of(item.path) not in GROUP_OF_MARK.values():
+            raise pytest.UsageError(f"{item.path}: one of pytest.mark.{'|'.join(GROUP_OF_MARK)} must stand in the file")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
@@ -99,16 +100,20 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
-    """Function that returns the finished ``quick`` run of a method, made in this process once for all tests."""
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str], Finished]:
+    """Function that returns the finished ``quick`` run of a method, made once for all tests in all test processes."""
+    from ray_l4.store.run_directory import RunDirectory
     from tests.run import run_fixtures as small
 
-    runs: dict[str, Finished] = {}
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished-runs"
+    folder.mkdir(exist_ok=True)
 
     def of(method: str) -> Finished:
-        if method not in runs:
-            folder = tmp_path_factory.mktemp(method) / "run"
-            runs[method] = small.complete_run(small.quick(method), small.cluster("in_process"), folder)
-        return runs[method]
+        run = RunDirectory(folder / method)
+        with FileLock(f"{run.path}.lock"):
+            if not (run.path / "summary.json").is_file():
+                small.complete_run(small.quick(method), small.cluster("in_process"), run.path)
+        return run, run.summary()
 
     return of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NO_RAY, REPOSITORY
-from tests.scheduling import TOGETHER, group_of
+from tests.scheduling import COMMANDS, RAY, group_of
 
 TESTS = """
 import pytest
@@ -31,6 +31,10 @@ def test_of_the_shared_ray():
 
 @pytest.mark.processes
 def test_of_other_processes():
+    raise AssertionError("not in a quick run")
+
+@pytest.mark.slow
+def test_of_many_seconds():
     raise AssertionError("not in a quick run")
 
 @pytest.mark.end_to_end
@@ -55,13 +59,19 @@ def test_a_quick_run_leaves_out_slow_tests_and_refuses_ray(tmp_path: Path) -> No
         [*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "1 failed, 1 passed, 6 deselected" in result.stdout
+    assert "1 failed, 1 passed, 7 deselected" in result.stdout
     assert "test_of_ray_without_its_mark" in result.stdout
     assert NO_RAY in result.stdout, "the message names the mark"
 
 
-def test_files_with_tests_of_ray_browsers_and_commands_go_to_one_process() -> None:
+def test_files_that_start_ray_or_commands_go_to_one_process_each() -> None:
     tests = REPOSITORY / "tests"
-    together = ["launch/test_launch_wait_for_nodes.py", "report/test_report_html_browser.py", "cli/test_cli_sweep.py"]
-    assert {group_of(tests / name) for name in together} == {TOGETHER}
-    assert group_of(tests / "test_seeds.py") == str(tests / "test_seeds.py")
+    groups = {
+        "launch/test_launch_wait_for_nodes.py": RAY,
+        "run/test_run_node_loss.py": RAY,
+        "bench/test_bench_exchange.py": RAY,  # its command uses the Ray that tests share
+        "cli/test_cli_sweep.py": COMMANDS,
+        "cli/test_cli_data.py": COMMANDS,
+        "test_seeds.py": str(tests / "test_seeds.py"),
+    }
+    assert {name: group_of(tests / name) for name in groups} == groups

@@ -148,8 +148,11 @@ class Membership:
         """
         for slot in lost:
             self._students[slot].end()
+        for slot in lost:
             self._students[slot] = self._spawner.student(slot)
-            self._students[slot].wait(self._students[slot].ready(), self._cluster.timeouts.start, "start")
+        starting = {slot: self._students[slot].ready() for slot in lost}
+        for slot, references in starting.items():
+            self._students[slot].wait(references, self._cluster.timeouts.start, "start")
 
     def end(self) -> None:
         """End all students."""

@@ -75,6 +75,7 @@ def test_the_link_has_the_rate_and_counts_what_crosses_it() -> None:
     assert MEGABYTES * 2**20 < crossed < 1.2 * MEGABYTES * 2**20
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_nothing_is_left_whatever_happens() -> None:
     with pytest.raises(KeyError), two_hosts() as (one, _):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.cli.cli_fixtures import IN_PROCESS, ray_l4, refused, write_experiment
+from ray_l4.cli.main import app
+from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, refused, write_experiment
 
 CONFIG, DATA, MODEL, RUN_DIRECTORY, CLUSTER = 2, 3, 4, 5, 6
+RunWith = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def own_task(folder: Path, name: str, train: str | bytes, test: str | None = None) -> dict[str, object]:
@@ -24,17 +29,28 @@ def own_task(folder: Path, name: str, train: str | bytes, test: str | None = Non
     return {"name": name, "path": str(data), "metric": "em", "train": "all", "test": "all", "columns": {"id": "id"}}
 
 
-def run_with(folder: Path, **changes: object) -> object:
-    """Run an experiment without Ray, into ``folder``/run."""
-    path = write_experiment(folder, **changes)
-    return ray_l4("run", path, "--cluster", IN_PROCESS, "--run-dir", folder / "run")
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    return InThisProcess(monkeypatch, capsys)
+
+
+@pytest.fixture
+def run_with(command: InThisProcess, tmp_path: Path) -> RunWith:
+    """Function that runs an experiment without Ray, into ``tmp_path``/run."""
+
+    def run(**changes: object) -> subprocess.CompletedProcess[str]:
+        path = write_experiment(tmp_path, **changes)
+        return command("run", path, "--cluster", IN_PROCESS, "--run-dir", tmp_path / "run")
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run; tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("finished")
-    assert run_with(folder).returncode == 0
+    arguments = ["run", write_experiment(folder), "--cluster", IN_PROCESS, "--run-dir", folder / "run"]
+    assert CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False).exit_code == 0
     return folder / "run"
 
 
@@ -57,8 +73,10 @@ ROW = '{"context": "one two three", "question": "which", "answer": "two", "id": 
         ({"stream": [{"name": "mini.woz", "train": -3}]}, CONFIG, ["train"]),
     ],
 )
-def test_mistakes_in_the_experiment(tmp_path: Path, changes: dict[str, object], code: int, words: list[str]) -> None:
-    refused(run_with(tmp_path, **changes), code, *words)
+def test_mistakes_in_the_experiment(
+    run_with: RunWith, tmp_path: Path, changes: dict[str, object], code: int, words: list[str]
+) -> None:
+    refused(run_with(**changes), code, *words)
     assert not (tmp_path / "run").exists(), "no folder is made for a run that cannot start"
 
 
@@ -74,59 +92,59 @@ def test_mistakes_in_the_experiment(tmp_path: Path, changes: dict[str, object], 
     ],
     ids=["empty", "missing column", "duplicate ids", "not UTF-8", "not JSON", "too long"],
 )
-def test_mistakes_in_custom_data(tmp_path: Path, train: str | bytes, words: list[str]) -> None:
-    refused(run_with(tmp_path, stream=[own_task(tmp_path, "mine", train)]), DATA, *words)
+def test_mistakes_in_custom_data(run_with: RunWith, tmp_path: Path, train: str | bytes, words: list[str]) -> None:
+    refused(run_with(stream=[own_task(tmp_path, "mine", train)]), DATA, *words)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    refused(ray_l4("run", tmp_path / "none.yaml"), CONFIG, "none.yaml")
+def test_a_missing_file(command: InThisProcess, tmp_path: Path) -> None:
+    refused(command("run", tmp_path / "none.yaml"), CONFIG, "none.yaml")
 
 
-def test_more_peers_than_fit_on_any_node(tmp_path: Path) -> None:
+def test_more_peers_than_fit_on_any_node(command: InThisProcess, tmp_path: Path) -> None:
     path = write_experiment(tmp_path, peers={"count": 500})
-    result = ray_l4("run", path, "--run-dir", tmp_path / "run")
+    result = command("run", path, "--run-dir", tmp_path / "run")
     refused(result, CLUSTER, "500 students with 1 CPU", "no room", "peers.count")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gpu_that_no_node_has(tmp_path: Path) -> None:
+def test_a_gpu_that_no_node_has(command: InThisProcess, tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
-    result = ray_l4("run", path, "--set", "cluster.students.gpus=1", "--set", "cluster.ray.num_gpus=0", "--dry-run")
+    result = command("run", path, "--set", "cluster.students.gpus=1", "--set", "cluster.ray.num_gpus=0", "--dry-run")
     refused(result, CLUSTER, "1 GPU each", "0 GPU")
 
 
-def test_a_cluster_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_a_cluster_that_cannot_be_reached(command: InThisProcess, tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
-    result = ray_l4("run", path, "--set", "cluster.ray.address=127.0.0.1:1", "--run-dir", tmp_path / "run")
+    result = command("run", path, "--set", "cluster.ray.address=127.0.0.1:1", "--run-dir", tmp_path / "run")
     refused(result, CLUSTER, "127.0.0.1:1")
 
 
-def test_a_run_directory_that_is_taken(tmp_path: Path) -> None:
+def test_a_run_directory_that_is_taken(run_with: RunWith, tmp_path: Path) -> None:
     taken = tmp_path / "run"
     taken.mkdir()
     (taken / "thesis.txt").write_text("precious", encoding="utf-8")
-    refused(run_with(tmp_path), RUN_DIRECTORY, "not empty", "--run-dir")
+    refused(run_with(), RUN_DIRECTORY, "not empty", "--run-dir")
     assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_directory_that_another_process_uses(tmp_path: Path, finished: Path) -> None:
+def test_a_run_directory_that_another_process_uses(command: InThisProcess, tmp_path: Path, finished: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     with (tmp_path / "run" / ".lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused(ray_l4("resume", tmp_path / "run"), RUN_DIRECTORY, "in use", "process")
+        refused(command("resume", tmp_path / "run"), RUN_DIRECTORY, "in use", "process")
 
 
-def test_resume_of_what_is_no_run_or_has_finished(tmp_path: Path, finished: Path) -> None:
-    refused(ray_l4("resume", tmp_path), RUN_DIRECTORY, "not a run directory")
-    refused(ray_l4("resume", finished), RUN_DIRECTORY, "has finished", "ray-l4 report")
+def test_resume_of_what_is_no_run_or_has_finished(command: InThisProcess, tmp_path: Path, finished: Path) -> None:
+    refused(command("resume", tmp_path), RUN_DIRECTORY, "not a run directory")
+    refused(command("resume", finished), RUN_DIRECTORY, "has finished", "ray-l4 report")
 
 
-def test_evaluating_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
-    refused(ray_l4("evaluate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
-    refused(ray_l4("generate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
+def test_evaluating_a_folder_without_a_checkpoint(command: InThisProcess, tmp_path: Path) -> None:
+    refused(command("evaluate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
+    refused(command("generate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
 
 
-def test_reporting_a_folder_without_a_run(tmp_path: Path) -> None:
-    refused(ray_l4("report", tmp_path), RUN_DIRECTORY, "not a run directory")
+def test_reporting_a_folder_without_a_run(command: InThisProcess, tmp_path: Path) -> None:
+    refused(command("report", tmp_path), RUN_DIRECTORY, "not a run directory")

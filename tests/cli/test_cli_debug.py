@@ -16,7 +16,7 @@ from ray_l4.cli.failures import explain, print_failure, set_debug
 from ray_l4.cli.main import app, main
 from ray_l4.errors import ConfigError, PeerError
 from ray_l4.workers.log import DEBUG_VARIABLE
-from tests.cli.cli_fixtures import IN_PROCESS, ray_l4, refused, write_experiment
+from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, refused, write_experiment
 
 MODEL, PEER = 4, 7
 HEADER = "Traceback (most recent call last):"
@@ -31,17 +31,22 @@ def _own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    return InThisProcess(monkeypatch, capsys)
+
+
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_a_failing_command_shows_its_traceback_only_on_request(
-    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: InThisProcess, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss that is not finite, found by a student in the thread that runs it."""
     path = write_experiment(tmp_path, optim={"variant": "torch", "lr": 1e30})
-    command = ("run", path, "--cluster", IN_PROCESS, "--run-dir")
-    refused(ray_l4(*command, tmp_path / "quiet"), PEER, "is not finite")
+    words = ("run", path, "--cluster", IN_PROCESS, "--run-dir")
+    refused(command(*words, tmp_path / "quiet"), PEER, "is not finite")
     if by == "environment":
         monkeypatch.setenv(DEBUG_VARIABLE, "1")
-    result = ray_l4(*(["--debug"] if by == "option" else []), *command, tmp_path / "loud")
+    result = command(*(["--debug"] if by == "option" else []), *words, tmp_path / "loud")
     assert result.returncode == PEER
     assert HEADER in result.stderr
     assert "ray_l4/learner/" in result.stderr, "down to where it was raised"
@@ -49,10 +54,10 @@ def test_a_failing_command_shows_its_traceback_only_on_request(
     assert last.startswith("error: ") and "is not finite" in last, "the message comes last"
 
 
-def test_causes_are_shown_too(tmp_path: Path) -> None:
-    command = ("generate", tmp_path / "nowhere", "--task", "mini.woz")
-    refused(ray_l4(*command), MODEL, "nowhere")
-    result = ray_l4("--debug", *command)
+def test_causes_are_shown_too(command: InThisProcess, tmp_path: Path) -> None:
+    words = ("generate", tmp_path / "nowhere", "--task", "mini.woz")
+    refused(command(*words), MODEL, "nowhere")
+    result = command("--debug", *words)
     assert result.returncode == MODEL
     assert "\nThe above exception was the direct cause of the following exception:\n" in result.stderr
     assert result.stderr.count("\nray_l4.errors.ModelError: ") == 1

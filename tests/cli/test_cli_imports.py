@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -26,10 +27,20 @@ SWEEP = REPOSITORY / "launch" / "experiments" / "l4-table2.yaml"
 
 REPORT_MODULES = """
 import atexit, json, pathlib, sys
-path, *heavy = json.loads(sys.argv.pop(1))
-atexit.register(lambda: pathlib.Path(path).write_text(json.dumps([name for name in heavy if name in sys.modules])))
+path, heavy, *commands = json.loads(sys.argv.pop(1))
+loaded = lambda: [name for name in heavy if name in sys.modules]
 """
-RUN_MAIN = "sys.argv[0] = 'ray-l4'\nfrom ray_l4.cli.main import main\nmain()\n"
+REPORT_AT_EXIT = f"{REPORT_MODULES}atexit.register(lambda: pathlib.Path(path).write_text(json.dumps(loaded())))\n"
+RUN_COMMANDS = f"""{REPORT_MODULES}
+from ray_l4.cli.main import main
+found = []
+for sys.argv in commands:
+    try:
+        main()
+    except SystemExit as end:
+        found.append((end.code or 0, loaded()))
+pathlib.Path(path).write_text(json.dumps(found))
+"""
 STUDENT_WITHOUT_LORA = """
 from types import SimpleNamespace
 from ray_l4.config.model import FromScratch, ModelConfig
@@ -42,12 +53,11 @@ load_bytes(blank_model(config, tokenizer, describe(model)), to_bytes(model))
 """
 
 
-def loaded_by(folder: Path, code: str, *arguments: object) -> tuple[set[str], int]:
-    """Return the heavy libraries that a fresh process has loaded when it ends, and its exit status."""
+def reported(folder: Path, code: str, *arguments: object) -> Any:
+    """Return what ``code`` reports, run in a fresh process with these arguments."""
     path = folder / "loaded.json"
-    request = json.dumps([str(path), *HEAVY])
     done = subprocess.run(
-        [sys.executable, "-c", REPORT_MODULES + code, request, *map(str, arguments)],
+        [sys.executable, "-c", code, json.dumps([str(path), HEAVY, *arguments])],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         cwd=folder,
         capture_output=True,
@@ -55,7 +65,18 @@ def loaded_by(folder: Path, code: str, *arguments: object) -> tuple[set[str], in
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
-    return set(json.loads(path.read_text())), done.returncode
+    return json.loads(path.read_text())
+
+
+def loaded_by(folder: Path, code: str) -> set[str]:
+    """Return the heavy libraries that a fresh process has loaded at the end of ``code``."""
+    return set(reported(folder, REPORT_AT_EXIT + code))
+
+
+def results_of(folder: Path, commands: Sequence[Sequence[object]]) -> list[tuple[int, set[str]]]:
+    """Run commands one after another in a fresh process. For each, return its exit status and all loaded so far."""
+    found = reported(folder, RUN_COMMANDS, *(["ray-l4", *map(str, words)] for words in commands))
+    return [(status, set(loaded)) for status, loaded in found]
 
 
 def command_names(app: typer.Typer) -> Iterator[list[str]]:
@@ -69,48 +90,52 @@ def command_names(app: typer.Typer) -> Iterator[list[str]]:
         yield from ([group.name, *words] for words in command_names(group.typer_instance))
 
 
-@pytest.mark.parametrize("words", [[], *command_names(app)], ids=" ".join)
-def test_a_help_text_loads_nothing(tmp_path: Path, words: list[str]) -> None:
-    assert loaded_by(tmp_path, RUN_MAIN, *words, "--help") == (NOTHING, 0)
+def test_a_help_text_loads_nothing(tmp_path: Path) -> None:
+    commands = [[], *command_names(app)]
+    found = results_of(tmp_path, [[*words, "--help"] for words in commands])
+    assert dict(zip(map(" ".join, commands), found, strict=True)) == {" ".join(w): (0, NOTHING) for w in commands}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "allowed"),
-    [
-        (["--version"], 0, NOTHING),
-        (["methods"], 0, NOTHING),
-        (["data", "list"], 0, NOTHING),
-        (["rnu"], 2, NOTHING),
-        (["run", "none.yaml"], 2, NOTHING),
-        (["run", QUICKSTART, "--set", "optm.lr=1"], 2, NOTHING),
-        (["run", QUICKSTART, "--set", "method=l5"], 2, NOTHING),
-        (["run", QUICKSTART, "--set", "cluster.studnets.cpus=1"], 2, NOTHING),
-        (["sweep", SWEEP, "--set", "optm.lr=1"], 2, NOTHING),
-        (["sweep", SWEEP, "--methods", "l5"], 2, NOTHING),
-        (["report", "none"], 5, ARROW),
-        (["resume", "none"], 5, ARROW),
-        (["run", QUICKSTART, "--dry-run", "--cluster", IN_PROCESS], 0, NOTHING),
-        (["run", QUICKSTART, "--dry-run", "--set", "cluster.students.cpus=0.25"], 0, NOTHING),
-        (["sweep", SWEEP, "--dry-run", "--cluster", IN_PROCESS, "--set", "cluster.students.threads=1"], 0, ARROW),
-        (["data", "show", "mini.sql"], 0, ARROW),
-    ],
-    ids=lambda value: " ".join(str(word).rpartition("/")[2] for word in value) if isinstance(value, list) else None,
-)
+COMMANDS: list[tuple[list[object], int]] = [
+    (["--version"], 0),
+    (["methods"], 0),
+    (["data", "list"], 0),
+    (["rnu"], 2),
+    (["run", "none.yaml"], 2),
+    (["run", QUICKSTART, "--set", "optm.lr=1"], 2),
+    (["run", QUICKSTART, "--set", "method=l5"], 2),
+    (["run", QUICKSTART, "--set", "cluster.studnets.cpus=1"], 2),
+    (["sweep", SWEEP, "--set", "optm.lr=1"], 2),
+    (["sweep", SWEEP, "--methods", "l5"], 2),
+    (["run", QUICKSTART, "--dry-run", "--cluster", IN_PROCESS], 0),
+    (["run", QUICKSTART, "--dry-run", "--set", "cluster.students.cpus=0.25"], 0),
+]
+"""Commands that load nothing, and their exit status."""
+COMMANDS_WITH_ARROW: list[tuple[list[object], int]] = [
+    (["report", "none"], 5),
+    (["resume", "none"], 5),
+    (["sweep", SWEEP, "--dry-run", "--cluster", IN_PROCESS, "--set", "cluster.students.threads=1"], 0),
+    (["data", "show", "mini.sql"], 0),
+]
+
+
+@pytest.mark.parametrize(("commands", "allowed"), [(COMMANDS, NOTHING), (COMMANDS_WITH_ARROW, ARROW)])
 def test_a_command_loads_no_more_than_it_uses(
-    tmp_path: Path, arguments: list[str], status: int, allowed: frozenset[str]
+    tmp_path: Path, commands: list[tuple[list[object], int]], allowed: frozenset[str]
 ) -> None:
-    loaded, found = loaded_by(tmp_path, RUN_MAIN, *arguments)
-    assert found == status
-    assert loaded <= allowed
+    found = results_of(tmp_path, [words for words, _ in commands])
+    for (words, status), (ended, loaded) in zip(commands, found, strict=True):
+        assert ended == status, words
+        assert loaded <= allowed, words
 
 
+@pytest.mark.processes
 def test_a_student_without_adapters_loads_no_peft(tmp_path: Path) -> None:
-    loaded, status = loaded_by(tmp_path, STUDENT_WITHOUT_LORA)
-    assert status == 0
+    loaded = loaded_by(tmp_path, STUDENT_WITHOUT_LORA)
     assert loaded.isdisjoint({"peft", "matplotlib", "tensorboard", "rouge_score", "nltk", "sklearn", "scipy"})
 
 
+@pytest.mark.processes
 def test_the_driver_and_the_coordinator_of_a_run_on_ray_load_no_pytorch(tmp_path: Path) -> None:
-    loaded, status = loaded_by(tmp_path, "import ray_l4.run.coordinator, ray_l4.run.execute\n")
-    assert status == 0
+    loaded = loaded_by(tmp_path, "import ray_l4.run.coordinator, ray_l4.run.execute\n")
     assert loaded.isdisjoint({"torch", "peft", "matplotlib", "rouge_score", "nltk"})

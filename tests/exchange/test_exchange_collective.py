@@ -199,6 +199,7 @@ def test_missing_ranks_are_reported_with_the_address_of_the_store() -> None:
         join(member, CPU, HOST)
 
 
+@pytest.mark.slow
 def test_an_unreachable_store_is_reported_in_time() -> None:
     store = RendezvousStore.open(HOST, 1.0)
     member, _ = store.members("peers", 2)

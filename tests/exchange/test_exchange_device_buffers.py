@@ -77,6 +77,7 @@ def read_all(tickets: Connection, results: Connection, folder: Path) -> None:
     results.send((memory.opened, reader.traffic()))
 
 
+@pytest.mark.processes
 def test_another_process_reads_what_was_written(memory: HostMemory) -> None:
     context = multiprocessing.get_context("forkserver")
     (tickets, there), (results, back) = context.Pipe(), context.Pipe()

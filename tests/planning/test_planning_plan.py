@@ -65,6 +65,7 @@ def between(config: Any, **smaller: Any) -> int:
     return (large + little) // 2
 
 
+@pytest.mark.slow
 def test_advice_names_the_profiles_and_the_settings_that_fit() -> None:
     config = experiment()
     memory = between(config, micro_batch=2)
@@ -101,6 +102,7 @@ def test_advice_for_a_named_model_knows_adapters(tmp_path: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_process_is_not_advised_to_be_sharded() -> None:
     cluster = profile(exchange={"transport": "in_process"})
     advice = advise(PlanRequest(experiment(), 100 * GIB), cluster, {}, ESTIMATOR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def simulated(config: Any = None, peers: tuple[int, ...] = (0,), gpu: bool = Fal
     config, cluster = config or experiment(), profile(**sections)
     batch = batch_shape(config, cluster)
     return simulate_step(config, cluster.exchange, vocabulary_of(config), batch, peers, gpu=gpu)
+
+
+@cache
+def plain() -> SimulatedStep:
+    """The step of the default experiment and profile."""
+    return simulated()
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -89,7 +96,7 @@ def test_every_kind_of_method_can_be_simulated(method: str) -> None:
 
 
 def test_memory_of_each_purpose() -> None:
-    step = simulated()
+    step = plain()
     weights = 4 * step.parameters.total
     assert step.tensors["weights"] == weights
     assert step.tensors["logits"] == 4 * POSITIONS * ENTRIES
@@ -99,12 +106,12 @@ def test_memory_of_each_purpose() -> None:
 
 
 def test_micro_batches_need_less_for_activations() -> None:
-    whole, parts = simulated(), simulated(students={"micro_batch": 1})
+    whole, parts = plain(), simulated(students={"micro_batch": 1})
     assert parts.tensors["activations"] == pytest.approx(whole.tensors["activations"] / 4, rel=0.1)
 
 
 def test_peers_of_one_process_add_up() -> None:
-    one, both = simulated(), simulated(peers=(0, 1), exchange={"transport": "in_process"})
+    one, both = plain(), simulated(peers=(0, 1), exchange={"transport": "in_process"})
     assert both.tensors["weights"] == 2 * one.tensors["weights"]
     assert both.tensors["activations"] == pytest.approx(2 * one.tensors["activations"], rel=0.05)
     assert both.tensors["exchange"] == 2 * one.payload, "the predictions of each peer, without copies"
@@ -132,7 +139,7 @@ def test_decoding_holds_a_model_and_a_cache() -> None:
     config = experiment(evaluation={"chunk": 8}, replay={"chunk": 16})
     step = simulate_decoding(config, vocabulary_of(config))
     keys_and_values = 2 * 16 * 48 * WIDTH * 4
-    assert step.tensors["weights"] == 4 * simulated().parameters.total
+    assert step.tensors["weights"] == 4 * plain().parameters.total
     assert keys_and_values < step.tensors["cache"] < 12 * keys_and_values
     assert simulate_decoding(config, vocabulary_of(config), 24).tensors["cache"] < step.tensors["cache"]
 

@@ -57,6 +57,15 @@ def experiment(**changes: Any) -> ExperimentConfig:
     return ExperimentConfig.model_validate(sections | changes)
 
 
+def long_enough(**changes: Any) -> ExperimentConfig:
+    """A run with a hundred steps in its first stage, for tests that interfere with it there."""
+    sections = {
+        "stream": [{"name": "mini.woz", "train": 160, "test": 8}, {"name": "mini.sql", "train": 16, "test": 8}],
+        "training": {"epochs": 5, "batch_size": 8},
+    }
+    return experiment(**sections | changes)
+
+
 def quick(method: str, **changes: Any) -> ExperimentConfig:
     """A second's work, from which a model learns enough that replay is valid and scores are not all nought."""
     sections: dict[str, Any] = {

@@ -46,7 +46,13 @@ def experiment(folder: Path, method: str) -> ExperimentConfig:
     return ExperimentConfig.model_validate(sections)
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("l4", "l2kd-seq", "ewc", "single-qa")
+"""Methods that differ in what adapters have to do with; the others are left to a full run."""
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_every_method_learns_with_adapters(folder: Path, tmp_path: Path, method: str) -> None:
     run, summary = complete_run(experiment(folder, method), cluster("in_process"), tmp_path / "run")
     stages = len(summary["stages"])

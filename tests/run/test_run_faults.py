@@ -73,7 +73,7 @@ def test_a_student_and_an_evaluator_that_die_are_replaced_and_the_result_is_the_
     transport: str, which: Callable[[set[int]], int], tmp_path: Path, ray_cluster: None
 ) -> None:
     """The survivor's own error, that its partner is gone, is the first that is seen if the later one dies."""
-    config = small.experiment(training={"epochs": 20, "batch_size": 8}, evaluation={"when": "epoch", "limit": 2})
+    config = small.long_enough(evaluation={"when": "epoch", "limit": 2})
     expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
     profile = small.cluster(transport)
     setup, run = small.new_run(config, profile, tmp_path / "run")
@@ -90,7 +90,7 @@ def test_a_student_and_an_evaluator_that_die_are_replaced_and_the_result_is_the_
 
 
 def test_without_a_student_the_others_go_on_and_the_report_says_so(tmp_path: Path, ray_cluster: None) -> None:
-    config = small.experiment(peers={"count": 3, "on_peer_loss": "continue"}, training={"epochs": 20, "batch_size": 8})
+    config = small.long_enough(peers={"count": 3, "on_peer_loss": "continue"})
     profile = small.cluster("object_store")
     setup, run = small.new_run(config, profile, tmp_path / "run")
     before = set(actor_processes("Student"))
@@ -154,7 +154,7 @@ def test_a_student_that_dies_every_time_ends_the_run(tmp_path: Path, ray_cluster
 
 
 def test_a_student_that_hangs_is_given_up_after_the_timeout(tmp_path: Path, ray_cluster: None) -> None:
-    config = small.experiment(training={"epochs": 20, "batch_size": 8})
+    config = small.long_enough()
     profile = small.cluster("object_store", timeouts={"step": 5.0})
     setup, run = small.new_run(config, profile, tmp_path / "run")
     before = set(actor_processes("Student"))

@@ -152,6 +152,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return run
 
 
+@pytest.mark.slow
 def test_both_students_generate(shared: RunDirectory) -> None:
     own = shared.experiment().replay.generator == "own"
     rows = small.replayed(shared)
@@ -160,6 +161,7 @@ def test_both_students_generate(shared: RunDirectory) -> None:
     assert texts[0] != texts[1]
 
 
+@pytest.mark.slow
 def test_students_learn_from_batches_of_the_same_size_whoever_generates(shared: RunDirectory) -> None:
     steps: dict[int, dict[int, float]] = {0: {}, 1: {}}
     for row in shared.step_figures():

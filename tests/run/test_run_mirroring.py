@@ -105,6 +105,7 @@ def test_without_a_storage_nothing_is_copied(run: RunDirectory, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_teachers_are_copied_as_the_part_of_a_run_that_they_are(tmp_path: Path) -> None:
     (tmp_path / "nfs").mkdir()
     cluster = small.cluster("in_process", storage_path=str(tmp_path / "nfs"))

@@ -34,7 +34,7 @@ def test_a_student_whose_node_is_gone_is_replaced_on_another(cluster: Cluster, t
     """Each student on a node of its own; the one that takes the lost node's place comes after the loss."""
     nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]
     small.join_nodes(cluster)
-    config = small.experiment(training={"epochs": 20, "batch_size": 8})
+    config = small.long_enough()
     expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
     profile = small.cluster("object_store", students={"cpus": 1}, evaluators={"resources": {"scoring": 0.5}})
     setup, run = small.new_run(config, profile, tmp_path / "run")

@@ -133,6 +133,7 @@ def test_peers_that_would_stay_equal_draw_a_warning_unless_something_differs(tmp
         assert any("will stay equal" in event for event in events) == name.startswith("equal"), events
 
 
+@pytest.mark.slow
 def test_a_run_with_edges_from_a_file_goes_on_without_the_file(tmp_path: Path) -> None:
     edges = tmp_path / "edges.txt"
     edges.write_text("0 1  # a chain: nobody teaches 0\n1 2\n")

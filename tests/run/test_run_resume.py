@@ -63,17 +63,20 @@ def test_time_is_added_up_over_pauses(tmp_path: Path) -> None:
     assert 1000.0 < resumed["wall_seconds"] < 1000.0 + 60.0 + summary["wall_seconds"]
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("method", "line", "occurrence"),
     [
-        ("l2kd-seq", "learning mini.woz", 1),  # by the teachers
-        ("l2kd-seq", "the teachers are trained", 1),
+        pytest.param("l2kd-seq", "learning mini.woz", 1, marks=slow),  # by the teachers
+        pytest.param("l2kd-seq", "the teachers are trained", 1, marks=slow),
         ("l2kd-seq", "learning mini.woz", 2),  # by the student
-        ("l2kd-word", "learning mini.woz", 1),  # by the student: its teachers learned side by side
+        pytest.param("l2kd-word", "learning mini.woz", 1, marks=slow),  # by the student: its teachers learned together
         ("ewc", "learning mini.woz", 1),
-        ("lwf", "learning mini.woz", 1),
-        ("agem", "learning mini.woz", 1),
-        ("er", "learning mini.woz", 1),
+        pytest.param("lwf", "learning mini.woz", 1, marks=slow),
+        pytest.param("agem", "learning mini.woz", 1, marks=slow),
+        pytest.param("er", "learning mini.woz", 1, marks=slow),
         ("l4-released", "learning mini.woz", 1),
         ("single-qa-lm", "learning mini.woz", 1),
     ],

@@ -137,7 +137,7 @@ def test_what_ranks_can_learn_is_not(profile: dict[str, Any]) -> None:
 
 def test_a_rank_that_does_not_answer_is_told_as_a_lost_peer() -> None:
     device, address = torch.device("cpu"), "127.0.0.1"
-    store = RendezvousStore.open(address, 5.0)
+    store = RendezvousStore.open(address, 2.0)
     members = store.members("test", 2)
     with ThreadPoolExecutor(2) as pool:
         mine, _silent = pool.map(lambda member: join(member, device, address), members)

@@ -155,6 +155,7 @@ def test_a_teacher_whose_weights_are_gone_is_named(tmp_path: Path) -> None:
         small.finish(start(setup, LOCAL, run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["a folder", "a run without its tokeniser"])
 def test_a_run_that_was_killed_while_its_teachers_were_set_up_goes_on(
     tmp_path: Path, left: str, finished: Finished
@@ -170,6 +171,7 @@ def test_a_run_that_was_killed_while_its_teachers_were_set_up_goes_on(
     small.assert_equal(run, finished("l2kd-word")[0])
 
 
+@pytest.mark.slow
 def test_the_time_of_a_run_holds_that_of_its_teachers(tmp_path: Path) -> None:
     """Also of those that an earlier call trained."""
     setup, run = small.stopped_run(small.quick("l2kd-word"), tmp_path / "run", "the teachers are trained")

@@ -336,6 +336,7 @@ def test_a_push_or_pull_fails_if_the_storage_stops_responding(
     assert copied(tmp_path / "copy") == tree(run.path)
 
 
+@pytest.mark.slow
 def test_an_unreachable_object_store_is_reported_in_time(tmp_path: Path) -> None:
     """Nothing listens on port 9 of this machine."""
     mirror = Mirror("s3://key:secret@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=none", "one")

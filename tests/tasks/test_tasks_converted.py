@@ -63,6 +63,7 @@ def test_a_task_s_own_path_takes_precedence_over_the_common_folder(folder: Path,
     assert load(task, "train", DataConfig(converted=folder)).column("answer").to_pylist() == ["mine"]
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize("task", DOMAINS)
 def test_the_published_distil_files_are_the_training_files_with_other_answers(task: str, shared_data: Path) -> None:

@@ -278,6 +278,7 @@ def gold_score(table: pa.Table) -> dict[str, float]:
     return score("lfem", [Item(row["answer"], tuple(row["references"]), row["sample_id"], row["meta"]) for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_real_training_questions(train: pa.Table) -> None:
     assert train.num_rows == 56324  # of 56,355; see the module's docstring
@@ -294,6 +295,7 @@ def test_real_training_questions(train: pa.Table) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_real_training_answers_are_what_the_metric_expects(train: pa.Table) -> None:
     # The exact parser fails only on headers with a repeated name and on values that contain an operator.
@@ -311,6 +313,7 @@ def test_real_test_questions(real_test: pa.Table) -> None:
     assert gold_score(real_test.slice(0, 2000))["lfem_exact"] > 99
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_papers_sample_and_the_dev_split(train: pa.Table, real: DataConfig) -> None:
     count = count_of("paper", 6525, train.num_rows, "wikisql (train)")
