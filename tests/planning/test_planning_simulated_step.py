@@ -76,6 +76,7 @@ def test_payload_bytes_are_those_of_the_codec(codec: str) -> None:
         assert train_for_real(experiment(), profile(exchange=exchange), cpu_trace()) == step.payload
 
 
+@pytest.mark.slow
 def test_float16_halves_a_payload_and_ranks_share_it() -> None:
     dense = EXPECTED_BYTES["dense"]
     assert simulated(exchange={"precision": "float16"}).payload == dense // 2
@@ -144,7 +145,7 @@ def test_decoding_holds_a_model_and_a_cache() -> None:
     assert simulate_decoding(config, vocabulary_of(config), 24).tensors["cache"] < step.tensors["cache"]
 
 
-@pytest.mark.parametrize("method", ["l4", "ewc"])
+@pytest.mark.parametrize("method", ["l4", pytest.param("ewc", marks=pytest.mark.slow)])
 def test_a_learner_may_read_values_as_often_as_it_likes(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     config = experiment(method)
     peers = tuple(range(graph_of(config).size))

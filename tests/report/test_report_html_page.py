@@ -100,6 +100,7 @@ def test_the_whole_configuration_is_there(page: Page, run: RunDirectory) -> None
     assert "2.13.0" in page.text
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(run: RunDirectory) -> None:
     assert page_of(run) == page_of(run)
 

@@ -64,6 +64,7 @@ def curves(run: RunDirectory) -> EventAccumulator:
     return events
 
 
+@pytest.mark.slow
 def test_students_that_learn_in_turn_share_a_time_axis(tmp_path: Path) -> None:
     """Resumed or not: the curves of the stage that is learned again are replaced, and no others."""
     profile = small.cluster("in_process")

@@ -155,6 +155,7 @@ def test_a_run_with_edges_from_a_file_goes_on_without_the_file(tmp_path: Path) -
     assert kd[0] == {False} and True in kd[1] and True in kd[2]
 
 
+@pytest.mark.slow
 def test_students_that_learn_in_turn_may_form_a_ring(tmp_path: Path) -> None:
     config = different(count=3, each=[{}, {"lr": 5e-3}, {"seed": 4}])
     in_turn = config.model_copy(
