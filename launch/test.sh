@@ -3,7 +3,7 @@
 #   launch/test.sh                    everything
 #   launch/test.sh --quick            without Ray, browsers, other processes and slow tests (three minutes)
 #   launch/test.sh tests/config -x    arguments go to pytest, which also knows --quick (tests/conftest.py)
-# Three test processes share the work, since many tests wait (tests/scheduling.py; -n 0 for a single process).
+# Two test processes share the work (tests/scheduling.py; -n 0 for a single process).
 # RAY_L4_VENV names a virtual environment to use instead of .venv.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
@@ -16,5 +16,5 @@ install_project dev
 step "ruff check" "$VENV/bin/python" -m ruff check
 step "ruff format --check" "$VENV/bin/python" -m ruff format --check
 step "mypy" "$VENV/bin/python" -m mypy
-step "pytest" "$VENV/bin/python" -m pytest -n 3 --dist loadgroup "$@"
+step "pytest" "$VENV/bin/python" -m pytest -n 2 --dist loadgroup "$@"
 say "all checks passed in $SECONDS s"

@@ -1,4 +1,4 @@
-"""Distribution of tests over several test processes (pytest -n 3 --dist loadgroup): file by file, in groups.
+"""Distribution of tests over several test processes (pytest -n 2 --dist loadgroup): file by file, in groups.
 
 All files that start Ray in the test's own process form one group, since a process has one Ray at a time and they share
 it. Files that run commands form another: no more than two Rays compete for the machine, and the process from which

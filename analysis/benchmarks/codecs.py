@@ -69,8 +69,9 @@ def rows(peers: Trained, num_seeds: int) -> Iterator[dict[str, Any]]:
     """Yield one JSON object for each setting. ``num_seeds``: how often a codec that samples is measured."""
     student, *others = [unclipped(learner) for learner in peers.learners]
     experiment = student.experiment
-    codecs = {name: build_codec(ExchangeConfig.model_validate(values), experiment) for name, values in SETTINGS.items()}
-    seeds = {name: range(num_seeds if values["codec"] == "sampled" else 1) for name, values in SETTINGS.items()}
+    exchanges = {name: ExchangeConfig.model_validate(values) for name, values in SETTINGS.items()}
+    codecs = {name: build_codec(exchange, experiment) for name, exchange in exchanges.items()}
+    seeds = {name: range(num_seeds if own.codec_traits.random else 1) for name, own in exchanges.items()}
     found: dict[str, list[Comparison]] = {name: [] for name in SETTINGS}
     positions, vocab = [], 0
     for batch in peers.batches:

@@ -19,6 +19,8 @@ class CodecTraits:
     """Can send log-probabilities over the whole vocabulary, to which ``exchange.precision`` applies."""
     sends_output_layer: bool = False
     """Always sends the whole output matrix, which no rank of a fully sharded student has."""
+    random: bool = False
+    """Payloads are drawn at random, from a seed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ CODECS: Mapping[str, CodecTraits] = MappingProxyType(
         "dense": CodecTraits(narrowable=True),
         "factored": CodecTraits(sends_output_layer=True),
         "topk": CodecTraits(),
-        "sampled": CodecTraits(forward_only=True),
+        "sampled": CodecTraits(forward_only=True, random=True),
         "mean": CodecTraits(reduces=True, forward_only=True),
     }
 )

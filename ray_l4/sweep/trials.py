@@ -85,7 +85,7 @@ class _Configuration:
     @property
     def depends_on_order(self) -> bool:
         """True if the method learns one task after another. Otherwise one order stands for all."""
-        return get_method(self.experiment.method).stages == "stream"
+        return get_method(self.experiment.method).kind.ordered
 
 
 def expand_protocol(path: Path, request: SweepRequest) -> Sweep:

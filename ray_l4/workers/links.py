@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def first_link(peer: int, device: torch.device, exchange: ExchangeConfig) -> Link:
     """Build the link that a student starts with; ``collective_link`` replaces it if predictions go through a group."""
-    if exchange.transport == "cuda_ipc":
+    if exchange.transport_traits.device_memory:
         from ray_l4.exchange.device_buffers import cuda_link  # only where there is a GPU
 
         return cuda_link(peer, device, exchange.steps_ahead)

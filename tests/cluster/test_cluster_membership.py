@@ -255,6 +255,20 @@ def test_all_ranks_of_a_replaced_student_are_ended() -> None:
     assert [list(student.ranks) for student in team.membership.students] == [team.members[4:6], team.members[6:]]
 
 
+def test_replaced_students_start_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = Team(complete(3))
+    started: list[list[int]] = []
+    get_all = team.rpc.get_all
+
+    def noting(references: Mapping[str, Sequence[Any]], timeout: float) -> dict[str, list[Any]]:
+        started.append(list(team.spawner.started))
+        return get_all(references, timeout)
+
+    monkeypatch.setattr(team.rpc, "get_all", noting)
+    team.membership.replace([0, 2])
+    assert started == [[0, 1, 2, 0, 2]] * 2, "both are there before one is waited for"
+
+
 def test_a_student_that_cannot_be_replaced_is_reported() -> None:
     team = Team(complete(2))
     error = PeerLostError("student 0, start: no answer")

@@ -123,6 +123,13 @@ def test_the_output_layer_is_always_sent_by_codecs_that_need_it(name: str) -> No
         own.encode(without, 0)
 
 
+@every_codec
+def test_payloads_of_a_random_codec_depend_on_the_seed(name: str) -> None:
+    first, second = (codec(name).encode(predictions(0, positions=50), seed).tensors for seed in (0, 1))
+    equal = all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    assert equal != CODECS[name].random
+
+
 # --- transports
 
 

@@ -90,7 +90,7 @@ def test_checks_run_in_order_and_stop_at_the_first_failure(project: Project, arg
         "-m ruff check",
         "-m ruff format --check",
         "-m mypy",
-        f"-m pytest -n 3 --dist loadgroup {arguments}".rstrip(),
+        f"-m pytest -n 2 --dist loadgroup {arguments}".rstrip(),
     ]
     assert project.run("test.sh", *arguments.split()).returncode == 0
     assert project.recorded()[1:] == [f"python {check}" for check in checks]
