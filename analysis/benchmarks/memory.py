@@ -163,10 +163,6 @@ def compare(names: Sequence[str]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _largest() -> int:
-    return peak_resident_bytes()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"cases to run: {', '.join(CASES)} (default: all)")
@@ -177,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if options.measure is not None or options.baseline:
         train(CASES.get(options.measure or "", Case((1, 32, 32, 300), 2, 4)))
-        print(_largest())
+        print(peak_resident_bytes())
         return
     for row in compare(options.cases or list(CASES)):
         sizes = [f"{row[key] / 2**20:.0f}" for key in ("predicted_rss_bytes", "peak_rss_bytes")]

@@ -9,6 +9,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cli.background_command import RAY_AGENTS, BackgroundCommand
+from tests.cli.cli_fixtures import InThisProcess
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    """Function that runs ``ray-l4`` with its arguments, in the process of the test."""
+    return InThisProcess(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

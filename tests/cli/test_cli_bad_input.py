@@ -30,11 +30,6 @@ def own_task(folder: Path, name: str, train: str | bytes, test: str | None = Non
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
-    return InThisProcess(monkeypatch, capsys)
-
-
-@pytest.fixture
 def run_with(command: InThisProcess, tmp_path: Path) -> RunWith:
     """Function that runs an experiment without Ray, into ``tmp_path``/run."""
 

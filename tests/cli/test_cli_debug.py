@@ -31,11 +31,6 @@ def _own_process_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
-    return InThisProcess(monkeypatch, capsys)
-
-
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_a_failing_command_shows_its_traceback_only_on_request(
     command: InThisProcess, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,12 +26,12 @@ ARROW = frozenset({"pyarrow", "numpy", "pandas"})
 SWEEP = REPOSITORY / "launch" / "experiments" / "l4-table2.yaml"
 
 REPORT_MODULES = """
-import atexit, json, pathlib, sys
+import json, pathlib, sys
 path, heavy, *commands = json.loads(sys.argv.pop(1))
 loaded = lambda: [name for name in heavy if name in sys.modules]
 """
-REPORT_AT_EXIT = f"{REPORT_MODULES}atexit.register(lambda: pathlib.Path(path).write_text(json.dumps(loaded())))\n"
-RUN_COMMANDS = f"""{REPORT_MODULES}
+WRITE = "pathlib.Path(path).write_text(json.dumps(found))\n"
+RUN_COMMANDS = """
 from ray_l4.cli.main import main
 found = []
 for sys.argv in commands:
@@ -39,7 +39,6 @@ for sys.argv in commands:
         main()
     except SystemExit as end:
         found.append((end.code or 0, loaded()))
-pathlib.Path(path).write_text(json.dumps(found))
 """
 STUDENT_WITHOUT_LORA = """
 from types import SimpleNamespace
@@ -54,10 +53,10 @@ load_bytes(blank_model(config, tokenizer, describe(model)), to_bytes(model))
 
 
 def reported(folder: Path, code: str, *arguments: object) -> Any:
-    """Return what ``code`` reports, run in a fresh process with these arguments."""
+    """Return what ``code`` leaves in ``found``, run in a fresh process with these arguments."""
     path = folder / "loaded.json"
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([str(path), HEAVY, *arguments])],
+        [sys.executable, "-c", f"{REPORT_MODULES}{code}{WRITE}", json.dumps([str(path), HEAVY, *arguments])],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         cwd=folder,
         capture_output=True,
@@ -70,7 +69,7 @@ def reported(folder: Path, code: str, *arguments: object) -> Any:
 
 def loaded_by(folder: Path, code: str) -> set[str]:
     """Return the heavy libraries that a fresh process has loaded at the end of ``code``."""
-    return set(reported(folder, REPORT_AT_EXIT + code))
+    return set(reported(folder, f"{code}found = loaded()\n"))
 
 
 def results_of(folder: Path, commands: Sequence[Sequence[object]]) -> list[tuple[int, set[str]]]:

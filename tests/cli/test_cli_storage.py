@@ -13,11 +13,6 @@ from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, write_experiment
 pytestmark = pytest.mark.end_to_end
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
-    return InThisProcess(monkeypatch, capsys)
-
-
 def files(folder: Path) -> dict[str, bytes]:
     """Return the contents of all files of a run, except those that belong to one copy alone."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", ".mirror.json"))
