@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def violations(package: Path) -> list[str]:
     return found
 
 
+def circle(package: Path) -> list[str]:
+    """Modules each of which imports the next, the last of them the first; empty if there are none."""
+    parts = {path: (package.name, *path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
+    modules = {".".join(names).removesuffix(".__init__"): path for path, names in parts.items()}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name for _, name in imported_modules(path, package)}
+        names |= {name.rpartition(".")[0] for name in names}
+        own = {module, module.rpartition(".")[0], package.name}  # packages through which a file is named
+        graph[module] = names & set(modules) - own
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def test_every_room_imports_only_from_those_below() -> None:
     assert violations(PACKAGE) == []
 
@@ -82,3 +100,17 @@ def test_the_check_sees_what_it_should(tmp_path: Path, file: str, source: str, e
     path.parent.mkdir(parents=True)
     path.write_text(source, encoding="utf-8")
     assert violations(tmp_path / "ray_l4") == expected
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle(PACKAGE) == []
+
+
+@pytest.mark.parametrize(("last", "found"), [("from ray_l4.learner import a", True), ("import ray_l4.errors", False)])
+def test_a_circle_is_found(tmp_path: Path, last: str, found: bool) -> None:
+    package = tmp_path / "ray_l4"
+    (package / "learner").mkdir(parents=True)
+    (package / "errors.py").touch()
+    (package / "learner" / "a.py").write_text("def f():\n    from ray_l4.learner.b import x\n", encoding="utf-8")
+    (package / "learner" / "b.py").write_text(f"if TYPE_CHECKING:\n    {last}\n", encoding="utf-8")
+    assert bool(circle(package)) == found
