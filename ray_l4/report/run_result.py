@@ -106,8 +106,11 @@ class RunResult:
         return final
 
     def figure(self, name: str, student: int) -> float | None:
-        """Return one of the figures that a summary holds for each student, such as ``average_accuracy``."""
-        value: float | None = self.summary[name][str(student)]
+        """Return one of the figures that a summary holds for each student, such as ``average_accuracy``.
+
+        None if the run does not have the figure: it was not scored for it, or its version did not know it.
+        """
+        value: float | None = self.summary.get(name, {}).get(str(student))
         return value
 
     @property

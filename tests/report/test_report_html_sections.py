@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.metrics import continual
+from ray_l4.metrics.continual import forgetting_by_task
 from ray_l4.report.finished_run import FinishedRun, labels
 from ray_l4.report.html import section_cost, section_runs, section_scores, section_text, section_training
 from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
@@ -117,15 +118,15 @@ matrices = st.integers(2, 5).flatmap(
 
 @given(matrices)
 def test_the_mean_of_the_tasks_forgetting_is_what_the_papers_call_forgetting(matrix: list[list[float]]) -> None:
-    found = section_scores.task_forgetting(matrix)
+    found = forgetting_by_task(matrix)
     known = [value for value in found if value is not None]
     assert len(known) == len(found) == len(matrix) - 1
     assert sum(known) / len(known) == pytest.approx(continual.forgetting(matrix))
 
 
 def test_forgetting_of_a_task_needs_its_scores_from_then_on() -> None:
-    assert section_scores.task_forgetting([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == [30.0, None]
-    assert section_scores.task_forgetting([[80.0, 70.0]]) == []
+    assert forgetting_by_task([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == [30.0, None]
+    assert forgetting_by_task([[80.0, 70.0]]) == []
 
 
 def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: FinishedRun, tmp_path: Path) -> None:

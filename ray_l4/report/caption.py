@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from analysis.results import Results
 from ray_l4.config.model import ModelConfig
+from ray_l4.report.results import Results
 
 
 def title(results: Results, subject: str) -> str:
