@@ -105,7 +105,7 @@ def _refuse_mixed(runs: Sequence[FinishedRun], sweeps: Sequence[Sweep]) -> None:
     first: dict[tuple[str, str], FinishedRun] = {}
     for run in runs:
         other = first.setdefault((run.order, run.variant), run)
-        mine, theirs = dict(_settings(run)), dict(_settings(other))
+        mine, theirs = settings_of(run), settings_of(other)
         for key in sorted(mine.keys() | theirs.keys()):
             if mine.get(key) != theirs.get(key):
                 raise ConfigError(
@@ -115,8 +115,12 @@ def _refuse_mixed(runs: Sequence[FinishedRun], sweeps: Sequence[Sweep]) -> None:
                 )
 
 
+def settings_of(run: FinishedRun) -> dict[str, object]:
+    """Return every setting that decides a run's result, except the seed and names: ``group.key`` -> value."""
+    return dict(_settings(run))
+
+
 def _settings(run: FinishedRun) -> Iterator[tuple[str, object]]:
-    """Yield every setting that decides a run's result, as ``group.key`` and value."""
     record = run.experiment.model_dump(mode="json")
     for task in record["stream"]:
         yield from ((f"stream.{task['name']}.{key}", value) for key, value in task.items())

@@ -136,6 +136,12 @@ class RunResult:
         return {int(stage): counts for stage, counts in self.summary["replay"].items()}
 
     @property
+    def parameters(self) -> Mapping[int, tuple[int, bool]]:
+        """Student -> number of parameters in its last checkpoint, and whether these are only those of its adapters."""
+        found = self.summary.get("parameters", {})
+        return {int(student): (int(one["count"]), bool(one["adapters"])) for student, one in found.items()}
+
+    @property
     def restarts(self) -> int:
         """Number of times that a stage was learned again because a student was lost."""
         return int(self.summary.get("restarts", 0))

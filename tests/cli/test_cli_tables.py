@@ -29,7 +29,7 @@ def test_a_table_says_what_is_wrong_in_one_message(command: InThisProcess, tmp_p
     refused(command("table", first, other), CONFIG, "the runs learned different tasks", str(other))
     refused(command("table", unfinished), RUN_DIRECTORY, f"ray-l4 resume {unfinished}")
     refused(command("table", first, "--table", "l4-tabel1"), CONFIG, "Did you mean 'l4-table1'")
-    refused(command("table", first, "--format", "html"), CONFIG, "--format html", "markdown, latex, csv")
+    refused(command("table", first, "--format", "html"), CONFIG, "--format html", "csv, latex, markdown")
     refused(command("table", first, "--out", first / "config.yaml" / "t.md"), CONFIG, "cannot be written")
 
 

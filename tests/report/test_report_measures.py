@@ -67,7 +67,7 @@ def test_every_report_of_a_run_that_scores_each_epoch_has_the_same_forgetting(tm
     assert rows(forgetting(results, (0,)))["finetune"][AVERAGE] == Statistic(15.0)
     assert [bar.get_height() for bar in bars] == [30.0, 0.0, 15.0]
     assert page and page[1] == "woz.en: student 0 30.0; wikisql: student 0 0.0; mean of these: student 0 15.0"
-    assert "| 15.0 |" in comparison([run])
+    assert "|       15.0 |" in comparison([run])
 
 
 def test_scores_of_single_epochs_are_refused_where_there_are_none(tmp_path: Path) -> None:

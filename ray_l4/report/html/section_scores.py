@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ray_l4.methods import METHODS
 from ray_l4.metrics.continual import forgetting_by_task
+from ray_l4.report.facts import data_sizes, facts
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.blocks import Block, Chart, Listing, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars, heat_map, learning_curves
@@ -24,18 +24,13 @@ MEAN = "mean of these"
 
 def summary(run: FinishedRun, prefix: str) -> Section:
     """Return the main facts about the run, and the command that made it."""
-    facts = [
-        ["method", run.method + _described(run.method)],
-        ["variant", run.variant],
-        ["stream", " → ".join(run.tasks)],
-        ["students", str(len(run.students))],
-        ["who learns from whom", run.graph],
-        ["seed", str(run.seed)],
-        ["wall time", f"{run.wall_seconds:.0f} s"],
-        ["run directory", run.path.resolve().name],
-    ]
     command = str(run.manifest.get("command", "The run directory does not say."))
-    blocks: list[Block] = [Table(["", ""], facts), Note("Made by this command:"), Listing(command)]
+    blocks: list[Block] = [
+        Table(["", ""], facts(run), wraps=True),
+        Table(*data_sizes(run)),
+        Note("Made by this command:"),
+        Listing(command),
+    ]
     return Section(f"{prefix}-summary", "Summary", blocks)
 
 
@@ -109,7 +104,3 @@ def _curves(run: FinishedRun, prefix: str, student: int) -> Chart | None:
 def _spread(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return max(known) - min(known) if len(known) == len(values) else None
-
-
-def _described(method: str) -> str:
-    return f": {METHODS[method].summary}" if method in METHODS else ""
