@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps
+from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps, tables
 from ray_l4.cli.failures import explain, print_failure, set_debug
 from ray_l4.workers.log import DEBUG_VARIABLE
 
@@ -26,6 +26,7 @@ plan.register(app)
 sweeps.register(app)
 inspect_models.register(app)
 reports.register(app)
+tables.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 

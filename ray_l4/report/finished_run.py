@@ -1,4 +1,4 @@
-"""The reader of finished runs, for the reports and for ``analysis``."""
+"""The reader of finished runs, for reports, tables and figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.methods import get_method
 from ray_l4.report.run_files import Headline, read_headlines, read_replay, read_table
 from ray_l4.report.run_result import RunResult
@@ -82,6 +82,18 @@ class FinishedRun(RunResult):
             if cell.student == student:
                 found.setdefault((cell.stage, cell.epoch), {})[cell.task] = headline.value
         return found
+
+    def scores_of_epochs(self, student: int) -> list[list[float | None]]:
+        """Return a row of scores for every scored checkpoint, a column for each task: rows beside a score matrix.
+
+        Raises ConfigError if the run scored only the ends of its tasks.
+        """
+        if self.experiment.evaluation.when != "epoch":
+            raise ConfigError(
+                f"{self.path}: has no scores of single epochs (evaluation.when: {self.experiment.evaluation.when}); "
+                "the best score of any epoch needs a run with evaluation.when: epoch"
+            )
+        return [[scores.get(task) for task in self.tasks] for scores in self.trajectory(student).values()]
 
     def final_cell(self, student: int, task: str) -> Cell:
         """Return the cell whose score is the final one of a task, whether it was scored or not."""

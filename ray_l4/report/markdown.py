@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ray_l4.errors import ConfigError
+from ray_l4.report.facts import data_sizes, facts
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_result import RunResult, order_title
 
@@ -63,6 +64,9 @@ def run_report(run: FinishedRun) -> str:
         f"Made by `{run.manifest['command']}`. Scores are percentages.",
         comparison([run]),
         *_lost_students(run),
+        "## Run and data",
+        table(["run", "value"], facts(run)),
+        table(*data_sizes(run)),
     ]
     if len(run.students) > 1:
         parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +37,41 @@ def read_headlines(run: RunDirectory) -> dict[Cell, Headline]:
                 f"{path}: holds no headline score ({type(error).__name__}: {error}); the run is damaged"
             ) from error
     return found
+
+
+def count_parameters(run: RunDirectory, student: int) -> dict[str, Any] | None:
+    """Return the ``count`` of parameters in a student's last checkpoint, and whether they are ``adapters`` only.
+
+    None if no checkpoint is left. Only the headers of the weight files are read, not the weights.
+    """
+    folders = run.path.glob(f"checkpoints/stage-*/epoch-*/student-{student}")
+    for folder in sorted(folders, key=_order_of_training, reverse=True):
+        files = sorted(folder.glob("*.safetensors"))
+        if files:
+            adapters = any(file.name.startswith("adapter_") for file in files)
+            return {"count": sum(map(_num_values, files)), "adapters": adapters}
+    return None
+
+
+def _order_of_training(checkpoint: Path) -> tuple[int, int]:
+    """Return the numbers of a checkpoint's stage and epoch."""
+    epoch = checkpoint.parent
+    return int(epoch.parent.name.partition("-")[2]), int(epoch.name.partition("-")[2])
+
+
+def _num_values(path: Path) -> int:
+    """Return the number of values in a safetensors file: its first 8 bytes are the length of a header in JSON.
+
+    Raises RunDirectoryError if it is none.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+        raise RunDirectoryError(
+            f"{path}: cannot be read as safetensors ({type(error).__name__}); the checkpoint is damaged"
+        ) from error
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:

@@ -14,7 +14,7 @@ from ray_l4.metrics.continual import (
     backward_transfer,
     forgetting,
 )
-from ray_l4.report.run_files import Headline, read_headlines, read_replay
+from ray_l4.report.run_files import Headline, count_parameters, read_headlines, read_replay
 from ray_l4.report.steps import SECONDS
 from ray_l4.store.run_directory import Cell, RunDirectory
 
@@ -30,6 +30,8 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
 
     ``topology``: who learns from whom, by name or as [teacher, student] pairs.
     ``score_matrix``: student -> a row for each stage, a column for each task in the order of the stream.
+    ``parameters``: student -> number of parameters in its last checkpoint (``count``), and whether these are only those
+    of its ``adapters``.
     ``restarts``: number of times that a stage was learned again because a student was lost.
     ``lost_students``: student -> how it was lost. The others went on, learning from the mean of their present teachers.
     ``exchange.bytes_per_step``: bytes that one student publishes in one step, on average.
@@ -56,6 +58,9 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
         **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
         **_over_epochs(headlines, experiment, matrices),
+        "parameters": {
+            str(student): found for student in range(peers) if (found := count_parameters(run, student)) is not None
+        },
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
         "restarts": state.restarts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: 
 def _manifest(command: str, setup: Setup) -> dict[str, object]:
     return {
         "command": command,
+        "started": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "versions": {library: version(library) for library in _LIBRARIES},

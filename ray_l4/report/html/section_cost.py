@@ -25,17 +25,8 @@ def configuration(run: FinishedRun, prefix: str) -> Section:
     manifest = run.manifest
     software = [[name, str(version)] for name, version in manifest.get("versions", {}).items()]
     software += [[name, str(manifest[name])] for name in ("python", "platform") if name in manifest]
-    counts = [
-        [
-            task,
-            str(manifest.get("training_examples", {}).get(task, "–")),
-            str(manifest.get("test_examples", {}).get(task, "–")),
-        ]
-        for task in run.tasks
-    ]
     blocks: list[Block] = [
-        Table(["software", "version"], software),
-        Table(["task", "training examples", "test examples"], counts),
+        Table(["software", "version"], software, wraps=True),
         Fold("Experiment (config.yaml)", [Listing(run.text("config.yaml"))]),
         Fold("Cluster profile (cluster.yaml)", [Listing(run.text("cluster.yaml"))]),
     ]

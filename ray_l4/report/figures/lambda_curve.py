@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.caption import setting, title
-from analysis.figures.style import BLACK, Style, add_legend, draw_band, new_figure, panels, styles
-from analysis.results import Results
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import AVERAGE, Statistic, scores_of, statistic
+from ray_l4.report.caption import setting, title
+from ray_l4.report.figures.style import BLACK, Style, add_legend, draw_band, new_figure, panels, styles
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

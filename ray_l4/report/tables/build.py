@@ -1,30 +1,21 @@
 """The papers' tables from run directories: our values next to the published ones.
 
-::
-
-    python -m analysis.tables SWEEP_OR_RUN_DIR... [--table l4-table2] [--format markdown|latex|csv] [--out FILE]
-
-Rows are variants, columns are tasks, and each order of the tasks has a block of its own. ``--table`` names the
-published table (default: that of the sweep; ``none``: our runs alone). docs/ANALYSIS.md lists the tables.
+Rows are variants, columns are tasks, and each order of the tasks has a block of its own. docs/ANALYSIS.md lists the
+tables.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from analysis import caption, sheet
-from analysis.command import exit_status
-from analysis.measures import MEASURES
-from analysis.published_tables import PublishedTable, keys, published_table
-from analysis.render import FORMATS, SUFFIXES
-from analysis.results import Results, load
-from analysis.sheet import Sheet
 from ray_l4.errors import ConfigError
+from ray_l4.report import caption
 from ray_l4.report.aggregate import AVERAGE
-from ray_l4.store.atomic import write_text
+from ray_l4.report.measures import MEASURES
+from ray_l4.report.results import Results
+from ray_l4.report.tables import sheet
+from ray_l4.report.tables.published_tables import PublishedTable, keys, published_table
+from ray_l4.report.tables.sheet import Sheet
 
 NO_TABLE = "none"
 _BY_TASK = frozenset({"scores", "orders", "forgetting"})
@@ -47,7 +38,11 @@ def build(results: Results, key: str | None = None, student: int | None = None) 
         setting=caption.setting(results),
         columns=columns,
         blocks=sheet.blocks(table, columns, cells),
-        notes=(*(published.notes if published else ()), *_left_out(results, sheet.missing(table, cells))),
+        notes=(
+            *(published.notes if published else ()),
+            *_definition(results, columns, published),
+            *_left_out(results, sheet.missing(table, cells)),
+        ),
         digits=table.digits,
         published_digits=published.digits if published else table.digits,
         key=key or "",
@@ -72,6 +67,14 @@ def _refuse_other_tasks(results: Results, key: str, published: PublishedTable) -
         )
 
 
+def _definition(results: Results, columns: Sequence[str], published: PublishedTable | None) -> list[str]:
+    """Return a note that defines forgetting, if the table shows it."""
+    if results.forgetting not in columns and (published is None or published.measure != "forgetting"):
+        return []
+    highest = "epoch" if results.over_epochs else "task"
+    return [f"Forgetting: highest score after any {highest} minus final score, of every task but the last."]
+
+
 def _left_out(results: Results, orders: Sequence[str]) -> list[str]:
     notes = [f"No run of: {'; '.join(orders)}."] if orders else []
     if results.unfinished:
@@ -85,44 +88,3 @@ def chosen_table(results: Results, option: str | None) -> str | None:
         return None if option == NO_TABLE else option
     of_sweeps = {sweep.table for sweep in results.sweeps}
     return of_sweeps.pop() if len(of_sweeps) == 1 else None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tables", description="Compare finished runs with a published table."
-    )
-    parser.add_argument("folders", metavar="SWEEP_OR_RUN_DIR", nargs="+", type=Path)
-    parser.add_argument(
-        "--table", help=f"published table: {', '.join(keys())}; or {NO_TABLE} (default: that of the sweep)"
-    )
-    parser.add_argument(
-        "--format", choices=FORMATS, help="output format (default: by the suffix of --out, else markdown)"
-    )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write to this file instead of printing")
-    parser.add_argument("--student", metavar="N", type=int, help="student to show, counted from 0")
-    parser.add_argument("--partial", action="store_true", help="leave out trials of a sweep that have not finished")
-    options = parser.parse_args(arguments)
-
-    def work() -> None:
-        results = load(options.folders, partial=options.partial)
-        name = options.format or SUFFIXES.get(options.out.suffix if options.out else ".md", "markdown")
-        text = FORMATS[name](build(results, chosen_table(results, options.table), options.student))
-        if options.out is None:
-            print(text, end="")
-        else:
-            _write(options.out, text)
-            print(options.out)
-
-    return exit_status(work)
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        write_text(out, text)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,10 +6,13 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
-from analysis.sheet import Sheet, SheetCell, SheetRow
+from ray_l4.errors import ConfigError, nearest
 from ray_l4.report.markdown import table
+from ray_l4.report.tables.sheet import Sheet, SheetCell, SheetRow
+from ray_l4.store.atomic import write_text
 
 NONE = "–"
 _TEX = {
@@ -85,6 +88,25 @@ def as_csv(sheet: Sheet) -> str:
 FORMATS: Mapping[str, Callable[[Sheet], str]] = MappingProxyType({"markdown": markdown, "latex": latex, "csv": as_csv})
 SUFFIXES = MappingProxyType({".md": "markdown", ".tex": "latex", ".csv": "csv"})
 """Suffix of a file name -> format."""
+
+
+def format_of(name: str | None, out: Path | None) -> Callable[[Sheet], str]:
+    """Return the format called ``name``, else that of the suffix of ``out``, else Markdown.
+
+    Raises ConfigError if there is none of that name.
+    """
+    chosen = name or SUFFIXES.get(out.suffix if out else ".md", "markdown")
+    if chosen not in FORMATS:
+        raise ConfigError(f"--format {chosen}: no such format. {nearest(chosen, FORMATS)}")
+    return FORMATS[chosen]
+
+
+def write(text: str, out: Path) -> None:
+    """Write a table to a file. Raises ConfigError if that is not possible."""
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def tex(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.published_tables import PublishedTable
 from ray_l4.report.aggregate import ResultBlock, ResultRow, ResultTable, Statistic
+from ray_l4.report.tables.published_tables import PublishedTable
 
 
 @dataclass(frozen=True)

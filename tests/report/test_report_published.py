@@ -8,12 +8,12 @@ from statistics import fmean, stdev
 import pytest
 from pydantic import ValidationError
 
-from analysis.measures import ALL_RUNS, MEASURES, OVER_ORDERS
-from analysis.published_tables import PublishedRow, PublishedTable, keys, published_table
 from ray_l4.errors import ConfigError
 from ray_l4.methods import METHODS
 from ray_l4.report.aggregate import AVERAGE
+from ray_l4.report.measures import ALL_RUNS, MEASURES, OVER_ORDERS
 from ray_l4.report.run_result import NO_ORDER
+from ray_l4.report.tables.published_tables import PublishedRow, PublishedTable, keys, published_table
 from ray_l4.tasks.registry import TASKS
 
 ROUNDING = 0.1 + 1e-9

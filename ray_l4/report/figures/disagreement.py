@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.caption import setting, title
-from analysis.figures.style import BLACK, Style, add_legend, draw_band, mark_stages, new_figure, panels, styles
-from analysis.results import Results
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import Statistic, statistic
+from ray_l4.report.caption import setting, title
+from ray_l4.report.figures.style import BLACK, Style, add_legend, draw_band, mark_stages, new_figure, panels, styles
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

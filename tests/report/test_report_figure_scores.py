@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from analysis.figures.heat_map import WHITE_FROM
-from analysis.plot_runs import draw, main, read
-from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.report.figures.heat_map import WHITE_FROM
+from ray_l4.report.figures.scores import draw
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.results import Results
 from ray_l4.store.run_directory import RunDirectory
 
 MATRIX = [[80.0, 1.5, None], [60.25, 70.0, 2.0], [40.0, 65.0, 90.0]]
 TASKS = ("woz", "sql", "rest")
+EXPERIMENT = ExperimentConfig.model_validate(
+    {"method": "l4", "stream": ["woz.en", "wikisql"], "model": {"from_scratch": {}}}
+)
 
 
 def summary(method: str = "l4", seed: int = 0, **changes: Any) -> dict[str, Any]:
@@ -28,55 +31,43 @@ def summary(method: str = "l4", seed: int = 0, **changes: Any) -> dict[str, Any]
         "peers": 2,
         "stream": list(TASKS),
         "score_matrix": {"0": MATRIX, "1": [[0.0] * 3] * 3},
+        "final": {"0": dict(zip(TASKS, MATRIX[-1], strict=True)), "1": dict.fromkeys(TASKS, 0.0)},
         "average_accuracy": {"0": 65.0, "1": 0.0},
         "forgetting": {"0": 22.5, "1": 0.0},
     } | changes
 
 
-def write_run(folder: Path, record: dict[str, Any] | None) -> Path:
-    folder.mkdir()
-    (folder / "config.yaml").write_text("name: run\n", encoding="utf-8")
-    if record is not None:
-        (folder / "summary.json").write_text(json.dumps(record), encoding="utf-8")
-    return folder
-
-
 def run(method: str = "l4", seed: int = 0, **changes: Any) -> FinishedRun:
-    return FinishedRun(summary(method, seed, **changes), RunDirectory(Path("run")))
+    found = FinishedRun(summary(method, seed, **changes), RunDirectory(Path("run")))
+    found.__dict__.update(experiment=EXPERIMENT, manifest={})  # which an open run reads from its directory
+    return found
 
 
 def drawn(runs: Sequence[FinishedRun]) -> tuple[list[Any], Any]:
     """Return the axes of the heat maps, and those of the bars."""
     pytest.importorskip("matplotlib")
-    *maps, bars = draw(runs).axes
+    *maps, bars = draw(Results(tuple(runs), TASKS), 0).axes
     return maps, bars
 
 
-def test_runs_keep_their_order_and_those_with_one_label_are_told_apart_by_their_folders(tmp_path: Path) -> None:
-    folders = [write_run(tmp_path / "b", summary()), write_run(tmp_path / "a", summary())]
-    folders.append(write_run(tmp_path / "c", summary("lamol", 3)))
-    maps, _ = drawn(read(folders))
-    assert [axes.get_title() for axes in maps] == ["l4, seed 0 (b)", "l4, seed 0 (a)", "lamol, seed 3"]
+def test_runs_keep_their_order_and_those_without_the_student_are_left_out() -> None:
+    runs = (run("lamol", 3), run("finetune", peers=1), run())
+    *maps, _ = draw(Results(runs, TASKS), 1).axes
+    assert [axes.get_title() for axes in maps] == ["lamol, seed 3", "l4, seed 0"]
+    assert maps[0].texts[0].get_text() == "0.0"
 
 
-def test_read_allows_another_order_of_the_same_tasks_but_not_other_tasks(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "a", summary())
-    turned = write_run(tmp_path / "b", summary(stream=["rest", "woz", "sql"]))
-    other = write_run(tmp_path / "c", summary(stream=["rest", "woz", "tv"]))
-    assert read([first, turned])[1].tasks == ("rest", "woz", "sql")
-    with pytest.raises(ConfigError, match="rest, sql, woz; rest, tv, woz"):
-        read([first, other])
+def test_forgetting_over_epochs_has_its_own_name_and_value() -> None:
+    results = Results((run(forgetting_over_epochs={"0": 30.0}), run(seed=1)), TASKS, over_epochs=True)
+    *_, axes = draw(results, 0).axes
+    assert [text.get_text() for text in axes.texts] == ["65.0", "65.0", "30.0", "–"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["average score", "forgetting over epochs"]
 
 
 def test_a_heat_map_names_variant_and_stages() -> None:
     ((axes,), _) = drawn([run("multi-qa", variant="long", stages=["all"], score_matrix={"0": MATRIX[:1]})])
     assert axes.get_title() == "long, seed 0"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["after all"]
-
-
-def test_read_refuses_an_unfinished_run(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="did not finish"):
-        read([write_run(tmp_path / "a", None)])
 
 
 def test_heat_map_holds_every_score_at_its_place() -> None:
@@ -131,18 +122,3 @@ def test_one_heat_map_for_each_of_1_to_6_runs(count: int) -> None:
     assert [heat_map.get_title() for heat_map in maps] == [f"l4, seed {seed}" for seed in range(count)]
     assert all(len(heat_map.texts) == 9 for heat_map in maps)
     assert len(axes.containers[0]) == count
-
-
-def test_main_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
-    folders = [write_run(tmp_path / name, summary(name)) for name in ("l4", "lamol")]
-    out = tmp_path / "new" / "runs.png"
-    assert main([*map(str, folders), "--out", str(out)]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out == f"{out}\n"
-    assert [path.name for path in out.parent.iterdir()] == ["runs.png"]  # nothing is left beside it
-
-
-def test_main_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path), "--out", str(tmp_path / "x.png")]) == RunDirectoryError.exit_code
-    assert capsys.readouterr().err == f"error: {tmp_path}: not a run directory (no config.yaml in it)\n"

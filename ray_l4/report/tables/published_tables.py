@@ -57,7 +57,7 @@ class PublishedTable(Strict):
     source: str
     """Paper and number of the table or figure."""
     measure: Literal["scores", "orders", "forgetting", "cost", "agreement", "agreement_by_task"] = "scores"
-    """How its values are computed from runs: a key of ``analysis.measures.MEASURES``."""
+    """How its values are computed from runs: a key of ``report.measures.MEASURES``."""
     columns: list[str] | None = None
     """Names of the columns; if not given, the tasks of a block's order, and the average."""
     digits: int = 1

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from analysis_runs import TASKS, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.agreement import agreement, agreement_by_task, split
-from analysis.measures import HOURS, MEMORY, OVER_ORDERS, cost, cost_of, forgetting, forgetting_of, over_orders
-from analysis.results import load
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.aggregate import AVERAGE, ResultTable, Statistic
+from ray_l4.report.agreement import agreement, agreement_by_task, split
+from ray_l4.report.figures.kinds import draw
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.html.page import render
+from ray_l4.report.markdown import comparison
+from ray_l4.report.measures import (
+    HOURS,
+    MEMORY,
+    OVER_ORDERS,
+    cost,
+    cost_of,
+    forgetting,
+    forgetting_of,
+    over_orders,
+    scores,
+)
+from ray_l4.report.results import load
 from ray_l4.report.run_result import NO_ORDER
+from ray_l4.report.tables.build import build
 from ray_l4.store.atomic import write_json
+from tests.report.finished_runs import TASKS, write_run
 
 # Epoch 2 of the second task is the best of the first task: only epochs see it.
 COURSE = {(0, 1): 70.0, (0, 2): 80.0, (1, 1): 85.0, (1, 2): 75.0, (2, 1): 60.0, (2, 2): 50.0}
@@ -33,10 +48,34 @@ def rows(table: ResultTable, block: int = 0) -> dict[str, dict[str, Statistic | 
     return {row.label: dict(row.cells) for row in table.blocks[block].rows}
 
 
-def test_forgetting_is_from_the_best_of_all_epochs_and_leaves_the_last_task_out(tmp_path: Path) -> None:
+def test_forgetting_is_from_the_best_of_all_tasks_or_if_asked_of_all_epochs(tmp_path: Path) -> None:
     run = FinishedRun.open(write_run(tmp_path / "a", score=course))
-    assert forgetting_of(run, 0) == {"woz.en": 35.0, "wikisql": 0.0, AVERAGE: 17.5}
-    assert forgetting_of(run, 0)[AVERAGE] == run.summary["forgetting_over_epochs"]["0"]
+    assert forgetting_of(run, 0) == {"woz.en": 30.0, "wikisql": 0.0, AVERAGE: 15.0}
+    assert forgetting_of(run, 0)[AVERAGE] == run.summary["forgetting"]["0"]
+    assert forgetting_of(run, 0, over_epochs=True) == {"woz.en": 35.0, "wikisql": 0.0, AVERAGE: 17.5}
+    assert forgetting_of(run, 0, over_epochs=True)[AVERAGE] == run.summary["forgetting_over_epochs"]["0"]
+
+
+def test_every_report_of_a_run_that_scores_each_epoch_has_the_same_forgetting(tmp_path: Path) -> None:
+    results = load([write_run(tmp_path / "a", "finetune", score=course)])
+    (run,) = results.runs
+    (sheet_row,) = build(results).blocks[0].rows
+    bars = draw("forgetting", results, 0).subfigs[0].axes[0].containers[0]
+    page = re.search(r'id="run-0-forgetting-alternative">(.*?)</desc>', render([run]))
+    assert run.summary["forgetting"]["0"] == 15.0
+    assert sheet_row.cells[-1].ours == Statistic(15.0)
+    assert rows(forgetting(results, (0,)))["finetune"][AVERAGE] == Statistic(15.0)
+    assert [bar.get_height() for bar in bars] == [30.0, 0.0, 15.0]
+    assert page and page[1] == "woz.en: student 0 30.0; wikisql: student 0 0.0; mean of these: student 0 15.0"
+    assert "|       15.0 |" in comparison([run])
+
+
+def test_scores_of_single_epochs_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", "lamol", evaluation={"when": "stage"})]
+    with pytest.raises(ConfigError, match=rf"{folders[1]}: has no scores of single epochs \(evaluation.when: stage\)"):
+        load(folders, over_epochs=True)
+    over = rows(scores(load(folders[:1], over_epochs=True), (0,)))["l4"]
+    assert over["forgetting over epochs"] == Statistic(15.0) and "forgetting" not in over
 
 
 def test_forgetting_of_a_run_scored_after_tasks_only_is_that_of_its_summary(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from analysis.results import Results
-from ray_l4.config.model import ModelConfig
+from ray_l4.report.facts import model_name
+from ray_l4.report.results import Results
 
 
 def title(results: Results, subject: str) -> str:
@@ -32,13 +32,6 @@ def setting(results: Results) -> str:
             _listed("seeds", sorted(run.seed for run in runs)),
         ]
     )
-
-
-def model_name(model: ModelConfig) -> str:
-    """Return the name of a model, for people."""
-    scratch = model.from_scratch
-    name = f"{scratch.layers}-layer GPT-2 of width {scratch.width} from scratch" if scratch else str(model.name)
-    return name if model.lora is None else f"{name} with LoRA of rank {model.lora.rank}"
 
 
 def _listed(name: str, values: Iterable[object]) -> str:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.report.aggregate import comparable_tasks
+from ray_l4.report.aggregate import FORGETTING, OVER_EPOCHS, comparable_tasks
 from ray_l4.report.finished_run import FinishedRun
-from ray_l4.store.run_directory import read_json
+from ray_l4.report.run_search import FoundRuns, Sweep, find_runs
 
-SWEEP_FILE = "sweep.json"
 _MAY_DIFFER = frozenset({"name", "seed", "variant", "stream", "teachers.run"})
 """Settings in which the runs of one row may differ: of ``stream`` the order, but not the settings of its tasks."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's own record of what all its runs have in common."""
-
-    path: Path
-    title: str
-    scale: float
-    """Share of the protocol's examples and epochs that was run."""
-    table: str | None
-    """Key of the published table that the sweep reproduces."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +22,25 @@ class Results:
     runs: tuple[FinishedRun, ...]
     tasks: tuple[str, ...]
     """The tasks that all runs learned, in the order of the first run."""
-    sweeps: tuple[Sweep, ...] = ()
-    unfinished: tuple[Path, ...] = ()
-    """Trials of the sweeps that are left out because they have not finished."""
+    found: FoundRuns = field(default_factory=FoundRuns)
+    """Where the runs come from, and what is left out."""
+    over_epochs: bool = False
+    """Whether forgetting starts from the best score after any epoch, rather than after any task."""
+
+    @property
+    def forgetting(self) -> str:
+        """The column that holds the forgetting of a run."""
+        return OVER_EPOCHS if self.over_epochs else FORGETTING
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """The sweeps that the runs come from."""
+        return self.found.sweeps
+
+    @property
+    def unfinished(self) -> tuple[Path, ...]:
+        """Runs that are left out because they have not finished."""
+        return self.found.unfinished
 
     @property
     def scale(self) -> float | None:
@@ -56,48 +59,39 @@ class Results:
         return tuple(dict.fromkeys(run.variant for run in self.runs))
 
 
-def load(folders: Sequence[Path], *, partial: bool = False) -> Results:
+def load(folders: Sequence[Path], *, partial: bool = False, over_epochs: bool = False) -> Results:
     """Read the runs in ``folders``, which are run directories or folders of sweeps.
 
-    With ``partial``, trials of a sweep that have not finished are left out.
+    With ``partial``, runs that have not finished are left out. So is, in any case, what is neither a run nor a sweep.
 
     Raises:
-        RunDirectoryError: a folder is neither, or something in it has not finished or cannot be read.
-        ConfigError: the runs cannot be compared (other tasks, scales or settings, or a seed twice).
+        RunDirectoryError: there is no finished run, one has not finished, or something cannot be read.
+        ConfigError: the runs cannot be compared (other tasks, scales or settings, or a seed twice), or with
+            ``over_epochs``, one has no scores of single epochs.
     """
-    paths: list[Path] = []
-    sweeps: list[Sweep] = []
-    unfinished: list[Path] = []
-    for folder in folders:
-        if not (folder / SWEEP_FILE).is_file():
-            paths.append(folder)
-            continue
-        sweep, trials = _read_sweep(folder)
-        missing = [trial for trial in trials if not (trial / "summary.json").is_file()]
-        if missing and not partial:
-            raise RunDirectoryError(
-                f"{folder}: {len(missing)} of {len(trials)} trials of the sweep have not finished, such as "
+    found = find_runs(folders)
+    if not found.finished or (found.unfinished and not partial):
+        raise _unfinished(found)
+    runs = tuple(FinishedRun.open(path) for path in found.finished)
+    tasks = comparable_tasks(runs, [str(path) for path in found.finished])
+    _refuse_mixed(runs, found.sweeps)
+    for run in runs if over_epochs else ():
+        run.scores_of_epochs(0)
+    return Results(runs, tasks, found, over_epochs)
+
+
+def _unfinished(found: FoundRuns) -> RunDirectoryError:
+    """Return the error about the first sweep, or else the first run, that has not finished."""
+    for sweep in found.sweeps:
+        missing = [trial for trial in sweep.trials if trial in found.unfinished]
+        if missing:
+            return RunDirectoryError(
+                f"{sweep.path}: {len(missing)} of {len(sweep.trials)} trials of the sweep have not finished, such as "
                 f"{missing[0]}. Run the sweep again, which skips finished trials, or leave these out: --partial"
             )
-        sweeps.append(sweep)
-        unfinished += missing
-        paths += [trial for trial in trials if trial not in missing]
-    runs = tuple(FinishedRun.open(path) for path in paths)
-    tasks = comparable_tasks(runs, [str(path) for path in paths])
-    _refuse_mixed(runs, sweeps)
-    return Results(runs, tasks, tuple(sweeps), tuple(unfinished))
-
-
-def _read_sweep(folder: Path) -> tuple[Sweep, list[Path]]:
-    """Return a sweep and the folders of its trials."""
-    record = read_json(folder / SWEEP_FILE)
-    try:
-        trials = [folder / trial["folder"] for trial in record["trials"]]
-        return Sweep(folder, record["title"], float(record["scale"]), record["table"]), trials
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunDirectoryError(
-            f"{folder / SWEEP_FILE}: not the record of a sweep ({type(error).__name__}: {error})"
-        ) from error
+    first, more = found.unfinished[0], len(found.unfinished) - 1
+    others = f" (and {more} more run{'s' * (more > 1)}), or leave out unfinished runs: --partial" if more else ""
+    return RunDirectoryError(f"{first}: the run did not finish. Resume it: ray-l4 resume {first}{others}")
 
 
 def _refuse_mixed(runs: Sequence[FinishedRun], sweeps: Sequence[Sweep]) -> None:
@@ -111,7 +105,7 @@ def _refuse_mixed(runs: Sequence[FinishedRun], sweeps: Sequence[Sweep]) -> None:
     first: dict[tuple[str, str], FinishedRun] = {}
     for run in runs:
         other = first.setdefault((run.order, run.variant), run)
-        mine, theirs = dict(_settings(run)), dict(_settings(other))
+        mine, theirs = settings_of(run), settings_of(other)
         for key in sorted(mine.keys() | theirs.keys()):
             if mine.get(key) != theirs.get(key):
                 raise ConfigError(
@@ -121,8 +115,12 @@ def _refuse_mixed(runs: Sequence[FinishedRun], sweeps: Sequence[Sweep]) -> None:
                 )
 
 
+def settings_of(run: FinishedRun) -> dict[str, object]:
+    """Return every setting that decides a run's result, except the seed and names: ``group.key`` -> value."""
+    return dict(_settings(run))
+
+
 def _settings(run: FinishedRun) -> Iterator[tuple[str, object]]:
-    """Yield every setting that decides a run's result, as ``group.key`` and value."""
     record = run.experiment.model_dump(mode="json")
     for task in record["stream"]:
         yield from ((f"stream.{task['name']}.{key}", value) for key, value in task.items())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from analysis.agreement import agreement, agreement_by_task
-from analysis.results import Results
+from ray_l4.metrics.continual import forgetting as mean_forgetting
+from ray_l4.metrics.continual import forgetting_by_task
 from ray_l4.report.aggregate import AVERAGE, Measurement, ResultTable, aggregate, group, row_label
+from ray_l4.report.agreement import agreement, agreement_by_task
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.results import Results
 from ray_l4.report.run_result import NO_ORDER
 
 Measure = Callable[[Results, Sequence[int]], ResultTable]
@@ -21,7 +23,7 @@ MEMORY, HOURS = "memory GB", "hours"
 
 def scores(results: Results, students: Sequence[int]) -> ResultTable:
     """Return final scores, their average and forgetting. Raises ConfigError if no run has one of ``students``."""
-    return aggregate(results.runs, students)
+    return aggregate(results.runs, students, results.forgetting)
 
 
 def over_orders(results: Results, students: Sequence[int]) -> ResultTable:
@@ -43,9 +45,12 @@ def over_orders(results: Results, students: Sequence[int]) -> ResultTable:
 
 
 def forgetting(results: Results, students: Sequence[int]) -> ResultTable:
-    """Return the forgetting of every task but the last, and its average (L4, Table 3)."""
+    """Return the forgetting of every task but the last, and its average (L4, Table 3).
+
+    Raises ConfigError if the scores of single epochs are wanted, and a run has none.
+    """
     measured = [
-        Measurement(run.order, row_label(run.variant, student), forgetting_of(run, student))
+        Measurement(run.order, row_label(run.variant, student), forgetting_of(run, student, results.over_epochs))
         for run in results.runs
         for student in students
         if student in run.students
@@ -54,23 +59,16 @@ def forgetting(results: Results, students: Sequence[int]) -> ResultTable:
     return group([one for one in measured if one.values], columns, frozenset(columns))
 
 
-def forgetting_of(run: FinishedRun, student: int) -> dict[str, float | None]:
-    """Return highest minus final score of every task but the last, and ``AVERAGE``; empty for a method without order.
+def forgetting_of(run: FinishedRun, student: int, over_epochs: bool = False) -> dict[str, float | None]:
+    """Return the forgetting of every task but the last, and ``AVERAGE``; empty for a method without order.
 
-    The highest score is that of any scored checkpoint, after an epoch or a task (REFERENCE.md#continual-metrics).
+    The highest score is that after any task, or with ``over_epochs`` after any epoch (REFERENCE.md#continual-metrics).
     """
     if not run.learns_in_order or len(run.tasks) < 2:
         return {}
-    final = run.final(student)
-    checkpoints = run.trajectory(student).values()
-    drops: dict[str, float | None] = {}
-    for task in run.tasks[:-1]:
-        known = [scores[task] for scores in checkpoints if task in scores]
-        last = final[task]
-        drops[task] = max(known) - last if known and last is not None else None
-    defined = [drop for drop in drops.values() if drop is not None]
-    complete = len(defined) == len(drops)
-    return {**drops, AVERAGE: sum(defined) / len(defined) if complete else None}
+    matrix, epochs = run.matrix(student), run.scores_of_epochs(student) if over_epochs else ()
+    drops = dict(zip(run.tasks, forgetting_by_task(matrix, epochs), strict=False))
+    return {**drops, AVERAGE: mean_forgetting(matrix, epochs)}
 
 
 def cost(results: Results, students: Sequence[int]) -> ResultTable:

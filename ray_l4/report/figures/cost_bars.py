@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.caption import setting, title
-from analysis.figures.style import SMALL, new_figure, styles, tidy
-from analysis.measures import HOURS, MEMORY, cost
-from analysis.results import Results
 from ray_l4.report.aggregate import Statistic, statistic
+from ray_l4.report.caption import setting, title
+from ray_l4.report.figures.style import SMALL, new_figure, styles, tidy
+from ray_l4.report.measures import HOURS, MEMORY, cost
+from ray_l4.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

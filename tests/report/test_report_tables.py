@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from analysis_runs import TASKS, write_run, write_sweep
 
-from analysis.figures.__main__ import KINDS
-from analysis.published_tables import keys
-from analysis.results import load
-from analysis.sheet import Sheet
-from analysis.tables import build, chosen_table, main
-from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import Statistic
+from ray_l4.report.figures.kinds import KINDS
+from ray_l4.report.results import load
+from ray_l4.report.tables.build import build, chosen_table
+from ray_l4.report.tables.published_tables import keys
+from ray_l4.report.tables.sheet import Sheet
+from tests.report.finished_runs import write_run, write_sweep
 
 ORDER = "woz.en -> wikisql -> cnn_dailymail"
 
@@ -99,41 +99,6 @@ def test_a_figure_s_table_has_its_note_and_no_published_values(tmp_path: Path) -
 def test_runs_that_did_not_learn_the_tasks_of_the_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--table l4-table2: shows e2enlg.*but the runs learned ag, yelp"):
         build(load([write_run(tmp_path / "a", stream=("ag", "yelp"))]), "l4-table2")
-
-
-def test_main_prints_or_writes_in_the_format_of_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(write_run(tmp_path / "a"))
-    assert main([folder, "--table", "l4-table1"]) == 0
-    assert "| l4 " in capsys.readouterr().out
-    for name, start in (("t.md", "## L4, Table 1"), ("t.tex", r"\begin{table}"), ("t.csv", "table,scale,")):
-        out = tmp_path / name
-        assert main([folder, "--table", "l4-table1", "--out", str(out)]) == 0
-        assert out.read_text(encoding="utf-8").startswith(start)
-        assert capsys.readouterr().out == f"{out}\n"
-    assert main([folder, "--format", "csv", "--out", str(tmp_path / "t.txt")]) == 0
-    assert (tmp_path / "t.txt").read_text(encoding="utf-8").startswith("table,")
-
-
-def test_main_says_what_is_wrong_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", "lamol", stream=("ag", "yelp"))
-    assert main([str(first), str(other)]) == ConfigError.exit_code
-    message = capsys.readouterr().err
-    assert message.startswith("error: the runs learned different tasks") and str(other) in message
-    unfinished = write_run(tmp_path / "c", finished=False)
-    assert main([str(unfinished)]) == RunDirectoryError.exit_code
-    assert f"ray-l4 resume {unfinished}" in capsys.readouterr().err
-    assert main([str(first), "--table", "l4-tabel1"]) == ConfigError.exit_code
-    assert "Did you mean 'l4-table1'" in capsys.readouterr().err
-    assert main([str(first), "--out", str(first / "config.yaml" / "t.md")]) == ConfigError.exit_code
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_partial_names_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = write_sweep(tmp_path / "s", {"x": {"method": "l4", "stream": TASKS}, "y": {}}, "l4-table1")
-    assert main([str(sweep)]) == RunDirectoryError.exit_code
-    capsys.readouterr()
-    assert main([str(sweep), "--partial"]) == 0
-    assert "- Left out because they have not finished: y." in capsys.readouterr().out
 
 
 def test_the_guide_names_every_table_and_kind_of_figure() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.caption import setting, title
-from analysis.figures.style import GREY, add_legend, draw_band, mark_stages, new_figure, panels, styles
-from analysis.results import Results
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import Statistic, statistic
+from ray_l4.report.caption import setting, title
+from ray_l4.report.figures.style import GREY, add_legend, draw_band, mark_stages, new_figure, panels, styles
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.results import Results
 from ray_l4.report.run_result import NO_ORDER
 
 if TYPE_CHECKING:

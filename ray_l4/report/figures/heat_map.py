@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.caption import setting, title
-from analysis.figures.style import GREY, SMALL, new_figure
-from analysis.results import Results
 from ray_l4.report.aggregate import Statistic, statistic
+from ray_l4.report.caption import setting, title
+from ray_l4.report.figures.style import GREY, SMALL, new_figure
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import number
+from ray_l4.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

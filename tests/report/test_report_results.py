@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from analysis_runs import TASKS, write_run, write_sweep
 
-from analysis.results import load
 from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.report.results import load
 from ray_l4.store.atomic import write_json
+from tests.report.finished_runs import TASKS, write_run, write_sweep
 
 
 def test_load_keeps_runs_and_sweeps_in_order_and_groups_them_by_order(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysis_runs import TASKS, fading, write_run, write_sweep
+
+from tests.report.finished_runs import TASKS, fading, write_run, write_sweep
 
 pytest.importorskip("matplotlib")
 
@@ -15,7 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from analysis.figures import (
+from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.report.aggregate import Statistic
+from ray_l4.report.figures import (
     cost_bars,
     disagreement,
     forgetting_bars,
@@ -24,10 +27,8 @@ from analysis.figures import (
     learning_curves,
     style,
 )
-from analysis.figures.__main__ import KINDS, main
-from analysis.results import Results, load
-from ray_l4.errors import ConfigError, RayL4Error
-from ray_l4.report.aggregate import Statistic
+from ray_l4.report.figures.kinds import KINDS, draw, known_kind
+from ray_l4.report.results import Results, load
 
 ORDER = " -> ".join(TASKS)
 
@@ -64,7 +65,7 @@ def parts(figure: Figure) -> list[list[Any]]:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lambda"])
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_every_kind_is_written_and_says_its_scale(results: Results, tmp_path: Path, kind: str, suffix: str) -> None:
-    figure = KINDS[kind](results, 0)
+    figure = draw(kind, results, 0)
     assert "scaled to 0.25" in figure.get_suptitle().replace("\n", " ")
     assert "seeds: 0, 1" in figure.get_suptitle().replace("\n", " ")
     out = tmp_path / f"figure.{suffix}"
@@ -74,7 +75,7 @@ def test_every_kind_is_written_and_says_its_scale(results: Results, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lambda"])
 def test_nothing_is_cut_and_the_legend_hides_nothing(results: Results, kind: str) -> None:
-    figure = KINDS[kind](results, 0)
+    figure = draw(kind, results, 0)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -213,23 +214,14 @@ def test_lambda_curve_is_drawn_over_the_weight(tmp_path: Path) -> None:
 
 def test_figures_that_cannot_be_drawn_say_why(tmp_path: Path, results: Results) -> None:
     multi = load([write_run(tmp_path / "a", "multi-qa")])
-    for draw, message in (
+    for drawer, message in (
         (lambda_curve.draw, r"differ in distillation\.weight.*methods here: none"),
         (learning_curves.draw, "one task after another"),
         (forgetting_bars.draw, "at least two tasks"),
         (disagreement.draw, "have no peers or teachers"),
     ):
         with pytest.raises(ConfigError, match=message):
-            draw(multi, 0)
-
-
-def test_main(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(results.sweeps[0].path)
-    out = tmp_path / "new" / "figure.png"
-    assert main([folder, "--kind", "cost", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}\n" and out.is_file()
-    assert main([folder, "--kind", "cost", "--out", str(out), "--student", "7"]) == ConfigError.exit_code
-    assert capsys.readouterr().err.startswith("error: --student 7: no run has this student")
+            drawer(multi, 0)
 
 
 def test_the_same_figure_is_the_same_file(results: Results, tmp_path: Path) -> None:
@@ -251,3 +243,16 @@ def test_without_matplotlib_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RayL4Error, match=r"pip install matplotlib"):
         style.new_figure(2, 2, "title", "")
+
+
+def test_an_unknown_kind_or_student_is_refused(results: Results) -> None:
+    with pytest.raises(ConfigError, match=r"--kind lamda: .*'lambda'"):
+        known_kind("lamda")
+    with pytest.raises(ConfigError, match="--student 7: no run has this student"):
+        draw("cost", results, 7)
+
+
+def test_bars_of_forgetting_say_from_where_the_best_score_is_taken(results: Results) -> None:
+    over = Results(results.runs, results.tasks, results.found, over_epochs=True)
+    titles = [draw("forgetting", one, 0).get_suptitle().replace("\n", " ") for one in (results, over)]
+    assert ["after any task" in titles[0], "after any epoch" in titles[1]] == [True, True]

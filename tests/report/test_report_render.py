@@ -9,9 +9,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.render import as_csv, latex, markdown, tex
-from analysis.sheet import Sheet, SheetBlock, SheetCell, SheetRow
 from ray_l4.report.aggregate import Statistic
+from ray_l4.report.tables.render import as_csv, latex, markdown, tex
+from ray_l4.report.tables.sheet import Sheet, SheetBlock, SheetCell, SheetRow
 
 SHEET = Sheet(
     title="L4, Table 2: by hand",

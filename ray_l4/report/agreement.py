@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from analysis.results import Results
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.aggregate import Measurement, ResultTable, group, row_label
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.results import Results
 
 ACCURACY, GROUP_A, GROUP_B = "accuracy", "A", "B"
 TEACHER = "teacher"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.caption import setting, title
-from analysis.figures.style import SMALL, add_legend, new_figure, panels, styles
-from analysis.measures import forgetting
-from analysis.results import Results
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import AVERAGE, ResultBlock
+from ray_l4.report.caption import setting, title
+from ray_l4.report.figures.style import SMALL, add_legend, new_figure, panels, styles
 from ray_l4.report.markdown import number
+from ray_l4.report.measures import forgetting
+from ray_l4.report.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,8 @@ def draw(results: Results, student: int) -> Figure:
     if not table.blocks:
         raise ConfigError("forgetting needs runs that learn at least two tasks one after another; there is none")
     num_bars = max(len(block.rows) for block in table.blocks) * len(results.tasks)
-    subject = title(results, "forgetting: highest minus final score (%)")
+    highest = "epoch" if results.over_epochs else "task"
+    subject = title(results, f"forgetting: highest score after any {highest} minus final score (%)")
     figure = new_figure(max(6.5, 1.5 + 0.5 * num_bars), 3.2 * len(table.blocks) + 1.2, subject, setting(results))
     rows = panels(figure, [block.title for block in table.blocks], [""])
     look = {row.label: row.label.split(", student")[0] for block in table.blocks for row in block.rows}
