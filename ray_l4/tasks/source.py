@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.paths import DATA_VARIABLE, raw_from_environment
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.rows import Split
-
-ENVIRONMENT = "RAY_L4_DATA"
-"""Environment variable with the folder that contains ``raw/``, used if the experiment does not set ``data.raw``."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,11 @@ class Source:
         """
         if self.data.raw is not None:
             return self.data.raw
-        if folder := os.environ.get(ENVIRONMENT):
-            return Path(folder) / "raw"
+        if raw := raw_from_environment():
+            return raw
         raise ConfigError(
             f"Task {self.task.name!r} is read from raw files, but neither data.raw nor the environment variable "
-            f"{ENVIRONMENT} is set. Set one, or use the embedded tasks mini.woz, mini.sql, mini.rest."
+            f"{DATA_VARIABLE} is set. Set one, or use the embedded tasks mini.woz, mini.sql, mini.rest."
         )
 
     @property
