@@ -32,6 +32,20 @@ class Columns(Strict):
     """Unique name of the example. If not given, the row number."""
 
 
+SplitName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+
+
+class Splits(Strict):
+    """Names of the splits of your own data: of its files or folders, or of a data set on the hub."""
+
+    train: SplitName | None = None
+    """Examples to learn. If not given, ``train``."""
+    dev: SplitName | None = None
+    """Examples that a run does not use. If not given, ``dev`` or ``validation``."""
+    test: SplitName | None = None
+    """Examples to be scored on. If not given, ``test``. Data without public answers may need ``validation`` here."""
+
+
 class TaskConfig(Strict):
     """One task of the stream. In the stream, a plain name is short for ``{name: ...}``."""
 
@@ -42,8 +56,11 @@ class TaskConfig(Strict):
     test: Count | Literal["paper", "all"] = "paper"
     """Test examples: a number, ``paper`` or ``all``, as for ``train``."""
     path: Path | None = None
-    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), or the
-    ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to the experiment file."""
+    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), what the library datasets saved
+    (``save_to_disk``), or the ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to
+    the experiment file."""
+    splits: Splits = Splits()
+    """Names of the splits of your own data."""
     columns: Columns = Columns()
     """Columns of your own data."""
     metric: str | None = None

@@ -15,8 +15,8 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol, option
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods import METHODS, get_method, resolved
-from ray_l4.sweep.scaling import check_scale, scaled, scaled_settings
 from ray_l4.store.names import folder_name
+from ray_l4.sweep.scaling import check_scale, scaled, scaled_settings
 from ray_l4.tasks.registry import metric_of
 
 Orders = Literal["all"] | Sequence[Sequence[str]]

@@ -11,6 +11,9 @@ from ray_l4.config.paths import DATA_VARIABLE, raw_from_environment
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.rows import Split
 
+_USUAL_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
+"""Names that the splits of own data have if the task gives none."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -24,6 +27,12 @@ class Source:
     def wanted(self) -> int | Literal["paper", "all"]:
         """Number of examples the stream asks for; a dev split is always read whole."""
         return {"train": self.task.train, "test": self.task.test}.get(self.split, "all")
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names under which files of own data have the split: the one that the task gives, or else the usual ones."""
+        given = getattr(self.task.splits, self.split)
+        return (given,) if given is not None else _USUAL_NAMES[self.split]
 
     @property
     def raw(self) -> Path:
