@@ -11,13 +11,14 @@ import typer
 
 from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps, tables
 from ray_l4.cli.failures import explain, print_failure, set_debug
+from ray_l4.cli.home import HomeGroup
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 app = typer.Typer(
     name="ray-l4",
     help="Language models that learn a stream of tasks together and teach each other at every step.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=HomeGroup,
     pretty_exceptions_enable=False,
 )
 runs.register(app)

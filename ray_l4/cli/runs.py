@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
+from ray_l4.config.paths import expand_home
 
 if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
@@ -48,13 +51,12 @@ def run(
     if dry_run:
         _print_dry_run(config, profile)
         return
-    folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{config.method}-s{config.seed}"
-
     from rich.console import Console
 
     from ray_l4.run import execute
 
-    execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+    with nullcontext(run_dir) if run_dir is not None else _new_folder(config) as folder:
+        execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
 
 def resume(
@@ -69,7 +71,7 @@ def resume(
     ] = None,
 ) -> None:
     """Resume a run after its last finished stage."""
-    folder = Path(run)
+    folder = expand_home(run)
     if run_dir is not None or "://" in run:
         from ray_l4.store.mirror import Mirror
 
@@ -109,6 +111,20 @@ def doctor() -> None:
             console.print(f"        {finding.remedy}", highlight=False)
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _new_folder(config: ExperimentConfig) -> Iterator[Path]:
+    """Create a folder in runs/ that no other run has, even one that starts now; remove it if the run does not begin."""
+    from ray_l4.store.names import folder_name, make_new_folder
+
+    name = folder_name(f"{config.name}-{config.method}-s{config.seed}")
+    folder = make_new_folder(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # not empty: the run has begun
+            folder.rmdir()
 
 
 def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:

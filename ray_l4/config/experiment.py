@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ray_l4.config.fields import Count, Fraction, Strict
 from ray_l4.config.model import ModelConfig
+from ray_l4.config.text import check_name, same_name
 
 Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """A [teacher, student] pair of peer numbers."""
@@ -31,18 +32,35 @@ class Columns(Strict):
     """Unique name of the example. If not given, the row number."""
 
 
+SplitName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+
+
+class Splits(Strict):
+    """Names of the splits of your own data: of its files or folders, or of a data set on the hub."""
+
+    train: SplitName | None = None
+    """Examples to learn. If not given, ``train``."""
+    dev: SplitName | None = None
+    """Examples that a run does not use. If not given, ``dev`` or ``validation``."""
+    test: SplitName | None = None
+    """Examples to be scored on. If not given, ``test``. Data without public answers may need ``validation`` here."""
+
+
 class TaskConfig(Strict):
     """One task of the stream. In the stream, a plain name is short for ``{name: ...}``."""
 
-    name: str
-    """Name of a built-in task (``ray-l4 data list``), or any name for your own data."""
+    name: Annotated[str, AfterValidator(check_name)]
+    """Name of a built-in task (``ray-l4 data list``), or any name for your own data: visible characters, without |."""
     train: Count | Literal["paper", "all"] = "paper"
     """Training examples: a number, ``paper`` for as many as the papers use, or ``all``."""
     test: Count | Literal["paper", "all"] = "paper"
     """Test examples: a number, ``paper`` or ``all``, as for ``train``."""
     path: Path | None = None
-    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), or the
-    ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to the experiment file."""
+    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), what the library datasets saved
+    (``save_to_disk``), or the ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to
+    the experiment file."""
+    splits: Splits = Splits()
+    """Names of the splits of your own data."""
     columns: Columns = Columns()
     """Columns of your own data."""
     metric: str | None = None
@@ -262,7 +280,7 @@ class ExperimentConfig(Strict):
 
     @model_validator(mode="after")
     def _check_distinct_tasks(self) -> ExperimentConfig:
-        names = [task.name for task in self.stream]
+        names = [same_name(task.name) for task in self.stream]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"task {repeated[0]!r} appears twice in the stream; a task can be learned only once")

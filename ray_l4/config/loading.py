@@ -6,7 +6,6 @@ Every mistake raises ConfigError with the file and line, or the option, that cau
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,15 +15,13 @@ from pydantic import BaseModel, ValidationError
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.document import Document, read_document
 from ray_l4.config.experiment import DataConfig, ExperimentConfig
+from ray_l4.config.paths import expand_home, raw_from_environment
 from ray_l4.config.problems import dotted, explain
 from ray_l4.config.strict_yaml import Location, dump
 from ray_l4.errors import ConfigError
 
 SWEEP_KEY = "sweep"
 """Key that turns an experiment file into a protocol (``protocol.py``)."""
-
-DATA_VARIABLE = "RAY_L4_DATA"
-"""Environment variable that names the folder of ``raw/``."""
 
 TOPOLOGY_NAMES = ("complete", "ring", "star")
 """Named values of ``peers.topology``. Any other text is the path of a file."""
@@ -74,7 +71,7 @@ def dump_yaml(model: BaseModel) -> str:
 
 def data_config(raw: Path | None = None) -> DataConfig:
     """Return the data settings of a command without experiment: ``raw``, or else ``$RAY_L4_DATA/raw`` if it exists."""
-    return DataConfig(raw=raw or _raw_from_environment())
+    return DataConfig(raw=raw or _existing_raw())
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
@@ -123,12 +120,14 @@ def resolve_paths(document: Document) -> None:
     for location in paths:
         value = document.get(location)
         if isinstance(value, str):
-            path = Path(value).expanduser() if value.startswith("~/") else Path(value)
-            document.set(location, str(document.base_folder(location).absolute() / path))
+            document.set(location, str(document.base_folder(location).absolute() / expand_home(value)))
     for model in [("model",), *((*peer, "model") for peer, _ in _items(document, ("peers", "each")))]:
         location = (*model, "name")
         name = document.get(location)
-        if isinstance(name, str) and (folder := document.base_folder(location) / name).is_dir():
+        if not isinstance(name, str):
+            continue
+        folder = document.base_folder(location) / expand_home(name)
+        if name.startswith("~") or folder.is_dir():  # no name on the hub begins like that
             document.set(location, str(folder))
 
 
@@ -144,12 +143,11 @@ def _check_topology_pairs(document: Document) -> None:
 
 def _fill_in_raw_folder(document: Document) -> None:
     data = document.tree.setdefault("data", {})
-    raw = _raw_from_environment()
+    raw = _existing_raw()
     if raw is not None and isinstance(data, dict):
         data.setdefault("raw", str(raw))
 
 
-def _raw_from_environment() -> Path | None:
-    folder = os.environ.get(DATA_VARIABLE)
-    raw = Path(folder or "").absolute() / "raw"
-    return raw if folder and raw.is_dir() else None
+def _existing_raw() -> Path | None:
+    raw = raw_from_environment()
+    return raw.absolute() if raw is not None and raw.is_dir() else None

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,6 +41,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json, write_text
+from ray_l4.store.names import file_part
 
 
 class RunState(BaseModel):
@@ -76,8 +77,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name of the cell and of its files. The task is quoted, since a user's task can have any name, such as a/b."""
-        return f"{self.checkpoint}.{quote(self.task, safe='')}"
+        """Name of the cell and of its files. A user's task can have any name, such as a/b."""
+        return f"{self.checkpoint}.{file_part(self.task)}"
 
 
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
@@ -94,13 +95,12 @@ class RunDirectory:
         cls, path: Path, experiment: ExperimentConfig, cluster: ClusterConfig, manifest: dict[str, Any]
     ) -> RunDirectory:
         """Create a run directory. Raises RunDirectoryError if ``path`` exists and is not an empty folder."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunDirectoryError(
-                f"{path}: already exists and is not empty. Choose another --run-dir, "
-                f"or resume that run: ray-l4 resume {path}"
-            )
+        refuse_taken(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            (path / ".lock").touch(exist_ok=False)  # of two processes that found the folder empty, one gets it
+        except FileExistsError:
+            raise _taken(path) from None
         except OSError as error:
             raise RunDirectoryError(f"{path}: cannot be created ({error.strerror})") from error
         run = cls(path)
@@ -166,7 +166,7 @@ class RunDirectory:
 
     def answers(self, task: str) -> Path:
         """Return the file of a task teacher's answers to its training examples."""
-        return self.path / "distil" / f"{quote(task, safe='')}.parquet"
+        return self.path / "distil" / f"{file_part(task)}.parquet"
 
     def log(self, name: str) -> Path:
         """Return the path of a log file."""
@@ -182,7 +182,9 @@ class RunDirectory:
         for path in sorted((self.path / "scores").glob("stage-*.json")):
             match = _CELL.fullmatch(path.name)
             if match:
-                found[Cell(int(match[1]), int(match[2]), int(match[3]), unquote(match[4]))] = read_json(path)
+                record = read_json(path)
+                task = str(record.get("task", unquote(match[4])))  # the name of the file may be shortened
+                found[Cell(int(match[1]), int(match[2]), int(match[3]), task)] = record
         return found
 
     def step_figures(self) -> Sequence[dict[str, Any]]:
@@ -199,6 +201,18 @@ class RunDirectory:
                 f"{self.path}: has no summary.json: the run did not finish. Resume it: ray-l4 resume {self.path}"
             )
         return read_json(self.path / "summary.json")
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise RunDirectoryError if ``path`` cannot become a run directory: it exists and is not an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{path}: already exists and is not empty. Choose another --run-dir, or resume that run: ray-l4 resume {path}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -365,10 +366,42 @@ def test_paths_of_an_override_are_relative_to_the_current_folder(
     assert config.model.name == str(here / "tiny")
 
 
-def test_a_tilde_is_expanded(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+TILDES = """
+stream: [{name: a, path: ~/a}]
+model: {name: ~/m}
+data: {raw: ~/raw, converted: "~", }
+teachers: {run: ~/t}
+peers: {topology: ~/edges, each: [{model: {name: ~/peer}}]}
+"""
+
+
+def test_a_tilde_is_expanded_in_every_path(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    config = load_experiment(write("data: {raw: ~/raw}\nstream: [a]\nmodel: {name: m}\n"))
-    assert config.data.raw == Path("/home/someone/raw")
+    config, home = load_experiment(write(TILDES)), Path("/home/someone")
+    assert (config.data.raw, config.data.converted) == (home / "raw", home)
+    assert (config.stream[0].path, config.teachers.run) == (home / "a", home / "t")
+    assert config.peers.topology == home / "edges"
+    assert config.model.name == "/home/someone/m"
+    assert config.peers.each[0].model is not None and config.peers.each[0].model.name == "/home/someone/peer"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.raw", "~/x"), ("stream.0.path", "~"), ("model.name", "~/x"), ("teachers.run", "~/x/y")]
+)
+def test_a_tilde_is_expanded_in_an_override(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_experiment(write("stream: [{name: a}]\nmodel: {name: m}\n"), [f"{key}='{value}'"])
+    found: Any = config
+    for part in key.split("."):
+        found = found[int(part)] if part.isdecimal() else getattr(found, part)
+    assert str(found) == value.replace("~", "/home/someone")
+
+
+def test_a_home_that_does_not_exist_is_left(write: Callable[[str], Path]) -> None:
+    path = write("stream: [{name: a, path: ~no-such-user/x}]\nmodel: {name: m}\n")
+    assert load_experiment(path).stream[0].path == path.parent / "~no-such-user/x"
 
 
 def test_the_data_variable_applies_if_the_file_sets_no_folder(
@@ -382,6 +415,9 @@ def test_the_data_variable_applies_if_the_file_sets_no_folder(
     assert load_experiment(path, ["data.seed=1"]).data.raw == path.parent / "raw"
     assert load_experiment(path, ["data.raw=/x"]).data.raw == Path("/x")
     assert load_experiment(path, ["data.raw=null"]).data.raw is None
+    monkeypatch.setenv("HOME", str(path.parent))
+    monkeypatch.setenv("RAY_L4_DATA", "~")
+    assert load_experiment(path).data.raw == path.parent / "raw"
     monkeypatch.setenv("RAY_L4_DATA", "")
     monkeypatch.chdir(path.parent)
     assert load_experiment(path).data.raw is None

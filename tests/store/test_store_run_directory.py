@@ -68,6 +68,25 @@ def test_existing_files_are_never_overwritten(run: RunDirectory, tmp_path: Path)
         RunDirectory.create(tmp_path / "file", EXPERIMENT, CLUSTER, {})
 
 
+def test_of_two_processes_that_want_one_folder_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found it empty."""
+    monkeypatch.setattr("ray_l4.store.run_directory.refuse_taken", lambda path: None)
+    RunDirectory.create(tmp_path / "run", EXPERIMENT, CLUSTER, {})
+    other = EXPERIMENT.model_copy(update={"seed": 1})
+    with pytest.raises(RunDirectoryError, match="already exists"):
+        RunDirectory.create(tmp_path / "run", other, CLUSTER, {})
+    assert RunDirectory.open(tmp_path / "run").experiment() == EXPERIMENT
+
+
+@pytest.mark.parametrize("task", ["mini.woz", "a/b", "名" * 20, "名" * 200, "x" * 500, "a=b" * 70])
+def test_a_score_is_found_under_the_name_of_its_task(run: RunDirectory, task: str) -> None:
+    cell = Cell(0, 1, 0, task)
+    write_score(run, cell, {"task": task, "headline": "em", "values": {"em": 1.0}}, {"prediction": ["x"]})
+    write_answers(run, task, ["0"], ["x"])
+    assert set(run.scores()) == {cell}
+    assert run.answers(task).is_file() and (run.path / "predictions" / f"{cell.name}.parquet").is_file()
+
+
 def test_a_path_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunDirectoryError, match=r"file/run: cannot be created \(Not a directory\)"):
