@@ -18,6 +18,7 @@ from ray_l4.report.run_files import Headline, read_headlines, read_replay, read_
 from ray_l4.report.run_result import RunResult
 from ray_l4.report.steps import Steps, read_steps
 from ray_l4.store.run_directory import Cell, RunDirectory, read_json
+from ray_l4.text.scarce_replay import scarce_replay
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ class FinishedRun(RunResult):
         """Return the examples that were replayed in a stage: ``index``, ``task``, ``valid``, ``reason`` (why it is not
         valid), ``text`` and, except in early runs, ``student``, its author."""
         return read_replay(self.directory, stage, ("index", "task", "valid", "reason", "text"), optional=("student",))
+
+    def warnings(self, stage: int) -> list[str]:
+        """Return a warning for each earlier task of which few examples could be replayed in a stage."""
+        table = self.replayed_examples(stage)
+        return [] if table is None else scarce_replay(table.drop_columns(["text"]).to_pylist())
 
     def timeline(self) -> pa.Table | None:
         """Return the activities: ``lane`` (process), ``kind`` (of activity), ``start`` and ``end`` (UNIX seconds)."""

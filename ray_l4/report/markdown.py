@@ -72,7 +72,7 @@ def run_report(run: FinishedRun) -> str:
         parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]
     for student in run.students:
         parts += [f"## Student {student}", _matrix(run, student), _figures(run, student)]
-    parts += ["## Replay", _replay(run)] if run.replay else []
+    parts += ["## Replay", _replay(run), *_scarce_replay(run)] if run.replay else []
     parts += ["## Cost", _cost(run), "## Configuration", _configuration(run)]
     return "\n\n".join(parts) + "\n"
 
@@ -127,6 +127,13 @@ def _replay(run: RunResult) -> str:
         for stage, counts in run.replay.items()
     ]
     return table(["before learning", "requested", "valid", "dropped"], rows)
+
+
+def _scarce_replay(run: FinishedRun) -> list[str]:
+    """Return a paragraph for each stage and task of which few generated examples were valid."""
+    return [
+        f"Before learning {run.stages[stage]}: {warning}" for stage in run.replay for warning in run.warnings(stage)
+    ]
 
 
 def _cost(run: RunResult) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse_generated
+from ray_l4.text.scarce_replay import scarce_replay
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,10 @@ def _chunk_job(
 def _valid(
     context: RunContext, wanted: PseudoExamples, generated: Mapping[int, np.ndarray]
 ) -> dict[int, PseudoExample]:
-    """Record all pseudo-examples, and return the valid ones by index."""
+    """Record all pseudo-examples, warn of tasks with few valid ones, and return the valid ones by index."""
     setup = context.setup
     kept: dict[int, PseudoExample] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index, task in enumerate(wanted.tasks):
         ids = generated[index].tolist()
         parsed = parse_generated(ids, setup.tokenizer)
@@ -163,6 +165,8 @@ def _valid(
             }
         )
     write_replay(context.directory, wanted.stage, rows)
+    for warning in scarce_replay(rows):
+        context.progress.add_event(f"warning: {warning}")
     return kept
 
 

@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Session(Protocol):
-    """A run that has been started."""
+    """A run, from its start to its end."""
+
+    def begin(self) -> None:
+        """Start the run. Raises ClusterError if there is no room."""
 
     def snapshot(self) -> ProgressSnapshot:
         """Return a snapshot of the run's progress."""
@@ -47,12 +50,19 @@ class Session(Protocol):
         """Return the summary of a run that has ended, or raise the error that ended it."""
 
     def close(self) -> None:
-        """Stop the run if it has not ended, and end every process that was started for it."""
+        """Stop the run if it has not ended, and end every process that was started for it, however far it got."""
+
+
+def open_session(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
+    """Return the session of a new run, or of a resumed one without its lost students. It has not begun yet."""
+    return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
 
 
 def start(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
-    """Start a run, or resume one without its lost students. Raises ClusterError if there is no room."""
-    return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
+    """Open a session and begin it. Raises ClusterError if there is no room."""
+    session = open_session(setup, cluster, directory)
+    session.begin()
+    return session
 
 
 class LocalSession:
@@ -63,14 +73,20 @@ class LocalSession:
         self._summary: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
+        self._begun = False
+        # Not Thread.join: after a KeyboardInterrupt in it, Python 3.11 takes a running thread for ended. Python would
+        # then end that thread by force, and if that happens within PyTorch's code, the whole process aborts.
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        self._begun = True
         self._thread.start()
 
     def snapshot(self) -> ProgressSnapshot:
         return self._coordinator.progress.snapshot()
 
     def wait(self, seconds: float) -> bool:
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._ended.wait(seconds)
 
     def result(self) -> dict[str, Any]:
         if self._error is not None:
@@ -79,13 +95,16 @@ class LocalSession:
 
     def close(self) -> None:
         self._coordinator.stop()
-        self._thread.join(_CONTROL_TIMEOUT)
+        if self._begun and not self._ended.wait(_CONTROL_TIMEOUT):
+            log.warning("the run did not stop within %g s and is abandoned in the middle of a step", _CONTROL_TIMEOUT)
 
     def _work(self) -> None:
         try:
             self._summary = self._coordinator.run()
         except BaseException as error:  # ``result`` raises it in the caller's thread, whatever it is
             self._error = error
+        finally:
+            self._ended.set()
 
 
 class CoordinatorActor:
@@ -112,6 +131,14 @@ class RaySession:
     """The run on a Ray cluster: an existing one, or one on this machine that ends with the run."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
+        self._given = (setup, cluster, directory)
+        self._started = ExitStack()
+        self._coordinator: Any = None
+        self._running: Any = None
+        self._last = ProgressSnapshot()
+
+    def begin(self) -> None:
+        setup, cluster, directory = self._given
         students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
             if not ray.is_initialized():
@@ -129,7 +156,6 @@ class RaySession:
             started.callback(ray.kill, self._coordinator)  # Ray ends its students and evaluators with it
             self._running = self._coordinator.run.remote()
             self._started = started.pop_all()
-        self._last = ProgressSnapshot()
 
     def snapshot(self) -> ProgressSnapshot:
         try:
@@ -148,7 +174,7 @@ class RaySession:
 
     def close(self) -> None:
         with self._started.pop_all():
-            if ray.is_initialized():
+            if self._running is not None and ray.is_initialized():
                 self._coordinator.stop.remote()
                 if not self.wait(_STOP_TIMEOUT):
                     log.warning("the coordinator did not stop within %g s and is killed", _STOP_TIMEOUT)

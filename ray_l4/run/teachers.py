@@ -21,6 +21,7 @@ from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
+from ray_l4.store.begun_with import recorded
 from ray_l4.store.records import read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.text.assembly import with_answers
@@ -38,8 +39,9 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
     folder = run.teachers()
     if not (folder / "config.yaml").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that ended before the run directory was complete
-        manifest = read_json(run.path / "manifest.json")
-        RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
+        experiment = setup.of_teachers().experiment
+        manifest = read_json(run.path / "manifest.json") | recorded(experiment)
+        RunDirectory.create(folder, experiment, run.cluster(), manifest)
     write_folder(folder / "tokenizer", setup.tokenizer.save)
     return RunDirectory.open(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import RunDirectoryError, first_line
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.run_directory import Cell, RunDirectory
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LOST_FILE = "Restore it from a copy of the run (ray-l4 resume ADDRESS --run-dir FOLDER), or start a new run."
+
 ADAPTERS = "adapters"
 """Key of a model description for the configuration of its adapters, if the model has any."""
 
@@ -65,17 +68,37 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
         for file in tokenizer.iterdir():
             (temporary / file.name).write_bytes(file.read_bytes())
         write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
-        weights.tofile(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS))
+        _write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
 
     write_folder(folder, fill)
 
 
 def read_weights(folder: Path) -> np.ndarray:
-    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing."""
+    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing or damaged."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
-            return np.fromfile(path, dtype=np.uint8)
-    raise RunDirectoryError(f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written")
+            return _undamaged(path)
+    raise RunDirectoryError(
+        f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written. {_LOST_FILE}"
+    )
+
+
+def _undamaged(path: Path) -> np.ndarray:
+    """Read a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
+    data = np.fromfile(path, dtype=np.uint8)
+    try:
+        end_of_header = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        if end_of_header > data.size:
+            raise ValueError("its header is incomplete")
+        header: dict[str, Any] = json.loads(data[8:end_of_header].tobytes())
+        size = end_of_header + max(own["data_offsets"][1] for name, own in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise RunDirectoryError(
+            f"{path}: damaged, not a safetensors file ({first_line(error)}). {_LOST_FILE}"
+        ) from None
+    if size != data.size:
+        raise RunDirectoryError(f"{path}: damaged, {data.size} bytes long instead of {size}. {_LOST_FILE}")
+    return data
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:
@@ -115,12 +138,18 @@ def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answe
 
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
     """Write the state of a student's guard after a stage."""
-    write_file(run.guard(stage, student), data.tofile)
+    write_file(run.guard(stage, student), lambda temporary: _write_bytes(temporary, data))
 
 
 def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
-    """Read the state that ``write_guard`` wrote."""
-    return np.fromfile(run.guard(stage, student), dtype=np.uint8)
+    """Read the state that ``write_guard`` wrote. Raises RunDirectoryError if the file is damaged."""
+    return _undamaged(run.guard(stage, student))
+
+
+def _write_bytes(path: Path, data: np.ndarray) -> None:
+    """Write bytes so that an error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
+    with path.open("wb") as file:
+        file.write(data.data)
 
 
 def write_timeline(run: RunDirectory, spans: Sequence[Mapping[str, Any]]) -> None:

@@ -41,6 +41,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json, write_text
+from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
 from ray_l4.store.names import file_part
 
 
@@ -102,7 +103,9 @@ class RunDirectory:
         except FileExistsError:
             raise _taken(path) from None
         except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be created ({error.strerror})") from error
+            raise RunDirectoryError(
+                full_disk_message(path) if is_full_disk(error) else f"{path}: cannot be created ({error.strerror})"
+            ) from error
         run = cls(path)
         write_text(path / "cluster.yaml", dump_yaml(cluster))
         write_json(path / "manifest.json", manifest)
@@ -129,9 +132,10 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"{self.path}: in use by {holder}. Wait until it ends, or stop it first."
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with naming_full_disk(self.path / ".lock"):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
             yield
 
     def experiment(self) -> ExperimentConfig:

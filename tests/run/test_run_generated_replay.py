@@ -145,6 +145,7 @@ class Collected:
     evaluators: list[Parrot]
     record: list[dict[str, Any]]
     wanted: PseudoExamples
+    events: list[str]
 
     @property
     def table(self) -> pa.Table:
@@ -172,7 +173,7 @@ def collected(
         context, wanted, setup.topology.students, queue, models_of(wanted, rpc), on_nap=lambda: None
     )
     record = pq.read_table(path / "replay" / f"stage-{wanted.stage}.parquet").to_pylist()
-    return Collected(tables, evaluators, record, wanted)
+    return Collected(tables, evaluators, record, wanted, context.progress.snapshot().events)
 
 
 def models_of(wanted: PseudoExamples, rpc: LocalRpc) -> dict[int, ModelRef]:
@@ -245,6 +246,8 @@ def test_without_valid_pseudo_examples_the_stage_learns_its_own_examples(
     wanted = PseudoExamples(1, (0,) * 3, ("a",) * 3, gens, (1, 3, 5))
     found = collected(tok, tmp_path, wanted=wanted, generator=generator)
     assert len(found.record) == 3
+    (warning,) = found.events
+    assert "warning: 0 of 3 generated examples of a are valid (no answer token: 3)" in warning
     own = small.tokens(tok, current=4, replayed=0)
     for table in found.tables.values():
         assert table.num_rows == 0
