@@ -124,6 +124,7 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
         "versions": {library: version(library) for library in _LIBRARIES},
         "data_fingerprint": setup.fingerprint(),
         "training_examples": {task: table.num_rows for task, table in setup.training.items()},
+        "validation_examples": {task: table.num_rows for task, table in setup.validation.items()},
         "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
         "vocabulary": setup.tokenizer.size,
     }

@@ -64,6 +64,8 @@ def _identifier(value: Any) -> Any:
 def _file(source: Source) -> Path:
     """Return the file of the split, the only one. Raises DataError if there is none or several."""
     folder, split = source.folder, source.split
+    if folder.is_file():  # validation examples may be given as a single file
+        return folder
     expected = f"{split}.jsonl, {split}.csv (plain, .gz or .bz2) or {split}.parquet"
     if not folder.is_dir():
         raise MissingFileError(f"Task {source.task.name!r}: no folder {folder}; expected it to contain {expected}.")
