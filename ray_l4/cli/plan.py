@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ray_l4.config.experiment import ExperimentConfig
+    from ray_l4.planning.data_lengths import DataLengths
 
 _DOES_NOT_FIT = 1
 _PROFILES = Path("cluster_configs")
@@ -19,6 +27,31 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
 
 
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """Show what is being done: in one changing line on a terminal, in a line for each step elsewhere."""
+    if not console.is_terminal:
+        yield lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
+    with console.status("planning") as status:
+        yield lambda line: status.update(line)
+
+
+def _lengths(config: ExperimentConfig, tell: Callable[[str], None]) -> DataLengths | None:
+    """Return the lengths of the data; None, with a line that says why, if it cannot be read here."""
+    from ray_l4.errors import RayL4Error
+    from ray_l4.planning.data_lengths import read_lengths
+
+    tell("reading and tokenising the data for its lengths (--tokens N does without)")
+    try:
+        return read_lengths(config)
+    except RayL4Error as error:
+        typer.echo(
+            f"the longest sequence that the model allows is assumed, since no data can be read: {error}", err=True
+        )
+        return None
+
+
 def plan(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn.")],
     cluster: ClusterOption = None,
@@ -28,10 +61,12 @@ def plan(
         typer.Option(metavar="SIZE", help="Memory of every device, such as 16GiB; this machine's if not given."),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=4, help="Length of an example in tokens; the longest possible if not given.")
+        int | None,
+        typer.Option(min=4, help="Length of an example in tokens; that of the longest in the data if not given."),
     ] = None,
     answer: Annotated[
-        int | None, typer.Option(min=1, help="Length of an answer in tokens; evaluation.reserve if not given.")
+        int | None,
+        typer.Option(min=1, help="Length of an answer in tokens; that of the longest in the data if not given."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with sizes in bytes.")] = False,
 ) -> None:
@@ -54,8 +89,11 @@ def plan(
     from ray_l4.planning.units import parse_size
 
     size = None if device_memory is None else parse_size(device_memory, "--device-memory")
-    request, estimator = PlanRequest(resolved(config), size, tokens, answer), Estimator()
-    with Console(stderr=True).status("simulating a step without weights"):
+    with _progress(Console(stderr=True)) as tell:
+        config = resolved(config)
+        data = _lengths(config, tell) if tokens is None else None
+        request = PlanRequest(config, size, tokens, answer, data)
+        estimator = Estimator(lambda line: tell(f"simulating {line}"))
         made = make_plan(request, profile, estimator)
         folder = cluster.parent if cluster else _PROFILES
         others = {str(path): load_cluster(path) for path in sorted(folder.glob("*.yaml")) if path != cluster}

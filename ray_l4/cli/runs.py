@@ -132,7 +132,9 @@ def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
     from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
     from ray_l4.config.loading import dump_yaml
     from ray_l4.methods import graph_of, num_students
+    from ray_l4.tasks.validation import check_validation
 
+    check_validation(config.stream, config.evaluation.validation)
     peers, count = graph_of(config).size, num_students(config)
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))

@@ -191,7 +191,7 @@ class RegulariserConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """Decoding and scoring of checkpoints (REFERENCE.md#decoding, #metrics)."""
+    """Decoding and scoring of checkpoints (REFERENCE.md#decoding, #metrics), and validation of epochs."""
 
     when: Literal["epoch", "stage"] = "stage"
     """``epoch``: score the checkpoint of every epoch. ``stage``: only the last of each stage."""
@@ -207,6 +207,34 @@ class EvaluationConfig(Strict):
     """Number of tokens kept free for the answer when a long context is cut (REFERENCE.md#decoding)."""
     chunk: Count = 64
     """Number of test examples decoded together. A work item of an evaluator is a few such batches."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Literal["dev"] | Path | None = None
+    """Validation examples, by whose loss the best epoch of every stage is chosen. A number: this share of each task's
+    training examples is held out. ``dev``: the tasks' own dev splits. A path (relative to the experiment file): a
+    folder with a folder ``TASK/`` for each task, in which ``dev.*`` is; for a stream of one task also the folder of its
+    ``dev.*``, or a file. If not given, the last epoch of a stage counts (docs/METHODS.md#validation)."""
+    patience: Count | None = None
+    """With ``validation``: a stage ends after this many epochs in a row without a lower validation loss. If not given,
+    all epochs are trained; the best one counts either way."""
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> EvaluationConfig:
+        if self.patience is not None and self.validation is None:
+            raise ValueError("patience counts epochs without a lower validation loss; set validation too, such as 0.1")
+        return self
+
+
+class CheckpointConfig(Strict):
+    """Checkpoints on disk."""
+
+    keep: Count | Literal["last", "all"] = "all"
+    """Checkpoints of each student that stay on disk. ``all``: every one that was written. A number: as many of the
+    newest; ``last``: 1. More stay only while they are needed: to be scored, to resume, or as the result of a model that
+    is trained on its task alone (docs/METHODS.md#checkpoints)."""
+
+    @property
+    def newest(self) -> int | None:
+        """How many of the newest checkpoints of a student stay; None for all."""
+        return {"last": 1, "all": None}[self.keep] if isinstance(self.keep, str) else self.keep
 
 
 class PeerConfig(Strict):
@@ -275,6 +303,8 @@ class ExperimentConfig(Strict):
     """Regularisation against forgetting."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Decoding and scoring of checkpoints."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints on disk."""
     peers: PeersConfig = PeersConfig()
     """Peers and their topology."""
 

@@ -23,6 +23,8 @@ from ray_l4.errors import ConfigError
 SWEEP_KEY = "sweep"
 """Key that turns an experiment file into a protocol (``protocol.py``)."""
 
+OWN_SPLIT = "dev"
+"""The value of ``evaluation.validation`` that is not a path."""
 TOPOLOGY_NAMES = ("complete", "ring", "star")
 """Named values of ``peers.topology``. Any other text is the path of a file."""
 
@@ -117,6 +119,8 @@ def resolve_paths(document: Document) -> None:
     paths += [(*task, "path") for task, _ in _items(document, ("stream",))]
     if document.get(("peers", "topology")) not in TOPOLOGY_NAMES:
         paths.append(("peers", "topology"))
+    if document.get(("evaluation", "validation")) != OWN_SPLIT:
+        paths.append(("evaluation", "validation"))
     for location in paths:
         value = document.get(location)
         if isinstance(value, str):

@@ -128,6 +128,8 @@ def _found(value: object) -> str:
 
 
 def _hint(root: Schema, schema: Schema, problem: Mapping[str, Any]) -> str:
-    takes_text = any(branch.get("type") == "string" and "enum" not in branch for branch in _branches(root, schema))
-    unquoted = isinstance(problem["input"], int | float)
+    branches = [*_branches(root, schema)]
+    takes_text = any(branch.get("type") == "string" and "enum" not in branch for branch in branches)
+    takes_number = any(branch.get("type") in ("integer", "number") for branch in branches)
+    unquoted = isinstance(problem["input"], int | float) and not takes_number
     return "; put it in quotes to make it text" if takes_text and unquoted else ""

@@ -35,6 +35,15 @@ class TensorBoardLog:
                 if curve in values:
                     self._writer.add_scalar(f"{curve}/{name}", values[curve], self._last_step)
 
+    def end_stage(self, num_steps: int) -> None:
+        """End a stage after ``num_steps`` steps in total, which may be fewer than it began with."""
+        self._stage_end = self._stage_start + num_steps
+
+    def log_validation(self, losses: Mapping[str, float]) -> None:
+        """Write validation losses at the latest step, by the name of each curve's student."""
+        for name, loss in losses.items():
+            self._writer.add_scalar(f"validation_loss/{name}", loss, self._last_step)
+
     def log_score(self, cell: Cell, value: float) -> None:
         """Write a score at the latest step."""
         self._writer.add_scalar(f"score/{cell.task}/student-{cell.student}", value, self._last_step)

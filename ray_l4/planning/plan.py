@@ -16,6 +16,7 @@ from ray_l4.errors import RayL4Error
 from ray_l4.methods import graph_of
 from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import batch_shape
+from ray_l4.planning.data_lengths import DataLengths
 from ray_l4.planning.devices import Device, devices_of
 from ray_l4.planning.requirements import Estimator, Requirements
 from ray_l4.planning.units import size_text
@@ -32,7 +33,9 @@ class PlanRequest:
     tokens: int | None = None
     """Length of every example; if None, the worst case."""
     answer: int | None = None
-    """Tokens of an answer; if None, the experiment's ``evaluation.reserve``."""
+    """Tokens of an answer; if None, those of the longest in the data, or ``evaluation.reserve``."""
+    data: DataLengths | None = None
+    """Lengths that occur in the run's data; None if they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def make_plan(request: PlanRequest, cluster: ClusterConfig, estimator: Estimator
     Raises ConfigError for a batch size that depends on data, ModelError for a named model without a configuration.
     """
     experiment = request.experiment
-    batch = batch_shape(experiment, cluster, request.tokens, request.answer)
+    batch = batch_shape(experiment, cluster, request.tokens, request.answer, request.data)
     requirements, peers = estimator.requirements(experiment, cluster, batch), graph_of(experiment).size
     problems: list[str] = []
     devices: Sequence[Device] = ()

@@ -66,6 +66,8 @@ def _batch_json(batch: BatchShape) -> dict[str, Any]:
         "length": batch.length,
         "answer": batch.answer,
         "worst_case": batch.worst_case,
+        "of_data": batch.of_data,
+        "decoded": batch.decoded or batch.length,
         "at_once": batch.at_once,
     }
 
@@ -114,7 +116,7 @@ def _head(plan: Plan) -> Table:
     table.add_row(
         "batch",
         f"{batch.examples} examples{ranks}{at_once}, of {batch.length} tokens, {batch.answer} of them the answer "
-        f"({'worst case' if batch.worst_case else 'as given'})",
+        f"({_bound(batch)})",
     )
     published, received = size_text(requirements.published), size_text(requirements.received)
     table.add_row("exchange", f"{published} published and {received} read per step by each rank of a student")
@@ -122,6 +124,13 @@ def _head(plan: Plan) -> Table:
         table.add_row("object store", f"{size_text(requirements.object_store)} at a time")
     table.add_row("placement", escape(plan.placement))
     return table
+
+
+def _bound(batch: BatchShape) -> str:
+    """Return what the lengths of a batch are."""
+    if not batch.worst_case:
+        return "as given"
+    return "worst case of the data" if batch.of_data else "worst case that the model allows"
 
 
 def _memory(plan: Plan) -> Table:

@@ -99,7 +99,7 @@ class FinishedRun(RunResult):
     def final_cell(self, student: int, task: str) -> Cell:
         """Return the cell whose score is the final one of a task, whether it was scored or not."""
         stage = get_method(self.method).kind.final_stage(self.tasks.index(task), len(self.stages))
-        return Cell(stage, self.experiment.training.epochs, student, task)
+        return Cell(stage, self.directory.result_epoch(stage, self.experiment.training.epochs), student, task)
 
     def last_scored_cell(self, student: int, task: str) -> Cell | None:
         """Return the cell of a student's last checkpoint that was scored on a task; None if there is none."""

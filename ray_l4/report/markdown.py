@@ -72,9 +72,32 @@ def run_report(run: FinishedRun) -> str:
         parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]
     for student in run.students:
         parts += [f"## Student {student}", _matrix(run, student), _figures(run, student)]
+    parts += ["## Validation", validation_table(run)] if run.validation else []
     parts += ["## Replay", _replay(run), *_scarce_replay(run)] if run.replay else []
     parts += ["## Cost", _cost(run), "## Configuration", _configuration(run)]
     return "\n\n".join(parts) + "\n"
+
+
+VALIDATION_COLUMNS = ("stage", "examples", "epoch", "mean loss of each epoch")
+"""Columns of ``validation_rows``."""
+
+
+def validation_rows(run: RunResult) -> list[list[str]]:
+    """Return a row for each stage: its validation losses, and the epoch that is its result because of them."""
+    return [
+        [
+            run.stages[stage],
+            str(record["examples"]),
+            f"{record['epoch']} of {len(record['means'])}",
+            ", ".join(f"{mean:.4f}" for mean in record["means"]),
+        ]
+        for stage, record in run.validation.items()
+    ]
+
+
+def validation_table(run: RunResult) -> str:
+    """Return ``validation_rows`` as a table."""
+    return table(VALIDATION_COLUMNS, validation_rows(run))
 
 
 def traffic(exchange: Mapping[str, float]) -> list[list[str]]:

@@ -142,6 +142,11 @@ class RunResult:
         return {int(student): (int(one["count"]), bool(one["adapters"])) for student, one in found.items()}
 
     @property
+    def validation(self) -> Mapping[int, Mapping[str, Any]]:
+        """Stage -> its validation losses, and the epoch that they chose; empty if nothing was validated."""
+        return {int(stage): record for stage, record in self.summary.get("validation", {}).items()}
+
+    @property
     def restarts(self) -> int:
         """Number of times that a stage was learned again because a student was lost."""
         return int(self.summary.get("restarts", 0))

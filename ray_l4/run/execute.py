@@ -160,6 +160,7 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
         "versions": _versions(),
         "data_fingerprint": setup.fingerprint(),
         "training_examples": {task: table.num_rows for task, table in setup.training.items()},
+        "validation_examples": {task: table.num_rows for task, table in setup.validation.items()},
         "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
         "vocabulary": setup.tokenizer.size,
         **recorded(setup.experiment),

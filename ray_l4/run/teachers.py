@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -71,7 +72,12 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
 def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
     """Return the weights of the teacher of a task. ``stage``: the task's index in the stream."""
-    return read_weights(teachers.checkpoint(stage, teachers.experiment().training.epochs, 0))
+    return read_weights(teacher_checkpoint(teachers, stage))
+
+
+def teacher_checkpoint(teachers: RunDirectory, stage: int) -> Path:
+    """Return the folder of the teacher of a task. ``stage``: the task's index in the stream."""
+    return teachers.checkpoint(stage, teachers.result_epoch(stage, teachers.experiment().training.epochs), 0)
 
 
 def distilled(

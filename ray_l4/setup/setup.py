@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from ray_l4.learner.model_config import sequence_limit
 from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
+from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -36,6 +37,8 @@ class Setup:
     """Task -> its training examples, tokenised."""
     tests: Mapping[str, TestSet]
     """Task -> its test set, tokenised."""
+    validation: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Task -> its validation examples, tokenised; empty without ``evaluation.validation``."""
 
     @property
     def tasks(self) -> list[str]:
@@ -61,7 +64,8 @@ class Setup:
         """Return a digest of all tokens and gold answers: equal for equal data and tokeniser."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self.tasks:
-            for table in (self.training[name], self.tests[name].prompts):
+            validation = [self.validation[name]] if name in self.validation else []
+            for table in (self.training[name], self.tests[name].prompts, *validation):
                 for column in table.select(["ids", "prompt_length", "gen"]).itercolumns():
                     digest.update(repr(column.combine_chunks().to_pylist()).encode())
             digest.update(repr(self.tests[name].items).encode())
@@ -75,7 +79,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     """
     experiment = resolved(experiment)
     method = get_method(experiment.method)
-    training = {task.name: load(task, "train", experiment.data) for task in experiment.stream}
+    training, validation = _examples(experiment)
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
@@ -86,12 +90,30 @@ def prepare(experiment: ExperimentConfig) -> Setup:
         topology=graph_of(experiment),
         tokenizer=tokenizer,
         max_length=longest,
-        training={name: _tokens(table, name, tokenizer, longest, experiment) for name, table in training.items()},
+        training={
+            name: _tokens(table, name, "train", tokenizer, longest, experiment) for name, table in training.items()
+        },
+        validation={
+            name: _tokens(table, name, "validation", tokenizer, longest, experiment)
+            for name, table in validation.items()
+        },
         tests={
             task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
             for task in experiment.stream
         },
     )
+
+
+def _examples(experiment: ExperimentConfig) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """Load the training examples of every task, and the validation examples if any are asked for."""
+    asked, stream, data = experiment.evaluation.validation, experiment.stream, experiment.data
+    check_validation(stream, asked)
+    training = {task.name: load(task, "train", data) for task in stream}
+    if asked is None:
+        return training, {}
+    alone = len(stream) == 1
+    divided = {task.name: with_validation(task, training[task.name], asked, data, alone=alone) for task in stream}
+    return {name: own for name, (own, _) in divided.items()}, {name: own for name, (_, own) in divided.items()}
 
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
@@ -110,11 +132,12 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
 
 
 def _tokens(
-    examples: pa.Table, name: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
+    examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
 ) -> pa.Table:
     tokens, dropped = assemble(examples, tokenizer, longest)
-    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, train")
+    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, {kind}")
     if dropped:
         left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
-        log.warning("task %s: %d of %d training examples left out: %s", name, len(dropped), examples.num_rows, left_out)
+        total = examples.num_rows
+        log.warning("task %s: %d of %d %s examples left out: %s", name, len(dropped), total, kind, left_out)
     return tokens

@@ -74,6 +74,19 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     shutil.rmtree(older)
 
 
+def remove_if_there(path: Path) -> None:
+    """Remove a folder, and up to two around it that it leaves empty. Under its name it is whole or gone."""
+    if not path.is_dir():
+        return
+    gone = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.replace(gone)
+    shutil.rmtree(gone)
+    for parent in list(path.parents)[:2]:
+        if any(parent.iterdir()):
+            return
+        parent.rmdir()
+
+
 def _write_utf8(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 

@@ -14,6 +14,7 @@
     timeline.parquet               spans of work of every process
     steps/STAGE.EPOCH.parquet      figures of every step
     scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
+    validation/STAGE.json          validation losses of the epochs, and the epoch that was chosen, if asked for
     tensorboard/                   event files
     summary.json  report.md        result
 
@@ -163,6 +164,18 @@ class RunDirectory:
     def checkpoint(self, stage: int, epoch: int, student: int) -> Path:
         """Return the folder of a student's checkpoint after ``epoch`` (from 1) of ``stage`` (from 0)."""
         return self.path / "checkpoints" / f"stage-{stage}" / f"epoch-{epoch}" / f"student-{student}"
+
+    def validation(self, stage: int) -> Path:
+        """Return the file of a stage's validation losses and of the epoch that was chosen by them."""
+        return self.path / "validation" / f"stage-{stage}.json"
+
+    def result_epoch(self, stage: int, epochs: int) -> int:
+        """Return the epoch (from 1) whose checkpoint is the result of ``stage``.
+
+        It is the one that validation chose, otherwise the last one of ``epochs``, the epochs of the experiment.
+        """
+        path = self.validation(stage)
+        return int(read_json(path)["epoch"]) if path.is_file() else epochs
 
     def teachers(self) -> Path:
         """Return the run directory of this run's task teachers."""

@@ -27,6 +27,8 @@ def find_split(source: Source) -> Path:
         DataError: there is none, or there are several.
     """
     folder, names = source.folder, source.split_names
+    if folder.is_file():  # validation examples may be given as a single file
+        return folder
     expected, task = _EXPECTED.format(names[0]), f"Task {source.task.name!r}"
     if not folder.is_dir():
         raise MissingFileError(f"{task}: no folder {folder}; expected it to contain {expected}.")

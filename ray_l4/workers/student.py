@@ -18,9 +18,11 @@ from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, describe, pick_device
 from ray_l4.learner.predictions import Predictions
 from ray_l4.learner.stage_run import StageRun
+from ray_l4.learner.validation import validation_loss
 from ray_l4.methods import peer_experiment, peer_seed, peer_settings
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
+from ray_l4.text.tokens import concatenated
 from ray_l4.workers.links import collective_link, first_link
 from ray_l4.workers.log import LogBuffer, LogLine
 from ray_l4.workers.process import peak_memory_bytes, use_threads
@@ -138,6 +140,12 @@ class Student:
         self._clock.mark("backward")
         sent, received = self._link.traffic()
         return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
+
+    def validate(self, fence: int, tasks: Sequence[str]) -> float:
+        """Return the model's loss on the validation examples of ``tasks``, in nats per token of their answers."""
+        self._served(fence)
+        with other_ranks(self.peer):
+            return validation_loss(self._learner, concatenated(*(self._setup.validation[task] for task in tasks)))
 
     def consolidate(self) -> np.ndarray | None:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if there is no guard."""

@@ -59,6 +59,25 @@ def test_settings_of_both_files_can_be_changed(tmp_path: Path, profiles: Path) -
     assert before["bytes_per_student_step"] == 8 * after["bytes_per_student_step"], "a quarter of the batch, in half"
 
 
+def test_the_longest_sequence_in_the_data_decides(tmp_path: Path, profiles: Path) -> None:
+    """Not the positions of the model; progress is on the other stream, in plain lines where there is no terminal."""
+    shape = {"layers": 1, "width": 32, "heads": 2, "positions": 20_000, "vocabulary": 400}
+    path = write_experiment(tmp_path, model={"from_scratch": shape})
+    result = plan(path, "--cluster", profiles / "laptop.yaml", "--device-memory", "80GiB", "--json")
+    batch = json.loads(result.stdout)["batch"]
+    assert 10 < batch["length"] < 96 and batch["of_data"] and batch["answer"] < batch["length"]
+    assert "reading and tokenising" in result.stderr and "simulating a step of peer 0" in result.stderr
+
+
+def test_without_data_the_positions_decide_and_the_plan_says_so(tmp_path: Path, profiles: Path) -> None:
+    stream = [{"name": "mine", "path": "nowhere", "metric": "em"}]
+    path = write_experiment(tmp_path, stream=stream)
+    result = plan(path, "--cluster", profiles / "laptop.yaml", "--device-memory", "80GiB", "--json")
+    batch = json.loads(result.stdout)["batch"]
+    assert batch["length"] == 96 and not batch["of_data"]
+    assert "is assumed, since no data can be read: Task 'mine': no folder" in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--device-memory", "a lot"), ("--tokens", 4000), ("--set", "training.batchsize=2")],

@@ -10,7 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ray_l4.report.finished_run import FinishedRun, labels
-from ray_l4.report.html import section_cost, section_runs, section_scores, section_text, section_training
+from ray_l4.report.html import (
+    section_cost,
+    section_runs,
+    section_scores,
+    section_text,
+    section_training,
+    section_validation,
+)
 from ray_l4.report.html.blocks import Section
 from ray_l4.report.html.text import visible
 from ray_l4.report.markdown import number
@@ -22,6 +29,7 @@ SECTIONS = (
     section_runs.teachers,
     section_scores.curves,
     section_training.training,
+    section_validation.validation,
     section_text.replay,
     section_text.answers,
     section_training.exchange,
