@@ -88,10 +88,22 @@ def prepare(experiment: ExperimentConfig) -> Setup:
         max_length=longest,
         training={name: _tokens(table, name, tokenizer, longest, experiment) for name, table in training.items()},
         tests={
-            task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
+            task.name: test_set_of(tests[task.name], metric_of(task), tokenizer, longest, experiment)
             for task in experiment.stream
         },
     )
+
+
+def test_set_of(
+    examples: pa.Table,
+    metric: str,
+    tokenizer: TaskTokenizer,
+    longest: int,
+    experiment: ExperimentConfig,
+    answer_length: int | None = None,
+) -> TestSet:
+    """Build a test set as the experiment sets it. Parameters and errors as for ``build_test_set``."""
+    return build_test_set(examples, metric, tokenizer, longest, experiment.evaluation, answer_length)
 
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:

@@ -53,14 +53,21 @@ class Scored:
 
 
 def build_test_set(
-    examples: pa.Table, metric: str, tokenizer: TaskTokenizer, max_length: int, config: EvaluationConfig
+    examples: pa.Table,
+    metric: str,
+    tokenizer: TaskTokenizer,
+    max_length: int,
+    config: EvaluationConfig,
+    answer_length: int | None = None,
 ) -> TestSet:
     """Build the prompts and gold answers of the first ``config.limit`` of one task's ``examples``.
+
+    ``answer_length``: the expected length of an answer, in tokens; that of the longest gold answer if not given.
 
     Raises DataError if a question leaves no room for an answer, ModelError if the task has no token.
     """
     kept = examples.slice(0, config.limit) if config.limit else examples
-    prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve)
+    prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve, answer_length)
     new_tokens = config.max_new_tokens or answer_length
     task = kept.column("task")[0].as_py()
     return TestSet(
