@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_l4.config.experiment import TaskConfig
+from ray_l4.errors import DataError
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
@@ -18,8 +19,7 @@ from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
 from ray_l4.setup.tokenizer_check import all_models
 from ray_l4.tasks.registry import load, metric_of
-from ray_l4.tasks.rows import BadRecords
-from ray_l4.tasks.schema import build_table
+from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.test_sets import Scored, TestSet
 
 DEFAULT_ANSWER = 128
@@ -116,11 +116,17 @@ class AnswerRoom:
 def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, question: str, room: AnswerRoom) -> str:
     """Return a model's answer to one question, the same as in its run if the example is one of the test set.
 
-    Raises DataError if the question leaves no room for an answer, or if both texts are blank.
+    Raises DataError if the question leaves no room for an answer, or if the texts are blank or not UTF-8.
     """
-    row = {"context": context, "question": question, "references": [""], "sample_id": "the question"}
-    bad = BadRecords("the question", 1.0)
-    examples = build_table(task, [row], bad)
+    if not f"{context}{question}".strip():
+        raise DataError("context and question are both blank; give at least one of them")
+    try:
+        f"{context}{question}".encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text is not UTF-8 ({error.reason} at character {error.start})") from error
+    row = {"context": context, "question": question, "answer": "", "references": [""]}
+    row |= {"task": task, "sample_id": "the question", "meta": ""}
+    examples = pa.Table.from_pylist([row], schema=EXAMPLES)
     evaluation = found.experiment.evaluation.model_copy(update={"max_new_tokens": room.max_new_tokens, "limit": None})
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})
     known = loaded.knowing(task)

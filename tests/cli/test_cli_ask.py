@@ -104,7 +104,9 @@ def test_an_empty_context_keeps_the_last_one(command: InThisProcess, run: RunDir
     assert begun.stdout.splitlines() == [row["prediction"]]
 
 
-def test_a_blank_question_is_said_and_the_dialogue_goes_on(command: InThisProcess, run: RunDirectory, said: Any) -> None:
+def test_a_blank_question_is_said_and_the_dialogue_goes_on(
+    command: InThisProcess, run: RunDirectory, said: Any
+) -> None:
     row = answers(run, "various")[0]
     said(f"\n\n{row['context']}\n{row['question']}\n")
     result = command("ask", run.path, "--task", "various")

@@ -96,6 +96,20 @@ def test_every_score_of_a_run_is_found_again(command: InThisProcess, run: RunDir
     assert len({str(values(record)) for record in found.values()}) > 3, "the scores differ, so they tell something"
 
 
+def test_scores_of_peers_that_differ_are_found_again(command: InThisProcess, tmp_path: Path) -> None:
+    """All share the length of the peer with the fewest positions; the arithmetic is that of the run."""
+    changes = settings(tmp_path)
+    changes["training"] = {"epochs": 1, "batch_size": 4}
+    changes["model"] |= {"max_length": None, "precision": "bfloat16"}
+    changes["peers"] = {"init": "own", "each": [{}, {"model": {"from_scratch": {"positions": 44, "width": 16}}}]}
+    differing, _ = small.complete_run(small.experiment(**changes), small.cluster("in_process"), tmp_path / "run")
+    result = command("evaluate", differing.path, "--stage", 0, "--json")
+    assert result.returncode == 0, result.stderr
+    found = {(r["student"], r["task"]): values(r) for r in lines(result.stdout)}
+    recorded = differing.scores().items()
+    assert found == {(cell.student, cell.task): record["values"] for cell, record in recorded if cell.stage == 0}
+
+
 def test_a_run_directory_is_a_table_of_its_students_final_scores(command: InThisProcess, run: RunDirectory) -> None:
     before = sorted(path for path in run.path.rglob("*"))
     result = command("evaluate", run.path)
