@@ -70,7 +70,7 @@ def show(
     from ray_l4.config.loading import data_config
     from ray_l4.tasks.prepare import summary
 
-    columns = _columns(column or [])
+    columns = parse_columns(column or [])
     wanted = TaskConfig(name=task, path=path, metric=_any_metric(path), columns=columns, question=question)
     for split in summary(wanted, data_config(raw), n).splits:
         typer.echo(
@@ -121,7 +121,7 @@ def prepare(
         raise DataError(f"nothing was written: found no raw data of any task ({_searched(data)})")
 
 
-def _columns(pairs: Sequence[str]) -> Columns:
+def parse_columns(pairs: Sequence[str]) -> Columns:
     """Parse ``FIELD=COLUMN`` pairs. Raises ConfigError if one is malformed or names an unknown field."""
     from ray_l4.config.experiment import Columns
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps, tables
+from ray_l4.cli import ask, bench, data, evaluate, inspect_models, methods, plan, reports, runs, sweeps, tables
 from ray_l4.cli.failures import explain, print_failure, set_debug
 from ray_l4.cli.home import HomeGroup
 from ray_l4.workers.log import DEBUG_VARIABLE
@@ -28,6 +28,8 @@ runs.register(app)
 methods.register(app)
 plan.register(app)
 sweeps.register(app)
+evaluate.register(app)
+ask.register(app)
 inspect_models.register(app)
 reports.register(app)
 tables.register(app)

@@ -113,9 +113,10 @@ class FinishedRun(RunResult):
 
     def predictions(self, cell: Cell) -> pa.Table | None:
         """Return the answers behind a score: ``sample_id``, ``prediction``, ``references`` and, except in early runs,
-        ``score`` in percent."""
+        ``score`` in percent, and the start of ``context`` and ``question``."""
         path = self.predictions_path(cell)
-        return read_table(path, ("sample_id", "prediction", "references"), optional=("score",))
+        optional = ("score", "context", "question")
+        return read_table(path, ("sample_id", "prediction", "references"), optional)
 
     def predictions_path(self, cell: Cell) -> Path:
         """Return the file that ``predictions`` reads."""

@@ -8,6 +8,7 @@ from ray_l4.errors import ConfigError
 from ray_l4.report.facts import data_sizes, facts
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_result import RunResult, order_title
+from ray_l4.report.worst_answers import worst_in_markdown
 
 MIB = 2**20
 TRAFFIC: Mapping[str, str] = {
@@ -57,7 +58,7 @@ def comparison(runs: Sequence[RunResult]) -> str:
 
 
 def run_report(run: FinishedRun) -> str:
-    """Return the report of a run: its scores, replay, cost and configuration."""
+    """Return the report of a run: its scores, worst answers, replay, cost and configuration."""
     title = f"{run.name}: {run.variant} on {order_title(run.tasks)}, seed {run.seed}{run.scale_note}"
     parts = [
         f"# {title}",
@@ -72,6 +73,16 @@ def run_report(run: FinishedRun) -> str:
         parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]
     for student in run.students:
         parts += [f"## Student {student}", _matrix(run, student), _figures(run, student)]
+    answers = worst_in_markdown(run, student=0)
+    parts += (
+        [
+            "## Worst final answers",
+            "Of student 0; the page that `ray-l4 report` writes has those of all students.",
+            answers,
+        ]
+        if answers
+        else []
+    )
     parts += ["## Validation", validation_table(run)] if run.validation else []
     parts += ["## Replay", _replay(run), *_scarce_replay(run)] if run.replay else []
     parts += ["## Cost", _cost(run), "## Configuration", _configuration(run)]

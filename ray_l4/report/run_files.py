@@ -95,3 +95,9 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
 def read_replay(run: RunDirectory, stage: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:
     """Return columns of the replayed examples of a stage; None if nothing was replayed. Raises as ``read_table``."""
     return read_table(run.path / "replay" / f"stage-{stage}.parquet", columns, optional)
+
+
+def read_questions(run: RunDirectory, cell: Cell) -> set[str]:
+    """Return the different questions behind a score; none if its answers, or what was asked, were not kept."""
+    table = read_table(run.path / "predictions" / f"{cell.name}.parquet", (), optional=("question",))
+    return set(table["question"].to_pylist()) if table is not None and table.num_columns else set()

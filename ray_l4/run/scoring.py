@@ -111,7 +111,7 @@ class Scoring:
     def _take(self, cell: Cell, scored: Scored) -> None:
         del self._answers[cell]
         self._scored.add(cell)
-        items = self._setup.tests[cell.task].items
+        tests = self._setup.tests[cell.task]
         record = {
             "stage": cell.stage,
             "epoch": cell.epoch,
@@ -119,12 +119,15 @@ class Scoring:
             "task": cell.task,
             "headline": scored.headline,
             "values": scored.values,
-            "examples": len(items),
+            "examples": len(tests.items),
+            "max_new_tokens": tests.max_new_tokens,
+            "reserved": tests.reserved,
         }
         predictions: dict[str, list[Any]] = {
-            "sample_id": [item.sample_id for item in items],
+            "sample_id": [item.sample_id for item in tests.items],
+            **{name: list(texts) for name, texts in tests.asked.items()},
             "prediction": scored.predictions,
-            "references": [list(item.references) for item in items],
+            "references": [list(item.references) for item in tests.items],
             "score": scored.item_scores,
         }
         write_score(self._context.directory, cell, record, predictions)

@@ -98,7 +98,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
             for name, table in validation.items()
         },
         tests={
-            task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
+            task.name: test_set_of(tests[task.name], metric_of(task), tokenizer, longest, experiment)
             for task in experiment.stream
         },
     )
@@ -114,6 +114,18 @@ def _examples(experiment: ExperimentConfig) -> tuple[dict[str, pa.Table], dict[s
     alone = len(stream) == 1
     divided = {task.name: with_validation(task, training[task.name], asked, data, alone=alone) for task in stream}
     return {name: own for name, (own, _) in divided.items()}, {name: own for name, (_, own) in divided.items()}
+
+
+def test_set_of(
+    examples: pa.Table,
+    metric: str,
+    tokenizer: TaskTokenizer,
+    longest: int,
+    experiment: ExperimentConfig,
+    answer_length: int | None = None,
+) -> TestSet:
+    """Build a test set as the experiment sets it. Parameters and errors as for ``build_test_set``."""
+    return build_test_set(examples, metric, tokenizer, longest, experiment.evaluation, answer_length)
 
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:

@@ -204,6 +204,11 @@ class RunDirectory:
                 found[Cell(int(match[1]), int(match[2]), int(match[3]), task)] = record
         return found
 
+    def score(self, cell: Cell) -> dict[str, Any]:
+        """Read one score; empty if there is none. Raises RunDirectoryError if it is damaged."""
+        path = self.path / "scores" / f"{cell.name}.json"
+        return read_json(path) if path.is_file() else {}
+
     def step_figures(self) -> Sequence[dict[str, Any]]:
         """Read the figures of all steps and students, in order of stage, step and student."""
         import pyarrow.parquet as pq  # slow to import, and most commands read no table

@@ -11,11 +11,9 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ConfigError, ModelError, nearest
-from ray_l4.text.added_tokens import ANS, PAD, UNK
+from ray_l4.text.added_tokens import ANS, PAD, TASK_TOKENS_FILE, UNK
 from ray_l4.text.base_tokenizer import load_base, train_base
 from ray_l4.text.cleanup import clean_up
-
-TASK_TOKENS_FILE = "task_tokens.json"
 
 
 class TaskTokenizer:

@@ -14,12 +14,13 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.links import Link, Ticket
+from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import build_model, describe, pick_device
+from ray_l4.learner.models import describe, pick_device
 from ray_l4.learner.predictions import Predictions
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.learner.validation import validation_loss
-from ray_l4.methods import peer_experiment, peer_seed, peer_settings
+from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.text.tokens import concatenated
@@ -176,11 +177,8 @@ class Student:
     def _new_learner(self) -> Learner:
         setup = self._setup
         experiment = peer_experiment(setup.experiment, self.peer)
-        names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
-        seed = derive(peer_seed(experiment, self.peer), *names)
-        dropout = peer_settings(experiment, self.peer).dropout
         home = self._sharding.home(self._device)
-        model = build_model(experiment.model, setup.tokenizer, seed, dropout).to(home)
+        model = initial_model(setup.experiment, self.peer, setup.tokenizer).to(home)
         return Learner(self.peer, model, setup.tokenizer, experiment, setup.method, self._sharding, self._micro_batch)
 
     def _publish(

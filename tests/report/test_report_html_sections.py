@@ -15,11 +15,12 @@ from ray_l4.metrics.continual import forgetting_by_task
 from ray_l4.report.finished_run import FinishedRun, labels
 from ray_l4.report.html import section_cost, section_runs, section_scores, section_text, section_training
 from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
-from ray_l4.report.html.section_text import odd_examples, usual_endings, worst
+from ray_l4.report.html.section_text import odd_examples, usual_endings
 from ray_l4.report.markdown import run_report
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import read_json
 from tests.report.html_runs import (
+    LONG_CONTEXT,
     NASTY,
     TASKS,
     Parts,
@@ -276,21 +277,25 @@ def test_odd_examples_are_valid_ones_of_the_run(tasks: list[str]) -> None:
     assert [row["text"] for row, _ in odd_examples(rows)] == [row["text"] for row in rows if "stray" in row["text"]]
 
 
-@given(st.lists(st.floats(0, 100), min_size=1))
-def test_worst_answers_come_first_and_right_ones_not_at_all(scores: list[float]) -> None:
-    found = [row["score"] for row in worst([{"score": score} for score in scores])]
-    assert found == sorted(score for score in scores if score < 100)
-
-
 def test_answers_are_those_of_the_last_checkpoint_worst_first(l4: FinishedRun) -> None:
     section = section_text.answers(l4, "r")
     assert [block.title for block in section.blocks if isinstance(block, Fold)] == list(TASKS)
     first = tables(section)[0]
     assert first.caption == "Student 0 after e2enlg, epoch 2: em 26.0; 2 of 3 answers score less than 100"
-    assert [list(row) for row in first.rows] == [
+    assert first.header == ["example", "score", "asked", "answer", "reference"]
+    assert [[*row[:2], *row[3:]] for row in first.rows] == [
         ["worst", "0.0", NASTY, "gold"],
         ["fair", "50.0", "nearly", "nearly so\nso"],
     ]
+    cut, whole = (row[2] for row in first.rows)
+    assert whole == "short\nfair?"
+    assert cut == f"{LONG_CONTEXT[:300]} … ({len(LONG_CONTEXT) - 300} more characters)\nworst? {NASTY}"
+
+
+def test_answers_of_a_run_that_did_not_keep_what_was_asked(tmp_path: Path) -> None:
+    first = tables(section_text.answers(read(write_run(tmp_path / "run", parts=Parts(asked=False))), "r"))[0]
+    assert first.header == ["example", "score", "answer", "reference"]
+    assert list(first.rows[1]) == ["fair", "50.0", "nearly", "nearly so\nso"]
 
 
 def test_answers_of_a_run_that_kept_no_item_scores_are_those_that_differ(tmp_path: Path) -> None:

@@ -123,10 +123,13 @@ def test_a_cell_is_scored_once_when_all_its_parts_are_answered(
     scores = work.finish()
     assert sorted(name for oracle in work.oracles for name in oracle.asked if "score" in name) == ["score a", "score b"]
     right = {"a": 11 / 21, "b": 2 / 3}
+    tests = work.setup.tests
     for task, share in right.items():
         record = scores[Cell(0, 2, 0, task)]
         assert record["values"]["em"] == pytest.approx(100 * share)
         assert record["examples"] == SIZES[task]
+        limits = (tests[task].max_new_tokens, tests[task].reserved)
+        assert (record["max_new_tokens"], record["reserved"]) == limits
 
 
 def test_every_answer_is_recorded_beside_its_question(tok: TaskTokenizer, tmp_path: Path) -> None:
@@ -137,6 +140,9 @@ def test_every_answer_is_recorded_beside_its_question(tok: TaskTokenizer, tmp_pa
     items = work.setup.tests["a"].items
     assert [row["sample_id"] for row in record] == [item.sample_id for item in items]
     assert [row["references"] for row in record] == [list(item.references) for item in items]
+    asked = small.examples("a", 21)
+    assert [row["context"] for row in record] == asked["context"].to_pylist()
+    assert [row["question"] for row in record] == asked["question"].to_pylist()
     assert [row["prediction"] == row["references"][0] for row in record] == [i % 2 == 0 for i in range(21)]
     assert [row["score"] for row in record] == [100.0 if i % 2 == 0 else 0.0 for i in range(21)]
 
