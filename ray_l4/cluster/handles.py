@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc, get_first
-from ray_l4.workers.calls import EvaluatorCalls, StudentCalls
+from ray_l4.workers.calls import EvaluatorCalls, StudentCalls, WeightsDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,10 @@ class StudentHandle:
     def describe(self) -> PerRank[dict[str, Any]]:
         """Return the model's configuration."""
         return self._all(StudentCalls.describe)
+
+    def digest(self) -> PerRank[WeightsDigest]:
+        """Return a digest of each rank's weights, and whether dropout acts on them."""
+        return self._all(StudentCalls.digest)
 
     def load(self, weights: np.ndarray | Ref[np.ndarray]) -> PerRank[None]:
         """Load the weights of a checkpoint (safetensors bytes)."""

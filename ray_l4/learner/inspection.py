@@ -14,6 +14,7 @@ from ray_l4.seeds import derive
 from ray_l4.store.atomic import write_folder
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.chunks import in_chunks
+from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.replay import PseudoExample, parse_generated
 from ray_l4.text.test_sets import Scored, TestSet, build_test_set
 
@@ -29,6 +30,7 @@ def evaluate_folder(
     examples = load(task, "test", data)
     model, tokenizer = load_folder(folder)
     tokenizer = tokenizer.assign(task.name)
+    examples = without_unencodable(examples, tokenizer, f"task {task.name}, test", data.max_bad_fraction)
     tests = build_test_set(examples, metric_of(task), tokenizer, max_length(model.config, None), config)
     return answer(model, tokenizer, tests, config, seed), tests
 

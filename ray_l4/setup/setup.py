@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_st
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -36,6 +37,8 @@ class Setup:
     """Task -> its training examples, tokenised."""
     tests: Mapping[str, TestSet]
     """Task -> its test set, tokenised."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know before the run begins."""
 
     @property
     def tasks(self) -> list[str]:
@@ -55,7 +58,9 @@ class Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""
         experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
-        return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
+        return replace(
+            self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)), warnings=()
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of all tokens and gold answers: equal for equal data and tokeniser."""
@@ -79,6 +84,10 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
+    for tables, split in ((training, "train"), (tests, "test")):
+        for name, table in tables.items():
+            source = f"task {name}, {split}"
+            tables[name] = without_unencodable(table, tokenizer, source, experiment.data.max_bad_fraction)
     longest = min(sequence_limit(model) for model in all_models(experiment))
     return Setup(
         experiment=experiment,
@@ -91,6 +100,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
             task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
             for task in experiment.stream
         },
+        warnings=tuple(_warnings(experiment, tokenizer)),
     )
 
 
@@ -107,6 +117,17 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
         for text in table.column(column).to_pylist()
     ]
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
+
+
+def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterator[str]:
+    stream = {task.name for task in experiment.stream}
+    earlier = [task for task in tokenizer.gen if task not in stream]
+    if earlier:
+        yield (
+            f"{experiment.model.name} is a checkpoint that has learned {', '.join(earlier)}. This run replays only "
+            f"tasks of its own stream, so the model will probably forget {'it' if len(earlier) == 1 else 'them'}. To "
+            "keep an earlier task, add it to the stream, or score it afterwards with ray-l4 evaluate to see the loss."
+        )
 
 
 def _tokens(
