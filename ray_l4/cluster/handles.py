@@ -166,9 +166,11 @@ class EvaluatorHandle:
         """Score the answers to the whole test set of a task."""
         return self.rpc.call(self.worker, EvaluatorCalls.score, task, predictions)
 
-    def replay(self, model: ModelRef, student: int, gens: list[int], seeds: list[int]) -> Ref[list[np.ndarray]]:
+    def replay(
+        self, model: ModelRef, student: int, gens: list[int], seeds: list[int], max_length: int
+    ) -> Ref[list[np.ndarray]]:
         """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids."""
-        return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds)
+        return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds, max_length)
 
     def answer_training(self, model: ModelRef, task: str, rows: range) -> Ref[list[str]]:
         """Answer training examples of a task (``rows``) with its teacher's model."""

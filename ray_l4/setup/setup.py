@@ -18,6 +18,7 @@ from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import sequence_lengths
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,17 @@ class Setup:
     def num_examples(self, stage: int) -> int:
         """Return the number of training examples of a stage, without replayed ones."""
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
+
+    def replay_length(self, stage: int) -> int:
+        """Return the maximum length in tokens of a pseudo-example generated for ``stage``, with task token and EOS.
+
+        Unless the experiment sets it, that of the longest training sequence of the tasks learned before.
+        """
+        asked = self.experiment.replay.max_length
+        if asked is None:
+            learned = [self.training[task] for task in self.tasks[:stage]]
+            asked = max(int(sequence_lengths(table).max()) for table in learned if table.num_rows) + 2
+        return min(asked, self.max_length)
 
     def of_teachers(self) -> Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""

@@ -88,6 +88,7 @@ class EvaluatorCalls(Protocol):
         student: int,
         gens: list[int],
         seeds: list[int],
+        max_length: int,
     ) -> list[np.ndarray]: ...
 
     def answer_training(
