@@ -156,7 +156,7 @@ class ReplayConfig(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature."""
     max_length: Annotated[int, Field(ge=2)] | None = None
-    """Maximum length of a pseudo-example in tokens. If not given, the model's limit."""
+    """Maximum length of a pseudo-example in tokens. If not given, that of the longest training sequence so far."""
     ban_task_tokens: bool = False
     """Forbid task tokens inside a pseudo-example (REFERENCE.md#l4-released)."""
     generator: Literal["first", "own", "pool"] = "first"

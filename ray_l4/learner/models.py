@@ -25,7 +25,7 @@ from ray_l4.learner.adapters import (
     load_adapter_state,
     read_settings,
 )
-from ray_l4.learner.pretrained import grow, load_pretrained
+from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained
 from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -55,6 +55,7 @@ def build_model(
         if dropout is not None:
             set_dropout(model, dropout, name)
         drawn = grow(model, tokenizer.size)
+        draw_rows(model, tokenizer.fresh.difference(drawn))
         if config.lora is not None:
             add_adapters(model, config.lora, name, {*drawn, *_added_tokens(tokenizer)})
         return model
@@ -83,8 +84,7 @@ def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
 
     Raises ModelError, naming the model ``name``, if it has no dropout.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    numbers = [(holder, key) for holder in model.modules() for key in vars(holder) if _is_dropout(holder, key)]
+    layers, numbers = _dropouts(model)
     if not layers and not numbers:
         raise ModelError(
             f"peers.each: a dropout of {dropout:g} was requested, but {name!r} has no layer with dropout. Remove "
@@ -97,6 +97,18 @@ def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
         *((model.config, key) for key in vars(model.config) if _is_dropout(model.config, key)),
     ]:
         setattr(holder, key, dropout)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Return whether any layer, adapters included, drops something in training."""
+    layers, numbers = _dropouts(model)
+    return any(layer.p for layer in layers) or any(getattr(holder, key) for holder, key in numbers)
+
+
+def _dropouts(model: nn.Module) -> tuple[list[nn.Dropout], list[tuple[nn.Module, str]]]:
+    """List the layers of dropout, and the modules that keep a rate as an attribute, with its name."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    return layers, [(holder, key) for holder in model.modules() for key in vars(holder) if _is_dropout(holder, key)]
 
 
 def _is_dropout(holder: object, key: str) -> bool:

@@ -1,6 +1,8 @@
-"""Loading pretrained models, and adding rows for new tokens."""
+"""Loading pretrained models, and adding or drawing rows for new tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from safetensors import SafetensorError
@@ -8,6 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ray_l4.errors import ModelError, first_line
+
+_INITIALIZER_RANGE = 0.02
+"""Standard deviation of new rows where a model's configuration names none."""
 
 
 def load_pretrained(name: str, where: str) -> PreTrainedModel:
@@ -43,3 +48,19 @@ def grow(model: PreTrainedModel, vocabulary: int) -> range:
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     return range(rows, vocabulary)
+
+
+@torch.no_grad()
+def draw_rows(model: PreTrainedModel, ids: Collection[int]) -> None:
+    """Draw the embedding rows of ``ids`` anew, and their output rows unless tied, from N(0, initializer_range).
+
+    For tokens that take a row which the model has to spare: what stands there was never trained.
+    """
+    if not ids:
+        return
+    rows = torch.tensor(sorted(ids))
+    spread = getattr(model.config.get_text_config(), "initializer_range", None) or _INITIALIZER_RANGE
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    matrices = [embedding] if head is None or head.weight is embedding else [embedding, head.weight]
+    for matrix in matrices:
+        matrix[rows] = torch.empty_like(matrix[rows]).normal_(std=spread)

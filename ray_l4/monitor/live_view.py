@@ -59,22 +59,24 @@ class _PlainLines:
         self._next = time.monotonic() + _LINE_INTERVAL
 
     def show(self, snapshot: ProgressSnapshot) -> None:
-        if time.monotonic() >= self._next and snapshot.num_steps:
+        if time.monotonic() >= self._next and (snapshot.num_steps or snapshot.replay_total):
             self._next = time.monotonic() + _LINE_INTERVAL
-            self._say(headline(snapshot) + "; " + student_figures(snapshot))
+            figures = "" if snapshot.replay_total else "; " + student_figures(snapshot)
+            self._say(headline(snapshot) + figures)
 
 
 def headline(snapshot: ProgressSnapshot) -> str:
-    """Return the position of the run (task, phase, epoch, step) as one line."""
+    """Return the position of the run (task, phase, epoch and step, or generated replay) as one line."""
     if not snapshot.num_stages:
         return snapshot.phase
+    where = f"{snapshot.part}task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
+    scores = f"; scores: {snapshot.jobs_done} done, {snapshot.jobs_open} open"
+    if snapshot.replay_total:
+        return f"{where}{snapshot.replay_done} of {snapshot.replay_total} pseudo-examples generated{scores}"
     left = snapshot.remaining_seconds
     eta = "" if left is None else f", about {format_duration(left)} of training left"
-    return (
-        f"{snapshot.part}task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
-        f"epoch {snapshot.epoch} of {snapshot.num_epochs}, step {snapshot.step} of {snapshot.num_steps}{eta}; "
-        f"scores: {snapshot.jobs_done} done, {snapshot.jobs_open} open"
-    )
+    position = f"epoch {snapshot.epoch} of {snapshot.num_epochs}, step {snapshot.step} of {snapshot.num_steps}"
+    return f"{where}{position}{eta}{scores}"
 
 
 def student_figures(snapshot: ProgressSnapshot) -> str:

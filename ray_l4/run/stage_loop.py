@@ -24,7 +24,6 @@ from ray_l4.run.stage_training import StageTrainer
 from ray_l4.run.state_keeper import StateKeeper
 from ray_l4.run.work_queue import WorkQueue
 from ray_l4.setup.stage_plan import Assignment, StagePlan
-from ray_l4.store.records import ADAPTERS
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.process import peak_memory_bytes
 
@@ -70,7 +69,8 @@ class StageLoop:
         """Learn the remaining stages, then wait for all scores."""
         setup, progress = self._context.setup, self._context.progress
         progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
-        self._warn_of_equal_peers()
+        for warning in setup.warnings:
+            progress.add_event(f"warning: {warning}")
         self._catch_up()
         while self._state.stages_done < len(setup.stages):
             self._learn()
@@ -91,22 +91,6 @@ class StageLoop:
                     self._run_log.add(lines)
             except (PeerError, OSError) as error:
                 log.warning("log lines not fetched: %s", error)
-
-    def _warn_of_equal_peers(self) -> None:
-        """Warn if the peers have equal weights and batches and no dropout: they stay equal and learn nothing new."""
-        # GPT-2 also has dropout in a summary head, which language models do not use.
-        settings = [{**own, **own.get(ADAPTERS, {})} for own in self._checkpoints.descriptions.values()]
-        dropout = [own[name] for own in settings for name in own if "drop" in name and "summary" not in name]
-        experiment = self._context.setup.experiment
-        alike = all(own == experiment.peers.each[0] for own in experiment.peers.each)
-        # Students that learn in turn each see the examples in an order of their own.
-        together = experiment.distillation.schedule == "simultaneous"
-        equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
-        graph = self._membership.topology
-        if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
-            self._context.progress.add_event(
-                "warning: the model has no dropout and peers.init is shared: the peers will stay equal"
-            )
 
     def _catch_up(self) -> None:
         """After a resume, load the weights of the last finished stage and request the scores that are missing."""

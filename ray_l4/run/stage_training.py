@@ -11,6 +11,7 @@ from ray_l4.cluster.rpc import PerRank, Ref, Rpc
 from ray_l4.errors import PeerLostError
 from ray_l4.monitor.progress import StudentProgress
 from ray_l4.run.context import RunContext
+from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
@@ -38,6 +39,7 @@ class StageTrainer:
         self._membership = membership
         self._examples = examples
         self._teachers = teachers
+        self._equal_peers = EqualPeers(context, rpc, membership)
 
     def begin(self, assignments: Sequence[Assignment], between: Callable[[], None]) -> StageTraining:
         """Collect the examples, have all workers begin the stage, and return its training.
@@ -55,6 +57,8 @@ class StageTrainer:
             given = {stage: self._examples.of(stage, between) for stage in stages}
         examples = {own.slot: (own.stage, given[own.stage][own.student]) for own in assignments}
         last_steps = self._begin_all(assignments, examples)
+        tables = {slot: own.tokens for slot, (_, own) in examples.items()}
+        self._equal_peers.look(self._plan.topology_of(stages[0], self._membership.topology), tables)
         counts = " and ".join(
             str(own.num_examples) for own in {own.stage: examples[own.slot][1] for own in assignments}.values()
         )

@@ -86,7 +86,7 @@ def score_tasks(
     longest = longest_sequence(found, loaded)
     for task in tasks:
         known = loaded.knowing(task.name)
-        tests = test_set_of(examples[task.name], metric_of(task), known.tokenizer, longest, found.experiment)
+        tests = test_set_of(task.name, examples[task.name], metric_of(task), known.tokenizer, longest, found.experiment)
         yield TaskScore(tests, known.answer(tests, found.experiment.evaluation, answer_seed(found)))
 
 
@@ -131,5 +131,5 @@ def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, q
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})
     known = loaded.knowing(task)
     longest = longest_sequence(found, loaded)
-    tests = test_set_of(examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
+    tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
     return known.answer(tests, evaluation, answer_seed(found)).predictions[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -16,8 +16,10 @@ from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import sequence_lengths
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class Setup:
     """Task -> its test set, tokenised."""
     validation: Mapping[str, pa.Table] = field(default_factory=dict)
     """Task -> its validation examples, tokenised; empty without ``evaluation.validation``."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know before the run begins."""
 
     @property
     def tasks(self) -> list[str]:
@@ -54,11 +58,24 @@ class Setup:
         """Return the number of training examples of a stage, without replayed ones."""
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
 
+    def replay_length(self, stage: int) -> int:
+        """Return the maximum length in tokens of a pseudo-example generated for ``stage``, with task token and EOS.
+
+        Unless the experiment sets it, that of the longest training sequence of the tasks learned before.
+        """
+        asked = self.experiment.replay.max_length
+        if asked is None:
+            learned = [self.training[task] for task in self.tasks[:stage]]
+            asked = max(int(sequence_lengths(table).max()) for table in learned if table.num_rows) + 2
+        return min(asked, self.max_length)
+
     def of_teachers(self) -> Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""
         experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
-        return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
+        return replace(
+            self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)), warnings=()
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of all tokens and gold answers: equal for equal data and tokeniser."""
@@ -98,9 +115,10 @@ def prepare(experiment: ExperimentConfig) -> Setup:
             for name, table in validation.items()
         },
         tests={
-            task.name: test_set_of(tests[task.name], metric_of(task), tokenizer, longest, experiment)
+            task.name: test_set_of(task.name, tests[task.name], metric_of(task), tokenizer, longest, experiment)
             for task in experiment.stream
         },
+        warnings=tuple(_warnings(experiment, tokenizer)),
     )
 
 
@@ -117,6 +135,7 @@ def _examples(experiment: ExperimentConfig) -> tuple[dict[str, pa.Table], dict[s
 
 
 def test_set_of(
+    task: str,
     examples: pa.Table,
     metric: str,
     tokenizer: TaskTokenizer,
@@ -125,6 +144,7 @@ def test_set_of(
     answer_length: int | None = None,
 ) -> TestSet:
     """Build a test set as the experiment sets it. Parameters and errors as for ``build_test_set``."""
+    examples = without_unencodable(examples, tokenizer, f"task {task}, test", experiment.data.max_bad_fraction)
     return build_test_set(examples, metric, tokenizer, longest, experiment.evaluation, answer_length)
 
 
@@ -143,11 +163,24 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
 
 
+def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterator[str]:
+    stream = {task.name for task in experiment.stream}
+    earlier = [task for task in tokenizer.gen if task not in stream]
+    if earlier:
+        yield (
+            f"{experiment.model.name} is a checkpoint that has learned {', '.join(earlier)}. This run replays only "
+            f"tasks of its own stream, so the model will probably forget {'it' if len(earlier) == 1 else 'them'}. To "
+            "keep an earlier task, add it to the stream, or score it afterwards with ray-l4 evaluate to see the loss."
+        )
+
+
 def _tokens(
     examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
 ) -> pa.Table:
+    source, tolerated = f"task {name}, {kind}", experiment.data.max_bad_fraction
+    examples = without_unencodable(examples, tokenizer, source, tolerated)
     tokens, dropped = assemble(examples, tokenizer, longest)
-    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, {kind}")
+    refuse_if_many(dropped, examples.num_rows, tolerated, source)
     if dropped:
         left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
         total = examples.num_rows

@@ -14,9 +14,10 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.links import Link, Ticket
+from ray_l4.learner.digest import digest
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import describe, pick_device
+from ray_l4.learner.models import describe, has_dropout, pick_device
 from ray_l4.learner.predictions import Predictions
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.learner.validation import validation_loss
@@ -24,6 +25,7 @@ from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.text.tokens import concatenated
+from ray_l4.workers.calls import WeightsDigest
 from ray_l4.workers.links import collective_link, first_link
 from ray_l4.workers.log import LogBuffer, LogLine
 from ray_l4.workers.process import peak_memory_bytes, use_threads
@@ -85,6 +87,11 @@ class Student:
     def describe(self) -> dict[str, Any]:
         """Return the model's configuration, from which an evaluator builds the same architecture."""
         return describe(self._learner.model)
+
+    def digest(self) -> WeightsDigest:
+        """Return a digest of this rank's weights, and whether dropout acts on them."""
+        model = self._learner.model
+        return WeightsDigest(digest(model), has_dropout(model))
 
     def load(self, weights: np.ndarray) -> None:
         """Load the weights of a checkpoint. Raises ModelError if they are damaged or do not fit the model."""

@@ -25,6 +25,8 @@ from tests.learner import learner_fixtures as small
 from tests.run.run_fixtures import bare_context
 
 TASKS = ("a", "b", "c", "d", "e")
+LONGEST = 7
+"""Tokens of the longest training sequence."""
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +37,12 @@ def tok() -> TaskTokenizer:
 def setup_of(
     tok: TaskTokenizer, sizes: dict[str, int], method: str = "l4", peers: int | None = None, **sections: Any
 ) -> Setup:
-    """Return a set-up whose training tables have these sizes; their content does not matter here."""
+    """Return a set-up whose training tables have these sizes; only their lengths matter here."""
     config = small.experiment(stream=list(sizes), **sections)
     row = get_method(method)
-    tables = {task: pa.table({"row": range(size)}) for task, size in sizes.items()}
+    tables = {
+        task: pa.table({"ids": [[0] * (LONGEST - row % 2) for row in range(size)]}) for task, size in sizes.items()
+    }
     return Setup(config, row, row.graph(peers or row.peers), tok, 64, tables, {})
 
 
@@ -114,10 +118,10 @@ class Parrot:
         self.tok = tok
         self.asked: list[tuple[str, Any, Any, list[int], list[int]]] = []
 
-    def replay(
-        self, checkpoint: str, description: Any, weights: Any, student: int, gens: list[int], seeds: list[int]
-    ) -> list[np.ndarray]:
+    def replay(self, checkpoint: str, description: Any, weights: Any, student: int, *request: Any) -> list[np.ndarray]:
+        gens, seeds, max_length = request
         assert checkpoint.endswith(f".student-{student}")
+        assert max_length == LONGEST + 2, "with task token and EOS"
         self.asked.append((checkpoint, description, weights, gens, seeds))
         return [self._pseudo_example(gen, seed) for gen, seed in zip(gens, seeds, strict=True)]
 
