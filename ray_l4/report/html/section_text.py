@@ -33,7 +33,7 @@ def replay(run: FinishedRun, prefix: str) -> Section:
         table = run.replayed_examples(stage)
         if table is not None and table.num_rows:
             rows = table.to_pylist()
-            blocks.append(Fold(f"Before learning {name}: {_counted(rows)}", _stage(rows), open=True))
+            blocks.append(Fold(f"Before learning {name}: {_counted(rows)}", _stage(rows)))
     return Section(f"{prefix}-replay", "Replay", blocks or [Note("Nothing was replayed in this run.")])
 
 
