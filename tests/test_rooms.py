@@ -91,7 +91,7 @@ def test_every_room_of_the_order_exists() -> None:
         ("cli/main.py", "from ray.util import x", ["cli/main.py:1: cli may not import Ray"]),
         (
             "cli/main.py",
-            "import analysis.tables",
+            "import analysis.command",
             ["cli/main.py:1: cli may not import analysis, which is not installed"],
         ),
         ("seeds.py", "import ray_l4.errors", ["seeds.py:1: seeds may not import errors"]),

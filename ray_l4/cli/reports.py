@@ -55,6 +55,7 @@ def report(
     from ray_l4.report.groups import group_table, grouped
     from ray_l4.report.html.page import render
     from ray_l4.report.markdown import run_report
+    from ray_l4.report.out_file import write_out
     from ray_l4.store.atomic import write_text
 
     opened = [FinishedRun.open(folder) for folder in found.finished]
@@ -69,7 +70,7 @@ def report(
     for block in blocks:
         title = f"{block.title}:\n\n" if len(blocks) > 1 else ""
         typer.echo(f"{title}{group_table(block, each=each)}\n")
-    write_text(page, render(opened))
+    write_out(render(opened), page)
     typer.echo(page)
 
 

@@ -51,8 +51,9 @@ def table(
     over_epochs: OverEpochsOption = False,
 ) -> None:
     """Print finished runs as a table: variants by tasks, mean and deviation over seeds, beside published values."""
+    from ray_l4.report.out_file import write_out
     from ray_l4.report.tables.build import build, chosen_table
-    from ray_l4.report.tables.render import format_of, write
+    from ray_l4.report.tables.render import format_of
 
     render = format_of(format, out)
     results = _load(runs, partial, over_epochs)
@@ -60,7 +61,7 @@ def table(
     if out is None:
         typer.echo(text, nl=False)
     else:
-        write(text, out)
+        write_out(text, out)
         typer.echo(out)
 
 

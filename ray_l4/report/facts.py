@@ -27,6 +27,7 @@ def facts(run: FinishedRun) -> list[tuple[str, str]]:
         ("started", str(run.manifest.get("started", UNKNOWN))),
         ("wall time", f"{run.wall_seconds:.0f} s"),
         ("software", ", ".join(software) or UNKNOWN),
+        ("platform", str(run.manifest.get("platform", UNKNOWN))),
         ("run directory", run.path.resolve().name),
     ]
 

@@ -66,7 +66,7 @@ def run_report(run: FinishedRun) -> str:
         comparison([run]),
         *_lost_students(run),
         "## Run and data",
-        table(["run", "value"], facts(run)),
+        "\n".join(f"- {name}: {value}" for name, value in facts(run)),
         table(*data_sizes(run)),
     ]
     if len(run.students) > 1:
@@ -181,6 +181,5 @@ def _cost(run: RunResult) -> str:
 
 
 def _configuration(run: FinishedRun) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run.manifest["versions"].items())
     config, cluster = (run.text(name).strip() for name in ("config.yaml", "cluster.yaml"))
-    return f"{versions}; {run.manifest['platform']}\n\n```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"
+    return f"```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"

@@ -68,7 +68,7 @@ def _num_values(path: Path) -> int:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         raise RunDirectoryError(
             f"{path}: cannot be read as safetensors ({type(error).__name__}); the checkpoint is damaged"
         ) from error

@@ -119,6 +119,9 @@ COMMANDS: list[tuple[list[object], int]] = [
 """Commands that load nothing, and their exit status."""
 COMMANDS_WITH_ARROW: list[tuple[list[object], int]] = [
     (["report", "none"], 5),
+    (["table", "none"], 5),
+    (["figure", "none", "--kind", "cost", "--out", "x.png"], 5),
+    (["figure", "none", "--kind", "bars", "--out", "x.png"], 2),
     (["resume", "none"], 5),
     (["sweep", SWEEP, "--dry-run", "--cluster", IN_PROCESS, "--set", "cluster.students.threads=1"], 0),
     (["data", "show", "mini.sql"], 0),

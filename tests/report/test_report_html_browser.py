@@ -112,8 +112,8 @@ def test_text_in_figures_is_not_small(page: Page) -> None:
     """A drawing is not shrunk to a narrow screen: its text has 11 pixels or more."""
     smallest = page.evaluate(
         """Math.min(...[...document.querySelectorAll('figure svg text')].map(text => {
-            const svg = text.ownerSVGElement
-            return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width
+            const svg = text.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width
+            return parseFloat(getComputedStyle(text).fontSize) * scale
         }))"""
     )
     assert smallest >= 10.9
@@ -131,7 +131,8 @@ def test_what_is_wider_than_its_place_shows_it_and_can_be_scrolled_by_keyboard(p
         assert count > 0
         page.evaluate(f"{wider}[0].focus()")
         page.keyboard.press("ArrowRight")
-        page.wait_for_function(f"{wider}[0].scrollLeft > 0")
+        page.wait_for_timeout(500)  # the scrolling is animated
+        assert page.evaluate(f"{wider}[0].scrollLeft") > 0
 
 
 @pytest.mark.parametrize("width", WIDTHS)

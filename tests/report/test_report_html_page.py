@@ -229,3 +229,9 @@ def test_a_folder_and_different_tasks_are_refused_before_anything_is_written(tmp
     with pytest.raises(ConfigError, match="different tasks"):
         report(*(run.path for run in runs))
     assert not any(path.name.startswith("report.") for path in tmp_path.rglob("*"))
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path, no_drawings: None) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--out .*config\.yaml/page\.html: cannot be written \("):
+        report(run.path, "--out", run.path / "config.yaml" / "page.html")

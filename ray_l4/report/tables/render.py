@@ -12,7 +12,6 @@ from types import MappingProxyType
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.report.markdown import table
 from ray_l4.report.tables.sheet import Sheet, SheetCell, SheetRow
-from ray_l4.store.atomic import write_text
 
 NONE = "–"
 _TEX = {
@@ -99,14 +98,6 @@ def format_of(name: str | None, out: Path | None) -> Callable[[Sheet], str]:
     if chosen not in FORMATS:
         raise ConfigError(f"--format {chosen}: no such format. {nearest(chosen, FORMATS)}")
     return FORMATS[chosen]
-
-
-def write(text: str, out: Path) -> None:
-    """Write a table to a file. Raises ConfigError if that is not possible."""
-    try:
-        write_text(out, text)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def tex(text: str) -> str:
