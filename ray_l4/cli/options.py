@@ -10,8 +10,20 @@ import typer
 
 from ray_l4.errors import ConfigError
 
-_CLUSTER_PREFIX = "cluster."
 
+def _profiles(incomplete: str) -> list[str]:
+    """Return what a shell suggests for the name of a profile."""
+    from ray_l4.config.profile_names import PROFILES
+
+    return sorted(path.stem for path in PROFILES.glob(f"{incomplete}*.yaml"))
+
+
+WithOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with", metavar="OVERLAY.yaml", help="Partial file whose values replace the experiment's. Repeatable."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -22,7 +34,13 @@ SetOption = Annotated[
 ]
 ClusterOption = Annotated[
     Path | None,
-    typer.Option("--cluster", metavar="PROFILE.yaml", help="Cluster profile; this machine if not given."),
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        help="Cluster profile: a file, or the name of one that comes with the project (laptop); this machine if not "
+        "given.",
+        autocompletion=_profiles,
+    ),
 ]
 RawOption = Annotated[
     Path | None, typer.Option("--raw", help="Folder of the raw data sets; $RAY_L4_DATA/raw if not given.")
@@ -34,9 +52,11 @@ def split_overrides(overrides: Sequence[str] | None) -> tuple[list[str], list[st
 
     The latter are returned without their prefix ``cluster.``.
     """
+    from ray_l4.config.loading import CLUSTER_PREFIX
+
     texts = overrides or ()
-    for_experiment = [text for text in texts if not text.startswith(_CLUSTER_PREFIX)]
-    return for_experiment, [text.removeprefix(_CLUSTER_PREFIX) for text in texts if text.startswith(_CLUSTER_PREFIX)]
+    for_experiment = [text for text in texts if not text.startswith(CLUSTER_PREFIX)]
+    return for_experiment, [text.removeprefix(CLUSTER_PREFIX) for text in texts if text.startswith(CLUSTER_PREFIX)]
 
 
 def split_list(text: str, option: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
+from ray_l4.cli.options import ClusterOption, SetOption, WithOption, split_overrides
 from ray_l4.config.paths import expand_home
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn.")],
+    with_: WithOption = None,
     cluster: ClusterOption = None,
     set_: SetOption = None,
     run_dir: Annotated[
@@ -39,16 +40,20 @@ def run(
     ] = False,
 ) -> None:
     """Learn a stream of tasks."""
-    from ray_l4.config.loading import load_cluster, load_experiment
+    from ray_l4.config.loading import load_cluster
+    from ray_l4.config.protocol import load_with_overlays
 
     for_experiment, for_cluster = split_overrides(set_)
-    config = load_experiment(experiment, for_experiment)
+    config = load_with_overlays(experiment, for_experiment, with_ or [])
     profile = load_cluster(cluster, for_cluster)
 
     from ray_l4.methods import resolved
+    from ray_l4.store.run_directory import refuse_taken
 
     config = resolved(config)
     if dry_run:
+        if run_dir is not None:
+            refuse_taken(run_dir)
         _print_dry_run(config, profile)
         return
     from rich.console import Console
@@ -128,13 +133,22 @@ def _new_folder(config: ExperimentConfig) -> Iterator[Path]:
 
 
 def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
-    """Print the resolved configuration and what it reserves. Raises ClusterError if this machine has no room for it."""
+    """Print the resolved configuration and what it reserves.
+
+    Raises the error with which a run would end before it starts, as far as settings, the user's own data and the
+    resources of this machine tell.
+    """
     from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
     from ray_l4.config.loading import dump_yaml
     from ray_l4.methods import graph_of, num_students
-    from ray_l4.tasks.validation import check_validation
+    from ray_l4.setup.early_check import check_raw_data, check_settings
+    from ray_l4.tasks.registry import load, reads_own_data
 
-    check_validation(config.stream, config.evaluation.validation)
+    check_settings(config, profile)
+    check_raw_data(config)
+    for task in filter(reads_own_data, config.stream):
+        load(task, "train", config.data)
+        load(task, "test", config.data)
     peers, count = graph_of(config).size, num_students(config)
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))

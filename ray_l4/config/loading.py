@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,8 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.document import Document, read_document
 from ray_l4.config.experiment import DataConfig, ExperimentConfig
 from ray_l4.config.paths import expand_home, raw_from_environment
-from ray_l4.config.problems import dotted, explain
+from ray_l4.config.problems import dotted, explain, keys_of, takes_text
+from ray_l4.config.profile_names import profile_path
 from ray_l4.config.strict_yaml import Location, dump
 from ray_l4.errors import ConfigError
 
@@ -25,6 +27,10 @@ SWEEP_KEY = "sweep"
 
 OWN_SPLIT = "dev"
 """The value of ``evaluation.validation`` that is not a path."""
+
+CLUSTER_PREFIX = "cluster."
+"""Beginning of a key of the cluster profile where ``--set`` serves both files."""
+
 TOPOLOGY_NAMES = ("complete", "ring", "star")
 """Named values of ``peers.topology``. Any other text is the path of a file."""
 
@@ -38,13 +44,18 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     set ``data.raw``, it is ``$RAY_L4_DATA/raw``, if that folder exists. Raises ConfigError with one line per problem.
     """
     document = read_document(Path(path))
+    refuse_protocol(document, path)
+    apply_overrides(document, overrides)
+    return experiment_of(document)
+
+
+def refuse_protocol(document: Document, path: str | Path) -> None:
+    """Raise ConfigError if ``document``, read for a run from ``path``, describes a sweep."""
     if SWEEP_KEY in document.tree:
         raise ConfigError(
             f"{document.where((SWEEP_KEY,))}: {SWEEP_KEY}: this file is a protocol, which describes many runs. "
             f"Start them with: ray-l4 sweep {path}"
         )
-    apply_overrides(document, overrides)
-    return experiment_of(document)
 
 
 def experiment_of(document: Document) -> ExperimentConfig:
@@ -59,10 +70,11 @@ def experiment_of(document: Document) -> ExperimentConfig:
 def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Load a cluster profile, by default the built-in one, and apply ``overrides`` (``students.gpus=0.5``).
 
-    Raises ConfigError with one line per problem.
+    ``path``: a file, or the name of one of the project's profiles (``laptop``). Raises ConfigError with one line per
+    problem.
     """
-    document = Document("default profile", Path.cwd()) if path is None else read_document(Path(path))
-    apply_overrides(document, overrides)
+    document = Document("default profile", Path.cwd()) if path is None else read_document(profile_path(path))
+    apply_overrides(document, overrides, ClusterConfig)
     return validate(ClusterConfig, document)
 
 
@@ -76,13 +88,13 @@ def data_config(raw: Path | None = None) -> DataConfig:
     return DataConfig(raw=raw or _existing_raw())
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Apply ``--set`` overrides to ``document``. Raises ConfigError with one line per override that fails."""
+def apply_overrides(document: Document, overrides: Sequence[str], model: type[BaseModel] = ExperimentConfig) -> None:
+    """Apply ``--set`` overrides to a ``document`` of ``model``. Raises ConfigError with a line per one that fails."""
     problems = []
     expand_task_names(document)
     for text in overrides:
         try:
-            document.override(text)
+            document.override(text, partial(takes_text, model))
         except ConfigError as error:
             problems.append(str(error))
         expand_task_names(document)
@@ -96,7 +108,8 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     try:
         return model.model_validate_json(json.dumps(document.tree), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, model, document.where))) from None
+        settable = [*keys_of(ExperimentConfig), *keys_of(ClusterConfig, CLUSTER_PREFIX)]
+        raise ConfigError("\n".join(explain(error, model, document.where, settable))) from None
 
 
 def expand_task_names(document: Document) -> None:

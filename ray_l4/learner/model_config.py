@@ -7,7 +7,6 @@ from typing import Any
 
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, first_line
-from ray_l4.store.records import ADAPTER_CONFIG
 
 _DEFAULT_LENGTH = 1024
 """Tokens, for a model without a limit of its own."""
@@ -15,6 +14,8 @@ _DEFAULT_LENGTH = 1024
 
 def pretrained_config(name: str) -> Any:
     """Load the configuration of a model by name or path. Raises ModelError if there is none."""
+    from ray_l4.store.records import ADAPTER_CONFIG  # loads NumPy
+
     if (Path(name) / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"model.name: {name!r} holds adapters, not a model. Merge them into one: ray-l4 merge {name} NEW_FOLDER"

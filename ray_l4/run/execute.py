@@ -24,7 +24,7 @@ from ray_l4.report.markdown import comparison, run_report
 from ray_l4.run.command_log import CommandLog
 from ray_l4.run.session import open_session
 from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.exchange_check import check_exchange
+from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder, write_text
@@ -108,7 +108,8 @@ def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
     """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share."""
-    check_exchange(experiment, cluster)
+    check_settings(experiment, cluster)
+    check_raw_data(experiment)
     check_cluster(len(graph_of(experiment).without(lost).present), cluster)
     setup = prepare(experiment)
     check_ranks(setup, cluster)

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
-from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.methods import TEACHER_METHOD
+from ray_l4.errors import RunDirectoryError
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
+from ray_l4.setup.early_check import finished_teachers
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.begun_with import recorded
@@ -52,16 +52,9 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
     Raises ConfigError or RunDirectoryError if that run has not finished, or has other models or data.
     """
-    named = setup.experiment.teachers.run
-    if named is None or not setup.method.has_task_teachers:
+    teachers = finished_teachers(setup.experiment)
+    if teachers is None:
         return None
-    teachers = RunDirectory.open(named)
-    teachers.summary()  # raises if the run has not finished
-    experiment = teachers.experiment()
-    if experiment.method != TEACHER_METHOD:
-        raise ConfigError(f"teachers.run: {teachers.path} is a run of {experiment.method}; expected {TEACHER_METHOD}")
-    if experiment.model != setup.experiment.model:
-        raise ConfigError(f"teachers.run: {teachers.path} trained a different model from this experiment's")
     if read_json(teachers.path / "manifest.json")["data_fingerprint"] != setup.fingerprint():
         raise RunDirectoryError(
             f"teachers.run: {teachers.path} learned from different data, or with a different tokeniser. "

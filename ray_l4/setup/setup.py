@@ -11,8 +11,18 @@ import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.model_config import sequence_limit
-from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
-from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
+from ray_l4.methods import (
+    Method,
+    Stage,
+    Topology,
+    all_models,
+    get_method,
+    graph_of,
+    num_students,
+    resolved,
+    teacher_experiment,
+)
+from ray_l4.setup.tokenizer_check import refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many

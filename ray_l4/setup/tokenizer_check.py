@@ -7,23 +7,14 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.model_config import pretrained_config
-from ray_l4.methods import num_students, peer_experiment
+from ray_l4.methods import all_models
 from ray_l4.text.base_tokenizer import load_base
 from ray_l4.text.shared_tokenizer import difference
 
 _PROBES = 32
 """Training examples of each task on which two tokenisers are tried."""
-
-
-def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
-    """The model that all have where they have none of their own, and that of every student."""
-    return [
-        experiment.model,
-        *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
-    ]
 
 
 def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> None:

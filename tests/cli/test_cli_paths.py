@@ -87,3 +87,31 @@ def test_a_run_that_cannot_start_leaves_no_folder(command: InThisProcess, home: 
 def test_a_task_name_that_cannot_be_shown_is_refused(command: InThisProcess, tmp_path: Path, name: str) -> None:
     path = write_experiment(tmp_path, stream=[{"name": name, "path": "none", "metric": "em"}])
     refused(command("run", path, "--cluster", IN_PROCESS), 2, "experiment.yaml:", "stream.0.name", "a task")
+
+
+def test_a_profile_of_the_project_is_found_by_its_name_from_any_folder(
+    command: InThisProcess, home: Path, tmp_path: Path
+) -> None:
+    path = write_experiment(tmp_path)
+    for name in ("in_process", "in_process.yaml"):
+        shown = command("run", path, "--cluster", name, "--dry-run")
+        assert shown.returncode == 0 and "name: in_process" in shown.stdout
+    refused(command("run", path, "--cluster", "laptopp", "--dry-run"), 2, "--cluster laptopp", "'laptop'", "two_gpus")
+    refused(command("run", path, "--cluster", "a/laptop", "--dry-run"), 2, "a/laptop: no such file")
+    Path("laptop").write_text("name: mine\n", encoding="utf-8")
+    assert "name: mine" in command("run", path, "--cluster", "laptop", "--dry-run").stdout, "a file comes first"
+
+
+def test_overlays_of_a_run(command: InThisProcess, home: Path, tmp_path: Path) -> None:
+    """Their values replace those of the file, --set replaces theirs, and messages name where a value is from."""
+    path, one, two = write_experiment(tmp_path), tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("training: {epochs: 5, batch_size: 3}\n", encoding="utf-8")
+    two.write_text("training: {epochs: 6}\nname: other\n", encoding="utf-8")
+    options = ("--with", one, "--with", two, "--set", "name=third", "--cluster", "in_process", "--dry-run")
+    shown = command("run", path, *options)
+    assert shown.returncode == 0, shown.stderr
+    assert "epochs: 6" in shown.stdout and "batch_size: 3" in shown.stdout and "name: third" in shown.stdout
+    one.write_text("training: {epochz: 5}\n", encoding="utf-8")
+    refused(command("run", path, *options), 2, "one.yaml:1: training.epochz", "'epochs'")
+    one.write_text("sweep: {seeds: 3}\n", encoding="utf-8")
+    refused(command("run", path, *options), 2, "one.yaml:1: sweep", "ray-l4 sweep")

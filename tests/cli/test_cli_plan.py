@@ -50,6 +50,29 @@ def test_a_run_that_does_not_fit_exits_1_and_names_what_does(tmp_path: Path, pro
     assert fitting.exit_code == 0 and "fits on gpus" in fitting.output
 
 
+def test_every_row_of_a_protocol_is_planned_and_the_largest_shown(tmp_path: Path, profiles: Path) -> None:
+    small, wide = {"method": "lamol"}, {"method": "l4", "model.from_scratch.width": 64}
+    sweep = {"variants": {"small": small, "wide": wide}, "orders": "all", "seeds": 3}
+    protocol = write_experiment(tmp_path, sweep=sweep)
+    common = (protocol, "--cluster", profiles / "laptop.yaml", "--tokens", 40)
+    value = json.loads(plan(*common, "--json").stdout)
+    assert value["row"] == "wide" and value["fits"] is True
+    assert set(value["rows"]) == {"small", "wide"}
+    assert value["rows"]["small"]["needed"] < value["rows"]["wide"]["needed"]
+    assert value["rows"]["wide"]["needed"] == max(device["needed"] for device in value["devices"])
+    shown = plan(*common)
+    assert "Of 2 rows, wide needs most" in shown.output and "fits on laptop" in shown.output
+
+
+def test_overlays_and_names_of_profiles(tmp_path: Path) -> None:
+    overlay = tmp_path / "wide.yaml"
+    overlay.write_text("model: {from_scratch: {width: 64}}\n")
+    common = (write_experiment(tmp_path), "--cluster", "in_process", "--tokens", 40, "--json")
+    narrow, wide = (json.loads(plan(*common, *more).stdout) for more in ((), ("--with", overlay)))
+    assert narrow["profile"] == wide["profile"] == "in_process"
+    assert narrow["parameters"] < wide["parameters"]
+
+
 def test_settings_of_both_files_can_be_changed(tmp_path: Path, profiles: Path) -> None:
     changes = ("--set", "training.batch_size=2", "--set", "cluster.exchange.precision=float16", "--json")
     common = (write_experiment(tmp_path), "--cluster", profiles / "laptop.yaml", "--tokens", 40, "--answer", 8)

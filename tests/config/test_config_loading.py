@@ -144,6 +144,7 @@ evaluation: {when: never}
 peers: {zzz: 0}
 """
     )
+    task = "name, train, test, path, splits, columns, metric, question"
     training = "epochs, batch_size, batch_budget, lm_weight, means, answer_token_weight, max_grad_norm"
     assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
         "FILE:1: name: expected text, found 5; put it in quotes to make it text",
@@ -151,7 +152,7 @@ peers: {zzz: 0}
         'FILE:3: seed: expected a whole number, found "no"',
         "FILE:7: stream.1.train: expected a whole number of at least 1 or 'paper' or 'all', found 0",
         "FILE:8: stream.1.columns.contxt: unknown key. Did you mean 'context'?",
-        "FILE:9: stream.2: expected a group of keys (name, train, test, path, columns, metric, question), found 7",
+        f"FILE:9: stream.2: expected a group of keys ({task}), found 7",
         "FILE:12: model.from_scratch.layers: expected a whole number of at least 1, found 2.5",
         "FILE:13: model.from_scratch.heads: expected a whole number of at least 1, found true",
         f"FILE:14: training: expected a group of keys ({training}), found nothing",
@@ -230,6 +231,67 @@ def test_overrides_can_set_every_kind_of_value(write: Callable[[str], Path]) -> 
     assert [(task.name, task.train) for task in config.stream] == [("mini.woz", 100), ("mini.rest", "paper")]
     assert (config.name, config.peers.count, config.peers.init) == ("12", 3, "own")
     assert config.stream[1].columns.id == "row=1"
+
+
+TEXTS = ["a #b", "#b", "a: b", "- a", "@a", "*a", "&a", "!a", "%a", "a, b", "no", "on", "1:30", "007", "0x1f", "> a"]
+TEXTS += ["| a", "? a", "a]", "a'b", "a: [b", "5 %", "null value", "~x", "é #ü", "`a`"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("key", ["name", "stream.0.question", "stream.1.columns.answer", "cluster.ray.address"])
+def test_plain_text_is_kept_to_the_letter(write: Callable[[str], Path], key: str, text: str) -> None:
+    if key.startswith("cluster."):
+        assert load_cluster(None, [f"{key.removeprefix('cluster.')}={text}"]).ray.address == text
+        return
+    found: Any = load_experiment(write(MINIMAL), [f"{key}= {text} "])
+    for step in key.split("."):
+        found = found[int(step)] if step.isdecimal() else getattr(found, step)
+    assert found == text
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ('name="a #b"', "a #b"),
+        ("name='a: b'", "a: b"),
+        ("stream.0=mini.rest", "run"),
+        ("training.epochs=3 # a comment", "run"),
+    ],
+)
+def test_quotes_and_other_settings_are_yaml(write: Callable[[str], Path], override: str, found: str) -> None:
+    assert load_experiment(write(MINIMAL), [override]).name == found
+
+
+def test_a_task_given_by_its_name_is_kept_to_the_letter(write: Callable[[str], Path]) -> None:
+    config = load_experiment(write(MINIMAL), ["stream.0=my #1", "training={epochs: 3}"])
+    assert (config.stream[0].name, config.training.epochs) == ("my #1", 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("lr=1e-3", "--set: lr: unknown key. Did you mean 'optim.lr' or 'peers.each.0.lr'?"),
+        ("epochs=1", "--set: epochs: unknown key. Did you mean 'training.epochs' or 'teachers.epochs'?"),
+        ("training.lr=1", "--set: training.lr: unknown key. Did you mean 'optim.lr' or 'peers.each.0.lr'?"),
+        ("metric=em", "--set: metric: unknown key. Did you mean 'stream.0.metric'?"),
+        ("transport=x", "--set: transport: unknown key. Did you mean 'cluster.exchange.transport'?"),
+        ("students.gpus=1", "--set: students: unknown key. Did you mean 'cluster.students'?"),
+        ("sed=1", "--set: sed: unknown key. Did you mean 'seed'?"),
+    ],
+)
+def test_a_key_of_another_group_is_suggested(write: Callable[[str], Path], override: str, hint: str) -> None:
+    assert problems(write(MINIMAL), [override]) == [hint]
+
+
+def test_a_key_of_another_group_is_suggested_in_a_file_and_for_a_profile(write: Callable[[str], Path]) -> None:
+    hint = "unknown key. Did you mean 'optim.lr' or 'peers.each.0.lr'?"
+    assert problems(write(MINIMAL + "lr: 1e-3\n")) == [f"FILE:4: lr: {hint}"]
+    assert problems(write("transport: x\n"), load=load_cluster) == [
+        "FILE:1: transport: unknown key. Did you mean 'exchange.transport'?"
+    ]
+    assert problems(None, ["threads=1"], load=load_cluster) == [
+        "--set: threads: unknown key. Did you mean 'cluster.students.threads' or 'cluster.evaluators.threads'?"
+    ]
 
 
 def test_overrides_can_replace_the_stream_and_then_change_it(write: Callable[[str], Path]) -> None:

@@ -35,7 +35,9 @@ def replay(run: FinishedRun, prefix: str) -> Section:
         if table is not None and table.num_rows:
             rows = table.to_pylist()
             warnings = [Note(f"Warning: {warning}") for warning in run.warnings(stage)]
-            blocks.append(Fold(f"Before learning {name}: {_counted(rows)}", [*warnings, *_stage(rows)], open=bool(warnings)))
+            blocks.append(
+                Fold(f"Before learning {name}: {_counted(rows)}", [*warnings, *_stage(rows)], open=bool(warnings))
+            )
     return Section(f"{prefix}-replay", "Replay", blocks or [Note("Nothing was replayed in this run.")])
 
 
