@@ -35,7 +35,7 @@ class ModelError(RayL4Error):
 
 
 class RunDirectoryError(RayL4Error):
-    """A run directory is in use, damaged, or of the wrong kind for the command."""
+    """A run directory is in use, damaged, on a full disk, or of the wrong kind for the command."""
 
     exit_code = 5
 

@@ -108,23 +108,33 @@ class LocalSession:
 
 
 class CoordinatorActor:
-    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work."""
+    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work.
+
+    An error of its constructor is raised by ``run``: of an actor that cannot be created, Ray keeps only the text.
+    """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
-        make_spawner = partial(RaySpawner, reservation=reservation)
-        context = new_context(setup, cluster, RunDirectory.open(directory))
-        self._coordinator = Coordinator(context, make_spawner, reservation.students)
+        self._failure: Exception | None = None
+        try:
+            make_spawner = partial(RaySpawner, reservation=reservation)
+            context = new_context(setup, cluster, RunDirectory.open(directory))
+            self._coordinator = Coordinator(context, make_spawner, reservation.students)
+        except Exception as error:
+            self._failure = error
 
     def run(self) -> dict[str, Any]:
+        if self._failure is not None:
+            raise self._failure
         return self._coordinator.run()
 
     @ray.method(concurrency_group="control")
     def snapshot(self) -> ProgressSnapshot:
-        return self._coordinator.progress.snapshot()
+        return ProgressSnapshot() if self._failure is not None else self._coordinator.progress.snapshot()
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
-        self._coordinator.stop()
+        if self._failure is None:
+            self._coordinator.stop()
 
 
 class RaySession:

@@ -37,7 +37,7 @@ def _warning(of_what: str, rows: Sequence[Mapping[str, Any]]) -> str:
     why = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
     return (
         f"{valid} of {len(rows)} generated examples of {of_what} are valid ({why}), so "
-        f"{'little' if valid else 'nothing'} of it is replayed and it may be forgotten. More training.epochs or a larger "
-        "training.lm_weight teach the model to write examples; a small replay.max_length or a high replay.temperature "
-        "spoils them."
+        f"{'little' if valid else 'nothing'} of it is replayed and it may be forgotten. More training.epochs or a "
+        "larger training.lm_weight teach the model to write examples; a small replay.max_length or a high "
+        "replay.temperature spoils them."
     )

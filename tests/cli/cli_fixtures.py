@@ -50,7 +50,7 @@ def write_experiment(folder: Path, **changes: object) -> Path:
 
 def command(*arguments: object) -> list[str]:
     """Return the command that calls ``ray-l4`` with these arguments."""
-    return [sys.executable, "-m", "ray_l4.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "ray_l4.cli", *map(str, arguments)]
 
 
 def ray_l4(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -83,12 +83,13 @@ class InThisProcess:
         given = [str(argument) for argument in arguments]
         self._monkeypatch.setattr("sys.argv", ["ray-l4", *given])
         self._capsys.readouterr()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with pytest.raises(SystemExit) as ended:
                 main()
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)  # main() installs its own handler
+            for number, handler in before.items():
+                signal.signal(number, handler)  # main() installs its own
         output, errors = self._capsys.readouterr()
         return subprocess.CompletedProcess(given, int(ended.value.code or 0), output, errors)
 
