@@ -90,7 +90,8 @@ def evaluate(
     )
     if settings.task and len(settings.tasks) != 1:
         raise ConfigError(_ONE_TASK)
-    found = [each for model in models or [None] for each in inspected(model, settings)]
+    named: list[str | None] = [*models] if models else [None]
+    found = [each for model in named for each in inspected(model, settings)]
     work = [(each, _tasks(each, settings)) for each in found]
     results: list[tuple[str, list[Record]]] = []
     for each, scores in _scored(work, device):

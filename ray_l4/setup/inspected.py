@@ -176,7 +176,7 @@ def _defaults(model: str, settings: Settings) -> ExperimentConfig:
     """Return an experiment with the default settings for a model that belongs to none."""
     names = list(settings.tasks) or ["none"]
     stream = [{"name": name, "train": "all"} for name in names]
-    tree = {"method": "finetune", "stream": stream, "model": {"name": model}}
+    tree: dict[str, object] = {"method": "finetune", "stream": stream, "model": {"name": model}}
     document = Document("command line", Path.cwd(), tree)
     apply_overrides(document, settings.overrides)
     return _changed(experiment_of(document), settings)

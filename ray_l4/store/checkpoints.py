@@ -79,7 +79,8 @@ def checkpoints(run: RunDirectory) -> list[Checkpoint]:
     """Return all checkpoints in a run directory, in order."""
     paths = (run.path / "checkpoints").glob("stage-*/epoch-*/student-*")
     places = [place for path in paths if (place := _PLACE.fullmatch("/".join(path.parts[-3:]))) and is_model(path)]
-    return sorted(Checkpoint(*map(int, place.groups()), run) for place in places)
+    numbers = [tuple(map(int, place.groups())) for place in places]
+    return [Checkpoint(stage, epoch, student, run) for stage, epoch, student in sorted(numbers)]
 
 
 def last_checkpoints(run: RunDirectory, wanted: Wanted, every_stage: bool) -> list[Checkpoint]:
