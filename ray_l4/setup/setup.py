@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.model_config import sequence_limit
 from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
-from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
+from ray_l4.setup.tokenizer_check import all_models, refuse_lossy_tokenizer, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.plain_text import without_unencodable
@@ -96,6 +96,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
+    refuse_lossy_tokenizer(experiment, tokenizer, training)
     for tables, split in ((training, "train"), (tests, "test")):
         for name, table in tables.items():
             source = f"task {name}, {split}"

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.weight_files import damage
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,9 +72,15 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
 
 
 def read_weights(folder: Path) -> np.ndarray:
-    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing."""
+    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing or damaged."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
+            damaged = damage(path)
+            if damaged is not None:
+                raise RunDirectoryError(
+                    f"{path} {damaged}. Restore it from a copy of the run (the profile's storage_path, if it has one), "
+                    "or begin the run anew."
+                )
             return np.fromfile(path, dtype=np.uint8)
     raise RunDirectoryError(f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written")
 
