@@ -27,6 +27,7 @@ from ray_l4.learner.adapters import (
 )
 from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained
 from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
+from ray_l4.store.weight_files import damage
 from ray_l4.text.tokenizer import TaskTokenizer
 
 if TYPE_CHECKING:
@@ -230,6 +231,9 @@ def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
     model = load_pretrained(settings.base_model_name_or_path, f"{folder / ADAPTER_CONFIG}: base_model_name_or_path")
     grow(model, tokenizer.size)
     tuned = inject(model, settings)
+    damaged = damage(folder / ADAPTER_WEIGHTS)
+    if damaged is not None:
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS} {damaged}. Copy the checkpoint again, or take another one.")
     load_bytes(model, np.fromfile(folder / ADAPTER_WEIGHTS, dtype=np.uint8))
     return tuned, tokenizer
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -10,6 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ray_l4.errors import ModelError, first_line
+from ray_l4.learner.causality import refuse_if_not_causal
+from ray_l4.store.weight_files import damaged_file
+from ray_l4.text.model_location import located
 
 _INITIALIZER_RANGE = 0.02
 """Standard deviation of new rows where a model's configuration names none."""
@@ -18,13 +23,19 @@ _INITIALIZER_RANGE = 0.02
 def load_pretrained(name: str, where: str) -> PreTrainedModel:
     """Load a causal language model by hub name or path, in float32.
 
-    ``where``: the key or file that names the model, for messages. Raises ModelError if the model cannot be loaded
-    completely.
+    ``where``: the key or file that names the model, for messages. Raises ModelError if the model cannot be found or not
+    loaded completely, or is not causal.
     """
     transformers_logging.disable_progress_bar()
+    options = located(name, where)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        damaged = damaged_file(Path(name))
+        if damaged is not None:
+            raise ModelError(f"{where}: cannot load {name!r}: {damaged}. Copy or download it again.") from error
         raise ModelError(
             f"{where}: cannot load {name!r} as a causal language model: {first_line(error)} "
             "Give a folder with config.json and model.safetensors, or a hub name that this machine can reach."
@@ -34,6 +45,7 @@ def load_pretrained(name: str, where: str) -> PreTrainedModel:
             f"{where}: the weights of {name!r} are not complete: {', '.join(sorted(info['missing_keys'])[:3])} "
             "missing. Copy or download the model again."
         )
+    refuse_if_not_causal(model, name, where)
     return model
 
 

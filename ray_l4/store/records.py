@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_l4.errors import RunDirectoryError, first_line
+from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.weight_files import damage
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -85,20 +85,10 @@ def read_weights(folder: Path) -> np.ndarray:
 
 def _undamaged(path: Path) -> np.ndarray:
     """Read a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
-    data = np.fromfile(path, dtype=np.uint8)
-    try:
-        end_of_header = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        if end_of_header > data.size:
-            raise ValueError("its header is incomplete")
-        header: dict[str, Any] = json.loads(data[8:end_of_header].tobytes())
-        size = end_of_header + max(own["data_offsets"][1] for name, own in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise RunDirectoryError(
-            f"{path}: damaged, not a safetensors file ({first_line(error)}). {_LOST_FILE}"
-        ) from None
-    if size != data.size:
-        raise RunDirectoryError(f"{path}: damaged, {data.size} bytes long instead of {size}. {_LOST_FILE}")
-    return data
+    damaged = damage(path)
+    if damaged is not None:
+        raise RunDirectoryError(f"{path} {damaged}. {_LOST_FILE}")
+    return np.fromfile(path, dtype=np.uint8)
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:

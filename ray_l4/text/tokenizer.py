@@ -196,6 +196,11 @@ class TaskTokenizer:
                 pieces.append(self._text([*self._anchor, *run])[len(self._anchor_text) :])
         return clean_up("".join(pieces))
 
+    def round_trip(self, text: str) -> str:
+        """Return ``text`` encoded and decoded, neither cleaned up nor with the token for unknown words."""
+        ids = self._plain_ids([text])[0]
+        return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def save(self, folder: str | Path) -> None:
         """Write the tokeniser in Hugging Face's format, and the assignment of tokens to tasks."""
         self.hf.save_pretrained(str(folder))

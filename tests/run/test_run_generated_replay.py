@@ -15,6 +15,7 @@ from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.errors import PeerLostError
 from ray_l4.methods import get_method
+from ray_l4.monitor.live_view import headline
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.seeds import derive
@@ -200,6 +201,23 @@ def test_work_is_handed_out_in_fixed_chunks(tok: TaskTokenizer, tmp_path: Path) 
     assert all(call[:3] == ("replay-2.student-0", {"model": "description 0"}, "weights 0") for call in asked)
     assert sorted(seed for call in asked for seed in call[4]) == sorted(wanted.seeds)
     assert all(evaluator.asked for evaluator in evaluators), "both had something to do"
+
+
+def test_progress_is_shown_while_evaluators_generate(tok: TaskTokenizer, tmp_path: Path) -> None:
+    setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, replay={"ratio": 0.4, "chunk": 8})
+    context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 2)
+    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
+    context.progress.update(num_stages=3, stage=2, task="c", phase="replay")
+    shown: list[str] = []
+
+    def look() -> None:
+        shown.append(headline(context.progress.snapshot()))
+
+    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), look)
+    start = "task 3 of 3 (c), replay, "
+    counts = [line.removeprefix(start).split(";")[0] for line in shown]
+    assert [f"{done} of 20 pseudo-examples generated" for done in (0, 8, 16)] == counts
+    assert context.progress.snapshot().replay_total == 0
 
 
 @pytest.mark.parametrize(("chunk", "workers"), [(1, 1), (3, 2), (7, 3), (64, 1)])
