@@ -14,6 +14,7 @@
     timeline.parquet               spans of work of every process
     steps/STAGE.EPOCH.parquet      figures of every step
     scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
+    logs/                          command.log: what the command printed; a file for each logger
     tensorboard/                   event files
     summary.json  report.md        result
 

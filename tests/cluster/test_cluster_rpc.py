@@ -175,7 +175,7 @@ def test_a_full_disk_of_ray_is_named_with_its_folder(monkeypatch: pytest.MonkeyP
 
 def test_a_full_disk_of_a_worker_is_named_with_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"reference": failed(OSError(28, "No space left on device", "/disk/file"))})
-    with pytest.raises(RunDirectoryError, match="^student 1: /disk/file: cannot be written, because the disk is full"):
+    with pytest.raises(RunDirectoryError, match=r"^student 1: /disk/file: cannot be written, because the disk is full"):
         RayRpc().get_all({"student 1": ["reference"]}, 3.0)
 
 
