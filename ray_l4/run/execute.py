@@ -88,7 +88,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
                 f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
                 "be comparable. Restore the old data, or start a new run."
             )
-        changed = changed_versions(manifest.get("versions", {}), _versions())
+        changed = changed_versions({**manifest.get("versions", {}), **manifest}, {"python": _python(), **_versions()})
         if changed:
             log.say(
                 f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
@@ -156,7 +156,7 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
     return {
         "command": command,
         "started": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        "python": sys.version.split()[0],
+        "python": _python(),
         "platform": platform.platform(),
         "versions": _versions(),
         "data_fingerprint": setup.fingerprint(),
@@ -166,6 +166,10 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
         "vocabulary": setup.tokenizer.size,
         **recorded(setup.experiment),
     }
+
+
+def _python() -> str:
+    return sys.version.split()[0]
 
 
 def _versions() -> dict[str, str]:

@@ -35,10 +35,13 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def full_disk_message(path: Path | str | None) -> str:
-    """Return what to tell the user if ``path`` could not be written because its disk is full."""
+def full_disk_message(path: Path | str | None, *, is_here: bool = True) -> str:
+    """Return what to tell the user if ``path`` could not be written because its disk is full.
+
+    ``is_here``: whether that was on this machine, whose free space can be named.
+    """
     where = "a file" if path is None else str(path)
-    return f"{where}: cannot be written, because the disk is full{_free_space(path)}. {REMEDY}"
+    return f"{where}: cannot be written, because the disk is full{_free_space(path) if is_here else ''}. {REMEDY}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@
     steps/STAGE.EPOCH.parquet      figures of every step
     scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
     validation/STAGE.json          validation losses of the epochs, and the epoch that was chosen, if asked for
+    logs/                          command.log: what the command printed; a file for each logger
     tensorboard/                   event files
     summary.json  report.md        result
 

@@ -39,8 +39,15 @@ def start_long_run(start: Start, folder: Path, method: str) -> BackgroundCommand
     return command
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        *((signal.SIGINT, moment) for moment in MOMENTS),
+        (signal.SIGTERM, "imports"),
+        (signal.SIGTERM, "training"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_run_in_one_process_ends_with_130_whatever_it_does(
     tmp_path: Path, start: Start, number: signal.Signals, moment: str
 ) -> None:
