@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
+from ray_l4.cli.options import ClusterOption, SetOption, TrackOption, split_overrides, tracked
 
 if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
@@ -28,6 +28,7 @@ def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn.")],
     cluster: ClusterOption = None,
     set_: SetOption = None,
+    track: TrackOption = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New folder for the results; a new one in runs/ if not given.")
     ] = None,
@@ -40,7 +41,7 @@ def run(
 
     for_experiment, for_cluster = split_overrides(set_)
     config = load_experiment(experiment, for_experiment)
-    profile = load_cluster(cluster, for_cluster)
+    profile = tracked(load_cluster(cluster, for_cluster), track)
 
     from ray_l4.methods import resolved
 
@@ -63,6 +64,7 @@ def resume(
         typer.Argument(metavar="RUN_DIR|ADDRESS", help="An unfinished run: its folder, or the address of its copy."),
     ],
     cluster: ClusterOption = None,
+    track: TrackOption = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="New folder into which to copy the run at ADDRESS first; one in runs/ if not given."),
@@ -87,7 +89,7 @@ def resume(
     directory = RunDirectory.open(folder)
     if (folder / "summary.json").is_file():
         raise RunDirectoryError(f"{folder}: this run has finished. Report it with: ray-l4 report {folder}")
-    profile = load_cluster(cluster) if cluster else directory.cluster()
+    profile = tracked(load_cluster(cluster) if cluster else directory.cluster(), track)
 
     from ray_l4.run import execute
 

@@ -7,14 +7,18 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.methods import TEACHER_METHOD
+from ray_l4.monitor.curves import Curves
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
+from ray_l4.monitor.trackers import TRACKERS, TrackedRun
+from ray_l4.monitor.tracking import QueuedWriter
 from ray_l4.report.summary import summarise
 from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.mirroring import Mirroring
@@ -138,7 +142,7 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
         cluster=cluster,
         directory=directory,
         progress=progress,
-        curves=_curves(directory),
+        curves=_curves(directory, setup, cluster, progress),
         timeline=Timeline(directory),
         mirroring=Mirroring(directory, cluster, progress.add_event),
         stop=threading.Event(),
@@ -147,10 +151,17 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
 
 def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunContext:
     """Return the context of a part of a run, which has a run directory of its own."""
-    return replace(whole, setup=setup, directory=directory, curves=_curves(directory), timeline=Timeline(directory))
+    curves = _curves(directory, setup, whole.cluster, whole.progress)
+    return replace(whole, setup=setup, directory=directory, curves=curves, timeline=Timeline(directory))
 
 
-def _curves(directory: RunDirectory) -> TensorBoardLog:
+def _curves(directory: RunDirectory, setup: Setup, cluster: ClusterConfig, progress: Progress) -> Curves:
     done = directory.state().stages_done
     steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
-    return TensorBoardLog(directory.path / "tensorboard", steps_before=len(steps))
+    tracker = None
+    if cluster.track is not None:
+        path = directory.path.resolve()
+        name = f"{path.parent.name}/{path.name}" if setup.experiment.method == TEACHER_METHOD else path.name
+        run = TrackedRun(name, setup.experiment.name, setup.experiment.model_dump(mode="json"), path)
+        tracker = QueuedWriter(cluster.track, partial(TRACKERS[cluster.track], run), progress.add_event)
+    return Curves(directory.path / "tensorboard", len(steps), tracker)
