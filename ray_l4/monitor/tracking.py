@@ -51,13 +51,13 @@ class QueuedWriter:
     def __init__(
         self,
         name: str,
-        open_tracker: Callable[[], ScalarWriter],
+        opening: Callable[[], ScalarWriter],
         warn: Callable[[str], None],
         limit: int = _MOST_WAITING,
     ) -> None:
         """``warn`` gets at most one line. ``limit``: points that may wait."""
         self._name = name
-        self._open = open_tracker
+        self._open = opening
         self._warn = warn
         self._waiting: queue.Queue[Point | None] = queue.Queue(limit)
         self._failed = False

@@ -68,7 +68,7 @@ def test_a_tracker_that_fails_is_told_once_and_dropped(fails_at: int | None) -> 
         time.sleep(0.001)
     writer.close()
     reason = "SystemExit: no key" if fails_at is None else "ConnectionError: no route to host"
-    assert warnings == [f"warning: fake gets no more curves ({reason}); the run goes on, and TensorBoard has all"]
+    assert warnings == [f"warning: fake gets no more curves ({reason}); the run goes on, TensorBoard has all"]
     assert len(memory.points) == (fails_at or 0)
 
 
@@ -107,7 +107,7 @@ def test_a_run_whose_tracker_fails_has_the_same_numbers(tmp_path: Path, monkeypa
 
 
 def test_a_missing_package_or_name_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="--track wanbd: unknown tracker.*wandb"):
+    with pytest.raises(ConfigError, match=r"--track wanbd: unknown tracker.*wandb"):
         check_tracker("wanbd")
     monkeypatch.setattr("ray_l4.monitor.tracking.find_spec", lambda name: None)
     for name, package in PACKAGES.items():
