@@ -68,6 +68,9 @@ def plan(
         int | None,
         typer.Option(min=1, help="Length of an answer in tokens; that of the longest in the data if not given."),
     ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run directory will be, for the free disk space; runs/ if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with sizes in bytes.")] = False,
 ) -> None:
     """Predict the memory, the exchanged bytes and the placement of a run.
@@ -84,6 +87,7 @@ def plan(
 
     from ray_l4.methods import resolved
     from ray_l4.planning import view
+    from ray_l4.planning.disk import free_space
     from ray_l4.planning.plan import PlanRequest, advise, make_plan
     from ray_l4.planning.requirements import Estimator
     from ray_l4.planning.units import parse_size
@@ -92,7 +96,9 @@ def plan(
     with _progress(Console(stderr=True)) as tell:
         config = resolved(config)
         data = _lengths(config, tell) if tokens is None else None
-        request = PlanRequest(config, size, tokens, answer, data)
+        # For another machine's devices, this one's disk says nothing, unless it is named.
+        free = None if size is not None and run_dir is None else free_space(run_dir or Path("runs"))
+        request = PlanRequest(config, size, tokens, answer, data, free)
         estimator = Estimator(lambda line: tell(f"simulating {line}"))
         made = make_plan(request, profile, estimator)
         folder = cluster.parent if cluster else _PROFILES
