@@ -13,7 +13,6 @@ from typing import Any
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.methods import TEACHER_METHOD
 from ray_l4.monitor.curves import Curves
 from ray_l4.monitor.progress import Progress
 from ray_l4.monitor.timeline import Timeline
@@ -142,7 +141,7 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
         cluster=cluster,
         directory=directory,
         progress=progress,
-        curves=_curves(directory, setup, cluster, progress),
+        curves=_curves(directory, _tracker(directory, setup, cluster, progress)),
         timeline=Timeline(directory),
         mirroring=Mirroring(directory, cluster, progress.add_event),
         stop=threading.Event(),
@@ -151,17 +150,23 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
 
 def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunContext:
     """Return the context of a part of a run, which has a run directory of its own."""
-    curves = _curves(directory, setup, whole.cluster, whole.progress)
+    prefix = f"{whole.directory.path.resolve().name}/"
+    curves = _curves(directory, _tracker(directory, setup, whole.cluster, whole.progress, prefix))
     return replace(whole, setup=setup, directory=directory, curves=curves, timeline=Timeline(directory))
 
 
-def _curves(directory: RunDirectory, setup: Setup, cluster: ClusterConfig, progress: Progress) -> Curves:
+def _tracker(
+    directory: RunDirectory, setup: Setup, cluster: ClusterConfig, progress: Progress, prefix: str = ""
+) -> QueuedWriter | None:
+    """Open the run's tracker, if it has one. ``prefix``: the part of its name that says which run it is a part of."""
+    if cluster.track is None:
+        return None
+    path, experiment = directory.path.resolve(), setup.experiment
+    run = TrackedRun(f"{prefix}{path.name}", experiment.name, experiment.model_dump(mode="json"), path)
+    return QueuedWriter(cluster.track, partial(TRACKERS[cluster.track], run), progress.add_event)
+
+
+def _curves(directory: RunDirectory, tracker: QueuedWriter | None) -> Curves:
     done = directory.state().stages_done
     steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
-    tracker = None
-    if cluster.track is not None:
-        path = directory.path.resolve()
-        name = f"{path.parent.name}/{path.name}" if setup.experiment.method == TEACHER_METHOD else path.name
-        run = TrackedRun(name, setup.experiment.name, setup.experiment.model_dump(mode="json"), path)
-        tracker = QueuedWriter(cluster.track, partial(TRACKERS[cluster.track], run), progress.add_event)
     return Curves(directory.path / "tensorboard", len(steps), tracker)
