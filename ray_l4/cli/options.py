@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ray_l4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray_l4.config.cluster import ClusterConfig
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -42,6 +45,10 @@ ClusterOption = Annotated[
         autocompletion=_profiles,
     ),
 ]
+TrackOption = Annotated[
+    str | None,
+    typer.Option("--track", metavar="wandb|mlflow", help="Send the curves to this tracker too, beside TensorBoard."),
+]
 RawOption = Annotated[
     Path | None, typer.Option("--raw", help="Folder of the raw data sets; $RAY_L4_DATA/raw if not given.")
 ]
@@ -57,6 +64,20 @@ def split_overrides(overrides: Sequence[str] | None) -> tuple[list[str], list[st
     texts = overrides or ()
     for_experiment = [text for text in texts if not text.startswith(CLUSTER_PREFIX)]
     return for_experiment, [text.removeprefix(CLUSTER_PREFIX) for text in texts if text.startswith(CLUSTER_PREFIX)]
+
+
+def tracked(profile: ClusterConfig, track: str | None) -> ClusterConfig:
+    """Return the profile with the tracker that ``--track`` names, if any.
+
+    Raises ConfigError if there is no such tracker, or if its package is not installed.
+    """
+    from ray_l4.monitor.tracking import check_tracker
+
+    name = track or profile.track
+    if name is None:
+        return profile
+    check_tracker(name)
+    return profile.model_copy(update={"track": name})
 
 
 def split_list(text: str, option: str) -> list[str]:

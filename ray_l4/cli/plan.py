@@ -83,6 +83,9 @@ def plan(
         int | None,
         typer.Option(min=1, help="Length of an answer in tokens; that of the longest in the data if not given."),
     ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run directory will be, for the free disk space; runs/ if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with sizes in bytes.")] = False,
 ) -> None:
     """Predict the memory, the exchanged bytes and the placement of a run.
@@ -99,6 +102,7 @@ def plan(
     from rich.console import Console
 
     from ray_l4.planning import view
+    from ray_l4.planning.disk import free_space
     from ray_l4.planning.plan import PlanRequest, advise, make_plan
     from ray_l4.planning.requirements import Estimator
     from ray_l4.planning.units import parse_size
@@ -107,8 +111,10 @@ def plan(
     plans: dict[str, Plan] = {}
     with _progress(Console(stderr=True)) as tell:
         lengths = _lengths(rows.values(), tell) if tokens is None else [None] * len(rows)
+        # For another machine's devices, this one's disk says nothing, unless it is named.
+        free = None if size is not None and run_dir is None else free_space(run_dir or Path("runs"))
         requests = {
-            label: PlanRequest(config, size, tokens, answer, data)
+            label: PlanRequest(config, size, tokens, answer, data, free)
             for (label, config), data in zip(rows.items(), lengths, strict=True)
         }
         estimator = Estimator(lambda line: tell(f"simulating {line}"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import ClusterOption, SetOption, WithOption, split_overrides
+from ray_l4.cli.options import ClusterOption, SetOption, TrackOption, WithOption, split_overrides, tracked
 from ray_l4.config.paths import expand_home
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def run(
     with_: WithOption = None,
     cluster: ClusterOption = None,
     set_: SetOption = None,
+    track: TrackOption = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New folder for the results; a new one in runs/ if not given.")
     ] = None,
@@ -45,7 +46,7 @@ def run(
 
     for_experiment, for_cluster = split_overrides(set_)
     config = load_with_overlays(experiment, for_experiment, with_ or [])
-    profile = load_cluster(cluster, for_cluster)
+    profile = tracked(load_cluster(cluster, for_cluster), track)
 
     from ray_l4.methods import resolved
     from ray_l4.store.run_directory import refuse_taken
@@ -70,6 +71,7 @@ def resume(
         typer.Argument(metavar="RUN_DIR|ADDRESS", help="An unfinished run: its folder, or the address of its copy."),
     ],
     cluster: ClusterOption = None,
+    track: TrackOption = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="New folder into which to copy the run at ADDRESS first; one in runs/ if not given."),
@@ -94,7 +96,7 @@ def resume(
     directory = RunDirectory.open(folder)
     if (folder / "summary.json").is_file():
         raise RunDirectoryError(f"{folder}: this run has finished. Report it with: ray-l4 report {folder}")
-    profile = load_cluster(cluster) if cluster else directory.cluster()
+    profile = tracked(load_cluster(cluster) if cluster else directory.cluster(), track)
 
     from ray_l4.run import execute
 

@@ -304,7 +304,7 @@ class ExperimentConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Decoding and scoring of checkpoints."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """Checkpoints on disk."""
+    """Which checkpoints stay on disk."""
     peers: PeersConfig = PeersConfig()
     """Peers and their topology."""
 

@@ -38,6 +38,8 @@ class Requirements:
     """Bytes of shared memory: the payloads that are stored at the same time, and one checkpoint of every peer."""
     processes: tuple[Process, ...]
     """Peers in order (``count`` is the number of their ranks), then evaluators, then processes without a bundle."""
+    checkpoint: int = 0
+    """Bytes of the largest peer's checkpoint."""
 
 
 class Estimator:
@@ -76,6 +78,7 @@ class Estimator:
             received=max(step.received for step in steps.values()),
             object_store=0 if in_process else checkpoints + stored * exchange.transport_traits.through_object_store,
             processes=tuple(process for process in processes if process.count),
+            checkpoint=max(step.saved for step in steps.values()),
         )
 
     def _step(

@@ -24,7 +24,7 @@ _LOADED.set_forkserver_preload(
     [
         *("ray_l4.cli.main", "ray_l4.cli.download", "ray_l4.methods", "ray_l4.sweep.trials", "ray_l4.setup.setup"),
         *("ray_l4.learner.learner", "ray_l4.learner.inspection", "ray_l4.report.markdown", "ray_l4.report.html.page"),
-        *("ray_l4.tasks.prepare", "ray_l4.monitor.tensorboard", "rouge_score.rouge_scorer", "peft"),
+        *("ray_l4.tasks.prepare", "ray_l4.monitor.curves", "rouge_score.rouge_scorer", "peft"),
     ]
 )
 """The libraries of most commands; not Ray, which reads its environment when it is imported."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -518,3 +519,43 @@ def test_a_custom_resource_cannot_have_a_name_reserved_by_ray(write: Callable[[s
     assert problems(path, load=load_cluster) == [
         "FILE:1: students: resources: GPU is a name reserved by Ray; use cpus or gpus, or another name"
     ]
+
+
+def test_validation_is_a_share_a_split_or_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("stream: [mini.woz]\nmodel: {from_scratch: {}}\n")
+    found = {}
+    for text in ("0.25", "dev", "./dev", "held", "1.5", "0"):
+        path.write_text(f"stream: [mini.woz]\nmodel: {{from_scratch: {{}}}}\nevaluation: {{validation: {text}}}\n")
+        try:
+            found[text] = load_experiment(path).evaluation.validation
+        except ConfigError as error:
+            found[text] = str(error).rpartition("expected ")[2]
+    wrong = "a number above 0 and below 1 or 'dev' or a path or null, found "
+    assert found == {
+        "0.25": 0.25,
+        "dev": "dev",
+        "./dev": tmp_path / "dev",
+        "held": tmp_path / "held",
+        "1.5": f"{wrong}1.5",
+        "0": f"{wrong}0",
+    }
+
+
+@pytest.mark.parametrize(("keep", "newest"), [("all", None), ("last", 1), ("7", 7)])
+def test_how_many_checkpoints_are_kept(keep: str, newest: int | None) -> None:
+    path = REPOSITORY / "launch/experiments/quickstart.yaml"
+    assert load_experiment(path).checkpoint.newest is None
+    assert load_experiment(path, [f"checkpoint.keep={keep}"]).checkpoint.newest == newest
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.patience=2", "patience counts epochs without a lower validation loss; set validation too"),
+        ("checkpoint.keep=0", "expected a whole number of at least 1 or 'last' or 'all', found 0"),
+    ],
+)
+def test_validation_and_checkpoints_that_make_no_sense(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_experiment(REPOSITORY / "launch/experiments/quickstart.yaml", [override])

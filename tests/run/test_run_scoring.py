@@ -16,6 +16,7 @@ from ray_l4.methods import get_method
 from ray_l4.run.scoring import Scoring
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.setup import Setup
+from ray_l4.store.atomic import write_json
 from ray_l4.store.records import WEIGHTS
 from ray_l4.store.run_directory import Cell
 from ray_l4.text.test_sets import Scored, build_test_set, score_answers
@@ -178,11 +179,23 @@ def test_cells_are_open_until_they_are_scored(tok: TaskTokenizer, tmp_path: Path
 # --- after a resume or a loss
 
 
-@pytest.mark.parametrize("when", ["epoch", "stage"])
-def test_epochs_that_are_scored(tok: TaskTokenizer, tmp_path: Path, when: str) -> None:
-    """Two epochs are trained."""
-    scoring = Work(tmp_path, tok, when=when).scoring
-    assert list(scoring.epochs) == ([1, 2] if when == "epoch" else [2])
+@pytest.mark.parametrize(
+    ("when", "chosen", "expected"),
+    [("epoch", None, {1, 2}), ("stage", None, {2}), ("stage", 1, {1}), ("epoch", 1, {1, 2})],
+)
+def test_epochs_that_are_scored(
+    tok: TaskTokenizer, tmp_path: Path, when: str, chosen: int | None, expected: set[int]
+) -> None:
+    """Two epochs are trained; without validation the last one is the result, with it the one that was chosen."""
+    work = Work(tmp_path, tok, when=when)
+    for epoch in (1, 2):
+        folder = work.run.checkpoint(0, epoch, 0)
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS).write_bytes(b"weights")
+    if chosen is not None:
+        write_json(work.run.validation(0), {"epoch": chosen})
+    work.scoring.request_missing(1, {0: {"model": "small"}})
+    assert work.scoring.pending == {(0, epoch, 0) for epoch in expected}
 
 
 def test_missing_scores_are_requested_from_the_checkpoints_on_disk(tok: TaskTokenizer, tmp_path: Path) -> None:

@@ -107,8 +107,10 @@ def test_the_next_stage_begins_from_the_best_epoch(tmp_path: Path) -> None:
 
 
 def test_models_side_by_side_stop_at_epochs_of_their_own(tmp_path: Path) -> None:
-    one, _ = small.complete_run(validated("single-qa-lm"), IN_PROCESS, tmp_path / "one")
-    setup, both = small.new_run(validated("single-qa-lm"), IN_PROCESS, tmp_path / "both")
+    longer = SECTIONS | {"training": {"epochs": 8, "batch_size": 4}}
+    config = small.quick("single-qa-lm", **longer, evaluation={"validation": 0.4, "patience": 2})
+    one, _ = small.complete_run(config, IN_PROCESS, tmp_path / "one")
+    setup, both = small.new_run(config, IN_PROCESS, tmp_path / "both")
     summary = Coordinator(new_context(setup, IN_PROCESS, both), LocalSpawner, 2).run()
     assert records(one) == records(both)
     assert len({len(record["means"]) for record in records(both).values()}) == 2, "they stop at different epochs"
@@ -120,7 +122,7 @@ def test_models_side_by_side_stop_at_epochs_of_their_own(tmp_path: Path) -> None
 def test_a_resumed_run_ends_like_an_undisturbed_one(method: str, tmp_path: Path) -> None:
     config = validated(method)
     undisturbed, expected = small.complete_run(config, IN_PROCESS, tmp_path / "undisturbed")
-    setup, run = small.stopped_run(config, tmp_path / "stopped", "learning mini.woz", 2 if method != "l4" else 1)
+    setup, run = small.stopped_run(config, tmp_path / "stopped", "learning mini.woz")
     found = small.finish(start(setup, IN_PROCESS, run))
     small.assert_equal(run, undisturbed)
     assert found["validation"] == expected["validation"]

@@ -1,4 +1,4 @@
-"""TensorBoard event files: steps are counted over all stages, and not twice in a stage that is restarted."""
+"""Curves in event files: steps are counted over all stages, and not twice in a stage that is restarted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ray_l4.monitor.tensorboard import TensorBoardLog
+from ray_l4.monitor.curves import Curves
 from ray_l4.store.run_directory import Cell
 
 
 def test_steps_are_counted_over_all_stages_and_once_if_a_stage_is_restarted(tmp_path: Path) -> None:
-    log = TensorBoardLog(tmp_path, steps_before=10)
+    log = Curves(tmp_path, steps_before=10)
     for stage in range(2):
         log.begin_stage(2)
         for step in range(2):
