@@ -56,6 +56,9 @@ class ModelConfig(Strict):
     """Precision of matrix products. Weights, losses and the optimiser always use float32."""
     max_length: Count | None = None
     """Maximum length of a training sequence in tokens. If not given, the model's limit."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """``auto``: render prompts in the chat template of the model's tokeniser, if it has one, as an instruct model knows
+    them. ``none``: context, question and answer token, as for a model without a template."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
     task_tokens: Literal["own", "shared"] = "own"

@@ -110,5 +110,6 @@ def generate_replay(
         temperature=config.temperature,
         seeds=seeds,
         banned=tokenizer.task_tokens if config.ban_task_tokens else (),
+        end=tokenizer.lm_end[-1],
     )
     return [np.asarray([gen, *tokens], dtype=np.int32) for gen, tokens in zip(gens, new, strict=True)]

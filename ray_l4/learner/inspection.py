@@ -14,7 +14,7 @@ from ray_l4.seeds import derive
 from ray_l4.store.atomic import write_folder
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.text.chunks import in_chunks
-from ray_l4.text.replay import PseudoExample, parse_generated
+from ray_l4.text.replay import PseudoExample, parse
 from ray_l4.text.test_sets import Scored, TestSet, build_test_set
 
 
@@ -47,7 +47,7 @@ def generate_from_folder(
     for chunk in in_chunks(count, config.chunk):
         seeds = [derive(seed, "generate", task, index) for index in chunk]
         for ids in generate_replay(model, tokenizer, [gen] * len(chunk), seeds, longest, config):
-            parsed = parse_generated(ids.tolist(), tokenizer)
+            parsed = parse(ids.tolist(), tokenizer)
             if isinstance(parsed, PseudoExample):
                 question, answer_text = tokenizer.decode(parsed.question), tokenizer.decode(parsed.answer)
                 yield {"valid": True, "question": question.strip(), "answer": answer_text.strip()}

@@ -112,7 +112,7 @@ def _is_dropout(holder: object, key: str) -> bool:
 
 def _added_tokens(tokenizer: TaskTokenizer) -> set[int]:
     """Return the ids that the pretrained model was not trained on, including those for which it has a spare row."""
-    return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.task_tokens}
+    return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.lm_end[1:], *tokenizer.task_tokens}
 
 
 def to_bytes(model: nn.Module) -> np.ndarray:

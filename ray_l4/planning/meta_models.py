@@ -53,6 +53,10 @@ class Vocabulary:
         return self.base + 2
 
     @property
+    def lm_end(self) -> tuple[int, ...]:
+        return (self.eos,)
+
+    @property
     def task_tokens(self) -> list[int]:
         """Ids of the task tokens."""
         return list(range(self.base + _NUM_ADDED, self.size))

@@ -2,6 +2,7 @@
 
 Each split is one file: JSONL or CSV (plain, .gz or .bz2), or Parquet. ``TaskConfig.columns`` names the columns; a
 constant ``TaskConfig.question`` replaces the question column. An answer may be a list of texts, all of them correct.
+Chat data (``tasks/chat.py``) is recognised by its columns.
 A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back unchanged.
 """
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_l4.errors import DataError
+from ray_l4.tasks import chat
 from ray_l4.tasks.files import OPENERS, MissingFileError, read_csv, read_lines, require_columns
 from ray_l4.tasks.rows import BadRecords
 from ray_l4.tasks.schema import EXAMPLES
@@ -40,6 +42,9 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
         for where, record in records:
             yield {**record, "where": where}
         return
+    if (chat_reader := chat.reader_of(path, columns, present)) is not None:
+        yield from _conversations(source, chat_reader, records, bad)
+        return
     needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
     require_columns(path, present, *needed, *([columns.question] if question is None else []))
     for number, (where, record) in enumerate(records):
@@ -54,6 +59,25 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
             "sample_id": _identifier(record.get(columns.id)) if columns.id else str(number),
             "where": where,
         }
+
+
+def _conversations(
+    source: Source, read_record: chat.Reader, records: Iterator[Record], bad: BadRecords
+) -> Iterator[Mapping[str, object]]:
+    """Yield the examples of chat data. Raises DataError if the task sets a question, which such data has itself."""
+    if source.task.question is not None:
+        raise DataError(
+            f"Task {source.task.name!r}: 'question' is set, but the user's last turn in {source.folder} is the "
+            "question of chat data. Remove the key."
+        )
+    identifier = source.task.columns.id
+    for number, (where, record) in enumerate(records):
+        try:
+            row = read_record(record)
+        except chat.UnusableRecordError as error:
+            bad.add(where, str(error))
+            continue
+        yield {**row, "sample_id": _identifier(record.get(identifier)) if identifier else str(number), "where": where}
 
 
 def _identifier(value: Any) -> Any:

@@ -11,8 +11,9 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ConfigError, ModelError, nearest
-from ray_l4.text.added_tokens import ANS, PAD, UNK
+from ray_l4.text.added_tokens import ANS, END, PAD, UNK
 from ray_l4.text.base_tokenizer import load_base, train_base
+from ray_l4.text.chat_template import ChatTemplate
 from ray_l4.text.cleanup import clean_up
 
 TASK_TOKENS_FILE = "task_tokens.json"
@@ -27,17 +28,25 @@ class TaskTokenizer:
         hf: the underlying Hugging Face tokeniser.
         gen: by task name, the id of the token that starts the task's LM sequences.
         spares: ids of the task tokens that are still free.
-        ans, pad, unk, eos: ids of the answer, padding, unused and end-of-sequence tokens.
+        ans, pad, unk: ids of the answer, padding and unused tokens.
+        chat: the model's chat template, in which its prompts are rendered; None if they are not.
+        eos: id that ends an answer: the end-of-sequence token, or the template's end of turn.
+        answer_start: ids between a question and its answer: ANS, or what the template writes there.
+        lm_end: ids that end an LM sequence; the last one ends nothing else.
         size: number of entries, including added tokens.
     """
 
-    def __init__(self, hf: PreTrainedTokenizerBase, gen: Mapping[str, int], spares: Sequence[int]) -> None:
+    def __init__(
+        self, hf: PreTrainedTokenizerBase, gen: Mapping[str, int], spares: Sequence[int], chat: bool = False
+    ) -> None:
+        """Wrap ``hf``, which has the added tokens. ``chat``: render prompts in its chat template."""
         self.hf = hf
         self.gen = dict(gen)
         self.spares = tuple(spares)
         self.ans, self.pad, self.unk = (int(i) for i in hf.convert_tokens_to_ids([ANS, PAD, UNK]))
-        self.eos = int(hf.eos_token_id)
-        self._own = {self.ans, self.pad, self.unk, *self.gen.values(), *self.spares}
+        self.chat = ChatTemplate(hf) if chat else None
+        self.eos, self.answer_start, self.lm_end = _marks(hf, self.ans, self.chat)
+        self._own = {self.ans, self.pad, self.unk, *self.lm_end[1:], *self.gen.values(), *self.spares}
         self.size = max(len(hf), 1 + max(self._own))  # a base vocabulary may have holes
         # Llama's tokenisers add the leading space themselves: a word then has the same ids at the start and inside.
         pair = self._ids(["a a"])[0]
@@ -48,7 +57,9 @@ class TaskTokenizer:
         self._anchor_text = self._text(self._anchor)
 
     @classmethod
-    def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False) -> TaskTokenizer:
+    def pretrained(
+        cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False, chat: bool = True
+    ) -> TaskTokenizer:
         """Build the tokeniser of a pretrained model with the added tokens. Raises as ``load_base``.
 
         Args:
@@ -56,8 +67,10 @@ class TaskTokenizer:
             tasks: names of the tasks, in order.
             spare: number of spare task tokens.
             shared: let all tasks use the first one's token (LAMOL-GEN, REFERENCE.md#added-tokens, #other-modes).
+            chat: render prompts in the tokeniser's chat template, if it has one.
         """
-        return cls._extend(load_base(name), tasks, spare, shared)
+        base = load_base(name)
+        return cls._extend(base, tasks, spare, shared, chat and bool(base.chat_template))
 
     @classmethod
     def trained(
@@ -72,9 +85,11 @@ class TaskTokenizer:
         return cls._extend(train_base(texts, vocabulary), tasks, spare, shared)
 
     @classmethod
-    def _extend(cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool) -> TaskTokenizer:
+    def _extend(
+        cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool, chat: bool = False
+    ) -> TaskTokenizer:
         spares = [f"__spare_{k}__" for k in range(spare)]
-        names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares]
+        names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares, *([END] if chat else [])]
         # lstrip: an added token absorbs a preceding space, as in the reference implementation.
         added = [AddedToken(name, lstrip=True, normalized=False, special=True) for name in names]
         hf.add_tokens(added, special_tokens=True)
@@ -83,7 +98,7 @@ class TaskTokenizer:
         gen = {task: ids[_task_token(tasks[0] if shared else task)] for task in tasks}
         # If tasks share a token, those of the other tasks are spare too: the vocabulary is the same either way.
         free = [ids[name] for name in [*spares, *map(_task_token, tasks)] if ids[name] not in gen.values()]
-        return cls(hf, gen, free)
+        return cls(hf, gen, free, chat)
 
     def assign(self, task: str) -> TaskTokenizer:
         """Return a tokeniser whose first spare token is assigned to ``task``; ``self`` if the task has a token.
@@ -100,7 +115,8 @@ class TaskTokenizer:
                 f"No task token is left for the new task '{task}': {len(self.gen)} tasks have one, and all spare ones "
                 "are in use. Start the run with a larger model.spare_task_tokens."
             )
-        return TaskTokenizer(self.hf, {**self.gen, task: self.spares[0]}, self.spares[1:])
+        chat = self.chat is not None
+        return TaskTokenizer(self.hf, {**self.gen, task: self.spares[0]}, self.spares[1:], chat)
 
     @property
     def task_tokens(self) -> list[int]:
@@ -142,7 +158,7 @@ class TaskTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write the tokeniser in Hugging Face's format, and the assignment of tokens to tasks."""
         self.hf.save_pretrained(str(folder))
-        record = {"gen": self.gen, "spares": self.spares}
+        record = {"gen": self.gen, "spares": self.spares} | ({"chat_template": True} if self.chat else {})
         (Path(folder) / TASK_TOKENS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -158,7 +174,7 @@ class TaskTokenizer:
                 f"'{folder}' does not contain a tokeniser of ray-l4 ({TASK_TOKENS_FILE} and tokenizer.json): {error}. "
                 "Give the folder of a run or of one of its checkpoints."
             ) from error
-        return cls(hf, gen, spares)
+        return cls(hf, gen, spares, bool(record.get("chat_template")))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:  # transformers fails on an empty batch
@@ -172,9 +188,20 @@ class TaskTokenizer:
         return str(self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def _marks(
+    hf: PreTrainedTokenizerBase, ans: int, chat: ChatTemplate | None
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return ``eos``, ``answer_start`` and ``lm_end`` of a tokeniser."""
+    if chat is None:
+        eos = int(hf.eos_token_id)
+        return eos, (ans,), (eos,)
+    end = int(hf.convert_tokens_to_ids(END))
+    return chat.answer_end, chat.answer_start, (chat.answer_end, end)
+
+
 def _task_token(task: str) -> str:
     """Return ``__<task>__`` (REFERENCE.md#added-tokens). Raises ConfigError if another added token has that name."""
     token = f"__{task}__"
-    if token in (ANS, PAD, UNK) or task.startswith("spare_"):
+    if token in (ANS, PAD, UNK, END) or task.startswith("spare_"):
         raise ConfigError(f"A task cannot be called '{task}': the token '{token}' has another use. Rename the task.")
     return token
