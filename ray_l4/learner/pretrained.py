@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -10,15 +9,16 @@ from transformers.utils import logging as transformers_logging
 from ray_l4.errors import ModelError, first_line
 
 
-def load_pretrained(name: str, where: str) -> PreTrainedModel:
-    """Load a causal language model by hub name or path, in float32.
+def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrainedModel:
+    """Load a causal language model by hub name or path.
 
-    ``where``: the key or file that names the model, for messages. Raises ModelError if the model cannot be loaded
+    ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is
+    in the file. Raises ModelError if the model cannot be loaded
     completely.
     """
     transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{where}: cannot load {name!r} as a causal language model: {first_line(error)} "
@@ -30,6 +30,22 @@ def load_pretrained(name: str, where: str) -> PreTrainedModel:
             "missing. Copy or download the model again."
         )
     return model
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Let the backward pass compute the activations inside each layer again, with the same dropout.
+
+    Raises ModelError if the architecture cannot do so.
+    """
+    # Transformers 5 renamed the method; the old name warns.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False, "preserve_rng_state": True})
+    except ValueError as error:
+        raise ModelError(
+            f"model.gradient_checkpointing: {type(model).__name__} does not support it ({first_line(error)}). "
+            "Remove the key, or make memory smaller with students.micro_batch."
+        ) from error
 
 
 def grow(model: PreTrainedModel, vocabulary: int) -> range:
