@@ -53,8 +53,8 @@ class ModelConfig(Strict):
     from_scratch: FromScratch | None = None
     """Size of a GPT-2 with random weights, instead of ``name``."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of matrix products. Losses and the optimiser always use float32, and so do weights unless ``dtype`` says
-    otherwise."""
+    """Precision of matrix products. Losses and the optimiser always use float32, and so do weights by default (see
+    ``dtype``)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of a pretrained model's weights, and of products with them. ``bfloat16`` takes half the memory. Adapters
     (``lora``) stay float32; without them, small updates of bfloat16 weights are lost to rounding."""

@@ -233,7 +233,8 @@ def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
 def arithmetic(config: ModelConfig, device: torch.device) -> torch.autocast:
     """Return the autocast context for running the model: bfloat16 arithmetic if the experiment sets it.
 
-    Weights keep their type (``dtype``), by default float32: in bfloat16, where numbers near 1 are 2^-8 apart, usual learning rates would not move them.
+    Weights keep their type (``ModelConfig.dtype``), by default float32: in bfloat16, where numbers near 1 are 2^-8
+    apart, usual learning rates would not move them.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 

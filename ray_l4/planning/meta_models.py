@@ -53,6 +53,10 @@ class Vocabulary:
         return self.base + 2
 
     @property
+    def lm_start(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def lm_end(self) -> tuple[int, ...]:
         return (self.eos,)
 

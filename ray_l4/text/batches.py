@@ -108,14 +108,17 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
 
 
 def _sequences(head: Head, rows: pa.Table, special: SpecialIds) -> list[_Sequence]:
-    """Return X of the head for every row. QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly)."""
+    """Return X of the head for every row.
+
+    QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly), or from the last id of ``lm_start``.
+    """
     ids = [np.asarray(row.values) for row in rows["ids"]]
     if head == "qa":
         lengths = rows["prompt_length"].to_pylist()
         return [_Sequence(row, first - 1, special.eos) for row, first in zip(ids, lengths, strict=True)]
     gens, (*last_inputs, end) = rows["gen"].to_numpy(), special.lm_end
-    tail = np.asarray(last_inputs, dtype=np.int32)
-    return [_Sequence(np.concatenate([[gen], row, tail]), 0, end) for gen, row in zip(gens, ids, strict=True)]
+    given, tail = len(special.lm_start), np.asarray(last_inputs, dtype=np.int32)
+    return [_Sequence(np.concatenate([[gen], row, tail]), given, end) for gen, row in zip(gens, ids, strict=True)]
 
 
 def _positions(

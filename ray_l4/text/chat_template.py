@@ -21,6 +21,13 @@ from ray_l4.tasks.chat import Message
 _DAY = date(2024, 7, 26)
 """The day for templates that print today's: the tokens of a run must not depend on when it was started."""
 
+_FIXED_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in "dmbBaAyYjHMSp")
+    + " }}{% endmacro %}"
+)
+"""Put before a template, it replaces the function that Transformers gives templates to print the current day."""
+
 _MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for the text of message N while a template is rendered."""
 
@@ -68,20 +75,30 @@ class Rendered:
         return list(accumulate(len(text) for text, _ in self.pieces()))[:-1:2]
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What the template writes around turns of certain roles, and around the answer to them."""
+
+    parts: tuple[str, ...]
+    """The last two stand before and after the answer; the former ends as the template's own prompt does."""
+    blanks: str
+    """Between that prompt and an answer; they belong to the answer."""
+
+
 @dataclass
 class ChatTemplate:
     """Rendering and encoding with the template of ``hf``."""
 
     hf: PreTrainedTokenizerBase
-    _shapes: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+    _shapes: dict[tuple[str, ...], _Shape] = field(default_factory=dict)
 
     def prompt(self, turns: Sequence[Message]) -> Rendered:
         """Render the turns up to the question, and the template's beginning of the answer.
 
         Raises RefusedConversationError if the template does not render such a conversation.
         """
-        parts = self._parts(tuple(turn["role"] for turn in turns))
-        return Rendered(parts[:-1], tuple(turn["content"] for turn in turns))
+        shape = self._shape(tuple(turn["role"] for turn in turns))
+        return Rendered(shape.parts[:-1], tuple(turn["content"] for turn in turns))
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Encoded]:
         """Return the tokens of rendered texts: the tokeniser's own, but for special tokens in the data's text."""
@@ -91,8 +108,9 @@ class ChatTemplate:
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text as the answer after a prompt, without the token that ends it."""
-        opening = self._start_text
-        rendered = [Rendered((opening, ""), (text.strip(),)) for text in texts]
+        shape = self._shape(("user",))
+        opening = shape.parts[-2]
+        rendered = [Rendered((opening + shape.blanks, ""), (text.strip(),)) for text in texts]
         answers = []
         for encoded in self.encode(rendered):
             inside = [start >= len(opening) for start, _ in encoded.spans]
@@ -118,12 +136,13 @@ class ChatTemplate:
     @cached_property
     def answer_end(self) -> int:
         """The id that ends an assistant's turn: the template's first special token after it, or the tokeniser's EOS."""
-        (closing,) = self._tokens([self._parts(("user",))[-1]], split_special=False)
+        self._probe("a")
+        (closing,) = self._tokens([self._shape(("user",)).parts[-1]], split_special=False)
         return next((token for token in closing.ids if token in self._special_ids), int(self.hf.eos_token_id))
 
     @cached_property
     def beginning(self) -> tuple[int, ...]:
-        """Ids with which every conversation begins, with a system prompt or without."""
+        """Ids with which every conversation begins, with a system prompt or without: they need not be predicted."""
         begun = []
         for roles in (("user",), ("system", "user")):
             try:
@@ -139,7 +158,7 @@ class ChatTemplate:
     @cached_property
     def markers(self) -> frozenset[int]:
         """Ids of the special tokens that the template itself writes."""
-        text = "".join(self._parts(("user", _ASSISTANT, "user")))
+        text = "".join(self._shape(("user", _ASSISTANT, "user")).parts)
         (encoded,) = self._tokens([text], split_special=False)
         return frozenset(encoded.ids) & self._special_ids
 
@@ -152,22 +171,18 @@ class ChatTemplate:
                 "Set model.chat_template: none, or correct the template in the model's folder."
             ) from error
 
-    @cached_property
-    def _start_text(self) -> str:
-        return self._probe("a").parts[-1]
-
-    def _parts(self, roles: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the template's texts around the contents of turns with these roles, and around the answer to them.
-
-        The part before the answer ends as the template's own prompt for an answer does.
-        """
+    def _shape(self, roles: tuple[str, ...]) -> _Shape:
+        """Return the template's texts around the turns with these roles and around the answer to them."""
         if roles not in self._shapes:
             *before, opening, closing = self._split((*roles, _ASSISTANT), prompt=False)
             asked = self._split(roles, prompt=True)[-1]
             # Some templates add an empty thought to a given answer, which then belongs to the prompt; others prompt for
             # a thought and drop it from answers.
-            opening = opening if opening.startswith(asked) else asked
-            self._shapes[roles] = (*before, opening, closing)
+            added = opening.removeprefix(asked) if opening.startswith(asked) else ""
+            if added.strip():
+                self._shapes[roles] = _Shape((*before, opening, closing), "")
+            else:
+                self._shapes[roles] = _Shape((*before, asked, closing), added)
         return self._shapes[roles]
 
     def _split(self, roles: Sequence[str], prompt: bool) -> list[str]:
@@ -175,7 +190,10 @@ class ChatTemplate:
         marked = [{"role": role, "content": f"\ue000{number}\ue001"} for number, role in enumerate(roles)]
         try:
             text = self.hf.apply_chat_template(
-                marked, tokenize=False, add_generation_prompt=prompt, strftime_now=_DAY.strftime
+                marked,
+                chat_template=_FIXED_DAY + str(self.hf.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=prompt,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise RefusedConversationError(f"the chat template refuses {_listed(roles)}: {error}") from error

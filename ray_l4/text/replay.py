@@ -17,7 +17,6 @@ from ray_l4.text.tokens import SpecialIds, tokens_table
 Rejection = Literal[
     "no answer token",
     "several answer tokens",
-    "no beginning of a conversation",
     "no turn with an answer",
     "text after the answer",
     "a mark of the chat template in the answer",
@@ -40,8 +39,8 @@ class PseudoExample:
 def parse(ids: Sequence[int], tokenizer: TaskTokenizer) -> PseudoExample | Rejection:
     """Parse generated ``ids``, the task token included, into a pseudo-example, or return why they are not one.
 
-    With a chat template they are valid if they begin as every conversation does and their last turn is the assistant's,
-    with no mark of the template and nothing after its end. A real example's LM sequence parses into that example.
+    With a chat template they are valid if their last turn is the assistant's, with no mark of the template inside and
+    nothing after its end. A real example's LM sequence parses into that example.
     """
     chat = tokenizer.chat
     if chat is None:
@@ -49,8 +48,6 @@ def parse(ids: Sequence[int], tokenizer: TaskTokenizer) -> PseudoExample | Rejec
     gen, *rest = map(int, ids)
     end = tokenizer.lm_end[-1]
     rest = rest[: rest.index(end)] if end in rest else rest
-    if tuple(rest[: len(chat.beginning)]) != chat.beginning:
-        return "no beginning of a conversation"
     middle = _last(rest, tokenizer.answer_start)
     if middle is None:
         return "no turn with an answer"

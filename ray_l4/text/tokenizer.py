@@ -32,6 +32,7 @@ class TaskTokenizer:
         chat: the model's chat template, in which its prompts are rendered; None if they are not.
         eos: id that ends an answer: the end-of-sequence token, or the template's end of turn.
         answer_start: ids between a question and its answer: ANS, or what the template writes there.
+        lm_start: ids that follow the task token in every LM sequence, so that they are given and not predicted.
         lm_end: ids that end an LM sequence; the last one ends nothing else.
         size: number of entries, including added tokens.
     """
@@ -46,6 +47,7 @@ class TaskTokenizer:
         self.ans, self.pad, self.unk = (int(i) for i in hf.convert_tokens_to_ids([ANS, PAD, UNK]))
         self.chat = ChatTemplate(hf) if chat else None
         self.eos, self.answer_start, self.lm_end = _marks(hf, self.ans, self.chat)
+        self.lm_start = self.chat.beginning if self.chat else ()
         self._own = {self.ans, self.pad, self.unk, *self.lm_end[1:], *self.gen.values(), *self.spares}
         self.size = max(len(hf), 1 + max(self._own))  # a base vocabulary may have holes
         # Llama's tokenisers add the leading space themselves: a word then has the same ids at the start and inside.

@@ -69,7 +69,7 @@ def test_weights_are_planned_in_their_own_type(tmp_path: Path, lora: dict[str, i
     sizes = {}
     for dtype in ("float32", "bfloat16"):
         planned = planned_model(ModelConfig.model_validate({"name": str(tmp_path), "lora": lora, "dtype": dtype}))
-        sizes[dtype] = {trained: 0 for trained in (True, False)}
+        sizes[dtype] = dict.fromkeys((True, False), 0)
         for parameter in planned.parameters():
             sizes[dtype][parameter.requires_grad] += parameter.nbytes
     frozen = lora is not None

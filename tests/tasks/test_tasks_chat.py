@@ -54,7 +54,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
     "text in parts": (
         {
             "messages": said(
-                (ASK[0], [{"type": "text", "text": "Capital "}, {"type": "text", "text": "of France?"}]), ANSWER
+                ("user", [{"type": "text", "text": "Capital "}, {"type": "text", "text": "of France?"}]),
+                ("assistant", [{"type": "text", "text": "Paris"}]),
             )
         },
         [],
