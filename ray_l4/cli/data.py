@@ -21,7 +21,10 @@ PathOption = Annotated[Path | None, typer.Option("--path", help="Folder of your 
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--column", metavar="FIELD=COLUMN", help="Column of your own data for context, question, answer or id."
+        "--column",
+        metavar="FIELD=COLUMN",
+        help="Column of your own data for context, question, answer or id; of chat data for messages, prompt or "
+        "completion.",
     ),
 ]
 QuestionOption = Annotated[

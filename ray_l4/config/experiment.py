@@ -30,6 +30,15 @@ class Columns(Strict):
     """The expected answer, or a list of strings if several answers are correct."""
     id: str | None = None
     """Unique name of the example. If not given, the row number."""
+    messages: str = "messages"
+    """Chat data: conversations, each a list of messages with ``role`` and ``content``; the last one is the answer.
+    ``conversations`` (messages with ``from`` and ``value``) is recognised too."""
+    prompt: str = "prompt"
+    """Chat data without ``messages``: the user's text, or a list of messages."""
+    completion: str = "completion"
+    """The answer to ``prompt``: a text, a list of right texts, or a list with the assistant's message."""
+    references: str = "references"
+    """Chat data: further right answers, if the file has such a column."""
 
 
 SplitName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]

@@ -53,9 +53,19 @@ class ModelConfig(Strict):
     from_scratch: FromScratch | None = None
     """Size of a GPT-2 with random weights, instead of ``name``."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of matrix products. Weights, losses and the optimiser always use float32."""
+    """Precision of matrix products. Losses and the optimiser always use float32, and so do weights by default (see
+    ``dtype``)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of a pretrained model's weights, and of products with them. ``bfloat16`` takes half the memory. Adapters
+    (``lora``) stay float32; without them, small updates of bfloat16 weights are lost to rounding."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside a layer for the backward pass, but compute them again: less memory, about a third more
+    time, the same gradients."""
     max_length: Count | None = None
     """Maximum length of a training sequence in tokens. If not given, the model's limit."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """``auto``: render prompts in the chat template of the model's tokeniser, if it has one, as an instruct model knows
+    them. ``none``: context, question and answer token, as for a model without a template."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights."""
     task_tokens: Literal["own", "shared"] = "own"
@@ -69,4 +79,8 @@ class ModelConfig(Strict):
             raise ValueError("give exactly one of 'name' and 'from_scratch'")
         if self.lora is not None and self.name is None:
             raise ValueError("'lora' adapts a pretrained model: give its 'name' instead of 'from_scratch'")
+        if self.dtype != "float32" and self.name is None:
+            raise ValueError(
+                "'dtype' is that of a pretrained model: give its 'name', or train 'from_scratch' in float32"
+            )
         return self

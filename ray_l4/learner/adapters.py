@@ -87,9 +87,12 @@ def inject(model: PreTrainedModel, settings: peft.LoraConfig) -> LoraModel:
     Raises ModelError if they do not fit the model.
     """
     from peft.tuners.lora import LoraModel
+    from peft.tuners.tuners_utils import cast_adapter_dtype
 
     try:
-        return LoraModel(model, settings, _ADAPTER)
+        tuned = LoraModel(model, settings, _ADAPTER)
+        cast_adapter_dtype(model, _ADAPTER)  # to float32, beside weights of any type
+        return tuned
     except (ValueError, IndexError) as error:  # no such layer; no such row
         raise ModelError(f"adapters do not fit {type(model).__name__}: {error}") from error
 

@@ -100,15 +100,19 @@ def generate_replay(
     max_length: int,
     config: ReplayConfig,
 ) -> list[np.ndarray]:
-    """Generate one pseudo-example per task token: the token and the model's continuation (REFERENCE.md#replay)."""
+    """Generate one pseudo-example per task token: the token and the model's continuation (REFERENCE.md#replay).
+
+    With a chat template, the beginning that all conversations have stands between the two.
+    """
     new = continue_prompts(
         model,
         tokenizer,
-        [[gen] for gen in gens],
-        max_length - 1,
+        [[gen, *tokenizer.lm_start] for gen in gens],
+        max_length - 1 - len(tokenizer.lm_start),
         top_k=config.top_k,
         temperature=config.temperature,
         seeds=seeds,
         banned=tokenizer.task_tokens if config.ban_task_tokens else (),
+        end=tokenizer.lm_end[-1],
     )
-    return [np.asarray([gen, *tokens], dtype=np.int32) for gen, tokens in zip(gens, new, strict=True)]
+    return [np.asarray([gen, *tokenizer.lm_start, *tokens], np.int32) for gen, tokens in zip(gens, new, strict=True)]

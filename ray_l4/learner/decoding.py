@@ -47,14 +47,16 @@ def continue_prompts(
     temperature: float = 1.0,
     seeds: Sequence[int] | None = None,
     banned: Sequence[int] = (),
+    end: int | None = None,
 ) -> list[list[int]]:
-    """Return the new tokens of every prompt, up to but excluding the first EOS.
+    """Return the new tokens of every prompt, up to but excluding the first ``end`` (by default EOS, of an answer).
 
     ``top_k`` = 1 decodes greedily; otherwise ``seeds`` holds one seed per prompt. Ids in ``banned`` are never chosen:
     they are removed before the ``top_k`` most likely tokens are selected. Dropout is off; the model's mode is restored.
 
     Raises ValueError if sampling is not given exactly one seed per prompt.
     """
+    end = tokenizer.eos if end is None else end
     was_training = model.training
     model.eval()
     processors = LogitsProcessorList()
@@ -68,7 +70,7 @@ def continue_prompts(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        eos_token_id=tokenizer.eos,
+        eos_token_id=end,
         pad_token_id=tokenizer.pad,
         use_cache=True,
         suppress_tokens=list(banned) or None,
@@ -80,4 +82,4 @@ def continue_prompts(
     )
     model.train(was_training)
     new_BT = output_BT[:, input_ids_BT.shape[1] :].tolist()
-    return [row[: row.index(tokenizer.eos)] if tokenizer.eos in row else row for row in new_BT]
+    return [row[: row.index(end)] if end in row else row for row in new_BT]

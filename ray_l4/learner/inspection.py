@@ -17,7 +17,7 @@ from ray_l4.learner.models import arithmetic, load_adapters
 from ray_l4.seeds import derive
 from ray_l4.store.atomic import write_folder
 from ray_l4.text.chunks import in_chunks
-from ray_l4.text.replay import PseudoExample, parse_generated
+from ray_l4.text.replay import PseudoExample, parse
 from ray_l4.text.test_sets import Scored, TestSet
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -66,7 +66,7 @@ class LoadedModel:
             with arithmetic(self.settings, self.model.device):
                 generated = generate_replay(self.model, tokenizer, [gen] * len(chunk), seeds, longest, config)
             for ids in generated:
-                parsed = parse_generated(ids.tolist(), tokenizer)
+                parsed = parse(ids.tolist(), tokenizer)
                 if isinstance(parsed, PseudoExample):
                     question, answer_text = tokenizer.decode(parsed.question), tokenizer.decode(parsed.answer)
                     yield {"valid": True, "question": question.strip(), "answer": answer_text.strip()}

@@ -25,7 +25,7 @@ from ray_l4.learner.adapters import (
     load_adapter_state,
     read_settings,
 )
-from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained
+from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations
 from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.store.weight_files import damage
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -45,21 +45,29 @@ def build_model(
 
     All random numbers (the whole model from scratch, or the rows of new tokens and the adapters) follow from ``seed``.
     ``dropout`` replaces the dropout of all layers of a pretrained model, but not that of adapters.
-    Raises ModelError if the model cannot be loaded, or has no dropout to set.
+    Raises ModelError if the model cannot be loaded, has no dropout to set or cannot recompute activations.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.from_scratch is not None:
-            return _from_scratch(config.from_scratch, tokenizer)
-        name = str(config.name)
-        model = load_pretrained(name, "model.name")
-        if dropout is not None:
-            set_dropout(model, dropout, name)
-        drawn = grow(model, tokenizer.size)
-        draw_rows(model, tokenizer.fresh.difference(drawn))
-        if config.lora is not None:
-            add_adapters(model, config.lora, name, {*drawn, *_added_tokens(tokenizer)})
-        return model
+            model: PreTrainedModel = _from_scratch(config.from_scratch, tokenizer)
+        else:
+            model = _pretrained(config, tokenizer, dropout)
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    return model
+
+
+def _pretrained(config: ModelConfig, tokenizer: TaskTokenizer, dropout: float | None) -> PreTrainedModel:
+    name = str(config.name)
+    model = load_pretrained(name, "model.name", config.dtype)
+    if dropout is not None:
+        set_dropout(model, dropout, name)
+    drawn = grow(model, tokenizer.size)
+    draw_rows(model, tokenizer.fresh.difference(drawn))
+    if config.lora is not None:
+        add_adapters(model, config.lora, name, {*drawn, *_added_tokens(tokenizer)})
+    return model
 
 
 def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedModel:
@@ -125,7 +133,7 @@ def _is_dropout(holder: object, key: str) -> bool:
 
 def _added_tokens(tokenizer: TaskTokenizer) -> set[int]:
     """Return the ids that the pretrained model was not trained on, including those for which it has a spare row."""
-    return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.task_tokens}
+    return {tokenizer.ans, tokenizer.pad, tokenizer.unk, *tokenizer.lm_end[1:], *tokenizer.task_tokens}
 
 
 def to_bytes(model: nn.Module) -> np.ndarray:
@@ -241,7 +249,8 @@ def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
 def arithmetic(config: ModelConfig, device: torch.device) -> torch.autocast:
     """Return the autocast context for running the model: bfloat16 arithmetic if the experiment sets it.
 
-    Weights stay in float32: in bfloat16, where numbers near 1 are 2^-8 apart, usual learning rates would not move them.
+    Weights keep their type (``ModelConfig.dtype``), by default float32: in bfloat16, where numbers near 1 are 2^-8
+    apart, usual learning rates would not move them.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 

@@ -20,18 +20,16 @@ _INITIALIZER_RANGE = 0.02
 """Standard deviation of new rows where a model's configuration names none."""
 
 
-def load_pretrained(name: str, where: str) -> PreTrainedModel:
-    """Load a causal language model by hub name or path, in float32.
+def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrainedModel:
+    """Load a causal language model by hub name or path.
 
-    ``where``: the key or file that names the model, for messages. Raises ModelError if the model cannot be found or not
-    loaded completely, or is not causal.
+    ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is in the
+    file. Raises ModelError if the model cannot be found or not loaded completely, or is not causal.
     """
     transformers_logging.disable_progress_bar()
     options = located(name, where)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         damaged = damaged_file(Path(name))
         if damaged is not None:
@@ -47,6 +45,22 @@ def load_pretrained(name: str, where: str) -> PreTrainedModel:
         )
     refuse_if_not_causal(model, name, where)
     return model
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Let the backward pass compute the activations inside each layer again, with the same dropout.
+
+    Raises ModelError if the architecture cannot do so.
+    """
+    # Transformers 5 renamed the method; the old name warns.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False, "preserve_rng_state": True})
+    except ValueError as error:
+        raise ModelError(
+            f"model.gradient_checkpointing: {type(model).__name__} does not support it ({first_line(error)}). "
+            "Remove the key, or make memory smaller with students.micro_batch."
+        ) from error
 
 
 def grow(model: PreTrainedModel, vocabulary: int) -> range:

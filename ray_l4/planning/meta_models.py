@@ -15,7 +15,7 @@ from ray_l4.config.model import ModelConfig
 from ray_l4.learner.adapters import add_adapters
 from ray_l4.learner.model_config import pretrained_config
 from ray_l4.learner.models import build_model, set_dropout
-from ray_l4.learner.pretrained import grow
+from ray_l4.learner.pretrained import grow, recompute_activations
 
 _NUM_ADDED = 3
 """ANS, PAD and UNK (REFERENCE.md#added-tokens)."""
@@ -53,6 +53,14 @@ class Vocabulary:
         return self.base + 2
 
     @property
+    def lm_start(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def lm_end(self) -> tuple[int, ...]:
+        return (self.eos,)
+
+    @property
     def task_tokens(self) -> list[int]:
         """Ids of the task tokens."""
         return list(range(self.base + _NUM_ADDED, self.size))
@@ -79,13 +87,15 @@ def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | Non
     name = str(config.name)
     # First on the meta device, not as fake tensors on the CPU: PyTorch cannot move modules of those, as peft does.
     with unset_fake_temporarily(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(pretrained_config(name), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(pretrained_config(name), dtype=config.dtype)
         if dropout is not None:
             set_dropout(model, dropout, name)
         drawn = grow(model, vocabulary.size)
         if config.lora is not None:
             added = {vocabulary.ans, vocabulary.pad, vocabulary.unk, *vocabulary.task_tokens}
             add_adapters(model, config.lora, name, {*drawn, *added})
+    if config.gradient_checkpointing:
+        recompute_activations(model)
     _move_to_cpu(model)
     return model
 

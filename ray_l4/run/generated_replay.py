@@ -17,7 +17,7 @@ from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.text.chunks import in_chunks
-from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse_generated
+from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse
 from ray_l4.text.scarce_replay import scarce_replay
 
 
@@ -155,7 +155,7 @@ def _valid(
     rows: list[dict[str, Any]] = []
     for index, task in enumerate(wanted.tasks):
         ids = generated[index].tolist()
-        parsed = parse_generated(ids, setup.tokenizer)
+        parsed = parse(ids, setup.tokenizer)
         valid = isinstance(parsed, PseudoExample)
         if isinstance(parsed, PseudoExample):
             kept[index] = parsed

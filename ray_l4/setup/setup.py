@@ -164,7 +164,11 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
     model, names = experiment.model, [task.name for task in experiment.stream]
     shared = model.task_tokens == "shared"
     if model.from_scratch is None:
-        return TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens, shared)
+        wanted = model.chat_template == "auto"
+        tokenizer = TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens, shared, wanted)
+        if tokenizer.chat is not None:
+            log.info("prompts are rendered in the chat template of %s (model.chat_template)", model.name)
+        return tokenizer
     texts = [
         text
         for table in training.values()

@@ -3,6 +3,7 @@
 Each split is one file: JSONL, CSV or TSV (plain, .gz or .bz2), or Parquet (also a folder of parts); or a folder that
 the library datasets saved. ``TaskConfig.columns`` names the columns; a
 constant ``TaskConfig.question`` replaces the question column. An answer may be a list of texts, all of them correct.
+Chat data (``tasks/chat.py``) is recognised by its columns.
 A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back unchanged.
 """
 
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.config.text import is_blank
+from ray_l4.errors import DataError
+from ray_l4.tasks import chat
 from ray_l4.tasks.delimited import read_csv
 from ray_l4.tasks.files import read_lines, require_columns
 from ray_l4.tasks.own_files import find_split
@@ -40,6 +43,9 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
         for where, record in records:
             yield {**record, "where": where}
         return
+    if (chat_reader := chat.reader_of(path, columns, present)) is not None:
+        yield from _conversations(source, chat_reader, records, bad)
+        return
     require_columns(path, present, *needed)
     for number, (where, record) in enumerate(records):
         answer = record.get(columns.answer)
@@ -54,6 +60,25 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
             "sample_id": _identifier(record.get(columns.id)) if columns.id else str(number),
             "where": where,
         }
+
+
+def _conversations(
+    source: Source, read_record: chat.Reader, records: Iterator[Record], bad: BadRecords
+) -> Iterator[Mapping[str, object]]:
+    """Yield the examples of chat data. Raises DataError if the task sets a question, which such data has itself."""
+    if source.task.question is not None:
+        raise DataError(
+            f"Task {source.task.name!r}: 'question' is set, but the user's last turn in {source.folder} is the "
+            "question of chat data. Remove the key."
+        )
+    identifier = source.task.columns.id
+    for number, (where, record) in enumerate(records):
+        try:
+            row = read_record(record)
+        except chat.UnusableRecordError as error:
+            bad.add(where, str(error))
+            continue
+        yield {**row, "sample_id": _identifier(record.get(identifier)) if identifier else str(number), "where": where}
 
 
 def _identifier(value: Any) -> Any:

@@ -18,7 +18,7 @@ EXAMPLES: pa.Schema = pa.schema(
         pa.field("references", pa.list_(pa.string()), nullable=False),  # every accepted answer
         pa.field("task", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),  # unique within (task, split)
-        pa.field("meta", pa.string(), nullable=False),  # JSON for the task's metric, or ""
+        pa.field("meta", pa.string(), nullable=False),  # JSON for the task's metric or of chat data, or ""
     ]
 )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from ray_l4.errors import DataError
+from ray_l4.text.prompts import Dropped, Prompt, encode_answers, encode_prompts
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import tokens_table
 
@@ -15,20 +15,13 @@ SHOWN = 3
 """Number of dropped examples quoted in a message."""
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """An example that does not fit, and why."""
-
-    sample_id: str
-    reason: str
-
-
 def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> tuple[pa.Table, list[Dropped]]:
     """Return the training sequences of ``examples`` as a ``TOKENS`` table, and the examples that do not fit.
 
-    Only the context is truncated, at its end and no more than needed, so that X_lm = GEN + ids has at most
-    ``max_length`` tokens. An example whose question and answer alone are longer is dropped (REFERENCE.md#assembly,
-    #defects: the reference implementation truncates the answer so that input and target no longer line up).
+    Only the context is truncated, at its end and no more than needed, so that the LM sequence (X_lm = GEN + ids) has
+    at most ``max_length`` tokens; of a conversation the oldest turns are left out first. An example whose question and
+    answer alone are longer is dropped (REFERENCE.md#assembly, #defects: the reference implementation truncates the
+    answer so that input and target no longer line up), and so is one that the chat template refuses.
 
     Args:
         examples: columns context, question, answer, task, sample_id (strings).
@@ -38,19 +31,17 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     Raises:
         ModelError: the tokeniser has no token for a task.
     """
-    contexts, questions, answers = (_encoded(examples, column, tokenizer) for column in _TEXTS)
+    prompts, answers = encode_prompts(examples, tokenizer), encode_answers(examples["answer"].to_pylist(), tokenizer)
     tasks, sample_ids = examples["task"].to_pylist(), examples["sample_id"].to_pylist()
     rows, kept, dropped = [], [], []
     prompt_lengths = []
-    for i, (context, question, answer) in enumerate(zip(contexts, questions, answers, strict=True)):
-        prompt = [*question, tokenizer.ans]
-        room = max_length - len(prompt) - len(answer) - 1
-        if room < 0:
-            dropped.append(Dropped(sample_ids[i], _too_long(len(question), len(answer), max_length)))
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids = _fitted(prompt, sample_ids[i], len(answer), len(tokenizer.lm_end), max_length, tokenizer)
+        if isinstance(ids, Dropped):
+            dropped.append(ids)
             continue
-        prompt = context[:room] + prompt
-        rows.append(prompt + answer)
-        prompt_lengths.append(len(prompt))
+        rows.append(ids + answer)
+        prompt_lengths.append(len(ids))
         kept.append(i)
     tasks, sample_ids = [tasks[i] for i in kept], [sample_ids[i] for i in kept]
     gens = [tokenizer.gen_of(task) for task in tasks]
@@ -68,8 +59,8 @@ def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokeni
     """
     lengths = tokens["prompt_length"].to_pylist()
     prompts = [ids[:length] for ids, length in zip(tokens["ids"].to_pylist(), lengths, strict=True)]
-    encoded = tokenizer.encode_generated(answers)
-    rows = [prompt + answer[: max_length - len(prompt) - 1] for prompt, answer in zip(prompts, encoded, strict=True)]
+    encoded, ends = encode_answers(answers, tokenizer, generated=True), len(tokenizer.lm_end)
+    rows = [prompt + answer[: max_length - len(prompt) - ends] for prompt, answer in zip(prompts, encoded, strict=True)]
     gens, tasks, sample_ids = (tokens[name].to_pylist() for name in ("gen", "task", "sample_id"))
     return tokens_table(rows, lengths, gens, tasks, sample_ids, "real")
 
@@ -97,20 +88,19 @@ def assemble_prompts(
         DataError: a question leaves no room for an answer.
         ModelError: the tokeniser has no token for a task.
     """
-    contexts, questions = (_encoded(examples, column, tokenizer) for column in _TEXTS[:2])
+    prompts = encode_prompts(examples, tokenizer)
     tasks, sample_ids = examples["task"].to_pylist(), examples["sample_id"].to_pylist()
     if answer_length is None:
         answer_length = max(1, longest_answer(examples, tokenizer))
     reserved = min(answer_length, reserve)
-    rooms = [max_length - len(question) - 1 - reserved for question in questions]
-    unanswerable = [
-        Dropped(sample_id, _too_long(len(question), reserved, max_length))
-        for sample_id, question, room in zip(sample_ids, questions, rooms, strict=True)
-        if room < 0
+    fitted = [
+        _fitted(prompt, sample_id, reserved, 0, max_length, tokenizer)
+        for prompt, sample_id in zip(prompts, sample_ids, strict=True)
     ]
+    unanswerable = [each for each in fitted if isinstance(each, Dropped)]
     where = f"the test set of {', '.join(sorted(set(tasks)))}"
-    refuse_if_many(unanswerable, len(rooms), 0.0, where, advice="use a model with more positions or a smaller reserve")
-    rows = [c[:room] + q + [tokenizer.ans] for c, q, room in zip(contexts, questions, rooms, strict=True)]
+    refuse_if_many(unanswerable, len(fitted), 0.0, where, advice="use a model with more positions or a smaller reserve")
+    rows = [each for each in fitted if not isinstance(each, Dropped)]
     gens = [tokenizer.gen_of(task) for task in tasks]
     return tokens_table(rows, [len(row) for row in rows], gens, tasks, sample_ids, "real"), answer_length
 
@@ -122,7 +112,7 @@ def longest_answer(examples: pa.Table, tokenizer: TaskTokenizer) -> int:
     """
     answers, references = examples["answer"].to_pylist(), examples["references"].to_pylist()
     gold = [several or [one] for several, one in zip(references, answers, strict=True)]
-    lengths = iter([len(ids) for ids in tokenizer.encode_batch([text for texts in gold for text in texts])])
+    lengths = iter([len(ids) for ids in encode_answers([text for texts in gold for text in texts], tokenizer)])
     return max((sum(next(lengths) for _ in texts) + len(texts) - 1 for texts in gold), default=0)
 
 
@@ -149,12 +139,17 @@ def refuse_if_many(
     )
 
 
-_TEXTS = ("context", "question", "answer")
-
-
-def _encoded(examples: pa.Table, column: str, tokenizer: TaskTokenizer) -> list[list[int]]:
-    return tokenizer.encode_batch(examples[column].to_pylist())
-
-
-def _too_long(question: int, answer: int, max_length: int) -> str:
-    return f"question of {question} and answer of {answer} tokens exceed {max_length} tokens (with ANS and EOS)"
+def _fitted(
+    prompt: Prompt | Dropped, sample_id: str, answer: int, ends: int, max_length: int, tokenizer: TaskTokenizer
+) -> list[int] | Dropped:
+    """Return the ids of a prompt beside which ``answer`` and ``ends`` further tokens fit, or why there are none."""
+    if isinstance(prompt, Dropped):
+        return prompt
+    ids = prompt.within(max_length - answer - ends)
+    if ids is not None:
+        return ids
+    question = prompt.fixed - len(tokenizer.answer_start)
+    marks = "ANS and EOS" if tokenizer.chat is None else "the chat template's own"
+    return Dropped(
+        sample_id, f"question of {question} and answer of {answer} tokens exceed {max_length} tokens (with {marks})"
+    )

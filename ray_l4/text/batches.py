@@ -61,10 +61,11 @@ class _Sequence:
 
     ids: np.ndarray
     first: int
+    end: int
 
-    def targets(self, eos: int) -> np.ndarray:
-        """Return the ids that the scored positions predict: the next id each, EOS at the end."""
-        return np.append(self.ids[1:], np.int32(eos))[self.first :]
+    def targets(self) -> np.ndarray:
+        """Return the ids that the scored positions predict: the next id each, ``end`` at the end."""
+        return np.append(self.ids[1:], np.int32(self.end))[self.first :]
 
 
 def build_batch(
@@ -76,12 +77,12 @@ def build_batch(
         tokens: a ``TOKENS`` table, ideally in one chunk (``tokens.concatenated``).
         indices: (batch,) row numbers.
         heads: ``("qa",)``, or ``("qa", "lm")`` for LAMOL's loss.
-        special: ids of PAD, EOS and ANS.
+        special: ids of PAD, EOS, ANS and of the end of an LM sequence.
         ans_weight: weight of ANS as a target; every other target has weight 1.
     """
     rows = tokens.take(pa.array(indices))
     current = np.asarray([origin == "real" for origin in rows["origin"].to_pylist()], dtype=bool)
-    by_head = {head: _sequences(head, rows) for head in heads}
+    by_head = {head: _sequences(head, rows, special) for head in heads}
     sequences = [sequence for head in heads for sequence in by_head[head]]
     width = max(len(sequence.ids) for sequence in sequences)
     input_ids_RT, _ = _padded([sequence.ids for sequence in sequences], special.pad, width)
@@ -106,13 +107,18 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
     return input_ids.flip(1), mask.flip(1)
 
 
-def _sequences(head: Head, rows: pa.Table) -> list[_Sequence]:
-    """Return X of the head for every row. QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly)."""
+def _sequences(head: Head, rows: pa.Table, special: SpecialIds) -> list[_Sequence]:
+    """Return X of the head for every row.
+
+    QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly), or from the last id of ``lm_start``.
+    """
     ids = [np.asarray(row.values) for row in rows["ids"]]
     if head == "qa":
-        return [_Sequence(row, first - 1) for row, first in zip(ids, rows["prompt_length"].to_pylist(), strict=True)]
-    gens = rows["gen"].to_numpy()
-    return [_Sequence(np.append(gen, row), 0) for gen, row in zip(gens, ids, strict=True)]
+        lengths = rows["prompt_length"].to_pylist()
+        return [_Sequence(row, first - 1, special.eos) for row, first in zip(ids, lengths, strict=True)]
+    gens, (*last_inputs, end) = rows["gen"].to_numpy(), special.lm_end
+    given, tail = len(special.lm_start), np.asarray(last_inputs, dtype=np.int32)
+    return [_Sequence(np.concatenate([[gen], row, tail]), given, end) for gen, row in zip(gens, ids, strict=True)]
 
 
 def _positions(
@@ -121,7 +127,7 @@ def _positions(
     """Return the scored positions of a head whose sequences start at ``row`` of the grid, current examples first."""
     order = np.argsort(~current, kind="stable")
     positions = [(row + i) * width + np.arange(sequences[i].first, len(sequences[i].ids)) for i in order]
-    targets_N = np.concatenate([sequences[i].targets(special.eos) for i in order]).astype(np.int64)
+    targets_N = np.concatenate([sequences[i].targets() for i in order]).astype(np.int64)
     weights_N = np.where(targets_N == special.ans, ans_weight, 1.0).astype(np.float32)
     return HeadPositions(
         positions_N=torch.from_numpy(np.concatenate(positions)),

@@ -14,17 +14,56 @@ from ray_l4.errors import ModelError
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import SpecialIds, tokens_table
 
-Rejection = Literal["no answer token", "several answer tokens"]
+Rejection = Literal[
+    "no answer token",
+    "several answer tokens",
+    "no turn with an answer",
+    "text after the answer",
+    "a mark of the chat template in the answer",
+]
 """Why generated ids are not a pseudo-example."""
 
 
 @dataclass(frozen=True)
 class PseudoExample:
-    """The first token of a generated example (GEN), and the ids on either side of ANS (each may be empty)."""
+    """The first token of a generated example (GEN), and the ids on either side of ANS (each may be empty).
+
+    With a chat template, ``question`` holds all turns before the answer, without ``TaskTokenizer.answer_start``.
+    """
 
     gen: int
     question: tuple[int, ...]
     answer: tuple[int, ...]
+
+
+def parse(ids: Sequence[int], tokenizer: TaskTokenizer) -> PseudoExample | Rejection:
+    """Parse generated ``ids``, the task token included, into a pseudo-example, or return why they are not one.
+
+    With a chat template they are valid if their last turn is the assistant's, with no mark of the template inside and
+    nothing after its end. A real example's LM sequence parses into that example.
+    """
+    chat = tokenizer.chat
+    if chat is None:
+        return parse_generated(ids, tokenizer)
+    gen, *rest = map(int, ids)
+    end = tokenizer.lm_end[-1]
+    rest = rest[: rest.index(end)] if end in rest else rest
+    middle = _last(rest, tokenizer.answer_start)
+    if middle is None:
+        return "no turn with an answer"
+    answer = rest[middle + len(tokenizer.answer_start) :]
+    if tokenizer.eos in answer[:-1]:
+        return "text after the answer"
+    answer = answer[:-1] if answer[-1:] == [tokenizer.eos] else answer
+    if chat.markers.intersection(answer):
+        return "a mark of the chat template in the answer"
+    return PseudoExample(gen, tuple(rest[:middle]), tuple(answer))
+
+
+def _last(ids: Sequence[int], wanted: tuple[int, ...]) -> int | None:
+    """Return where ``wanted`` occurs in ``ids`` for the last time; None if it does not."""
+    starts = range(len(ids) - len(wanted), -1, -1)
+    return next((start for start in starts if tuple(ids[start : start + len(wanted)]) == wanted), None)
 
 
 def parse_generated(ids: Sequence[int], special: SpecialIds) -> PseudoExample | Rejection:
@@ -67,8 +106,8 @@ def generated_table(
             f"Generated examples start with tokens that belong to no task: ids {strangers}; tasks: {tokenizer.gen}."
         )
     return tokens_table(
-        ids=[[*example.question, tokenizer.ans, *example.answer] for example in examples],
-        prompt_lengths=[len(example.question) + 1 for example in examples],
+        ids=[[*example.question, *tokenizer.answer_start, *example.answer] for example in examples],
+        prompt_lengths=[len(example.question) + len(tokenizer.answer_start) for example in examples],
         gens=[example.gen for example in examples],
         tasks=list(tasks),
         sample_ids=[f"replay-{stage}-{i}" for i in range(len(examples))],

@@ -11,8 +11,9 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ConfigError, DataError, ModelError, nearest
-from ray_l4.text.added_tokens import ANS, PAD, TASK_TOKENS_FILE, UNK
+from ray_l4.text.added_tokens import ANS, END, PAD, TASK_TOKENS_FILE, UNK
 from ray_l4.text.base_tokenizer import load_base, train_base
+from ray_l4.text.chat_template import ChatTemplate
 from ray_l4.text.cleanup import clean_up
 
 
@@ -26,7 +27,12 @@ class TaskTokenizer:
         gen: by task name, the id of the token that starts the task's LM sequences.
         spares: ids of the task tokens that are still free.
         fresh: ids of added tokens that the model has not learned: it has no rows for them, or meaningless ones.
-        ans, pad, unk, eos: ids of the answer, padding, unused and end-of-sequence tokens.
+        ans, pad, unk: ids of the answer, padding and unused tokens.
+        chat: the model's chat template, in which its prompts are rendered; None if they are not.
+        eos: id that ends an answer: the end-of-sequence token, or the template's end of turn.
+        answer_start: ids between a question and its answer: ANS, or what the template writes there.
+        lm_start: ids that follow the task token in every LM sequence, so that they are given and not predicted.
+        lm_end: ids that end an LM sequence; the last one ends nothing else.
         size: number of entries, including added tokens.
     """
 
@@ -36,14 +42,18 @@ class TaskTokenizer:
         gen: Mapping[str, int],
         spares: Sequence[int],
         fresh: Collection[int] = (),
+        chat: bool = False,
     ) -> None:
+        """Wrap ``hf``, which has the added tokens. ``chat``: render prompts in its chat template."""
         self.hf = hf
         self.gen = dict(gen)
         self.spares = tuple(spares)
         self.fresh = frozenset(fresh)
         self.ans, self.pad, self.unk = (int(i) for i in hf.convert_tokens_to_ids([ANS, PAD, UNK]))
-        self.eos = int(hf.eos_token_id)
-        self._own = {self.ans, self.pad, self.unk, *self.gen.values(), *self.spares}
+        self.chat = ChatTemplate(hf) if chat else None
+        self.eos, self.answer_start, self.lm_end = _marks(hf, self.ans, self.chat)
+        self.lm_start = self.chat.beginning if self.chat else ()
+        self._own = {self.ans, self.pad, self.unk, *self.lm_end[1:], *self.gen.values(), *self.spares}
         self._reserved = frozenset({*self._own, self.eos, *_special_ids(hf)})
         self.size = max(len(hf), 1 + max(self._own))  # a base vocabulary may have holes
         # Llama's tokenisers add the leading space themselves: a word then has the same ids at the start and inside.
@@ -55,7 +65,9 @@ class TaskTokenizer:
         self._anchor_text = self._text(self._anchor)
 
     @classmethod
-    def pretrained(cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False) -> TaskTokenizer:
+    def pretrained(
+        cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False, chat: bool = True
+    ) -> TaskTokenizer:
         """Build the tokeniser of a pretrained model with the added tokens. Raises as ``load_base``.
 
         A checkpoint of a run keeps the tokens of the tasks that it has learned and its own number of spare ones.
@@ -65,10 +77,15 @@ class TaskTokenizer:
             tasks: names of the tasks, in order.
             spare: number of spare task tokens.
             shared: let all tasks use the first one's token (LAMOL-GEN, REFERENCE.md#added-tokens, #other-modes).
+            chat: render prompts in the tokeniser's chat template, if it has one.
         """
         if (Path(name) / TASK_TOKENS_FILE).is_file():
-            return cls.load(name).with_tasks(tasks, shared)
-        return cls._extend(load_base(name), tasks, spare, shared)
+            saved = cls.load(name)
+            return cls(saved.hf, saved.gen, saved.spares, saved.fresh, chat and saved.chat is not None).with_tasks(
+                tasks, shared
+            )
+        base = load_base(name)
+        return cls._extend(base, tasks, spare, shared, chat and bool(base.chat_template))
 
     @classmethod
     def trained(
@@ -83,9 +100,11 @@ class TaskTokenizer:
         return cls._extend(train_base(texts, vocabulary), tasks, spare, shared)
 
     @classmethod
-    def _extend(cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool) -> TaskTokenizer:
+    def _extend(
+        cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool, chat: bool = False
+    ) -> TaskTokenizer:
         spares = [f"__spare_{k}__" for k in range(spare)]
-        names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares]
+        names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares, *([END] if chat else [])]
         known = hf.get_vocab()
         _add(hf, names)
         hf.pad_token = PAD
@@ -93,7 +112,7 @@ class TaskTokenizer:
         gen = {task: ids[_task_token(tasks[0] if shared else task)] for task in tasks}
         # If tasks share a token, those of the other tasks are spare too: the vocabulary is the same either way.
         free = [ids[name] for name in [*spares, *map(_task_token, tasks)] if ids[name] not in gen.values()]
-        return cls(hf, gen, free, [ids[name] for name in names if name not in known])
+        return cls(hf, gen, free, [ids[name] for name in names if name not in known], chat)
 
     def with_tasks(self, tasks: Sequence[str], shared: bool = False) -> TaskTokenizer:
         """Return a tokeniser in which all ``tasks`` have a token; those of earlier tasks are kept.
@@ -105,7 +124,7 @@ class TaskTokenizer:
             _task_token(task)
         if shared:
             first = next(iter(self.gen.values()))
-            return TaskTokenizer(self.hf, {**self.gen, **dict.fromkeys(tasks, first)}, self.spares, self.fresh)
+            return self._with({**self.gen, **dict.fromkeys(tasks, first)}, self.spares)
         grown = self
         for task in tasks:
             if task not in grown.gen and not grown.spares:
@@ -113,7 +132,7 @@ class TaskTokenizer:
                 while name in known:  # its own token went to another task, as a spare one
                     name = f"_{name}_"
                 _add(self.hf, [name])
-                grown = TaskTokenizer(self.hf, grown.gen, [self.hf.convert_tokens_to_ids(name)], grown.fresh)
+                grown = grown._with(grown.gen, [self.hf.convert_tokens_to_ids(name)])
             grown = grown.assign(task)
         return grown
 
@@ -133,7 +152,13 @@ class TaskTokenizer:
                 "are in use. Start the run with a larger model.spare_task_tokens."
             )
         first, *rest = self.spares
-        return TaskTokenizer(self.hf, {**self.gen, task: first}, rest, self.fresh | {first})
+        return self._with({**self.gen, task: first}, rest, self.fresh | {first})
+
+    def _with(
+        self, gen: Mapping[str, int], spares: Sequence[int], fresh: Collection[int] | None = None
+    ) -> TaskTokenizer:
+        """Return the same tokeniser with other task tokens."""
+        return TaskTokenizer(self.hf, gen, spares, self.fresh if fresh is None else fresh, self.chat is not None)
 
     @property
     def task_tokens(self) -> list[int]:
@@ -176,13 +201,6 @@ class TaskTokenizer:
         """List the names of all tokens that stand for something else than text, in the order of their ids."""
         return [str(name) for name in self.hf.convert_ids_to_tokens(sorted(self._reserved))]
 
-    def encode_markup(self, text: str) -> list[int]:
-        """Return the ids of ``text`` as it stands, in which the name of a special token is that token.
-
-        For a chat template's own text, never for what a user or a model wrote.
-        """
-        return self._ids([text], names_are_tokens=True)[0]
-
     def decode(self, ids: Sequence[int]) -> str:
         """Return the cleaned-up text of ``ids``, including special tokens (REFERENCE.md#base-tokeniser).
 
@@ -204,7 +222,7 @@ class TaskTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write the tokeniser in Hugging Face's format, and the assignment of tokens to tasks."""
         self.hf.save_pretrained(str(folder))
-        record = {"gen": self.gen, "spares": self.spares}
+        record = {"gen": self.gen, "spares": self.spares} | ({"chat_template": True} if self.chat else {})
         (Path(folder) / TASK_TOKENS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -220,7 +238,7 @@ class TaskTokenizer:
                 f"'{folder}' does not contain a tokeniser of ray-l4 ({TASK_TOKENS_FILE} and tokenizer.json): {error}. "
                 "Give the folder of a run or of one of its checkpoints."
             ) from error
-        return cls(hf, gen, spares)
+        return cls(hf, gen, spares, chat=bool(record.get("chat_template")))
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self._ids([self._lead + stripped if (stripped := text.strip()) else "" for text in texts])
@@ -229,13 +247,13 @@ class TaskTokenizer:
         found = next(i for i in ids if i in self._reserved)
         return f"contains {self.hf.convert_ids_to_tokens(found)!r}, which this tokeniser can only encode as a token"
 
-    def _ids(self, texts: list[str], *, names_are_tokens: bool = False) -> list[list[int]]:
+    def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:  # transformers fails on an empty batch
             return []
         encoded = self.hf(
             texts,
             add_special_tokens=False,
-            split_special_tokens=not names_are_tokens,
+            split_special_tokens=True,
             return_attention_mask=False,
             verbose=False,  # longer texts than the model's are truncated later, so a warning would mislead
         )
@@ -259,9 +277,20 @@ def _special_ids(hf: PreTrainedTokenizerBase) -> set[int]:
     return {*marked, *hf.all_special_ids} - {hf.unk_token_id}
 
 
+def _marks(
+    hf: PreTrainedTokenizerBase, ans: int, chat: ChatTemplate | None
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return ``eos``, ``answer_start`` and ``lm_end`` of a tokeniser."""
+    if chat is None:
+        eos = int(hf.eos_token_id)
+        return eos, (ans,), (eos,)
+    end = int(hf.convert_tokens_to_ids(END))
+    return chat.answer_end, chat.answer_start, (chat.answer_end, end)
+
+
 def _task_token(task: str) -> str:
     """Return ``__<task>__`` (REFERENCE.md#added-tokens). Raises ConfigError if another added token has that name."""
     token = f"__{task}__"
-    if token in (ANS, PAD, UNK) or task.startswith("spare_"):
+    if token in (ANS, PAD, UNK, END) or task.startswith("spare_"):
         raise ConfigError(f"A task cannot be called '{task}': the token '{token}' has another use. Rename the task.")
     return token

@@ -25,11 +25,13 @@ TOKENS = pa.schema(
 """One row per example.
 
 ``ids``: (truncated) context + question + ANS + answer, without GEN and EOS. ``prompt_length``: number of ids up to and
-including ANS. ``gen``: the task token that starts the LM sequence. ``origin``: an ``Origin``.
+including ANS. ``gen``: the task token that starts the LM sequence. ``origin``: an ``Origin``. With a chat template, the
+turns up to the beginning of the answer's stand in place of context + question + ANS (``text/prompts.py``).
 
 All sequences of REFERENCE.md#assembly follow from a row:
 prompt = ids[:prompt_length]; X_qa = ids; Y_qa = ignore x (prompt_length - 1) + answer + EOS;
-X_lm = GEN + ids; Y_lm = ids + EOS.
+X_lm = GEN + ids; Y_lm = ids + EOS. With a chat template EOS is the end of a turn, and Y_lm has one id more:
+X_lm = GEN + ids + EOS; Y_lm = ids + EOS + END, without the ids with which the template begins every conversation.
 """
 
 
@@ -42,6 +44,10 @@ class SpecialIds(Protocol):
     def pad(self) -> int: ...
     @property
     def eos(self) -> int: ...
+    @property
+    def lm_start(self) -> tuple[int, ...]: ...
+    @property
+    def lm_end(self) -> tuple[int, ...]: ...
 
 
 def tokens_table(

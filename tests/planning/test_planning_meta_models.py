@@ -63,6 +63,21 @@ def test_a_named_model_needs_no_weights(tmp_path: Path, name: str, lora: dict[st
     assert (counted.trainable < counted.total) is bool(lora)
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 3}], ids=["whole", "lora"])
+def test_weights_are_planned_in_their_own_type(tmp_path: Path, lora: dict[str, int] | None) -> None:
+    config_of("llama").save_pretrained(tmp_path)
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        planned = planned_model(ModelConfig.model_validate({"name": str(tmp_path), "lora": lora, "dtype": dtype}))
+        sizes[dtype] = dict.fromkeys((True, False), 0)
+        for parameter in planned.parameters():
+            sizes[dtype][parameter.requires_grad] += parameter.nbytes
+    frozen = lora is not None
+    assert sizes["bfloat16"][not frozen] == sizes["float32"][not frozen] / 2
+    if frozen:
+        assert sizes["bfloat16"][True] == sizes["float32"][True], "adapters stay float32"
+
+
 def test_a_model_from_scratch_has_the_parameters_it_will_have() -> None:
     config = experiment().model
     vocabulary = vocabulary_of(experiment())

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "torch's AdamW": ({"optim": {"variant": "torch"}}, {}),
     "bfloat16": ({"model": {"from_scratch": SHAPE, "precision": "bfloat16"}}, {}),
+    "recomputed activations": ({"model": {"from_scratch": {**SHAPE, "layers": 3}, "gradient_checkpointing": True}}, {}),
     "micro-batches": ({}, {"students": {"micro_batch": 1}}),
     "a slice of the batch": ({}, {"students": {"shards_per_student": 2}}),
     "topk": ({}, {"exchange": {"codec": "topk"}}),
@@ -121,6 +122,14 @@ def test_memory_of_each_purpose() -> None:
 def test_micro_batches_need_less_for_activations() -> None:
     whole, parts = plain(), simulated(students={"micro_batch": 1})
     assert parts.tensors["activations"] == pytest.approx(whole.tensors["activations"] / 4, rel=0.1)
+
+
+def test_recomputed_activations_need_less_memory() -> None:
+    shape = {**SHAPE, "layers": 4}
+    kept = simulated(experiment(shape=shape))
+    again = simulated(experiment(model={"from_scratch": shape, "gradient_checkpointing": True}))
+    assert again.tensors.get("activations", 0) < 0.5 * kept.tensors["activations"]
+    assert sum(again.tensors.values()) < sum(kept.tensors.values())
 
 
 def test_peers_of_one_process_add_up() -> None:

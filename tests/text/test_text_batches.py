@@ -25,6 +25,8 @@ class Ids:
     ans: int = 1
     pad: int = 2
     eos: int = 3
+    lm_start: tuple[int, ...] = ()
+    lm_end: tuple[int, ...] = (3,)
 
 
 IDS = Ids()

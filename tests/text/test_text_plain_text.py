@@ -105,12 +105,6 @@ def test_other_texts_are_encoded_as_ever(tok: TaskTokenizer, text: str) -> None:
     )
 
 
-def test_markup_is_encoded_with_its_tokens(tok: TaskTokenizer) -> None:
-    start = tok.hf.eos_token
-    assert tok.encode_markup(f"{start}a")[0] == tok.eos
-    assert tok.eos not in tok.encode("a"), "and nobody else's text after it"
-
-
 def test_added_tokens_that_are_words_stay_what_they_are(tmp_path: Path) -> None:
     """Such as Pythia's runs of blanks, or Qwen's <think>: vocabulary, not structure."""
     base = byte_level()

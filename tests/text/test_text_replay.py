@@ -26,6 +26,8 @@ class Ids:
     eos: int = 0
     ans: int = 1
     pad: int = 2
+    lm_start: tuple[int, ...] = ()
+    lm_end: tuple[int, ...] = (0,)
 
 
 GEN = 7

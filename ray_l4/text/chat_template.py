@@ -1,0 +1,264 @@
+"""A tokeniser's chat template: conversations as an instruct model knows them, in token ids.
+
+Text from the data is never read as a special token, whatever it contains.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from itertools import accumulate, takewhile
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ray_l4.errors import ModelError
+from ray_l4.tasks.chat import Message
+
+_DAY = date(2024, 7, 26)
+"""The day for templates that print today's: the tokens of a run must not depend on when it was started."""
+
+_FIXED_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in "dmbBaAyYjHMSp")
+    + " }}{% endmacro %}"
+)
+"""Put before a template, it replaces the function that Transformers gives templates to print the current day."""
+
+_MARK = re.compile("\ue000(\\d+)\ue001")
+"""Stands for the text of message N while a template is rendered."""
+
+_ASSISTANT = "assistant"
+_BLANKS = r"\s*"
+
+
+class RefusedConversationError(ValueError):
+    """A conversation that the template cannot render; the message says why."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a rendered text, and the half-open range of characters that each of them stands for."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def within(self, start: int, stop: int) -> range:
+        """Return the positions of the tokens that lie in the characters ``start`` to ``stop``."""
+        inside = [position for position, span in enumerate(self.spans) if start <= span[0] < span[1] <= stop]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Text of the template and of the data in turns: ``parts`` has one text more than ``contents``."""
+
+    parts: tuple[str, ...]
+    contents: tuple[str, ...]
+
+    def pieces(self) -> Iterator[tuple[str, bool]]:
+        """Yield the texts in order, each with whether it is the template's."""
+        for part, content in zip(self.parts, (*self.contents, None), strict=True):
+            yield part, True
+            if content is not None:
+                yield content, False
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces())
+
+    def starts(self) -> list[int]:
+        """Return where each of the contents starts in ``text``, in characters."""
+        return list(accumulate(len(text) for text, _ in self.pieces()))[:-1:2]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the template writes around turns of certain roles, and around the answer to them."""
+
+    parts: tuple[str, ...]
+    """The last two stand before and after the answer; the former ends as the template's own prompt does."""
+    blanks: str
+    """Between that prompt and an answer; they belong to the answer."""
+
+
+@dataclass
+class ChatTemplate:
+    """Rendering and encoding with the template of ``hf``."""
+
+    hf: PreTrainedTokenizerBase
+    _shapes: dict[tuple[str, ...], _Shape] = field(default_factory=dict)
+
+    def prompt(self, turns: Sequence[Message]) -> Rendered:
+        """Render the turns up to the question, and the template's beginning of the answer.
+
+        Raises RefusedConversationError if the template does not render such a conversation.
+        """
+        shape = self._shape(tuple(turn["role"] for turn in turns))
+        return Rendered(shape.parts[:-1], tuple(turn["content"] for turn in turns))
+
+    def encode(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """Return the tokens of rendered texts: the tokeniser's own, but for special tokens in the data's text."""
+        plain = [each for each in rendered if not self._names_special(each)]
+        together = iter(self._tokens([each.text for each in plain], split_special=False))
+        return [self._piecewise(each) if self._names_special(each) else next(together) for each in rendered]
+
+    def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text as the answer after a prompt, without the token that ends it."""
+        shape = self._shape(("user",))
+        opening = shape.parts[-2]
+        rendered = [Rendered((opening + shape.blanks, ""), (text.strip(),)) for text in texts]
+        answers = []
+        for encoded in self.encode(rendered):
+            inside = [start >= len(opening) for start, _ in encoded.spans]
+            answers.append([token for token, own in zip(encoded.ids, inside, strict=True) if own])
+        return answers
+
+    @cached_property
+    def answer_start(self) -> tuple[int, ...]:
+        """Ids between the end of the question and the answer. Raises ModelError if they depend on the question."""
+        found = set()
+        for probe in ("a", "Is it 1?"):
+            rendered = self._probe(probe)
+            (encoded,) = self.encode([rendered])
+            end = rendered.starts()[-1] + len(probe)
+            found.add(tuple(t for t, span in zip(encoded.ids, encoded.spans, strict=True) if span[0] >= end))
+        if len(found) != 1 or () in found:
+            raise ModelError(
+                "The chat template of the model puts no text of its own between a question and its answer, so replayed "
+                "examples could not be divided into the two. Set model.chat_template: none."
+            )
+        return found.pop()
+
+    @cached_property
+    def answer_end(self) -> int:
+        """The id that ends an assistant's turn: the template's first special token after it, or the tokeniser's EOS."""
+        self._probe("a")
+        (closing,) = self._tokens([self._shape(("user",)).parts[-1]], split_special=False)
+        return next((token for token in closing.ids if token in self._special_ids), int(self.hf.eos_token_id))
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """Ids with which every conversation begins, with a system prompt or without: they need not be predicted."""
+        begun = []
+        for roles in (("user",), ("system", "user")):
+            try:
+                rendered = self.prompt([{"role": role, "content": "a"} for role in roles])
+            except RefusedConversationError:
+                continue
+            (encoded,) = self.encode([rendered])
+            first = rendered.starts()[0]
+            begun.append([t for t, span in zip(encoded.ids, encoded.spans, strict=True) if span[1] <= first])
+        common = takewhile(lambda ids: len(set(ids)) == 1, zip(*begun, strict=False))
+        return tuple(ids[0] for ids in common)
+
+    @cached_property
+    def markers(self) -> frozenset[int]:
+        """Ids of the special tokens that the template itself writes."""
+        text = "".join(self._shape(("user", _ASSISTANT, "user")).parts)
+        (encoded,) = self._tokens([text], split_special=False)
+        return frozenset(encoded.ids) & self._special_ids
+
+    def _probe(self, question: str) -> Rendered:
+        try:
+            return self.prompt([{"role": "user", "content": question}])
+        except RefusedConversationError as error:
+            raise ModelError(
+                f"The chat template of the model does not render a question and its answer: {error}. "
+                "Set model.chat_template: none, or correct the template in the model's folder."
+            ) from error
+
+    def _shape(self, roles: tuple[str, ...]) -> _Shape:
+        """Return the template's texts around the turns with these roles and around the answer to them."""
+        if roles not in self._shapes:
+            *before, opening, closing = self._split((*roles, _ASSISTANT), prompt=False)
+            asked = self._split(roles, prompt=True)[-1]
+            # Some templates add an empty thought to a given answer, which then belongs to the prompt; others prompt for
+            # a thought and drop it from answers.
+            added = opening.removeprefix(asked) if opening.startswith(asked) else ""
+            if added.strip():
+                self._shapes[roles] = _Shape((*before, opening, closing), "")
+            else:
+                self._shapes[roles] = _Shape((*before, asked, closing), added)
+        return self._shapes[roles]
+
+    def _split(self, roles: Sequence[str], prompt: bool) -> list[str]:
+        """Render marks in place of the contents, and return the texts around them."""
+        marked = [{"role": role, "content": f"\ue000{number}\ue001"} for number, role in enumerate(roles)]
+        try:
+            text = self.hf.apply_chat_template(
+                marked,
+                chat_template=_FIXED_DAY + str(self.hf.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RefusedConversationError(f"the chat template refuses {_listed(roles)}: {error}") from error
+        pieces = _MARK.split(str(text))
+        if pieces[1::2] != [str(number) for number in range(len(roles))]:
+            raise RefusedConversationError(f"the chat template does not render each of {_listed(roles)} once, in order")
+        return pieces[::2]
+
+    def _tokens(self, texts: Sequence[str], split_special: bool) -> list[Encoded]:
+        if not texts:  # transformers fails on an empty batch
+            return []
+        given = self.hf(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=split_special,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return [Encoded(*each) for each in zip(given["input_ids"], given["offset_mapping"], strict=True)]
+
+    def _names_special(self, rendered: Rendered) -> bool:
+        return any(self._special_pattern.search(content) for content in rendered.contents)
+
+    def _piecewise(self, rendered: Rendered) -> Encoded:
+        """Encode a text with the name of a special token in the data: special tokens are looked for in the template."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for text, special, start in self._runs(rendered):
+            (encoded,) = self._tokens([text], split_special=not special)
+            ids += encoded.ids
+            spans += [(start + first, start + last) for first, last in encoded.spans]
+        return Encoded(ids, spans)
+
+    def _runs(self, rendered: Rendered) -> Iterator[tuple[str, bool, int]]:
+        """Yield the special tokens of the template and all text between two of them, each with where it starts."""
+        run, position = "", 0
+        for text, own in rendered.pieces():
+            for number, piece in enumerate(self._special_pattern.split(text) if own else [text]):
+                if number % 2:  # the pattern's only group: a special token of the template
+                    if run:
+                        yield run, False, position - len(run)
+                    yield piece, True, position
+                    run = ""
+                else:
+                    run += piece
+                position += len(piece)
+        if run:
+            yield run, False, position - len(run)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(number for number, token in self.hf.added_tokens_decoder.items() if token.special)
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        """A special token's name, with the blanks that the tokeniser takes with it."""
+        tokens = sorted(self.hf.added_tokens_decoder.values(), key=lambda token: -len(token.content))
+        names = [
+            "".join((_BLANKS if token.lstrip else "", re.escape(token.content), _BLANKS if token.rstrip else ""))
+            for token in tokens
+            if token.special
+        ]
+        return re.compile(f"({'|'.join(names)})")
+
+
+def _listed(roles: Iterable[str]) -> str:
+    return f"a conversation of {', '.join(roles)}"

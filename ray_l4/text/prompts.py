@@ -1,0 +1,149 @@
+"""Prompts as token ids: context, question and ANS, or a conversation in the model's chat template.
+
+This is the only place that knows how a prompt is put together; a prompt also knows how to become shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import dropwhile
+
+import pyarrow as pa
+
+from ray_l4.tasks.chat import Message, history
+from ray_l4.text.chat_template import ChatTemplate, Encoded, RefusedConversationError, Rendered
+from ray_l4.text.tokenizer import TaskTokenizer
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An example that does not fit, and why."""
+
+    sample_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and what of it can be left out if it is too long."""
+
+    ids: list[int]
+    cut: range
+    """Positions of the ids that can be left out, from the last one on: those of the context."""
+    later: Callable[[], Prompt] | None = None
+    """The same prompt without its oldest turns; None if there are none that can be left out."""
+
+    def within(self, limit: int) -> list[int] | None:
+        """Return the ids, at most ``limit``, with as much of turns and context as fits; None if nothing fits.
+
+        The oldest turns are left out first, then the end of the context.
+        """
+        prompt = self._without_turns(limit)
+        surplus = max(0, len(prompt.ids) - limit)
+        if surplus > len(prompt.cut):
+            return None
+        return prompt.ids[: prompt.cut.stop - surplus] + prompt.ids[prompt.cut.stop :]
+
+    @property
+    def fixed(self) -> int:
+        """The number of ids that remain when everything is left out that can be."""
+        shortest = self._without_turns(0)
+        return len(shortest.ids) - len(shortest.cut)
+
+    def _without_turns(self, limit: int) -> Prompt:
+        prompt = self
+        while len(prompt.ids) > limit and prompt.later is not None:
+            prompt = prompt.later()
+        return prompt
+
+
+def encode_prompts(examples: pa.Table, tokenizer: TaskTokenizer) -> list[Prompt | Dropped]:
+    """Return the prompt of every example, up to where its answer starts; Dropped where the chat template refuses it.
+
+    ``examples``: columns context, question, sample_id and, from chat data, meta (strings).
+    """
+    if tokenizer.chat is not None:
+        return _conversations(examples, tokenizer.chat)
+    contexts, questions = (tokenizer.encode_batch(examples[name].to_pylist()) for name in ("context", "question"))
+    return [
+        Prompt([*context, *question, tokenizer.ans], range(len(context)))
+        for context, question in zip(contexts, questions, strict=True)
+    ]
+
+
+def encode_answers(texts: Sequence[str], tokenizer: TaskTokenizer, *, generated: bool = False) -> list[list[int]]:
+    """Return the ids of answers as they follow a prompt, without the token that ends them.
+
+    ``generated``: whether a model wrote them, so that what cannot be encoded as text is left out. Otherwise it raises
+    DataError.
+    """
+    if tokenizer.chat is not None:
+        return tokenizer.chat.encode_answers(texts)
+    return tokenizer.encode_generated(texts) if generated else tokenizer.encode_batch(texts)
+
+
+def _conversations(examples: pa.Table, chat: ChatTemplate) -> list[Prompt | Dropped]:
+    prompts: dict[int, Prompt | Dropped] = {}
+    asked: list[_Asked] = []
+    rows = examples.to_pylist()
+    for number, row in enumerate(rows):
+        try:
+            asked.append(_Asked.of(number, chat, *_turns(row)))
+        except RefusedConversationError as error:
+            prompts[number] = Dropped(row["sample_id"], str(error))
+    for each, tokens in zip(asked, chat.encode([each.rendered for each in asked]), strict=True):
+        prompts[each.number] = each.prompt(chat, tokens)
+    return [prompts[number] for number in range(len(rows))]
+
+
+def _turns(row: Mapping[str, str]) -> tuple[list[Message], int]:
+    """Return the turns of an example up to its question, and how many characters of the first one are context.
+
+    From chat data these are the turns before the question, of which the system prompt is context. Of any other example
+    the context and the question make one turn, each on lines of its own.
+    """
+    earlier = history(row.get("meta", ""))
+    question = row["question"].strip()
+    if earlier:
+        return [*earlier, {"role": "user", "content": question}], _system_characters(earlier)
+    context = row["context"].strip()
+    content = "\n".join(text for text in (context, question) if text)
+    return [{"role": "user", "content": content}], len(context)
+
+
+def _system_characters(turns: Sequence[Message]) -> int:
+    return len(turns[0]["content"]) if turns[0]["role"] == "system" else 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A conversation up to its question, rendered."""
+
+    number: int
+    turns: Sequence[Message]
+    rendered: Rendered
+    context: int
+    """How many characters of the first turn can be left out."""
+
+    @classmethod
+    def of(cls, number: int, chat: ChatTemplate, turns: Sequence[Message], context: int) -> _Asked:
+        return cls(number, turns, chat.prompt(turns), context)
+
+    def prompt(self, chat: ChatTemplate, tokens: Encoded) -> Prompt:
+        start = self.rendered.starts()[0]
+        return Prompt(tokens.ids, tokens.within(start, start + self.context), self._later(chat))
+
+    def _later(self, chat: ChatTemplate) -> Callable[[], Prompt] | None:
+        """Return what makes the prompt without the oldest exchange: a question, and what follows up to the next."""
+        system = [turn for turn in self.turns[:1] if turn["role"] == "system"]
+        rest = list(self.turns[len(system) :])
+        kept = list(dropwhile(lambda turn: turn["role"] != "user", rest[1:]))
+        return partial(_without_oldest, chat, [*system, *kept]) if kept else None
+
+
+def _without_oldest(chat: ChatTemplate, turns: Sequence[Message]) -> Prompt:
+    asked = _Asked.of(0, chat, turns, _system_characters(turns))
+    (tokens,) = chat.encode([asked.rendered])
+    return asked.prompt(chat, tokens)
