@@ -198,6 +198,7 @@ def _tokens(
     refuse_if_many(dropped, examples.num_rows, tolerated, source)
     if dropped:
         left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
+        of_what = "training" if kind == "train" else kind
         total = examples.num_rows
-        log.warning("task %s: %d of %d %s examples left out: %s", name, len(dropped), total, kind, left_out)
+        log.warning("task %s: %d of %d %s examples left out: %s", name, len(dropped), total, of_what, left_out)
     return tokens
