@@ -100,6 +100,7 @@ COMMANDS: list[tuple[list[object], int]] = [
     (["methods"], 0),
     (["data", "list"], 0),
     (["rnu"], 2),
+    (["rescore", "none"], 5),
     (["run", "none.yaml"], 2),
     (["run", QUICKSTART, "--set", "optm.lr=1"], 2),
     (["run", QUICKSTART, "--set", "method=l5"], 2),
