@@ -1,7 +1,8 @@
-"""``report``: one finished run, or several side by side."""
+"""``report``: one finished run, or several side by side; ``rescore``: their scores computed again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +11,15 @@ import typer
 
 if TYPE_CHECKING:
     from ray_l4.report.run_search import FoundRuns
+    from ray_l4.run.rescoring import Change
 
 PAGE = "report.html"
 
 
 def register(app: typer.Typer) -> None:
-    """Add this module's command."""
+    """Add this module's commands."""
     app.command()(report)
+    app.command()(rescore)
 
 
 def report(
@@ -83,3 +86,37 @@ def _default_page(paths: list[Path], found: FoundRuns) -> Path:
     here = Path(PAGE)
     names = (here if number == 1 else Path(f"{here.stem}-{number}{here.suffix}") for number in count(1))
     return next(name for name in names if not name.exists())
+
+
+def rescore(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new scores, and write nothing.")] = False,
+) -> None:
+    """Compute the scores of finished runs again.
+
+    They follow from the stored answers, with the metrics of this version. Prints every task's last score, old and new.
+    """
+    from ray_l4.store.run_directory import RunDirectory
+
+    runs = [RunDirectory.open(folder) for folder in run_dirs]
+    for run in runs:
+        run.summary()  # refuse all before the first is changed
+
+    from ray_l4.run.rescoring import rescore as rescored
+
+    for run in runs:
+        for folder, changes in rescored(run, write=not dry_run).items():
+            for line in _lines(folder, changes):
+                typer.echo(line)
+
+
+def _lines(folder: Path, changes: Sequence[Change]) -> Iterator[str]:
+    """Yield the number of changed scores, then a line for each student and task about its last score."""
+    changed = [change for change in changes if change.old != change.new]
+    yield f"{folder}: {len(changes)} scores computed again, {len(changed)} changed"
+    last = {(change.cell.student, change.cell.task): change for change in changes}  # in order of stage and epoch
+    for (student, task), change in last.items():
+        new = f"{change.new.metric} {change.new.value:.3f}"
+        unchanged = change.old == change.new
+        old = "" if unchanged else f"{change.old.metric} {change.old.value:.3f} -> "
+        yield f"  student {student}, {task}: {old}{new}{' (unchanged)' if unchanged else ''}"

@@ -213,7 +213,8 @@ class EvaluationConfig(Strict):
     max_new_tokens: Count | None = None
     """Maximum length of an answer in tokens. If not given, that of the longest reference in the test set."""
     reserve: Annotated[int, Field(ge=1)] = 128
-    """Number of tokens kept free for the answer when a long context is cut (REFERENCE.md#decoding)."""
+    """Number of tokens kept free for the answer when a long context is cut (REFERENCE.md#decoding). With less than the
+    longest answer needs, each answer is as long as the room that its own prompt leaves."""
     chunk: Count = 64
     """Number of test examples decoded together. A work item of an evaluator is a few such batches."""
     validation: Annotated[float, Field(gt=0, lt=1)] | Literal["dev"] | Path | None = None

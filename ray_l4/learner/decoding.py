@@ -83,3 +83,36 @@ def continue_prompts(
     model.train(was_training)
     new_BT = output_BT[:, input_ids_BT.shape[1] :].tolist()
     return [row[: row.index(end)] if end in row else row for row in new_BT]
+
+
+def continue_within(
+    model: PreTrainedModel,
+    tokenizer: TaskTokenizer,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    *,
+    top_k: int,
+    temperature: float = 1.0,
+    seeds: Sequence[int],
+    banned: Sequence[int] = (),
+) -> list[list[int]]:
+    """Return the new tokens of every prompt like ``continue_prompts``, each at most as many as its own limit.
+
+    All prompts of a batch share one limit, since a longer one may take another prompt beyond the model's positions.
+    Prompts with different limits are therefore continued separately.
+    """
+    new: dict[int, list[int]] = {}
+    for limit in sorted(set(limits)):
+        members = [index for index, own in enumerate(limits) if own == limit]
+        continued = continue_prompts(
+            model,
+            tokenizer,
+            [prompts[index] for index in members],
+            limit,
+            top_k=top_k,
+            temperature=temperature,
+            seeds=[seeds[index] for index in members],
+            banned=banned,
+        )
+        new.update(zip(members, continued, strict=True))
+    return [new[index] for index in range(len(prompts))]

@@ -74,10 +74,11 @@ def _num_values(path: Path) -> int:
         ) from error
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> pa.Table | None:
     """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
 
-    Raises RunDirectoryError if the file cannot be read or lacks one of ``columns``.
+    ``optional`` = None: all other columns that it has. Raises RunDirectoryError if the file cannot be read or lacks one
+    of ``columns``.
     """
     if not path.is_file():
         return None
@@ -87,7 +88,8 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
             missing = [name for name in columns if name not in present]
             if missing:
                 raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
-            return file.read([*columns, *(name for name in optional if name in present)])
+            others = present if optional is None else [name for name in optional if name in present]
+            return file.read(list(dict.fromkeys([*columns, *others])))
     except (OSError, pa.ArrowException) as error:
         raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
 

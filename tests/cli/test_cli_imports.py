@@ -100,6 +100,7 @@ COMMANDS: list[tuple[list[object], int]] = [
     (["methods"], 0),
     (["data", "list"], 0),
     (["rnu"], 2),
+    (["rescore", "none"], 5),
     (["run", "none.yaml"], 2),
     (["evaluate"], 2),
     (["evaluate", "./runs/none", "--task", "mini.sql"], 4),
