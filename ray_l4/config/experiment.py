@@ -68,6 +68,9 @@ class TaskConfig(Strict):
     """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), what the library datasets saved
     (``save_to_disk``), or the ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to
     the experiment file."""
+    dataset: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?(:[^\s/:]+)?$")] | None = None
+    """Name of a data set of the Hugging Face Hub as your own data, instead of ``path``: ``OWNER/NAME``, or
+    ``OWNER/NAME:SUBSET``. It is read from the hub's conversion to Parquet, downloaded once, and then cached."""
     splits: Splits = Splits()
     """Names of the splits of your own data."""
     columns: Columns = Columns()
@@ -76,6 +79,17 @@ class TaskConfig(Strict):
     """Metric of the task (see ``ray-l4 data list``). Required for your own data; built-in tasks have a default."""
     question: str | None = None
     """The question of every example, if your own data has no question column."""
+
+    @model_validator(mode="after")
+    def _check_one_place(self) -> TaskConfig:
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give only one of 'path' and 'dataset'")
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether the examples are the user's own data."""
+        return self.path is not None or self.dataset is not None
 
 
 class DataConfig(Strict):

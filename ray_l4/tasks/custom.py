@@ -19,7 +19,8 @@ from ray_l4.errors import DataError
 from ray_l4.tasks import chat
 from ray_l4.tasks.delimited import read_csv
 from ray_l4.tasks.files import read_lines, require_columns
-from ray_l4.tasks.own_files import find_split
+from ray_l4.tasks.hub import fetch_split
+from ray_l4.tasks.own_files import DATASET_STATE, find_split
 from ray_l4.tasks.own_tables import Record, read_dataset, read_parquet
 from ray_l4.tasks.rows import BadRecords
 from ray_l4.tasks.schema import EXAMPLES
@@ -34,7 +35,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
     Raises:
         DataError: the split has no file or several, or its file is unreadable or lacks a required column.
     """
-    path = find_split(source)
+    path = find_split(source) if source.task.dataset is None else fetch_split(source)
     columns, question = source.task.columns, source.task.question
     needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
     needed += [columns.question] if question is None else []
@@ -88,10 +89,10 @@ def _identifier(value: Any) -> Any:
 
 def _records(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
     """Return the column names of a file or folder and an iterator over its records."""
-    if path.suffix == ".parquet":
-        return read_parquet(path)
-    if path.is_dir():
+    if (path / DATASET_STATE).is_file():
         return read_dataset(path)
+    if path.suffix == ".parquet" or path.is_dir():
+        return read_parquet(path)
     if {".csv", ".tsv"} & set(path.suffixes):
         names, records = read_csv(path, needed)
         return names, ((f"{path.name}, line {line}", dict(record)) for line, record in records)

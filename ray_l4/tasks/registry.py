@@ -147,7 +147,7 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
 
 
 def reads_own_data(task: TaskConfig) -> bool:
-    """Return whether the task is read from the user's files (``TaskConfig.path``)."""
+    """Return whether the task is read from files of the user (``TaskConfig.path``)."""
     return task.path is not None
 
 
@@ -158,6 +158,8 @@ def check_files(task: TaskConfig, data: DataConfig) -> None:
         ConfigError, DataError: as ``load``.
     """
     own = task.path is not None and not squad.is_squad_folder(task.path)
+    if task.dataset is not None:
+        return  # the hub has them
     for split in _SPLITS_OF_A_RUN:
         source = Source(task, split, data)
         if own:
@@ -169,14 +171,14 @@ def check_files(task: TaskConfig, data: DataConfig) -> None:
 
 
 def _check_known(task: TaskConfig) -> None:
-    if task.name not in TASKS and task.path is None:
+    if task.name not in TASKS and not task.is_own:
         raise ConfigError(
             f"Unknown task {task.name!r}. {nearest(task.name, TASKS)} For your own data, give the task a path."
         )
 
 
 def _reader(task: TaskConfig, data: DataConfig) -> Reader:
-    if task.path is not None and not squad.is_squad_folder(task.path):
+    if task.is_own and not (task.path and squad.is_squad_folder(task.path)):
         from ray_l4.tasks import custom  # loads PyArrow
 
         return custom.read

@@ -145,7 +145,7 @@ evaluation: {when: never}
 peers: {zzz: 0}
 """
     )
-    task = "name, train, test, path, splits, columns, metric, question"
+    task = "name, train, test, path, dataset, splits, columns, metric, question"
     training = "epochs, batch_size, batch_budget, lm_weight, means, answer_token_weight, max_grad_norm"
     assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
         "FILE:1: name: expected text, found 5; put it in quotes to make it text",
