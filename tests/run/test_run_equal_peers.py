@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from safetensors.torch import load_file
 
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.membership import Membership
+from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import Topology, complete, from_edges, isolated
-from ray_l4.run.equal_peers import staying_equal
+from ray_l4.run.equal_peers import EqualPeers, staying_equal
 from ray_l4.run.session import start
+from ray_l4.setup.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.workers.calls import WeightsDigest
 from tests.learner import adapter_fixtures as adapted
 from tests.learner import learner_fixtures as small
-from tests.run.run_fixtures import cluster, finish, new_run
+from tests.run.run_fixtures import bare_context, cluster, finish, new_run
 
 IN_PROCESS = cluster("in_process")
 
@@ -44,6 +50,40 @@ def test_who_stays_equal_follows_from_weights_and_teachers(
 def test_a_frozen_teacher_is_unlike_all_students() -> None:
     topology = Topology(3, frozenset({(0, 1), (1, 0), (2, 0)}), frozenset({2}))
     assert staying_equal(topology, {0: "a", 1: "a"}) == [], "only student 0 learns from the teacher"
+
+
+class Rank:
+    """A rank of a student, with a digest of its part of the weights."""
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    def digest(self) -> WeightsDigest:
+        return WeightsDigest(self.part, dropout=False)
+
+
+@pytest.mark.parametrize(("parts", "warned"), [((("a", "b"), ("a", "b")), True), ((("a", "b"), ("a", "c")), False)])
+def test_all_ranks_of_a_student_count(
+    folder: Path, tmp_path: Path, parts: tuple[tuple[str, str], ...], warned: bool
+) -> None:
+    """Fully sharded, the rows of new tokens, the last ones, are the last rank's."""
+    rpc = LocalRpc()
+    students = [StudentHandle(slot, rpc, [Rank(part) for part in own]) for slot, own in enumerate(parts)]
+    context = bare_context(prepare(experiment(folder)), tmp_path / "run")
+    table = object()
+    EqualPeers(context, rpc, cast(Membership, SimpleNamespace(students=students))).look(
+        complete(2), {0: table, 1: table}
+    )
+    assert bool(context.progress.snapshot().events) == warned
+
+
+def test_students_with_examples_of_their_own_differ(folder: Path, tmp_path: Path) -> None:
+    rpc = LocalRpc()
+    students = [StudentHandle(slot, rpc, [Rank("a")]) for slot in range(2)]
+    context = bare_context(prepare(experiment(folder)), tmp_path / "run")
+    tables = {0: object(), 1: object()}
+    EqualPeers(context, rpc, cast(Membership, SimpleNamespace(students=students))).look(complete(2), tables)
+    assert not context.progress.snapshot().events
 
 
 @pytest.fixture(scope="module")
