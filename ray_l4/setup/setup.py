@@ -19,6 +19,9 @@ from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 
+_SPLIT_OF = {"training": "train", "validation": "validation"}
+"""Kind of examples -> the split that messages name."""
+
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +94,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
         tokenizer=tokenizer,
         max_length=longest,
         training={
-            name: _tokens(table, name, "train", tokenizer, longest, experiment) for name, table in training.items()
+            name: _tokens(table, name, "training", tokenizer, longest, experiment) for name, table in training.items()
         },
         validation={
             name: _tokens(table, name, "validation", tokenizer, longest, experiment)
@@ -135,7 +138,7 @@ def _tokens(
     examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
 ) -> pa.Table:
     tokens, dropped = assemble(examples, tokenizer, longest)
-    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, {kind}")
+    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, {_SPLIT_OF[kind]}")
     if dropped:
         left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
         total = examples.num_rows
