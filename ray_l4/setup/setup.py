@@ -31,6 +31,9 @@ from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import sequence_lengths
 
+_SPLIT_OF = {"training": "train", "validation": "validation"}
+"""Kind of examples -> the split that messages name."""
+
 log = logging.getLogger(__name__)
 
 
@@ -119,7 +122,7 @@ def prepare(experiment: ExperimentConfig) -> Setup:
         tokenizer=tokenizer,
         max_length=longest,
         training={
-            name: _tokens(table, name, "train", tokenizer, longest, experiment) for name, table in training.items()
+            name: _tokens(table, name, "training", tokenizer, longest, experiment) for name, table in training.items()
         },
         validation={
             name: _tokens(table, name, "validation", tokenizer, longest, experiment)
@@ -192,13 +195,12 @@ def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterato
 def _tokens(
     examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
 ) -> pa.Table:
-    source, tolerated = f"task {name}, {kind}", experiment.data.max_bad_fraction
+    source, tolerated = f"task {name}, {_SPLIT_OF[kind]}", experiment.data.max_bad_fraction
     examples = without_unencodable(examples, tokenizer, source, tolerated)
     tokens, dropped = assemble(examples, tokenizer, longest)
     refuse_if_many(dropped, examples.num_rows, tolerated, source)
     if dropped:
         left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
-        of_what = "training" if kind == "train" else kind
         total = examples.num_rows
-        log.warning("task %s: %d of %d %s examples left out: %s", name, len(dropped), total, of_what, left_out)
+        log.warning("task %s: %d of %d %s examples left out: %s", name, len(dropped), total, kind, left_out)
     return tokens
