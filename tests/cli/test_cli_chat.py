@@ -55,7 +55,7 @@ def write(folder: Path, steps: int = 0, **model: Any) -> Path:
         "stream": [{"name": task, "path": task, "metric": "em"} for task in TASKS],
         "model": {"name": str(folder / "instruct"), "lora": LORA} | model,
         "training": {"epochs": 50, "batch_size": 4},
-        "optim": {"variant": "torch", "lr": 2e-2, "eps": 1e-8},
+        "optim": {"variant": "torch", "lr": 1e-2, "eps": 1e-8},
         "replay": {"ratio": 1.0, "top_k": 1, "max_length": 80},
         "evaluation": {"max_new_tokens": 10},
     }

@@ -120,6 +120,7 @@ def save_instruct(folder: Path, template: str | None = CHATML, positions: int = 
         num_key_value_heads=2,
         max_position_embeddings=positions,
         vocab_size=len(hf),
+        initializer_range=0.2,  # large enough that adapters alone can teach it
         bos_token_id=hf.bos_token_id,
         eos_token_id=hf.eos_token_id,
     )
