@@ -100,8 +100,17 @@ def said(*texts: str, system: str | None = None) -> list[Message]:
     return turns
 
 
-def save_instruct(folder: Path, template: str | None = CHATML, positions: int = 256) -> Path:
-    """Save a small model in Llama's shape, with a tokeniser that has a chat template."""
+TAUGHT = [
+    said("What is the capital of France?", "The capital of France", system="Answer, please"),
+    said("What is the capital of Italy?", "The capital of Italy"),
+    said("Translate cheese", "Translate one word", system="You are a helpful assistant"),
+    said("Translate word", "please", "capital of France?", "What is France?"),
+]
+"""What the small instruct model knows: to talk in turns, but none of the answers that tests teach it."""
+
+
+def save_instruct(folder: Path, template: str | None = CHATML, positions: int = 256, steps: int = 60) -> Path:
+    """Save a small model in Llama's shape that has learned to talk in its tokeniser's chat template."""
     hf = base(template)
     config = LlamaConfig(
         hidden_size=32,
@@ -111,11 +120,19 @@ def save_instruct(folder: Path, template: str | None = CHATML, positions: int = 
         num_key_value_heads=2,
         max_position_embeddings=positions,
         vocab_size=len(hf),
+        initializer_range=0.2,  # large enough that adapters alone can teach it
         bos_token_id=hf.bos_token_id,
         eos_token_id=hf.eos_token_id,
     )
     torch.manual_seed(5)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        ids = torch.tensor([hf.apply_chat_template(TAUGHT[step % len(TAUGHT)])["input_ids"]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
     hf.save_pretrained(folder)
     return folder
 
