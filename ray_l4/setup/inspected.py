@@ -174,7 +174,7 @@ def _untouched(model: str | None, settings: Settings) -> Inspected:
 
 def _defaults(model: str, settings: Settings) -> ExperimentConfig:
     """Return an experiment with the default settings for a model that belongs to none."""
-    names = list(settings.tasks) or ["none"]
+    names = dict.fromkeys(settings.tasks or ["none"])
     stream = [{"name": name, "train": "all"} for name in names]
     tree: dict[str, object] = {"method": "finetune", "stream": stream, "model": {"name": model}}
     document = Document("command line", Path.cwd(), tree)
