@@ -212,31 +212,33 @@ def _undropped(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in description.items() if "drop" not in key}
 
 
-def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:
+def load_folder(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, TaskTokenizer]:
     """Load a checkpoint of a run, or any model folder whose tokeniser has the task tokens.
 
-    Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose base model is not found.
     """
     if (folder / ADAPTER_CONFIG).is_file():
-        tuned, tokenizer = load_adapters(folder)
+        tuned, tokenizer = load_adapters(folder, dtype)
         return tuned.model, tokenizer
     tokenizer = TaskTokenizer.load(folder)
-    model = load_pretrained(str(folder), "model.name")
+    model = load_pretrained(str(folder), "model.name", dtype)
     grow(model, tokenizer.size)
     return model, tokenizer
 
 
-def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
+def load_adapters(folder: Path, dtype: str = "float32") -> tuple[LoraModel, TaskTokenizer]:
     """Load a checkpoint that holds adapters, with its base model; ``merge_and_unload()`` of the model merges the two.
 
-    Raises ModelError if the folder is not such a checkpoint, or if the base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder is not such a checkpoint, or
+    if the base model is not found.
     """
     tokenizer = TaskTokenizer.load(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; expected a checkpoint of a run with adapters (model.lora)")
     settings = read_settings(folder)
-    model = load_pretrained(settings.base_model_name_or_path, f"{folder / ADAPTER_CONFIG}: base_model_name_or_path")
+    where = f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
+    model = load_pretrained(settings.base_model_name_or_path, where, dtype)
     grow(model, tokenizer.size)
     tuned = inject(model, settings)
     damaged = damage(folder / ADAPTER_WEIGHTS)

@@ -73,7 +73,7 @@ class Inspected:
         own = {task.name: task for task in self.experiment.stream}
         usual = own.get(name, TaskConfig(name=name, train="all"))
         task: TaskConfig = changed(usual, **settings.task)
-        if task.path is None and name not in (TASKS if self.assumed else {**own, **TASKS}):
+        if task.path is None and task.dataset is None and name not in (TASKS if self.assumed else {**own, **TASKS}):
             known = [*self.tasks, *TASKS]
             raise unknown_task(name, self, f" For other data, give its folder (--path). {nearest(name, known)}")
         return task

@@ -13,11 +13,10 @@ from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
 from ray_l4.learner.models import load_folder
-from ray_l4.methods import peer_experiment
+from ray_l4.methods import all_models, peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
-from ray_l4.setup.tokenizer_check import all_models
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.test_sets import Scored, TestSet
@@ -45,7 +44,7 @@ def load_inspected(found: Inspected, device: str) -> LoadedModel:
     place = device_named(device)
     own = peer_experiment(found.experiment, found.student).model
     if found.folder is not None:
-        model, tokenizer = load_folder(found.folder)
+        model, tokenizer = load_folder(found.folder, own.dtype)
     else:
         # Only a model from scratch needs training examples: its tokeniser is trained on them.
         stream = found.experiment.stream if own.from_scratch is not None else []

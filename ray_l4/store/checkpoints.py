@@ -84,7 +84,7 @@ def checkpoints(run: RunDirectory) -> list[Checkpoint]:
 
 
 def last_checkpoints(run: RunDirectory, wanted: Wanted, every_stage: bool) -> list[Checkpoint]:
-    """Return every student's last checkpoint among those that are ``wanted``.
+    """Return every student's last checkpoint among those that are ``wanted``; of each stage, the one that is its result.
 
     ``every_stage``: the last one of each stage, for models that are trained independently of each other. Unless a stage
     is named, only finished ones count. Raises RunDirectoryError if there is no such checkpoint.
@@ -102,6 +102,10 @@ def last_checkpoints(run: RunDirectory, wanted: Wanted, every_stage: bool) -> li
     chosen = [found for found in finished if wanted.includes(found)]
     if not chosen:
         raise RunDirectoryError(f"{run.path}: has no checkpoint of {wanted}. It has those of {_listed(finished)}.")
+    if wanted.epoch is None:
+        epochs = run.experiment().training.epochs
+        results = [found for found in chosen if found.epoch == run.result_epoch(found.stage, epochs)]
+        chosen = results or chosen  # of a stage under way there is no result yet
     last = {(found.stage if every_stage else 0, found.student): found for found in chosen}  # the last one stays
     return [last[key] for key in sorted(last)]
 

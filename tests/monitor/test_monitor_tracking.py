@@ -68,7 +68,7 @@ def test_a_tracker_that_fails_is_told_once_and_dropped(fails_at: int | None) -> 
         time.sleep(0.001)
     writer.close()
     reason = "SystemExit: no key" if fails_at is None else "ConnectionError: no route to host"
-    assert warnings == [f"warning: fake gets no more curves ({reason}); the run goes on, TensorBoard has all"]
+    assert warnings == [f"warning: fake gets no more curves ({reason}); the run goes on, and TensorBoard has all"]
     assert len(memory.points) == (fails_at or 0)
 
 

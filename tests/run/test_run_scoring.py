@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc
@@ -191,7 +193,7 @@ def test_epochs_that_are_scored(
     for epoch in (1, 2):
         folder = work.run.checkpoint(0, epoch, 0)
         folder.mkdir(parents=True)
-        (folder / WEIGHTS).write_bytes(b"weights")
+        save_file({"a": np.zeros(1, np.float32)}, folder / WEIGHTS)
     if chosen is not None:
         write_json(work.run.validation(0), {"epoch": chosen})
     work.scoring.request_missing(1, {0: {"model": "small"}})
@@ -208,7 +210,7 @@ def test_missing_scores_are_requested_from_the_checkpoints_on_disk(tok: TaskToke
         cell = Cell(stage, 2, student, "")
         folder = earlier.run.checkpoint(stage, 2, student)
         folder.mkdir(parents=True)
-        (folder / WEIGHTS).write_bytes(f"weights of {cell.checkpoint}".encode())
+        save_file({"a": np.zeros(1, np.float32)}, folder / WEIGHTS, {"of": cell.checkpoint})
     work = Work(tmp_path, tok, from_disk=True)
     work.scoring.request_missing(2, {student: {"model": "small"} for student in range(2)})
     found = work.finish()

@@ -314,7 +314,7 @@ def test_a_damaged_file_of_weights_is_named(run: RunDirectory, damage: Callable[
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(damage(safetensors(1).tobytes()) if damage is not bytes else b"")
     for read in (lambda: read_weights(folder), lambda: read_guard(run, 0, 0)):
-        with pytest.raises(RunDirectoryError, match=r"0\.?(/model)?\.safetensors: damaged, .*Restore it from a copy"):
+        with pytest.raises(RunDirectoryError, match=r"0\.?(/model)?\.safetensors is damaged: .*Restore it from a copy"):
             read()
 
 
