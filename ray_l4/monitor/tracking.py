@@ -46,7 +46,7 @@ def check_tracker(name: str) -> None:
 
 
 class QueuedWriter:
-    """Opens a tracker and writes to it on a thread of its own; after its first failure it warns and writes no more."""
+    """Opens a tracker with the first point and writes to it on a thread of its own; if it fails, warns and stops."""
 
     def __init__(
         self,
@@ -61,13 +61,15 @@ class QueuedWriter:
         self._warn = warn
         self._waiting: queue.Queue[Point | None] = queue.Queue(limit)
         self._failed = False
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Add a point to the curve ``tag``, without waiting."""
         if self._failed:
             return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"tracker {self._name}", daemon=True)
+            self._thread.start()
         try:
             self._waiting.put_nowait((tag, value, step))
         except queue.Full:
@@ -75,6 +77,8 @@ class QueuedWriter:
 
     def close(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Have the tracker send what it has, and wait for that up to ``timeout`` seconds."""
+        if self._thread is None:
+            return
         if not self._failed:
             try:
                 self._waiting.put(None, timeout=timeout)
