@@ -39,7 +39,8 @@ def check_tracker(name: str) -> None:
     """Raise ConfigError if there is no such tracker, or if its package is not installed."""
     if name not in PACKAGES:
         raise ConfigError(f"--track {name}: unknown tracker. {nearest(name, PACKAGES)}")
-    if find_spec(name) is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, such as the one that W&B makes, is no package
         raise ConfigError(
             f"--track {name}: the package {PACKAGES[name]} is not installed. Install it: pip install 'ray-l4[{name}]'"
         )
