@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ray_l4.errors import ConfigError, first_line, nearest
 
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 """Name of a tracker, which is also that of its module -> the package to install."""
 
 _MOST_WAITING = 100_000
