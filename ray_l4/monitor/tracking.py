@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ray_l4.errors import ConfigError, first_line, nearest
 
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 """Name of a tracker, which is also that of its module -> the package to install."""
 
 _MOST_WAITING = 100_000
@@ -39,14 +39,15 @@ def check_tracker(name: str) -> None:
     """Raise ConfigError if there is no such tracker, or if its package is not installed."""
     if name not in PACKAGES:
         raise ConfigError(f"--track {name}: unknown tracker. {nearest(name, PACKAGES)}")
-    if find_spec(name) is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, such as the one that W&B makes, is no package
         raise ConfigError(
             f"--track {name}: the package {PACKAGES[name]} is not installed. Install it: pip install 'ray-l4[{name}]'"
         )
 
 
 class QueuedWriter:
-    """Opens a tracker and writes to it on a thread of its own; after its first failure it warns and writes no more."""
+    """Opens a tracker with the first point and writes to it on a thread of its own; if it fails, warns and stops."""
 
     def __init__(
         self,
@@ -61,13 +62,15 @@ class QueuedWriter:
         self._warn = warn
         self._waiting: queue.Queue[Point | None] = queue.Queue(limit)
         self._failed = False
-        self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Add a point to the curve ``tag``, without waiting."""
         if self._failed:
             return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"tracker {self._name}", daemon=True)
+            self._thread.start()
         try:
             self._waiting.put_nowait((tag, value, step))
         except queue.Full:
@@ -75,6 +78,8 @@ class QueuedWriter:
 
     def close(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Have the tracker send what it has, and wait for that up to ``timeout`` seconds."""
+        if self._thread is None:
+            return
         if not self._failed:
             try:
                 self._waiting.put(None, timeout=timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,12 +110,13 @@ def test_a_run_whose_tracker_fails_has_the_same_numbers(tmp_path: Path, monkeypa
 def test_a_missing_package_or_name_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"--track wanbd: unknown tracker.*wandb"):
         check_tracker("wanbd")
-    monkeypatch.setattr("ray_l4.monitor.tracking.find_spec", lambda name: None)
-    for name, package in PACKAGES.items():
-        with pytest.raises(ConfigError, match=rf"{package} is not installed.*pip install 'ray-l4\[{name}\]'"):
-            tracked(ClusterConfig(), name)
+    for found in (None, SimpleNamespace(origin=None)):  # nothing, or a folder of that name
+        monkeypatch.setattr("ray_l4.monitor.tracking.find_spec", lambda name, found=found: found)
+        for name, package in PACKAGES.items():
+            with pytest.raises(ConfigError, match=rf"{package} is not installed.*pip install 'ray-l4\[{name}\]'"):
+                tracked(ClusterConfig(), name)
     assert tracked(ClusterConfig(), None).track is None
-    monkeypatch.setattr("ray_l4.monitor.tracking.find_spec", lambda name: object())
+    monkeypatch.setattr("ray_l4.monitor.tracking.find_spec", lambda name: SimpleNamespace(origin="there"))
     assert tracked(ClusterConfig(track="wandb"), "mlflow").track == "mlflow"
 
 
@@ -138,12 +140,15 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wandb_without_a_key_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()  # it remembers the mode of an earlier run
     warnings: list[str] = []
-    QueuedWriter("wandb", lambda: WandbWriter(TrackedRun("n", "p", {}, tmp_path)), warnings.append).close()
+    writer = QueuedWriter("wandb", lambda: WandbWriter(TrackedRun("n", "p", {}, tmp_path)), warnings.append)
+    writer.add_scalar("loss", 1.0, 0)
+    writer.close()
     assert "wandb login" in warnings[0]
 
 
