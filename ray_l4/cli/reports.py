@@ -116,7 +116,7 @@ def _lines(folder: Path, changes: Sequence[Change]) -> Iterator[str]:
     yield f"{folder}: {len(changes)} scores computed again, {len(changed)} changed"
     last = {(change.cell.student, change.cell.task): change for change in changes}  # in order of stage and epoch
     for (student, task), change in last.items():
-        new = f"{change.new.metric} {change.new.value:.3f}"
-        unchanged = change.old == change.new
-        old = "" if unchanged else f"{change.old.metric} {change.old.value:.3f} -> "
-        yield f"  student {student}, {task}: {old}{new}{' (unchanged)' if unchanged else ''}"
+        old, new = change.old, change.new
+        after = f"{'' if new.metric == old.metric else f'{new.metric} '}{new.value:.3f}"
+        outcome = "(unchanged)" if old == new else f"-> {after}"
+        yield f"  student {student}, {task}: {old.metric} {old.value:.3f} {outcome}"

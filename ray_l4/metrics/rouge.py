@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from ray_l4.metrics.item import Item, percentage
@@ -41,12 +41,16 @@ class WordTokenizer:
         from rouge_score.tokenizers import DefaultTokenizer  # imports nltk, which takes 0.3 s
 
         self._default = DefaultTokenizer(use_stemmer=True)
+        self._cached = lru_cache(maxsize=1024)(self._stems)  # one score asks for the same text several times
 
     def tokenize(self, text: str) -> list[str]:
         """Return the stems of the words of ``text``."""
+        return list(self._cached(text))
+
+    def _stems(self, text: str) -> list[str]:
         if text.isascii():
             return list(self._default.tokenize(text))
-        return [stem for word in words(text) for stem in (self.tokenize(word) if word.isascii() else [word])]
+        return [stem for word in words(text) for stem in (self._stems(word) if word.isascii() else [word])]
 
 
 def sentences(text: str) -> str:
