@@ -84,6 +84,8 @@ class Cell:
         return f"{self.checkpoint}.{file_part(self.task)}"
 
 
+_CLAIM = ".claim"
+"""File that is there while a run directory is created."""
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
 
 
@@ -99,20 +101,26 @@ class RunDirectory:
     ) -> RunDirectory:
         """Create a run directory. Raises RunDirectoryError if ``path`` exists and is not an empty folder."""
         refuse_taken(path)
+        claim = path / _CLAIM
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / ".lock").touch(exist_ok=False)  # of two processes that found the folder empty, one gets it
+            claim.touch(exist_ok=False)  # of two processes that found the folder empty, one gets it
         except FileExistsError:
             raise _taken(path) from None
         except OSError as error:
             raise RunDirectoryError(
                 full_disk_message(path) if is_full_disk(error) else f"{path}: cannot be created ({error.strerror})"
             ) from error
-        run = cls(path)
-        write_text(path / "cluster.yaml", dump_yaml(cluster))
-        write_json(path / "manifest.json", manifest)
-        run.save_state(RunState())
-        write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
+        try:
+            if any(file != claim for file in path.iterdir()):
+                raise _taken(path)
+            run = cls(path)
+            write_text(path / "cluster.yaml", dump_yaml(cluster))
+            write_json(path / "manifest.json", manifest)
+            run.save_state(RunState())
+            write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
+        finally:
+            claim.unlink()
         return run
 
     @classmethod

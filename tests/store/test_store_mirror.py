@@ -41,9 +41,8 @@ def without_fsync() -> Iterator[None]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files but the lock by path."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    """Return the contents of all files by path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def copied(folder: Path) -> dict[str, bytes]:
