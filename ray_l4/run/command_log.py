@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TextIO
 
 from rich.console import Console
 
@@ -66,8 +66,16 @@ class CommandLog:
         elif error is not None:
             self.note("stopped")
 
-    def _warn(self, message: Warning | str, category: type[Warning], *where: Any) -> None:
-        self._show_warning(message, category, *where)
+    def _warn(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        self._show_warning(message, category, filename, lineno, file, line)
         self.note(f"{category.__name__}: {message}")
 
     def _write(self) -> None:
