@@ -132,12 +132,13 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: Comm
         session.close()
     write_text(directory.path / "report.md", run_report(finished))
     log.say(comparison([finished]))
+    log.say(_next_steps(finished))
     mirror = mirror_of(directory, cluster)
     if mirror is not None:
         with log.console.status(f"copying to {mirror.address}"):
             mirror.push(directory.path)
-        log.say(f"copy of the run directory: {mirror.address}")
-    log.say(_next_steps(finished))
+        # Not kept in the log, which the copy has as it is now.
+        log.console.print(f"copy of the run directory: {mirror.address}", highlight=False, soft_wrap=True)
 
 
 def _next_steps(run: FinishedRun) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, OutOfDiskError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.cluster.connection import connect, node_resources
@@ -18,7 +18,9 @@ from ray_l4.cluster.placement import room_for
 from ray_l4.cluster.reservation import Reservation, reserve
 from ray_l4.cluster.rpc import RayRpc, get
 from ray_l4.cluster.spawn import LocalSpawner, RaySpawner
+from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import ClusterError
 from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.setup.setup import Setup
@@ -160,8 +162,12 @@ class RaySession:
             # The coordinator writes the run directory, so it must run on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
+            try:
+                shared = ray.put(setup)
+            except OutOfDiskError as error:
+                raise ClusterError(f"ray: no room for the data: {full_temporary_folder()}.") from error
             self._coordinator = actor.options(scheduling_strategy=here).remote(
-                ray.put(setup), cluster, directory.path.resolve(), reservation
+                shared, cluster, directory.path.resolve(), reservation
             )
             started.callback(ray.kill, self._coordinator)  # Ray ends its students and evaluators with it
             self._running = self._coordinator.run.remote()
