@@ -215,7 +215,8 @@ def _undropped(description: Mapping[str, Any]) -> dict[str, Any]:
 def load_folder(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, TaskTokenizer]:
     """Load a checkpoint of a run, or any model folder whose tokeniser has the task tokens.
 
-    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder holds no model or no such
+    tokeniser, or adapters whose base model is not found.
     """
     if (folder / ADAPTER_CONFIG).is_file():
         tuned, tokenizer = load_adapters(folder, dtype)

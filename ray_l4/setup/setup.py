@@ -72,14 +72,15 @@ class Setup:
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
 
     def replay_length(self, stage: int) -> int:
-        """Return the maximum length in tokens of a pseudo-example generated for ``stage``, with task token and EOS.
+        """Return the maximum length in tokens of a pseudo-example generated for ``stage``, with all marks.
 
         Unless the experiment sets it, that of the longest training sequence of the tasks learned before.
         """
         asked = self.experiment.replay.max_length
         if asked is None:
             learned = [self.training[task] for task in self.tasks[:stage]]
-            asked = max(int(sequence_lengths(table).max()) for table in learned if table.num_rows) + 2
+            longest = max(int(sequence_lengths(table).max()) for table in learned if table.num_rows)
+            asked = 1 + longest + len(self.tokenizer.lm_end)
         return min(asked, self.max_length)
 
     def of_teachers(self) -> Setup:

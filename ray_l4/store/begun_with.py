@@ -16,8 +16,15 @@ from ray_l4.errors import RunDirectoryError
 EXPERIMENT_KEY = "experiment"
 """Manifest key of the experiment, all settings included."""
 
-_MAY_CHANGE = ("name", "data.raw", "data.converted", "stream.*.path")
-"""Settings that change no number of the run: its title, and folders whose contents the data fingerprint checks."""
+_MAY_CHANGE = (
+    "name",
+    "data.raw",
+    "data.converted",
+    "stream.*.path",  # the data fingerprint checks the contents of these folders
+    "model.gradient_checkpointing",
+    "checkpoint.keep",
+)
+"""Settings that change no number of the run."""
 
 _MOST_SHOWN = 8
 """Differences that a message lists."""

@@ -84,7 +84,7 @@ def checkpoints(run: RunDirectory) -> list[Checkpoint]:
 
 
 def last_checkpoints(run: RunDirectory, wanted: Wanted, every_stage: bool) -> list[Checkpoint]:
-    """Return every student's last checkpoint among those that are ``wanted``; of each stage, the one that is its result.
+    """Return every student's last checkpoint among those that are ``wanted``; of a finished stage, its result.
 
     ``every_stage``: the last one of each stage, for models that are trained independently of each other. Unless a stage
     is named, only finished ones count. Raises RunDirectoryError if there is no such checkpoint.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save_file
 
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc
@@ -56,12 +56,13 @@ class Oracle:
 
 
 class OracleOfFiles(Oracle):
-    """Gets weights as the bytes of a file."""
+    """Gets weights as the bytes of a file with one tensor, which has the name of the checkpoint."""
 
     def answer(
         self, checkpoint: str, description: Any, weights: Any, student: int, task: str, batches: Sequence[Sequence[int]]
     ) -> dict[int, str]:
-        return super().answer(checkpoint, description, bytes(weights).decode(), student, task, batches)
+        (name,) = load(bytes(weights))
+        return super().answer(checkpoint, description, f"weights of {name}", student, task, batches)
 
 
 class Work:
@@ -210,7 +211,7 @@ def test_missing_scores_are_requested_from_the_checkpoints_on_disk(tok: TaskToke
         cell = Cell(stage, 2, student, "")
         folder = earlier.run.checkpoint(stage, 2, student)
         folder.mkdir(parents=True)
-        save_file({"a": np.zeros(1, np.float32)}, folder / WEIGHTS, {"of": cell.checkpoint})
+        save_file({cell.checkpoint: np.zeros(1, np.float32)}, folder / WEIGHTS)
     work = Work(tmp_path, tok, from_disk=True)
     work.scoring.request_missing(2, {student: {"model": "small"} for student in range(2)})
     found = work.finish()
