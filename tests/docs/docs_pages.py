@@ -28,6 +28,11 @@ class Block:
     text: str
     """Continued lines are joined."""
 
+    @property
+    def is_program(self) -> bool:
+        """Whether this is Python that runs by itself, rather than a part of something."""
+        return self.language == "python" and self.text.startswith(("import ", "from "))
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -98,4 +103,6 @@ def script_of(block: Block) -> str:
     for start in rule.leave_out:
         assert any(line.startswith(start) for line in lines), f"{block.page}:{block.line} has no line {start!r}"
         lines = [line for line in lines if not line.startswith(start)]
+    if block.is_program:
+        lines = ["python - <<'END'", *lines, "END"]
     return "\n".join(["set -euo pipefail", rule.before, *lines, ""])

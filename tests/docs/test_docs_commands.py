@@ -22,7 +22,7 @@ from ray_l4.cli.main import app
 from tests.docs import docs_pages
 from tests.docs.docs_pages import REPOSITORY, Block
 
-COMMANDS = [block for block in docs_pages.blocks() if block.language == "bash"]
+COMMANDS = [block for block in docs_pages.blocks() if block.language == "bash" or block.is_program]
 FULL_LIMIT, LIMIT = 3600, 240
 
 _WRAPPER = """#!/usr/bin/env bash
