@@ -162,6 +162,7 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
         "versions": _versions(),
         "data_fingerprint": setup.fingerprint(),
         "training_examples": {task: table.num_rows for task, table in setup.training.items()},
+        "longest_sequences": setup.longest_sequences,
         "validation_examples": {task: table.num_rows for task, table in setup.validation.items()},
         "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
         "vocabulary": setup.tokenizer.size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +14,11 @@ from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
 from ray_l4.learner.models import load_folder
-from ray_l4.methods import all_models, peer_experiment
+from ray_l4.methods import all_models, get_method, peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
+from ray_l4.store.run_directory import read_json
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.test_sets import Scored, TestSet
@@ -97,10 +99,25 @@ def generate_examples(
     ``longest``: their largest length in tokens; that of the run if not given. Raises ModelError if the model has no
     token for the task, or fewer positions than ``longest``.
     """
-    config, limit = found.experiment.replay, longest_sequence(found, loaded)
+    config = found.experiment.replay
     if longest is not None:
         limit = max_length(loaded.model.config, longest)
-    return loaded.generate(task, count, min(config.max_length or limit, limit), config, found.experiment.seed)
+    else:
+        limit = min(config.max_length or _learned_length(found) or sys.maxsize, longest_sequence(found, loaded))
+    return loaded.generate(task, count, limit, config, found.experiment.seed)
+
+
+def _learned_length(found: Inspected) -> int | None:
+    """Return the length of the longest training sequence of the tasks that a run's checkpoint has learned.
+
+    None for another model, or if the run's manifest does not tell.
+    """
+    if found.checkpoint is None:
+        return None
+    recorded = read_json(found.checkpoint.run.path / "manifest.json").get("longest_sequences", {})
+    stages = get_method(found.experiment.method).kind.stages([task.name for task in found.experiment.stream])
+    learned = [task for stage in stages[: found.checkpoint.stage + 1] for task in stage.tasks]
+    return max((recorded[task] for task in learned if task in recorded), default=None)
 
 
 @dataclass(frozen=True)

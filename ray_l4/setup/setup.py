@@ -76,12 +76,18 @@ class Setup:
 
         Unless the experiment sets it, that of the longest training sequence of the tasks learned before.
         """
-        asked = self.experiment.replay.max_length
-        if asked is None:
-            learned = [self.training[task] for task in self.tasks[:stage]]
-            longest = max(int(sequence_lengths(table).max()) for table in learned if table.num_rows)
-            asked = 1 + longest + len(self.tokenizer.lm_end)
+        longest = self.longest_sequences
+        asked = self.experiment.replay.max_length or max(longest[task] for task in self.tasks[:stage])
         return min(asked, self.max_length)
+
+    @property
+    def longest_sequences(self) -> dict[str, int]:
+        """Task -> the length in tokens of its longest training sequence, with task token and end."""
+        marks = 1 + len(self.tokenizer.lm_end)
+        return {
+            task: marks + (int(sequence_lengths(table).max()) if table.num_rows else 0)
+            for task, table in self.training.items()
+        }
 
     def of_teachers(self) -> Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""

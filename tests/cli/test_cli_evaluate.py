@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_l4.store.run_directory import Cell, RunDirectory, RunState
+from ray_l4.store.atomic import write_json
+from ray_l4.store.run_directory import Cell, RunDirectory, RunState, read_json
 from tests.cli.cli_fixtures import InThisProcess, refused
 from tests.run import run_fixtures as small
 
@@ -269,3 +270,19 @@ def test_a_missing_folder_of_data_is_reported_with_its_path(
     command: InThisProcess, run: RunDirectory, tmp_path: Path
 ) -> None:
     refused(command("evaluate", run.path, "--task", "own", "--path", tmp_path / "gone"), DATA, str(tmp_path / "gone"))
+
+
+def test_generate_is_as_long_as_what_the_checkpoint_has_learned(
+    command: InThisProcess, run: RunDirectory, tmp_path: Path
+) -> None:
+    copied = RunDirectory(shutil.copytree(run.path, tmp_path / "run"))
+    config = yaml.safe_load((copied.path / "config.yaml").read_text())
+    config["replay"]["max_length"] = None
+    (copied.path / "config.yaml").write_text(yaml.safe_dump(config))
+    manifest = read_json(copied.path / "manifest.json")
+    write_json(copied.path / "manifest.json", manifest | {"longest_sequences": {"own": 9, "mini.woz": 25}})
+    for stage, length in ((0, 9), (1, 25)):
+        words = ("generate", copied.checkpoint(stage, 2, 0), "--task", "own", "-n", 6)
+        assert (usual := command(*words)).returncode == 0, usual.stderr
+        assert usual.stdout == command(*words, "--max-length", length).stdout
+        assert usual.stdout != command(*words, "--max-length", length - 4).stdout
