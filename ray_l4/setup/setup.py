@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.learner.model_config import sequence_limit
+from ray_l4.learner.model_config import pretrained_config, sequence_limit
 from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
 from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
@@ -103,6 +103,7 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
         tokenizer = TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens, shared, wanted)
         if tokenizer.chat is not None:
             log.info("prompts are rendered in the chat template of %s (model.chat_template)", model.name)
+            _warn_of_a_base_model(str(model.name), tokenizer)
         return tokenizer
     texts = [
         text
@@ -111,6 +112,20 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
         for text in table.column(column).to_pylist()
     ]
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
+
+
+def _warn_of_a_base_model(name: str, tokenizer: TaskTokenizer) -> None:
+    """Warn if the model does not end its text as the template ends turns: some base models only carry a template."""
+    config = pretrained_config(name)
+    declared = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if tokenizer.eos not in (tokenizer.hf.eos_token_id, *declared):
+        log.warning(
+            "%s has a chat template, whose turns end in %r, but its own text ends in %r: if it is a base model that "
+            "was not trained with the template, set model.chat_template: none",
+            name,
+            tokenizer.hf.convert_ids_to_tokens(tokenizer.eos),
+            tokenizer.hf.eos_token,
+        )
 
 
 def _tokens(
