@@ -138,7 +138,10 @@ def pairs_of(run: FinishedRun, tokenizer: Path | None, num_examples: int) -> Ite
     experiment = run.experiment
     last = len(experiment.stream) - 1
     folders = {
-        stage: [run.directory.checkpoint(stage, experiment.training.epochs, s) for s in (0, 1)]
+        stage: [
+            run.directory.checkpoint(stage, run.directory.result_epoch(stage, experiment.training.epochs), s)
+            for s in (0, 1)
+        ]
         for stage in (last - 1, last)
     }
     if last < 1 or not folders[last][1].is_dir():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits a run to a running Ray cluster, waits for it, prints its output and exits with its exit code.
+# Submits a run to a running Ray cluster, waits for it, prints its output and exits with the exit code of ray-l4 there.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -54,10 +54,19 @@ settings=()
 [[ -z ${RAY_L4_CLUSTER_VENV:-} ]] || settings+=("RAY_L4_VENV=$RAY_L4_CLUSTER_VENV")
 [[ -z ${RAY_L4_CLUSTER_DATA:-} ]] || settings+=("RAY_L4_DATA=$RAY_L4_CLUSTER_DATA")
 
+PATH="$VENV/bin:$PATH"
+python "$ROOT/launch/job_client.py" check "$address"
 say "job $job at $address"
 say "run directory on the head node: $run_dir"
-PATH="$VENV/bin:$PATH"
+code=0
 ray job submit --address "$address" --submission-id "$job" --working-dir "$ROOT" -- \
   env "${settings[@]}" bash launch/run_or_resume.sh "$run_dir" "$experiment" --cluster "$profile" \
-  --set cluster.ray.address=auto "$@"
+  --set cluster.ray.address=auto "$@" || code=$?
+if ((code)); then
+  # Ray's command returns 1 whatever the job's command returned, and a job that was stopped has no exit code.
+  own=$(python "$ROOT/launch/job_client.py" exit-code "$address" "$job") || own=
+  [[ ! $own =~ ^-?[0-9]+$ ]] || code=$((own < 0 ? 128 - own : own)) # ended by a signal: as shells report it
+  printf 'error: the run failed with exit code %s: %s on the head node of %s\n' "$code" "$run_dir" "$address" >&2
+  exit "$code"
+fi
 say "done: $run_dir on the head node of $address"

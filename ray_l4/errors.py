@@ -35,7 +35,7 @@ class ModelError(RayL4Error):
 
 
 class RunDirectoryError(RayL4Error):
-    """A run directory is in use, damaged, or of the wrong kind for the command."""
+    """A run directory is in use, damaged, on a full disk, or of the wrong kind for the command."""
 
     exit_code = 5
 
@@ -65,7 +65,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(names)}." if names else "There are none."
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, short enough for a message; the class if it has no text."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -37,6 +37,7 @@ NO_RAY = "/dev/null/only-tests-marked-ray-may-start-it"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"leave out tests marked {', '.join(NOT_QUICK)}")
+    parser.addoption("--full", action="store_true", help="run the documentation's experiments at their full size")
 
 
 def pytest_configure(config: pytest.Config) -> None:

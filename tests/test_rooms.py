@@ -45,7 +45,9 @@ def violations(package: Path) -> list[str]:
             continue
         for line, name in imported_modules(path, package):
             top, *rest = name.split(".")
-            if top == "ray" and room not in USES_RAY:
+            if top == "analysis":
+                found.append(f"{place}:{line}: {room} may not import analysis, which is not installed")
+            elif top == "ray" and room not in USES_RAY:
                 found.append(f"{place}:{line}: {room} may not import Ray")
             elif top == package.name and rest and rest[0] in ORDER and rest[0] not in MAY_IMPORT[room]:
                 found.append(f"{place}:{line}: {room} may not import {rest[0]}")
@@ -87,6 +89,11 @@ def test_every_room_of_the_order_exists() -> None:
         ("losses/kd.py", "from .. import cli", ["losses/kd.py:1: losses may not import cli"]),
         ("losses/kd.py", "def f():\n    import ray\n", ["losses/kd.py:2: losses may not import Ray"]),
         ("cli/main.py", "from ray.util import x", ["cli/main.py:1: cli may not import Ray"]),
+        (
+            "cli/main.py",
+            "import analysis.command",
+            ["cli/main.py:1: cli may not import analysis, which is not installed"],
+        ),
         ("seeds.py", "import ray_l4.errors", ["seeds.py:1: seeds may not import errors"]),
         ("other/x.py", "", ["other/x.py: room 'other' is not in the order"]),
         ("learner/step.py", "from . import a\nfrom .b import c\nfrom ray_l4.losses import d\nimport raylike", []),

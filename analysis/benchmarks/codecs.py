@@ -27,7 +27,8 @@ from analysis.command import exit_status
 from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.document import Document
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.loading import DATA_VARIABLE, experiment_of
+from ray_l4.config.loading import experiment_of
+from ray_l4.config.paths import DATA_VARIABLE
 from ray_l4.errors import ConfigError
 from ray_l4.exchange.codecs import build_codec
 from ray_l4.report.markdown import table

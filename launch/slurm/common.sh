@@ -25,11 +25,26 @@ if [[ ${1:-} == --dry-run ]]; then
   : "${SLURM_JOB_ID:=0}" # a dry run works on a login node too
 fi
 (($# >= 2)) || usage
+for file in "$1" "$2"; do # relative to the repository, from which the run is started
+  [[ -f $(cd "$ROOT" && realpath -m -- "$file") ]] || fail "$file: no such file in $ROOT"
+done
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "SLURM_JOB_ID is not set: start this script with sbatch"
 
-nodes=${SLURM_JOB_NUM_NODES:-1}
-cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
-gpus=${SLURM_GPUS_ON_NODE:-0}
+# header OPTION: print what the #SBATCH line of the script asks for; nothing if it does not mention the option.
+header() { sed -n "s/^#SBATCH --$1=\([^ ]*\).*/\1/p" "$script"; }
+
+# In a job, SLURM says what it granted. A dry run on a login node shows what the header asks for; options of sbatch are
+# unknown to it.
+script=$0
+if [[ -n ${SLURM_JOB_NUM_NODES:-} ]]; then
+  nodes=$SLURM_JOB_NUM_NODES
+  cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+  gpus=${SLURM_GPUS_ON_NODE:-0}
+else
+  nodes=$(header nodes) cpus=$(header cpus-per-task) gpus=$(header gpus-per-node)
+  nodes=${nodes:-1} cpus=${cpus:-1} gpus=${gpus##*:} # without the type of the GPU
+  gpus=${gpus:-0}
+fi
 # The batch script runs on the first node, which becomes the head. Not a host name: it may resolve to a loopback address
 # on its own host.
 head_ip=${RAY_L4_HEAD_ADDRESS:-$(hostname -I | cut -d ' ' -f 1)}

@@ -106,6 +106,7 @@ class Workload:
 def synthetic_tokenizer(vocab: int) -> TaskTokenizer:
     """Return a tokeniser of ``vocab`` entries, added tokens included; only its special ids are ever used."""
     words = [*_SPECIAL, *(f"w{index}" for index in range(len(_SPECIAL), vocab))]
-    table = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNK))
-    fast = PreTrainedTokenizerFast(tokenizer_object=table, eos_token=_END, pad_token=PAD, unk_token=UNK)
+    unknown = words[-1]
+    table = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown))
+    fast = PreTrainedTokenizerFast(tokenizer_object=table, eos_token=_END, pad_token=PAD, unk_token=unknown)
     return TaskTokenizer(fast, {TASK: words.index(_TASK_TOKEN)}, ())

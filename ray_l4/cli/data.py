@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List the tasks, show their examples, or write them as Parquet.", no_args_is_help=True)
 
 PathOption = Annotated[Path | None, typer.Option("--path", help="Folder of your own data (train.* and test.*).")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", metavar="OWNER/NAME", help="A data set of the hub as your own data.")
+]
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -37,6 +40,10 @@ MirrorOption = Annotated[
         "--mirror", envvar="RAY_L4_MIRROR", help="Server to download from instead of raw.githubusercontent.com."
     ),
 ]
+
+
+_ANY_METRIC = "em"
+"""Metric for the user's own task, which has to name one although ``data show`` scores nothing."""
 
 
 @app.command("list")
@@ -64,6 +71,7 @@ def show(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Name of a task; of your own task with --path.")],
     raw: RawOption = None,
     path: PathOption = None,
+    dataset: DatasetOption = None,
     column: ColumnOption = None,
     question: QuestionOption = None,
     n: Annotated[int, typer.Option("-n", min=0, help="Number of examples to print from each split.")] = 2,
@@ -73,8 +81,9 @@ def show(
     from ray_l4.config.loading import data_config
     from ray_l4.tasks.prepare import summary
 
-    columns = _columns(column or [])
-    wanted = TaskConfig(name=task, path=path, metric=_any_metric(path), columns=columns, question=question)
+    columns = parse_columns(column or [])
+    metric = None if path is None and dataset is None else _ANY_METRIC
+    wanted = TaskConfig(name=task, path=path, dataset=dataset, metric=metric, columns=columns, question=question)
     for split in summary(wanted, data_config(raw), n).splits:
         typer.echo(
             f"{task}, {split.split}: {split.examples:,} examples; words on average: context {split.context_words:.1f}, "
@@ -124,7 +133,7 @@ def prepare(
         raise DataError(f"nothing was written: found no raw data of any task ({_searched(data)})")
 
 
-def _columns(pairs: Sequence[str]) -> Columns:
+def parse_columns(pairs: Sequence[str]) -> Columns:
     """Parse ``FIELD=COLUMN`` pairs. Raises ConfigError if one is malformed or names an unknown field."""
     from ray_l4.config.experiment import Columns
 
@@ -137,11 +146,6 @@ def _columns(pairs: Sequence[str]) -> Columns:
             raise ConfigError(f"--column {pair}: unknown field {name!r}. {nearest(name, Columns.model_fields)}")
         chosen[name] = column
     return Columns(**chosen)
-
-
-def _any_metric(path: Path | None) -> str | None:
-    """Return a metric for the user's own task, which has to name one although ``data show`` scores nothing."""
-    return None if path is None else "em"
 
 
 def _searched(data: DataConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from ray_l4.config.paths import DATA_VARIABLE, raw_from_environment
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.tasks.download import OnProgress, download
 from ray_l4.tasks.download.upstream import ORIGIN
-from ray_l4.tasks.source import ENVIRONMENT
 
 
 def raw_folder(raw: Path | None) -> Path:
@@ -23,10 +22,10 @@ def raw_folder(raw: Path | None) -> Path:
     """
     if raw is not None:
         return raw
-    if folder := os.environ.get(ENVIRONMENT):
-        return Path(folder) / "raw"
+    if (folder := raw_from_environment()) is not None:
+        return folder
     raise ConfigError(
-        f"--download needs a folder for the raw files: give --raw DIR, or set {ENVIRONMENT} to the folder that is to "
+        f"--download needs a folder for the raw files: give --raw DIR, or set {DATA_VARIABLE} to the folder that is to "
         "hold raw/."
     )
 

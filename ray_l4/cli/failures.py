@@ -8,6 +8,7 @@ import sys
 import traceback
 
 from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.store.full_disk import full_disk_message, is_full_disk
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 
@@ -24,7 +25,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, RayL4Error):
         return str(error), error.exit_code
     if isinstance(error, OSError):
-        return str(error), RayL4Error.exit_code
+        full = is_full_disk(error)
+        return full_disk_message(error.filename) if full else str(error), RayL4Error.exit_code
     if isinstance(error, ValueError):
         from pydantic import ValidationError
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import signal
+from ray_l4.cli import interruption
+
+if __name__ == "__main__":  # before the imports, which take a while; the command ray-l4 does the same in __main__.py
+    interruption.install()
+
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from ray_l4.cli import bench, data, inspect_models, methods, plan, reports, runs, sweeps
+from ray_l4.cli import ask, bench, data, evaluate, inspect_models, methods, plan, reports, runs, sweeps, tables
 from ray_l4.cli.failures import explain, print_failure, set_debug
+from ray_l4.cli.home import HomeGroup
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 app = typer.Typer(
     name="ray-l4",
     help="Language models that learn a stream of tasks together and teach each other at every step.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=HomeGroup,
     pretty_exceptions_enable=False,
 )
 runs.register(app)
 methods.register(app)
 plan.register(app)
 sweeps.register(app)
+evaluate.register(app)
+ask.register(app)
 inspect_models.register(app)
 reports.register(app)
+tables.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 
@@ -57,24 +64,21 @@ def options(
 def main() -> None:
     """Run the command line and exit.
 
-    An error that the user can correct ends in one message and the exit code of its class. Any other exception is a
-    defect of the program and leaves with Python's traceback.
+    An error that the user can correct ends in one message and the exit code of its class; Ctrl-C and SIGTERM, in code
+    130. Any other exception is a defect of the program and leaves with Python's traceback.
     """
-    # A scheduler ends a job with SIGTERM; it deserves the same orderly end as Ctrl-C.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        app(standalone_mode=True)
-    except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            raise
-        message, code = explained
-        print_failure(error, message)
-        sys.exit(code)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    with interruption.heeded():
+        try:
+            app(standalone_mode=True)
+        except Exception as error:
+            if interruption.arrived():
+                return  # an error that the interruption caused, such as that of an import, is none of the user's
+            explained = explain(error)
+            if explained is None:
+                raise
+            message, code = explained
+            print_failure(error, message)
+            sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,54 +1,122 @@
-"""``report``: finished runs side by side."""
+"""``report``: one finished run, or several side by side; ``rescore``: their scores computed again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ray_l4.report.run_search import FoundRuns
+    from ray_l4.run.rescoring import Change
 
 PAGE = "report.html"
 
 
 def register(app: typer.Typer) -> None:
-    """Add this module's command."""
+    """Add this module's commands."""
     app.command()(report)
+    app.command()(rescore)
 
 
 def report(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
-    full: Annotated[
-        bool, typer.Option("--full", help="Print the whole report of every run, not one row each.")
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Folders of finished runs or of sweeps; others are skipped.")
+    ],
+    full: Annotated[bool, typer.Option("--full", help="Print the whole report of every run before the table.")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="Print a row for each run, not one for runs that differ only in their seed.")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"HTML page to write; if not given, {PAGE} in the run's folder, or here if there are several runs."
+            metavar="FILE",
+            help=f"HTML page to write. If not given: {PAGE} in the folder of a single run or sweep; for several runs, "
+            f"{PAGE} here, or the next free name such as report-2.html.",
         ),
     ] = None,
 ) -> None:
-    """Print finished runs as one Markdown table.
+    """Print finished runs as Markdown tables: mean and deviation over the seeds, for each order of the tasks.
 
     Also writes the report.md of every run, and one HTML page about all of them.
     """
-    from ray_l4.errors import ConfigError
-    from ray_l4.report.finished_run import FinishedRun
+    from ray_l4.errors import ConfigError, RunDirectoryError
+    from ray_l4.report.run_search import find_runs
 
-    runs = [FinishedRun.open(folder) for folder in run_dirs]
-    page = out or (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
+    found = find_runs(runs)
+    if not found.finished:
+        first = found.unfinished[0]
+        raise RunDirectoryError(f"{first}: the run did not finish. Resume it: ray-l4 resume {first}")
+    page = out or _default_page(runs, found)
     if page.is_dir():
         raise ConfigError(f"--out {page}: is a folder; give the name of the page to write, such as {page / PAGE}")
 
+    from ray_l4.report.finished_run import FinishedRun
+    from ray_l4.report.groups import group_table, grouped
     from ray_l4.report.html.page import render
-    from ray_l4.report.markdown import comparison, run_report
+    from ray_l4.report.markdown import run_report
+    from ray_l4.report.out_file import write_out
     from ray_l4.store.atomic import write_text
 
-    rows = comparison(runs)
-    for run in runs:
+    opened = [FinishedRun.open(folder) for folder in found.finished]
+    blocks = grouped(opened)
+    for note in found.notes():
+        typer.echo(note, err=True)
+    for run in opened:
         text = run_report(run)
         write_text(run.path / "report.md", text)
         if full:
             typer.echo(text)
-    typer.echo(rows)
-    write_text(page, render(runs))
-    typer.echo(f"\n{page}")
+    for block in blocks:
+        title = f"{block.title}:\n\n" if len(blocks) > 1 else ""
+        typer.echo(f"{title}{group_table(block, each=each)}\n")
+    write_out(render(opened), page)
+    typer.echo(page)
+
+
+def _default_page(paths: list[Path], found: FoundRuns) -> Path:
+    """Return the page in the folder of a single run or sweep; for any other list of runs, a free name here."""
+    if len(paths) == 1:
+        return paths[0] / PAGE
+    if len(found.finished) == 1:
+        return found.finished[0] / PAGE
+    here = Path(PAGE)
+    names = (here if number == 1 else Path(f"{here.stem}-{number}{here.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def rescore(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new scores, and write nothing.")] = False,
+) -> None:
+    """Compute the scores of finished runs again.
+
+    They follow from the stored answers, with the metrics of this version. Prints every task's last score, old and new.
+    """
+    from ray_l4.store.run_directory import RunDirectory
+
+    runs = [RunDirectory.open(folder) for folder in run_dirs]
+    for run in runs:
+        run.summary()  # refuse all before the first is changed
+
+    from ray_l4.run.rescoring import rescore as rescored
+
+    for run in runs:
+        for folder, changes in rescored(run, write=not dry_run).items():
+            for line in _lines(folder, changes):
+                typer.echo(line)
+
+
+def _lines(folder: Path, changes: Sequence[Change]) -> Iterator[str]:
+    """Yield the number of changed scores, then a line for each student and task about its last score."""
+    changed = [change for change in changes if change.old != change.new]
+    yield f"{folder}: {len(changes)} scores computed again, {len(changed)} changed"
+    last = {(change.cell.student, change.cell.task): change for change in changes}  # in order of stage and epoch
+    for (student, task), change in last.items():
+        old, new = change.old, change.new
+        after = f"{'' if new.metric == old.metric else f'{new.metric} '}{new.value:.3f}"
+        outcome = "(unchanged)" if old == new else f"-> {after}"
+        yield f"  student {student}, {task}: {old.metric} {old.value:.3f} {outcome}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import ClusterOption, SetOption, split_overrides
+from ray_l4.cli.options import ClusterOption, SetOption, TrackOption, WithOption, split_overrides, tracked
+from ray_l4.config.paths import expand_home
 
 if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
@@ -26,8 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn.")],
+    with_: WithOption = None,
     cluster: ClusterOption = None,
     set_: SetOption = None,
+    track: TrackOption = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New folder for the results; a new one in runs/ if not given.")
     ] = None,
@@ -36,25 +41,28 @@ def run(
     ] = False,
 ) -> None:
     """Learn a stream of tasks."""
-    from ray_l4.config.loading import load_cluster, load_experiment
+    from ray_l4.config.loading import load_cluster
+    from ray_l4.config.protocol import load_with_overlays
 
     for_experiment, for_cluster = split_overrides(set_)
-    config = load_experiment(experiment, for_experiment)
-    profile = load_cluster(cluster, for_cluster)
+    config = load_with_overlays(experiment, for_experiment, with_ or [])
+    profile = tracked(load_cluster(cluster, for_cluster), track)
 
     from ray_l4.methods import resolved
+    from ray_l4.store.run_directory import refuse_taken
 
     config = resolved(config)
     if dry_run:
+        if run_dir is not None:
+            refuse_taken(run_dir)
         _print_dry_run(config, profile)
         return
-    folder = run_dir or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{config.method}-s{config.seed}"
-
     from rich.console import Console
 
     from ray_l4.run import execute
 
-    execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+    with nullcontext(run_dir) if run_dir is not None else _new_folder(config) as folder:
+        execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
 
 def resume(
@@ -63,13 +71,14 @@ def resume(
         typer.Argument(metavar="RUN_DIR|ADDRESS", help="An unfinished run: its folder, or the address of its copy."),
     ],
     cluster: ClusterOption = None,
+    track: TrackOption = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(help="New folder into which to copy the run at ADDRESS first; one in runs/ if not given."),
     ] = None,
 ) -> None:
     """Resume a run after its last finished stage."""
-    folder = Path(run)
+    folder = expand_home(run)
     if run_dir is not None or "://" in run:
         from ray_l4.store.mirror import Mirror
 
@@ -87,7 +96,7 @@ def resume(
     directory = RunDirectory.open(folder)
     if (folder / "summary.json").is_file():
         raise RunDirectoryError(f"{folder}: this run has finished. Report it with: ray-l4 report {folder}")
-    profile = load_cluster(cluster) if cluster else directory.cluster()
+    profile = tracked(load_cluster(cluster) if cluster else directory.cluster(), track)
 
     from ray_l4.run import execute
 
@@ -111,12 +120,37 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@contextmanager
+def _new_folder(config: ExperimentConfig) -> Iterator[Path]:
+    """Create a folder in runs/ that no other run has, even one that starts now; remove it if the run does not begin."""
+    from ray_l4.store.names import folder_name, make_new_folder
+
+    name = folder_name(f"{config.name}-{config.method}-s{config.seed}")
+    folder = make_new_folder(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # not empty: the run has begun
+            folder.rmdir()
+
+
 def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
-    """Print the resolved configuration and what it reserves. Raises ClusterError if this machine has no room for it."""
+    """Print the resolved configuration and what it reserves.
+
+    Raises the error with which a run would end before it starts, as far as settings, the user's own data and the
+    resources of this machine tell.
+    """
     from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
     from ray_l4.config.loading import dump_yaml
     from ray_l4.methods import graph_of, num_students
+    from ray_l4.setup.early_check import check_raw_data, check_settings
+    from ray_l4.tasks.registry import load, reads_own_data
 
+    check_settings(config, profile)
+    check_raw_data(config)
+    for task in filter(reads_own_data, config.stream):
+        load(task, "train", config.data)
+        load(task, "test", config.data)
     peers, count = graph_of(config).size, num_students(config)
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))

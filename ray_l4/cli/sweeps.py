@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import ClusterOption, SetOption, split_list, split_overrides
+from ray_l4.cli.options import ClusterOption, SetOption, WithOption, split_list, split_overrides
 from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,12 +29,6 @@ SeedsOption = Annotated[
 MethodsOption = Annotated[
     str | None,
     typer.Option(metavar="LIST", help="Run only these: variants of the protocol, or any methods (lamol,l4)."),
-]
-WithOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--with", metavar="OVERLAY.yaml", help="Partial file whose values replace the protocol's. Repeatable."
-    ),
 ]
 
 

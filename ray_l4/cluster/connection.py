@@ -11,8 +11,10 @@ from typing import Any
 import ray
 
 from ray_l4.cluster.placement import check_room, local_resources
+from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
+from ray_l4.store.full_disk import is_full_disk
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
@@ -24,6 +26,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
     if cluster.ray.address is None:
         resources = local_resources(cluster)
         check_room(peers, cluster, [resources])
+        check_temporary_folder()
         options |= {
             "num_cpus": int(resources["CPU"]),
             "num_gpus": int(resources["GPU"]),
@@ -39,8 +42,10 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, no time or no disk
         where = cluster.ray.address or "this machine"
+        if is_full_disk(error):
+            raise ClusterError(f"ray: cannot start on {where}: {full_temporary_folder()}.") from error
         raise ClusterError(
             f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip() or type(error).__name__}. "
             "Is it running (ray status), and reachable from here?"
@@ -60,6 +65,7 @@ def check_cluster(peers: int, cluster: ClusterConfig) -> None:
         return
     if cluster.ray.address is None:
         check_room(peers, cluster, [local_resources(cluster)])
+        check_temporary_folder()
         return
     joins = not ray.is_initialized()
     if joins:

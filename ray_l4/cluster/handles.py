@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc, get_first
-from ray_l4.workers.calls import EvaluatorCalls, StudentCalls
+from ray_l4.workers.calls import EvaluatorCalls, StudentCalls, WeightsDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,10 @@ class StudentHandle:
         """Return the model's configuration."""
         return self._all(StudentCalls.describe)
 
+    def digest(self) -> PerRank[WeightsDigest]:
+        """Return a digest of each rank's weights, and whether dropout acts on them."""
+        return self._all(StudentCalls.digest)
+
     def load(self, weights: np.ndarray | Ref[np.ndarray]) -> PerRank[None]:
         """Load the weights of a checkpoint (safetensors bytes)."""
         return self._all(StudentCalls.load, weights)
@@ -113,6 +117,10 @@ class StudentHandle:
         if others:
             self.wait(others, timeout, "weights")
         return first
+
+    def validate(self, fence: int, tasks: Sequence[str]) -> PerRank[float]:
+        """Return the model's loss on the validation examples of ``tasks``, in nats per token of their answers."""
+        return self._all(StudentCalls.validate, fence, tasks)
 
     def consolidate(self) -> PerRank[np.ndarray | None]:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if it has none."""
@@ -162,9 +170,11 @@ class EvaluatorHandle:
         """Score the answers to the whole test set of a task."""
         return self.rpc.call(self.worker, EvaluatorCalls.score, task, predictions)
 
-    def replay(self, model: ModelRef, student: int, gens: list[int], seeds: list[int]) -> Ref[list[np.ndarray]]:
+    def replay(
+        self, model: ModelRef, student: int, gens: list[int], seeds: list[int], max_length: int
+    ) -> Ref[list[np.ndarray]]:
         """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids."""
-        return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds)
+        return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds, max_length)
 
     def answer_training(self, model: ModelRef, task: str, rows: range) -> Ref[list[str]]:
         """Answer training examples of a task (``rows``) with its teacher's model."""

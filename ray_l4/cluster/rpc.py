@@ -6,6 +6,7 @@ worker to worker without passing through the caller, and if it failed, the other
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -15,6 +16,7 @@ from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
@@ -22,10 +24,14 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_l4.errors import PeerError, PeerLostError, RayL4Error
+from ray_l4.cluster.temporary_folder import full_temporary_folder
+from ray_l4.errors import PeerError, PeerLostError, RayL4Error, RunDirectoryError
+from ray_l4.store.full_disk import full_disk_message, is_full_disk
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
 
@@ -174,6 +180,8 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
         return _cause(cause, waiting_for)
     if isinstance(cause, RayError):
         return _of_ray(cause, waiting_for, "a peer it depends on")
+    if is_full_disk(cause):
+        return RunDirectoryError(f"{waiting_for}: {full_disk_message(getattr(cause, 'filename', None), is_here=False)}")
     return PeerError(f"{waiting_for}: {type(cause).__name__}: {_reason(cause)} (--debug prints the worker's traceback)")
 
 
@@ -185,6 +193,10 @@ def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:
             "micro-batches (students.micro_batch), more ranks (students.shards_per_student) or a node for each "
             "student; ray-l4 plan shows how much memory they take."
         )
+    if isinstance(error, OutOfDiskError):
+        return PeerError(f"{waiting_for}: {full_temporary_folder()} ({_reason(error)})")
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return PeerError(f"{waiting_for}: {who} could not start: {_creation_error(error)}")
     if isinstance(error, _DEATHS):
         return PeerLostError(f"{waiting_for}: {who} died ({_reason(error)})")
     if isinstance(error, ObjectLostError):
@@ -192,6 +204,23 @@ def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:
     return PeerError(f"{waiting_for}: {type(error).__name__}: {_reason(error)}")
 
 
+def _creation_error(error: RayActorError) -> str:
+    """Return class and message of the error that an actor's constructor raised.
+
+    Ray keeps no more of it than the text of its traceback: the error follows the last line of code.
+    """
+    lines = _plain(error).strip().splitlines()
+    places = [index for index, line in enumerate(lines) if line.startswith("  File ")]
+    after = lines[places[-1] + 1 :] if places else lines
+    start = next((index for index, line in enumerate(after) if not line.startswith(" ")), 0)
+    return " ".join(line.strip() for line in after[start:])
+
+
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _plain(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _plain(error: Exception) -> str:
+    """Return the text of an error without the colours of a terminal."""
+    return _COLOURS.sub("", str(error))

@@ -146,6 +146,10 @@ class ClusterConfig(Strict):
     (``s3://bucket/runs``, ``gs://...``). If not given, no copy is made. ``ray-l4 resume`` accepts the copy's
     address."""
 
+    track: Literal["wandb", "mlflow"] | None = None
+    """Tracker that gets the curves of TensorBoard as well: Weights & Biases or MLflow, configured by their own
+    environment variables (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ...). If it fails, the run goes on without it."""
+
     @property
     def in_one_process(self) -> bool:
         """Return whether all workers are objects of one process, without Ray."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ray_l4.config.problems import dotted
-from ray_l4.config.strict_yaml import Location, line_of, parse
+from ray_l4.config.problems import OVERRIDE, dotted
+from ray_l4.config.strict_yaml import Location, line_of, parse, plain_scalar
 from ray_l4.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ class Document:
     def where(self, location: Location) -> str:
         """Return the origin of the value at ``location``, for a message."""
         if self.is_overridden(location):
-            return "--set"
+            return OVERRIDE
         line = line_of(self.root, location)
         origin = self.label if line is None else f"{self.label}:{line}"
         inside = [dotted(key) for key in self.overridden if key[: len(location)] == location]
@@ -76,11 +76,12 @@ class Document:
         parent[key] = value
         return (*location, key)
 
-    def override(self, text: str) -> None:
+    def override(self, text: str, takes_text: Callable[[Sequence[str]], bool] = lambda keys: False) -> None:
         """Apply an override ``key.sub=value``. The value is YAML; list items have indices (``stream.0.train=100``).
 
-        Raises ConfigError if the override cannot be parsed, refers to a location that cannot exist, or would undo an
-        earlier override.
+        A plain text is taken to the letter, where YAML would end it at `` #``; so is whatever is given to a key that
+        ``takes_text``, unless it is in quotes or brackets, or is a number, true, false or null. Raises ConfigError if
+        the override cannot be parsed, refers to a location that cannot exist, or would undo an earlier override.
         """
         name, equals, source = text.partition("=")
         keys = name.strip().split(".")
@@ -88,7 +89,7 @@ class Document:
             raise ConfigError(f"--set {text}: expected key=value, with dots between keys (training.epochs=3)")
         if not source.strip():
             raise ConfigError(f"--set {text}: the value is missing (use null for no value, '\"\"' for empty text)")
-        value, _ = parse(source, f"--set {name}")
+        value = _value(source.strip(), f"--set {name}", takes_text(keys))
         try:
             location = self.set(keys, value)
         except ConfigError as error:
@@ -97,6 +98,16 @@ class Document:
         if undone is not None:
             raise ConfigError(f"--set {text}: would undo the earlier --set {dotted(undone)}; give only one of them")
         self.overridden.append(location)
+
+
+def _value(source: str, label: str, takes_text: bool) -> object:
+    """Return the value that an override gives. Raises ConfigError if it is not YAML where it has to be."""
+    if source.startswith(("[", "{", '"', "'")):
+        return parse(source, label)[0]
+    if takes_text:
+        return plain_scalar(source)
+    value = parse(source, label)[0]
+    return source if isinstance(value, str) else value
 
 
 def _key_in(parent: object, name: str | int, location: Location) -> str | int:

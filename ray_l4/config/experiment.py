@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ray_l4.config.fields import Count, Fraction, Strict
 from ray_l4.config.model import ModelConfig
+from ray_l4.config.text import check_name, same_name
 
 Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """A [teacher, student] pair of peer numbers."""
@@ -40,24 +41,55 @@ class Columns(Strict):
     """Chat data: further right answers, if the file has such a column."""
 
 
+SplitName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+
+
+class Splits(Strict):
+    """Names of the splits of your own data: of its files or folders, or of a data set on the hub."""
+
+    train: SplitName | None = None
+    """Examples to learn. If not given, ``train``."""
+    dev: SplitName | None = None
+    """Examples that a run does not use. If not given, ``dev`` or ``validation``."""
+    test: SplitName | None = None
+    """Examples to be scored on. If not given, ``test``. Data without public answers may need ``validation`` here."""
+
+
 class TaskConfig(Strict):
     """One task of the stream. In the stream, a plain name is short for ``{name: ...}``."""
 
-    name: str
-    """Name of a built-in task (``ray-l4 data list``), or any name for your own data."""
+    name: Annotated[str, AfterValidator(check_name)]
+    """Name of a built-in task (``ray-l4 data list``), or any name for your own data: visible characters, without |."""
     train: Count | Literal["paper", "all"] = "paper"
     """Training examples: a number, ``paper`` for as many as the papers use, or ``all``."""
     test: Count | Literal["paper", "all"] = "paper"
     """Test examples: a number, ``paper`` or ``all``, as for ``train``."""
     path: Path | None = None
-    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), or the
-    ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to the experiment file."""
+    """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), what the library datasets saved
+    (``save_to_disk``), or the ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to
+    the experiment file."""
+    dataset: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?(:[^\s/:]+)?$")] | None = None
+    """Name of a data set of the Hugging Face Hub as your own data, instead of ``path``: ``OWNER/NAME``, or
+    ``OWNER/NAME:SUBSET``. It is read from the hub's conversion to Parquet, downloaded once, and then cached."""
+    splits: Splits = Splits()
+    """Names of the splits of your own data."""
     columns: Columns = Columns()
     """Columns of your own data."""
     metric: str | None = None
     """Metric of the task (see ``ray-l4 data list``). Required for your own data; built-in tasks have a default."""
     question: str | None = None
     """The question of every example, if your own data has no question column."""
+
+    @model_validator(mode="after")
+    def _check_one_place(self) -> TaskConfig:
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give only one of 'path' and 'dataset'")
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether the examples are the user's own data."""
+        return self.path is not None or self.dataset is not None
 
 
 class DataConfig(Strict):
@@ -147,7 +179,7 @@ class ReplayConfig(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature."""
     max_length: Annotated[int, Field(ge=2)] | None = None
-    """Maximum length of a pseudo-example in tokens. If not given, the model's limit."""
+    """Maximum length of a pseudo-example in tokens. If not given, that of the longest training sequence so far."""
     ban_task_tokens: bool = False
     """Forbid task tokens inside a pseudo-example (REFERENCE.md#l4-released)."""
     generator: Literal["first", "own", "pool"] = "first"
@@ -182,7 +214,7 @@ class RegulariserConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """Decoding and scoring of checkpoints (REFERENCE.md#decoding, #metrics)."""
+    """Decoding and scoring of checkpoints (REFERENCE.md#decoding, #metrics), and validation of epochs."""
 
     when: Literal["epoch", "stage"] = "stage"
     """``epoch``: score the checkpoint of every epoch. ``stage``: only the last of each stage."""
@@ -195,9 +227,38 @@ class EvaluationConfig(Strict):
     max_new_tokens: Count | None = None
     """Maximum length of an answer in tokens. If not given, that of the longest reference in the test set."""
     reserve: Annotated[int, Field(ge=1)] = 128
-    """Number of tokens kept free for the answer when a long context is cut (REFERENCE.md#decoding)."""
+    """Number of tokens kept free for the answer when a long context is cut (REFERENCE.md#decoding). With less than the
+    longest answer needs, each answer is as long as the room that its own prompt leaves."""
     chunk: Count = 64
     """Number of test examples decoded together. A work item of an evaluator is a few such batches."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Literal["dev"] | Path | None = None
+    """Validation examples, by whose loss the best epoch of every stage is chosen. A number: this share of each task's
+    training examples is held out. ``dev``: the tasks' own dev splits. A path (relative to the experiment file): a
+    folder with a folder ``TASK/`` for each task, in which ``dev.*`` is; for a stream of one task also the folder of its
+    ``dev.*``, or a file. If not given, the last epoch of a stage counts (docs/METHODS.md#validation)."""
+    patience: Count | None = None
+    """With ``validation``: a stage ends after this many epochs in a row without a lower validation loss. If not given,
+    all epochs are trained; the best one counts either way."""
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> EvaluationConfig:
+        if self.patience is not None and self.validation is None:
+            raise ValueError("patience counts epochs without a lower validation loss; set validation too, such as 0.1")
+        return self
+
+
+class CheckpointConfig(Strict):
+    """Checkpoints on disk."""
+
+    keep: Count | Literal["last", "all"] = "all"
+    """Checkpoints of each student that stay on disk. ``all``: every one that was written. A number: as many of the
+    newest; ``last``: 1. More stay only while they are needed: to be scored, to resume, or as the result of a model that
+    is trained on its task alone (docs/METHODS.md#checkpoints)."""
+
+    @property
+    def newest(self) -> int | None:
+        """How many of the newest checkpoints of a student stay; None for all."""
+        return {"last": 1, "all": None}[self.keep] if isinstance(self.keep, str) else self.keep
 
 
 class PeerConfig(Strict):
@@ -266,12 +327,14 @@ class ExperimentConfig(Strict):
     """Regularisation against forgetting."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Decoding and scoring of checkpoints."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Which checkpoints stay on disk."""
     peers: PeersConfig = PeersConfig()
     """Peers and their topology."""
 
     @model_validator(mode="after")
     def _check_distinct_tasks(self) -> ExperimentConfig:
-        names = [task.name for task in self.stream]
+        names = [same_name(task.name) for task in self.stream]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"task {repeated[0]!r} appears twice in the stream; a task can be learned only once")

@@ -6,8 +6,8 @@ Every mistake raises ConfigError with the file and line, or the option, that cau
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,15 +16,20 @@ from pydantic import BaseModel, ValidationError
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.document import Document, read_document
 from ray_l4.config.experiment import DataConfig, ExperimentConfig
-from ray_l4.config.problems import dotted, explain
+from ray_l4.config.paths import expand_home, raw_from_environment
+from ray_l4.config.problems import dotted, explain, keys_of, takes_text
+from ray_l4.config.profile_names import profile_path
 from ray_l4.config.strict_yaml import Location, dump
 from ray_l4.errors import ConfigError
 
 SWEEP_KEY = "sweep"
 """Key that turns an experiment file into a protocol (``protocol.py``)."""
 
-DATA_VARIABLE = "RAY_L4_DATA"
-"""Environment variable that names the folder of ``raw/``."""
+OWN_SPLIT = "dev"
+"""The value of ``evaluation.validation`` that is not a path."""
+
+CLUSTER_PREFIX = "cluster."
+"""Beginning of a key of the cluster profile where ``--set`` serves both files."""
 
 TOPOLOGY_NAMES = ("complete", "ring", "star")
 """Named values of ``peers.topology``. Any other text is the path of a file."""
@@ -39,13 +44,18 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     set ``data.raw``, it is ``$RAY_L4_DATA/raw``, if that folder exists. Raises ConfigError with one line per problem.
     """
     document = read_document(Path(path))
+    refuse_protocol(document, path)
+    apply_overrides(document, overrides)
+    return experiment_of(document)
+
+
+def refuse_protocol(document: Document, path: str | Path) -> None:
+    """Raise ConfigError if ``document``, read for a run from ``path``, describes a sweep."""
     if SWEEP_KEY in document.tree:
         raise ConfigError(
             f"{document.where((SWEEP_KEY,))}: {SWEEP_KEY}: this file is a protocol, which describes many runs. "
             f"Start them with: ray-l4 sweep {path}"
         )
-    apply_overrides(document, overrides)
-    return experiment_of(document)
 
 
 def experiment_of(document: Document) -> ExperimentConfig:
@@ -60,10 +70,11 @@ def experiment_of(document: Document) -> ExperimentConfig:
 def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Load a cluster profile, by default the built-in one, and apply ``overrides`` (``students.gpus=0.5``).
 
-    Raises ConfigError with one line per problem.
+    ``path``: a file, or the name of one of the project's profiles (``laptop``). Raises ConfigError with one line per
+    problem.
     """
-    document = Document("default profile", Path.cwd()) if path is None else read_document(Path(path))
-    apply_overrides(document, overrides)
+    document = Document("default profile", Path.cwd()) if path is None else read_document(profile_path(path))
+    apply_overrides(document, overrides, ClusterConfig)
     return validate(ClusterConfig, document)
 
 
@@ -74,16 +85,16 @@ def dump_yaml(model: BaseModel) -> str:
 
 def data_config(raw: Path | None = None) -> DataConfig:
     """Return the data settings of a command without experiment: ``raw``, or else ``$RAY_L4_DATA/raw`` if it exists."""
-    return DataConfig(raw=raw or _raw_from_environment())
+    return DataConfig(raw=raw or _existing_raw())
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Apply ``--set`` overrides to ``document``. Raises ConfigError with one line per override that fails."""
+def apply_overrides(document: Document, overrides: Sequence[str], model: type[BaseModel] = ExperimentConfig) -> None:
+    """Apply ``--set`` overrides to a ``document`` of ``model``. Raises ConfigError with a line per one that fails."""
     problems = []
     expand_task_names(document)
     for text in overrides:
         try:
-            document.override(text)
+            document.override(text, partial(takes_text, model))
         except ConfigError as error:
             problems.append(str(error))
         expand_task_names(document)
@@ -97,7 +108,8 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     try:
         return model.model_validate_json(json.dumps(document.tree), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, model, document.where))) from None
+        settable = [*keys_of(ExperimentConfig), *keys_of(ClusterConfig, CLUSTER_PREFIX)]
+        raise ConfigError("\n".join(explain(error, model, document.where, settable))) from None
 
 
 def expand_task_names(document: Document) -> None:
@@ -120,15 +132,19 @@ def resolve_paths(document: Document) -> None:
     paths += [(*task, "path") for task, _ in _items(document, ("stream",))]
     if document.get(("peers", "topology")) not in TOPOLOGY_NAMES:
         paths.append(("peers", "topology"))
+    if document.get(("evaluation", "validation")) != OWN_SPLIT:
+        paths.append(("evaluation", "validation"))
     for location in paths:
         value = document.get(location)
         if isinstance(value, str):
-            path = Path(value).expanduser() if value.startswith("~/") else Path(value)
-            document.set(location, str(document.base_folder(location).absolute() / path))
+            document.set(location, str(document.base_folder(location).absolute() / expand_home(value)))
     for model in [("model",), *((*peer, "model") for peer, _ in _items(document, ("peers", "each")))]:
         location = (*model, "name")
         name = document.get(location)
-        if isinstance(name, str) and (folder := document.base_folder(location) / name).is_dir():
+        if not isinstance(name, str):
+            continue
+        folder = document.base_folder(location) / expand_home(name)
+        if name.startswith("~") or folder.is_dir():  # no name on the hub begins like that
             document.set(location, str(folder))
 
 
@@ -144,12 +160,11 @@ def _check_topology_pairs(document: Document) -> None:
 
 def _fill_in_raw_folder(document: Document) -> None:
     data = document.tree.setdefault("data", {})
-    raw = _raw_from_environment()
+    raw = _existing_raw()
     if raw is not None and isinstance(data, dict):
         data.setdefault("raw", str(raw))
 
 
-def _raw_from_environment() -> Path | None:
-    folder = os.environ.get(DATA_VARIABLE)
-    raw = Path(folder or "").absolute() / "raw"
-    return raw if folder and raw.is_dir() else None
+def _existing_raw() -> Path | None:
+    raw = raw_from_environment()
+    return raw.absolute() if raw is not None and raw.is_dir() else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,26 +15,65 @@ from ray_l4.errors import nearest
 Schema = Mapping[str, Any]
 """JSON schema, or a part of one."""
 
+OVERRIDE = "--set"
+"""Origin of a value that was set on the command line."""
+_SUGGESTIONS = 3
+"""Number of keys in other groups that a message names."""
 
-def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Location], str]) -> list[str]:
+
+def explain(
+    error: ValidationError, model: type[BaseModel], where: Callable[[Location], str], settable: Sequence[str] = ()
+) -> list[str]:
     """Return one line per problem of ``error``, which was raised when validating ``model``.
 
     ``where`` returns the origin of the value at a location (file and line, or ``--set``). Errors of several branches
-    of one union count as one problem.
+    of one union count as one problem. ``settable``: all keys as ``--set`` spells them, to suggest where it has an
+    unknown one; in a file, those of ``model`` are suggested.
     """
-    root = model.model_json_schema()
+    root = _schema(model)
     lines: dict[Location, str] = {}
     for problem in error.errors(include_url=False):
         location, schema = _locate(root, problem["loc"], unknown=problem["type"] == "extra_forbidden")
         if location not in lines:
             key = f"{dotted(location)}: " if location else ""
-            lines[location] = f"{where(location)}: {key}{_message(root, schema, location, problem)}"
+            origin = where(location)
+            keys = settable if origin == OVERRIDE and settable else keys_of(model)
+            lines[location] = f"{origin}: {key}{_message(root, schema, location, problem, keys)}"
     return list(lines.values())
 
 
 def dotted(location: Location) -> str:
     """Return a location in the spelling of ``--set``: ``('stream', 0, 'train')`` as ``stream.0.train``."""
     return ".".join(str(key) for key in location)
+
+
+@cache
+def _schema(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema()
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return every key of ``model`` as ``--set`` spells it, after ``prefix``; ``0`` stands for any item of a list."""
+    root = _schema(model)
+    return [prefix + dotted(location) for location in _walk(root, root)]
+
+
+def _walk(root: Schema, schema: Schema, location: Location = ()) -> Iterator[Location]:
+    for branch in _branches(root, schema):
+        for name, child in branch.get("properties", {}).items():
+            yield (*location, name)
+            yield from _walk(root, child, (*location, name))
+        if isinstance(branch.get("items"), dict):
+            yield from _walk(root, branch["items"], (*location, 0))
+
+
+def takes_text(model: type[BaseModel], keys: Sequence[str]) -> bool:
+    """Return whether the value at ``keys``, in the spelling of ``--set``, may be any text."""
+    root = _schema(model)
+    schema: Schema | None = root
+    for key in keys:
+        schema = _child(root, schema, int(key) if key.isdecimal() else key) if schema is not None else None
+    return schema is not None and _any_text(root, schema)
 
 
 def _locate(root: Schema, loc: Location, unknown: bool) -> tuple[Location, Schema]:
@@ -70,17 +110,24 @@ def _branches(root: Schema, schema: Schema) -> Iterator[Schema]:
         yield schema
 
 
-def _message(root: Schema, schema: Schema, location: Location, problem: Mapping[str, Any]) -> str:
+def _message(root: Schema, schema: Schema, location: Location, problem: Mapping[str, Any], keys: Sequence[str]) -> str:
     match problem["type"]:
         case "extra_forbidden":
             known = {key for branch in _branches(root, schema) for key in branch.get("properties", ())}
-            return f"unknown key. {nearest(str(location[-1]), known)}"
+            return f"unknown key. {_elsewhere(str(location[-1]), keys) or nearest(str(location[-1]), known)}"
         case "missing":
             return f"missing; expected {_expected(root, schema)}"
         case "value_error":
             return str(problem["ctx"]["error"])
         case _:
             return f"expected {_expected(root, schema)}, found {_found(problem['input'])}{_hint(root, schema, problem)}"
+
+
+def _elsewhere(name: str, keys: Sequence[str]) -> str:
+    """Return a hint if other groups have a key ``name``: where it is, those first that are not in a list."""
+    found = [key for key in keys if key.rpartition(".")[2] == name]
+    found.sort(key=lambda key: (".0." in key, key.count(".")))
+    return f"Did you mean {' or '.join(map(repr, found[:_SUGGESTIONS]))}?" if found else ""
 
 
 def _expected(root: Schema, schema: Schema) -> str:
@@ -128,6 +175,10 @@ def _found(value: object) -> str:
 
 
 def _hint(root: Schema, schema: Schema, problem: Mapping[str, Any]) -> str:
-    takes_text = any(branch.get("type") == "string" and "enum" not in branch for branch in _branches(root, schema))
-    unquoted = isinstance(problem["input"], int | float)
-    return "; put it in quotes to make it text" if takes_text and unquoted else ""
+    takes_number = any(branch.get("type") in ("integer", "number") for branch in _branches(root, schema))
+    unquoted = isinstance(problem["input"], int | float) and not takes_number
+    return "; put it in quotes to make it text" if unquoted and _any_text(root, schema) else ""
+
+
+def _any_text(root: Schema, schema: Schema) -> bool:
+    return any(branch.get("type") == "string" and "enum" not in branch for branch in _branches(root, schema))

@@ -23,10 +23,11 @@ from ray_l4.config.loading import (
     apply_overrides,
     expand_task_names,
     experiment_of,
+    refuse_protocol,
     resolve_paths,
     validate,
 )
-from ray_l4.config.problems import dotted
+from ray_l4.config.problems import OVERRIDE, dotted
 from ray_l4.config.strict_yaml import Location
 from ray_l4.errors import ConfigError
 
@@ -207,20 +208,43 @@ def load_protocol(
     before ``overrides`` (``training.epochs=3``) and returns settings, which the overrides can still replace.
     Raises ConfigError with one line per problem.
     """
-    file = read_document(Path(path))
-    document = _LayeredDocument(file.label, file.folder, file.tree, file.root)
-    for overlay in map(Path, overlays):
-        _apply_overlay(document, read_document(overlay))
+    document = _layered(path, overlays)
     sweep_tree = document.tree.pop(SWEEP_KEY, {})
     if rescale is not None:
         expand_task_names(document)
         for key, value in rescale(experiment_of(document.copy())).items():
             document.put(tuple(key.split(".")), value, option("--scale"))
-    apply_overrides(document, overrides)
-    document.record_origin([*document.created, *document.overridden], option("--set"))
+    _override(document, overrides)
     base = experiment_of(document)
     sweep_document = replace(document, tree={SWEEP_KEY: sweep_tree})
     return Protocol(base, validate(_SweepFile, sweep_document).sweep, document)
+
+
+def load_with_overlays(
+    path: str | Path, overrides: Sequence[str] = (), overlays: Sequence[str | Path] = ()
+) -> ExperimentConfig:
+    """Load the experiment of one run: as ``loading.load_experiment``, with overlays as in ``load_protocol``.
+
+    Raises ConfigError with one line per problem, or if one of the files describes a sweep.
+    """
+    document = _layered(path, overlays)
+    refuse_protocol(document, path)
+    _override(document, overrides)
+    return experiment_of(document)
+
+
+def _layered(path: str | Path, overlays: Sequence[str | Path]) -> _LayeredDocument:
+    """Return the file at ``path`` with the values of the overlays."""
+    file = read_document(Path(path))
+    document = _LayeredDocument(file.label, file.folder, file.tree, file.root)
+    for overlay in map(Path, overlays):
+        _apply_overlay(document, read_document(overlay))
+    return document
+
+
+def _override(document: _LayeredDocument, overrides: Sequence[str]) -> None:
+    apply_overrides(document, overrides)
+    document.record_origin([*document.created, *document.overridden], option(OVERRIDE))
 
 
 class _SweepFile(Strict):

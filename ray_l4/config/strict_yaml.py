@@ -93,6 +93,13 @@ def parse(text: str, label: str) -> tuple[object, yaml.Node | None]:
         raise ConfigError(f"{label}: nested too deeply to be read") from None
 
 
+def plain_scalar(text: str) -> object:
+    """Return the value of ``text`` as one unquoted scalar: a number, true, false, null, or else the text itself."""
+    loader = _Loader("")
+    node = yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text)
+    return loader.construct_document(node)
+
+
 def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int | None:
     """Return the line (from 1) of the value at ``location``, or of the closest value around it that exists."""
     line = None

@@ -9,7 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
-from ray_l4.learner.decoding import continue_prompts
+from ray_l4.learner.decoding import continue_prompts, continue_within
 from ray_l4.seeds import derive
 from ray_l4.text.test_sets import Scored, TestSet, answer_batches, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -34,18 +34,17 @@ def decode_answers(
 ) -> dict[int, str]:
     """Decode answers to the prompts in ``batches``, some of those of ``answer_batches``; returns index -> answer.
 
-    If answers may be longer than the room reserved for them (``evaluation.reserve``), the longest prompt of a batch
-    limits the answers of the whole batch.
+    If answers may be longer than the room reserved for them (``evaluation.reserve``), the room that its own prompt
+    leaves limits each answer, so answers do not depend on the batches.
     """
     answers: dict[int, str] = {}
     for members in batches:
         prompts = tests.prompts["ids"].take(pa.array(members)).to_pylist()
-        room = tests.max_length - max(map(len, prompts))
-        new = continue_prompts(
+        new = continue_within(
             model,
             tokenizer,
             prompts,
-            max(1, min(tests.max_new_tokens, room)),
+            [max(1, min(tests.max_new_tokens, tests.max_length - len(prompt))) for prompt in prompts],
             top_k=config.top_k,
             seeds=[derive(seed, "answer", tests.task, index) for index in members],
             banned=tokenizer.task_tokens if config.ban_task_tokens else (),
@@ -73,23 +72,16 @@ def answer_training(
     longest = int((sequence_lengths(tokens) - lengths).max())
     rows = range(tokens.num_rows) if rows is None else rows
     part = tokens.slice(rows.start, len(rows)).to_pylist()
-    # All prompts of a batch share one limit, so prompts with different limits are answered separately.
-    limits = [max(1, min(longest, max_length - row["prompt_length"])) for row in part]
-    answers = [""] * len(part)
-    for limit in sorted(set(limits)):
-        members = [index for index, own in enumerate(limits) if own == limit]
-        new = continue_prompts(
-            model,
-            tokenizer,
-            [part[index]["ids"][: part[index]["prompt_length"]] for index in members],
-            limit,
-            top_k=config.top_k,
-            temperature=config.temperature,
-            seeds=[derive(seed, part[index]["sample_id"]) for index in members],
-        )
-        for index, answer_ids in zip(members, new, strict=True):
-            answers[index] = tokenizer.decode(answer_ids).strip()
-    return answers
+    new = continue_within(
+        model,
+        tokenizer,
+        [row["ids"][: row["prompt_length"]] for row in part],
+        [max(1, min(longest, max_length - row["prompt_length"])) for row in part],
+        top_k=config.top_k,
+        temperature=config.temperature,
+        seeds=[derive(seed, row["sample_id"]) for row in part],
+    )
+    return [tokenizer.decode(answer_ids).strip() for answer_ids in new]
 
 
 def generate_replay(

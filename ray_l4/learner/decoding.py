@@ -17,22 +17,21 @@ class TopKSampler(LogitsProcessor):
     """Sample from the ``top_k`` most likely tokens: greedy search over the returned scores draws the sample.
 
     The arg max of log-probabilities plus independent Gumbel noise is a draw from the distribution. Row i gets its noise
-    from the generator of ``seeds[i]``, so a sample does not depend on the other rows. Ties at the k-th logit are broken
+    from the generator of ``seeds[i]``, token by token, so a sample depends neither on the other rows nor on how many
+    tokens there may be. Ties at the k-th logit are broken
     by position (REFERENCE.md#replay keeps them all; float logits of a trained model do not tie).
     """
 
-    def __init__(self, seeds: Sequence[int], top_k: int, temperature: float, max_new_tokens: int) -> None:
+    def __init__(self, seeds: Sequence[int], top_k: int, temperature: float) -> None:
         self.top_k = top_k
         self.temperature = temperature
-        noise = [np.random.default_rng(seed).gumbel(size=(max_new_tokens, top_k)) for seed in seeds]
-        self.noise_BTK = torch.from_numpy(np.stack(noise)).float()
-        self._token = 0
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # (B, T), (B, vocab) -> (B, vocab)
         k = min(self.top_k, scores.shape[-1])
         best_BK, ids_BK = torch.topk(scores.float() / self.temperature, k, dim=-1)
-        noise_BK = self.noise_BTK[:, self._token, :k].to(scores.device)
-        self._token += 1
+        noise = np.stack([generator.gumbel(size=self.top_k) for generator in self._generators])
+        noise_BK = torch.from_numpy(noise[:, :k]).float().to(scores.device)
         drawn_BV = torch.full_like(scores, -torch.inf, dtype=torch.float32)
         return drawn_BV.scatter_(1, ids_BK, best_BK + noise_BK)
 
@@ -64,7 +63,7 @@ def continue_prompts(
     if top_k > 1:
         if seeds is None or len(seeds) != len(prompts):
             raise ValueError(f"sampling needs one seed for each of the {len(prompts)} prompts")
-        processors.append(TopKSampler(seeds, top_k, temperature, max_new_tokens))
+        processors.append(TopKSampler(seeds, top_k, temperature))
     input_ids_BT, attention_mask_BT = left_padded(prompts, tokenizer.pad)
     # Replaces the model's own: Transformers takes unset options from there, such as a repetition penalty.
     model.generation_config = GenerationConfig(
@@ -84,3 +83,36 @@ def continue_prompts(
     model.train(was_training)
     new_BT = output_BT[:, input_ids_BT.shape[1] :].tolist()
     return [row[: row.index(end)] if end in row else row for row in new_BT]
+
+
+def continue_within(
+    model: PreTrainedModel,
+    tokenizer: TaskTokenizer,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    *,
+    top_k: int,
+    temperature: float = 1.0,
+    seeds: Sequence[int],
+    banned: Sequence[int] = (),
+) -> list[list[int]]:
+    """Return the new tokens of every prompt like ``continue_prompts``, each at most as many as its own limit.
+
+    All prompts of a batch share one limit, since a longer one may take another prompt beyond the model's positions.
+    Prompts with different limits are therefore continued separately.
+    """
+    new: dict[int, list[int]] = {}
+    for limit in sorted(set(limits)):
+        members = [index for index, own in enumerate(limits) if own == limit]
+        continued = continue_prompts(
+            model,
+            tokenizer,
+            [prompts[index] for index in members],
+            limit,
+            top_k=top_k,
+            temperature=temperature,
+            seeds=[seeds[index] for index in members],
+            banned=banned,
+        )
+        new.update(zip(members, continued, strict=True))
+    return [new[index] for index in range(len(prompts))]

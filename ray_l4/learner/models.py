@@ -25,8 +25,9 @@ from ray_l4.learner.adapters import (
     load_adapter_state,
     read_settings,
 )
-from ray_l4.learner.pretrained import grow, load_pretrained, recompute_activations
+from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations
 from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
+from ray_l4.store.weight_files import damage
 from ray_l4.text.tokenizer import TaskTokenizer
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _pretrained(config: ModelConfig, tokenizer: TaskTokenizer, dropout: float | 
     if dropout is not None:
         set_dropout(model, dropout, name)
     drawn = grow(model, tokenizer.size)
+    draw_rows(model, tokenizer.fresh.difference(drawn))
     if config.lora is not None:
         add_adapters(model, config.lora, name, {*drawn, *_added_tokens(tokenizer)})
     return model
@@ -91,8 +93,7 @@ def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
 
     Raises ModelError, naming the model ``name``, if it has no dropout.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    numbers = [(holder, key) for holder in model.modules() for key in vars(holder) if _is_dropout(holder, key)]
+    layers, numbers = _dropouts(model)
     if not layers and not numbers:
         raise ModelError(
             f"peers.each: a dropout of {dropout:g} was requested, but {name!r} has no layer with dropout. Remove "
@@ -105,6 +106,18 @@ def set_dropout(model: PreTrainedModel, dropout: float, name: str) -> None:
         *((model.config, key) for key in vars(model.config) if _is_dropout(model.config, key)),
     ]:
         setattr(holder, key, dropout)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Return whether any layer, adapters included, drops something in training."""
+    layers, numbers = _dropouts(model)
+    return any(layer.p for layer in layers) or any(getattr(holder, key) for holder, key in numbers)
+
+
+def _dropouts(model: nn.Module) -> tuple[list[nn.Dropout], list[tuple[nn.Module, str]]]:
+    """List the layers of dropout, and the modules that keep a rate as an attribute, with its name."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    return layers, [(holder, key) for holder in model.modules() for key in vars(holder) if _is_dropout(holder, key)]
 
 
 def _is_dropout(holder: object, key: str) -> bool:
@@ -199,33 +212,39 @@ def _undropped(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in description.items() if "drop" not in key}
 
 
-def load_folder(folder: Path) -> tuple[PreTrainedModel, TaskTokenizer]:
+def load_folder(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, TaskTokenizer]:
     """Load a checkpoint of a run, or any model folder whose tokeniser has the task tokens.
 
-    Raises ModelError if the folder holds no model or no such tokeniser, or adapters whose base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder holds no model or no such
+    tokeniser, or adapters whose base model is not found.
     """
     if (folder / ADAPTER_CONFIG).is_file():
-        tuned, tokenizer = load_adapters(folder)
+        tuned, tokenizer = load_adapters(folder, dtype)
         return tuned.model, tokenizer
     tokenizer = TaskTokenizer.load(folder)
-    model = load_pretrained(str(folder), "model.name")
+    model = load_pretrained(str(folder), "model.name", dtype)
     grow(model, tokenizer.size)
     return model, tokenizer
 
 
-def load_adapters(folder: Path) -> tuple[LoraModel, TaskTokenizer]:
+def load_adapters(folder: Path, dtype: str = "float32") -> tuple[LoraModel, TaskTokenizer]:
     """Load a checkpoint that holds adapters, with its base model; ``merge_and_unload()`` of the model merges the two.
 
-    Raises ModelError if the folder is not such a checkpoint, or if the base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder is not such a checkpoint, or
+    if the base model is not found.
     """
     tokenizer = TaskTokenizer.load(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; expected a checkpoint of a run with adapters (model.lora)")
     settings = read_settings(folder)
-    model = load_pretrained(settings.base_model_name_or_path, f"{folder / ADAPTER_CONFIG}: base_model_name_or_path")
+    where = f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
+    model = load_pretrained(settings.base_model_name_or_path, where, dtype)
     grow(model, tokenizer.size)
     tuned = inject(model, settings)
+    damaged = damage(folder / ADAPTER_WEIGHTS)
+    if damaged is not None:
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS} {damaged}. Copy the checkpoint again, or take another one.")
     load_bytes(model, np.fromfile(folder / ADAPTER_WEIGHTS, dtype=np.uint8))
     return tuned, tokenizer
 

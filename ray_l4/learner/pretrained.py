@@ -1,25 +1,39 @@
-"""Loading pretrained models, and adding rows for new tokens."""
+"""Loading pretrained models, and adding or drawing rows for new tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ray_l4.errors import ModelError, first_line
+from ray_l4.learner.causality import refuse_if_not_causal
+from ray_l4.store.weight_files import damaged_file
+from ray_l4.text.model_location import located
+
+_INITIALIZER_RANGE = 0.02
+"""Standard deviation of new rows where a model's configuration names none."""
 
 
 def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrainedModel:
     """Load a causal language model by hub name or path.
 
-    ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is
-    in the file. Raises ModelError if the model cannot be loaded
-    completely.
+    ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is in the
+    file. Raises ModelError if the model cannot be found or not loaded completely, or is not causal.
     """
     transformers_logging.disable_progress_bar()
+    options = located(name, where)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        damaged = damaged_file(Path(name))
+        if damaged is not None:
+            raise ModelError(f"{where}: cannot load {name!r}: {damaged}. Copy or download it again.") from error
         raise ModelError(
             f"{where}: cannot load {name!r} as a causal language model: {first_line(error)} "
             "Give a folder with config.json and model.safetensors, or a hub name that this machine can reach."
@@ -29,6 +43,7 @@ def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrained
             f"{where}: the weights of {name!r} are not complete: {', '.join(sorted(info['missing_keys'])[:3])} "
             "missing. Copy or download the model again."
         )
+    refuse_if_not_causal(model, name, where)
     return model
 
 
@@ -59,3 +74,19 @@ def grow(model: PreTrainedModel, vocabulary: int) -> range:
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     return range(rows, vocabulary)
+
+
+@torch.no_grad()
+def draw_rows(model: PreTrainedModel, ids: Collection[int]) -> None:
+    """Draw the embedding rows of ``ids`` anew, and their output rows unless tied, from N(0, initializer_range).
+
+    For tokens that take a row which the model has to spare: what stands there was never trained.
+    """
+    if not ids:
+        return
+    rows = torch.tensor(sorted(ids))
+    spread = getattr(model.config.get_text_config(), "initializer_range", None) or _INITIALIZER_RANGE
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    matrices = [embedding] if head is None or head.weight is embedding else [embedding, head.weight]
+    for matrix in matrices:
+        matrix[rows] = torch.empty_like(matrix[rows]).normal_(std=spread)

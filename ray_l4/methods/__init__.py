@@ -3,7 +3,7 @@
 One training loop serves all methods. A new method is a new row of the table and at most one new loss.
 """
 
-from ray_l4.methods.peers import num_students, peer_experiment, peer_seed, peer_settings
+from ray_l4.methods.peers import all_models, num_students, peer_experiment, peer_seed, peer_settings
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
     graph_name,
@@ -36,6 +36,7 @@ __all__ = [
     "Stage",
     "StageKind",
     "Topology",
+    "all_models",
     "complete",
     "from_edges",
     "get_method",

@@ -110,3 +110,11 @@ def _refuse_another_vocabulary(common: ModelConfig, own: ModelConfig, peer: int)
                 "predictions token by token, so they must share a tokeniser. Remove the key here, and set "
                 f"model.{name} for all peers."
             )
+
+
+def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
+    """The model that all have where they have none of their own, and that of every student."""
+    return [
+        experiment.model,
+        *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
+    ]

@@ -32,11 +32,12 @@ def average_incremental_accuracy(R: ScoreMatrix) -> float | None:
     return _mean([_mean(row[: stage + 1]) for stage, row in enumerate(R)])
 
 
-def forgetting(R: ScoreMatrix, trajectory: ScoreMatrix = ()) -> float | None:
-    """Return FM, the mean over all tasks but the last of (highest score - final score). It is never negative.
+def forgetting_by_task(R: ScoreMatrix, trajectory: ScoreMatrix = ()) -> list[float | None]:
+    """Return highest score minus final score of every task but the last. It is never negative.
 
     The highest score is taken over all rows, including the last one and those before the task was learned, so a task
-    that never got worse contributes 0. Scores before a task was learned may be missing; later ones may not.
+    that never got worse has 0. Scores before a task was learned may be missing; later ones may not. The list is empty
+    where forgetting is undefined as a whole.
 
     ``trajectory`` adds rows to the search for the highest score, such as the scores of every epoch, which a comparison
     with Table 3 of L4 needs. Missing cells of these rows are ignored.
@@ -48,14 +49,22 @@ def forgetting(R: ScoreMatrix, trajectory: ScoreMatrix = ()) -> float | None:
     if any(len(row) != len(R[0]) for row in trajectory):
         raise DataError(f"every row of the trajectory needs {len(R[0])} scores, one per task")
     if not square:
-        return None
+        return []
     rows = [*R, *trajectory]
     drops: list[float | None] = []
     for task in range(len(R) - 1):
         highest = max((score for row in rows if (score := row[task]) is not None), default=None)
         learned = all(row[task] is not None for row in R[task:])
         drops.append(_difference(highest, R[-1][task]) if learned else None)
-    return _mean(drops)
+    return drops
+
+
+def forgetting(R: ScoreMatrix, trajectory: ScoreMatrix = ()) -> float | None:
+    """Return FM, the mean of ``forgetting_by_task``: the one definition of forgetting, for every report and figure.
+
+    Raises DataError as ``forgetting_by_task``.
+    """
+    return _mean(forgetting_by_task(R, trajectory))
 
 
 def backward_transfer(R: ScoreMatrix) -> float | None:

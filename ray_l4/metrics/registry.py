@@ -24,6 +24,8 @@ class Metric:
     """Return all values of the metric for a set of items, in percent."""
     item_value: str | None = None
     """Key of the value of a single item, if the headline also depends on earlier items. By default, the headline."""
+    needs_meta: bool = False
+    """Whether it needs an item's ``meta``, which is stored with the test set and not with a run's answers."""
 
 
 METRICS: dict[str, Metric] = {
@@ -36,7 +38,13 @@ METRICS: dict[str, Metric] = {
             dialogue.state_em,
             item_value="turn_goal_em",
         ),
-        Metric("lfem", "lfem", "SQL logical form, exact match after repair of column names", sql.logical_form_em),
+        Metric(
+            "lfem",
+            "lfem",
+            "SQL logical form, exact match after repair of column names",
+            sql.logical_form_em,
+            needs_meta=True,
+        ),
         Metric("avg_rouge", "avg_rouge", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F-measure", rouge.average_rouge),
         Metric("em", "em", "exact match with any reference", text.matches),
         Metric("nf1", "nf1", "bag-of-words F1 after normalisation, best reference", text.matches),

@@ -23,23 +23,27 @@ def common_subsequence(x: str, y: str) -> int:
 
 
 def common_substring(x: str, y: str) -> int:
-    """Return the length of the longest common substring."""
-    longest = start = 0  # a window over x, which grows while y contains it and moves on otherwise
+    """Return the length of the longest substring of ``y`` that is also in ``x``, at the same place or a later one.
+
+    So ``common_substring("xab", "ab")`` is 2, but ``common_substring("ab", "xab")`` is 0, as in the references' code.
+    """
+    longest = start = 0  # a window over x, which grows while y contains it in time and moves on otherwise
     while start + longest < len(x):
-        if x[start : start + longest + 1] in y:
+        end = start + longest + 1
+        if x[start:end] in y[:end]:
             longest += 1
         else:
             start += 1
     return longest
 
 
-def similarity(x: str, y: str) -> float:
+def similarity(name: str, text: str) -> float:
     """Return LCS / longer length + longest common substring / 10^4 - shorter length / 10^8.
 
-    LCS is the length of the longest common subsequence.
+    LCS is the length of the longest common subsequence. The order of the two matters: see ``common_substring``.
 
     Raises:
         ZeroDivisionError: both strings are empty.
     """
-    shorter, longer = sorted((len(x), len(y)))
-    return common_subsequence(x, y) / longer + common_substring(x, y) / 1e4 - shorter / 1e8
+    shorter, longer = sorted((len(name), len(text)))
+    return common_subsequence(name, text) / longer + common_substring(name, text) / 1e4 - shorter / 1e8

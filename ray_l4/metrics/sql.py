@@ -7,7 +7,7 @@ including the order of conditions. There are two parsers:
 - *fuzzy* (LAMOL, L2KD; comparable with the papers): a column name only needs to resemble one of the header. The parser
   splits at the letters ``where`` and ``and`` anywhere, even inside words, and at every ``=``, ``>`` and ``<``. A value
   that contains an operator or (except in the last condition) ``and`` is therefore never correct: perfect answers to
-  the test set score about 98.4. The published numbers have the same defect, so it is kept.
+  the test set score 98.375. The published numbers have the same defect, so it is kept.
 - *exact* (decaNLP): column names must be equal and values keep their spaces.
 
 The header is lower-cased. Predictions are not, because WikiSQL's answers are converted to lower case
@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 from ray_l4.errors import DataError
@@ -127,18 +128,24 @@ def _closest(header: Header, *texts: str) -> tuple[int, int]:
 
 
 def _repair(text: str, header: Header) -> str:
-    """Replace the column names of conditions by the closest ones of the header (REFERENCE.md#logical-form, step 5)."""
+    """Replace the column names of conditions by the closest ones of the header (REFERENCE.md#logical-form, step 5).
+
+    As in the references, pieces between operators are stripped, but not the parts that ``and`` divides them into: the
+    blank before a column's name is compared with the header too.
+    """
     operators = _OPERATOR.findall(text)
-    first, *rest = _OPERATOR.split(text)
-    if not rest:
+    if not operators:
         raise UnparsableSqlError(f"no operator in the condition {text!r}")
-    *middle, last = rest
-    parts = [first, *(part for between in middle for part in between.split("and")), last]
-    columns, values = [part.strip() for part in parts[0::2]], [part.strip() for part in parts[1::2]]
-    if not len(columns) == len(operators) == len(values):
-        raise UnparsableSqlError(f"columns, operators and values do not pair up in {text!r}")
-    names = [header[_closest(header, column)[0]] for column in columns]
-    return " and ".join(" ".join(condition) for condition in zip(names, operators, values, strict=True))
+    first, *middle, last = (piece.strip() for piece in _OPERATOR.split(text))
+    parts = [first, *(part for piece in middle for part in piece.split("and")), last]
+    columns = [header[_closest(header, part)[0]] for part in parts[0::2]]
+    if len(columns) < len(operators):
+        raise UnparsableSqlError(f"there are more operators than columns in {text!r}")
+    # A value that contains `and` leaves columns without operator, and the last one without value: that one is lost.
+    names = [
+        column if operator is None else f"{column} {operator}" for column, operator in zip_longest(columns, operators)
+    ]
+    return " and ".join(f"{name} {value}" for name, value in zip(names, parts[1::2], strict=False))
 
 
 def _conditions(text: str, header: Header) -> tuple[Condition, ...]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 from ray_l4.metrics.item import Item, percentage
+from ray_l4.metrics.words import folded, spaced
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+if TYPE_CHECKING:
+    from regex import Pattern
 
 
 def normalise(text: str) -> str:
-    """Lower-case ``text``, then remove ASCII punctuation, then English articles, then collapse whitespace."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Fold the case of ``text``, then remove punctuation, then English articles, then collapse whitespace.
+
+    Punctuation is that of ASCII, symbols such as ``$`` included, and what Unicode calls so. Characters of scripts that
+    are written without blanks become words.
+    """
+    punctuation, articles = _removed()
+    return " ".join(spaced(articles.sub(" ", punctuation.sub("", folded(text)))).split())
 
 
 def f1(prediction: str, reference: str) -> float:
@@ -39,3 +46,12 @@ def matches(items: Sequence[Item]) -> dict[str, float]:
         normalised_exact.append(prediction in references)
         normalised_f1.append(max(f1(prediction, reference) for reference in references))
     return {"em": percentage(exact), "nf1": percentage(normalised_f1), "nem": percentage(normalised_exact)}
+
+
+@cache
+def _removed() -> tuple[Pattern[str], Pattern[str]]:
+    """Return patterns of punctuation and of articles. A combining mark belongs to its letter: it ends no word."""
+    import regex  # imported late, like in ``words``
+
+    punctuation = rf"[\p{{P}}{regex.escape(string.punctuation)}]"
+    return regex.compile(punctuation), regex.compile(r"(?<![\w\p{M}])(a|an|the)(?![\w\p{M}])")

@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from ray_l4.cluster.placement import usable_cores
+from ray_l4.config.paths import DATA_VARIABLE, raw_from_environment
 
 _GIB = 2**30
 _MIN_FREE_DISK = 2 * _GIB
@@ -86,7 +87,9 @@ def _hardware() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    folder = os.environ.get("RAY_L4_DATA")
-    ok = folder is not None and (Path(folder) / "raw").is_dir()
-    advice = "" if ok else "Needed only for the papers' tasks: set RAY_L4_DATA to the folder that contains raw/."
-    yield Finding("raw data sets", folder or "RAY_L4_DATA is not set", ok, needed=False, remedy=advice)
+    raw = raw_from_environment()
+    ok = raw is not None and raw.is_dir()
+    advice = "" if ok else f"Needed only for the papers' tasks: set {DATA_VARIABLE} to the folder that contains raw/."
+    yield Finding(
+        "raw data sets", f"{raw.parent}" if raw else f"{DATA_VARIABLE} is not set", ok, needed=False, remedy=advice
+    )

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import platform
 import time
 from pathlib import Path
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from ray_l4.store.full_disk import naming_full_disk
+
+_FLUSH_SECONDS = 10.0
+"""Seconds after which events are visible to readers of the file."""
+
+_numbers = itertools.count()
 
 
 class EventFile:
-    """A new event file in ``folder``, which replaces the steps of earlier ones from ``purge_step`` on."""
+    """A new event file in ``folder``, which replaces the steps of earlier ones from ``purge_step`` on.
+
+    Written by the calling thread, unlike TensorBoard's own writer: a full disk is then an error of the call that meets
+    it, and no thread is left at the end of the process. Raises RunDirectoryError if the disk is full.
+    """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        self._writer = EventFileWriter(str(folder))
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(_numbers)}"
+        self._path = folder / name
+        with naming_full_disk(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = RecordWriter(self._path.open("wb"))
+        self._next_flush = 0.0
+        source = SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
+        self._add(Event(file_version="brain.Event:2", source_metadata=source), 0)
         # As in torch.utils.tensorboard: a session that starts at a step purges what was written from that step on.
         self._add(Event(file_version="brain.Event:2"), purge_step)
         self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
@@ -25,9 +46,14 @@ class EventFile:
 
     def close(self) -> None:
         """Flush and close the file."""
-        self._writer.close()
+        with naming_full_disk(self._path):
+            self._writer.close()
 
     def _add(self, event: Event, step: int) -> None:
         event.wall_time = time.time()
         event.step = step
-        self._writer.add_event(event)
+        with naming_full_disk(self._path):
+            self._writer.write(event.SerializeToString())
+            if time.monotonic() >= self._next_flush:
+                self._writer.flush()
+                self._next_flush = time.monotonic() + _FLUSH_SECONDS

@@ -30,24 +30,23 @@ class WatchedRun(Protocol):
         """Wait up to ``seconds``; return whether the run has ended."""
 
 
-def watch(run: WatchedRun, console: Console) -> None:
-    """Display the run's progress until it ends."""
+def watch(run: WatchedRun, console: Console, say: Callable[[str], None]) -> None:
+    """Display the run's progress until it ends. ``say`` prints a line that stays, above the bars if there are any."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            _follow(run, console, lambda snapshot: live.update(render(snapshot)))
+            _follow(run, say, lambda snapshot: live.update(render(snapshot)))
     else:
-        lines = _PlainLines(console)
-        _follow(run, console, lines.show)
+        _follow(run, say, _PlainLines(say).show)
 
 
-def _follow(run: WatchedRun, console: Console, show: Callable[[ProgressSnapshot], None]) -> None:
+def _follow(run: WatchedRun, say: Callable[[str], None], show: Callable[[ProgressSnapshot], None]) -> None:
     num_printed = 0
     ended = False
     while not ended:
         ended = run.wait(_POLL_INTERVAL)
         snapshot = run.snapshot()
         for line in snapshot.events[num_printed:]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(line)
         num_printed = len(snapshot.events)
         show(snapshot)
 
@@ -55,27 +54,29 @@ def _follow(run: WatchedRun, console: Console, show: Callable[[ProgressSnapshot]
 class _PlainLines:
     """Prints a progress line every ``_LINE_INTERVAL`` seconds."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._next = time.monotonic() + _LINE_INTERVAL
 
     def show(self, snapshot: ProgressSnapshot) -> None:
-        if time.monotonic() >= self._next and snapshot.num_steps:
+        if time.monotonic() >= self._next and (snapshot.num_steps or snapshot.replay_total):
             self._next = time.monotonic() + _LINE_INTERVAL
-            self._console.print(headline(snapshot) + "; " + student_figures(snapshot), highlight=False, soft_wrap=True)
+            figures = "" if snapshot.replay_total else "; " + student_figures(snapshot)
+            self._say(headline(snapshot) + figures)
 
 
 def headline(snapshot: ProgressSnapshot) -> str:
-    """Return the position of the run (task, phase, epoch, step) as one line."""
+    """Return the position of the run (task, phase, epoch and step, or generated replay) as one line."""
     if not snapshot.num_stages:
         return snapshot.phase
+    where = f"{snapshot.part}task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
+    scores = f"; scores: {snapshot.jobs_done} done, {snapshot.jobs_open} open"
+    if snapshot.replay_total:
+        return f"{where}{snapshot.replay_done} of {snapshot.replay_total} pseudo-examples generated{scores}"
     left = snapshot.remaining_seconds
     eta = "" if left is None else f", about {format_duration(left)} of training left"
-    return (
-        f"{snapshot.part}task {snapshot.stage + 1} of {snapshot.num_stages} ({snapshot.task}), {snapshot.phase}, "
-        f"epoch {snapshot.epoch} of {snapshot.num_epochs}, step {snapshot.step} of {snapshot.num_steps}{eta}; "
-        f"scores: {snapshot.jobs_done} done, {snapshot.jobs_open} open"
-    )
+    position = f"epoch {snapshot.epoch} of {snapshot.num_epochs}, step {snapshot.step} of {snapshot.num_steps}"
+    return f"{where}{position}{eta}{scores}"
 
 
 def student_figures(snapshot: ProgressSnapshot) -> str:

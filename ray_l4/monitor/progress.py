@@ -60,6 +60,10 @@ class ProgressSnapshot:
     """Steps done over all stages."""
     steps_total: int = 0
     """Total steps of all stages; an estimate until the last stage has begun."""
+    replay_done: int = 0
+    """Pseudo-examples generated for the current stage."""
+    replay_total: int = 0
+    """Pseudo-examples to be generated for the current stage; 0 unless they are being generated."""
     training_seconds: float = 0.0
     students: list[StudentProgress] = field(default_factory=list)
     jobs_open: int = 0

@@ -11,6 +11,7 @@ from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.model_config import sequence_limit
 from ray_l4.methods import get_method
+from ray_l4.planning.data_lengths import DataLengths
 from ray_l4.planning.meta_models import Vocabulary
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.sampler import LENGTH_EXPONENT, auto_batch_size
@@ -33,6 +34,10 @@ class BatchShape:
     """Tokens of the answer."""
     worst_case: bool
     """True for the largest possible batch, False for examples of a given length."""
+    of_data: bool = False
+    """True if the worst case is that of the run's data, False if it is all that the model allows."""
+    decoded: int | None = None
+    """Longest sequence that an evaluator decodes, if the data is known; otherwise ``length``."""
 
     @property
     def at_once(self) -> int:
@@ -50,20 +55,27 @@ class BatchShape:
 
 
 def batch_shape(
-    experiment: ExperimentConfig, cluster: ClusterConfig, tokens: int | None = None, answer: int | None = None
+    experiment: ExperimentConfig,
+    cluster: ClusterConfig,
+    tokens: int | None = None,
+    answer: int | None = None,
+    data: DataLengths | None = None,
 ) -> BatchShape:
     """Return the shape of the batches of ``experiment`` on ``cluster``.
 
-    tokens: length of every example. If None, the worst case: examples as long as the model allows, in batches as large
-    as the experiment allows. answer: tokens of an answer; if None, ``evaluation.reserve``, the tokens that a prompt
-    leaves for one. Raises ConfigError for lengths that do not go together, or for a batch size that depends on data.
+    tokens: length of every example. If None, the worst case: examples as long as the longest of ``data``, or without
+    data as long as the model allows, in batches as large as the experiment allows. answer: tokens of an answer; if
+    None, those of the longest in ``data``, or without data ``evaluation.reserve``, which a prompt leaves for one.
+    Raises ConfigError for lengths that do not go together, or for a batch size that depends on data that is unknown.
     """
     limit = sequence_limit(experiment.model)
     if tokens is not None and not 4 <= tokens <= limit:
         raise ConfigError(f"--tokens: {tokens}; expected 4 to {limit}, the longest sequence of this model")
-    cap = _batch_size(experiment)
-    length, examples = _within_budget(tokens or limit, cap, experiment.training.batch_budget)
-    answer_tokens = answer if answer is not None else min(experiment.evaluation.reserve, (length - 2) // 2)
+    longest = limit if data is None else max(4, min(data.trained, limit))
+    cap = _batch_size(experiment, data)
+    length, examples = _within_budget(tokens or longest, cap, experiment.training.batch_budget)
+    assumed = min(experiment.evaluation.reserve, (length - 2) // 2) if data is None else min(data.answer, length - 2)
+    answer_tokens = answer if answer is not None else max(1, assumed)
     if not 1 <= answer_tokens <= length - 2:
         raise ConfigError(f"--answer: {answer_tokens}; expected 1 to {length - 2}, for examples of {length} tokens")
     students = cluster.students
@@ -74,14 +86,16 @@ def batch_shape(
         length=length,
         answer=answer_tokens,
         worst_case=tokens is None,
+        of_data=tokens is None and data is not None,
+        decoded=None if data is None or tokens is not None else data.decoded,
     )
 
 
-def _batch_size(experiment: ExperimentConfig) -> int:
+def _batch_size(experiment: ExperimentConfig, data: DataLengths | None) -> int:
     size = experiment.training.batch_size
     if size != "auto":
         return size
-    sizes = {task.name: _num_examples(task) for task in experiment.stream}
+    sizes = data.examples if data is not None else {task.name: _num_examples(task) for task in experiment.stream}
     method = get_method(experiment.method)
     stages = method.kind.stages(list(sizes))
     largest = max(sum(sizes[task] for task in stage.tasks) for stage in stages)

@@ -34,6 +34,8 @@ class Vocabulary:
     tasks: int
     """Task tokens, assigned and spare."""
     eos: int = 0
+    fresh: frozenset[int] = frozenset()
+    """Rows of the model that are drawn anew: none, since that takes no memory."""
 
     @property
     def size(self) -> int:

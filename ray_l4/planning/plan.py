@@ -16,7 +16,9 @@ from ray_l4.errors import RayL4Error
 from ray_l4.methods import graph_of
 from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import batch_shape
+from ray_l4.planning.data_lengths import DataLengths
 from ray_l4.planning.devices import Device, devices_of
+from ray_l4.planning.disk import DiskNeed, disk_need, disk_problem
 from ray_l4.planning.requirements import Estimator, Requirements
 from ray_l4.planning.units import size_text
 
@@ -32,7 +34,11 @@ class PlanRequest:
     tokens: int | None = None
     """Length of every example; if None, the worst case."""
     answer: int | None = None
-    """Tokens of an answer; if None, the experiment's ``evaluation.reserve``."""
+    """Tokens of an answer; if None, those of the longest in the data, or ``evaluation.reserve``."""
+    data: DataLengths | None = None
+    """Lengths that occur in the run's data; None if they are unknown."""
+    free_disk: int | None = None
+    """Bytes that are free where the run directory will be; None if that is not known here."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Plan:
     """Empty if the processes cannot be placed."""
     problems: tuple[str, ...]
     """Reasons why the run does not fit; empty if it does."""
+    disk: DiskNeed
+    free_disk: int | None
+    """As in the request."""
 
     @property
     def fits(self) -> bool:
@@ -70,7 +79,7 @@ def make_plan(request: PlanRequest, cluster: ClusterConfig, estimator: Estimator
     Raises ConfigError for a batch size that depends on data, ModelError for a named model without a configuration.
     """
     experiment = request.experiment
-    batch = batch_shape(experiment, cluster, request.tokens, request.answer)
+    batch = batch_shape(experiment, cluster, request.tokens, request.answer, request.data)
     requirements, peers = estimator.requirements(experiment, cluster, batch), graph_of(experiment).size
     problems: list[str] = []
     devices: Sequence[Device] = ()
@@ -85,8 +94,10 @@ def make_plan(request: PlanRequest, cluster: ClusterConfig, estimator: Estimator
             f"object store: needs {size_text(requirements.object_store)} for the payloads and checkpoints stored at "
             f"the same time, ray.object_store_memory is {size_text(store)}"
         )
+    disk = disk_need(experiment, requirements.checkpoint)
+    problems += filter(None, [disk_problem(disk, request.free_disk, experiment.checkpoint.keep)])
     placement = "all in this process" if cluster.in_one_process else describe_request(peers, cluster)
-    return Plan(cluster.name, placement, requirements, tuple(devices), tuple(problems))
+    return Plan(cluster.name, placement, requirements, tuple(devices), tuple(problems), disk, request.free_disk)
 
 
 def advise(

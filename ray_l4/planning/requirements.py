@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ray_l4.config.cluster import ClusterConfig
@@ -37,12 +38,16 @@ class Requirements:
     """Bytes of shared memory: the payloads that are stored at the same time, and one checkpoint of every peer."""
     processes: tuple[Process, ...]
     """Peers in order (``count`` is the number of their ranks), then evaluators, then processes without a bundle."""
+    checkpoint: int = 0
+    """Bytes of the largest peer's checkpoint."""
 
 
 class Estimator:
     """Estimates the requirements of runs. It keeps its simulations, since most profiles and settings share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda line: None) -> None:
+        """``tell`` is given a line before every simulation."""
+        self._tell = tell
         self._steps: dict[str, SimulatedStep] = {}
         self._decoding: dict[str, DecodingMemory] = {}
 
@@ -73,6 +78,7 @@ class Estimator:
             received=max(step.received for step in steps.values()),
             object_store=0 if in_process else checkpoints + stored * exchange.transport_traits.through_object_store,
             processes=tuple(process for process in processes if process.count),
+            checkpoint=max(step.saved for step in steps.values()),
         )
 
     def _step(
@@ -84,14 +90,24 @@ class Estimator:
             for peer in peers
         ]
         gpu = cluster.students.gpus > 0
-        key = repr((traits, experiment.model_dump(), cluster.exchange, batch, gpu))
+        # Of the exchange, what decides which tensors there are, so that profiles of equal shape share one simulation.
+        exchange = cluster.exchange.model_dump(exclude={"transport", "steps_ahead"})
+        stored = cluster.exchange.transport_traits.through_object_store
+        key = repr((traits, experiment.model_dump(), exchange, stored, batch, gpu))
         if key not in self._steps:
+            names = " and ".join(map(str, peers))
+            self._tell(
+                f"a step of peer {names}: {batch.examples} examples, {batch.at_once} at a time, of {batch.length} "
+                f"tokens, on a {'GPU' if gpu else 'CPU'}, codec {cluster.exchange.codec}"
+            )
             vocabulary = vocabulary_of(experiment)
             self._steps[key] = simulate_step(experiment, cluster.exchange, vocabulary, batch, peers, gpu=gpu)
         return self._steps[key]
 
     def _decode(self, experiment: ExperimentConfig, batch: BatchShape) -> DecodingMemory:
-        key = repr((experiment.model_dump(), batch.length))
+        length = batch.decoded or batch.length
+        key = repr((experiment.model_dump(), length))
         if key not in self._decoding:
-            self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), batch.length)
+            self._tell(f"an evaluator: {length} tokens")
+            self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), length)
         return self._decoding[key]

@@ -22,6 +22,7 @@ from ray_l4.learner.learner import Learner
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.sharding import Alone
 from ray_l4.learner.stage_run import StageRun
+from ray_l4.losses.chunked import rehearsed_chunks
 from ray_l4.methods import get_method, graph_of, peer_experiment, peer_settings
 from ray_l4.methods.copying import changed
 from ray_l4.planning.attribution import attribute_model, attribute_optimiser
@@ -78,6 +79,7 @@ def simulate_step(
     num_stages = 2 if get_method(experiment.method).has_guard else 1  # a guard acts from the second stage on
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(rehearsed_chunks())
         trace = stack.enter_context(MemoryTrace(torch.device("cpu")))
         if gpu:
             stack.enter_context(GpuOperators())

@@ -52,6 +52,7 @@ def as_json(plan: Plan, advice: Advice | None) -> dict[str, Any]:
         "bytes_per_student_step": requirements.published,
         "bytes_received_per_student_step": requirements.received,
         "object_store_bytes": requirements.object_store,
+        "disk": {**asdict(plan.disk), "needed": plan.disk.needed, "free": plan.free_disk},
         "processes": [_process_json(process) for process in requirements.processes],
         "devices": [_device_json(device) for device in plan.devices],
         "advice": asdict(advice) if advice else None,
@@ -66,6 +67,8 @@ def _batch_json(batch: BatchShape) -> dict[str, Any]:
         "length": batch.length,
         "answer": batch.answer,
         "worst_case": batch.worst_case,
+        "of_data": batch.of_data,
+        "decoded": batch.decoded or batch.length,
         "at_once": batch.at_once,
     }
 
@@ -114,14 +117,33 @@ def _head(plan: Plan) -> Table:
     table.add_row(
         "batch",
         f"{batch.examples} examples{ranks}{at_once}, of {batch.length} tokens, {batch.answer} of them the answer "
-        f"({'worst case' if batch.worst_case else 'as given'})",
+        f"({_bound(batch)})",
     )
     published, received = size_text(requirements.published), size_text(requirements.received)
     table.add_row("exchange", f"{published} published and {received} read per step by each rank of a student")
     if requirements.object_store:
         table.add_row("object store", f"{size_text(requirements.object_store)} at a time")
     table.add_row("placement", escape(plan.placement))
+    table.add_row("disk", _disk(plan))
     return table
+
+
+def _disk(plan: Plan) -> str:
+    need = plan.disk
+    teachers = f", {need.teachers} of teachers" if need.teachers else ""
+    guards = f", {size_text(need.guards)} for guards" if need.guards else ""
+    free = "" if plan.free_disk is None else f"; {size_text(plan.free_disk)} are free"
+    return (
+        f"{size_text(need.needed)} for checkpoints: {need.checkpoints} of each student{teachers}, "
+        f"{size_text(need.checkpoint)} each{guards}{free}"
+    )
+
+
+def _bound(batch: BatchShape) -> str:
+    """Return what the lengths of a batch are."""
+    if not batch.worst_case:
+        return "as given"
+    return "worst case of the data" if batch.of_data else "worst case that the model allows"
 
 
 def _memory(plan: Plan) -> Table:

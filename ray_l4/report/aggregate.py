@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from types import MappingProxyType
 
 from ray_l4.errors import ConfigError
 from ray_l4.report.markdown import number, table
 from ray_l4.report.run_result import RunResult, order_title
 
-AVERAGE, FORGETTING = "average", "forgetting"
-"""Columns beside those of the tasks."""
+AVERAGE, FORGETTING, OVER_EPOCHS = "average", "forgetting", "forgetting over epochs"
+"""Columns beside those of the tasks. ``OVER_EPOCHS`` takes the highest score of any epoch (L4, Table 3)."""
+FIGURES: Mapping[str, str] = MappingProxyType(
+    {AVERAGE: "average_accuracy", FORGETTING: "forgetting", OVER_EPOCHS: "forgetting_over_epochs"}
+)
+"""Column -> key of a summary."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,12 @@ def row_label(variant: str, student: int) -> str:
     return variant if student == 0 else f"{variant}, student {student}"
 
 
-def aggregate(runs: Sequence[RunResult], students: Sequence[int] = (0,)) -> ResultTable:
+def aggregate(runs: Sequence[RunResult], students: Sequence[int] = (0,), forgetting: str = FORGETTING) -> ResultTable:
     """Return final scores, average and forgetting: mean and deviation over the seeds of every variant and order.
 
     A variant has a row for each of ``students`` that its runs have. Blocks and rows come in the order in which they
-    appear; the columns are the tasks in the order of the first run, ``AVERAGE`` and ``FORGETTING``.
+    appear; the columns are the tasks in the order of the first run, ``AVERAGE`` and ``forgetting``, which is
+    ``FORGETTING`` or ``OVER_EPOCHS``.
 
     Raises ConfigError as ``comparable_tasks`` does, or if no run has one of ``students``.
     """
@@ -103,12 +109,12 @@ def aggregate(runs: Sequence[RunResult], students: Sequence[int] = (0,)) -> Resu
         if not any(student in run.students for run in runs):
             raise ConfigError(f"no run has a student {student}. Students are counted from 0.")
     measured = [
-        Measurement(run.order, row_label(run.variant, student), scores_of(run, student))
+        Measurement(run.order, row_label(run.variant, student), scores_of(run, student, forgetting))
         for run in runs
         for student in students
         if student in run.students
     ]
-    return group(measured, (*tasks, AVERAGE, FORGETTING), frozenset({FORGETTING}))
+    return group(measured, (*tasks, AVERAGE, forgetting), frozenset({forgetting}))
 
 
 def comparable_tasks(runs: Sequence[RunResult], names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -139,10 +145,9 @@ def comparable_tasks(runs: Sequence[RunResult], names: Sequence[str] = ()) -> tu
     return runs[0].tasks
 
 
-def scores_of(run: RunResult, student: int) -> dict[str, float | None]:
-    """Return a student's final score of every task, ``AVERAGE`` and ``FORGETTING``, in percent."""
-    averages = {AVERAGE: run.figure("average_accuracy", student), FORGETTING: run.figure("forgetting", student)}
-    return {**run.final(student), **averages}
+def scores_of(run: RunResult, student: int, forgetting: str = FORGETTING) -> dict[str, float | None]:
+    """Return a student's final score of every task, ``AVERAGE`` and ``forgetting``, in percent."""
+    return {**run.final(student), **{name: run.figure(FIGURES[name], student) for name in (AVERAGE, forgetting)}}
 
 
 def group(

@@ -1,4 +1,4 @@
-"""The reader of finished runs, for the reports and for ``analysis``."""
+"""The reader of finished runs, for reports, tables and figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.methods import get_method
 from ray_l4.report.run_files import Headline, read_headlines, read_replay, read_table
 from ray_l4.report.run_result import RunResult
 from ray_l4.report.steps import Steps, read_steps
 from ray_l4.store.run_directory import Cell, RunDirectory, read_json
+from ray_l4.text.scarce_replay import scarce_replay
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,22 @@ class FinishedRun(RunResult):
                 found.setdefault((cell.stage, cell.epoch), {})[cell.task] = headline.value
         return found
 
+    def scores_of_epochs(self, student: int) -> list[list[float | None]]:
+        """Return a row of scores for every scored checkpoint, a column for each task: rows beside a score matrix.
+
+        Raises ConfigError if the run scored only the ends of its tasks.
+        """
+        if self.experiment.evaluation.when != "epoch":
+            raise ConfigError(
+                f"{self.path}: has no scores of single epochs (evaluation.when: {self.experiment.evaluation.when}); "
+                "the best score of any epoch needs a run with evaluation.when: epoch"
+            )
+        return [[scores.get(task) for task in self.tasks] for scores in self.trajectory(student).values()]
+
     def final_cell(self, student: int, task: str) -> Cell:
         """Return the cell whose score is the final one of a task, whether it was scored or not."""
         stage = get_method(self.method).kind.final_stage(self.tasks.index(task), len(self.stages))
-        return Cell(stage, self.experiment.training.epochs, student, task)
+        return Cell(stage, self.directory.result_epoch(stage, self.experiment.training.epochs), student, task)
 
     def last_scored_cell(self, student: int, task: str) -> Cell | None:
         """Return the cell of a student's last checkpoint that was scored on a task; None if there is none."""
@@ -100,9 +113,10 @@ class FinishedRun(RunResult):
 
     def predictions(self, cell: Cell) -> pa.Table | None:
         """Return the answers behind a score: ``sample_id``, ``prediction``, ``references`` and, except in early runs,
-        ``score`` in percent."""
+        ``score`` in percent, and the start of ``context`` and ``question``."""
         path = self.predictions_path(cell)
-        return read_table(path, ("sample_id", "prediction", "references"), optional=("score",))
+        optional = ("score", "context", "question")
+        return read_table(path, ("sample_id", "prediction", "references"), optional)
 
     def predictions_path(self, cell: Cell) -> Path:
         """Return the file that ``predictions`` reads."""
@@ -112,6 +126,11 @@ class FinishedRun(RunResult):
         """Return the examples that were replayed in a stage: ``index``, ``task``, ``valid``, ``reason`` (why it is not
         valid), ``text`` and, except in early runs, ``student``, its author."""
         return read_replay(self.directory, stage, ("index", "task", "valid", "reason", "text"), optional=("student",))
+
+    def warnings(self, stage: int) -> list[str]:
+        """Return a warning for each earlier task of which few examples could be replayed in a stage."""
+        table = self.replayed_examples(stage)
+        return [] if table is None else scarce_replay(table.drop_columns(["text"]).to_pylist())
 
     def timeline(self) -> pa.Table | None:
         """Return the activities: ``lane`` (process), ``kind`` (of activity), ``start`` and ``end`` (UNIX seconds)."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ray_l4.errors import ConfigError
+from ray_l4.report.facts import data_sizes, facts
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_result import RunResult, order_title
+from ray_l4.report.worst_answers import worst_in_markdown
 
 MIB = 2**20
 TRAFFIC: Mapping[str, str] = {
@@ -56,21 +58,57 @@ def comparison(runs: Sequence[RunResult]) -> str:
 
 
 def run_report(run: FinishedRun) -> str:
-    """Return the report of a run: its scores, replay, cost and configuration."""
+    """Return the report of a run: its scores, worst answers, replay, cost and configuration."""
     title = f"{run.name}: {run.variant} on {order_title(run.tasks)}, seed {run.seed}{run.scale_note}"
     parts = [
         f"# {title}",
         f"Made by `{run.manifest['command']}`. Scores are percentages.",
         comparison([run]),
         *_lost_students(run),
+        "## Run and data",
+        "\n".join(f"- {name}: {value}" for name, value in facts(run)),
+        table(*data_sizes(run)),
     ]
     if len(run.students) > 1:
         parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]
     for student in run.students:
         parts += [f"## Student {student}", _matrix(run, student), _figures(run, student)]
-    parts += ["## Replay", _replay(run)] if run.replay else []
+    answers = worst_in_markdown(run, student=0)
+    parts += (
+        [
+            "## Worst final answers",
+            "Of student 0; the page that `ray-l4 report` writes has those of all students.",
+            answers,
+        ]
+        if answers
+        else []
+    )
+    parts += ["## Validation", validation_table(run)] if run.validation else []
+    parts += ["## Replay", _replay(run), *_scarce_replay(run)] if run.replay else []
     parts += ["## Cost", _cost(run), "## Configuration", _configuration(run)]
     return "\n\n".join(parts) + "\n"
+
+
+VALIDATION_COLUMNS = ("stage", "examples", "epoch", "mean loss of each epoch")
+"""Columns of ``validation_rows``."""
+
+
+def validation_rows(run: RunResult) -> list[list[str]]:
+    """Return a row for each stage: its validation losses, and the epoch that is its result because of them."""
+    return [
+        [
+            run.stages[stage],
+            str(record["examples"]),
+            f"{record['epoch']} of {len(record['means'])}",
+            ", ".join(f"{mean:.4f}" for mean in record["means"]),
+        ]
+        for stage, record in run.validation.items()
+    ]
+
+
+def validation_table(run: RunResult) -> str:
+    """Return ``validation_rows`` as a table."""
+    return table(VALIDATION_COLUMNS, validation_rows(run))
 
 
 def traffic(exchange: Mapping[str, float]) -> list[list[str]]:
@@ -125,6 +163,13 @@ def _replay(run: RunResult) -> str:
     return table(["before learning", "requested", "valid", "dropped"], rows)
 
 
+def _scarce_replay(run: FinishedRun) -> list[str]:
+    """Return a paragraph for each stage and task of which few generated examples were valid."""
+    return [
+        f"Before learning {run.stages[stage]}: {warning}" for stage in run.replay for warning in run.warnings(stage)
+    ]
+
+
 def _cost(run: RunResult) -> str:
     rows = [
         ["wall time", f"{run.wall_seconds:.0f} s"],
@@ -136,6 +181,5 @@ def _cost(run: RunResult) -> str:
 
 
 def _configuration(run: FinishedRun) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run.manifest["versions"].items())
     config, cluster = (run.text(name).strip() for name in ("config.yaml", "cluster.yaml"))
-    return f"{versions}; {run.manifest['platform']}\n\n```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"
+    return f"```yaml\n{config}\n```\n\n```yaml\n{cluster}\n```"

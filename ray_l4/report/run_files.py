@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,10 +39,46 @@ def read_headlines(run: RunDirectory) -> dict[Cell, Headline]:
     return found
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:
+def count_parameters(run: RunDirectory, student: int) -> dict[str, Any] | None:
+    """Return the ``count`` of parameters in a student's last checkpoint, and whether they are ``adapters`` only.
+
+    None if no checkpoint is left. Only the headers of the weight files are read, not the weights.
+    """
+    folders = run.path.glob(f"checkpoints/stage-*/epoch-*/student-{student}")
+    for folder in sorted(folders, key=_order_of_training, reverse=True):
+        files = sorted(folder.glob("*.safetensors"))
+        if files:
+            adapters = any(file.name.startswith("adapter_") for file in files)
+            return {"count": sum(map(_num_values, files)), "adapters": adapters}
+    return None
+
+
+def _order_of_training(checkpoint: Path) -> tuple[int, int]:
+    """Return the numbers of a checkpoint's stage and epoch."""
+    epoch = checkpoint.parent
+    return int(epoch.parent.name.partition("-")[2]), int(epoch.name.partition("-")[2])
+
+
+def _num_values(path: Path) -> int:
+    """Return the number of values in a safetensors file: its first 8 bytes are the length of a header in JSON.
+
+    Raises RunDirectoryError if it is none.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise RunDirectoryError(
+            f"{path}: cannot be read as safetensors ({type(error).__name__}); the checkpoint is damaged"
+        ) from error
+
+
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> pa.Table | None:
     """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
 
-    Raises RunDirectoryError if the file cannot be read or lacks one of ``columns``.
+    ``optional`` = None: all other columns that it has. Raises RunDirectoryError if the file cannot be read or lacks one
+    of ``columns``.
     """
     if not path.is_file():
         return None
@@ -50,7 +88,8 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
             missing = [name for name in columns if name not in present]
             if missing:
                 raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
-            return file.read([*columns, *(name for name in optional if name in present)])
+            others = present if optional is None else [name for name in optional if name in present]
+            return file.read(list(dict.fromkeys([*columns, *others])))
     except (OSError, pa.ArrowException) as error:
         raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
 
@@ -58,3 +97,9 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
 def read_replay(run: RunDirectory, stage: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:
     """Return columns of the replayed examples of a stage; None if nothing was replayed. Raises as ``read_table``."""
     return read_table(run.path / "replay" / f"stage-{stage}.parquet", columns, optional)
+
+
+def read_questions(run: RunDirectory, cell: Cell) -> set[str]:
+    """Return the different questions behind a score; none if its answers, or what was asked, were not kept."""
+    table = read_table(run.path / "predictions" / f"{cell.name}.parquet", (), optional=("question",))
+    return set(table["question"].to_pylist()) if table is not None and table.num_columns else set()

@@ -106,8 +106,11 @@ class RunResult:
         return final
 
     def figure(self, name: str, student: int) -> float | None:
-        """Return one of the figures that a summary holds for each student, such as ``average_accuracy``."""
-        value: float | None = self.summary[name][str(student)]
+        """Return one of the figures that a summary holds for each student, such as ``average_accuracy``.
+
+        None if the run does not have the figure: it was not scored for it, or its version did not know it.
+        """
+        value: float | None = self.summary.get(name, {}).get(str(student))
         return value
 
     @property
@@ -131,6 +134,17 @@ class RunResult:
     def replay(self) -> Mapping[int, Mapping[str, int]]:
         """Stage -> numbers of pseudo-examples that were requested, valid and dropped before it."""
         return {int(stage): counts for stage, counts in self.summary["replay"].items()}
+
+    @property
+    def parameters(self) -> Mapping[int, tuple[int, bool]]:
+        """Student -> number of parameters in its last checkpoint, and whether these are only those of its adapters."""
+        found = self.summary.get("parameters", {})
+        return {int(student): (int(one["count"]), bool(one["adapters"])) for student, one in found.items()}
+
+    @property
+    def validation(self) -> Mapping[int, Mapping[str, Any]]:
+        """Stage -> its validation losses, and the epoch that they chose; empty if nothing was validated."""
+        return {int(stage): record for stage, record in self.summary.get("validation", {}).items()}
 
     @property
     def restarts(self) -> int:

@@ -14,9 +14,9 @@ from ray_l4.metrics.continual import (
     backward_transfer,
     forgetting,
 )
-from ray_l4.report.run_files import Headline, read_headlines, read_replay
+from ray_l4.report.run_files import Headline, count_parameters, read_headlines, read_replay
 from ray_l4.report.steps import SECONDS
-from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.run_directory import Cell, RunDirectory, read_json
 
 _FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
     "average_incremental_accuracy": average_incremental_accuracy,
@@ -30,6 +30,9 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
 
     ``topology``: who learns from whom, by name or as [teacher, student] pairs.
     ``score_matrix``: student -> a row for each stage, a column for each task in the order of the stream.
+    ``parameters``: student -> number of parameters in its last checkpoint (``count``), and whether these are only those
+    of its ``adapters``.
+    ``validation``: stage -> its validation losses, and the epoch that they chose; empty if nothing was validated.
     ``restarts``: number of times that a stage was learned again because a student was lost.
     ``lost_students``: student -> how it was lost. The others went on, learning from the mean of their present teachers.
     ``exchange.bytes_per_step``: bytes that one student publishes in one step, on average.
@@ -39,8 +42,8 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     experiment, state, headlines = run.experiment(), run.state(), read_headlines(run)
     tasks, stages = [task.name for task in experiment.stream], stage_names(experiment)
     peers = num_students(experiment)
-    epochs = experiment.training.epochs
-    matrices = {str(student): score_matrix(headlines, student, tasks, epochs, len(stages)) for student in range(peers)}
+    epochs = [run.result_epoch(stage, experiment.training.epochs) for stage in range(len(stages))]
+    matrices = {str(student): score_matrix(headlines, student, tasks, epochs) for student in range(peers)}
     finals = {student: _final(matrix, experiment) for student, matrix in matrices.items()}
     return {
         "name": experiment.name,
@@ -56,6 +59,10 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
         **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
         **_over_epochs(headlines, experiment, matrices),
+        "parameters": {
+            str(student): found for student in range(peers) if (found := count_parameters(run, student)) is not None
+        },
+        "validation": _validation(run, len(stages)),
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
         "restarts": state.restarts,
@@ -81,21 +88,17 @@ def _over_epochs(
     epochs = range(1, experiment.training.epochs + 1)
     found = {}
     for student, matrix in matrices.items():
-        of_epochs = (score_matrix(headlines, int(student), tasks, epoch, len(tasks)) for epoch in epochs)
+        of_epochs = (score_matrix(headlines, int(student), tasks, [epoch] * len(tasks)) for epoch in epochs)
         found[student] = forgetting(matrix, [row for rows in of_epochs for row in rows])
     return {"forgetting_over_epochs": found}
 
 
 def score_matrix(
-    headlines: Mapping[Cell, Headline], student: int, tasks: Sequence[str], epoch: int, num_stages: int
+    headlines: Mapping[Cell, Headline], student: int, tasks: Sequence[str], epochs: Sequence[int]
 ) -> list[list[float | None]]:
-    """Return R[i][j]: the headline score of task j after ``epoch`` of stage i; None where it was not scored."""
-    found = {
-        (cell.stage, cell.task): headline.value
-        for cell, headline in headlines.items()
-        if cell.student == student and cell.epoch == epoch
-    }
-    return [[found.get((stage, task)) for task in tasks] for stage in range(num_stages)]
+    """Return R[i][j]: the headline score of task j after epoch ``epochs[i]`` of stage i; None where not scored."""
+    values = {cell: headline.value for cell, headline in headlines.items()}
+    return [[values.get(Cell(stage, epoch, student, task)) for task in tasks] for stage, epoch in enumerate(epochs)]
 
 
 def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -107,6 +110,11 @@ def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "bytes_received_per_step": sum(row.get("bytes_received") or 0.0 for row in rows) / len(rows),
         "wait_fraction": sum(row["wait_seconds"] for row in rows) / total if total else 0.0,
     }
+
+
+def _validation(run: RunDirectory, num_stages: int) -> dict[str, dict[str, Any]]:
+    records = {stage: run.validation(stage) for stage in range(num_stages)}
+    return {str(stage): read_json(path) for stage, path in records.items() if path.is_file()}
 
 
 def _replay(run: RunDirectory, num_stages: int) -> dict[str, dict[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import PerRank
 from ray_l4.run.context import RunContext
+from ray_l4.run.retention import checkpoints_in
 from ray_l4.run.scoring import Scoring
 from ray_l4.setup.stage_plan import Assignment
+from ray_l4.store.atomic import remove_if_there
 from ray_l4.store.records import read_guard, read_weights, write_checkpoint, write_guard
 
 
@@ -31,13 +33,27 @@ class Checkpoints:
         }
         """Student -> its model's configuration."""
 
-    def keep(self, assignment: Assignment, epoch: int, scoring: Scoring) -> Future[None]:
-        """Write a student's current weights in the background, and request their scores."""
+    def keep(self, assignment: Assignment, epoch: int, scoring: Scoring | None) -> Future[None]:
+        """Write a student's current weights in the background, and request their scores from ``scoring``, if any."""
         weights = self._membership.students[assignment.slot].weights()
         folder = self._context.directory.checkpoint(assignment.stage, epoch, assignment.student)
         description = self.descriptions[assignment.student]
-        scoring.request(assignment.stage, epoch, assignment.student, weights[0], description)
+        if scoring is not None:
+            scoring.request(assignment.stage, epoch, assignment.student, weights[0], description)
         return self._disk.submit(self._write, folder, assignment, weights)
+
+    def return_to(self, assignment: Assignment, epoch: int) -> None:
+        """Load the weights that a student had after ``epoch`` of a stage, from its checkpoint."""
+        student = self._membership.students[assignment.slot]
+        weights = read_weights(self._context.directory.checkpoint(assignment.stage, epoch, assignment.student))
+        student.wait(student.load(weights), self._limits.start, "load")
+
+    def discard(self, stage: int, kept: Collection[int]) -> None:
+        """Remove the checkpoints of all epochs of a stage but those in ``kept``, once those queued are written."""
+        folder = self._context.directory.path
+        places = [place for place in checkpoints_in(folder) if place[0] == stage and place[1] not in kept]
+        for place in places:
+            self._disk.submit(remove_if_there, self._context.directory.checkpoint(*place)).result()
 
     def _write(self, folder: Path, assignment: Assignment, weights: PerRank[Any]) -> None:
         student = self._membership.students[assignment.slot]
@@ -57,14 +73,14 @@ class Checkpoints:
 
     def restore(self, stages_done: int) -> None:
         """Restore the present students to the end of the first ``stages_done`` stages, or to their initial weights."""
-        directory, epochs = self._context.directory, self._context.setup.experiment.training.epochs
+        directory = self._context.directory
         for peer in self._membership.topology.students:
             student = self._membership.students[peer]
             if not stages_done:
                 student.wait(student.reset(), self._limits.start, "reset")
                 continue
-            weights = read_weights(directory.checkpoint(stages_done - 1, epochs, peer))
-            student.wait(student.load(weights), self._limits.start, "load")
+            epoch = directory.result_epoch(stages_done - 1, self._context.setup.experiment.training.epochs)
+            self.return_to(Assignment(peer, peer, stages_done - 1), epoch)
             if directory.guard(stages_done - 1, peer).is_file():
                 guard = read_guard(directory, stages_done - 1, peer)
                 student.wait(student.restore_guard(guard), self._limits.start, "restore_guard")

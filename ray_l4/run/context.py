@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import RayL4Error
+from ray_l4.monitor.curves import Curves
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
 from ray_l4.run.mirroring import Mirroring
 from ray_l4.setup.setup import Setup
@@ -29,7 +29,7 @@ class RunContext:
     cluster: ClusterConfig
     directory: RunDirectory
     progress: Progress
-    curves: TensorBoardLog
+    curves: Curves
     timeline: Timeline
     mirroring: Mirroring
     stop: threading.Event

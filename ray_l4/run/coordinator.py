@@ -7,14 +7,17 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.monitor.curves import Curves
 from ray_l4.monitor.progress import Progress
-from ray_l4.monitor.tensorboard import TensorBoardLog
 from ray_l4.monitor.timeline import Timeline
+from ray_l4.monitor.trackers import TRACKERS, TrackedRun
+from ray_l4.monitor.tracking import QueuedWriter
 from ray_l4.report.summary import summarise
 from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.mirroring import Mirroring
@@ -138,7 +141,7 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
         cluster=cluster,
         directory=directory,
         progress=progress,
-        curves=_curves(directory),
+        curves=_curves(directory, _tracker(directory, setup, cluster, progress)),
         timeline=Timeline(directory),
         mirroring=Mirroring(directory, cluster, progress.add_event),
         stop=threading.Event(),
@@ -147,10 +150,23 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
 
 def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunContext:
     """Return the context of a part of a run, which has a run directory of its own."""
-    return replace(whole, setup=setup, directory=directory, curves=_curves(directory), timeline=Timeline(directory))
+    prefix = f"{whole.directory.path.resolve().name}/"
+    curves = _curves(directory, _tracker(directory, setup, whole.cluster, whole.progress, prefix))
+    return replace(whole, setup=setup, directory=directory, curves=curves, timeline=Timeline(directory))
 
 
-def _curves(directory: RunDirectory) -> TensorBoardLog:
+def _tracker(
+    directory: RunDirectory, setup: Setup, cluster: ClusterConfig, progress: Progress, prefix: str = ""
+) -> QueuedWriter | None:
+    """Open the run's tracker, if it has one. ``prefix``: the part of its name that says which run it is a part of."""
+    if cluster.track is None:
+        return None
+    path, experiment = directory.path.resolve(), setup.experiment
+    run = TrackedRun(f"{prefix}{path.name}", experiment.name, experiment.model_dump(mode="json"), path)
+    return QueuedWriter(cluster.track, partial(TRACKERS[cluster.track], run), progress.add_event)
+
+
+def _curves(directory: RunDirectory, tracker: QueuedWriter | None) -> Curves:
     done = directory.state().stages_done
     steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
-    return TensorBoardLog(directory.path / "tensorboard", steps_before=len(steps))
+    return Curves(directory.path / "tensorboard", len(steps), tracker)

@@ -15,7 +15,7 @@ from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.run.context import RunContext
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.stored_replay import record_stored, reservoir, stored_replay
-from ray_l4.run.teachers import distilled
+from ray_l4.run.teachers import distilled, teacher_checkpoint
 from ray_l4.run.work_queue import WorkQueue
 from ray_l4.store.records import CONFIG
 from ray_l4.store.run_directory import RunDirectory, read_json
@@ -74,7 +74,7 @@ class StageExamples:
         tasks, teachers = self._setup.stages[stage].tasks, self._teachers
         tables: Mapping[str, pa.Table] = self._setup.training
         if self._setup.method.answers == "teacher" and teachers is not None:
-            description = described(teachers.checkpoint(0, teachers.experiment().training.epochs, 0))
+            description = described(teacher_checkpoint(teachers, 0))
             tables = distilled(self._context, teachers, tasks, self._rpc, self._queue, description, on_nap)
         return concatenated(*(tables[task] for task in tasks))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,17 +21,22 @@ from ray_l4.methods import graph_of
 from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, run_report
-from ray_l4.run.session import start
+from ray_l4.run.command_log import CommandLog
+from ray_l4.run.session import open_session
 from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.exchange_check import check_exchange
+from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder, write_text
+from ray_l4.store.begun_with import changed_versions, check_experiment, recorded
 from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.storage import absolute_address
 
 _LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
+
+_COMMAND_LOG = "command"
+"""Name of the log of what the command printed, beside those of the project's loggers."""
 
 
 def run(
@@ -47,35 +54,49 @@ def run(
     """
     manifest = {MIRROR_NAME_KEY: folder.resolve().name, **extra}
     cluster = _with_absolute_storage(cluster)
-    if cluster.storage_path is not None:
-        with console.status("checking storage_path"):
-            Mirror(cluster.storage_path, str(manifest[MIRROR_NAME_KEY])).check(folder, new=True)
-    with console.status("reading and tokenising data"):
-        setup = _prepared(experiment, cluster)
-    directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **_manifest(command, setup)})
-    with directory.lock():
-        write_folder(directory.path / "tokenizer", setup.tokenizer.save)
-        _go(setup, cluster, directory, console)
+    with CommandLog(console, command) as log:
+        if cluster.storage_path is not None:
+            with console.status("checking storage_path"):
+                Mirror(cluster.storage_path, str(manifest[MIRROR_NAME_KEY])).check(folder, new=True)
+        with console.status("reading and tokenising data"):
+            setup = _prepared(experiment, cluster)
+        directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **_manifest(command, setup)})
+        with directory.lock():
+            log.keep_in(directory.log(_COMMAND_LOG))
+            write_folder(directory.path / "tokenizer", setup.tokenizer.save)
+            _go(setup, cluster, directory, log)
 
 
 def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
-    """Resume a run. Raises RunDirectoryError if its data has changed, or if its copy belongs to another run."""
+    """Resume a run.
+
+    Raises RunDirectoryError if its experiment or its data has changed, or if its copy belongs to another run.
+    """
     cluster = _with_absolute_storage(cluster)
-    with directory.lock():
+    with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
+        log.keep_in(directory.log(_COMMAND_LOG))
+        experiment, manifest = directory.experiment(), read_json(directory.path / "manifest.json")
+        check_experiment(directory.path / "config.yaml", experiment, manifest)
         mirror = mirror_of(directory, cluster)
         if mirror is not None:
             with console.status("checking storage_path"):
                 mirror.check(directory.path, new=False)
         with console.status("reading and tokenising data"):
-            setup = _prepared(directory.experiment(), cluster, directory.state().lost_students)
-        if setup.fingerprint() != read_json(directory.path / "manifest.json")["data_fingerprint"]:
+            setup = _prepared(experiment, cluster, directory.state().lost_students)
+        if setup.fingerprint() != manifest["data_fingerprint"]:
             raise RunDirectoryError(
                 f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
                 "be comparable. Restore the old data, or start a new run."
             )
+        changed = changed_versions({**manifest.get("versions", {}), **manifest}, {"python": _python(), **_versions()})
+        if changed:
+            log.say(
+                f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
+                "of a run that was not interrupted."
+            )
         write_folder(directory.path / "tokenizer", setup.tokenizer.save)
         write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
-        _go(setup, cluster, directory, console)
+        _go(setup, cluster, directory, log)
 
 
 def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
@@ -87,7 +108,8 @@ def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
 
 def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
     """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share."""
-    check_exchange(experiment, cluster)
+    check_settings(experiment, cluster)
+    check_raw_data(experiment)
     check_cluster(len(graph_of(experiment).without(lost).present), cluster)
     setup = prepare(experiment)
     check_ranks(setup, cluster)
@@ -95,35 +117,61 @@ def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collec
     return setup
 
 
-def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, console: Console) -> None:
-    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
-    with console.status("starting"):
-        session = start(setup, cluster, directory)
+def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: CommandLog) -> None:
+    log.say(f"run directory: {directory.path}")
+    session = open_session(setup, cluster, directory)
     try:
-        watch(session, console)
+        with log.console.status("starting"):
+            session.begin()
+        watch(session, log.console, log.say)
         finished = FinishedRun(session.result(), directory)
     except KeyboardInterrupt:
-        console.print(f"stopping; to continue: ray-l4 resume {directory.path}", highlight=False, soft_wrap=True)
+        log.say(f"stopping; to continue: ray-l4 resume {shlex.quote(str(directory.path))}")
         raise
     finally:
         session.close()
     write_text(directory.path / "report.md", run_report(finished))
-    console.print(comparison([finished]), markup=False, highlight=False, soft_wrap=True)
+    log.say(comparison([finished]))
+    log.say(_next_steps(finished))
     mirror = mirror_of(directory, cluster)
     if mirror is not None:
-        with console.status(f"copying to {mirror.address}"):
+        with log.console.status(f"copying to {mirror.address}"):
             mirror.push(directory.path)
-        console.print(f"copy of the run directory: {mirror.address}", highlight=False, soft_wrap=True)
+        # Not kept in the log, which the copy has as it is now.
+        log.console.print(f"copy of the run directory: {mirror.address}", highlight=False, soft_wrap=True)
+
+
+def _next_steps(run: FinishedRun) -> str:
+    """Return the commands that a user may want after a run, ready to paste."""
+    students = (student for student in run.students if student not in run.lost_students)
+    cell = run.final_cell(min(students, default=0), run.tasks[-1])
+    checkpoint = run.directory.checkpoint(cell.stage, cell.epoch, cell.student)
+    commands = {
+        f"ray-l4 report {shlex.quote(str(run.path))}": "writes report.html: curves, replay, worst answers",
+        f"ray-l4 evaluate {shlex.quote(str(checkpoint))} --task {shlex.quote(cell.task)} --show 3": "asks a checkpoint",
+    }
+    return "\n".join(["next:", *(f"  {command}   # {what}" for command, what in commands.items())])
 
 
 def _manifest(command: str, setup: Setup) -> dict[str, object]:
     return {
         "command": command,
-        "python": sys.version.split()[0],
+        "started": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "python": _python(),
         "platform": platform.platform(),
-        "versions": {library: version(library) for library in _LIBRARIES},
+        "versions": _versions(),
         "data_fingerprint": setup.fingerprint(),
         "training_examples": {task: table.num_rows for task, table in setup.training.items()},
+        "validation_examples": {task: table.num_rows for task, table in setup.validation.items()},
         "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
         "vocabulary": setup.tokenizer.size,
+        **recorded(setup.experiment),
     }
+
+
+def _python() -> str:
+    return sys.version.split()[0]
+
+
+def _versions() -> dict[str, str]:
+    return {library: version(library) for library in _LIBRARIES}

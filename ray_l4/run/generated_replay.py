@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from ray_l4.setup.setup import Setup
 from ray_l4.store.records import write_replay
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse
+from ray_l4.text.scarce_replay import scarce_replay
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def collect_replay(
     If each student generates its own, all get the same number, so that their batches hold the same current examples.
     ``models``: student -> its model, for those that generate.
     """
-    kept = _valid(context, wanted, _generate(context.setup, wanted, queue, models, on_nap))
+    kept = _valid(context, wanted, _generate(context, wanted, queue, models, on_nap))
     if context.setup.experiment.replay.generator != "own":
         table = _table(context.setup, wanted, kept)
         return dict.fromkeys(students, table)
@@ -94,30 +96,35 @@ def collect_replay(
 
 
 def _generate(
-    setup: Setup,
+    context: RunContext,
     wanted: PseudoExamples,
     queue: WorkQueue,
     models: Mapping[int, ModelRef],
     on_nap: Callable[[], None],
 ) -> dict[int, np.ndarray]:
     """Generate in chunks, each with one student's model. Returns index of a pseudo-example -> its token ids."""
+    setup, progress = context.setup, context.progress
     results: dict[int, np.ndarray] = {}
 
     def take(members: list[int], generated: list[np.ndarray]) -> None:
         results.update(zip(members, generated, strict=True))
+        progress.update(replay_done=len(results))
 
-    jobs = []
+    jobs, longest = [], setup.replay_length(wanted.stage)
     for student in wanted.generators:
         own = [index for index, generator in enumerate(wanted.students) if generator == student]
         for chunk in in_chunks(len(own), setup.experiment.replay.chunk):
             members = [own[position] for position in chunk]
-            jobs.append(_chunk_job(wanted, student, members, models[student], take))
+            jobs.append(_chunk_job(wanted, student, members, models[student], longest, take))
+    progress.update(replay_done=0, replay_total=len(wanted.gens))
     queue.add(jobs, urgent=True)
     try:
         queue.wait(lambda: len(results) == len(wanted.gens), on_nap)
     except BaseException:
         queue.drop(wanted)  # other chunks may need the weights of a student that is lost
         raise
+    finally:
+        progress.update(replay_total=0)
     return results
 
 
@@ -126,12 +133,13 @@ def _chunk_job(
     student: int,
     members: list[int],
     model: ModelRef,
+    max_length: int,
     take: Callable[[list[int], list[np.ndarray]], None],
 ) -> Job[list[np.ndarray]]:
     gens, seeds = [wanted.gens[index] for index in members], [wanted.seeds[index] for index in members]
     return Job(
         f"replay for stage {wanted.stage} by student {student}, pseudo-examples {members[0]} to {members[-1]}",
-        lambda evaluator: evaluator.replay(model, student, gens, seeds),
+        lambda evaluator: evaluator.replay(model, student, gens, seeds, max_length),
         partial(take, members),
         kind="replay",
         owner=wanted,
@@ -141,10 +149,10 @@ def _chunk_job(
 def _valid(
     context: RunContext, wanted: PseudoExamples, generated: Mapping[int, np.ndarray]
 ) -> dict[int, PseudoExample]:
-    """Record all pseudo-examples, and return the valid ones by index."""
+    """Record all pseudo-examples, warn of tasks with few valid ones, and return the valid ones by index."""
     setup = context.setup
     kept: dict[int, PseudoExample] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index, task in enumerate(wanted.tasks):
         ids = generated[index].tolist()
         parsed = parse(ids, setup.tokenizer)
@@ -163,6 +171,8 @@ def _valid(
             }
         )
     write_replay(context.directory, wanted.stage, rows)
+    for warning in scarce_replay(rows):
+        context.progress.add_event(f"warning: {warning}")
     return kept
 
 

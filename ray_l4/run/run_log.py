@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ray_l4.store.full_disk import is_full_disk
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.log import LOGGERS, LineFormatter, LogLine, log_level
 
@@ -25,6 +27,21 @@ class RunLog:
                 file.writelines(f"{line.text}\n" for line in lines if line.logger == logger)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that goes without lines for which the disk has no room: what the run needs fails by itself then."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not is_full_disk(sys.exc_info()[1]):
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+
+
 @contextmanager
 def logging_to(directory: RunDirectory) -> Iterator[None]:
     """Within this context, write the lines of this process's loggers to the log files of the run."""
@@ -32,7 +49,7 @@ def logging_to(directory: RunDirectory) -> Iterator[None]:
     for name in LOGGERS:
         path = directory.log(name.rpartition(".")[2])
         path.parent.mkdir(exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(LineFormatter())
         logger = logging.getLogger(name)
         handlers.append((logger, handler, logger.level, logger.propagate))

@@ -37,10 +37,9 @@ class Scoring:
         return len(self._answers)
 
     @property
-    def epochs(self) -> range:
-        """The epochs whose checkpoints are written and scored, counted from 1."""
-        last = self._setup.experiment.training.epochs
-        return range(1 if self._setup.experiment.evaluation.when == "epoch" else last, last + 1)
+    def pending(self) -> set[tuple[int, int, int]]:
+        """The (stage, epoch, student) of checkpoints with scores that were requested and are not there yet."""
+        return {(cell.stage, cell.epoch, cell.student) for cell in self._answers}
 
     def request(self, stage: int, epoch: int, student: int, weights: Ref[Any], description: Mapping[str, Any]) -> None:
         """Request the scores of a checkpoint on all tasks that its stage is scored on."""
@@ -51,14 +50,19 @@ class Scoring:
 
         ``descriptions``: student -> its model's configuration.
         """
+        epochs, every = self._setup.experiment.training.epochs, self._setup.experiment.evaluation.when == "epoch"
         for stage in range(stages):
-            for epoch in self.epochs:
+            result = self._context.directory.result_epoch(stage, epochs)
+            for epoch in range(1, epochs + 1) if every else (result,):
                 for student in descriptions:
-                    missing = [cell for cell in self._cells(stage, epoch, student) if cell not in self._scored]
-                    checkpoint = self._context.directory.checkpoint(stage, epoch, student)
-                    # A student that was lost has no later checkpoints.
-                    if missing and checkpoint.is_dir():
-                        self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), descriptions[student])
+                    self.request_from_disk(stage, epoch, student, descriptions[student])
+
+    def request_from_disk(self, stage: int, epoch: int, student: int, description: Mapping[str, Any]) -> None:
+        """Request the missing scores of a checkpoint that is on disk. A student that was lost has no later ones."""
+        missing = [cell for cell in self._cells(stage, epoch, student) if cell not in self._scored]
+        checkpoint = self._context.directory.checkpoint(stage, epoch, student)
+        if missing and checkpoint.is_dir():
+            self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), description)
 
     def forget(self, stage: int, student: int | None = None) -> None:
         """Cancel a student's pending scores of a stage; without a student, discard all scores of the stage."""
@@ -107,7 +111,7 @@ class Scoring:
     def _take(self, cell: Cell, scored: Scored) -> None:
         del self._answers[cell]
         self._scored.add(cell)
-        items = self._setup.tests[cell.task].items
+        tests = self._setup.tests[cell.task]
         record = {
             "stage": cell.stage,
             "epoch": cell.epoch,
@@ -115,12 +119,15 @@ class Scoring:
             "task": cell.task,
             "headline": scored.headline,
             "values": scored.values,
-            "examples": len(items),
+            "examples": len(tests.items),
+            "max_new_tokens": tests.max_new_tokens,
+            "reserved": tests.reserved,
         }
         predictions: dict[str, list[Any]] = {
-            "sample_id": [item.sample_id for item in items],
+            "sample_id": [item.sample_id for item in tests.items],
+            **{name: list(texts) for name, texts in tests.asked.items()},
             "prediction": scored.predictions,
-            "references": [list(item.references) for item in items],
+            "references": [list(item.references) for item in tests.items],
             "score": scored.item_scores,
         }
         write_score(self._context.directory, cell, record, predictions)

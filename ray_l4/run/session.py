@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, OutOfDiskError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.cluster.connection import connect, node_resources
@@ -18,7 +18,9 @@ from ray_l4.cluster.placement import room_for
 from ray_l4.cluster.reservation import Reservation, reserve
 from ray_l4.cluster.rpc import RayRpc, get
 from ray_l4.cluster.spawn import LocalSpawner, RaySpawner
+from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.errors import ClusterError
 from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.setup.setup import Setup
@@ -35,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 class Session(Protocol):
-    """A run that has been started."""
+    """A run, from its start to its end."""
+
+    def begin(self) -> None:
+        """Start the run. Raises ClusterError if there is no room."""
 
     def snapshot(self) -> ProgressSnapshot:
         """Return a snapshot of the run's progress."""
@@ -47,12 +52,19 @@ class Session(Protocol):
         """Return the summary of a run that has ended, or raise the error that ended it."""
 
     def close(self) -> None:
-        """Stop the run if it has not ended, and end every process that was started for it."""
+        """Stop the run if it has not ended, and end every process that was started for it, however far it got."""
+
+
+def open_session(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
+    """Return the session of a new run, or of a resumed one without its lost students. It has not begun yet."""
+    return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
 
 
 def start(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
-    """Start a run, or resume one without its lost students. Raises ClusterError if there is no room."""
-    return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
+    """Open a session and begin it. Raises ClusterError if there is no room."""
+    session = open_session(setup, cluster, directory)
+    session.begin()
+    return session
 
 
 class LocalSession:
@@ -63,14 +75,20 @@ class LocalSession:
         self._summary: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
+        self._begun = False
+        # Not Thread.join: after a KeyboardInterrupt in it, Python 3.11 takes a running thread for ended. Python would
+        # then end that thread by force, and if that happens within PyTorch's code, the whole process aborts.
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        self._begun = True
         self._thread.start()
 
     def snapshot(self) -> ProgressSnapshot:
         return self._coordinator.progress.snapshot()
 
     def wait(self, seconds: float) -> bool:
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._ended.wait(seconds)
 
     def result(self) -> dict[str, Any]:
         if self._error is not None:
@@ -79,39 +97,60 @@ class LocalSession:
 
     def close(self) -> None:
         self._coordinator.stop()
-        self._thread.join(_CONTROL_TIMEOUT)
+        if self._begun and not self._ended.wait(_CONTROL_TIMEOUT):
+            log.warning("the run did not stop within %g s and is abandoned in the middle of a step", _CONTROL_TIMEOUT)
 
     def _work(self) -> None:
         try:
             self._summary = self._coordinator.run()
         except BaseException as error:  # ``result`` raises it in the caller's thread, whatever it is
             self._error = error
+        finally:
+            self._ended.set()
 
 
 class CoordinatorActor:
-    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work."""
+    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work.
+
+    An error of its constructor is raised by ``run``: of an actor that cannot be created, Ray keeps only the text.
+    """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
-        make_spawner = partial(RaySpawner, reservation=reservation)
-        context = new_context(setup, cluster, RunDirectory.open(directory))
-        self._coordinator = Coordinator(context, make_spawner, reservation.students)
+        self._failure: Exception | None = None
+        try:
+            make_spawner = partial(RaySpawner, reservation=reservation)
+            context = new_context(setup, cluster, RunDirectory.open(directory))
+            self._coordinator = Coordinator(context, make_spawner, reservation.students)
+        except Exception as error:
+            self._failure = error
 
     def run(self) -> dict[str, Any]:
+        if self._failure is not None:
+            raise self._failure
         return self._coordinator.run()
 
     @ray.method(concurrency_group="control")
     def snapshot(self) -> ProgressSnapshot:
-        return self._coordinator.progress.snapshot()
+        return ProgressSnapshot() if self._failure is not None else self._coordinator.progress.snapshot()
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
-        self._coordinator.stop()
+        if self._failure is None:
+            self._coordinator.stop()
 
 
 class RaySession:
     """The run on a Ray cluster: an existing one, or one on this machine that ends with the run."""
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
+        self._given = (setup, cluster, directory)
+        self._started = ExitStack()
+        self._coordinator: Any = None
+        self._running: Any = None
+        self._last = ProgressSnapshot()
+
+    def begin(self) -> None:
+        setup, cluster, directory = self._given
         students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
             if not ray.is_initialized():
@@ -123,13 +162,16 @@ class RaySession:
             # The coordinator writes the run directory, so it must run on the node of this process.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
+            try:
+                shared = ray.put(setup)
+            except OutOfDiskError as error:
+                raise ClusterError(f"ray: no room for the data: {full_temporary_folder()}.") from error
             self._coordinator = actor.options(scheduling_strategy=here).remote(
-                ray.put(setup), cluster, directory.path.resolve(), reservation
+                shared, cluster, directory.path.resolve(), reservation
             )
             started.callback(ray.kill, self._coordinator)  # Ray ends its students and evaluators with it
             self._running = self._coordinator.run.remote()
             self._started = started.pop_all()
-        self._last = ProgressSnapshot()
 
     def snapshot(self) -> ProgressSnapshot:
         try:
@@ -148,7 +190,7 @@ class RaySession:
 
     def close(self) -> None:
         with self._started.pop_all():
-            if ray.is_initialized():
+            if self._running is not None and ray.is_initialized():
                 self._coordinator.stop.remote()
                 if not self.wait(_STOP_TIMEOUT):
                     log.warning("the coordinator did not stop within %g s and is killed", _STOP_TIMEOUT)

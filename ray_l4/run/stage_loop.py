@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray_l4.cluster.handles import EvaluatorHandle
@@ -16,13 +16,14 @@ from ray_l4.errors import PeerError, PeerLostError
 from ray_l4.run.checkpoints import Checkpoints
 from ray_l4.run.context import RunContext
 from ray_l4.run.examples import StageExamples
+from ray_l4.run.retention import Retention
 from ray_l4.run.run_log import RunLog
 from ray_l4.run.scoring import Scoring
+from ray_l4.run.stage_result import StageResult
 from ray_l4.run.stage_training import StageTrainer
 from ray_l4.run.state_keeper import StateKeeper
 from ray_l4.run.work_queue import WorkQueue
 from ray_l4.setup.stage_plan import Assignment, StagePlan
-from ray_l4.store.records import ADAPTERS
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.process import peak_memory_bytes
 
@@ -60,6 +61,7 @@ class StageLoop:
         self._queue = WorkQueue(self._rpc, evaluators, context.cluster.timeouts.work, context.timeline)
         self._scoring = Scoring(context, self._rpc, self._queue)
         self._checkpoints = Checkpoints(context, membership, disk)
+        self._retention = Retention(context, self._scoring, disk)
         examples = StageExamples(context, self._rpc, membership, self._queue, self._checkpoints.descriptions, teachers)
         self._trainer = StageTrainer(context, self._rpc, plan, membership, examples, teachers)
 
@@ -67,12 +69,14 @@ class StageLoop:
         """Learn the remaining stages, then wait for all scores."""
         setup, progress = self._context.setup, self._context.progress
         progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
-        self._warn_of_equal_peers()
+        for warning in setup.warnings:
+            progress.add_event(f"warning: {warning}")
         self._catch_up()
         while self._state.stages_done < len(setup.stages):
             self._learn()
         progress.update(phase="scoring")
         self._queue.wait(lambda: not len(self._queue), self._between)
+        self._retention.apply(self._state.stages_done)
         evaluators = {f"evaluator-{i}": [own.peak_memory()] for i, own in enumerate(self._evaluators)}
         self._state.commit(len(setup.stages), self._peaks(evaluators), self._membership.lost)
 
@@ -87,22 +91,6 @@ class StageLoop:
                     self._run_log.add(lines)
             except (PeerError, OSError) as error:
                 log.warning("log lines not fetched: %s", error)
-
-    def _warn_of_equal_peers(self) -> None:
-        """Warn if the peers have equal weights and batches and no dropout: they stay equal and learn nothing new."""
-        # GPT-2 also has dropout in a summary head, which language models do not use.
-        settings = [{**own, **own.get(ADAPTERS, {})} for own in self._checkpoints.descriptions.values()]
-        dropout = [own[name] for own in settings for name in own if "drop" in name and "summary" not in name]
-        experiment = self._context.setup.experiment
-        alike = all(own == experiment.peers.each[0] for own in experiment.peers.each)
-        # Students that learn in turn each see the examples in an order of their own.
-        together = experiment.distillation.schedule == "simultaneous"
-        equal = experiment.peers.init == "shared" and together and alike and not any(dropout)
-        graph = self._membership.topology
-        if any(teacher in graph.students for teacher, _ in graph.edges) and equal:
-            self._context.progress.add_event(
-                "warning: the model has no dropout and peers.init is shared: the peers will stay equal"
-            )
 
     def _catch_up(self) -> None:
         """After a resume, load the weights of the last finished stage and request the scores that are missing."""
@@ -133,23 +121,26 @@ class StageLoop:
 
     def _learn_to_the_end(self, assignments: Sequence[Assignment]) -> None:
         training = self._trainer.begin(assignments, self._between)
-        written: list[tuple[Assignment, Future[None]]] = []
+        result = StageResult(self._context, self._plan, self._membership, self._checkpoints, self._scoring)
         for epoch in range(1, self._context.setup.experiment.training.epochs + 1):
             training.epoch(epoch)
             self.fetch_logs()
-            if epoch in self._scoring.epochs:
-                written += [(own, self._checkpoints.keep(own, epoch, self._scoring)) for own in training.assignments]
+            result.after(epoch, training)
+            self._retention.apply(self._state.stages_done, result.best)
+            if not training.learning:
+                break
         present = training.assignments
+        result.choose(present)
+        self._context.curves.end_stage(result.num_steps(training))
         if self._context.setup.method.has_guard:
             with self._context.timeline.span(
                 "coordinator", "importance", f"importance of weights after {training.where}"
             ):
                 self._checkpoints.consolidate(present)
-        for own, future in written:
-            if own in present:  # the weights of a lost student may never arrive
-                future.result()
+        result.await_written(present)
         peaks = {f"student-{own.slot}": self._membership.students[own.slot].peak_memory() for own in present}
         self._state.commit(max(own.stage for own in assignments) + 1, self._peaks(peaks), self._membership.lost)
+        self._retention.apply(self._state.stages_done)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
     def _begin_again(

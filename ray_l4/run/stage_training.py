@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ray_l4.cluster.membership import Membership, levelled
@@ -11,6 +11,7 @@ from ray_l4.cluster.rpc import PerRank, Ref, Rpc
 from ray_l4.errors import PeerLostError
 from ray_l4.monitor.progress import StudentProgress
 from ray_l4.run.context import RunContext
+from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
@@ -38,6 +39,7 @@ class StageTrainer:
         self._membership = membership
         self._examples = examples
         self._teachers = teachers
+        self._equal_peers = EqualPeers(context, rpc, membership)
 
     def begin(self, assignments: Sequence[Assignment], between: Callable[[], None]) -> StageTraining:
         """Collect the examples, have all workers begin the stage, and return its training.
@@ -55,6 +57,8 @@ class StageTrainer:
             given = {stage: self._examples.of(stage, between) for stage in stages}
         examples = {own.slot: (own.stage, given[own.stage][own.student]) for own in assignments}
         last_steps = self._begin_all(assignments, examples)
+        tables = {slot: own.tokens for slot, (_, own) in examples.items()}
+        self._equal_peers.look(self._plan.topology_of(stages[0], self._membership.topology), tables)
         counts = " and ".join(
             str(own.num_examples) for own in {own.stage: examples[own.slot][1] for own in assignments}.values()
         )
@@ -128,6 +132,7 @@ class StageTraining:
         self._assignments = assignments
         self._last_steps = last_steps
         self._between = between
+        self._stopped: set[int] = set()
         self.where = " and ".join(context.setup.stages[stage].name for stage in sorted({a.stage for a in assignments}))
         exchange, limits = context.cluster.exchange, context.cluster.timeouts
         self._limits = StepLimits(exchange.steps_ahead, limits.step)
@@ -137,17 +142,30 @@ class StageTraining:
         """The assignments of the students that are present."""
         return [own for own in self._assignments if own.slot in self._membership.present]
 
+    @property
+    def learning(self) -> list[Assignment]:
+        """Those whose stage has not been stopped."""
+        return [own for own in self.assignments if own.stage not in self._stopped]
+
+    def stop(self, stages: Collection[int]) -> None:
+        """Stop the training of ``stages`` before their last epoch."""
+        self._stopped |= set(stages)
+
+    def num_steps(self, epoch: int) -> dict[int, int]:
+        """Return stage -> the number of its steps up to the end of ``epoch``."""
+        return {own.stage: self._last_steps[own.slot][epoch - 1] + 1 for own in self._assignments}
+
     def epoch(self, epoch: int) -> None:
         """Train one epoch (counted from 1) and write the figures of its steps.
 
         With ``peers.on_peer_loss: continue``, lost students are dropped and the others go on; otherwise a loss raises
         PeerLostError. Raises PeerError if a student fails.
         """
-        assignments = self.assignments
+        assignments = self.learning
         self._context.progress.update(epoch=epoch)
         began = time.monotonic()
         rows: dict[int, list[dict[str, float]]] = {own.stage: [] for own in assignments}
-        on_step = self._on_step(assignments, epoch, rows)
+        on_step = self._on_step(epoch, rows)
         for together in self._plan.passes(self._steps_of(assignments, epoch)):
             self._pass(together, on_step)
         for stage, own_rows in rows.items():
@@ -200,11 +218,9 @@ class StageTraining:
         last = {own.slot: self._last_steps[own.slot] for own in assignments}
         return {slot: range(0 if epoch == 1 else own[epoch - 2] + 1, own[epoch - 1] + 1) for slot, own in last.items()}
 
-    def _on_step(
-        self, assignments: Sequence[Assignment], epoch: int, rows: Mapping[int, list[dict[str, float]]]
-    ) -> Callable[[int, StepFigures], None]:
+    def _on_step(self, epoch: int, rows: Mapping[int, list[dict[str, float]]]) -> Callable[[int, StepFigures], None]:
         """Return the callback that shows the figures of a step and adds them to ``rows`` (by stage)."""
-        by_slot = {own.slot: (index, own) for index, own in enumerate(assignments)}
+        by_slot = {own.slot: (index, own) for index, own in enumerate(self._assignments)}
         last_time = time.monotonic()
 
         def on_step(step: int, figures: StepFigures) -> None:

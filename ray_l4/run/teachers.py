@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
-from ray_l4.errors import ConfigError, RunDirectoryError
-from ray_l4.methods import TEACHER_METHOD
+from ray_l4.errors import RunDirectoryError
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
+from ray_l4.setup.early_check import finished_teachers
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
+from ray_l4.store.begun_with import recorded
 from ray_l4.store.records import read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.text.assembly import with_answers
@@ -38,8 +40,9 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
     folder = run.teachers()
     if not (folder / "config.yaml").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that ended before the run directory was complete
-        manifest = read_json(run.path / "manifest.json")
-        RunDirectory.create(folder, setup.of_teachers().experiment, run.cluster(), manifest)
+        experiment = setup.of_teachers().experiment
+        manifest = read_json(run.path / "manifest.json") | recorded(experiment)
+        RunDirectory.create(folder, experiment, run.cluster(), manifest)
     write_folder(folder / "tokenizer", setup.tokenizer.save)
     return RunDirectory.open(folder)
 
@@ -49,16 +52,9 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
     Raises ConfigError or RunDirectoryError if that run has not finished, or has other models or data.
     """
-    named = setup.experiment.teachers.run
-    if named is None or not setup.method.has_task_teachers:
+    teachers = finished_teachers(setup.experiment)
+    if teachers is None:
         return None
-    teachers = RunDirectory.open(named)
-    teachers.summary()  # raises if the run has not finished
-    experiment = teachers.experiment()
-    if experiment.method != TEACHER_METHOD:
-        raise ConfigError(f"teachers.run: {teachers.path} is a run of {experiment.method}; expected {TEACHER_METHOD}")
-    if experiment.model != setup.experiment.model:
-        raise ConfigError(f"teachers.run: {teachers.path} trained a different model from this experiment's")
     if read_json(teachers.path / "manifest.json")["data_fingerprint"] != setup.fingerprint():
         raise RunDirectoryError(
             f"teachers.run: {teachers.path} learned from different data, or with a different tokeniser. "
@@ -69,7 +65,12 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
 def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
     """Return the weights of the teacher of a task. ``stage``: the task's index in the stream."""
-    return read_weights(teachers.checkpoint(stage, teachers.experiment().training.epochs, 0))
+    return read_weights(teacher_checkpoint(teachers, stage))
+
+
+def teacher_checkpoint(teachers: RunDirectory, stage: int) -> Path:
+    """Return the folder of the teacher of a task. ``stage``: the task's index in the stream."""
+    return teachers.checkpoint(stage, teachers.result_epoch(stage, teachers.experiment().training.epochs), 0)
 
 
 def distilled(

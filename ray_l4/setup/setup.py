@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.learner.model_config import pretrained_config, sequence_limit
-from ray_l4.methods import Method, Stage, Topology, get_method, graph_of, num_students, resolved, teacher_experiment
-from ray_l4.setup.tokenizer_check import all_models, refuse_other_tokenizers
+from ray_l4.methods import (
+    Method,
+    Stage,
+    Topology,
+    all_models,
+    get_method,
+    graph_of,
+    num_students,
+    resolved,
+    teacher_experiment,
+)
+from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers
 from ray_l4.tasks.registry import load, metric_of
+from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
+from ray_l4.text.tokens import sequence_lengths
+
+_SPLIT_OF = {"training": "train", "validation": "validation"}
+"""Kind of examples -> the split that messages name."""
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +52,10 @@ class Setup:
     """Task -> its training examples, tokenised."""
     tests: Mapping[str, TestSet]
     """Task -> its test set, tokenised."""
+    validation: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Task -> its validation examples, tokenised; empty without ``evaluation.validation``."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know before the run begins."""
 
     @property
     def tasks(self) -> list[str]:
@@ -51,17 +71,32 @@ class Setup:
         """Return the number of training examples of a stage, without replayed ones."""
         return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
 
+    def replay_length(self, stage: int) -> int:
+        """Return the maximum length in tokens of a pseudo-example generated for ``stage``, with all marks.
+
+        Unless the experiment sets it, that of the longest training sequence of the tasks learned before.
+        """
+        asked = self.experiment.replay.max_length
+        if asked is None:
+            learned = [self.training[task] for task in self.tasks[:stage]]
+            longest = max(int(sequence_lengths(table).max()) for table in learned if table.num_rows)
+            asked = 1 + longest + len(self.tokenizer.lm_end)
+        return min(asked, self.max_length)
+
     def of_teachers(self) -> Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""
         experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
-        return replace(self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)))
+        return replace(
+            self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)), warnings=()
+        )
 
     def fingerprint(self) -> str:
         """Return a digest of all tokens and gold answers: equal for equal data and tokeniser."""
         digest = hashlib.blake2b(digest_size=16)
         for name in self.tasks:
-            for table in (self.training[name], self.tests[name].prompts):
+            validation = [self.validation[name]] if name in self.validation else []
+            for table in (self.training[name], self.tests[name].prompts, *validation):
                 for column in table.select(["ids", "prompt_length", "gen"]).itercolumns():
                     digest.update(repr(column.combine_chunks().to_pylist()).encode())
             digest.update(repr(self.tests[name].items).encode())
@@ -75,10 +110,11 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     """
     experiment = resolved(experiment)
     method = get_method(experiment.method)
-    training = {task.name: load(task, "train", experiment.data) for task in experiment.stream}
+    training, validation = _examples(experiment)
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
+    refuse_lossy_tokenizer(experiment, tokenizer, training)
     longest = min(sequence_limit(model) for model in all_models(experiment))
     return Setup(
         experiment=experiment,
@@ -86,12 +122,45 @@ def prepare(experiment: ExperimentConfig) -> Setup:
         topology=graph_of(experiment),
         tokenizer=tokenizer,
         max_length=longest,
-        training={name: _tokens(table, name, tokenizer, longest, experiment) for name, table in training.items()},
+        training={
+            name: _tokens(table, name, "training", tokenizer, longest, experiment) for name, table in training.items()
+        },
+        validation={
+            name: _tokens(table, name, "validation", tokenizer, longest, experiment)
+            for name, table in validation.items()
+        },
         tests={
-            task.name: build_test_set(tests[task.name], metric_of(task), tokenizer, longest, experiment.evaluation)
+            task.name: test_set_of(task.name, tests[task.name], metric_of(task), tokenizer, longest, experiment)
             for task in experiment.stream
         },
+        warnings=tuple(_warnings(experiment, tokenizer)),
     )
+
+
+def _examples(experiment: ExperimentConfig) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """Load the training examples of every task, and the validation examples if any are asked for."""
+    asked, stream, data = experiment.evaluation.validation, experiment.stream, experiment.data
+    check_validation(stream, asked)
+    training = {task.name: load(task, "train", data) for task in stream}
+    if asked is None:
+        return training, {}
+    alone = len(stream) == 1
+    divided = {task.name: with_validation(task, training[task.name], asked, data, alone=alone) for task in stream}
+    return {name: own for name, (own, _) in divided.items()}, {name: own for name, (_, own) in divided.items()}
+
+
+def test_set_of(
+    task: str,
+    examples: pa.Table,
+    metric: str,
+    tokenizer: TaskTokenizer,
+    longest: int,
+    experiment: ExperimentConfig,
+    answer_length: int | None = None,
+) -> TestSet:
+    """Build a test set as the experiment sets it. Parameters and errors as for ``build_test_set``."""
+    examples = without_unencodable(examples, tokenizer, f"task {task}, test", experiment.data.max_bad_fraction)
+    return build_test_set(examples, metric, tokenizer, longest, experiment.evaluation, answer_length)
 
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
@@ -103,7 +172,6 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
         tokenizer = TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens, shared, wanted)
         if tokenizer.chat is not None:
             log.info("prompts are rendered in the chat template of %s (model.chat_template)", model.name)
-            _warn_of_a_base_model(str(model.name), tokenizer)
         return tokenizer
     texts = [
         text
@@ -114,26 +182,38 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
 
 
-def _warn_of_a_base_model(name: str, tokenizer: TaskTokenizer) -> None:
-    """Warn if the model does not end its text as the template ends turns: some base models only carry a template."""
-    config = pretrained_config(name)
-    declared = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if tokenizer.eos not in (tokenizer.hf.eos_token_id, *declared):
-        log.warning(
-            "%s has a chat template, whose turns end in %r, but its own text ends in %r: if it is a base model that "
-            "was not trained with the template, set model.chat_template: none",
-            name,
-            tokenizer.hf.convert_ids_to_tokens(tokenizer.eos),
-            tokenizer.hf.eos_token,
+def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterator[str]:
+    stream = {task.name for task in experiment.stream}
+    earlier = [task for task in tokenizer.gen if task not in stream]
+    if earlier:
+        yield (
+            f"{experiment.model.name} is a checkpoint that has learned {', '.join(earlier)}. This run replays only "
+            f"tasks of its own stream, so the model will probably forget {'it' if len(earlier) == 1 else 'them'}. To "
+            "keep an earlier task, add it to the stream, or score it afterwards with ray-l4 evaluate to see the loss."
+        )
+    if tokenizer.chat is not None and not _ends_turns(str(experiment.model.name), tokenizer):
+        turn, text = tokenizer.hf.convert_ids_to_tokens(tokenizer.eos), tokenizer.hf.eos_token
+        yield (
+            f"{experiment.model.name} has a chat template, whose turns end in {turn}, but its own text ends in {text}. "
+            "If it is a base model that was not trained with the template, set model.chat_template: none."
         )
 
 
+def _ends_turns(name: str, tokenizer: TaskTokenizer) -> bool:
+    """Return whether the model ends its text as its chat template ends turns, by its tokeniser or configuration."""
+    declared = pretrained_config(name).eos_token_id
+    return tokenizer.eos in (tokenizer.hf.eos_token_id, *(declared if isinstance(declared, list) else [declared]))
+
+
 def _tokens(
-    examples: pa.Table, name: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
+    examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
 ) -> pa.Table:
+    source, tolerated = f"task {name}, {_SPLIT_OF[kind]}", experiment.data.max_bad_fraction
+    examples = without_unencodable(examples, tokenizer, source, tolerated)
     tokens, dropped = assemble(examples, tokenizer, longest)
-    refuse_if_many(dropped, examples.num_rows, experiment.data.max_bad_fraction, f"task {name}, train")
+    refuse_if_many(dropped, examples.num_rows, tolerated, source)
     if dropped:
         left_out = "; ".join(f"{drop.sample_id}: {drop.reason}" for drop in dropped[:3])
-        log.warning("task %s: %d of %d training examples left out: %s", name, len(dropped), examples.num_rows, left_out)
+        total = examples.num_rows
+        log.warning("task %s: %d of %d %s examples left out: %s", name, len(dropped), total, kind, left_out)
     return tokens

@@ -7,23 +7,16 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.model import ModelConfig
-from ray_l4.errors import ConfigError
+from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.model_config import pretrained_config
-from ray_l4.methods import num_students, peer_experiment
+from ray_l4.methods import all_models
 from ray_l4.text.base_tokenizer import load_base
+from ray_l4.text.round_trip import what_is_lost
 from ray_l4.text.shared_tokenizer import difference
+from ray_l4.text.tokenizer import TaskTokenizer
 
 _PROBES = 32
-"""Training examples of each task on which two tokenisers are tried."""
-
-
-def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
-    """The model that all have where they have none of their own, and that of every student."""
-    return [
-        experiment.model,
-        *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
-    ]
+"""Training examples of each task on which tokenisers are tried."""
 
 
 def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> None:
@@ -44,6 +37,22 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
             raise ConfigError(
                 f"peers.each.{peer}.model.name: peer {peer} ({name}) cannot learn with {who} ({common}): {found}. "
                 f"Peers compare predictions token by token; give peer {peer} a model with the same tokeniser."
+            )
+
+
+def refuse_lossy_tokenizer(
+    experiment: ExperimentConfig, tokenizer: TaskTokenizer, training: Mapping[str, pa.Table]
+) -> None:
+    """Raise ModelError, with what is lost, if the tokeniser does not give back the first texts of a task."""
+    for task, table in training.items():
+        rows = table.slice(0, _PROBES).select(["context", "question", "answer"]).to_pylist()
+        lost = what_is_lost(tokenizer, [text for row in rows for text in row.values()])
+        if lost is not None:
+            raise ModelError(
+                f"model.name: the tokeniser of {experiment.model.name!r} ({type(tokenizer.hf).__name__}) does not give "
+                f"back the texts of task {task}: {lost}. Probably its class does not fit its tokenizer.json: set "
+                'tokenizer_class to "PreTrainedTokenizerFast", which reads that file as it is, in its '
+                "tokenizer_config.json. Or use a model whose tokeniser knows these characters."
             )
 
 

@@ -1,4 +1,7 @@
-"""Atomic writes: a file or folder is written under a temporary name and renamed, so it is complete or absent."""
+"""Atomic writes: a file or folder is written under a temporary name and renamed, so it is complete or absent.
+
+A full disk raises RunDirectoryError, which names the file or folder.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_l4.store.full_disk import naming_full_disk
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` write a temporary file next to ``path``, then rename it to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        _flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,23 +50,41 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary folder next to ``path``, then rename it to ``path``, replacing an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        write(temporary)
-        for file in temporary.rglob("*"):
-            _flush(file)
-        if path.exists():
-            older = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.replace(older)
-            temporary.replace(path)
-            shutil.rmtree(older)
-        else:
-            temporary.replace(path)
-    finally:
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            for file in temporary.rglob("*"):
+                _flush(file)
+            _replace_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.replace(path)
+        return
+    older = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.replace(older)
+    temporary.replace(path)
+    shutil.rmtree(older)
+
+
+def remove_if_there(path: Path) -> None:
+    """Remove a folder, and up to two around it that it leaves empty. Under its name it is whole or gone."""
+    if not path.is_dir():
+        return
+    gone = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.replace(gone)
+    shutil.rmtree(gone)
+    for parent in list(path.parents)[:2]:
+        if any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 def _write_utf8(path: Path, text: str) -> None:

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, TypeVar
 
+import yaml
+
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, RunDirectoryError
 from ray_l4.store.atomic import write_folder
@@ -145,8 +147,8 @@ class Mirror:
                 f"{self.address}: already contains a run. Choose another --run-dir (the copy has the same name), or "
                 f"resume that run: ray-l4 resume {self.address} --run-dir FOLDER"
             )
-        name = "config.yaml"
-        if not new and name in existing and self._storage.read(name) != (run_path / name).read_bytes():
+        name = "config.yaml"  # read as YAML: a comment in it makes no other run
+        if not new and name in existing and not _same_yaml(self._storage.read(name), (run_path / name).read_bytes()):
             raise RunDirectoryError(
                 f"{self.address}: contains another run than {run_path}. Choose another storage_path."
             )
@@ -214,6 +216,10 @@ def mirror_of(run: RunDirectory, cluster: ClusterConfig) -> Mirror | None:
         return None
     manifest = read_json(run.path / "manifest.json")
     return Mirror(cluster.storage_path, manifest.get(MIRROR_NAME_KEY, run.path.resolve().name))
+
+
+def _same_yaml(one: bytes, other: bytes) -> bool:
+    return one == other or yaml.safe_load(one) == yaml.safe_load(other)
 
 
 def _files(run_path: Path) -> Iterator[tuple[str, Version]]:

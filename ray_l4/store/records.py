@@ -12,9 +12,12 @@ import pyarrow as pa
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.weight_files import damage
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LOST_FILE = "Restore it from a copy of the run (ray-l4 resume ADDRESS --run-dir FOLDER), or start a new run."
+
 ADAPTERS = "adapters"
 """Key of a model description for the configuration of its adapters, if the model has any."""
 
@@ -65,17 +68,27 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
         for file in tokenizer.iterdir():
             (temporary / file.name).write_bytes(file.read_bytes())
         write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
-        weights.tofile(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS))
+        _write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
 
     write_folder(folder, fill)
 
 
 def read_weights(folder: Path) -> np.ndarray:
-    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing."""
+    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing or damaged."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
-            return np.fromfile(path, dtype=np.uint8)
-    raise RunDirectoryError(f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written")
+            return _undamaged(path)
+    raise RunDirectoryError(
+        f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written. {_LOST_FILE}"
+    )
+
+
+def _undamaged(path: Path) -> np.ndarray:
+    """Read a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
+    damaged = damage(path)
+    if damaged is not None:
+        raise RunDirectoryError(f"{path} {damaged}. {_LOST_FILE}")
+    return np.fromfile(path, dtype=np.uint8)
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:
@@ -115,12 +128,18 @@ def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answe
 
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
     """Write the state of a student's guard after a stage."""
-    write_file(run.guard(stage, student), data.tofile)
+    write_file(run.guard(stage, student), lambda temporary: _write_bytes(temporary, data))
 
 
 def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
-    """Read the state that ``write_guard`` wrote."""
-    return np.fromfile(run.guard(stage, student), dtype=np.uint8)
+    """Read the state that ``write_guard`` wrote. Raises RunDirectoryError if the file is damaged."""
+    return _undamaged(run.guard(stage, student))
+
+
+def _write_bytes(path: Path, data: np.ndarray) -> None:
+    """Write bytes so that an error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
+    with path.open("wb") as file:
+        file.write(data.data)
 
 
 def write_timeline(run: RunDirectory, spans: Sequence[Mapping[str, Any]]) -> None:

@@ -14,6 +14,8 @@
     timeline.parquet               spans of work of every process
     steps/STAGE.EPOCH.parquet      figures of every step
     scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
+    validation/STAGE.json          validation losses of the epochs, and the epoch that was chosen, if asked for
+    logs/                          command.log: what the command printed; a file for each logger
     tensorboard/                   event files
     summary.json  report.md        result
 
@@ -32,7 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,6 +43,8 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json, write_text
+from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
+from ray_l4.store.names import file_part
 
 
 class RunState(BaseModel):
@@ -76,10 +80,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name of the cell and of its files. The task is quoted, since a user's task can have any name, such as a/b."""
-        return f"{self.checkpoint}.{quote(self.task, safe='')}"
+        """Name of the cell and of its files. A user's task can have any name, such as a/b."""
+        return f"{self.checkpoint}.{file_part(self.task)}"
 
 
+_CLAIM = ".claim"
+"""File that is there while a run directory is created."""
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
 
 
@@ -94,20 +100,27 @@ class RunDirectory:
         cls, path: Path, experiment: ExperimentConfig, cluster: ClusterConfig, manifest: dict[str, Any]
     ) -> RunDirectory:
         """Create a run directory. Raises RunDirectoryError if ``path`` exists and is not an empty folder."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunDirectoryError(
-                f"{path}: already exists and is not empty. Choose another --run-dir, "
-                f"or resume that run: ray-l4 resume {path}"
-            )
+        refuse_taken(path)
+        claim = path / _CLAIM
         try:
             path.mkdir(parents=True, exist_ok=True)
+            claim.touch(exist_ok=False)  # of two processes that found the folder empty, one gets it
+        except FileExistsError:
+            raise _taken(path) from None
         except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be created ({error.strerror})") from error
-        run = cls(path)
-        write_text(path / "cluster.yaml", dump_yaml(cluster))
-        write_json(path / "manifest.json", manifest)
-        run.save_state(RunState())
-        write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
+            raise RunDirectoryError(
+                full_disk_message(path) if is_full_disk(error) else f"{path}: cannot be created ({error.strerror})"
+            ) from error
+        try:
+            if any(file != claim for file in path.iterdir()):
+                raise _taken(path)
+            run = cls(path)
+            write_text(path / "cluster.yaml", dump_yaml(cluster))
+            write_json(path / "manifest.json", manifest)
+            run.save_state(RunState())
+            write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
+        finally:
+            claim.unlink()
         return run
 
     @classmethod
@@ -129,9 +142,10 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"{self.path}: in use by {holder}. Wait until it ends, or stop it first."
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with naming_full_disk(self.path / ".lock"):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
             yield
 
     def experiment(self) -> ExperimentConfig:
@@ -160,13 +174,25 @@ class RunDirectory:
         """Return the folder of a student's checkpoint after ``epoch`` (from 1) of ``stage`` (from 0)."""
         return self.path / "checkpoints" / f"stage-{stage}" / f"epoch-{epoch}" / f"student-{student}"
 
+    def validation(self, stage: int) -> Path:
+        """Return the file of a stage's validation losses and of the epoch that was chosen by them."""
+        return self.path / "validation" / f"stage-{stage}.json"
+
+    def result_epoch(self, stage: int, epochs: int) -> int:
+        """Return the epoch (from 1) whose checkpoint is the result of ``stage``.
+
+        It is the one that validation chose, otherwise the last one of ``epochs``, the epochs of the experiment.
+        """
+        path = self.validation(stage)
+        return int(read_json(path)["epoch"]) if path.is_file() else epochs
+
     def teachers(self) -> Path:
         """Return the run directory of this run's task teachers."""
         return self.path / "teachers"
 
     def answers(self, task: str) -> Path:
         """Return the file of a task teacher's answers to its training examples."""
-        return self.path / "distil" / f"{quote(task, safe='')}.parquet"
+        return self.path / "distil" / f"{file_part(task)}.parquet"
 
     def log(self, name: str) -> Path:
         """Return the path of a log file."""
@@ -182,8 +208,15 @@ class RunDirectory:
         for path in sorted((self.path / "scores").glob("stage-*.json")):
             match = _CELL.fullmatch(path.name)
             if match:
-                found[Cell(int(match[1]), int(match[2]), int(match[3]), unquote(match[4]))] = read_json(path)
+                record = read_json(path)
+                task = str(record.get("task", unquote(match[4])))  # the name of the file may be shortened
+                found[Cell(int(match[1]), int(match[2]), int(match[3]), task)] = record
         return found
+
+    def score(self, cell: Cell) -> dict[str, Any]:
+        """Read one score; empty if there is none. Raises RunDirectoryError if it is damaged."""
+        path = self.path / "scores" / f"{cell.name}.json"
+        return read_json(path) if path.is_file() else {}
 
     def step_figures(self) -> Sequence[dict[str, Any]]:
         """Read the figures of all steps and students, in order of stage, step and student."""
@@ -199,6 +232,18 @@ class RunDirectory:
                 f"{self.path}: has no summary.json: the run did not finish. Resume it: ray-l4 resume {self.path}"
             )
         return read_json(self.path / "summary.json")
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise RunDirectoryError if ``path`` cannot become a run directory: it exists and is not an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{path}: already exists and is not empty. Choose another --run-dir, or resume that run: ray-l4 resume {path}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from ray_l4.config.paths import expand_home
 from ray_l4.errors import ClusterError, ConfigError
 
 FAILURES = (OSError, pa.ArrowException)
@@ -133,7 +134,7 @@ class Storage:
 
 def absolute_address(address: str) -> str:
     """Return an address that does not depend on the current folder of a process."""
-    return address if "://" in address else str(Path(address).expanduser().absolute())
+    return address if "://" in address else str(expand_home(address).absolute())
 
 
 def split_address(address: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from ray_l4.cluster.placement import Resources, bundles, check_room, local_resou
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
 from ray_l4.methods import graph_of
-from ray_l4.setup.exchange_check import check_exchange
+from ray_l4.setup.early_check import check_settings
 from ray_l4.sweep.trials import Trial
 
 
@@ -22,9 +22,9 @@ def trial_bundles(trial: Trial, cluster: ClusterConfig) -> list[dict[str, float]
 
 
 def check_fit(trials: Collection[Trial], cluster: ClusterConfig) -> None:
-    """Raise ConfigError or ClusterError if a trial could never run with this profile."""
+    """Raise the error of a trial that could never run: of its settings or files, or of a profile without room."""
     for trial in trials:
-        check_exchange(trial.experiment, cluster)
+        check_settings(trial.experiment, cluster)
     if cluster.ray.address is None:
         check_room_for_trials(trials, cluster, [local_resources(cluster)])
 

@@ -15,6 +15,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol, option
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods import METHODS, get_method, resolved
+from ray_l4.store.names import folder_name
 from ray_l4.sweep.scaling import check_scale, scaled, scaled_settings
 from ray_l4.tasks.registry import metric_of
 
@@ -24,7 +25,9 @@ MAX_TRIALS = 200
 """Default limit: above the largest protocol of the papers, and low enough to catch a typing mistake."""
 
 _MAX_NAME = 200
-"""Longest trial name in characters; file systems allow 255."""
+"""Longest trial name in bytes; file systems allow 255."""
+_MAX_ORDER = 120
+"""Bytes of it for the order of the tasks, which a digest shortens if need be."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def _trial(configuration: _Configuration, order: Sequence[str], seed: int) -> Tr
     stream = sorted(configuration.experiment.stream, key=lambda task: order.index(task.name))
     changes = {"stream": stream, "seed": seed, "variant": configuration.label}
     experiment = resolved(configuration.experiment.model_copy(update=changes))
-    parts = (configuration.label, "-".join(map(_slug, order)), f"s{seed}")
+    parts = (configuration.label, folder_name("-".join(map(_slug, order)), _MAX_ORDER), f"s{seed}")
     return Trial("_".join(map(_slug, parts)), experiment, configuration.settings)
 
 
@@ -239,7 +242,7 @@ def _check_trial_names(trials: Sequence[Trial]) -> None:
     labels: dict[str, str] = {}
     for trial in trials:
         label = str(trial.experiment.variant)
-        if len(trial.name) > _MAX_NAME:
+        if len(trial.name.encode()) > _MAX_NAME:
             raise ConfigError(f"{trial.name} is too long for a directory name; give variant {label!r} a shorter label")
         if trial.name in labels:
             raise ConfigError(

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ray_l4.errors import DataError
+from ray_l4.tasks.delimited import read_csv
 from ray_l4.tasks.distinct import distinct, key_of
-from ray_l4.tasks.files import MissingFileError, find, find_all, read_csv, read_json, read_lines, require_columns
+from ray_l4.tasks.files import MissingFileError, find, find_all, read_json, read_lines, require_columns
 from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
 

@@ -1,6 +1,7 @@
 """Reader of custom tasks: a folder with ``train.*``, ``test.*`` and optionally ``dev.*``.
 
-Each split is one file: JSONL or CSV (plain, .gz or .bz2), or Parquet. ``TaskConfig.columns`` names the columns; a
+Each split is one file: JSONL, CSV or TSV (plain, .gz or .bz2), or Parquet (also a folder of parts); or a folder that
+the library datasets saved. ``TaskConfig.columns`` names the columns; a
 constant ``TaskConfig.question`` replaces the question column. An answer may be a list of texts, all of them correct.
 Chat data (``tasks/chat.py``) is recognised by its columns.
 A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back unchanged.
@@ -9,22 +10,21 @@ A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
 from ray_l4.tasks import chat
-from ray_l4.tasks.files import OPENERS, MissingFileError, read_csv, read_lines, require_columns
+from ray_l4.tasks.delimited import read_csv
+from ray_l4.tasks.files import read_lines, require_columns
+from ray_l4.tasks.hub import fetch_split
+from ray_l4.tasks.own_files import DATASET_STATE, find_split
+from ray_l4.tasks.own_tables import Record, read_dataset, read_parquet
 from ray_l4.tasks.rows import BadRecords
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.tasks.source import Source
-
-Record = tuple[str, dict[str, Any]]
-"""A record's position in its file, and its fields."""
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
@@ -35,9 +35,11 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
     Raises:
         DataError: the split has no file or several, or its file is unreadable or lacks a required column.
     """
-    path = _file(source)
+    path = find_split(source) if source.task.dataset is None else fetch_split(source)
     columns, question = source.task.columns, source.task.question
-    present, records = _records(path, bad)
+    needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
+    needed += [columns.question] if question is None else []
+    present, records = _records(path, needed, bad)
     if set(EXAMPLES.names) <= set(present):  # prepare wrote it
         for where, record in records:
             yield {**record, "where": where}
@@ -45,12 +47,12 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
     if (chat_reader := chat.reader_of(path, columns, present)) is not None:
         yield from _conversations(source, chat_reader, records, bad)
         return
-    needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
-    require_columns(path, present, *needed, *([columns.question] if question is None else []))
+    require_columns(path, present, *needed)
     for number, (where, record) in enumerate(records):
         answer = record.get(columns.answer)
-        if isinstance(answer, str) and not answer.strip():
-            bad.add(where, f"{columns.answer} is blank")
+        if any(isinstance(text, str) and is_blank(text) for text in (answer if isinstance(answer, list) else [answer])):
+            blank = "contains a blank text" if isinstance(answer, list) else "is blank"
+            bad.add(where, f"{columns.answer} {blank}")
             continue
         yield {
             "context": record.get(columns.context),
@@ -85,42 +87,16 @@ def _identifier(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
-def _file(source: Source) -> Path:
-    """Return the file of the split, the only one. Raises DataError if there is none or several."""
-    folder, split = source.folder, source.split
-    expected = f"{split}.jsonl, {split}.csv (plain, .gz or .bz2) or {split}.parquet"
-    if not folder.is_dir():
-        raise MissingFileError(f"Task {source.task.name!r}: no folder {folder}; expected it to contain {expected}.")
-    names = [f"{split}{kind}{suffix}" for kind in (".jsonl", ".csv") for suffix in OPENERS] + [f"{split}.parquet"]
-    present = [folder / name for name in names if (folder / name).is_file()]
-    if not present:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise MissingFileError(
-            f"Task {source.task.name!r}: no {split} data in {folder}; expected {expected}, found {found}."
-        )
-    if len(present) > 1:
-        both = " and ".join(path.name for path in present)
-        raise DataError(f"Task {source.task.name!r}: {folder} contains {both}; keep one file for the {split} split.")
-    return present[0]
-
-
-def _records(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
-    """Return the column names of a file and an iterator over its records."""
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    if ".csv" in path.suffixes:
-        names, records = read_csv(path)
+def _records(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
+    """Return the column names of a file or folder and an iterator over its records."""
+    if (path / DATASET_STATE).is_file():
+        return read_dataset(path)
+    if path.suffix == ".parquet" or path.is_dir():
+        return read_parquet(path)
+    if {".csv", ".tsv"} & set(path.suffixes):
+        names, records = read_csv(path, needed)
         return names, ((f"{path.name}, line {line}", dict(record)) for line, record in records)
     return _jsonl(path, bad)
-
-
-def _parquet(path: Path) -> tuple[list[str], Iterator[Record]]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again.") from error
-    rows = ((f"{path.name}, row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
-    return table.column_names, rows
 
 
 def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
@@ -128,9 +104,12 @@ def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
     for line, text in read_lines(path):
         where = f"{path.name}, line {line}"
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             bad.add(where, f"not JSON: {error.msg}")
+            continue
+        except (ValueError, RecursionError) as error:
+            bad.add(where, str(error))
             continue
         if isinstance(value, dict):
             records.append((where, value))
@@ -139,3 +118,13 @@ def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
     if not records:  # without a good record there are no columns to look for
         bad.check(0)
     return list(dict.fromkeys(name for _, record in records for name in record)), iter(records)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError if it has a key twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} occurs more than once")
+        found[key] = value
+    return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ray_l4.tasks.files import find, read_csv, require_columns
+from ray_l4.tasks.delimited import read_csv
+from ray_l4.tasks.files import find, require_columns
 from ray_l4.tasks.rnnlg import QUESTION
 from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source

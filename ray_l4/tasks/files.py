@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
-import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError, nearest
 
 OPENERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
@@ -79,13 +79,33 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
 
 
+_OTHER_ENCODINGS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Encoding by the byte-order mark at the beginning of a file; a mark comes before its own beginning."""
+
+
 def read_text(path: Path) -> str:
     """Return the decompressed text of a UTF-8 file, without a byte-order mark.
 
     Raises:
-        DataError: the file cannot be read or decompressed, or is not UTF-8 (with byte offset and line).
+        DataError: the file cannot be read or decompressed, is not UTF-8 (with byte offset and line; UTF-16 and UTF-32
+            are named), or holds a NUL byte.
     """
     data = read_bytes(path)
+    encoding = next((name for mark, name in _OTHER_ENCODINGS.items() if data.startswith(mark)), None)
+    if encoding is not None:
+        raise DataError(f"{path}: encoded as {encoding}, expected UTF-8. Save the file as UTF-8 and try again.")
+    nul = data.find(b"\0")
+    if nul >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        raise DataError(
+            f"{path}: a NUL byte at byte {nul} (line {line}), which no text has: the file is "
+            "damaged, or encoded as UTF-16. Save it as UTF-8 and try again."
+        )
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -144,70 +164,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path} is empty; expected one record per line.")
 
 
-_LONGEST_FIELD = 2**31 - 1
-"""Limit in characters. The csv module's default, 131,072, is too short for some articles."""
-
-
-def read_csv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str | None]]]]:
-    """Return the header of a CSV file and an iterator over its records, each with the number of its last line.
-
-    Fields that a short record lacks are None.
-
-    Raises:
-        DataError: the file is empty or unreadable, a record has too many fields, or the file is not CSV (with the last
-            good line). Records are parsed lazily, so the last two are raised by the iterator.
-    """
-    # One E2E reference contains a Windows line break, which the reference implementations read as a plain one.
-    text = read_text(path).replace("\r\n", "\n")
-    csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = list(reader.fieldnames or [])
-    except csv.Error as error:
-        raise DataError(f"{path}: not CSV after line {reader.line_num}: {error}.") from error
-    if not names:
-        raise DataError(f"{path} is empty; expected a header and records.")
-
-    def records() -> Iterator[tuple[int, dict[str, str | None]]]:
-        try:
-            for record in reader:
-                if None in record:  # the key under which DictReader stores surplus fields
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: more fields than the header's {len(names)} columns. "
-                        "Put text that contains a comma in double quotes."
-                    )
-                yield reader.line_num, record
-        except csv.Error as error:
-            raise DataError(f"{path}: not CSV after line {reader.line_num}: {error}.") from error
-
-    return names, records()
-
-
-_STREAMS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open}
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the records of a CSV file without a header, each with the number of its last line; the file is streamed.
-
-    Raises:
-        DataError: the file is unreadable, not UTF-8, or not CSV (with the last good line).
-    """
-    csv.field_size_limit(_LONGEST_FIELD)
-    line = 0
-    try:
-        with _STREAMS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for record in reader:
-                line = reader.line_num
-                yield line, record
-    except csv.Error as error:
-        raise DataError(f"{path}: not CSV after line {line}: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 after line {line}. Save the file as UTF-8 and try again.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch or write the file again.") from error
-
-
 def require_columns(path: Path, present: list[str], *needed: str) -> None:
     """Check that the columns ``needed`` are among those ``present``.
 
@@ -217,3 +173,14 @@ def require_columns(path: Path, present: list[str], *needed: str) -> None:
     for name in needed:
         if name not in present:
             raise DataError(f"{path}: no column {name!r}. {nearest(name, present)}")
+
+
+def refuse_repeated(path: Path, columns: Iterable[str]) -> None:
+    """Check that no column of a file occurs twice; columns without a name may.
+
+    Raises:
+        DataError: a column does, so that it is not clear which of the two is meant.
+    """
+    repeated = [name for name, count in Counter(columns).items() if count > 1 and not is_blank(name)]
+    if repeated:
+        raise DataError(f"{path}: column {repeated[0]!r} occurs more than once; rename or remove all but one of them.")

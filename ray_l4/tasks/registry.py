@@ -11,6 +11,8 @@ from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.metrics.registry import METRICS
 from ray_l4.tasks import cnndm, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
+from ray_l4.tasks.files import MissingFileError
+from ray_l4.tasks.own_files import find_split
 from ray_l4.tasks.rows import BadRecords, Split
 from ray_l4.tasks.source import Source
 
@@ -54,6 +56,8 @@ READERS: dict[str, Reader] = {
     "textclass": textclass.read,
     "embedded": embedded.read,
 }
+
+_SPLITS_OF_A_RUN: tuple[Split, ...] = ("train", "test")
 
 _MINI = (embedded.TRAIN, embedded.TEST)
 
@@ -142,15 +146,39 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
     return subset(table, count, data.seed, task.name, split, by_dialogue)
 
 
+def reads_own_data(task: TaskConfig) -> bool:
+    """Return whether the task is read from files of the user (``TaskConfig.path``)."""
+    return task.path is not None
+
+
+def check_files(task: TaskConfig, data: DataConfig) -> None:
+    """Check that the files of the splits of a run are there, as far as that can be told without reading them.
+
+    Raises:
+        ConfigError, DataError: as ``load``.
+    """
+    own = task.path is not None and not squad.is_squad_folder(task.path)
+    if task.dataset is not None:
+        return  # the hub has them
+    for split in _SPLITS_OF_A_RUN:
+        source = Source(task, split, data)
+        if own:
+            find_split(source)
+        elif task.path is not None or squad.is_converted(data.converted, task.name):
+            squad.find_file(source)
+        elif READERS[TASKS[task.name].family] is not embedded.read and not source.raw.is_dir():
+            raise MissingFileError(f"Task {task.name!r}: no folder {source.raw} (data.raw), from which it is read.")
+
+
 def _check_known(task: TaskConfig) -> None:
-    if task.name not in TASKS and task.path is None:
+    if task.name not in TASKS and not task.is_own:
         raise ConfigError(
             f"Unknown task {task.name!r}. {nearest(task.name, TASKS)} For your own data, give the task a path."
         )
 
 
 def _reader(task: TaskConfig, data: DataConfig) -> Reader:
-    if task.path is not None and not squad.is_squad_folder(task.path):
+    if task.is_own and not (task.path and squad.is_squad_folder(task.path)):
         from ray_l4.tasks import custom  # loads PyArrow
 
         return custom.read

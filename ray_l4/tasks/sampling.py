@@ -49,12 +49,15 @@ def subset(table: pa.Table, count: int, seed: int, task: str, split: str, by_dia
     """
     if count == table.num_rows:
         return table
+    return table.take(pa.array(drawn(table, count, seed, task, split, by_dialogue)))
+
+
+def drawn(table: pa.Table, count: int, seed: int, task: str, split: str, by_dialogue: bool) -> np.ndarray:
+    """Return the rows that ``subset`` takes, in ascending order, (count,) int64."""
     generator = np.random.default_rng(derive(seed, "sample", task, split))
     if by_dialogue:
-        rows = _whole_dialogues(table.column("sample_id").to_pylist(), count, generator)
-    else:
-        rows = generator.choice(table.num_rows, size=count, replace=False)
-    return table.take(pa.array(np.sort(rows)))
+        return np.sort(_whole_dialogues(table.column("sample_id").to_pylist(), count, generator))
+    return np.sort(generator.choice(table.num_rows, size=count, replace=False))
 
 
 def _whole_dialogues(sample_ids: list[str], count: int, generator: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
+from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
 from ray_l4.tasks.rows import BadRecords
 
@@ -63,7 +64,7 @@ def _problem(row: Mapping[str, object]) -> str | None:
             return f"{name} is {_kind(value)}, expected text"
         if problem := _unencodable(name, value):
             return problem
-    if not f"{row['context']}{row['question']}".strip():
+    if is_blank(f"{row['context']}{row['question']}"):
         return "context and question are both blank"
     references = row.get("references")
     if not isinstance(references, list) or not references:

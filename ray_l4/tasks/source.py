@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.paths import DATA_VARIABLE, raw_from_environment
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.rows import Split
 
-ENVIRONMENT = "RAY_L4_DATA"
-"""Environment variable with the folder that contains ``raw/``, used if the experiment does not set ``data.raw``."""
+_USUAL_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
+"""Names that the splits of own data have if the task gives none."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Source:
         return {"train": self.task.train, "test": self.task.test}.get(self.split, "all")
 
     @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names under which files of own data have the split: the one that the task gives, or else the usual ones."""
+        given = getattr(self.task.splits, self.split)
+        return (given,) if given is not None else _USUAL_NAMES[self.split]
+
+    @property
     def raw(self) -> Path:
         """Folder of the raw data sets.
 
@@ -37,11 +43,11 @@ class Source:
         """
         if self.data.raw is not None:
             return self.data.raw
-        if folder := os.environ.get(ENVIRONMENT):
-            return Path(folder) / "raw"
+        if raw := raw_from_environment():
+            return raw
         raise ConfigError(
             f"Task {self.task.name!r} is read from raw files, but neither data.raw nor the environment variable "
-            f"{ENVIRONMENT} is set. Set one, or use the embedded tasks mini.woz, mini.sql, mini.rest."
+            f"{DATA_VARIABLE} is set. Set one, or use the embedded tasks mini.woz, mini.sql, mini.rest."
         )
 
     @property

@@ -38,13 +38,17 @@ def read(source: Source, bad: BadRecords) -> Iterator[Row]:
     Raises:
         DataError: a file is missing or has another layout, or the side file does not fit the examples.
     """
-    split = "distil" if source.split == "train" and source.data.distil else source.split
-    path = find(source.folder, _file(source.task.name, split))
-    rows = _questions(path, bad)
+    rows = _questions(find_file(source), bad)
     side = _side_file(source)
     if side is None:
         return _with_unique_ids(row for _, row in rows)
     return SIDE_FILES[source.task.name](sorted(rows, key=_order), side)
+
+
+def find_file(source: Source) -> Path:
+    """Return the converted file of a split. Raises DataError if there is none."""
+    split = "distil" if source.split == "train" and source.data.distil else source.split
+    return find(source.folder, _file(source.task.name, split))
 
 
 def _side_file(source: Source) -> Path | None:

@@ -59,7 +59,7 @@ def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokeni
     """
     lengths = tokens["prompt_length"].to_pylist()
     prompts = [ids[:length] for ids, length in zip(tokens["ids"].to_pylist(), lengths, strict=True)]
-    encoded, ends = encode_answers(answers, tokenizer), len(tokenizer.lm_end)
+    encoded, ends = encode_answers(answers, tokenizer, generated=True), len(tokenizer.lm_end)
     rows = [prompt + answer[: max_length - len(prompt) - ends] for prompt, answer in zip(prompts, encoded, strict=True)]
     gens, tasks, sample_ids = (tokens[name].to_pylist() for name in ("gen", "task", "sample_id"))
     return tokens_table(rows, lengths, gens, tasks, sample_ids, "real")

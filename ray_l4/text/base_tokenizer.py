@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ray_l4.errors import ModelError
+from ray_l4.errors import ModelError, first_line
+from ray_l4.text.model_location import located
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -19,23 +20,26 @@ def load_base(name: str | Path) -> PreTrainedTokenizerBase:
     A folder that contains only ``vocab.json`` and ``merges.txt`` is read as GPT-2's.
 
     Raises:
-        ModelError: the tokeniser cannot be loaded, has no fast version, is empty, or has no end-of-sequence token.
+        ModelError: the tokeniser cannot be found or loaded, has no fast version, is empty, or has no end-of-sequence
+            token.
     """
+    options = located(str(name))
     from transformers import AutoTokenizer  # loads PyTorch, which a run from scratch does not need here
 
     try:
-        base = AutoTokenizer.from_pretrained(str(name), **_type_hint(Path(name)))
+        base = AutoTokenizer.from_pretrained(str(name), **options, **_type_hint(Path(name)))
+        is_empty = not base("a", add_special_tokens=False)["input_ids"]
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here
-        reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"Cannot load a tokeniser from '{name}': {type(error).__name__}: {reason} Expected a folder with "
-            "tokenizer.json (or vocab.json and merges.txt), or the name of a model on the hub that this machine can "
-            "reach or has in its cache. Correct model.name, or download the model first."
+            f"Cannot load a tokeniser from '{name}': {type(error).__name__}: {first_line(error)} Expected a folder "
+            "with tokenizer.json (or vocab.json and merges.txt) and a class that fits it in tokenizer_config.json, or "
+            "the name of a model on the hub that this machine can reach or has in its cache. Correct model.name, or "
+            "download the model again."
         ) from error
     if not base.is_fast:
         raise ModelError(f"The tokeniser of '{name}' has no fast version; expected a folder with tokenizer.json.")
     # transformers 5 silently builds an EMPTY tokeniser if the vocabulary files are missing.
-    if not base("a", add_special_tokens=False)["input_ids"]:
+    if is_empty:
         raise ModelError(
             f"The tokeniser of '{name}' has an empty vocabulary: the folder lacks tokenizer.json, or vocab.json and "
             "merges.txt. Save the tokeniser in the model's folder."

@@ -73,9 +73,15 @@ def encode_prompts(examples: pa.Table, tokenizer: TaskTokenizer) -> list[Prompt 
     ]
 
 
-def encode_answers(texts: Sequence[str], tokenizer: TaskTokenizer) -> list[list[int]]:
-    """Return the ids of answers as they follow a prompt, without the token that ends them."""
-    return tokenizer.encode_batch(texts) if tokenizer.chat is None else tokenizer.chat.encode_answers(texts)
+def encode_answers(texts: Sequence[str], tokenizer: TaskTokenizer, *, generated: bool = False) -> list[list[int]]:
+    """Return the ids of answers as they follow a prompt, without the token that ends them.
+
+    ``generated``: whether a model wrote them, so that what cannot be encoded as text is left out. Otherwise it raises
+    DataError.
+    """
+    if tokenizer.chat is not None:
+        return tokenizer.chat.encode_answers(texts)
+    return tokenizer.encode_generated(texts) if generated else tokenizer.encode_batch(texts)
 
 
 def _conversations(examples: pa.Table, chat: ChatTemplate) -> list[Prompt | Dropped]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -16,6 +16,9 @@ from ray_l4.text.tokens import sequence_lengths
 
 RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
 """Metrics whose gold answers are scored exactly as in the data (REFERENCE.md#decoding)."""
+LONGEST_KEPT = 1000
+"""Largest number of characters kept of a context or question for people who read the answers. The files of answers hold
+these texts once for each checkpoint, and some contexts are whole articles."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class TestSet:
     max_new_tokens: int
     max_length: int
     """Longest sequence of prompt and answer together, in tokens."""
+    reserved: int = 1
+    """Number of tokens kept free for the answer where a long context was cut."""
+    asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The start of every example's ``context`` and ``question``, in the order of the items."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,33 @@ class Scored:
 
 
 def build_test_set(
-    examples: pa.Table, metric: str, tokenizer: TaskTokenizer, max_length: int, config: EvaluationConfig
+    examples: pa.Table,
+    metric: str,
+    tokenizer: TaskTokenizer,
+    max_length: int,
+    config: EvaluationConfig,
+    answer_length: int | None = None,
 ) -> TestSet:
     """Build the prompts and gold answers of the first ``config.limit`` of one task's ``examples``.
+
+    ``answer_length``: the expected length of an answer, in tokens; that of the longest gold answer if not given.
 
     Raises DataError if a question leaves no room for an answer, ModelError if the task has no token.
     """
     kept = examples.slice(0, config.limit) if config.limit else examples
-    prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve)
+    prompts, answer_length = assemble_prompts(kept, tokenizer, max_length, config.reserve, answer_length)
     new_tokens = config.max_new_tokens or answer_length
     task = kept.column("task")[0].as_py()
-    return TestSet(task, metric, prompts, build_items(kept, metric, tokenizer), new_tokens, max_length)
+    return TestSet(
+        task=task,
+        metric=metric,
+        prompts=prompts,
+        items=build_items(kept, metric, tokenizer),
+        max_new_tokens=new_tokens,
+        max_length=max_length,
+        reserved=min(answer_length, config.reserve),
+        asked={name: [_start(text) for text in kept.column(name).to_pylist()] for name in ("context", "question")},
+    )
 
 
 def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tuple[Item, ...]:
@@ -90,3 +113,7 @@ def score_answers(tests: TestSet, predictions: Sequence[str]) -> Scored:
     ]
     headline = METRICS[tests.metric].headline
     return Scored(score(tests.metric, items), headline, list(predictions), item_scores(tests.metric, items))
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= LONGEST_KEPT else f"{text[:LONGEST_KEPT]} …"

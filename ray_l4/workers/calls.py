@@ -6,7 +6,7 @@ Callers import only this module, and with it neither PyTorch nor Transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from ray_l4.text.test_sets import Scored
     from ray_l4.workers.log import LogLine
     from ray_l4.workers.rendezvous import Rendezvous
+
+
+class WeightsDigest(NamedTuple):
+    """What tells whether two students will stay equal."""
+
+    weights: str
+    """A digest of the rank's weights: equal for equal ones."""
+    dropout: bool
+    """Whether dropout acts on them in training, and thus makes students differ."""
 
 
 class StudentCalls(Protocol):
@@ -29,6 +38,8 @@ class StudentCalls(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
+    def digest(self) -> WeightsDigest: ...
+
     def load(self, weights: np.ndarray) -> None: ...
 
     def rejoin(self, fence: int) -> int: ...
@@ -40,6 +51,8 @@ class StudentCalls(Protocol):
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket: ...
 
     def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]: ...
+
+    def validate(self, fence: int, tasks: Sequence[str]) -> float: ...
 
     def consolidate(self) -> np.ndarray | None: ...
 
@@ -77,6 +90,7 @@ class EvaluatorCalls(Protocol):
         student: int,
         gens: list[int],
         seeds: list[int],
+        max_length: int,
     ) -> list[np.ndarray]: ...
 
     def answer_training(

@@ -70,14 +70,17 @@ class Evaluator:
         student: int,
         gens: list[int],
         seeds: list[int],
+        max_length: int,
     ) -> list[np.ndarray]:
-        """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids."""
+        """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids.
+
+        ``max_length``: tokens of a pseudo-example, with its task token and EOS.
+        """
         config = self._setup.experiment.replay
-        longest = min(config.max_length or self._setup.max_length, self._setup.max_length)
         own = peer_experiment(self._setup.experiment, student).model
         model = self._load(checkpoint, own, description, weights)
         with arithmetic(own, self._device):
-            return generate_replay(model, self._setup.tokenizer, gens, seeds, longest, config)
+            return generate_replay(model, self._setup.tokenizer, gens, seeds, max_length, config)
 
     def answer_training(
         self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range

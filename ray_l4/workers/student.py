@@ -14,13 +14,18 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.links import Link, Ticket
+from ray_l4.learner.digest import digest
+from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.models import build_model, describe, pick_device
+from ray_l4.learner.models import describe, has_dropout, pick_device
 from ray_l4.learner.predictions import Predictions
 from ray_l4.learner.stage_run import StageRun
-from ray_l4.methods import peer_experiment, peer_seed, peer_settings
+from ray_l4.learner.validation import validation_loss
+from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
+from ray_l4.text.tokens import concatenated
+from ray_l4.workers.calls import WeightsDigest
 from ray_l4.workers.links import collective_link, first_link
 from ray_l4.workers.log import LogBuffer, LogLine
 from ray_l4.workers.process import peak_memory_bytes, use_threads
@@ -83,6 +88,11 @@ class Student:
         """Return the model's configuration, from which an evaluator builds the same architecture."""
         return describe(self._learner.model)
 
+    def digest(self) -> WeightsDigest:
+        """Return a digest of this rank's weights, and whether dropout acts on them."""
+        model = self._learner.model
+        return WeightsDigest(digest(model), has_dropout(model))
+
     def load(self, weights: np.ndarray) -> None:
         """Load the weights of a checkpoint. Raises ModelError if they are damaged or do not fit the model."""
         with other_ranks(self.peer):
@@ -139,6 +149,12 @@ class Student:
         sent, received = self._link.traffic()
         return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
 
+    def validate(self, fence: int, tasks: Sequence[str]) -> float:
+        """Return the model's loss on the validation examples of ``tasks``, in nats per token of their answers."""
+        self._served(fence)
+        with other_ranks(self.peer):
+            return validation_loss(self._learner, concatenated(*(self._setup.validation[task] for task in tasks)))
+
     def consolidate(self) -> np.ndarray | None:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if there is no guard."""
         guard = self._learner.guard
@@ -168,11 +184,8 @@ class Student:
     def _new_learner(self) -> Learner:
         setup = self._setup
         experiment = peer_experiment(setup.experiment, self.peer)
-        names = ("init",) if experiment.peers.init == "shared" else ("init", self.peer)
-        seed = derive(peer_seed(experiment, self.peer), *names)
-        dropout = peer_settings(experiment, self.peer).dropout
         home = self._sharding.home(self._device)
-        model = build_model(experiment.model, setup.tokenizer, seed, dropout).to(home)
+        model = initial_model(setup.experiment, self.peer, setup.tokenizer).to(home)
         return Learner(self.peer, model, setup.tokenizer, experiment, setup.method, self._sharding, self._micro_batch)
 
     def _publish(

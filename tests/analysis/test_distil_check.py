@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysis_runs import write_run
 
 from analysis.distil_check import HEADER, Answer, answers, compared, main
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.store.records import write_answers
+from tests.report.finished_runs import write_run
 
 TASK = "e2enlg"
 TRUE = {"a": "the cat sat", "b": "a dog ran", "c": "two birds sang", "d": "no fish swam"}

@@ -24,7 +24,7 @@ _LOADED.set_forkserver_preload(
     [
         *("ray_l4.cli.main", "ray_l4.cli.download", "ray_l4.methods", "ray_l4.sweep.trials", "ray_l4.setup.setup"),
         *("ray_l4.learner.learner", "ray_l4.learner.inspection", "ray_l4.report.markdown", "ray_l4.report.html.page"),
-        *("ray_l4.tasks.prepare", "ray_l4.monitor.tensorboard", "rouge_score.rouge_scorer", "peft"),
+        *("ray_l4.tasks.prepare", "ray_l4.monitor.curves", "rouge_score.rouge_scorer", "peft"),
     ]
 )
 """The libraries of most commands; not Ray, which reads its environment when it is imported."""
@@ -50,7 +50,7 @@ def write_experiment(folder: Path, **changes: object) -> Path:
 
 def command(*arguments: object) -> list[str]:
     """Return the command that calls ``ray-l4`` with these arguments."""
-    return [sys.executable, "-m", "ray_l4.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "ray_l4.cli", *map(str, arguments)]
 
 
 def ray_l4(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -83,12 +83,13 @@ class InThisProcess:
         given = [str(argument) for argument in arguments]
         self._monkeypatch.setattr("sys.argv", ["ray-l4", *given])
         self._capsys.readouterr()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with pytest.raises(SystemExit) as ended:
                 main()
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)  # main() installs its own handler
+            for number, handler in before.items():
+                signal.signal(number, handler)  # main() installs its own
         output, errors = self._capsys.readouterr()
         return subprocess.CompletedProcess(given, int(ended.value.code or 0), output, errors)
 

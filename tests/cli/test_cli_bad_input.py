@@ -143,3 +143,21 @@ def test_evaluating_a_folder_without_a_checkpoint(command: InThisProcess, tmp_pa
 
 def test_reporting_a_folder_without_a_run(command: InThisProcess, tmp_path: Path) -> None:
     refused(command("report", tmp_path), RUN_DIRECTORY, "not a run directory")
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry run", "run"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "evaluation.validation=nowhere"), "evaluation.validation: no file or folder"),
+        (("--set", "evaluation.patience=2"), "patience counts epochs"),
+        (("--track", "wanbd"), "--track wanbd: unknown tracker"),
+    ],
+    ids=["validation", "patience", "tracker"],
+)
+def test_what_cannot_be_validated_or_tracked_is_refused_before_anything_starts(
+    command: InThisProcess, tmp_path: Path, arguments: tuple[str, ...], message: str, dry_run: bool
+) -> None:
+    flags = ("--dry-run",) if dry_run else ("--run-dir", tmp_path / "run")
+    refused(command("run", write_experiment(tmp_path), "--cluster", IN_PROCESS, *flags, *arguments), CONFIG, message)
+    assert not (tmp_path / "run").exists()

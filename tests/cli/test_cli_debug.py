@@ -50,8 +50,9 @@ def test_a_failing_command_shows_its_traceback_only_on_request(
 
 
 def test_causes_are_shown_too(command: InThisProcess, tmp_path: Path) -> None:
-    words = ("generate", tmp_path / "nowhere", "--task", "mini.woz")
-    refused(command(*words), MODEL, "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    words = ("generate", tmp_path, "--task", "mini.woz")
+    refused(command(*words), MODEL, str(tmp_path))
     result = command("--debug", *words)
     assert result.returncode == MODEL
     assert "\nThe above exception was the direct cause of the following exception:\n" in result.stderr

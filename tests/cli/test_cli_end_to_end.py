@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,10 @@ def test_the_run_directory_holds_all_there_is_to_keep(finished: RunDirectory) ->
     assert "run" in manifest["command"]
     assert manifest["versions"]["torch"].startswith("2.")
     assert manifest["training_examples"] == {"mini.woz": 24, "mini.rest": 24}
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(manifest["started"])).total_seconds() < 3600
+    model = AutoModelForCausalLM.from_pretrained(finished.checkpoint(1, 1, 0))
+    assert finished.summary()["parameters"]["0"] == {"count": model.num_parameters(), "adapters": False}
+    assert f"- parameters: {model.num_parameters():,}\n" in (finished.path / "report.md").read_text()
 
 
 def test_checkpoints_are_hugging_face_folders(finished: RunDirectory) -> None:

@@ -50,6 +50,29 @@ def test_a_run_that_does_not_fit_exits_1_and_names_what_does(tmp_path: Path, pro
     assert fitting.exit_code == 0 and "fits on gpus" in fitting.output
 
 
+def test_every_row_of_a_protocol_is_planned_and_the_largest_shown(tmp_path: Path, profiles: Path) -> None:
+    small, wide = {"method": "lamol"}, {"method": "l4", "model.from_scratch.width": 64}
+    sweep = {"variants": {"small": small, "wide": wide}, "orders": "all", "seeds": 3}
+    protocol = write_experiment(tmp_path, sweep=sweep)
+    common = (protocol, "--cluster", profiles / "laptop.yaml", "--tokens", 40)
+    value = json.loads(plan(*common, "--json").stdout)
+    assert value["row"] == "wide" and value["fits"] is True
+    assert set(value["rows"]) == {"small", "wide"}
+    assert value["rows"]["small"]["needed"] < value["rows"]["wide"]["needed"]
+    assert value["rows"]["wide"]["needed"] == max(device["needed"] for device in value["devices"])
+    shown = plan(*common)
+    assert "Of 2 rows, wide needs most" in shown.output and "fits on laptop" in shown.output
+
+
+def test_overlays_and_names_of_profiles(tmp_path: Path) -> None:
+    overlay = tmp_path / "wide.yaml"
+    overlay.write_text("model: {from_scratch: {width: 64}}\n")
+    common = (write_experiment(tmp_path), "--cluster", "in_process", "--tokens", 40, "--json")
+    narrow, wide = (json.loads(plan(*common, *more).stdout) for more in ((), ("--with", overlay)))
+    assert narrow["profile"] == wide["profile"] == "in_process"
+    assert narrow["parameters"] < wide["parameters"]
+
+
 def test_settings_of_both_files_can_be_changed(tmp_path: Path, profiles: Path) -> None:
     changes = ("--set", "training.batch_size=2", "--set", "cluster.exchange.precision=float16", "--json")
     common = (write_experiment(tmp_path), "--cluster", profiles / "laptop.yaml", "--tokens", 40, "--answer", 8)
@@ -57,6 +80,25 @@ def test_settings_of_both_files_can_be_changed(tmp_path: Path, profiles: Path) -
     assert (before["batch"]["examples"], after["batch"]["examples"]) == (8, 2)
     assert after["batch"]["length"] == 40 and after["batch"]["worst_case"] is False
     assert before["bytes_per_student_step"] == 8 * after["bytes_per_student_step"], "a quarter of the batch, in half"
+
+
+def test_the_longest_sequence_in_the_data_decides(tmp_path: Path, profiles: Path) -> None:
+    """Not the positions of the model; progress is on the other stream, in plain lines where there is no terminal."""
+    shape = {"layers": 1, "width": 32, "heads": 2, "positions": 20_000, "vocabulary": 400}
+    path = write_experiment(tmp_path, model={"from_scratch": shape})
+    result = plan(path, "--cluster", profiles / "laptop.yaml", "--device-memory", "80GiB", "--json")
+    batch = json.loads(result.stdout)["batch"]
+    assert 10 < batch["length"] < 96 and batch["of_data"] and batch["answer"] < batch["length"]
+    assert "reading and tokenising" in result.stderr and "simulating a step of peer 0" in result.stderr
+
+
+def test_without_data_the_positions_decide_and_the_plan_says_so(tmp_path: Path, profiles: Path) -> None:
+    stream = [{"name": "mine", "path": "nowhere", "metric": "em"}]
+    path = write_experiment(tmp_path, stream=stream)
+    result = plan(path, "--cluster", profiles / "laptop.yaml", "--device-memory", "80GiB", "--json")
+    batch = json.loads(result.stdout)["batch"]
+    assert batch["length"] == 96 and not batch["of_data"]
+    assert "is assumed, since no data can be read: Task 'mine': no folder" in result.stderr
 
 
 @pytest.mark.parametrize(

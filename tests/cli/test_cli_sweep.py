@@ -106,7 +106,7 @@ def test_protocols_have_the_published_rows_and_orders(name: str) -> None:
     if "table" not in sweep:
         assert name.startswith("l2kd-figure")
         return
-    published = _read(REPOSITORY / "analysis" / "published" / f"{sweep['table']}.yaml")
+    published = _read(REPOSITORY / "ray_l4" / "report" / "tables" / "published" / f"{sweep['table']}.yaml")
     rows = {row["variant"] for block in published["blocks"] for row in block["rows"]}
     assert rows - {"teacher"} <= set(sweep["variants"])
     orders = [block["order"] for block in published["blocks"] if "order" in block]

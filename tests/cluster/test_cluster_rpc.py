@@ -14,6 +14,7 @@ from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayError,
     RayTaskError,
@@ -21,7 +22,7 @@ from ray.exceptions import (
 )
 
 from ray_l4.cluster.rpc import LocalRpc, RayRpc, get, get_first
-from ray_l4.errors import ModelError, PeerError, PeerLostError
+from ray_l4.errors import ModelError, PeerError, PeerLostError, RunDirectoryError
 from tests.run.worker_fixtures import FENCE, StandIn
 
 
@@ -147,6 +148,35 @@ def test_a_student_that_is_gone_is_lost(monkeypatch: pytest.MonkeyPatch, error: 
     found = raised(monkeypatch, error)
     assert isinstance(found, PeerLostError)
     assert re.match(rf"student 1, step 7: .*{words}", str(found)), str(found)
+
+
+TRACEBACK = """\x1b[36mray::CoordinatorActor.__init__()\x1b[39m (pid=123, ip=192.0.2.1)
+  File "/a/b.py", line 3, in __init__
+    raise ValueError("first", 7)
+ValueError: the tables do not fit
+  two: of them"""
+
+
+def test_an_actor_that_cannot_be_created_keeps_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    died = ActorDiedError(RayTaskError("__init__", TRACEBACK, ValueError("x"), actor_id="01"))
+    found = raised(monkeypatch, died)
+    assert type(found) is PeerError
+    assert (
+        str(found) == "student 1, step 7: its process could not start: ValueError: the tables do not fit two: of them"
+    )
+
+
+def test_a_full_disk_of_ray_is_named_with_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/fast")
+    found = raised(monkeypatch, OutOfDiskError("Local disk is full"))
+    assert isinstance(found, PeerError)
+    assert "the disk of Ray's temporary folder /fast/ray is full" in str(found) and "RAY_TMPDIR=FOLDER" in str(found)
+
+
+def test_a_full_disk_of_a_worker_is_named_with_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"reference": failed(OSError(28, "No space left on device", "/disk/file"))})
+    with pytest.raises(RunDirectoryError, match=r"^student 1: /disk/file: cannot be written, because the disk is full"):
+        RayRpc().get_all({"student 1": ["reference"]}, 3.0)
 
 
 @pytest.mark.parametrize("error", [own for own, _ in LOST[1:]], ids=lambda value: type(value).__name__)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -143,6 +145,7 @@ evaluation: {when: never}
 peers: {zzz: 0}
 """
     )
+    task = "name, train, test, path, dataset, splits, columns, metric, question"
     training = "epochs, batch_size, batch_budget, lm_weight, means, answer_token_weight, max_grad_norm"
     assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
         "FILE:1: name: expected text, found 5; put it in quotes to make it text",
@@ -150,7 +153,7 @@ peers: {zzz: 0}
         'FILE:3: seed: expected a whole number, found "no"',
         "FILE:7: stream.1.train: expected a whole number of at least 1 or 'paper' or 'all', found 0",
         "FILE:8: stream.1.columns.contxt: unknown key. Did you mean 'context'?",
-        "FILE:9: stream.2: expected a group of keys (name, train, test, path, columns, metric, question), found 7",
+        f"FILE:9: stream.2: expected a group of keys ({task}), found 7",
         "FILE:12: model.from_scratch.layers: expected a whole number of at least 1, found 2.5",
         "FILE:13: model.from_scratch.heads: expected a whole number of at least 1, found true",
         f"FILE:14: training: expected a group of keys ({training}), found nothing",
@@ -230,6 +233,67 @@ def test_overrides_can_set_every_kind_of_value(write: Callable[[str], Path]) -> 
     assert [(task.name, task.train) for task in config.stream] == [("mini.woz", 100), ("mini.rest", "paper")]
     assert (config.name, config.peers.count, config.peers.init) == ("12", 3, "own")
     assert config.stream[1].columns.id == "row=1"
+
+
+TEXTS = ["a #b", "#b", "a: b", "- a", "@a", "*a", "&a", "!a", "%a", "a, b", "no", "on", "1:30", "007", "0x1f", "> a"]
+TEXTS += ["| a", "? a", "a]", "a'b", "a: [b", "5 %", "null value", "~x", "é #ü", "`a`"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("key", ["name", "stream.0.question", "stream.1.columns.answer", "cluster.ray.address"])
+def test_plain_text_is_kept_to_the_letter(write: Callable[[str], Path], key: str, text: str) -> None:
+    if key.startswith("cluster."):
+        assert load_cluster(None, [f"{key.removeprefix('cluster.')}={text}"]).ray.address == text
+        return
+    found: Any = load_experiment(write(MINIMAL), [f"{key}= {text} "])
+    for step in key.split("."):
+        found = found[int(step)] if step.isdecimal() else getattr(found, step)
+    assert found == text
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ('name="a #b"', "a #b"),
+        ("name='a: b'", "a: b"),
+        ("stream.0=mini.rest", "run"),
+        ("training.epochs=3 # a comment", "run"),
+    ],
+)
+def test_quotes_and_other_settings_are_yaml(write: Callable[[str], Path], override: str, found: str) -> None:
+    assert load_experiment(write(MINIMAL), [override]).name == found
+
+
+def test_a_task_given_by_its_name_is_kept_to_the_letter(write: Callable[[str], Path]) -> None:
+    config = load_experiment(write(MINIMAL), ["stream.0=my #1", "training={epochs: 3}"])
+    assert (config.stream[0].name, config.training.epochs) == ("my #1", 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("lr=1e-3", "--set: lr: unknown key. Did you mean 'optim.lr' or 'peers.each.0.lr'?"),
+        ("epochs=1", "--set: epochs: unknown key. Did you mean 'training.epochs' or 'teachers.epochs'?"),
+        ("training.lr=1", "--set: training.lr: unknown key. Did you mean 'optim.lr' or 'peers.each.0.lr'?"),
+        ("metric=em", "--set: metric: unknown key. Did you mean 'stream.0.metric'?"),
+        ("transport=x", "--set: transport: unknown key. Did you mean 'cluster.exchange.transport'?"),
+        ("students.gpus=1", "--set: students: unknown key. Did you mean 'cluster.students'?"),
+        ("sed=1", "--set: sed: unknown key. Did you mean 'seed'?"),
+    ],
+)
+def test_a_key_of_another_group_is_suggested(write: Callable[[str], Path], override: str, hint: str) -> None:
+    assert problems(write(MINIMAL), [override]) == [hint]
+
+
+def test_a_key_of_another_group_is_suggested_in_a_file_and_for_a_profile(write: Callable[[str], Path]) -> None:
+    hint = "unknown key. Did you mean 'optim.lr' or 'peers.each.0.lr'?"
+    assert problems(write(MINIMAL + "lr: 1e-3\n")) == [f"FILE:4: lr: {hint}"]
+    assert problems(write("transport: x\n"), load=load_cluster) == [
+        "FILE:1: transport: unknown key. Did you mean 'exchange.transport'?"
+    ]
+    assert problems(None, ["threads=1"], load=load_cluster) == [
+        "--set: threads: unknown key. Did you mean 'cluster.students.threads' or 'cluster.evaluators.threads'?"
+    ]
 
 
 def test_overrides_can_replace_the_stream_and_then_change_it(write: Callable[[str], Path]) -> None:
@@ -366,10 +430,42 @@ def test_paths_of_an_override_are_relative_to_the_current_folder(
     assert config.model.name == str(here / "tiny")
 
 
-def test_a_tilde_is_expanded(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+TILDES = """
+stream: [{name: a, path: ~/a}]
+model: {name: ~/m}
+data: {raw: ~/raw, converted: "~", }
+teachers: {run: ~/t}
+peers: {topology: ~/edges, each: [{model: {name: ~/peer}}]}
+"""
+
+
+def test_a_tilde_is_expanded_in_every_path(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    config = load_experiment(write("data: {raw: ~/raw}\nstream: [a]\nmodel: {name: m}\n"))
-    assert config.data.raw == Path("/home/someone/raw")
+    config, home = load_experiment(write(TILDES)), Path("/home/someone")
+    assert (config.data.raw, config.data.converted) == (home / "raw", home)
+    assert (config.stream[0].path, config.teachers.run) == (home / "a", home / "t")
+    assert config.peers.topology == home / "edges"
+    assert config.model.name == "/home/someone/m"
+    assert config.peers.each[0].model is not None and config.peers.each[0].model.name == "/home/someone/peer"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.raw", "~/x"), ("stream.0.path", "~"), ("model.name", "~/x"), ("teachers.run", "~/x/y")]
+)
+def test_a_tilde_is_expanded_in_an_override(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_experiment(write("stream: [{name: a}]\nmodel: {name: m}\n"), [f"{key}='{value}'"])
+    found: Any = config
+    for part in key.split("."):
+        found = found[int(part)] if part.isdecimal() else getattr(found, part)
+    assert str(found) == value.replace("~", "/home/someone")
+
+
+def test_a_home_that_does_not_exist_is_left(write: Callable[[str], Path]) -> None:
+    path = write("stream: [{name: a, path: ~no-such-user/x}]\nmodel: {name: m}\n")
+    assert load_experiment(path).stream[0].path == path.parent / "~no-such-user/x"
 
 
 def test_the_data_variable_applies_if_the_file_sets_no_folder(
@@ -383,6 +479,9 @@ def test_the_data_variable_applies_if_the_file_sets_no_folder(
     assert load_experiment(path, ["data.seed=1"]).data.raw == path.parent / "raw"
     assert load_experiment(path, ["data.raw=/x"]).data.raw == Path("/x")
     assert load_experiment(path, ["data.raw=null"]).data.raw is None
+    monkeypatch.setenv("HOME", str(path.parent))
+    monkeypatch.setenv("RAY_L4_DATA", "~")
+    assert load_experiment(path).data.raw == path.parent / "raw"
     monkeypatch.setenv("RAY_L4_DATA", "")
     monkeypatch.chdir(path.parent)
     assert load_experiment(path).data.raw is None
@@ -421,3 +520,43 @@ def test_a_custom_resource_cannot_have_a_name_reserved_by_ray(write: Callable[[s
     assert problems(path, load=load_cluster) == [
         "FILE:1: students: resources: GPU is a name reserved by Ray; use cpus or gpus, or another name"
     ]
+
+
+def test_validation_is_a_share_a_split_or_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("stream: [mini.woz]\nmodel: {from_scratch: {}}\n")
+    found = {}
+    for text in ("0.25", "dev", "./dev", "held", "1.5", "0"):
+        path.write_text(f"stream: [mini.woz]\nmodel: {{from_scratch: {{}}}}\nevaluation: {{validation: {text}}}\n")
+        try:
+            found[text] = load_experiment(path).evaluation.validation
+        except ConfigError as error:
+            found[text] = str(error).rpartition("expected ")[2]
+    wrong = "a number above 0 and below 1 or 'dev' or a path or null, found "
+    assert found == {
+        "0.25": 0.25,
+        "dev": "dev",
+        "./dev": tmp_path / "dev",
+        "held": tmp_path / "held",
+        "1.5": f"{wrong}1.5",
+        "0": f"{wrong}0",
+    }
+
+
+@pytest.mark.parametrize(("keep", "newest"), [("all", None), ("last", 1), ("7", 7)])
+def test_how_many_checkpoints_are_kept(keep: str, newest: int | None) -> None:
+    path = REPOSITORY / "launch/experiments/quickstart.yaml"
+    assert load_experiment(path).checkpoint.newest is None
+    assert load_experiment(path, [f"checkpoint.keep={keep}"]).checkpoint.newest == newest
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.patience=2", "patience counts epochs without a lower validation loss; set validation too"),
+        ("checkpoint.keep=0", "expected a whole number of at least 1 or 'last' or 'all', found 0"),
+    ],
+)
+def test_validation_and_checkpoints_that_make_no_sense(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_experiment(REPOSITORY / "launch/experiments/quickstart.yaml", [override])

@@ -16,7 +16,11 @@ PROFILE = REPOSITORY / "cluster_configs" / "several_nodes.yaml"
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Commands:
-    return Commands(tmp_path, ray='exit "${RAY_ENDS_WITH:-0}"\n')
+    return Commands(
+        tmp_path,
+        ray='exit "${RAY_ENDS_WITH:-0}"\n',
+        python='case $2 in check) exit "${CHECK_ENDS_WITH:-0}" ;; exit-code) echo "${JOB_ENDED_WITH:-}" ;; esac\n',
+    )
 
 
 def sent(commands: Commands) -> dict[str, object]:
@@ -65,6 +69,25 @@ def test_a_job_that_fails_fails_here(commands: Commands) -> None:
     result = commands.run("bash", JOB, EXPERIMENT, PROFILE, RAY_ENDS_WITH="3")
     assert result.returncode == 3
     assert "done" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("job_ended_with", "code"), [("6", 6), ("2", 2), ("7", 7), ("130", 130), ("-15", 143), ("", 1), ("no number", 1)]
+)
+def test_the_exit_code_is_that_of_the_run(commands: Commands, job_ended_with: str, code: int) -> None:
+    """Ray's own command returns 1 for every job that fails."""
+    commands.token()
+    result = commands.run("bash", JOB, EXPERIMENT, PROFILE, RAY_ENDS_WITH="1", JOB_ENDED_WITH=job_ended_with)
+    assert result.returncode == code
+    assert f"error: the run failed with exit code {code}: ~/ray-l4-runs/ray-l4-" in result.stderr
+    asked = [call.arguments[1:] for call in commands.calls() if call.name == "python"][-1]
+    assert asked[:2] == ["exit-code", "http://127.0.0.1:8265"] and asked[2].startswith("ray-l4-")
+
+
+def test_nothing_is_submitted_to_a_cluster_that_cannot_be_used(commands: Commands) -> None:
+    commands.token()
+    assert commands.run("bash", JOB, EXPERIMENT, PROFILE, CHECK_ENDS_WITH="6").returncode == 6
+    assert [call.name for call in commands.calls()] == ["python"]
 
 
 def test_without_a_token_nothing_is_submitted(commands: Commands) -> None:

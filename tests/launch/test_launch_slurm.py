@@ -123,6 +123,27 @@ def test_a_dry_run_prints_commands_and_runs_none(slurm: Slurm, script: str) -> N
     assert not (slurm.root / "home" / ".ray").exists()
 
 
+def test_on_a_login_node_a_dry_run_shows_what_the_header_asks_for(slurm: Slurm, script: str) -> None:
+    unknown = dict.fromkeys(
+        ["SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE"], ""
+    )
+    shown = slurm.submit(script, "--dry-run", QUICKSTART, PROFILE, **unknown)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == slurm.submit(script, "--dry-run", QUICKSTART, PROFILE, job=0, SLURM_JOB_NODELIST="").stdout
+    assert "--num-gpus=1 " in shown.stdout and "--num-cpus=8 " in shown.stdout
+
+
+@pytest.mark.parametrize("files", [("no.yaml", PROFILE), (QUICKSTART, "no.yaml"), (QUICKSTART, "launch")])
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_files_that_do_not_exist_are_refused(
+    slurm: Slurm, script: str, options: list[str], files: tuple[str, str]
+) -> None:
+    result = slurm.submit(script, *options, *files)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr in (f"error: {file}: no such file in {REPOSITORY}\n" for file in files)
+    assert slurm.calls() == []
+
+
 def test_the_cluster_uses_the_user_s_token(slurm: Slurm, script: str) -> None:
     slurm.submit(script, QUICKSTART, PROFILE)
     first, *rest = slurm.calls()

@@ -9,17 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import DataError, ModelError
-from ray_l4.learner.answering import answer, generate_replay
+from ray_l4.learner.answering import answer, decode_answers, generate_replay
 from ray_l4.learner.decoding import continue_prompts
 from ray_l4.learner.model_config import max_length
 from ray_l4.learner.models import build_model
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.metrics.registry import METRICS, Item, score
+from ray_l4.seeds import derive
 from ray_l4.text.test_sets import RAW_GOLD_METRICS, TestSet, build_items, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
@@ -197,6 +200,46 @@ def test_no_answer_exceeds_the_positions_of_the_model(
     tests = questions(tok, count=12, max_new_tokens=1000)
     answer(model, tok, tests, EvaluationConfig(chunk=5), seed=0)
     assert POSITIONS - 8 < max(reach) <= POSITIONS - 2, "the last token is not fed back"
+
+
+def lengths_with_little_room(tok: TaskTokenizer, count: int) -> TestSet:
+    """Prompts that leave less and less room: their contexts grow, and only one token is kept free."""
+    texts = [(" ".join(small.WORDS * 4)[: 30 * number], "how ?", ["x"]) for number in range(1, count + 1)]
+    config = EvaluationConfig(reserve=1, max_new_tokens=40)
+    return build_test_set(rows(*texts), "em", tok, POSITIONS, config)
+
+
+@pytest.mark.parametrize("top_k", [1, 10])
+def test_the_limit_of_an_answer_is_the_room_of_its_own_prompt(
+    model: PreTrainedModel, tok: TaskTokenizer, reach: list[int], top_k: int
+) -> None:
+    tests = lengths_with_little_room(tok, 9)
+    prompts = tests.prompts["ids"].to_pylist()
+    room = [min(40, POSITIONS - len(prompt)) for prompt in prompts]
+    assert len(set(room)) > 4 and min(room) == 1
+    config = EvaluationConfig(reserve=1, max_new_tokens=40, top_k=top_k)
+    alone = []
+    for index, (prompt, limit) in enumerate(zip(prompts, room, strict=True)):
+        [new] = continue_prompts(model, tok, [prompt], limit, top_k=top_k, seeds=[derive(3, "answer", "a", index)])
+        alone.append(tok.decode(new).strip())
+    for chunk in (1, 4, 9):
+        decoded = answer(model, tok, tests, config.model_copy(update={"chunk": chunk}), seed=3).predictions
+        assert decoded == alone, chunk
+    assert max(reach) <= POSITIONS - 2
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.data())
+def test_answers_with_little_room_do_not_depend_on_the_batches(
+    model: PreTrainedModel, tok: TaskTokenizer, data: st.DataObject
+) -> None:
+    tests = lengths_with_little_room(tok, 9)
+    config = EvaluationConfig()
+    order = data.draw(st.permutations(range(9)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 8), max_size=8)))
+    batches = [order[start:end] for start, end in zip([0, *cuts], [*cuts, 9], strict=True)]
+    whole = decode_answers(model, tok, tests, config, 0, [list(range(9))])
+    assert decode_answers(model, tok, tests, config, 0, batches) == whole
 
 
 # --- replay

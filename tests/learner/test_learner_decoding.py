@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -213,7 +214,7 @@ def test_a_ban_does_not_outlast_its_call(model: PreTrainedModel, tok: TaskTokeni
 
 def draws(logits_V: torch.Tensor, count: int, top_k: int, temperature: float) -> torch.Tensor:
     """Count how often each token is drawn: (vocab,)."""
-    sampler = TopKSampler(range(count), top_k, temperature, max_new_tokens=1)
+    sampler = TopKSampler(range(count), top_k, temperature)
     picked = sampler(torch.zeros(count, 1), logits_V.expand(count, -1)).argmax(-1)
     return torch.bincount(picked, minlength=len(logits_V))
 
@@ -253,16 +254,37 @@ def test_sample_frequencies_match_the_models_probabilities(model: PreTrainedMode
 def test_every_token_gets_new_noise() -> None:
     """With equal noise at every token, a sample would always choose the same rank."""
     logits, count = torch.zeros(4), 4000
-    sampler = TopKSampler(range(count), 4, 1.0, max_new_tokens=2)
+    sampler = TopKSampler(range(count), 4, 1.0)
     first, second = (sampler(torch.zeros(count, 1), logits.expand(count, -1)).argmax(-1) for _ in range(2))
     pairs = torch.bincount(4 * first + second, minlength=16)
     check_frequencies(pairs, torch.zeros(16), 16, 1.0)
 
 
+@given(st.integers(2, 9), st.integers(1, 6), st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3))
+def test_noise_is_that_of_one_matrix_for_the_whole_sample(top_k: int, length: int, seeds: list[int]) -> None:
+    """So the numbers of earlier versions, which drew it at once, stay."""
+    sampler, logits_BV = TopKSampler(seeds, top_k, 1.0), torch.arange(top_k, 0, -1.0).expand(len(seeds), -1)
+    at_once = np.stack([np.random.default_rng(seed).gumbel(size=(length, top_k)) for seed in seeds])
+    for step in range(length):
+        drawn_BV = sampler(torch.zeros(len(seeds), 1), logits_BV)
+        assert torch.equal(drawn_BV, logits_BV + torch.from_numpy(at_once[:, step]).float())
+
+
+def test_the_largest_length_takes_no_memory(tok: TaskTokenizer) -> None:
+    """Noise for all positions at once took 21 MB an example of a model with 131,072."""
+    model = small.attentive(tok)
+    with torch.no_grad():
+        direction = torch.ones(model.config.n_embd)
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(direction)
+        model.transformer.wte.weight[tok.eos] = 100 * direction
+    assert continue_prompts(model, tok, [[5], [6]], 10**9, top_k=20, seeds=[1, 2]) == [[], []]
+
+
 @given(st.integers(1, 12), st.integers(2, 30), st.integers(0, 2**63 - 1))
 def test_at_most_top_k_tokens_remain(vocabulary: int, top_k: int, seed: int) -> None:
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed))
-    kept = TopKSampler([seed], top_k, 1.0, max_new_tokens=1)(torch.zeros(1, 1), logits)
+    kept = TopKSampler([seed], top_k, 1.0)(torch.zeros(1, 1), logits)
     alive = torch.isfinite(kept[0])
     k = min(top_k, vocabulary)
     assert int(alive.sum()) == k
@@ -271,7 +293,7 @@ def test_at_most_top_k_tokens_remain(vocabulary: int, top_k: int, seed: int) -> 
 
 def test_half_precision_scores_are_sampled_in_float32() -> None:
     """In bfloat16 the noise would cause ties, which arg max breaks by position."""
-    kept = TopKSampler([3], 4, 1.0, max_new_tokens=1)(torch.zeros(1, 1), torch.zeros(1, 4, dtype=torch.bfloat16))
+    kept = TopKSampler([3], 4, 1.0)(torch.zeros(1, 1), torch.zeros(1, 4, dtype=torch.bfloat16))
     assert kept.dtype == torch.float32
     assert len(set(kept[0].tolist())) == 4
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
-from ray_l4.config.experiment import DataConfig, EvaluationConfig, ReplayConfig, TaskConfig
-from ray_l4.errors import DataError, ModelError
+from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
+from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.answering import answer, generate_replay
-from ray_l4.learner.inspection import evaluate_folder, generate_from_folder
-from ray_l4.learner.models import build_model, to_bytes
+from ray_l4.learner.inspection import LoadedModel, device_named
+from ray_l4.learner.models import build_model, load_folder, to_bytes
 from ray_l4.seeds import derive
 from ray_l4.store.records import write_checkpoint
 from ray_l4.text.test_sets import build_test_set
@@ -35,52 +36,55 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return folder / "student-0", model, tok
 
 
-@pytest.fixture
-def own_data(tmp_path: Path) -> Path:
-    """A folder with the test set of task ``a`` as a user's own data."""
-    lines = [json.dumps(row) for row in small.examples("a", 6).to_pylist()]
-    (tmp_path / "test.jsonl").write_text("\n".join(lines))
-    return tmp_path
+def loaded(folder: Path) -> LoadedModel:
+    return LoadedModel(*load_folder(folder), small.experiment().model)
 
 
-def task(name: str, path: Path) -> TaskConfig:
-    return TaskConfig(name=name, path=path, metric="em", train="all", test="all")
-
-
-def test_a_checkpoint_is_scored_as_during_the_run(checkpoint: Checkpoint, own_data: Path) -> None:
+def test_a_checkpoint_is_scored_as_during_the_run(checkpoint: Checkpoint) -> None:
     folder, model, tok = checkpoint
+    config = EvaluationConfig(chunk=4, top_k=3)
+    tests = build_test_set(small.examples("a", 6), "em", tok, 64, config)
+    assert loaded(folder).answer(tests, config, seed=9) == answer(model, tok, tests, config, seed=9)
+
+
+def test_the_arithmetic_is_that_of_the_run(checkpoint: Checkpoint) -> None:
+    folder, _, tok = checkpoint
     config = EvaluationConfig(chunk=4)
-    scored, tests = evaluate_folder(folder, task("a", own_data), DataConfig(), config, seed=9)
-    expected = build_test_set(small.examples("a", 6), "em", tok, 64, config)
-    assert tests.prompts.equals(expected.prompts)
-    assert scored == answer(model, tok, expected, config, seed=9)
+    tests = build_test_set(small.examples("a", 2), "em", tok, 64, config)
+    seen = []
+
+    def noted(*arguments: object) -> None:
+        seen.append(torch.is_autocast_enabled("cpu"))
+
+    held = loaded(folder)
+    held.model.register_forward_pre_hook(noted)
+    for precision in ("float32", "bfloat16"):
+        seen.clear()
+        own = held.settings.model_copy(update={"precision": precision})
+        replace(held, settings=own).answer(tests, config, seed=9)
+        assert set(seen) == {precision == "bfloat16"}
 
 
-def test_a_task_that_was_not_learned_can_be_scored(checkpoint: Checkpoint, own_data: Path) -> None:
-    """The task gets a spare token, which does not occur in prompts, so answers do not depend on it."""
+def test_a_task_that_was_not_learned_gets_a_spare_token(checkpoint: Checkpoint) -> None:
     folder, _, tok = checkpoint
     assert "new" not in tok.gen
-    known, _ = evaluate_folder(folder, task("a", own_data), DataConfig(), EvaluationConfig(), seed=0)
-    new, tests = evaluate_folder(folder, task("new", own_data), DataConfig(), EvaluationConfig(), seed=0)
-    assert new.predictions == known.predictions
-    assert set(tests.prompts["gen"].to_pylist()) == ({tok.spares[0]} if tests.task == "new" else {tok.gen["a"]})
+    assert loaded(folder).knowing("new").tokenizer.gen_of("new") == tok.spares[0]
+    assert loaded(folder).knowing("a").tokenizer.gen_of("a") == tok.gen["a"]
 
 
-def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, own_data: Path) -> None:
-    with pytest.raises(ModelError, match="does not contain a tokeniser of ray-l4"):
-        evaluate_folder(tmp_path / "missing", task("a", own_data), DataConfig(), EvaluationConfig(), seed=0)
-    with pytest.raises(ModelError, match="does not contain a tokeniser of ray-l4"):
-        list(generate_from_folder(tmp_path / "missing", "a", 1, ReplayConfig(), seed=0))
-
-
-def test_missing_data_is_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no test data"):
-        evaluate_folder(tmp_path / "missing", task("a", tmp_path), DataConfig(), EvaluationConfig(), seed=0)
+def test_the_device_is_a_gpu_only_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert device_named("auto").type == kind
+        assert device_named("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="--device cuda: PyTorch sees no GPU"):
+        device_named("cuda")
 
 
 def made_up(checkpoint: Checkpoint, count: int, seed: int = 0, **settings: object) -> list[dict[str, str | bool]]:
     config = ReplayConfig.model_validate({"max_length": 24, **settings})
-    return list(generate_from_folder(checkpoint[0], "a", count, config, seed))
+    longest = config.max_length or 64
+    return list(loaded(checkpoint[0]).generate("a", count, longest, config, seed))
 
 
 def test_generated_examples_say_whether_replay_would_keep_them(checkpoint: Checkpoint) -> None:
@@ -119,16 +123,11 @@ def test_samples_depend_on_the_seed_and_not_on_chunks(checkpoint: Checkpoint) ->
 
 def test_samples_are_yielded_chunk_by_chunk(checkpoint: Checkpoint) -> None:
     """The first samples are yielded before the last ones are generated."""
-    stream = generate_from_folder(checkpoint[0], "a", 10**5, ReplayConfig(max_length=8, chunk=2), seed=0)
+    stream = loaded(checkpoint[0]).generate("a", 10**5, 8, ReplayConfig(chunk=2), seed=0)
     assert isinstance(next(stream)["valid"], bool)
     stream.close()  # type: ignore[attr-defined]
 
 
 def test_generating_for_an_unknown_task_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(ModelError, match=r"Task 'c' has no token in this tokeniser"):
-        list(generate_from_folder(checkpoint[0], "c", 1, ReplayConfig(), seed=0))
-
-
-def test_a_length_beyond_the_models_positions_is_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ModelError, match=r"max_length: 65 tokens were requested, but the model has 64"):
-        made_up(checkpoint, 1, max_length=65)
+        list(loaded(checkpoint[0]).generate("c", 1, 8, ReplayConfig(), seed=0))

@@ -37,7 +37,7 @@ def test_a_model_without_a_limit_gets_a_default() -> None:
 def test_a_configuration_is_read_without_weights(tmp_path: Path) -> None:
     GPT2.save_pretrained(tmp_path)
     assert pretrained_config(str(tmp_path)).n_positions == 32
-    with pytest.raises(ModelError, match=r"model\.name: no model configuration at .*missing"):
+    with pytest.raises(ModelError, match=r"model\.name: there is no folder /.*missing"):
         pretrained_config(str(tmp_path / "missing"))
 
 

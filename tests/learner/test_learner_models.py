@@ -188,6 +188,51 @@ def test_a_model_with_more_rows_than_tokens_keeps_them(tmp_path: Path, tok: Task
     assert model.get_input_embeddings().num_embeddings == tok.size + 13
 
 
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["tied", "untied"])
+def test_rows_that_a_model_has_to_spare_are_drawn_for_new_tokens(
+    tmp_path: Path, tok: TaskTokenizer, config: PreTrainedConfig
+) -> None:
+    """Input and, unless tied, output rows; from the seed, like rows that are added; and no others."""
+    folder = saved(tmp_path, tok, config, missing=-13)
+    old = AutoModelForCausalLM.from_pretrained(folder)
+    one, same_seed, other = (build_model(ModelConfig(name=str(folder)), tok, seed) for seed in (0, 0, 1))
+    assert same(one, same_seed)
+    added = sorted({tok.ans, tok.pad, tok.unk, *tok.task_tokens})
+    kept = [row for row in range(tok.size + 13) if row not in added]
+    matrices = [
+        (model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach())
+        for model in (old, one, other)
+    ]
+    for before, mine, theirs in zip(*matrices, strict=True):
+        assert torch.equal(mine[kept], before[kept]) and torch.equal(theirs[kept], before[kept])
+        for pair in ((mine, theirs), (mine, before)):
+            assert all(not torch.equal(pair[0][row], pair[1][row]) for row in added)
+        assert float(mine[added].std()) == pytest.approx(0.02, rel=0.3)
+    is_tied = matrices[1][0].data_ptr() == matrices[1][1].data_ptr()
+    assert is_tied == one.config.tie_word_embeddings
+    assert is_tied or not torch.equal(matrices[1][0][added], matrices[1][1][added])
+
+
+def test_added_rows_are_those_of_before(tmp_path: Path, tok: TaskTokenizer) -> None:
+    """Where all new tokens get added rows, nothing else is drawn: numbers of earlier versions stay."""
+    missing = len(tok.fresh.difference(range(tok.ans)))
+    folder = saved(tmp_path, tok, LLAMA, missing)
+    model = build_model(ModelConfig(name=str(folder)), tok, 3)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(3)
+    plain.resize_token_embeddings(tok.size, mean_resizing=False)
+    assert same(model, plain)
+
+
+def test_a_checkpoint_keeps_the_rows_of_its_tasks(tmp_path: Path, tok: TaskTokenizer) -> None:
+    folder = saved(tmp_path, tok, LLAMA)
+    old = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    later = TaskTokenizer.pretrained(folder, ["a", "new"], 2)
+    new = build_model(ModelConfig(name=str(folder)), later, 0).get_input_embeddings().weight
+    changed = (old != new).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [later.gen["new"]] == [tok.spares[0]]
+
+
 def test_half_precision_weights_and_their_description_become_float32(tmp_path: Path, tok: TaskTokenizer) -> None:
     folder = saved(tmp_path, tok, GPT2)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
@@ -220,7 +265,7 @@ def forget_a_layer(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
         (lambda folder: rewrite_config(folder, model_type="nonsense"), "cannot load"),
         (lambda folder: rewrite_config(folder, n_embd=32), "cannot load"),
-        (break_weights, "cannot load"),
+        (break_weights, r"cannot load .*/model\.safetensors is damaged: .*Copy or download it again"),
         (forget_a_layer, r"not complete: transformer\.h\.1\.\S+ .*missing"),
     ],
     ids=["no weights", "no config", "unknown type", "other shapes", "cut off", "incomplete"],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from losses_twins import random_logits, some_examples
 from torch import Tensor
 
-from ray_l4.losses.chunked import CHUNK_ELEMENTS, chunked_gradient
+from ray_l4.losses.chunked import CHUNK_ELEMENTS, chunked_gradient, rehearsed_chunks
 
 
 def row_objective(logits_MV: Tensor, rows: slice) -> tuple[Tensor, ...]:
@@ -98,3 +98,18 @@ def test_only_one_chunk_is_kept_for_the_backward_pass() -> None:
 
     assert most_saved(64, elements=128) == most_saved(8, elements=128)
     assert most_saved(64, elements=CHUNK_ELEMENTS) > 4 * most_saved(64, elements=128)
+
+
+def test_a_rehearsal_takes_the_first_two_chunks_and_the_last() -> None:
+    seen: list[slice] = []
+
+    def objective(logits_MV: torch.Tensor, rows: slice) -> tuple[torch.Tensor, ...]:
+        seen.append(rows)
+        return (logits_MV.sum(),)
+
+    with rehearsed_chunks():
+        chunked_gradient(objective, torch.zeros(11, 3), chunk_elements=6)
+    assert seen == [slice(0, 2), slice(2, 4), slice(10, 11)]
+    seen.clear()
+    chunked_gradient(objective, torch.zeros(11, 3), chunk_elements=6)
+    assert len(seen) == 6, "only within the context"

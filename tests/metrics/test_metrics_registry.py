@@ -38,3 +38,14 @@ def test_no_items_and_no_references_are_data_errors(name: str) -> None:
         score(name, [])
     with pytest.raises(DataError, match="'s3' has no reference"):
         score(name, [Item("a", ("a",), "s2", META), Item("a", (), "s3", META)])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_only_metrics_that_say_so_need_meta(name: str) -> None:
+    answer = ANSWERS.get(name, "a red car.")
+    without = Item(answer, (answer,), "en_0_0")
+    if METRICS[name].needs_meta:
+        with pytest.raises(DataError, match="needs meta"):
+            score(name, [without])
+    else:
+        assert score(name, [without]) == score(name, [Item(answer, (answer,), "en_0_0", META)])

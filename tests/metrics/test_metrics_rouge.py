@@ -1,13 +1,15 @@
-"""Average ROUGE: sentence splitting, hand-computed scores, mean over references."""
+"""Average ROUGE: sentence splitting, hand-computed scores, several references."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.metrics.registry import Item, score
-from ray_l4.metrics.rouge import f_measures, sentences
+from ray_l4.metrics.rouge import WordTokenizer, f_measures, sentences
 
 
 def one(prediction: str, *references: str) -> dict[str, float]:
@@ -40,11 +42,37 @@ def test_rouge_l_is_at_summary_level() -> None:
     assert one("red car blue bike", "blue bike red car")["rougeL"] == pytest.approx(50)
 
 
-def test_the_mean_over_references_counts_and_not_the_maximum() -> None:
-    near, far = f_measures("a red car", ["a red car"]), f_measures("a red car", ["the blue bike"])
-    assert (near["rouge1"], far["rouge1"]) == (1.0, 0.0)
-    assert f_measures("a red car", ["a red car", "the blue bike"])["rouge1"] == pytest.approx(0.5)
+def test_references_are_pooled() -> None:
+    """ROUGE-1.5.5: hits and units are summed over the references, before any division."""
+    values = one("cheap thai food", "cheap thai food", "it is a nice place that has thai food")
+    assert values["rouge1"] == pytest.approx(100 * 2 * (5 / 12) * (5 / 6) / (5 / 12 + 5 / 6))
+    assert values["rouge2"] == pytest.approx(100 * 2 * (3 / 10) * (3 / 4) / (3 / 10 + 3 / 4))
+    assert values["rougeL"] == pytest.approx(100 * 2 * (5 / 12) * (5 / 6) / (5 / 12 + 5 / 6))
     assert one("a red car", "a red car", "the blue bike")["avg_rouge"] == pytest.approx(50)
+
+
+def test_an_empty_text_among_others_hits_nothing() -> None:
+    assert one("", "a red car", "a bike")["avg_rouge"] == 0.0
+    assert one("", "", "")["avg_rouge"] == 0.0
+    # Recall 3 of 3, precision 3 of 2 x 3.
+    assert one("a red car", "", "a red car")["rouge1"] == pytest.approx(100 * 2 * 1 * 0.5 / 1.5)
+
+
+def pooled(prediction: str, references: list[str]) -> dict[str, float]:
+    """The definition, with n-grams counted one by one (ROUGE-1 and ROUGE-2)."""
+    values = {}
+    for name, n in (("rouge1", 1), ("rouge2", 2)):
+        grams = [Counter(pairwise_or_single(text, n)) for text in (prediction, *references)]
+        hits = sum((grams[0] & reference).total() for reference in grams[1:])
+        recall = hits / max(sum(reference.total() for reference in grams[1:]), 1)
+        precision = hits / max(len(references) * grams[0].total(), 1)
+        values[name] = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return values
+
+
+def pairwise_or_single(text: str, n: int) -> list[tuple[str, ...]]:
+    tokens = WordTokenizer().tokenize(text)
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def test_means_over_items() -> None:
@@ -67,6 +95,17 @@ def test_scores_are_percentages_and_independent_of_the_order_of_references(
     values = one(prediction, *references)
     assert all(0 <= value <= 100 for value in values.values())
     assert one(prediction, *references[::-1]) == pytest.approx(values)
+
+
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=4))
+def test_several_references_equal_the_plain_definition(prediction: str, references: list[str]) -> None:
+    values = f_measures(prediction, references)
+    assert {name: values[name] for name in ("rouge1", "rouge2")} == pytest.approx(pooled(prediction, references))
+
+
+@given(WORDS, WORDS, st.integers(1, 4))
+def test_the_same_reference_several_times_is_one(prediction: str, reference: str, times: int) -> None:
+    assert f_measures(prediction, [reference] * times) == pytest.approx(f_measures(prediction, [reference]))
 
 
 @given(WORDS)

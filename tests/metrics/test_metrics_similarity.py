@@ -21,9 +21,9 @@ def plain_subsequence(x: str, y: str) -> int:
 
 
 def plain_substring(x: str, y: str) -> int:
-    """Search for every substring of ``x`` in ``y``."""
-    substrings = {x[i:j] for i in range(len(x)) for j in range(i + 1, len(x) + 1)}
-    return max((len(substring) for substring in substrings if substring in y), default=0)
+    """Search for every substring of ``y`` in ``x``, from its place in ``y`` on."""
+    pieces = [(y[i:j], i) for i in range(len(y)) for j in range(i + 1, len(y) + 1)]
+    return max((len(piece) for piece, place in pieces if piece in x[place:]), default=0)
 
 
 @given(TEXT, TEXT)
@@ -34,12 +34,14 @@ def test_common_subsequence_equals_the_table(x: str, y: str) -> None:
 
 @given(TEXT, TEXT)
 def test_common_substring_equals_the_search_over_all_substrings(x: str, y: str) -> None:
-    assert common_substring(x, y) == plain_substring(x, y) == common_substring(y, x)
+    assert common_substring(x, y) == plain_substring(x, y)
 
 
 def test_hand_computed_lengths() -> None:
     assert common_subsequence("abcbdab", "bdcaba") == 4
     assert common_substring("school/club team", "club teams") == len("club team")
+    assert common_substring("ab", "xab") == 0  # too early in the header's name
+    assert common_substring("xab", "ab") == common_substring("ab", "abx") == 2
     assert common_subsequence("", "abc") == common_substring("abc", "") == 0
 
 
@@ -53,5 +55,4 @@ def test_hand_computed_similarity() -> None:
 
 @given(TEXT.filter(bool), TEXT)
 def test_no_other_text_is_as_similar_as_the_text_itself(x: str, y: str) -> None:
-    assert similarity(x, y) == similarity(y, x)
     assert similarity(x, x) > similarity(x, y) or x == y

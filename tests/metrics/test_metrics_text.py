@@ -19,7 +19,8 @@ from ray_l4.metrics.text import f1, normalise
         ("Sci/Tech", "scitech"),
         ("theatre another", "theatre another"),
         ("t.h.e end", "end"),  # punctuation is removed before articles
-        ("“quoted”", "“quoted”"),  # only ASCII punctuation is removed
+        ("“quoted” — yes…", "quoted yes"),
+        ("5 € $5", "5 € 5"),  # of symbols, only those of ASCII
         ("The", ""),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from ray_l4.monitor import live_view
 from ray_l4.monitor.live_view import format_duration, headline, render, student_figures
 from ray_l4.monitor.progress import Progress, ProgressSnapshot, StudentProgress
 
@@ -187,6 +188,37 @@ def test_the_headline() -> None:
         "scores: 6 done, 2 open"
     )
     assert "left" not in headline(ProgressSnapshot()), "before the first step there is no estimate"
+
+
+def generating() -> ProgressSnapshot:
+    """Before the steps of a stage are known."""
+    return ProgressSnapshot(
+        phase="replay", stage=1, num_stages=3, task="mini.sql", replay_done=64, replay_total=480, jobs_done=6
+    )
+
+
+def test_the_headline_while_replay_is_generated() -> None:
+    assert headline(generating()) == (
+        "task 2 of 3 (mini.sql), replay, 64 of 480 pseudo-examples generated; scores: 6 done, 0 open"
+    )
+
+
+def test_lines_appear_without_a_terminal_while_replay_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_view, "_LINE_INTERVAL", 0.0)
+    said: list[str] = []
+
+    class Run:
+        polls = 0
+
+        def snapshot(self) -> ProgressSnapshot:
+            return generating()
+
+        def wait(self, seconds: float) -> bool:
+            self.polls += 1
+            return self.polls > 2
+
+    live_view.watch(Run(), Console(file=io.StringIO()), said.append)
+    assert said == [headline(generating())] * 3
 
 
 def test_the_figures_of_every_student_on_one_line() -> None:

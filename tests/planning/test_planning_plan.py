@@ -112,7 +112,7 @@ def test_one_process_is_not_advised_to_be_sharded() -> None:
 def test_mistakes_raise() -> None:
     with pytest.raises(ConfigError, match="--tokens"):
         make_plan(PlanRequest(experiment(), tokens=4000), ClusterConfig(), ESTIMATOR)
-    with pytest.raises(ModelError, match="no model configuration"):
+    with pytest.raises(ModelError, match="neither a folder"):
         plan(config=experiment(model={"name": "nowhere/at-all"}))
 
 

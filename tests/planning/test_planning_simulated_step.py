@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from ray_l4.learner.stage_run import StageRun
+from ray_l4.losses.chunked import chunked_gradient
 from ray_l4.losses.targets import Targets
 from ray_l4.methods import METHODS, graph_of
+from ray_l4.planning import simulated_step
 from ray_l4.planning.batch_shape import batch_shape
 from ray_l4.planning.decoding_memory import simulate_decoding
 from ray_l4.planning.meta_models import vocabulary_of
@@ -56,6 +59,15 @@ def test_memory_agrees_with_that_of_real_tensors(name: str) -> None:
     config, trace = experiment(**sections), cpu_trace()
     train_for_real(config, profile(**cluster), trace)
     assert sum(simulated(config, **cluster).tensors.values()) == pytest.approx(sum(trace.peak.values()), rel=0.01)
+
+
+def test_chunks_of_the_loss_that_are_not_rehearsed_would_need_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_gradient, "__defaults__", (20 * ENTRIES,))
+    rehearsed = simulated()
+    monkeypatch.setattr(simulated_step, "rehearsed_chunks", nullcontext)
+    whole = simulated()
+    assert rehearsed.tensors == pytest.approx(whole.tensors, rel=1e-3)
+    assert rehearsed.resident == pytest.approx(whole.resident, rel=1e-3)
 
 
 EXPECTED_BYTES = {

@@ -23,6 +23,8 @@ TASKS = ("woz.en", "own <b>&$x$", "e2enlg")
 """Users name their tasks freely: the second name would be markup in HTML and a formula in matplotlib."""
 NASTY = "<script>alert('x')</script> \x07\u202e&amp;\nnext line"
 """Text such as a model may write."""
+LONG_CONTEXT = "```\n# word " * 100
+"""Longer than what is shown of a context, and with the marks that end a listing in Markdown."""
 STEPS_OF_EPOCH = 5
 TRAFFIC = {"bytes_sent": 2e6, "bytes_received": 3e6}
 COMMAND = "ray-l4 run x.yaml --set 'name=<i>'"
@@ -72,6 +74,7 @@ class Parts:
 
     timeline: bool = True
     item_scores: bool = True
+    asked: bool = True
     steps: bool = True
 
 
@@ -96,7 +99,7 @@ def write_run(path: Path, method: str = "l4", parts: Parts = ALL, **settings: An
     kind = get_method(method)
     for stage in range(len(stage_names(experiment))):
         scored = [TASKS[stage]] if kind.stages == "separate" else TASKS
-        _write_scores(run, stage, range(num_students(experiment)), scored, parts.item_scores)
+        _write_scores(run, stage, range(num_students(experiment)), scored, parts)
         if parts.steps:
             _write_steps(run, stage, range(num_students(experiment)))
         if kind.replay != "none" and stage:
@@ -108,16 +111,17 @@ def write_run(path: Path, method: str = "l4", parts: Parts = ALL, **settings: An
     return run
 
 
-def _write_scores(
-    run: RunDirectory, stage: int, students: Sequence[int], tasks: Sequence[str], item_scores: bool
-) -> None:
+def _write_scores(run: RunDirectory, stage: int, students: Sequence[int], tasks: Sequence[str], parts: Parts) -> None:
     for cell in (Cell(stage, epoch, student, task) for epoch in (1, 2) for student in students for task in tasks):
         predictions: dict[str, list[Any]] = {
             "sample_id": ["fair", "right", "worst"],
             "prediction": ["nearly", "same", NASTY],
             "references": [["nearly so", "so"], ["other", " same "], ["gold"]],
         }
-        if item_scores:
+        if parts.asked:
+            predictions["context"] = ["short", "", LONG_CONTEXT]
+            predictions["question"] = ["fair?", "right?", f"worst? {NASTY}"]
+        if parts.item_scores:
             predictions["score"] = [50.0, 100.0, 0.0]
         write_score(run, cell, {"headline": "em", "values": {"em": score_of(cell)}}, predictions)
 

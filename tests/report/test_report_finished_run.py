@@ -77,7 +77,7 @@ def test_files_that_a_run_does_not_have_are_none(tmp_path: Path) -> None:
     assert run.predictions(Cell(9, 9, 0, TASKS[0])) is None
     answers = run.predictions(run.final_cell(0, TASKS[0]))
     assert answers is not None
-    assert answers.column_names == ["sample_id", "prediction", "references", "score"]
+    assert answers.column_names == ["sample_id", "prediction", "references", "score", "context", "question"]
 
 
 def test_the_scale_is_that_of_the_manifest(tmp_path: Path) -> None:

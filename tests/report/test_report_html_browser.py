@@ -106,3 +106,43 @@ def test_text_contrasts_with_the_page(page: Page) -> None:
            .map(colour => colour.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3)"""
     )
     assert abs(ink - paper) > 180
+
+
+def test_text_in_figures_is_not_small(page: Page) -> None:
+    """A drawing is not shrunk to a narrow screen: its text has 11 pixels or more."""
+    smallest = page.evaluate(
+        """Math.min(...[...document.querySelectorAll('figure svg text')].map(text => {
+            const svg = text.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width
+            return parseFloat(getComputedStyle(text).fontSize) * scale
+        }))"""
+    )
+    assert smallest >= 10.9
+
+
+def test_what_is_wider_than_its_place_shows_it_and_can_be_scrolled_by_keyboard(page: Page) -> None:
+    wider = "[...document.querySelectorAll('.wide')].filter(box => box.scrollWidth > box.clientWidth + 1)"
+    count, cues, focusable = page.evaluate(
+        f"""(() => {{ const boxes = {wider}; return [boxes.length,
+            boxes.filter(box => getComputedStyle(box).backgroundImage.split('linear-gradient').length == 5).length,
+            boxes.filter(box => box.tabIndex == 0 && box.getAttribute('aria-label')).length] }})()"""
+    )
+    assert count == cues == focusable
+    if page.viewport_size and page.viewport_size["width"] == min(WIDTHS):
+        assert count > 0
+        page.evaluate(f"{wider}[0].focus()")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(500)  # the scrolling is animated
+        assert page.evaluate(f"{wider}[0].scrollLeft") > 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_several_runs_are_a_short_page_whose_parts_unfold_by_keyboard(browser: Browser, html: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(html.as_uri())
+    folded = page.evaluate("document.documentElement.scrollHeight")
+    assert folded < 2500
+    page.locator("details.run > summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.querySelector('details.run').open")
+    assert page.evaluate("document.documentElement.scrollHeight") > folded + 2000
+    page.close()

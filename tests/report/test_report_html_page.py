@@ -15,6 +15,8 @@ from ray_l4.report.html import page as page_module
 from ray_l4.report.html import section_cost, section_scores
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory, read_json
+from tests.report.finished_runs import TASKS as ORDER
+from tests.report.finished_runs import write_sweep
 from tests.report.html_runs import (
     COMMAND,
     NASTY,
@@ -172,11 +174,64 @@ def test_several_runs_make_one_page_here_or_where_it_is_wanted(
     assert not (folders[0] / "report.html").exists()
 
 
-def test_a_folder_and_different_streams_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_page_that_exists_is_not_overwritten_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawings: None
+) -> None:
+    folders = [write_run(tmp_path / method, method).path for method in ("l4", "lamol")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report.html").write_text("mine", encoding="utf-8")
+    assert report(*folders).splitlines()[-1] == "report-2.html"
+    assert report(*folders).splitlines()[-1] == "report-3.html"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "mine"
+    assert report(*folders, "--out", "report.html").splitlines()[-1] == "report.html"
+    assert "<h1>2 runs on" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_sweep_has_its_page_in_its_folder_and_what_is_no_run_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawings: None
+) -> None:
+    trials = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"method": "lamol"}, "d": {"stream": ORDER[::-1]}, "e": {}}
+    sweep = write_sweep(tmp_path / "sweep", trials)
+    (sweep / "table.md").write_text("# sweep", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    lines = report("sweep").splitlines()
+    assert lines[-1] == "sweep/report.html"
+    assert [line.split("|")[1:3] for line in lines if line.startswith("| l")] == [
+        [" l4      ", "  0, 1 "],
+        [" lamol   ", "     0 "],
+        [" l4      ", "    0 "],
+    ]
+    result = CliRunner().invoke(app, ["report", "--each", *map(str, sorted(sweep.iterdir()))], catch_exceptions=False)
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1] == "report.html"
+    assert len([line for line in result.stdout.splitlines() if line.startswith("| l")]) == 4
+    assert result.stderr == f"skipped, because it is no run directory: {sweep / 'report.html'}, " + (
+        f"{sweep / 'sweep.json'}, {sweep / 'table.md'}\n"
+    )
+    assert (sweep / "a" / "report.md").is_file()
+
+
+def test_the_runs_of_a_page_are_folded_and_many_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawings: None
+) -> None:
+    runs = [write_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    parts = re.findall(r'<details class="run"( open)?><summary><h2>([^<]+)</h2>', page_of(*runs))
+    assert parts == [("", f"l4, seed {seed}") for seed in range(3)]
+    monkeypatch.setattr(page_module, "MOST_PARTS", 2)
+    assert '<details class="run"' not in page_of(*runs) and "are not shown one by one" in page_of(*runs)
+    assert '<details class="run"' not in page_of(runs[0])
+
+
+def test_a_folder_and_different_tasks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / method, method) for method in ("l4", "lamol")]
     with pytest.raises(ConfigError, match="is a folder"):
         report(runs[0].path, "--out", tmp_path)
-    change_summary(runs[1], lambda summary: summary | {"stream": list(reversed(TASKS))})
-    with pytest.raises(ConfigError, match="different streams"):
+    change_summary(runs[1], lambda summary: summary | {"stream": [*TASKS[1:], "ag"]})
+    with pytest.raises(ConfigError, match="different tasks"):
         report(*(run.path for run in runs))
     assert not any(path.name.startswith("report.") for path in tmp_path.rglob("*"))
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path, no_drawings: None) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--out .*config\.yaml/page\.html: cannot be written \("):
+        report(run.path, "--out", run.path / "config.yaml" / "page.html")

@@ -11,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.metrics import continual
+from ray_l4.metrics.continual import forgetting_by_task
 from ray_l4.report.finished_run import FinishedRun, labels
 from ray_l4.report.html import section_cost, section_runs, section_scores, section_text, section_training
 from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
-from ray_l4.report.html.section_text import odd_examples, usual_endings, worst
+from ray_l4.report.html.section_text import odd_examples, usual_endings
+from ray_l4.report.markdown import run_report
+from ray_l4.store.atomic import write_json
+from ray_l4.store.run_directory import read_json
 from tests.report.html_runs import (
+    LONG_CONTEXT,
     NASTY,
     TASKS,
     Parts,
@@ -30,6 +35,10 @@ from tests.report.html_runs import (
 @pytest.fixture(scope="module")
 def l4(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     return read(write_run(tmp_path_factory.mktemp("l4") / "run"))
+
+
+MANIFEST = {"started": "2026-11-28 21:09:52+00:00", "test_examples": {"woz.en": 100}}
+PARAMETERS = {"0": {"count": 1234567, "adapters": False}, "1": {"count": 12, "adapters": True}}
 
 
 def finished(folder: Path, method: str, **settings: Any) -> FinishedRun:
@@ -117,15 +126,15 @@ matrices = st.integers(2, 5).flatmap(
 
 @given(matrices)
 def test_the_mean_of_the_tasks_forgetting_is_what_the_papers_call_forgetting(matrix: list[list[float]]) -> None:
-    found = section_scores.task_forgetting(matrix)
+    found = forgetting_by_task(matrix)
     known = [value for value in found if value is not None]
     assert len(known) == len(found) == len(matrix) - 1
     assert sum(known) / len(known) == pytest.approx(continual.forgetting(matrix))
 
 
 def test_forgetting_of_a_task_needs_its_scores_from_then_on() -> None:
-    assert section_scores.task_forgetting([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == [30.0, None]
-    assert section_scores.task_forgetting([[80.0, 70.0]]) == []
+    assert forgetting_by_task([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == [30.0, None]
+    assert forgetting_by_task([[80.0, 70.0]]) == []
 
 
 def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: FinishedRun, tmp_path: Path) -> None:
@@ -146,7 +155,7 @@ def test_who_learns_from_whom_is_the_run_s_own_choice(tmp_path: Path) -> None:
     edges = {"count": 4, "topology": [[0, 1], [3, 1]]}
     listed = finished(tmp_path / "listed", "l4", peers=edges)
     none = finished(tmp_path / "none", "l4", peers=edges | {"topology": []})
-    (facts,) = tables(section_scores.summary(listed, "r"))
+    facts, _ = tables(section_scores.summary(listed, "r"))
     assert rows_of(facts)["who learns from whom"] == [
         "as listed: 0 learns from nobody; 1 from 0, 3; 2 from nobody; 3 from nobody"
     ]
@@ -166,10 +175,10 @@ def test_four_students_have_a_drawing_each_and_a_column_each(tmp_path: Path) -> 
 def test_a_run_from_before_there_was_a_choice_has_its_method_s_graph(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     change_summary(run, lambda summary: {key: summary[key] for key in summary if key != "topology"})
-    (facts,) = tables(section_scores.summary(read(run), "r"))
+    facts, _ = tables(section_scores.summary(read(run), "r"))
     assert rows_of(facts)["who learns from whom"] == ["complete: every student from all others"]
     change_summary(run, lambda summary: summary | {"method": "of a later version"})
-    (facts,) = tables(section_scores.summary(read(run), "r"))
+    facts, _ = tables(section_scores.summary(read(run), "r"))
     assert rows_of(facts)["who learns from whom"] == ["unknown"]
 
 
@@ -268,21 +277,25 @@ def test_odd_examples_are_valid_ones_of_the_run(tasks: list[str]) -> None:
     assert [row["text"] for row, _ in odd_examples(rows)] == [row["text"] for row in rows if "stray" in row["text"]]
 
 
-@given(st.lists(st.floats(0, 100), min_size=1))
-def test_worst_answers_come_first_and_right_ones_not_at_all(scores: list[float]) -> None:
-    found = [row["score"] for row in worst([{"score": score} for score in scores])]
-    assert found == sorted(score for score in scores if score < 100)
-
-
 def test_answers_are_those_of_the_last_checkpoint_worst_first(l4: FinishedRun) -> None:
     section = section_text.answers(l4, "r")
     assert [block.title for block in section.blocks if isinstance(block, Fold)] == list(TASKS)
     first = tables(section)[0]
     assert first.caption == "Student 0 after e2enlg, epoch 2: em 26.0; 2 of 3 answers score less than 100"
-    assert [list(row) for row in first.rows] == [
+    assert first.header == ["example", "score", "asked", "answer", "reference"]
+    assert [[*row[:2], *row[3:]] for row in first.rows] == [
         ["worst", "0.0", NASTY, "gold"],
         ["fair", "50.0", "nearly", "nearly so\nso"],
     ]
+    cut, whole = (row[2] for row in first.rows)
+    assert whole == "short\nfair?"
+    assert cut == f"{LONG_CONTEXT[:300]} … ({len(LONG_CONTEXT) - 300} more characters)\nworst? {NASTY}"
+
+
+def test_answers_of_a_run_that_did_not_keep_what_was_asked(tmp_path: Path) -> None:
+    first = tables(section_text.answers(read(write_run(tmp_path / "run", parts=Parts(asked=False))), "r"))[0]
+    assert first.header == ["example", "score", "answer", "reference"]
+    assert list(first.rows[1]) == ["fair", "50.0", "nearly", "nearly so\nso"]
 
 
 def test_answers_of_a_run_that_kept_no_item_scores_are_those_that_differ(tmp_path: Path) -> None:
@@ -312,9 +325,47 @@ def test_runs_beside_each_other_are_told_apart(tmp_path: Path) -> None:
     section = section_runs.comparison(runs)
     assert charts(section) == ["comparison-bars", "comparison-tasks"]
     (table,) = tables(section)
-    assert table.header == ["run", *TASKS, "average", "forgetting", "backward transfer", "wall s"]
-    assert list(table.rows[2]) == ["multi-qa, seed 0", "6.0", "26.0", "46.0", "26.0", "–", "–", "61"]
-    assert table.rows[0][0] == "l4, seed 0 (l4)"
+    assert table.header == ["variant", "seed", *TASKS, "average", "forgetting", "backward transfer", "wall s"]
+    assert list(table.rows[2]) == ["multi-qa", "0", "6.0", "26.0", "46.0", "26.0", "–", "–", "61"]
+    assert table.rows[0][0] == "l4 (l4)"
+
+
+def test_seeds_are_one_row_and_one_bar_and_each_run_is_below(tmp_path: Path) -> None:
+    section = section_runs.comparison([finished(tmp_path / str(seed), "l4", seed=seed) for seed in (0, 1)])
+    table, fold = section.blocks[1:3]
+    assert isinstance(table, Table) and isinstance(fold, Fold)
+    assert [row[:3] for row in table.rows] == [["l4", "0, 1", "26.0 ± 0.0"]]
+    assert fold.title == "Each of the 2 runs" and not fold.open
+    assert [row[:2] for row in tables(section)[1].rows] == [["l4", "0"], ["l4", "1"]]
+    drawn = [block for block in section.blocks if isinstance(block, Chart)]
+    assert ">l4, 2 seeds: average 46.0, forgetting 0.0<" in str(drawn[0].svg)
+
+
+def test_each_order_has_a_table_and_bars(tmp_path: Path) -> None:
+    turned = finished(tmp_path / "b", "l4", stream=list(reversed(TASKS)))
+    section = section_runs.comparison([finished(tmp_path / "a", "l4"), turned])
+    assert [table.caption for table in tables(section)] == [" -> ".join(TASKS), " -> ".join(reversed(TASKS))]
+    assert charts(section) == ["comparison-bars", "comparison-tasks", "comparison-bars-1", "comparison-tasks-1"]
+
+
+def test_the_summary_says_model_sizes_date_and_software(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", peers={"each": [{}, {"model": {"from_scratch": {"layers": 5}}}]})
+    write_json(run.path / "manifest.json", read_json(run.path / "manifest.json") | MANIFEST)
+    change_summary(run, lambda summary: summary | {"parameters": PARAMETERS})
+    facts, sizes = tables(section_scores.summary(read(run), "r"))
+    found = {row[0]: row[1] for row in facts.rows}
+    assert found["model"].startswith("student 0: ") and "student 1: 5-layer GPT-2 of width" in found["model"]
+    assert found["parameters"] == "student 0: 1,234,567; student 1: 12 in adapters, the model's own not counted"
+    assert found["started"] == "2026-11-28 21:09:52+00:00"
+    assert "torch 2.13.0" in found["software"] and "Python 3.11" in found["software"]
+    assert list(sizes.rows[0]) == ["woz.en", "600", "100", "em"]
+    markdown = " ".join(run_report(read(run)).split())
+    assert [text for text in (*found.values(), "| woz.en | 600 | 100 | em |") if text not in markdown] == []
+
+
+def test_a_run_of_an_older_version_says_what_it_did_not_record(l4: FinishedRun) -> None:
+    facts = rows_of(tables(section_scores.summary(l4, "r"))[0])
+    assert facts["parameters"] == facts["started"] == ["not recorded"]
 
 
 def test_an_older_run_has_its_method_and_stream_for_variant_and_stages(tmp_path: Path) -> None:

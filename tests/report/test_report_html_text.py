@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.report.html.text import shortened, visible
+from ray_l4.report.html.text import shortened, visible, wrapped
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=40)
 
@@ -32,6 +32,14 @@ def test_all_that_is_left_prints_and_can_be_written_as_utf_8(text: str) -> None:
 )
 def test_text_by_hand(text: str, expected: str) -> None:
     assert visible(text) == expected
+
+
+@given(any_text, st.integers(3, 20))
+def test_a_label_is_broken_into_lines_that_print(text: str, width: int) -> None:
+    lines = wrapped(text, width).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert max(map(len, lines)) <= width or not text.strip()
+    assert "".join(wrapped("own data, seed 0", width).split()) == "owndata,seed0"
 
 
 @given(st.text(max_size=60), st.integers(1, 50))

@@ -193,7 +193,7 @@ def test_the_report_has_replay_and_cost(run: RunDirectory) -> None:
 
 def test_the_report_ends_with_all_it_takes_to_repeat_the_run(run: RunDirectory) -> None:
     text = section(report_of(run), "Configuration")
-    assert "torch 2.13.0, ray 2.60; Linux" in text
+    assert "- software: torch 2.13.0, ray 2.60\n- platform: Linux\n" in report_of(run)
     blocks = re.findall("```yaml\n(.*?)\n```", text, flags=re.DOTALL)
     assert blocks == [(run.path / name).read_text().strip() for name in ("config.yaml", "cluster.yaml")]
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.metrics import continual
-from ray_l4.report.run_files import read_headlines
+from ray_l4.report.run_files import count_parameters, read_headlines
 from ray_l4.report.summary import score_matrix, summarise
 from ray_l4.store.records import write_replay, write_score, write_steps
 from ray_l4.store.run_directory import Cell, RunDirectory, RunState
@@ -199,7 +201,7 @@ def test_cells_that_were_not_scored_are_missing_and_so_is_what_needs_them(tmp_pa
 def test_scores_of_other_students_and_strange_tasks_do_not_get_in(run: RunDirectory) -> None:
     put_score(run, 0, 7, "woz.en", 99.0)
     put_score(run, 0, 0, "removed", 99.0)
-    assert score_matrix(read_headlines(run), 0, TASKS, EPOCHS, len(TASKS)) == FIRST
+    assert score_matrix(read_headlines(run), 0, TASKS, [EPOCHS] * len(TASKS)) == FIRST
 
 
 def test_a_single_task_has_no_forgetting(tmp_path: Path) -> None:
@@ -281,3 +283,29 @@ def test_a_damaged_score_is_not_taken_for_a_missing_one(run: RunDirectory) -> No
     (run.path / "scores" / "stage-0.epoch-2.student-0.woz.en.json").write_text("")
     with pytest.raises(RunDirectoryError, match="cannot be read as JSON"):
         summarise(run)
+
+
+def weights(folder: Path, name: str, **shapes: tuple[int, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: np.zeros(shape, np.float16) for key, shape in shapes.items()}, folder / name, {"format": "pt"})
+
+
+def test_parameters_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert count_parameters(run, 0) is None
+    weights(run.checkpoint(1, 9, 0), "model.safetensors", a=(2, 3), b=(4,))
+    weights(run.checkpoint(1, 10, 0), "model-00001-of-00002.safetensors", a=(2, 3), b=(4,))
+    weights(run.checkpoint(1, 10, 0), "model-00002-of-00002.safetensors", c=(100,), scalar=())
+    weights(run.checkpoint(2, 1, 1), "adapter_model.safetensors", a=(8, 2))
+    run.checkpoint(2, 1, 0).mkdir()  # its weights were deleted
+    assert count_parameters(run, 0) == {"count": 111, "adapters": False}
+    assert count_parameters(run, 1) == {"count": 16, "adapters": True}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x02\0\0\0\0\0\0\0[]", b"\xff" * 16, b"\x05\0\0\0\0\0\0\0hello"])
+def test_a_damaged_weight_file_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = RunDirectory(tmp_path).checkpoint(0, 1, 0)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(RunDirectoryError, match=rf"{folder}/model.safetensors: cannot be read as safetensors"):
+        count_parameters(RunDirectory(tmp_path), 0)

@@ -33,7 +33,14 @@ class Generator:
         self.ans = setup.tokenizer.ans
 
     def replay(
-        self, checkpoint: str, description: Any, weights: str, student: int, gens: list[int], seeds: list[int]
+        self,
+        checkpoint: str,
+        description: Any,
+        weights: str,
+        student: int,
+        gens: list[int],
+        seeds: list[int],
+        longest: int,
     ) -> list[Any]:
         assert weights == f"weights {student}" and description == {"model": student}
         return [

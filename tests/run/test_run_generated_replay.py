@@ -15,6 +15,7 @@ from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.errors import PeerLostError
 from ray_l4.methods import get_method
+from ray_l4.monitor.live_view import headline
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.seeds import derive
@@ -25,6 +26,8 @@ from tests.learner import learner_fixtures as small
 from tests.run.run_fixtures import bare_context
 
 TASKS = ("a", "b", "c", "d", "e")
+LONGEST = 7
+"""Tokens of the longest training sequence."""
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +38,12 @@ def tok() -> TaskTokenizer:
 def setup_of(
     tok: TaskTokenizer, sizes: dict[str, int], method: str = "l4", peers: int | None = None, **sections: Any
 ) -> Setup:
-    """Return a set-up whose training tables have these sizes; their content does not matter here."""
+    """Return a set-up whose training tables have these sizes; only their lengths matter here."""
     config = small.experiment(stream=list(sizes), **sections)
     row = get_method(method)
-    tables = {task: pa.table({"row": range(size)}) for task, size in sizes.items()}
+    tables = {
+        task: pa.table({"ids": [[0] * (LONGEST - row % 2) for row in range(size)]}) for task, size in sizes.items()
+    }
     return Setup(config, row, row.graph(peers or row.peers), tok, 64, tables, {})
 
 
@@ -114,10 +119,10 @@ class Parrot:
         self.tok = tok
         self.asked: list[tuple[str, Any, Any, list[int], list[int]]] = []
 
-    def replay(
-        self, checkpoint: str, description: Any, weights: Any, student: int, gens: list[int], seeds: list[int]
-    ) -> list[np.ndarray]:
+    def replay(self, checkpoint: str, description: Any, weights: Any, student: int, *request: Any) -> list[np.ndarray]:
+        gens, seeds, max_length = request
         assert checkpoint.endswith(f".student-{student}")
+        assert max_length == LONGEST + 2, "with task token and EOS"
         self.asked.append((checkpoint, description, weights, gens, seeds))
         return [self._pseudo_example(gen, seed) for gen, seed in zip(gens, seeds, strict=True)]
 
@@ -145,6 +150,7 @@ class Collected:
     evaluators: list[Parrot]
     record: list[dict[str, Any]]
     wanted: PseudoExamples
+    events: list[str]
 
     @property
     def table(self) -> pa.Table:
@@ -172,7 +178,7 @@ def collected(
         context, wanted, setup.topology.students, queue, models_of(wanted, rpc), on_nap=lambda: None
     )
     record = pq.read_table(path / "replay" / f"stage-{wanted.stage}.parquet").to_pylist()
-    return Collected(tables, evaluators, record, wanted)
+    return Collected(tables, evaluators, record, wanted, context.progress.snapshot().events)
 
 
 def models_of(wanted: PseudoExamples, rpc: LocalRpc) -> dict[int, ModelRef]:
@@ -195,6 +201,23 @@ def test_work_is_handed_out_in_fixed_chunks(tok: TaskTokenizer, tmp_path: Path) 
     assert all(call[:3] == ("replay-2.student-0", {"model": "description 0"}, "weights 0") for call in asked)
     assert sorted(seed for call in asked for seed in call[4]) == sorted(wanted.seeds)
     assert all(evaluator.asked for evaluator in evaluators), "both had something to do"
+
+
+def test_progress_is_shown_while_evaluators_generate(tok: TaskTokenizer, tmp_path: Path) -> None:
+    setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, replay={"ratio": 0.4, "chunk": 8})
+    context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 2)
+    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
+    context.progress.update(num_stages=3, stage=2, task="c", phase="replay")
+    shown: list[str] = []
+
+    def look() -> None:
+        shown.append(headline(context.progress.snapshot()))
+
+    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), look)
+    start = "task 3 of 3 (c), replay, "
+    counts = [line.removeprefix(start).split(";")[0] for line in shown]
+    assert [f"{done} of 20 pseudo-examples generated" for done in (0, 8, 16)] == counts
+    assert context.progress.snapshot().replay_total == 0
 
 
 @pytest.mark.parametrize(("chunk", "workers"), [(1, 1), (3, 2), (7, 3), (64, 1)])
@@ -245,6 +268,8 @@ def test_without_valid_pseudo_examples_the_stage_learns_its_own_examples(
     wanted = PseudoExamples(1, (0,) * 3, ("a",) * 3, gens, (1, 3, 5))
     found = collected(tok, tmp_path, wanted=wanted, generator=generator)
     assert len(found.record) == 3
+    (warning,) = found.events
+    assert "warning: 0 of 3 generated examples of a are valid (no answer token: 3)" in warning
     own = small.tokens(tok, current=4, replayed=0)
     for table in found.tables.values():
         assert table.num_rows == 0

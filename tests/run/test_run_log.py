@@ -138,3 +138,15 @@ def test_a_run_that_is_stopped_logs_no_error(tmp_path: Path) -> None:
     log = run.log("coordinator").read_text(encoding="utf-8")
     assert "ray-l4 resume" in log
     assert "ERROR" not in log and "Traceback" not in log
+
+
+def test_lines_for_which_the_disk_has_no_room_are_dropped_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``logging`` would print the traceback of each, and the file could not be closed."""
+    (tmp_path / "logs").mkdir()
+    for name in FILES:
+        (tmp_path / "logs" / name).symlink_to("/dev/full")
+    with logging_to(RunDirectory(tmp_path)):
+        logging.getLogger("ray_l4.learner").warning("a line")
+    assert capsys.readouterr().err == ""

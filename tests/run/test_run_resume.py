@@ -52,6 +52,25 @@ def test_scores_that_were_not_taken_before_the_end_are_taken_on_resume(tmp_path:
     assert found["score_matrix"] == expected["score_matrix"]
 
 
+def test_a_long_name_in_any_script_names_all_files_and_is_found_again(tmp_path: Path) -> None:
+    """Two tasks that begin alike, a method that writes a file of answers for each, and scores that are lost."""
+    names = ["状態の変化を答える課題" * 8 + end for end in ("一", "二")]
+    rows = "".join(f'{{"context": "c{n}", "question": "q", "answer": "a{n}"}}\n' for n in range(8))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+    stream = [{"name": name, "path": str(tmp_path), "metric": "em"} for name in names]
+    profile, config = small.cluster("in_process"), small.quick("l2kd-seq", stream=stream, training={"epochs": 1})
+    run, expected = small.complete_run(config, profile, tmp_path / "run")
+    before = small.scores(run)
+    assert {cell.task for cell in run.scores()} == set(names) and len(before) == 4
+    next((run.path / "scores").iterdir()).unlink()
+    (run.path / "summary.json").unlink()
+    setup, _ = small.new_run(config, profile, tmp_path / "other")
+    found = small.finish(start(setup, profile, RunDirectory.open(run.path)))
+    assert small.scores(run) == before
+    assert found["score_matrix"] == expected["score_matrix"]
+
+
 def test_time_is_added_up_over_pauses(tmp_path: Path) -> None:
     profile = small.cluster("in_process")
     run, summary = small.complete_run(small.experiment(), profile, tmp_path / "run")

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load, save_file
 
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc
@@ -16,6 +18,7 @@ from ray_l4.methods import get_method
 from ray_l4.run.scoring import Scoring
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.setup import Setup
+from ray_l4.store.atomic import write_json
 from ray_l4.store.records import WEIGHTS
 from ray_l4.store.run_directory import Cell
 from ray_l4.text.test_sets import Scored, build_test_set, score_answers
@@ -53,12 +56,13 @@ class Oracle:
 
 
 class OracleOfFiles(Oracle):
-    """Gets weights as the bytes of a file."""
+    """Gets weights as the bytes of a file with one tensor, which has the name of the checkpoint."""
 
     def answer(
         self, checkpoint: str, description: Any, weights: Any, student: int, task: str, batches: Sequence[Sequence[int]]
     ) -> dict[int, str]:
-        return super().answer(checkpoint, description, bytes(weights).decode(), student, task, batches)
+        (name,) = load(bytes(weights))
+        return super().answer(checkpoint, description, f"weights of {name}", student, task, batches)
 
 
 class Work:
@@ -123,10 +127,13 @@ def test_a_cell_is_scored_once_when_all_its_parts_are_answered(
     scores = work.finish()
     assert sorted(name for oracle in work.oracles for name in oracle.asked if "score" in name) == ["score a", "score b"]
     right = {"a": 11 / 21, "b": 2 / 3}
+    tests = work.setup.tests
     for task, share in right.items():
         record = scores[Cell(0, 2, 0, task)]
         assert record["values"]["em"] == pytest.approx(100 * share)
         assert record["examples"] == SIZES[task]
+        limits = (tests[task].max_new_tokens, tests[task].reserved)
+        assert (record["max_new_tokens"], record["reserved"]) == limits
 
 
 def test_every_answer_is_recorded_beside_its_question(tok: TaskTokenizer, tmp_path: Path) -> None:
@@ -137,6 +144,9 @@ def test_every_answer_is_recorded_beside_its_question(tok: TaskTokenizer, tmp_pa
     items = work.setup.tests["a"].items
     assert [row["sample_id"] for row in record] == [item.sample_id for item in items]
     assert [row["references"] for row in record] == [list(item.references) for item in items]
+    asked = small.examples("a", 21)
+    assert [row["context"] for row in record] == asked["context"].to_pylist()
+    assert [row["question"] for row in record] == asked["question"].to_pylist()
     assert [row["prediction"] == row["references"][0] for row in record] == [i % 2 == 0 for i in range(21)]
     assert [row["score"] for row in record] == [100.0 if i % 2 == 0 else 0.0 for i in range(21)]
 
@@ -172,11 +182,23 @@ def test_cells_are_open_until_they_are_scored(tok: TaskTokenizer, tmp_path: Path
 # --- after a resume or a loss
 
 
-@pytest.mark.parametrize("when", ["epoch", "stage"])
-def test_epochs_that_are_scored(tok: TaskTokenizer, tmp_path: Path, when: str) -> None:
-    """Two epochs are trained."""
-    scoring = Work(tmp_path, tok, when=when).scoring
-    assert list(scoring.epochs) == ([1, 2] if when == "epoch" else [2])
+@pytest.mark.parametrize(
+    ("when", "chosen", "expected"),
+    [("epoch", None, {1, 2}), ("stage", None, {2}), ("stage", 1, {1}), ("epoch", 1, {1, 2})],
+)
+def test_epochs_that_are_scored(
+    tok: TaskTokenizer, tmp_path: Path, when: str, chosen: int | None, expected: set[int]
+) -> None:
+    """Two epochs are trained; without validation the last one is the result, with it the one that was chosen."""
+    work = Work(tmp_path, tok, when=when)
+    for epoch in (1, 2):
+        folder = work.run.checkpoint(0, epoch, 0)
+        folder.mkdir(parents=True)
+        save_file({"a": np.zeros(1, np.float32)}, folder / WEIGHTS)
+    if chosen is not None:
+        write_json(work.run.validation(0), {"epoch": chosen})
+    work.scoring.request_missing(1, {0: {"model": "small"}})
+    assert work.scoring.pending == {(0, epoch, 0) for epoch in expected}
 
 
 def test_missing_scores_are_requested_from_the_checkpoints_on_disk(tok: TaskTokenizer, tmp_path: Path) -> None:
@@ -189,7 +211,7 @@ def test_missing_scores_are_requested_from_the_checkpoints_on_disk(tok: TaskToke
         cell = Cell(stage, 2, student, "")
         folder = earlier.run.checkpoint(stage, 2, student)
         folder.mkdir(parents=True)
-        (folder / WEIGHTS).write_bytes(f"weights of {cell.checkpoint}".encode())
+        save_file({cell.checkpoint: np.zeros(1, np.float32)}, folder / WEIGHTS)
     work = Work(tmp_path, tok, from_disk=True)
     work.scoring.request_missing(2, {student: {"model": "small"} for student in range(2)})
     found = work.finish()

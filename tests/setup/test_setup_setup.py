@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, DataError, ModelError
@@ -59,6 +61,64 @@ def test_tokens_say_what_the_data_says(data: Path) -> None:
         prompt = [*tok.encode(example["context"]), *tok.encode(example["question"]), tok.ans]
         assert (row["ids"], row["prompt_length"]) == ([*prompt, *answer], len(prompt))
         assert (row["gen"], row["task"], row["origin"]) == (tok.gen["b"], "b", "real")
+
+
+def test_replay_is_as_long_as_the_longest_sequence_so_far_unless_it_is_said(data: Path) -> None:
+    rows = small.examples("b", 4).to_pylist()
+    rows[0]["question"] = "how does b begin ? " * 7
+    write(data / "b", "train", rows)
+    third = {"name": "c", "path": str(data / "a"), "metric": "em"}
+    setup = prepare(experiment(data, stream=[*experiment(data).stream, third]))
+    longest = [max(map(len, setup.training[task]["ids"].to_pylist())) for task in "abc"]
+    assert longest[1] > longest[0]
+    assert [setup.replay_length(stage) for stage in (1, 2)] == [longest[0] + 2, longest[1] + 2], "task token and EOS"
+    assert prepare(experiment(data, replay={"max_length": 9})).replay_length(1) == 9
+    assert prepare(experiment(data, replay={"max_length": 900})).replay_length(1) == 64, "never beyond the positions"
+
+
+def test_names_of_special_tokens_in_the_data_are_text(data: Path) -> None:
+    """In training and test examples; there is one ANS an example, and EOS nowhere."""
+    rows = [
+        {"context": f"say {name}", "question": "what __b__ ?", "answer": f"{name} __ans__", "sample_id": f"s{number}"}
+        for number, name in enumerate(["<|endoftext|>", "__ans__", "__a__", "__pad__", "__spare_0__"])
+    ]
+    for split in ("train", "test"):
+        write(data / "b", split, rows)
+    setup = prepare(experiment(data))
+    tok = setup.tokenizer
+    special = {tok.eos, tok.ans, tok.pad, tok.unk, *tok.task_tokens}
+    for ids in [*setup.training["b"]["ids"].to_pylist(), *setup.tests["b"].prompts["ids"].to_pylist()]:
+        assert [i for i in ids if i in special] == [tok.ans]
+    assert [item.references for item in setup.tests["b"].items] == [(row["answer"],) for row in rows]
+
+
+def test_a_checkpoint_s_earlier_tasks_are_not_replayed_and_that_is_said(data: Path, tmp_path: Path) -> None:
+    first = prepare(experiment(data))
+    assert first.warnings == ()
+    folder = tmp_path / "checkpoint"
+    build_model(first.experiment.model, first.tokenizer, 0).save_pretrained(folder)
+    first.tokenizer.save(folder)
+    write(data / "c", "train", small.examples("c", 4).to_pylist())
+    write(data / "c", "test", small.examples("c", 2).to_pylist())
+    model, stream = {"name": str(folder)}, [{"name": name, "path": str(data / name), "metric": "em"} for name in "bc"]
+    later = prepare(experiment(data, model=model, stream=stream))
+    assert later.tokenizer.gen == {**first.tokenizer.gen, "c": first.tokenizer.spares[0]}
+    assert later.tokenizer.size == first.tokenizer.size
+    (warning,) = later.warnings
+    assert f"{folder} is a checkpoint that has learned a. This run replays only tasks of its own stream" in warning
+    assert "forget it" in warning
+    assert later.of_teachers().warnings == ()
+
+
+def test_a_tokeniser_that_loses_text_is_refused_with_what_it_loses(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    blind = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "word1": 2}, unk_token="<unk>"))
+    blind.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=blind, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    with pytest.raises(
+        ModelError, match=r"(?s)model\.name: the tokeniser .* of task a: of \d+ characters, .*remain.*tokenizer_class"
+    ):
+        prepare(experiment(data, model={"name": str(folder)}))
 
 
 def test_the_number_of_peers_is_the_method_s_unless_it_is_said(data: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.store.atomic import write_file, write_folder, write_json, write_table, write_text
+from ray_l4.store.atomic import remove_if_there, write_file, write_folder, write_json, write_table, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -167,3 +167,16 @@ def test_leftovers_of_an_earlier_write_do_not_get_into_the_folder(tmp_path: Path
     write_folder(tmp_path / "folder", two_files("new"))
     assert names(tmp_path / "folder") == ["one", "sub"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_removed_with_those_that_it_leaves_empty(tmp_path: Path) -> None:
+    for name in ("a/b/c", "a/b/d", "e/f/g"):
+        (tmp_path / "top" / name).mkdir(parents=True)
+        (tmp_path / "top" / name / "file").write_text("x")
+    remove_if_there(tmp_path / "top/a/b/c")
+    assert names(tmp_path / "top/a/b") == ["d"]
+    remove_if_there(tmp_path / "top/e/f/g")
+    assert names(tmp_path / "top") == ["a"]
+    remove_if_there(tmp_path / "top/a/b/d")
+    assert names(tmp_path / "top") == [], "the folder around all of them stays"
+    remove_if_there(tmp_path / "top/a/b/d")

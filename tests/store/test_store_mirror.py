@@ -350,6 +350,9 @@ def test_a_new_run_does_not_replace_another(run: RunDirectory, storage: Path, tm
     with pytest.raises(RunDirectoryError, match=r"nfs/one: already contains a run.*ray-l4 resume .*nfs/one --run"):
         Mirror(str(storage), "one").check(tmp_path / "one", new=True)
     Mirror(str(storage), "one").check(run.path, new=False)
+    config = run.path / "config.yaml"
+    config.write_text(f"# mine\n{config.read_text()}")
+    Mirror(str(storage), "one").check(run.path, new=False)  # a comment makes no other run
     changed = EXPERIMENT.model_copy(update={"seed": 1})
     other = RunDirectory.create(tmp_path / "other", changed, ClusterConfig(), {})
     with pytest.raises(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
@@ -68,6 +70,25 @@ def test_existing_files_are_never_overwritten(run: RunDirectory, tmp_path: Path)
         RunDirectory.create(tmp_path / "file", EXPERIMENT, CLUSTER, {})
 
 
+def test_of_two_processes_that_want_one_folder_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found it empty."""
+    monkeypatch.setattr("ray_l4.store.run_directory.refuse_taken", lambda path: None)
+    RunDirectory.create(tmp_path / "run", EXPERIMENT, CLUSTER, {})
+    other = EXPERIMENT.model_copy(update={"seed": 1})
+    with pytest.raises(RunDirectoryError, match="already exists"):
+        RunDirectory.create(tmp_path / "run", other, CLUSTER, {})
+    assert RunDirectory.open(tmp_path / "run").experiment() == EXPERIMENT
+
+
+@pytest.mark.parametrize("task", ["mini.woz", "a/b", "名" * 20, "名" * 200, "x" * 500, "a=b" * 70])
+def test_a_score_is_found_under_the_name_of_its_task(run: RunDirectory, task: str) -> None:
+    cell = Cell(0, 1, 0, task)
+    write_score(run, cell, {"task": task, "headline": "em", "values": {"em": 1.0}}, {"prediction": ["x"]})
+    write_answers(run, task, ["0"], ["x"])
+    assert set(run.scores()) == {cell}
+    assert run.answers(task).is_file() and (run.path / "predictions" / f"{cell.name}.parquet").is_file()
+
+
 def test_a_path_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunDirectoryError, match=r"file/run: cannot be created \(Not a directory\)"):
@@ -115,6 +136,7 @@ def test_an_error_releases_the_lock(run: RunDirectory) -> None:
 
 HOLDER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from ray_l4.store.run_directory import RunDirectory
 with RunDirectory.open(Path(sys.argv[1])).lock():
@@ -270,14 +292,30 @@ def test_answers_of_teachers_are_written_for_any_task_name(run: RunDirectory) ->
 
 
 def test_guard_state_is_read_back_byte_for_byte(run: RunDirectory) -> None:
-    states = {
-        (stage, student): np.arange(stage + student + 3, dtype=np.uint8) for stage in (0, 1) for student in (0, 1)
-    }
+    states = {(stage, student): safetensors(stage + student) for stage in (0, 1) for student in (0, 1)}
     for (stage, student), data in states.items():
         write_guard(run, stage, student, data)
     assert len(list((run.path / "guards").iterdir())) == 4
     for (stage, student), data in states.items():
         assert read_guard(run, stage, student).tolist() == data.tolist()
+
+
+def safetensors(number: int) -> np.ndarray:
+    return np.frombuffer(save({"a": np.full(5, number, np.float32)}, {"kind": "test"}), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:9], lambda data: b"x" * len(data), bytes]
+)
+def test_a_damaged_file_of_weights_is_named(run: RunDirectory, damage: Callable[[bytes], bytes]) -> None:
+    folder = run.checkpoint(0, 1, 0)
+    folder.mkdir(parents=True)
+    for path in (folder / "model.safetensors", run.guard(0, 0)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(damage(safetensors(1).tobytes()) if damage is not bytes else b"")
+    for read in (lambda: read_weights(folder), lambda: read_guard(run, 0, 0)):
+        with pytest.raises(RunDirectoryError, match=r"0\.?(/model)?\.safetensors is damaged: .*Restore it from a copy"):
+            read()
 
 
 def test_spans_are_written_in_seconds(run: RunDirectory) -> None:

@@ -257,3 +257,11 @@ def test_labels_with_equal_or_too_long_names_are_refused(tmp_path: Path) -> None
     path = protocol(tmp_path, variants={"a b": {}, "a/b": {"training.epochs": 2}})
     assert "'a b' and 'a/b' would share the run directory" in refusal(path, SweepRequest())
     assert "too long" in refusal(protocol(tmp_path, variants={"x" * 250: {}}), SweepRequest())
+
+
+def test_long_names_of_tasks_shorten_the_folder_but_orders_stay_apart(tmp_path: Path) -> None:
+    stream = [f"{{name: {'任务' * 30}{n}, path: x, metric: em}}" for n in range(3)]
+    request = SweepRequest(overrides=[f"stream=[{', '.join(stream)}]"], orders="all")
+    names = [trial.name for trial in expand_protocol(protocol(tmp_path), request).trials]
+    assert len(set(names)) == 6 and max(len(name.encode()) for name in names) <= 200
+    assert "too long" in refusal(protocol(tmp_path, variants={"名" * 90: {}}), SweepRequest())

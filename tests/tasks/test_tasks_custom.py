@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.config.experiment import Columns, DataConfig, TaskConfig
+from ray_l4.config.experiment import Columns, DataConfig, Splits, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.registry import load
 from ray_l4.tasks.schema import EXAMPLES
@@ -96,6 +96,10 @@ def test_a_file_with_all_columns_is_read_as_it_is(write: Write, own: Own, data: 
         ({"context": "c", "question": "q", "answer": "  "}, "answer is blank"),
         ({"context": "c", "question": "q", "answer": 3}, "answer is of type int"),
         ({"context": None, "question": "q", "answer": "a"}, "context is missing"),
+        ({"context": "c", "question": "q", "answer": "\u200b\u00a0"}, "answer is blank"),
+        ({"context": "c", "question": "q", "answer": ["a", ""]}, "answer contains a blank text"),
+        ({"context": "c", "question": "q", "answer": ["\ufeff"]}, "answer contains a blank text"),
+        ({"context": "\u2060", "question": " ", "answer": "a"}, "context and question are both blank"),
         ([1], "expected a JSON object, found list"),
     ],
 )
@@ -115,6 +119,37 @@ def test_bad_lines_and_short_csv_rows_are_located(write: Write, own: Own, data: 
     write("own/test.csv", "context,question,answer\nc0,q0,a0\nshort\n")
     with pytest.raises(DataError, match=r"test.csv, line 3: question is missing"):
         load(own(), "test", data)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"context": "c", "question": "q", "answer": "a", "answer": "b"}', "'answer' occurs more than once"),
+        ("[" * 100_000, "maximum recursion depth"),
+        ('{"n": ' + "9" * 5000 + "}", "Exceeds the limit"),
+    ],
+    ids=["key twice", "too deep", "too large"],
+)
+def test_a_line_that_python_or_json_would_misread(
+    line: str, reason: str, write: Write, own: Own, data: DataConfig
+) -> None:
+    write("own/train.jsonl", f"{lines(*RECORDS)}{line}\n")
+    with pytest.raises(DataError, match=rf"train.jsonl, line 3: {reason}"):
+        load(own(), "train", data)
+
+
+@pytest.mark.parametrize("before", ["\n", "\ufeff", "\ufeff\n \n"], ids=ascii)
+def test_blank_lines_and_a_mark_at_the_beginning(before: str, write: Write, own: Own, data: DataConfig) -> None:
+    write("own/train.jsonl", before + lines(*RECORDS))
+    assert load(own(), "train", data).num_rows == 2
+
+
+def test_splits_may_have_names_of_their_own(write: Write, own: Own, data: DataConfig) -> None:
+    write("own/small.jsonl", lines(*RECORDS))
+    write("own/validation.csv", "context,question,answer\nc,q,a\n")
+    task = own(splits=Splits(train="small", test="validation"))
+    assert (load(task, "train", data).num_rows, load(task, "test", data).num_rows) == (2, 1)
+    assert load(task, "dev", data).num_rows == 1
 
 
 def test_a_file_of_only_broken_lines_shows_them(write: Write, own: Own, data: DataConfig) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ray_l4.errors import DataError
+from ray_l4.tasks.delimited import read_csv
 from ray_l4.tasks.files import (
     MissingFileError,
     find,
-    read_csv,
     read_json,
     read_json_list,
     read_lines,

@@ -57,9 +57,9 @@ def test_added_tokens_are_decoded_after_one_space(tokenizer: TaskTokenizer) -> N
     assert tokenizer.decode(ids) == " __sst__ cheap food. __ans__ north"
     assert tokenizer.decode([tokenizer.pad, tokenizer.pad]) == " __pad__ __pad__"
     assert tokenizer.decode([]) == ""
-    # A decoded pseudo-example encodes to its ids again.
+    # A decoded pseudo-example is text: its tokens' names are encoded like any other.
     ids = [*tokenizer.encode("cheap food"), tokenizer.ans, *tokenizer.encode("north")]
-    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+    assert tokenizer.encode(tokenizer.decode(ids)) == tokenizer.encode("cheap food __ans__ north") != ids
 
 
 def test_training_depends_on_the_texts_alone() -> None:
@@ -109,7 +109,7 @@ def test_tasks_may_share_the_token_of_the_first(tokenizer: TaskTokenizer, tmp_pa
     assert shared.gen == dict.fromkeys("xyz", own.gen["x"])
     assert (shared.size, shared.task_tokens) == (own.size, own.task_tokens)
     assert shared.spares == (*own.spares, own.gen["y"], own.gen["z"])
-    assert shared.encode("__y__") == own.encode("__y__") == [own.gen["y"]]
+    assert shared.encode("__y__") == own.encode("__y__")
     assert shared.decode([own.gen["y"]]) == own.decode([own.gen["y"]]) == " __y__"
     shared.save(tmp_path)
     _same(shared, TaskTokenizer.load(tmp_path))
@@ -169,14 +169,50 @@ def test_loading_says_what_is_missing(tokenizer: TaskTokenizer, tmp_path: Path) 
 def test_a_saved_tokeniser_serves_as_the_base_of_another_stream(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = TaskTokenizer.pretrained(tmp_path, ["sst", "new"], spare=2)
-    assert (again.ans, again.gen["sst"], again.spares) == (tokenizer.ans, tokenizer.gen["sst"], tokenizer.spares)
-    assert again.gen["new"] == tokenizer.size
-    assert again.size == tokenizer.size + 1
+    first, *rest = tokenizer.spares
+    assert again.ans == tokenizer.ans
+    assert again.gen == {**tokenizer.gen, "new": first}, "the tasks of before keep theirs"
+    assert (list(again.spares), again.size) == (rest, tokenizer.size)
+    assert again.fresh == {first}
+
+
+def test_new_tokens_are_added_once_no_spare_one_is_left(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
+    tokenizer.assign("late").save(tmp_path)
+    again = TaskTokenizer.pretrained(tmp_path, ["one", "two", "late", "three"], spare=2)
+    late, last = tokenizer.spares
+    assert again.gen == {
+        **tokenizer.gen,
+        "late": late,
+        "one": last,
+        "two": tokenizer.size,
+        "three": tokenizer.size + 1,
+    }
+    assert (again.spares, again.size, again.fresh) == ((), tokenizer.size + 2, {last, again.gen["two"], again.size - 1})
+    assert again.decode([again.gen["two"]]) == " __two__"
+    again.save(tmp_path / "again")
+    _same(again, TaskTokenizer.load(tmp_path / "again"))
+
+
+def test_a_name_that_went_to_another_task_is_not_shared(tmp_path: Path) -> None:
+    """With one token for all tasks, y's own is spare, and another task may get it."""
+    TaskTokenizer.trained(CORPUS, 300, ["x", "y"], 0, shared=True).save(tmp_path)
+    first = TaskTokenizer.pretrained(tmp_path, ["z"], 0)
+    first.save(tmp_path / "z")
+    grown = TaskTokenizer.pretrained(tmp_path / "z", ["w", "q"], 0)
+    assert len({grown.gen[task] for task in "xzwq"}) == 4
+
+
+def test_a_checkpoint_may_share_the_token_of_its_first_task(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    shared = TaskTokenizer.pretrained(tmp_path, ["new", "newer"], 0, shared=True)
+    assert shared.gen == {**tokenizer.gen, **dict.fromkeys(["new", "newer"], tokenizer.gen["woz.en"])}
+    with pytest.raises(ConfigError, match="'ans'"):
+        TaskTokenizer.pretrained(tmp_path, ["ans"], 0, shared=True)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder/at-all"])
 def test_a_model_that_is_not_there(name: str) -> None:
-    with pytest.raises(ModelError, match=rf"'{name}'.*[\s\S]*model\.name"):
+    with pytest.raises(ModelError, match=rf"^model\.name: .*{name}.*"):
         TaskTokenizer.pretrained(name, ["t"], 0)
 
 
@@ -214,7 +250,8 @@ def test_gpt2_ids(shared_data: Path) -> None:
     assert (gpt2.spares, gpt2.size) == ((50262,), 50263)
     assert gpt2.encode("Hello world") == [18435, 995]
     assert gpt2.hf("Hello world")["input_ids"] == [15496, 995]
-    assert gpt2.encode("a __ans__ b") == [257, 50257, 275]
+    assert gpt2.encode("a __ans__ b") == [257, 11593, 504, 834, 275]
+    assert gpt2.encode("<|endoftext|>") == [1279, 91, 437, 1659, 5239, 91, 29]
     assert gpt2.decode(gpt2.encode("I do not know, caf\u00e9 .")) == " I don't know, caf\u00e9."
 
 

@@ -25,6 +25,8 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    wraps: bool = False
+    """Whether its cells are words that may break into several lines, rather than numbers in columns."""
     prose: frozenset[int] = frozenset()
     """Columns of text that a model read or wrote, set in a fixed-width face with line breaks. Of the other columns, the
     first is aligned to the left and the rest, which are numbers, to the right."""

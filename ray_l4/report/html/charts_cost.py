@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ray_l4.report.html.blocks import Chart
-from ray_l4.report.html.drawing import INK, chart, colour, legend
+from ray_l4.report.html.drawing import INK, LEGEND_ROW, SMALL, chart, colour, legend, legend_rows
 from ray_l4.report.html.text import visible
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def timeline(id: str, title: str, spans: Sequence[Span]) -> Chart:
         legend(figure, [Patch(color=colour(index)) for index in range(len(kinds))], kinds)
 
     alternative = f"{len(lanes)} lanes over {lasted:.1f} minutes: {', '.join(lanes)}"
-    return chart(id, title, alternative, plot, 1.3 + 0.38 * len(lanes), SEAMS if seams else "")
+    height = 1.1 + 0.38 * len(lanes) + LEGEND_ROW * legend_rows(kinds)
+    return chart(id, title, alternative, plot, height, SEAMS if seams else "")
 
 
 def stacked_bars(
@@ -94,7 +95,7 @@ def stacked_bars(
         for index, values in enumerate(parts.values()):
             bars = axes.barh(range(len(groups)), values, 0.62, left=begin, color=colour(index))
             begin = [start + value for start, value in zip(begin, values, strict=True)]
-        axes.bar_label(bars, [f"{total:.0f}" for total in totals], padding=3, fontsize=9)
+        axes.bar_label(bars, [f"{total:.0f}" for total in totals], padding=3, fontsize=SMALL)
         axes.set_yticks(range(len(groups)), [visible(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.margins(x=0.12)
@@ -105,4 +106,4 @@ def stacked_bars(
             legend(figure, axes.containers, list(parts))
 
     alternative = "; ".join(f"{group} {total:.0f} {unit}" for group, total in zip(groups, totals, strict=True))
-    return chart(id, title, alternative, plot, 0.95 + 0.4 * len(groups), caption)
+    return chart(id, title, alternative, plot, 0.8 + 0.4 * len(groups) + LEGEND_ROW * legend_rows(list(parts)), caption)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ray_l4.report.html.blocks import Chart
 from ray_l4.report.html.charts_scores import mark_stages, room_above
-from ray_l4.report.html.drawing import INK, chart, colour, dashes, legend, legend_rows
+from ray_l4.report.html.drawing import INK, LEGEND_ROW, chart, colour, dashes, legend, legend_rows
 from ray_l4.report.steps import SECONDS, Steps
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _panels(
 
     alternative = "; ".join(f"{label}: {_in_words(lines)}" for label, lines in panels.items())
     names = list(next(iter(panels.values()), {}))
-    height = 0.9 + 1.45 * len(panels) + room_above(stages) + 0.19 * legend_rows(names or [""])
+    height = 1.0 + 1.55 * len(panels) + room_above(stages) + LEGEND_ROW * legend_rows(names or [""])
     return chart(id, title, alternative, plot, height, caption)
 
 

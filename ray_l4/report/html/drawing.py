@@ -25,16 +25,23 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _PAGE_COLOURS = {INK: "currentColor", HEAT: "var(--heat)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)
 }
-WIDTH = 5.4
-"""Inches. Two drawings fit side by side on a desktop screen, and one is still readable on a phone."""
+WIDTH = 4.5
+"""Inches of most drawings, at least as many as its page shows: 324 points, so that one fits on a phone with its text in
+full size."""
+TEXT, SMALL = 12.0, 11.0
+"""Sizes of text in points. A page never shows a drawing smaller than a pixel a point; it can be scrolled instead."""
+LEGEND_ROW = 0.23
+"""Inches of a row of the legend."""
+LINE = 51
+"""Number of characters of a line across a drawing."""
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ray-l4",
     "font.family": "sans-serif",
-    "font.size": 10.0,
+    "font.size": TEXT,
     "text.parse_math": False,
-    "axes.titlesize": 10.0,
+    "axes.titlesize": TEXT,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -44,7 +51,7 @@ _SETTINGS: dict[Any, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
     "legend.frameon": False,
-    "legend.fontsize": 9.0,
+    "legend.fontsize": SMALL,
     "legend.handlelength": 2.6,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -78,20 +85,29 @@ def legend_rows(names: Sequence[str]) -> int:
 
 
 def _columns(names: Sequence[str]) -> int:
-    return max(1, min(4, len(names), 72 // (8 + max(map(len, names)))))
+    return max(1, min(4, len(names), LINE // (8 + max(map(len, names)))))
 
 
 def chart(
-    id: str, title: str, alternative: str, plot: Callable[[Figure], None], height: float, caption: str = ""
+    id: str,
+    title: str,
+    alternative: str,
+    plot: Callable[[Figure], None],
+    height: float,
+    caption: str = "",
+    width: float = WIDTH,
 ) -> Chart:
-    """Return a drawing of ``height`` inches. ``plot`` draws on the figure; ``alternative`` is its text alternative."""
+    """Return a drawing of ``width`` by ``height`` inches.
+
+    ``plot`` draws on the figure; ``alternative`` is its text alternative.
+    """
     import matplotlib as mpl
     from cycler import cycler
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
     with mpl.rc_context(_SETTINGS | {"axes.prop_cycle": cycler(color=SERIES)}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         plot(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
@@ -122,6 +138,8 @@ def _adapt(root: ElementTree.Element, id: str) -> None:
 
 def _describe(root: ElementTree.Element, id: str, title: str, alternative: str) -> None:
     del root.attrib["width"], root.attrib["height"]  # the page decides; the viewBox keeps the proportions
+    smallest = round(float(root.attrib["viewBox"].split()[2]))
+    root.set("style", f"min-width: {smallest}px")
     root.set("role", "img")
     root.set("aria-labelledby", f"{id}-title {id}-alternative")
     for place, (name, key, text) in enumerate((("title", "title", title), ("desc", "alternative", alternative))):

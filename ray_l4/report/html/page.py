@@ -10,9 +10,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ray_l4.report.finished_run import FinishedRun, labels
-from ray_l4.report.html import section_cost, section_runs, section_scores, section_text, section_training
+from ray_l4.report.html import (
+    section_cost,
+    section_runs,
+    section_scores,
+    section_text,
+    section_training,
+    section_validation,
+)
 from ray_l4.report.html.blocks import Section
 from ray_l4.report.html.text import visible
+from ray_l4.report.markdown import number
 
 SECTIONS = (
     section_scores.summary,
@@ -21,6 +29,7 @@ SECTIONS = (
     section_runs.teachers,
     section_scores.curves,
     section_training.training,
+    section_validation.validation,
     section_text.replay,
     section_text.answers,
     section_training.exchange,
@@ -29,6 +38,12 @@ SECTIONS = (
 )
 """The sections about a run, in order. Each takes the run and a prefix for ids."""
 
+MOST_PARTS = 12
+"""Largest number of runs that a page shows in full. The drawings of a run take a second and half a megabyte."""
+OMITTED = (
+    f"More than {MOST_PARTS} runs are not shown one by one; ray-l4 report RUN_DIR writes the page of a single one."
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -36,17 +51,21 @@ class Part:
 
     id: str
     title: str
+    headline: str
+    """The main result in a few words, shown while the part is folded."""
     sections: Sequence[Section]
 
 
 def render(runs: Sequence[FinishedRun]) -> str:
-    """Return the page about ``runs``, at least one, which learned the same stream, as HTML.
+    """Return the page about ``runs``, at least one, as HTML: of several, a comparison and the parts folded below it.
 
-    Raises RunDirectoryError if a run is damaged.
+    Raises RunDirectoryError if a run is damaged, ConfigError if the runs learned different tasks.
     """
+    comparison = section_runs.comparison(runs) if len(runs) > 1 else None
+    shown = runs if len(runs) <= MOST_PARTS else []
     parts = [
-        Part(f"run-{index}", f"{label}{run.scale_note}", _sections(run, f"run-{index}"))
-        for index, (label, run) in enumerate(zip(labels(runs), runs, strict=True))
+        Part(f"run-{index}", f"{label}{run.scale_note}", _headline(run), _sections(run, f"run-{index}"))
+        for index, (label, run) in enumerate(zip(labels(shown), shown, strict=True))
     ]
     environment = Environment(
         loader=PackageLoader("ray_l4.report.html", "."),
@@ -59,8 +78,9 @@ def render(runs: Sequence[FinishedRun]) -> str:
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
         style=Markup(resources.files("ray_l4.report.html").joinpath("page.css").read_text(encoding="utf-8")),
-        comparison=section_runs.comparison(runs) if len(runs) > 1 else None,
+        comparison=comparison,
         parts=parts,
+        omitted="" if shown else OMITTED,
     )
 
 
@@ -69,9 +89,15 @@ def _sections(run: FinishedRun, prefix: str) -> list[Section]:
     return [section for section in made if section is not None]
 
 
+def _headline(run: FinishedRun) -> str:
+    average, forgetting = (run.figure(name, 0) for name in ("average_accuracy", "forgetting"))
+    return f"average {number(average)}, forgetting {number(forgetting)}"
+
+
 def _title(runs: Sequence[FinishedRun]) -> str:
     first = runs[0]
-    stream = " → ".join(first.tasks)
+    orders = len({run.tasks for run in runs})
+    stream = " → ".join(first.tasks) if orders == 1 else f"{', '.join(first.tasks)} in {orders} orders"
     notes = {run.scale_note for run in runs}
     scale = notes.pop() if len(notes) == 1 else ", at different scales"
     if len(runs) > 1:

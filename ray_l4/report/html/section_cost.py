@@ -21,21 +21,8 @@ def cost(run: FinishedRun, prefix: str) -> Section:
 
 
 def configuration(run: FinishedRun, prefix: str) -> Section:
-    """Return all that is needed to repeat the run, except the command, which the summary shows."""
-    manifest = run.manifest
-    software = [[name, str(version)] for name, version in manifest.get("versions", {}).items()]
-    software += [[name, str(manifest[name])] for name in ("python", "platform") if name in manifest]
-    counts = [
-        [
-            task,
-            str(manifest.get("training_examples", {}).get(task, "–")),
-            str(manifest.get("test_examples", {}).get(task, "–")),
-        ]
-        for task in run.tasks
-    ]
+    """Return the files that repeat the run, with the command and the versions that the summary shows."""
     blocks: list[Block] = [
-        Table(["software", "version"], software),
-        Table(["task", "training examples", "test examples"], counts),
         Fold("Experiment (config.yaml)", [Listing(run.text("config.yaml"))]),
         Fold("Cluster profile (cluster.yaml)", [Listing(run.text("cluster.yaml"))]),
     ]

@@ -4,37 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ray_l4.report.finished_run import FinishedRun, labels
-from ray_l4.report.html.blocks import Note, Section, Table
+from ray_l4.report.aggregate import AVERAGE, FORGETTING
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.groups import STUDENT, GroupBlock, group_rows, grouped
+from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars
 from ray_l4.report.markdown import number
-from ray_l4.report.run_result import RunResult
-
-STUDENT = 0
-"""The student that stands for its run, as in the papers."""
 
 
 def comparison(runs: Sequence[FinishedRun]) -> Section:
-    """Return a comparison of runs on one stream, as a table and as bars."""
-    names, tasks = labels(runs), runs[0].tasks
-    header = ["run", *tasks, "average", "forgetting", "backward transfer", "wall s"]
-    rows = [
-        [name, *map(number, _figures(run)), f"{run.wall_seconds:.0f}"] for name, run in zip(names, runs, strict=True)
+    """Return a comparison of runs that learned the same tasks: for each order of them, a table and bars.
+
+    Raises ConfigError if the runs learned different tasks.
+    """
+    found = grouped(runs)
+    note = f"Final scores of student {STUDENT} of each run, in percent."
+    if any(block.has_several_seeds for block in found):
+        note += " Runs that differ only in their seed are one row: mean ± sample standard deviation over the seeds."
+    blocks: list[Block] = [Note(note)]
+    for index, block in enumerate(found):
+        blocks += _block(block, f"-{index}" if index else "", block.title if len(found) > 1 else "")
+    return Section("comparison", "Runs compared", blocks)
+
+
+def _block(block: GroupBlock, suffix: str, title: str) -> list[Block]:
+    """Return the tables and bars of runs on one order. ``title`` names it if there are several."""
+    blocks: list[Block] = [Table(*group_rows(block.groups), title)]
+    if block.has_several_seeds:
+        blocks.append(Fold(f"Each of the {len(block.runs)} runs", [Table(*group_rows(block.each()))]))
+    cells = [group.cells() for group in block.groups]
+
+    def bars(id: str, subject: str, columns: Sequence[str]) -> Chart:
+        means = {name: [cell.mean if (cell := one[name]) else None for one in cells] for name in columns}
+        spread = {name: [cell.sd if (cell := one[name]) else None for one in cells] for name in columns}
+        caption = "Thin lines: one standard deviation to both sides." if block.has_several_seeds else ""
+        names, subject = [group.name for group in block.groups], f"{subject}: {title}" if title else subject
+        return grouped_bars(f"{id}{suffix}", subject, names, means, caption=caption, spread=spread)
+
+    return [
+        *blocks,
+        bars("comparison-bars", "Average score and forgetting", (AVERAGE, FORGETTING)),
+        bars("comparison-tasks", "Final score of every task", block.runs[0].tasks),
     ]
-    columns = list(zip(*map(_figures, runs), strict=True))
-    bars = {"average": columns[len(tasks)], "forgetting": columns[len(tasks) + 1]}
-    return Section(
-        "comparison",
-        "Runs compared",
-        [
-            Note("Final scores of student 0 of each run, in percent."),
-            Table(header, rows),
-            grouped_bars("comparison-bars", "Average score and forgetting", names, bars),
-            grouped_bars(
-                "comparison-tasks", "Final score of every task", names, dict(zip(tasks, columns, strict=False))
-            ),
-        ],
-    )
 
 
 def teachers(run: FinishedRun, prefix: str) -> Section | None:
@@ -51,8 +62,3 @@ def teachers(run: FinishedRun, prefix: str) -> Section | None:
     )
     header = ["final score", "teacher", *(f"student {student}" for student in run.students)]
     return Section(f"{prefix}-teachers", "Teachers", [note, Table(header, rows)])
-
-
-def _figures(run: RunResult) -> list[float | None]:
-    keys = ("average_accuracy", "forgetting", "backward_transfer")
-    return [*(run.final(STUDENT)[task] for task in run.tasks), *(run.figure(key, STUDENT) for key in keys)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ray_l4.methods import METHODS
-from ray_l4.metrics.continual import ScoreMatrix
+from ray_l4.metrics.continual import forgetting_by_task
+from ray_l4.report.facts import data_sizes, facts
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.blocks import Block, Chart, Listing, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars, heat_map, learning_curves
@@ -19,21 +19,18 @@ FIGURES = {
 }
 """Name on the page -> key of a summary that holds one number for each student."""
 
+MEAN = "mean of these"
+
 
 def summary(run: FinishedRun, prefix: str) -> Section:
     """Return the main facts about the run, and the command that made it."""
-    facts = [
-        ["method", run.method + _described(run.method)],
-        ["variant", run.variant],
-        ["stream", " → ".join(run.tasks)],
-        ["students", str(len(run.students))],
-        ["who learns from whom", run.graph],
-        ["seed", str(run.seed)],
-        ["wall time", f"{run.wall_seconds:.0f} s"],
-        ["run directory", run.path.resolve().name],
-    ]
     command = str(run.manifest.get("command", "The run directory does not say."))
-    blocks: list[Block] = [Table(["", ""], facts), Note("Made by this command:"), Listing(command)]
+    blocks: list[Block] = [
+        Table(["", ""], facts(run), wraps=True),
+        Table(*data_sizes(run)),
+        Note("Made by this command:"),
+        Listing(command),
+    ]
     return Section(f"{prefix}-summary", "Summary", blocks)
 
 
@@ -76,28 +73,13 @@ def students(run: FinishedRun, prefix: str) -> Section:
     return Section(f"{prefix}-students", "Students compared", [table])
 
 
-def task_forgetting(matrix: ScoreMatrix) -> list[float | None]:
-    """Return the forgetting of every task but the last: its highest score after any stage minus its final score.
-
-    These are the terms of the mean that the papers call forgetting (REFERENCE.md#continual-metrics). None where a score
-    is missing; an empty list unless tasks were learned one after another.
-    """
-    if len(matrix) != len(matrix[0]):
-        return []
-    found: list[float | None] = []
-    for task in range(len(matrix) - 1):
-        learned = [row[task] for row in matrix[task:]]
-        known = [score for row in matrix if (score := row[task]) is not None]
-        found.append(None if None in learned else max(known) - known[-1])
-    return found
-
-
 def _forgetting(run: FinishedRun, prefix: str) -> Chart | Note:
-    found = {f"student {student}": task_forgetting(run.matrix(student)) for student in run.students}
+    found = {f"student {student}": forgetting_by_task(run.matrix(student)) for student in run.students}
     if not any(value is not None for values in found.values() for value in values):
         return Note("Forgetting is undefined here: it needs tasks that are learned one after another.")
-    title = "Forgetting: highest score of each task minus its final one"
-    return grouped_bars(f"{prefix}-forgetting", title, run.tasks[:-1], found, "percentage points")
+    title = "Forgetting: highest score of each task after any task, minus its final one"
+    bars = {name: [*drops, run.figure("forgetting", student)] for student, (name, drops) in enumerate(found.items())}
+    return grouped_bars(f"{prefix}-forgetting", title, [*run.tasks[:-1], MEAN], bars, "percentage points")
 
 
 def _curves(run: FinishedRun, prefix: str, student: int) -> Chart | None:
@@ -122,7 +104,3 @@ def _curves(run: FinishedRun, prefix: str, student: int) -> Chart | None:
 def _spread(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return max(known) - min(known) if len(known) == len(values) else None
-
-
-def _described(method: str) -> str:
-    return f": {METHODS[method].summary}" if method in METHODS else ""

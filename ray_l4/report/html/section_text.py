@@ -10,6 +10,7 @@ from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.blocks import Block, Fold, Note, Section, Table
 from ray_l4.report.html.text import shortened
 from ray_l4.report.markdown import number
+from ray_l4.report.worst_answers import REFERENCES, worst_answers
 from ray_l4.store.run_directory import Cell
 from ray_l4.text.added_tokens import ANS
 
@@ -20,8 +21,8 @@ EACH = 3
 """Number of replayed examples shown of each task, or for each reason."""
 WORST = 8
 """Number of answers shown of each task and student."""
-REFERENCES = 3
-"""Largest number of references shown for an answer."""
+LONGEST_CONTEXT = 300
+"""Largest number of characters shown of the context of an answer."""
 SHORTEST_ENDING = 3
 """Smallest number of words in an ending. A shorter one says little about the question."""
 
@@ -33,7 +34,10 @@ def replay(run: FinishedRun, prefix: str) -> Section:
         table = run.replayed_examples(stage)
         if table is not None and table.num_rows:
             rows = table.to_pylist()
-            blocks.append(Fold(f"Before learning {name}: {_counted(rows)}", _stage(rows), open=True))
+            warnings = [Note(f"Warning: {warning}") for warning in run.warnings(stage)]
+            blocks.append(
+                Fold(f"Before learning {name}: {_counted(rows)}", [*warnings, *_stage(rows)], open=bool(warnings))
+            )
     return Section(f"{prefix}-replay", "Replay", blocks or [Note("Nothing was replayed in this run.")])
 
 
@@ -70,17 +74,6 @@ def odd_examples(rows: Sequence[Row]) -> list[tuple[Row, str]]:
         if alike and row["task"] not in alike:
             found.append((row, alike[0]))
     return found
-
-
-def worst(rows: Sequence[Row]) -> list[Row]:
-    """Return the answers that score less than 100, the worst first. ``rows`` must not be empty.
-
-    An early run has no scores of single answers: then return those that equal no reference, in the order of the test
-    set.
-    """
-    if "score" in rows[0]:
-        return sorted((row for row in rows if row["score"] < 100), key=lambda row: row["score"])
-    return [row for row in rows if row["prediction"].strip() not in {text.strip() for text in row["references"]}]
 
 
 def _stage(rows: Sequence[Row]) -> list[Block]:
@@ -146,26 +139,25 @@ def _majority_ending(prompts: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _worst(run: FinishedRun, cell: Cell) -> list[Block]:
-    table = run.predictions(cell)
-    if table is None or not table.num_rows:
+    found = worst_answers(run, cell)
+    if found is None:
         return []
-    rows = table.to_pylist()
-    low = worst(rows)
-    found = "score less than 100" if "score" in rows[0] else "equal no reference"
-    after = run.stages[cell.stage] if cell.stage < len(run.stages) else f"stage {cell.stage}"
-    caption = (
-        f"Student {cell.student} after {after}, epoch {cell.epoch}: {run.metrics[cell.task]} "
-        f"{number(run.scores[cell])}; {len(low)} of {len(rows)} answers {found}"
-    )
-    if not low:
-        return [Note(f"{caption}.")]
+    if not found.rows:
+        return [Note(f"{found.caption}.")]
     shown = [
         [
             str(row["sample_id"]),
             number(row.get("score")),
+            *([_asked(row)] if "question" in row else []),
             shortened(row["prediction"]),
             shortened("\n".join(row["references"][:REFERENCES])),
         ]
-        for row in low[:WORST]
+        for row in found.rows[:WORST]
     ]
-    return [Table(["example", "score", "answer", "reference"], shown, caption, prose=frozenset({2, 3}))]
+    header = ["example", "score", *(["asked"] if "question" in found.rows[0] else []), "answer", "reference"]
+    return [Table(header, shown, found.caption, prose=frozenset(range(2, len(header))))]
+
+
+def _asked(row: Row) -> str:
+    """Return the start of an example's context, and its question."""
+    return "\n".join(text for text in (shortened(row["context"], LONGEST_CONTEXT), shortened(row["question"])) if text)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
+LABEL = 18
+"""Largest number of characters of a line in the label of a chart."""
 LONGEST = 700
 """Largest number of characters shown of a pseudo-example or answer."""
 
@@ -15,6 +19,12 @@ def visible(text: str) -> str:
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def wrapped(text: str, width: int = LABEL) -> str:
+    """Return the label of a chart, made ``visible``, in lines of at most ``width`` characters."""
+    lines = wrap(visible(text).replace("\n", " "), width, break_on_hyphens=False)
+    return "\n".join(lines) or visible(text)
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.files import find, has_file, read_json_list, read_lines, read_rows
+from ray_l4.tasks.delimited import read_rows
+from ray_l4.tasks.files import find, has_file, read_json_list, read_lines
 from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.textclass.corpora import Corpus
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.errors import DataError
-from ray_l4.tasks.files import find, read_csv, read_lines, require_columns
+from ray_l4.tasks.delimited import read_csv
+from ray_l4.tasks.files import find, read_lines, require_columns
 from ray_l4.tasks.rows import BadRecords, Split
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 

@@ -1,0 +1,86 @@
+"""The disk space that a run directory takes: checkpoints, and what guards keep of each stage."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.methods import get_method, num_students, teacher_experiment
+from ray_l4.planning.units import size_text
+
+_GUARD_COPIES = 2
+"""What EWC and MAS keep of a stage: the importance of every weight, and its value."""
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Disk space of a run directory, at its fullest. Replay, answers and figures are left out: a few bytes a token."""
+
+    checkpoint: int
+    """Bytes of one student's checkpoint."""
+    checkpoints: int
+    """Checkpoints of each student."""
+    students: int
+    teachers: int
+    """Checkpoints of task teachers, trained within the run."""
+    guards: int
+    """Bytes that guards keep."""
+
+    @property
+    def needed(self) -> int:
+        """All bytes."""
+        return self.checkpoint * (self.checkpoints * self.students + self.teachers) + self.guards
+
+
+def disk_need(experiment: ExperimentConfig, checkpoint: int) -> DiskNeed:
+    """Return the disk space of a run of ``experiment`` (with ``methods.resolved``).
+
+    ``checkpoint``: bytes of one student's checkpoint. With ``checkpoint.keep`` there may be more while some wait to be
+    scored.
+    """
+    method, students = get_method(experiment.method), num_students(experiment)
+    tasks = [task.name for task in experiment.stream]
+    stages = len(method.kind.stages(tasks))
+    trained_here = method.has_task_teachers and experiment.teachers.run is None
+    guarded = method.guard in ("fisher", "sensitivity")
+    return DiskNeed(
+        checkpoint=checkpoint,
+        checkpoints=_most_checkpoints(experiment),
+        students=students,
+        teachers=_most_checkpoints(teacher_experiment(experiment)) if trained_here else 0,
+        guards=_GUARD_COPIES * checkpoint * students * stages if guarded else 0,
+    )
+
+
+def _most_checkpoints(experiment: ExperimentConfig) -> int:
+    """Return how many checkpoints of one student lie on disk at a time."""
+    kind, evaluation = get_method(experiment.method).kind, experiment.evaluation
+    stages = len(kind.stages([task.name for task in experiment.stream]))
+    every = evaluation.when == "epoch"
+    written = stages * (experiment.training.epochs if every else 1)
+    newest = experiment.checkpoint.newest
+    # A new one is written before an older one is removed; so is the best epoch so far, where only that one stays.
+    overlap = 0 if newest is None and (every or evaluation.validation is None) else 1
+    if newest is None:
+        return written + overlap
+    results = stages if kind.independent else 1
+    return min(written, max(newest, results)) + overlap
+
+
+def free_space(folder: Path) -> int:
+    """Return the bytes that are free where ``folder`` is, or will be."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def disk_problem(need: DiskNeed, free: int | None, keep: object) -> str:
+    """Return why a run directory does not fit; empty if it does, or if the free space is unknown."""
+    if free is None or need.needed <= free:
+        return ""
+    remedy = "" if keep == "last" else " checkpoint.keep: last keeps the newest checkpoint only;"
+    return (
+        f"disk: needs {size_text(need.needed)} for checkpoints, {size_text(free)} are free where the run directory "
+        f"will be;{remedy} --run-dir names another place"
+    )

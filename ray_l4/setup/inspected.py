@@ -1,0 +1,224 @@
+"""Which models a command inspects, and with which settings: those of the run they belong to, unless told otherwise.
+
+Imports no PyTorch, so that a mistake is refused at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray_l4.config.document import Document
+from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.loading import apply_overrides, experiment_of, load_experiment
+from ray_l4.errors import ConfigError, ModelError, RunDirectoryError, nearest
+from ray_l4.methods import get_method, resolved
+from ray_l4.methods.copying import changed
+from ray_l4.store.checkpoints import (
+    MODEL_FILES,
+    Checkpoint,
+    Wanted,
+    checkpoint_at,
+    is_model,
+    last_checkpoints,
+)
+from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.tasks.registry import TASKS
+from ray_l4.text.added_tokens import TASK_TOKENS_FILE
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says. Everything that it does not say comes from the run's ``config.yaml``."""
+
+    wanted: Wanted = field(default_factory=Wanted)
+    """Which checkpoints of a run directory."""
+    tasks: Sequence[str] = ()
+    """Names of the tasks; if there are none, those that the run scores the checkpoint on."""
+    task: Mapping[str, object] = field(default_factory=dict)
+    """Keys of the one task's ``TaskConfig`` and their values."""
+    experiment: Path | None = None
+    """Experiment file to use instead of the run's ``config.yaml``."""
+    overrides: Sequence[str] = ()
+    """Overrides in the form ``KEY=VALUE``."""
+    sections: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Section of the experiment -> its keys and their values."""
+    seed: int | None = None
+    """The run seed."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A model, and the experiment whose settings apply to it."""
+
+    name: str
+    """Name for people: which model, student and stage."""
+    experiment: ExperimentConfig
+    tasks: tuple[str, ...]
+    """The tasks that the run scores it on, or that its tokeniser knows."""
+    student: int
+    folder: Path | None
+    """Folder of its weights and tokeniser; None for the model that a student of the experiment begins with."""
+    checkpoint: Checkpoint | None = None
+    """Its place in a run."""
+    assumed: bool = False
+    """Whether the settings are defaults, for lack of a run and of an experiment file."""
+
+    def task(self, name: str, settings: Settings) -> TaskConfig:
+        """Return the settings of a task. Raises ConfigError, which names the known tasks, if it is none of them."""
+        own = {task.name: task for task in self.experiment.stream}
+        usual = own.get(name, TaskConfig(name=name, train="all"))
+        task: TaskConfig = changed(usual, **settings.task)
+        if task.path is None and task.dataset is None and name not in (TASKS if self.assumed else {**own, **TASKS}):
+            known = [*self.tasks, *TASKS]
+            raise unknown_task(name, self, f" For other data, give its folder (--path). {nearest(name, known)}")
+        return task
+
+
+def unknown_task(name: str, found: Inspected, advice: str) -> ConfigError:
+    """Return the error about a task that a model does not have; ``advice`` begins with a space."""
+    known = found.tasks if found.assumed else _stream(found.experiment)
+    return ConfigError(
+        f"--task {name}: {found.name} has no such task; its tasks: {', '.join(known) or 'none'}.{advice}"
+    )
+
+
+def inspected(model: str | None, settings: Settings) -> list[Inspected]:
+    """Return the models that ``model`` names, each with its settings.
+
+    ``model``: a run directory (every student's last checkpoint), a checkpoint in one or anywhere else, the folder or
+    hub name of a model without task tokens, to which they are added as a run does; None for the experiment file's own
+    model. Raises ConfigError, ModelError or RunDirectoryError if there is no such model, or a setting is wrong.
+    """
+    if model is None:
+        return [_untouched(None, settings)]
+    folder = Path(model).expanduser()
+    if is_model(folder):
+        checkpoint = checkpoint_at(folder)
+        if checkpoint is not None:
+            return [_of_run(checkpoint, settings)]
+        if (folder / TASK_TOKENS_FILE).is_file():
+            return [_elsewhere(folder, settings)]
+        return [_untouched(str(folder), settings)]
+    if (folder / "config.yaml").is_file():
+        run = RunDirectory.open(folder)
+        independent = get_method(run.experiment().method).kind.independent
+        return [_of_run(found, settings) for found in last_checkpoints(run, settings.wanted, independent)]
+    if folder.exists() or not _HUB_NAME.fullmatch(model) or _is_local(folder):
+        raise _no_model(folder)
+    return [_untouched(model, settings)]
+
+
+def one_inspected(model: str, settings: Settings) -> tuple[Inspected, str]:
+    """Return the one model to work with and the one task: of a run directory, the first student that is scored on it.
+
+    Raises ConfigError if the task is not named although there are several, or unknown, and errors as ``inspected``.
+    """
+    found = inspected(model, settings)
+    known = list(dict.fromkeys(name for each in found for name in each.tasks))
+    names = list(settings.tasks) or known
+    if len(names) != 1:
+        raise ConfigError(
+            f"Name a task (--task). {found[0].name} has {', '.join(known) if known else 'none of its own'}."
+        )
+    if known and names[0] not in known:
+        raise unknown_task(names[0], found[0], f" {nearest(names[0], known)}")
+    return next((each for each in found if names[0] in each.tasks), found[0]), names[0]
+
+
+def _of_run(found: Checkpoint, settings: Settings) -> Inspected:
+    path = settings.experiment or found.run.path / "config.yaml"
+    experiment = _changed(load_experiment(path, settings.overrides), settings)
+    stages = get_method(experiment.method).kind.stages([task.name for task in experiment.stream])
+    if found.stage >= len(stages):
+        raise RunDirectoryError(
+            f"{found.folder}: a checkpoint of stage {found.stage}, but {path} has {len(stages)} stages. Give the "
+            "experiment file of this run (--experiment)."
+        )
+    after = f"after {stages[found.stage].name}, epoch {found.epoch}"
+    name = f"{found.run.path}: student {found.student} {after}"
+    return Inspected(name, experiment, stages[found.stage].scored, found.student, found.folder, found)
+
+
+def _elsewhere(folder: Path, settings: Settings) -> Inspected:
+    known = tuple(read_json(folder / TASK_TOKENS_FILE).get("gen", {}))
+    student = settings.wanted.student or 0
+    if settings.experiment is not None:
+        experiment = _changed(load_experiment(settings.experiment, settings.overrides), settings)
+        return Inspected(str(folder), experiment, _stream(experiment), student, folder)
+    return Inspected(str(folder), _defaults(str(folder), settings), known, student, folder, assumed=True)
+
+
+def _untouched(model: str | None, settings: Settings) -> Inspected:
+    student = settings.wanted.student or 0
+    if settings.experiment is None:
+        if model is None:
+            raise ConfigError(
+                "Name a model (a run directory, a checkpoint, a model's folder or hub name), or --experiment."
+            )
+        experiment = _defaults(model, settings)
+        return Inspected(f"{model}, untouched", experiment, (), student, None, assumed=True)
+    experiment = load_experiment(settings.experiment, settings.overrides)
+    if model is not None:
+        each = [changed(peer, model=None) for peer in experiment.peers.each]
+        own = changed(experiment.model, name=model, from_scratch=None)
+        experiment = changed(experiment, model=own, peers=changed(experiment.peers, each=each))
+    experiment = _changed(experiment, settings)
+    name = model or experiment.model.name or f"{settings.experiment}, from scratch"
+    return Inspected(f"{name}, untouched", experiment, _stream(experiment), student, None)
+
+
+def _defaults(model: str, settings: Settings) -> ExperimentConfig:
+    """Return an experiment with the default settings for a model that belongs to none."""
+    names = dict.fromkeys(settings.tasks or ["none"])
+    stream = [{"name": name, "train": "all"} for name in names]
+    tree: dict[str, object] = {"method": "finetune", "stream": stream, "model": {"name": model}}
+    document = Document("command line", Path.cwd(), tree)
+    apply_overrides(document, settings.overrides)
+    return _changed(experiment_of(document), settings)
+
+
+def _changed(experiment: ExperimentConfig, settings: Settings) -> ExperimentConfig:
+    """Return the resolved experiment with the values that the command line gives."""
+    experiment = resolved(experiment)
+    for section, values in settings.sections.items():
+        experiment = changed(experiment, **{section: changed(getattr(experiment, section), **values)})
+    own = settings.sections.get("model", {})
+    each = [
+        peer if peer.model is None else changed(peer, model=changed(peer.model, **own))
+        for peer in experiment.peers.each
+    ]
+    experiment = changed(experiment, peers=changed(experiment.peers, each=each))
+    return experiment if settings.seed is None else changed(experiment, seed=settings.seed)
+
+
+def _stream(experiment: ExperimentConfig) -> tuple[str, ...]:
+    return tuple(task.name for task in experiment.stream)
+
+
+def _is_local(folder: Path) -> bool:
+    """Return whether a name like ``runs/first`` was meant as a path: there is a folder ``runs``."""
+    return len(folder.parts) > 1 and folder.parent.is_dir()
+
+
+def _no_model(folder: Path) -> Exception:
+    files = " or ".join(MODEL_FILES)
+    if not folder.exists():
+        beside = sorted(path.name for path in folder.parent.iterdir())[:20] if folder.parent.is_dir() else []
+        return ModelError(
+            f"{folder}: no such folder, looked for at {folder.absolute()}. {nearest(folder.name, beside)}"
+        )
+    above = folder.resolve().parents
+    run = next((parent for parent in above if (parent / "config.yaml").is_file()), None)
+    if run is not None:
+        return ModelError(
+            f"{folder}: not a checkpoint (no {files} in it). It is part of the run {run}: give that, with --stage, "
+            "--epoch or --student to select checkpoints."
+        )
+    return ModelError(
+        f"{folder}: neither a run directory (no config.yaml in it) nor a checkpoint or another model (no {files})"
+    )

@@ -1,0 +1,134 @@
+"""An inspected model made ready: its weights and tokeniser, and test sets as its run makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ray_l4.config.experiment import TaskConfig
+from ray_l4.errors import DataError
+from ray_l4.learner.initial_model import initial_model
+from ray_l4.learner.inspection import LoadedModel, device_named
+from ray_l4.learner.model_config import max_length, sequence_limit
+from ray_l4.learner.models import load_folder
+from ray_l4.methods import all_models, peer_experiment
+from ray_l4.seeds import derive
+from ray_l4.setup.inspected import Inspected
+from ray_l4.setup.setup import build_tokenizer, test_set_of
+from ray_l4.tasks.registry import load, metric_of
+from ray_l4.tasks.schema import EXAMPLES
+from ray_l4.text.test_sets import Scored, TestSet
+
+DEFAULT_ANSWER = 128
+"""Length of an answer in tokens where neither the settings nor the scores of a run tell."""
+_ANY_METRIC = "em"
+"""Metric of a question without a known answer; its value is not used."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The scored answers of a model to one task."""
+
+    tests: TestSet
+    scored: Scored
+
+
+def load_inspected(found: Inspected, device: str) -> LoadedModel:
+    """Load a model onto a device (``auto``, ``cpu`` or ``cuda``).
+
+    Raises ModelError if it cannot be loaded, ConfigError if there is no such device, and the errors of reading data for
+    the tokeniser of an untouched model from scratch.
+    """
+    place = device_named(device)
+    own = peer_experiment(found.experiment, found.student).model
+    if found.folder is not None:
+        model, tokenizer = load_folder(found.folder, own.dtype)
+    else:
+        # Only a model from scratch needs training examples: its tokeniser is trained on them.
+        stream = found.experiment.stream if own.from_scratch is not None else []
+        training = {task.name: load(task, "train", found.experiment.data) for task in stream}
+        tokenizer = build_tokenizer(found.experiment, training)
+        model = initial_model(found.experiment, found.student, tokenizer)
+    return LoadedModel(model.to(place), tokenizer, own)
+
+
+def longest_sequence(found: Inspected, loaded: LoadedModel) -> int:
+    """Return the longest sequence of the model's run, in tokens: all peers have room for it.
+
+    Raises ModelError if the model of another peer cannot be found, or has fewer positions than its ``max_length``.
+    """
+    others = [model for model in all_models(found.experiment) if model != loaded.settings]
+    own = max_length(loaded.model.config, loaded.settings.max_length)
+    return min([own, *(sequence_limit(model) for model in others)])
+
+
+def answer_seed(found: Inspected) -> int:
+    """Return the seed of sampled answers: that of the run, for a checkpoint in its directory."""
+    seed = found.experiment.seed
+    return seed if found.checkpoint is None else derive(seed, "evaluate", found.checkpoint.name)
+
+
+def read_examples(tasks: Sequence[TaskConfig], found: Inspected) -> dict[str, pa.Table]:
+    """Read the test examples of tasks as the model's run does. Raises the errors of ``tasks.registry.load``."""
+    return {task.name: load(task, "test", found.experiment.data) for task in tasks}
+
+
+def score_tasks(
+    found: Inspected, loaded: LoadedModel, tasks: Sequence[TaskConfig], examples: Mapping[str, pa.Table]
+) -> Iterator[TaskScore]:
+    """Yield the scores of a model on tasks that it need not have learned, one after another.
+
+    Raises DataError if a question leaves no room for an answer.
+    """
+    longest = longest_sequence(found, loaded)
+    for task in tasks:
+        known = loaded.knowing(task.name)
+        tests = test_set_of(task.name, examples[task.name], metric_of(task), known.tokenizer, longest, found.experiment)
+        yield TaskScore(tests, known.answer(tests, found.experiment.evaluation, answer_seed(found)))
+
+
+def generate_examples(
+    found: Inspected, loaded: LoadedModel, task: str, count: int, longest: int | None = None
+) -> Iterator[dict[str, str | bool]]:
+    """Yield pseudo-examples, sampled as the model's run samples them for replay.
+
+    ``longest``: their largest length in tokens; that of the run if not given. Raises ModelError if the model has no
+    token for the task, or fewer positions than ``longest``.
+    """
+    config, limit = found.experiment.replay, longest_sequence(found, loaded)
+    if longest is not None:
+        limit = max_length(loaded.model.config, longest)
+    return loaded.generate(task, count, min(config.max_length or limit, limit), config, found.experiment.seed)
+
+
+@dataclass(frozen=True)
+class AnswerRoom:
+    """How long an answer may be, in tokens."""
+
+    max_new_tokens: int = DEFAULT_ANSWER
+    reserved: int = DEFAULT_ANSWER
+    """Tokens kept free for it where a long context has to be cut."""
+
+
+def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, question: str, room: AnswerRoom) -> str:
+    """Return a model's answer to one question, the same as in its run if the example is one of the test set.
+
+    Raises DataError if the question leaves no room for an answer, or if the texts are blank or not UTF-8.
+    """
+    if not f"{context}{question}".strip():
+        raise DataError("context and question are both blank; give at least one of them")
+    try:
+        f"{context}{question}".encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text is not UTF-8 ({error.reason} at character {error.start})") from error
+    row = {"context": context, "question": question, "answer": "", "references": [""]}
+    row |= {"task": task, "sample_id": "the question", "meta": ""}
+    examples = pa.Table.from_pylist([row], schema=EXAMPLES)
+    evaluation = found.experiment.evaluation.model_copy(update={"max_new_tokens": room.max_new_tokens, "limit": None})
+    experiment = found.experiment.model_copy(update={"evaluation": evaluation})
+    known = loaded.knowing(task)
+    longest = longest_sequence(found, loaded)
+    tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
+    return known.answer(tests, evaluation, answer_seed(found)).predictions[0]

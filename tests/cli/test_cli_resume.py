@@ -1,0 +1,129 @@
+"""What ``resume`` refuses or warns of, and what a run leaves for its user: a log, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ray_l4.store.run_directory import RunDirectory, RunState
+from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4, refused, write_experiment
+
+pytestmark = pytest.mark.end_to_end
+
+RUN_DIRECTORY = 5
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("a run")
+    result = ray_l4("run", write_experiment(folder), "--run-dir", folder / "run", "--cluster", IN_PROCESS)
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout, encoding="utf-8")
+    return RunDirectory.open(folder / "run")
+
+
+@pytest.fixture
+def unfinished(finished: RunDirectory, tmp_path: Path) -> RunDirectory:
+    """A copy of the run that has only learned its first task."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    run = RunDirectory.open(tmp_path / "run")
+    (run.path / "summary.json").unlink()
+    run.save_state(RunState(stages_done=1))
+    return run
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_log_holds_what_the_command_printed(finished: RunDirectory) -> None:
+    first, *lines = finished.log("command").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# 20") and "ray-l4 run " in first
+    assert lines == (finished.path.parent / "stdout").read_text(encoding="utf-8").splitlines()
+    assert any("student 1 after mini.rest" in line for line in lines)
+
+
+def test_replay_of_which_nothing_is_valid_draws_a_warning_everywhere(finished: RunDirectory) -> None:
+    warning = "0 of 6 generated examples of mini.woz are valid (no answer token: 6), so nothing of it is replayed"
+    for text in (
+        (finished.path.parent / "stdout").read_text(encoding="utf-8"),
+        finished.log("command").read_text(encoding="utf-8"),
+        finished.log("coordinator").read_text(encoding="utf-8"),
+        (finished.path / "report.md").read_text(encoding="utf-8"),
+    ):
+        assert warning in text
+
+
+def test_the_end_of_a_run_prints_commands_that_work(finished: RunDirectory, command: InThisProcess) -> None:
+    printed = (finished.path.parent / "stdout").read_text(encoding="utf-8").partition("\nnext:\n")[2].splitlines()
+    words = [line.partition("   #")[0].split("ray-l4 ")[1] for line in printed]
+    assert [own.split()[0] for own in words] == ["report", "evaluate"]
+    for own in words:
+        result = command(*shlex.split(own))
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        ("method: l4", "method: lamol", 'method was "l4", now "lamol"'),
+        ("lr: 0.002", "lr: 0.5", "optim.lr was 0.002, now 0.5"),
+        ("train: 24", "train: 23", "stream.0.train was 24, now 23"),
+    ],
+)
+def test_an_edited_experiment_is_refused_with_the_difference(
+    command: InThisProcess, unfinished: RunDirectory, old: str, new: str, difference: str
+) -> None:
+    edit(unfinished.path / "config.yaml", old, new)
+    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{unfinished.path}/config.yaml", difference, "undo")
+    assert f"error: {unfinished.path}/config.yaml" in unfinished.log("command").read_text(encoding="utf-8")
+
+
+def test_comments_another_profile_and_other_versions_do_not_stop_it(
+    command: InThisProcess, finished: RunDirectory, unfinished: RunDirectory
+) -> None:
+    edit(unfinished.path / "config.yaml", "method: l4", "# mine\nmethod:   'l4'  # as published")
+    edit(unfinished.path / "cluster.yaml", "step: ", "step: 1")
+    torch = json.loads((unfinished.path / "manifest.json").read_text())["versions"]["torch"]
+    edit(unfinished.path / "manifest.json", f'"torch": "{torch}"', '"torch": "2.0.1"')
+    result = command("resume", unfinished.path)
+    assert result.returncode == 0, result.stderr
+    warning = f"warning: the run began with other versions: torch 2.0.1, now {torch}."
+    assert warning in result.stdout
+    log = unfinished.log("command").read_text(encoding="utf-8")
+    assert warning in log and f"ray-l4 resume {unfinished.path}" in log
+    assert unfinished.summary()["score_matrix"] == finished.summary()["score_matrix"]
+
+
+def test_a_run_of_an_early_version_is_resumed(command: InThisProcess, unfinished: RunDirectory) -> None:
+    path = unfinished.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["experiment"]
+    path.write_text(json.dumps(manifest))
+    assert command("resume", unfinished.path).returncode == 0
+
+
+@pytest.mark.parametrize("length", [0, 5, 5000])
+def test_damaged_weights_are_named_with_their_file(
+    command: InThisProcess, unfinished: RunDirectory, length: int
+) -> None:
+    weights = unfinished.checkpoint(0, 1, 1) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{weights}: damaged", "Restore it")
+
+
+def test_an_error_that_is_no_defect_ends_the_log(
+    command: InThisProcess, unfinished: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "steps.parquet")
+
+    monkeypatch.setattr("ray_l4.run.stage_training.write_steps", full)
+    refused(command("resume", unfinished.path), 1, "steps.parquet: cannot be written, because the disk is full")
+    assert "error: " in unfinished.log("command").read_text(encoding="utf-8").splitlines()[-1]

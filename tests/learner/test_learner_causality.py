@@ -1,0 +1,76 @@
+"""Models that see later tokens are refused; all kinds that generate text are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    GemmaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from ray_l4.config.model import ModelConfig
+from ray_l4.errors import ModelError
+from ray_l4.learner.causality import refuse_if_not_causal
+from ray_l4.learner.models import build_model, load_folder
+from tests.learner import learner_fixtures as small
+from tests.learner.architectures import COHERE, GEMMA2, GPT2, GRANITE, LLAMA, NEOX, SIZES, untrained
+
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+CAUSAL: list[PreTrainedConfig] = [
+    GPT2,
+    LLAMA,
+    NEOX,
+    GRANITE,
+    COHERE,
+    GEMMA2,
+    Qwen2Config(**GROUPED),
+    Qwen3Config(**GROUPED, head_dim=8),
+    GemmaConfig(**GROUPED, head_dim=8),
+    MistralConfig(**GROUPED, sliding_window=4),
+    MixtralConfig(**GROUPED, num_local_experts=4),
+    OPTConfig(**SIZES, ffn_dim=32, word_embed_proj_dim=16),
+    MambaConfig(**SIZES),
+]
+BLIND: list[PreTrainedConfig] = [RobertaConfig(**SIZES), BertConfig(**SIZES), XLMRobertaConfig(**SIZES)]
+
+
+@pytest.mark.parametrize("config", CAUSAL, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_models_that_generate_text_pass(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    model = untrained(config).to(dtype).train()
+    state = torch.get_rng_state()
+    refuse_if_not_causal(model, "m", "model.name")
+    assert model.training, "and are left as they were"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("config", BLIND, ids=lambda config: config.model_type)
+def test_models_that_see_later_tokens_are_refused(config: PreTrainedConfig) -> None:
+    with pytest.raises(ModelError, match=r"^model\.name: 'm' \(\w+\) is not a causal language model"):
+        refuse_if_not_causal(untrained(config), "m", "model.name")
+
+
+def test_the_same_architecture_as_a_decoder_passes() -> None:
+    refuse_if_not_causal(untrained(RobertaConfig(**SIZES, is_decoder=True)), "m", "model.name")
+
+
+def test_they_are_refused_when_they_are_loaded(tmp_path: Path) -> None:
+    tok = small.tokenizer()
+    untrained(RobertaConfig(**SIZES | {"vocab_size": tok.size})).save_pretrained(tmp_path)
+    tok.save(tmp_path)
+    with pytest.raises(ModelError, match="not a causal"):
+        build_model(ModelConfig(name=str(tmp_path)), tok, 0)
+    with pytest.raises(ModelError, match="not a causal"):
+        load_folder(tmp_path)

@@ -1,0 +1,103 @@
+"""The lengths that occur in a run's data, and the plans that they bound."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import ModelError
+from ray_l4.planning.batch_shape import batch_shape
+from ray_l4.planning.data_lengths import DataLengths, lengths_of, read_lengths
+from ray_l4.planning.plan import PlanRequest, make_plan
+from ray_l4.planning.requirements import Estimator
+from ray_l4.setup.setup import prepare
+from ray_l4.text.tokens import sequence_lengths
+from tests.learner import architectures
+from tests.planning.planning_fixtures import SHAPE, experiment, profile
+
+GIB = 2**30
+STREAM = [{"name": "mini.woz", "train": 30, "test": 6}, {"name": "mini.sql", "train": 20, "test": 6}]
+
+
+def of_data(method: str = "l4", **sections: Any) -> ExperimentConfig:
+    model = {"from_scratch": {**SHAPE, "positions": 4096}}
+    return experiment(method, **{"stream": STREAM, "model": model, **sections})
+
+
+def test_lengths_are_those_of_the_tokenised_data() -> None:
+    config = of_data()
+    setup, found = prepare(config), read_lengths(config)
+    assert found.examples == {"mini.woz": 30, "mini.sql": 20}
+    assert found.trained == 1 + max(int(sequence_lengths(table).max()) for table in setup.training.values())
+    assert found.trained < 100, "although the model has 4,096 positions"
+    answers = [len(row["ids"]) - row["prompt_length"] for table in setup.training.values() for row in table.to_pylist()]
+    assert found.answer == max(answers)
+    prompts = [len(row["ids"]) for tests in setup.tests.values() for row in tests.prompts.to_pylist()]
+    assert max(prompts) < found.decoded
+
+
+@pytest.mark.parametrize(
+    ("method", "max_length", "expected"),
+    [("l4", 300, 300), ("l4", 20, None), ("l4", None, None), ("finetune", 300, None), ("l4", 9999, 4096)],
+)
+def test_a_pseudo_example_may_be_longer_than_the_data(
+    method: str, max_length: int | None, expected: int | None
+) -> None:
+    config = of_data(method, replay={"max_length": max_length} if max_length else {})
+    plain = lengths_of(prepare(of_data("finetune")))
+    found = lengths_of(prepare(config))
+    assert found.trained == (expected or plain.trained)
+    assert found.decoded >= found.trained if expected else found.decoded >= plain.decoded
+
+
+def test_the_data_bounds_the_batch_and_gives_the_automatic_size() -> None:
+    data = DataLengths(trained=40, answer=9, decoded=44, examples={"mine": 30_000})
+    config = of_data(
+        "finetune", stream=[{"name": "mine", "path": "/x", "metric": "em"}], training={"batch_size": "auto"}
+    )
+    batch = batch_shape(config, profile(), data=data)
+    assert (batch.examples, batch.length, batch.answer, batch.decoded) == (20, 40, 9, 44)
+    assert batch.worst_case and batch.of_data
+    given = batch_shape(config, profile(), tokens=100, data=data)
+    assert given.length == 100 and not given.worst_case and not given.of_data
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000))
+def test_a_batch_of_the_data_has_room_for_prompt_and_answer(trained: int, answer: int) -> None:
+    data = DataLengths(trained, answer, trained, {"mini.woz": 9})
+    batch = batch_shape(of_data(), profile(), data=data)
+    assert 1 <= batch.answer <= batch.length - 2 <= 4094
+
+
+def test_a_model_with_very_many_positions_is_planned_in_seconds(tmp_path: Path) -> None:
+    """Without data, every position counts: as many chunks of logits as that would take hours."""
+    LlamaConfig(**architectures.SIZES | {"max_position_embeddings": 131_072, "vocab_size": 50_000}).save_pretrained(
+        tmp_path
+    )
+    began = time.monotonic()
+    request = PlanRequest(experiment(model={"name": str(tmp_path)}, training={"batch_size": 2}), 10**6 * GIB)
+    made = make_plan(request, profile(), Estimator())
+    assert made.requirements.batch.length == 131_072
+    assert time.monotonic() - began < 60
+
+
+def test_profiles_of_equal_shape_share_one_simulation() -> None:
+    told: list[str] = []
+    estimator = Estimator(told.append)
+    for ahead in (1, 2, 3):
+        make_plan(PlanRequest(experiment(), 80 * GIB), profile(exchange={"steps_ahead": ahead}), estimator)
+    assert len(told) == 2, "a step of one peer, which stands for both, and an evaluator"
+    assert "4 examples" in told[0] and "48 tokens" in told[0] and "evaluator" in told[1]
+
+
+def test_data_that_cannot_be_read_is_an_error_here(tmp_path: Path) -> None:
+    architectures.GPT2.save_pretrained(tmp_path)
+    with pytest.raises(ModelError):
+        read_lengths(experiment(model={"name": str(tmp_path)}))

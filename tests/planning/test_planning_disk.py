@@ -1,0 +1,55 @@
+"""The disk space of a run directory: as many checkpoints as a run leaves at its fullest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.planning.disk import disk_need, disk_problem, free_space
+from ray_l4.planning.plan import PlanRequest, make_plan
+from ray_l4.planning.requirements import Estimator
+from tests.planning.planning_fixtures import experiment
+
+STREAM = ["mini.woz", "mini.sql", "mini.rest"]
+EPOCHS = {"epochs": 5, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("method", "keep", "evaluation", "each", "teachers"),
+    [
+        ("l4", "all", {}, 3, 0),
+        ("l4", "all", {"when": "epoch"}, 15, 0),
+        ("l4", "all", {"validation": 0.1}, 4, 0),
+        ("l4", "last", {}, 2, 0),
+        ("l4", 2, {"when": "epoch"}, 3, 0),
+        ("l4", 99, {"when": "epoch"}, 16, 0),
+        ("single-qa-lm", "last", {}, 4, 0),
+        ("multi-qa", "all", {}, 1, 0),
+        ("l2kd-word", "all", {}, 3, 3),
+    ],
+)
+def test_checkpoints_at_a_time(method: str, keep: Any, evaluation: dict[str, Any], each: int, teachers: int) -> None:
+    config = experiment(method, stream=STREAM, training=EPOCHS, checkpoint={"keep": keep}, evaluation=evaluation)
+    need = disk_need(config, 100)
+    assert (need.checkpoints, need.teachers, need.guards) == (each, teachers, 0)
+    assert need.needed == 100 * (need.students * each + teachers)
+
+
+def test_guards_keep_two_values_of_each_weight_and_stage() -> None:
+    need = disk_need(experiment("ewc", stream=STREAM, training=EPOCHS), 100)
+    assert need.guards == 2 * 3 * 100 and need.needed == 3 * 100 + need.guards
+
+
+def test_a_disk_that_is_too_small_is_a_problem_with_a_remedy(tmp_path: Path) -> None:
+    config = experiment(stream=STREAM, training=EPOCHS)
+    free = free_space(tmp_path / "not" / "there" / "yet")
+    assert free > 0
+    made = make_plan(PlanRequest(config, 2**40, free_disk=1000), ClusterConfig(), Estimator())
+    assert made.disk.checkpoint == 4 * made.requirements.parameters
+    assert not made.fits and "disk: needs" in made.problems[0] and "checkpoint.keep: last" in made.problems[0]
+    assert make_plan(PlanRequest(config, 2**40, free_disk=2**40), ClusterConfig(), Estimator()).fits
+    assert disk_problem(made.disk, None, "all") == ""
+    assert "checkpoint.keep" not in disk_problem(made.disk, 1, "last")
