@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.learner.model_config import sequence_limit
+from ray_l4.learner.model_config import pretrained_config, sequence_limit
 from ray_l4.methods import (
     Method,
     Stage,
@@ -197,6 +197,18 @@ def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterato
             f"tasks of its own stream, so the model will probably forget {'it' if len(earlier) == 1 else 'them'}. To "
             "keep an earlier task, add it to the stream, or score it afterwards with ray-l4 evaluate to see the loss."
         )
+    if tokenizer.chat is not None and not _ends_turns(str(experiment.model.name), tokenizer):
+        turn, text = tokenizer.hf.convert_ids_to_tokens(tokenizer.eos), tokenizer.hf.eos_token
+        yield (
+            f"{experiment.model.name} has a chat template, whose turns end in {turn}, but its own text ends in {text}. "
+            "If it is a base model that was not trained with the template, set model.chat_template: none."
+        )
+
+
+def _ends_turns(name: str, tokenizer: TaskTokenizer) -> bool:
+    """Return whether the model ends its text as its chat template ends turns, by its tokeniser or configuration."""
+    declared = pretrained_config(name).eos_token_id
+    return tokenizer.eos in (tokenizer.hf.eos_token_id, *(declared if isinstance(declared, list) else [declared]))
 
 
 def _tokens(

@@ -132,9 +132,9 @@ def _turn(message: object, where: str) -> Message:
         raise UnusableRecordError(f"{where} is of type {type(message).__name__}, expected an object")
     name = message.get("role") if message.get("role") is not None else message.get("from")
     content = message.get("content") if message.get("content") is not None else message.get("value")
-    role = _ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
+    if not isinstance(name, str) or name not in _ROLES:
         raise UnusableRecordError(f"{where} has the role {name!r}, expected system, user or assistant")
+    role = _ROLES[name]
     text = _joined(content, where)
     if not text.strip() and role != "system":
         raise UnusableRecordError(f"{where}: the {role}'s text is blank")
@@ -151,8 +151,8 @@ def _joined(content: object, where: str) -> str:
     texts = []
     for part in content:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise UnusableRecordError(f"{where}: content has a part of type {kind!r}, expected text")
+            found = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise UnusableRecordError(f"{where}: content has a part of type {found!r}, expected text")
         texts.append(part["text"])
     return "".join(texts)
 

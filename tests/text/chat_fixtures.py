@@ -109,16 +109,16 @@ TAUGHT = [
 """What the small instruct model knows: to talk in turns, but none of the answers that tests teach it."""
 
 
-def save_instruct(folder: Path, template: str | None = CHATML, positions: int = 256, steps: int = 60) -> Path:
+def save_instruct(folder: Path, template: str | None = CHATML, steps: int = 60, eos: str = "<|im_end|>") -> Path:
     """Save a small model in Llama's shape that has learned to talk in its tokeniser's chat template."""
-    hf = base(template)
+    hf = base(template, eos)
     config = LlamaConfig(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=positions,
+        max_position_embeddings=256,
         vocab_size=len(hf),
         initializer_range=0.2,  # large enough that adapters alone can teach it
         bos_token_id=hf.bos_token_id,
