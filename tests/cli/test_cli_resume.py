@@ -115,7 +115,7 @@ def test_damaged_weights_are_named_with_their_file(
 ) -> None:
     weights = unfinished.checkpoint(0, 1, 1) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:length])
-    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{weights}: damaged", "Restore it")
+    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{weights} is damaged", "Restore it")
 
 
 def test_an_error_that_is_no_defect_ends_the_log(

@@ -180,7 +180,7 @@ def test_what_keeps_a_student_from_starting_is_told_as_what_it_is(tmp_path: Path
     profile = small.cluster("object_store")
     setup, run = small.new_run(small.experiment(), profile, tmp_path / "run")
     broken = setup.experiment.model_copy(update={"model": ModelConfig(name=str(tmp_path / "no-model"))})
-    with pytest.raises(ModelError, match=r"model\.name: cannot load .*no-model"):
+    with pytest.raises(ModelError, match=r"model\.name: there is no folder .*no-model"):
         small.finish(start(replace(setup, experiment=broken), profile, run))
 
 

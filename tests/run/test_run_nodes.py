@@ -137,7 +137,7 @@ def test_a_command_runs_on_a_cluster_that_is_there_and_leaves_it_as_it_was(
 
 def test_a_cluster_that_is_too_small_is_refused_before_the_data_is_read(nodes: dict[str, str], tmp_path: Path) -> None:
     """By a command that joins it for that. What to learn is not even there; nothing is left behind."""
-    experiment = write_experiment(tmp_path, stream=["squad"], data={"raw": str(tmp_path / "nowhere")})
+    experiment = write_experiment(tmp_path, stream=["woz.en"], data={"raw": str(tmp_path / "nowhere")})
     address = f"cluster.ray.address={ray.get_runtime_context().gcs_address}"
     result = ray_l4(
         "run", experiment, "--set", address, "--set", "cluster.students.gpus=2", "--run-dir", tmp_path / "run"
