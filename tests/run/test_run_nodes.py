@@ -136,8 +136,10 @@ def test_a_command_runs_on_a_cluster_that_is_there_and_leaves_it_as_it_was(
 
 
 def test_a_cluster_that_is_too_small_is_refused_before_the_data_is_read(nodes: dict[str, str], tmp_path: Path) -> None:
-    """By a command that joins it for that. What to learn is not even there; nothing is left behind."""
-    experiment = write_experiment(tmp_path, stream=["woz.en"], data={"raw": str(tmp_path / "nowhere")})
+    """By a command that joins it for that. What to learn could not even be read; nothing is left behind."""
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("this is not JSON\n")
+    experiment = write_experiment(tmp_path, stream=[{"name": "own", "path": str(tmp_path), "metric": "em"}])
     address = f"cluster.ray.address={ray.get_runtime_context().gcs_address}"
     result = ray_l4(
         "run", experiment, "--set", address, "--set", "cluster.students.gpus=2", "--run-dir", tmp_path / "run"
