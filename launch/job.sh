@@ -21,9 +21,9 @@ TEXT
 # inside FILE: print its path relative to the repository; exit with an error if it is not in the repository.
 inside() {
   local path
-  [[ -f $1 ]] || fail "$1: no such file"
+  [[ -f $1 ]] || refuse "$1: no such file"
   path=$(realpath --relative-to="$ROOT" "$1")
-  [[ $path != ../* ]] || fail "$1 is not in $ROOT, and nothing else is uploaded. Copy it there."
+  [[ $path != ../* ]] || refuse "$1 is not in $ROOT, and nothing else is uploaded. Copy it there."
   printf '%s\n' "$path"
 }
 
@@ -38,7 +38,7 @@ if (($# < 2)); then
   exit 2
 fi
 experiment=$(inside "$1")
-profile=$(inside "$2")
+profile=$(inside "$(profile_file "$2")")
 shift 2
 
 export RAY_AUTH_MODE=token

@@ -13,6 +13,21 @@ fail() {
   exit 1
 }
 
+# refuse MESSAGE...: exit as ray-l4 does on a wrong command line.
+refuse() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# profile_file PROFILE: print the file of a profile that is given as a file, or by the name of one in cluster_configs.
+profile_file() {
+  if [[ ! -e $1 && -f $ROOT/cluster_configs/$1.yaml ]]; then
+    printf '%s\n' "$ROOT/cluster_configs/$1.yaml"
+  else
+    printf '%s\n' "$1"
+  fi
+}
+
 # step TITLE COMMAND...: print the title, run the command, and print how long it took. The script exits if it fails.
 step() {
   local title=$1 start=$SECONDS

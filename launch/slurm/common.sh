@@ -25,8 +25,8 @@ if [[ ${1:-} == --dry-run ]]; then
   : "${SLURM_JOB_ID:=0}" # a dry run works on a login node too
 fi
 (($# >= 2)) || usage
-for file in "$1" "$2"; do # relative to the repository, from which the run is started
-  [[ -f $(cd "$ROOT" && realpath -m -- "$file") ]] || fail "$file: no such file in $ROOT"
+for file in "$1" "$(cd "$ROOT" && profile_file "$2")"; do # relative to the repository, from which the run is started
+  [[ -f $(cd "$ROOT" && realpath -m -- "$file") ]] || refuse "$file: no such file in $ROOT"
 done
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "SLURM_JOB_ID is not set: start this script with sbatch"
 

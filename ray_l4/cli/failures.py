@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from typing import Any
 
 from ray_l4.errors import ConfigError, RayL4Error
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
@@ -31,9 +32,15 @@ def explain(error: Exception) -> tuple[str, int] | None:
         from pydantic import ValidationError
 
         if isinstance(error, ValidationError):  # the value of an option is out of bounds
-            problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-            return "; ".join(problems), ConfigError.exit_code
+            return "; ".join(map(_problem, error.errors())), ConfigError.exit_code
     return None
+
+
+def _problem(found: Any) -> str:
+    """Return one problem that pydantic found: where, unless it is the whole group, and what."""
+    where = ".".join(map(str, found["loc"]))
+    what = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
+    return f"{where}: {what}" if where else what
 
 
 def print_failure(error: Exception, message: str) -> None:

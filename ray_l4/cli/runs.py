@@ -143,14 +143,11 @@ def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
     from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
     from ray_l4.config.loading import dump_yaml
     from ray_l4.methods import graph_of, num_students
-    from ray_l4.setup.early_check import check_raw_data, check_settings
-    from ray_l4.tasks.registry import load, reads_own_data
+    from ray_l4.setup.early_check import check_own_data, check_raw_data, check_settings
 
     check_settings(config, profile)
     check_raw_data(config)
-    for task in filter(reads_own_data, config.stream):
-        load(task, "train", config.data)
-        load(task, "test", config.data)
+    check_own_data(config)
     peers, count = graph_of(config).size, num_students(config)
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))

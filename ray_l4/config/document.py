@@ -129,6 +129,10 @@ def read_document(path: Path) -> Document:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        inside = path / "config.yaml"
+        hint = f" Did you mean {inside}?" if inside.is_file() else ""
+        raise ConfigError(f"{path}: is a folder; expected a YAML file.{hint}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:

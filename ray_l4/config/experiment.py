@@ -11,12 +11,22 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ray_l4.config.fields import Count, Fraction, Strict
+from ray_l4.config.fields import Count, Fraction, HubName, SplitName, Strict
 from ray_l4.config.model import ModelConfig
 from ray_l4.config.text import check_name, same_name
 
 Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """A [teacher, student] pair of peer numbers."""
+
+WITHOUT_EFFECT = (
+    "name",
+    "data.raw",
+    "data.converted",
+    "stream.*.path",  # the data fingerprint checks the contents of these folders
+    "model.gradient_checkpointing",
+    "checkpoint.keep",
+)
+"""Settings, as patterns, that change no number of a run."""
 
 
 class Columns(Strict):
@@ -39,9 +49,6 @@ class Columns(Strict):
     """The answer to ``prompt``: a text, a list of right texts, or a list with the assistant's message."""
     references: str = "references"
     """Chat data: further right answers, if the file has such a column."""
-
-
-SplitName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
 
 
 class Splits(Strict):
@@ -68,7 +75,7 @@ class TaskConfig(Strict):
     """Folder of your own data: ``train.*`` and ``test.*`` (JSONL, CSV or Parquet), what the library datasets saved
     (``save_to_disk``), or the ``<name>_to_squad-<split>-v2.0.json`` files of the reference implementations. Relative to
     the experiment file."""
-    dataset: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?(:[^\s/:]+)?$")] | None = None
+    dataset: HubName | None = None
     """Name of a data set of the Hugging Face Hub as your own data, instead of ``path``: ``OWNER/NAME``, or
     ``OWNER/NAME:SUBSET``. It is read from the hub's conversion to Parquet, downloaded once, and then cached."""
     splits: Splits = Splits()

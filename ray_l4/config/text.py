@@ -29,6 +29,8 @@ def check_name(name: str) -> str:
         )
     if name != name.strip():
         raise ValueError(f"a task's name cannot begin or end with a space, found {name!r}; remove the space")
+    if "  " in name or any(unicodedata.category(char) == "Zs" and char != " " for char in name):
+        raise ValueError(f"a task's name can only have single, ordinary spaces, found {name!r}; replace the others")
     return name
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from ray_l4.config.experiment import WITHOUT_EFFECT
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.aggregate import FORGETTING, OVER_EPOCHS, comparable_tasks
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_search import FoundRuns, Sweep, find_runs
 
-_MAY_DIFFER = frozenset({"name", "seed", "variant", "stream", "teachers.run"})
+_MAY_DIFFER = (*WITHOUT_EFFECT, "seed", "variant", "stream", "teachers.run")
 """Settings in which the runs of one row may differ: of ``stream`` the order, but not the settings of its tasks."""
 
 
@@ -121,10 +124,14 @@ def settings_of(run: FinishedRun) -> dict[str, object]:
 
 
 def _settings(run: FinishedRun) -> Iterator[tuple[str, object]]:
-    record = run.experiment.model_dump(mode="json")
+    for name, value in _named_settings(run.experiment.model_dump(mode="json")):
+        if not any(fnmatchcase(name, pattern) for pattern in _MAY_DIFFER):
+            yield name, value
+
+
+def _named_settings(record: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for task in record["stream"]:
         yield from ((f"stream.{task['name']}.{key}", value) for key, value in task.items())
     for key, value in record.items():
         inside = value.items() if isinstance(value, dict) else [(None, value)]
-        names = ((key if name is None else f"{key}.{name}", each) for name, each in inside)
-        yield from ((name, each) for name, each in names if name not in _MAY_DIFFER)
+        yield from ((key if name is None else f"{key}.{name}", each) for name, each in inside)

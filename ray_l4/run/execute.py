@@ -145,10 +145,11 @@ def _next_steps(run: FinishedRun) -> str:
     """Return the commands that a user may want after a run, ready to paste."""
     students = (student for student in run.students if student not in run.lost_students)
     cell = run.final_cell(min(students, default=0), run.tasks[-1])
-    checkpoint = run.directory.checkpoint(cell.stage, cell.epoch, cell.student)
+    checkpoint = shlex.quote(str(run.directory.checkpoint(cell.stage, cell.epoch, cell.student)))
     commands = {
         f"ray-l4 report {shlex.quote(str(run.path))}": "writes report.html: curves, replay, worst answers",
-        f"ray-l4 evaluate {shlex.quote(str(checkpoint))} --task {shlex.quote(cell.task)} --show 3": "asks a checkpoint",
+        f"ray-l4 evaluate {checkpoint} --task {shlex.quote(cell.task)} --show 3": "scores it, and shows three answers",
+        f"ray-l4 ask {checkpoint} --task {shlex.quote(cell.task)}": "asks it",
     }
     return "\n".join(["next:", *(f"  {command}   # {what}" for command, what in commands.items())])
 

@@ -11,9 +11,11 @@ from ray_l4.learner.model_config import longest_sequence
 from ray_l4.methods import TEACHER_METHOD, all_models, get_method
 from ray_l4.setup.exchange_check import check_exchange
 from ray_l4.setup.rank_check import check_rank_settings
+from ray_l4.store.checkpoints import checkpoints, is_model
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.tasks.registry import check_files, metric_of, reads_own_data
-from ray_l4.tasks.validation import check_validation
+from ray_l4.tasks.registry import check_files, load, metric_of
+from ray_l4.tasks.validation import check_validation, with_validation
+from ray_l4.text.added_tokens import task_token
 
 
 def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig) -> None:
@@ -28,21 +30,47 @@ def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig) -> None
     check_validation(experiment.stream, experiment.evaluation.validation)
     for task in experiment.stream:
         metric_of(task)
-        if reads_own_data(task):
+        task_token(task.name)
+        if task.is_own:
             check_files(task, experiment.data)
     for model in all_models(experiment):
         if model.from_scratch is not None:
             longest_sequence(model.from_scratch.positions, model.max_length)
-        elif Path(str(model.name)).is_absolute() and not Path(str(model.name)).is_dir():
-            raise ModelError(f"model.name: no folder {model.name}; expected a model's folder, or a name on the hub")
+        elif Path(str(model.name)).is_absolute():
+            _check_model_folder(Path(str(model.name)))
     finished_teachers(experiment)
+
+
+def _check_model_folder(folder: Path) -> None:
+    """Raise ModelError unless ``folder`` holds a model; of a run directory, say which of its folders do."""
+    if is_model(folder):
+        return
+    if not folder.is_dir():
+        raise ModelError(f"model.name: no folder {folder}; expected a model's folder, or a name on the hub")
+    if (folder / "config.yaml").is_file():
+        run = RunDirectory(folder)
+        inside = [found.folder for found in checkpoints(run)][-1:]
+        such = f", such as {inside[0]}" if inside else ""
+        raise ModelError(f"model.name: {folder} is a run directory; name one of its checkpoints{such}")
+    raise ModelError(f"model.name: {folder} holds no model; expected a folder with config.json and weights")
 
 
 def check_raw_data(experiment: ExperimentConfig) -> None:
     """Check that the raw files of built-in tasks can be looked for. Raises ConfigError or DataError as a run would."""
     for task in experiment.stream:
-        if not reads_own_data(task):
+        if not task.is_own:
             check_files(task, experiment.data)
+
+
+def check_own_data(experiment: ExperimentConfig) -> None:
+    """Read the user's own files, validation examples included. Raises ConfigError or DataError as a run would."""
+    asked, alone = experiment.evaluation.validation, len(experiment.stream) == 1
+    for task in experiment.stream:
+        if task.path is not None:
+            training = load(task, "train", experiment.data)
+            load(task, "test", experiment.data)
+            if asked is not None:
+                with_validation(task, training, asked, experiment.data, alone=alone)
 
 
 def finished_teachers(experiment: ExperimentConfig) -> RunDirectory | None:

@@ -10,21 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.experiment import WITHOUT_EFFECT, ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 
 EXPERIMENT_KEY = "experiment"
 """Manifest key of the experiment, all settings included."""
-
-_MAY_CHANGE = (
-    "name",
-    "data.raw",
-    "data.converted",
-    "stream.*.path",  # the data fingerprint checks the contents of these folders
-    "model.gradient_checkpointing",
-    "checkpoint.keep",
-)
-"""Settings that change no number of the run."""
 
 _MOST_SHOWN = 8
 """Differences that a message lists."""
@@ -67,7 +57,7 @@ def changed_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def _differences(key: str, begun: Any, found: Any) -> Iterator[str]:
     """Yield ``key: old, now new`` for each setting below ``key`` that differs."""
-    if begun == found or any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE):
+    if begun == found or any(fnmatchcase(key, pattern) for pattern in WITHOUT_EFFECT):
         return
     children: list[Any] | range = []
     if isinstance(begun, dict) and isinstance(found, dict):

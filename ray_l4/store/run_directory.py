@@ -241,9 +241,10 @@ def refuse_taken(path: Path) -> None:
 
 
 def _taken(path: Path) -> RunDirectoryError:
-    return RunDirectoryError(
-        f"{path}: already exists and is not empty. Choose another --run-dir, or resume that run: ray-l4 resume {path}"
-    )
+    if not path.is_dir():
+        return RunDirectoryError(f"{path}: is a file. Choose another --run-dir.")
+    or_resume = f", or resume that run: ray-l4 resume {path}" if (path / "config.yaml").is_file() else ""
+    return RunDirectoryError(f"{path}: already exists and is not empty. Choose another --run-dir{or_resume}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

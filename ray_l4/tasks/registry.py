@@ -146,11 +146,6 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
     return subset(table, count, data.seed, task.name, split, by_dialogue)
 
 
-def reads_own_data(task: TaskConfig) -> bool:
-    """Return whether the task is read from files of the user (``TaskConfig.path``)."""
-    return task.path is not None
-
-
 def check_files(task: TaskConfig, data: DataConfig) -> None:
     """Check that the files of the splits of a run are there, as far as that can be told without reading them.
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ray_l4.errors import ConfigError, DataError, ModelError, nearest
-from ray_l4.text.added_tokens import ANS, END, PAD, TASK_TOKENS_FILE, UNK
+from ray_l4.errors import DataError, ModelError, nearest
+from ray_l4.text.added_tokens import ANS, END, PAD, TASK_TOKENS_FILE, UNK, task_token
 from ray_l4.text.base_tokenizer import load_base, train_base
 from ray_l4.text.chat_template import ChatTemplate
 from ray_l4.text.cleanup import clean_up
@@ -104,14 +104,14 @@ class TaskTokenizer:
         cls, hf: PreTrainedTokenizerBase, tasks: Sequence[str], spare: int, shared: bool, chat: bool = False
     ) -> TaskTokenizer:
         spares = [f"__spare_{k}__" for k in range(spare)]
-        names = [ANS, PAD, UNK, *map(_task_token, tasks), *spares, *([END] if chat else [])]
+        names = [ANS, PAD, UNK, *map(task_token, tasks), *spares, *([END] if chat else [])]
         known = hf.get_vocab()
         _add(hf, names)
         hf.pad_token = PAD
         ids = dict(zip(names, hf.convert_tokens_to_ids(names), strict=True))
-        gen = {task: ids[_task_token(tasks[0] if shared else task)] for task in tasks}
+        gen = {task: ids[task_token(tasks[0] if shared else task)] for task in tasks}
         # If tasks share a token, those of the other tasks are spare too: the vocabulary is the same either way.
-        free = [ids[name] for name in [*spares, *map(_task_token, tasks)] if ids[name] not in gen.values()]
+        free = [ids[name] for name in [*spares, *map(task_token, tasks)] if ids[name] not in gen.values()]
         return cls(hf, gen, free, [ids[name] for name in names if name not in known], chat)
 
     def with_tasks(self, tasks: Sequence[str], shared: bool = False) -> TaskTokenizer:
@@ -121,14 +121,14 @@ class TaskTokenizer:
         task of all. Raises ConfigError if the name of a task is taken by another added token.
         """
         for task in tasks:
-            _task_token(task)
+            task_token(task)
         if shared:
             first = next(iter(self.gen.values()))
             return self._with({**self.gen, **dict.fromkeys(tasks, first)}, self.spares)
         grown = self
         for task in tasks:
             if task not in grown.gen and not grown.spares:
-                name, known = _task_token(task), self.hf.get_vocab()
+                name, known = task_token(task), self.hf.get_vocab()
                 while name in known:  # its own token went to another task, as a spare one
                     name = f"_{name}_"
                 _add(self.hf, [name])
@@ -145,7 +145,7 @@ class TaskTokenizer:
         """
         if task in self.gen:
             return self
-        _task_token(task)
+        task_token(task)
         if not self.spares:
             raise ModelError(
                 f"No task token is left for the new task '{task}': {len(self.gen)} tasks have one, and all spare ones "
@@ -286,11 +286,3 @@ def _marks(
         return eos, (ans,), (eos,)
     end = int(hf.convert_tokens_to_ids(END))
     return chat.answer_end, chat.answer_start, (chat.answer_end, end)
-
-
-def _task_token(task: str) -> str:
-    """Return ``__<task>__`` (REFERENCE.md#added-tokens). Raises ConfigError if another added token has that name."""
-    token = f"__{task}__"
-    if token in (ANS, PAD, UNK, END) or task.startswith("spare_"):
-        raise ConfigError(f"A task cannot be called '{task}': the token '{token}' has another use. Rename the task.")
-    return token

@@ -36,6 +36,11 @@ def own(tmp_path: Path) -> Path:
         ({"stream": ["woz.en"], "data": {"raw": "nowhere"}}, 3, ["woz.en", "nowhere"]),
         ({"stream": ["woz.en"]}, 2, ["woz.en", "data.raw"]),
         ({"model": {"name": "~/no-model"}}, 4, ["no-model", "no folder"]),
+        ({"model": {"name": "own"}}, 4, ["own", "holds no model"]),
+        ({"stream": [OWN | {"name": "ans"}]}, 2, ["'ans'", "__ans__"]),
+        ({"stream": [OWN | {"name": "a\u00a0b"}]}, 2, ["single, ordinary spaces"]),
+        ({"stream": [OWN], "evaluation": {"validation": "dev"}}, 3, ["no dev data"]),
+        ({"stream": [{"name": "mine", "dataset": "foo bar", "metric": "em"}]}, 2, ["OWNER/NAME", "'foo bar'"]),
         ({"model": {"from_scratch": {"positions": 64}, "max_length": 65}}, 4, ["65 tokens", "64 positions"]),
         ({"method": "l2kd-word", "teachers": {"run": "none"}}, 5, ["none", "not a run directory"]),
     ],
@@ -80,3 +85,36 @@ def test_ranks_that_the_run_refuses(command: InThisProcess, tmp_path: Path) -> N
 def test_a_dry_sweep_refuses_own_data_that_is_missing(command: InThisProcess, tmp_path: Path) -> None:
     path = write_experiment(tmp_path, stream=[OWN], sweep={"seeds": 2})
     refused(command("sweep", path, "--cluster", IN_PROCESS, "--dry-run"), 3, "no folder")
+
+
+def test_a_file_or_a_folder_of_something_else_as_run_directory(command: InThisProcess, tmp_path: Path) -> None:
+    experiment = write_experiment(tmp_path)
+    for folder in (experiment, tmp_path):
+        result = command("run", experiment, "--cluster", IN_PROCESS, "--run-dir", folder, "--dry-run")
+        refused(result, 5, "is a file" if folder == experiment else "is not empty")
+        assert "resume" not in result.stderr, "it is no run"
+
+
+def test_a_run_directory_as_model_names_a_checkpoint(command: InThisProcess, tmp_path: Path) -> None:
+    run = tmp_path / "earlier"
+    model = run / "checkpoints" / "stage-0" / "epoch-1" / "student-0"
+    model.mkdir(parents=True)
+    for path in (model / "config.json", run / "config.yaml"):
+        path.write_text("{}", encoding="utf-8")
+    experiment = write_experiment(tmp_path, model={"name": str(run)})
+    arguments = ("run", experiment, "--cluster", IN_PROCESS, "--run-dir", tmp_path / "run")
+    for result in (command(*arguments), command(*arguments, "--dry-run")):
+        refused(result, 4, "is a run directory", str(model))
+
+
+def test_a_run_directory_as_experiment_names_its_file(command: InThisProcess, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}", encoding="utf-8")
+    refused(command("run", tmp_path), 2, f"{tmp_path}: is a folder", f"Did you mean {tmp_path / 'config.yaml'}?")
+    refused(command("plan", tmp_path / "config.yaml", "--with", tmp_path), 2, f"{tmp_path}: is a folder")
+
+
+def test_a_wrong_option_is_named_in_words(command: InThisProcess, tmp_path: Path) -> None:
+    both = command("data", "show", "mine", "--dataset", "a/b", "--path", tmp_path)
+    refused(both, 2, "only one of")
+    assert "Value error" not in both.stderr and "error: : " not in both.stderr
+    refused(command("data", "show", "mine", "--dataset", "foo bar"), 2, "OWNER/NAME", "'foo bar'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
@@ -60,10 +61,13 @@ def test_replay_of_which_nothing_is_valid_draws_a_warning_everywhere(finished: R
         assert warning in text
 
 
-def test_the_end_of_a_run_prints_commands_that_work(finished: RunDirectory, command: InThisProcess) -> None:
+def test_the_end_of_a_run_prints_commands_that_work(
+    finished: RunDirectory, command: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     printed = (finished.path.parent / "stdout").read_text(encoding="utf-8").partition("\nnext:\n")[2].splitlines()
     words = [line.partition("   #")[0].split("ray-l4 ")[1] for line in printed]
-    assert [own.split()[0] for own in words] == ["report", "evaluate"]
+    assert [own.split()[0] for own in words] == ["report", "evaluate", "ask"]
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nothing is asked
     for own in words:
         result = command(*shlex.split(own))
         assert result.returncode == 0, result.stderr

@@ -116,7 +116,7 @@ def test_unreadable_content(tmp_path: Path, content: bytes, message: str) -> Non
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert problems(tmp_path / "none.yaml") == ["FILE: no such file"]
-    assert problems(tmp_path) == ["FILE: cannot be read: Is a directory"]
+    assert problems(tmp_path) == ["FILE: is a folder; expected a YAML file."]
 
 
 # --- invalid values in a file ---

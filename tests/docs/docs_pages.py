@@ -95,14 +95,15 @@ def rule_of(block: Block) -> Rule:
 
 def script_of(block: Block) -> str:
     """Return the block as a script, changed as its rule says. Every part of the rule must apply."""
-    rule, text = rule_of(block), block.text
+    rule, lines = rule_of(block), block.text.splitlines()
+    for start in rule.leave_out:
+        assert any(line.startswith(start) for line in lines), f"{block.page}:{block.line} has no line {start!r}"
+        lines = [line for line in lines if not line.startswith(start)]
+    text = "\n".join(lines)
     for old, new in rule.replace.items():
         assert old in text, f"{block.page}:{block.line} has no {old!r}, which blocks.yaml replaces"
         text = text.replace(old, new)
     lines = text.splitlines()
-    for start in rule.leave_out:
-        assert any(line.startswith(start) for line in lines), f"{block.page}:{block.line} has no line {start!r}"
-        lines = [line for line in lines if not line.startswith(start)]
     if block.is_program:
         lines = ["python - <<'END'", *lines, "END"]
     return "\n".join(["set -euo pipefail", rule.before, *lines, ""])

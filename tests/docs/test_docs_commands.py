@@ -40,9 +40,10 @@ class Clone:
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
         for name in filter(None, names.split("\0")):
-            if (REPOSITORY / name).is_file():  # not one that was deleted and is still in the index
+            original = REPOSITORY / name
+            if original.is_file() or original.is_symlink():  # not one that was deleted and is still in the index
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPOSITORY / name, self.root / name)
+                shutil.copy2(original, self.root / name, follow_symlinks=False)
         self._install()
         if not full:
             self._make_smaller("quickstart.yaml")

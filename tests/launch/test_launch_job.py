@@ -103,7 +103,7 @@ def test_files_outside_the_repository_are_refused(commands: Commands, tmp_path: 
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     for profile, message in [("mine.yaml", "is not in"), ("missing.yaml", "no such file")]:
         result = commands.run("bash", JOB, EXPERIMENT, tmp_path / profile)
-        assert result.returncode == 1
+        assert result.returncode == 2, "as ray-l4 itself"
         assert f"error: {tmp_path / profile}" in result.stderr
         assert message in result.stderr
     assert commands.calls() == []

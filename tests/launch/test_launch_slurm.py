@@ -133,13 +133,19 @@ def test_on_a_login_node_a_dry_run_shows_what_the_header_asks_for(slurm: Slurm, 
     assert "--num-gpus=1 " in shown.stdout and "--num-cpus=8 " in shown.stdout
 
 
+def test_a_profile_of_the_project_goes_by_its_name(slurm: Slurm, script: str) -> None:
+    result = slurm.submit(script, "--dry-run", QUICKSTART, "several_nodes")
+    assert result.returncode == 0, result.stderr
+    assert "--cluster several_nodes" in result.stdout
+
+
 @pytest.mark.parametrize("files", [("no.yaml", PROFILE), (QUICKSTART, "no.yaml"), (QUICKSTART, "launch")])
 @pytest.mark.parametrize("options", [["--dry-run"], []])
 def test_files_that_do_not_exist_are_refused(
     slurm: Slurm, script: str, options: list[str], files: tuple[str, str]
 ) -> None:
     result = slurm.submit(script, *options, *files)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr in (f"error: {file}: no such file in {REPOSITORY}\n" for file in files)
     assert slurm.calls() == []
 

@@ -50,6 +50,12 @@ def test_runs_with_other_settings_are_other_rows_which_name_them(tmp_path: Path)
     }
 
 
+def test_settings_that_change_no_number_make_no_other_row(tmp_path: Path) -> None:
+    elsewhere = {"checkpoint": {"keep": 1}, "data": {"raw": "/elsewhere"}, "name": "again"}
+    (block,) = grouped(opened(tmp_path, {}, {"seed": 1, **elsewhere}))
+    assert {group.label: group.seeds for group in block.groups} == {"l4": "0, 1"}
+
+
 def test_a_seed_that_was_run_twice_is_not_counted_twice(tmp_path: Path) -> None:
     (block,) = grouped(opened(tmp_path, {}, {}, {"seed": 1}))
     assert {group.label: group.seeds for group in block.groups} == {"l4 (run0)": "0, 1", "l4 (run1)": "0"}

@@ -76,6 +76,11 @@ def test_one_row_holds_one_setting(tmp_path: Path) -> None:
     assert load([folders[0], renamed]).variants() == ("l4", "fast")
 
 
+def test_settings_that_change_no_number_may_differ_in_a_row(tmp_path: Path) -> None:
+    other = write_run(tmp_path / "b", seed=1, checkpoint={"keep": "last"}, data={"raw": "/elsewhere"})
+    assert len(load([write_run(tmp_path / "a"), other]).runs) == 2
+
+
 def test_another_order_of_the_stream_is_no_other_setting(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a", "multi-qa"), write_run(tmp_path / "b", "multi-qa", stream=TASKS[::-1])]
     assert len(load(folders).runs) == 2

@@ -66,7 +66,7 @@ def test_existing_files_are_never_overwritten(run: RunDirectory, tmp_path: Path)
         RunDirectory.create(run.path, EXPERIMENT.model_copy(update={"seed": 1}), CLUSTER, {})
     assert (run.path / "config.yaml").read_bytes() == before
     (tmp_path / "file").touch()
-    with pytest.raises(RunDirectoryError, match="already exists"):
+    with pytest.raises(RunDirectoryError, match="is a file"):
         RunDirectory.create(tmp_path / "file", EXPERIMENT, CLUSTER, {})
 
 

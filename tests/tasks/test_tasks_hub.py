@@ -99,7 +99,7 @@ def test_a_split_that_is_not_there_and_a_hub_that_does_not_answer(hub: Hub) -> N
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "a b", "https://x/y", "a/b:", "../x/y"])
 def test_a_name_that_the_hub_cannot_have(name: str) -> None:
-    with pytest.raises(ValidationError, match="pattern"):
+    with pytest.raises(ValidationError, match="OWNER/NAME"):
         TaskConfig(name="mine", dataset=name)
 
 
