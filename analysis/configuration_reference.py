@@ -31,7 +31,7 @@ Two YAML files describe a run. Neither refers to the other: the *experiment* (ta
 lists every key in the spelling of `--set`; `N` is the index of an item of a list, counted from 0. A key with the
 default – is optional, and its meaning says what happens if it is not given.
 
-```
+```bash
 ray-l4 run EXPERIMENT.yaml --cluster PROFILE.yaml --set training.epochs=3 --set stream.0.train=100 \\
     --set cluster.evaluators.count=2
 ```
