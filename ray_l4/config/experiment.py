@@ -32,8 +32,7 @@ class Columns(Strict):
     """Unique name of the example. If not given, the row number."""
     messages: str = "messages"
     """Chat data: conversations, each a list of messages with ``role`` and ``content``; the assistant's last one is
-    the answer.
-    ``conversations`` (messages with ``from`` and ``value``) is recognised too."""
+    the answer. ``conversations`` (messages with ``from`` and ``value``) is recognised too."""
     prompt: str = "prompt"
     """Chat data without ``messages``: the user's text, or a list of messages."""
     completion: str = "completion"
