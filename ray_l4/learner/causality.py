@@ -21,13 +21,22 @@ def refuse_if_not_causal(model: PreTrainedModel, name: str, where: str) -> None:
     model.eval()
     embeddings = model.get_input_embeddings()
     ids_T = torch.randint(embeddings.num_embeddings, (_LENGTH,), generator=torch.Generator().manual_seed(0))
-    embedded_1TH = embeddings(ids_T[None].to(model.device)).detach().requires_grad_()
-    with torch.enable_grad():
-        logits_TV = model(inputs_embeds=embedded_1TH).logits[0, :-1].float()
-        (gradient_1TH,) = torch.autograd.grad(logits_TV.square().sum(), embedded_1TH)
+    embedded: list[torch.Tensor] = []  # taken on its way: not every model accepts embedded tokens as input
+
+    def take(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = embeddings.register_forward_hook(take)
+    try:
+        with torch.enable_grad():
+            logits_TV = model(input_ids=ids_T[None].to(model.device)).logits[0, :-1].float()
+            (gradient_1TH,) = torch.autograd.grad(logits_TV.square().sum(), embedded[:1])
+    finally:
+        hook.remove()
     model.train(was_training)
     # It is exactly zero for a causal model in every dtype; differences of logits would drown in bfloat16's rounding.
-    if bool((gradient_1TH[0, -1] != 0).any()):
+    if float(gradient_1TH[0, -1].abs().max()) > 0:
         raise ModelError(
             f"{where}: {name!r} ({type(model).__name__}) is not a causal language model: its predictions of a token "
             "change with the tokens after it, so in training it would see what it should predict, and its scores would "

@@ -53,6 +53,7 @@ def test_models_that_generate_text_pass(config: PreTrainedConfig, dtype: torch.d
     state = torch.get_rng_state()
     refuse_if_not_causal(model, "m", "model.name")
     assert model.training, "and are left as they were"
+    assert not model.get_input_embeddings()._forward_hooks
     assert torch.equal(torch.get_rng_state(), state)
 
 
