@@ -41,8 +41,8 @@ class Columns(Strict):
     id: str | None = None
     """Unique name of the example. If not given, the row number."""
     messages: str = "messages"
-    """Chat data: conversations, each a list of messages with ``role`` and ``content``; the last one is the answer.
-    ``conversations`` (messages with ``from`` and ``value``) is recognised too."""
+    """Chat data: conversations, each a list of messages with ``role`` and ``content``; the assistant's last one is
+    the answer. ``conversations`` (messages with ``from`` and ``value``) is recognised too."""
     prompt: str = "prompt"
     """Chat data without ``messages``: the user's text, or a list of messages."""
     completion: str = "completion"

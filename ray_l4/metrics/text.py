@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def normalise(text: str) -> str:
     """Fold the case of ``text``, then remove punctuation, then English articles, then collapse whitespace.
 
-    Punctuation is that of ASCII, symbols such as ``$`` included, and what Unicode calls so. Characters of scripts that
-    are written without blanks become words.
+    Punctuation is that of ASCII, symbols such as ``$`` included, and what Unicode calls so; signs of all currencies are
+    removed like ``$``. Characters of scripts that are written without blanks become words.
     """
     punctuation, articles = _removed()
     return " ".join(spaced(articles.sub(" ", punctuation.sub("", folded(text)))).split())
@@ -53,5 +53,5 @@ def _removed() -> tuple[Pattern[str], Pattern[str]]:
     """Return patterns of punctuation and of articles. A combining mark belongs to its letter: it ends no word."""
     import regex  # imported late, like in ``words``
 
-    punctuation = rf"[\p{{P}}{regex.escape(string.punctuation)}]"
+    punctuation = rf"[\p{{P}}\p{{Sc}}{regex.escape(string.punctuation)}]"
     return regex.compile(punctuation), regex.compile(r"(?<![\w\p{M}])(a|an|the)(?![\w\p{M}])")

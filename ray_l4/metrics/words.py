@@ -32,7 +32,8 @@ def folded(text: str) -> str:
 def words(text: str) -> list[str]:
     """Return the words of ``text``, folded: letters and digits with their combining marks. All else separates words.
 
-    Each character of a script that is written without blanks is a word.
+    Each character of a script that is written without blanks is a word, and so is each emoji or other symbol of
+    Unicode's category So, which an answer may consist of.
     """
     return _word().findall(folded(text))
 
@@ -59,7 +60,8 @@ def _word() -> Pattern[str]:
     import regex
 
     letter = rf"(?![{_of_scripts()}])[\p{{L}}\p{{N}}]"
-    return regex.compile(rf"{_character().pattern}|{letter}(?:{letter}|\p{{M}})*")
+    symbol = r"\p{So}[\p{M}\p{Emoji_Modifier}]*"
+    return regex.compile(rf"{_character().pattern}|{symbol}|{letter}(?:{letter}|\p{{M}})*")
 
 
 @cache

@@ -22,18 +22,24 @@ class ValidationCurve:
 
     epochs: list[dict[int, float]] = field(default_factory=list)
     """Student -> its loss, for every epoch."""
+    best: int = 0
+    """The best epoch so far, from 1. A student that is lost later does not change it: only its checkpoint is kept."""
+
+    def add(self, losses: dict[int, float]) -> None:
+        """Add the losses of the next epoch: it is the best one if their mean is lower than that of the best so far.
+
+        Both means are over the students of the new epoch.
+        """
+        self.epochs.append(losses)
+        means = self.means
+        if not self.best or means[-1] < means[self.best - 1]:
+            self.best = len(means)
 
     @property
     def means(self) -> list[float]:
         """The mean loss of every epoch, over the students that are left."""
         students = sorted(self.epochs[-1])
         return [sum(losses[student] for student in students) / len(students) for losses in self.epochs]
-
-    @property
-    def best(self) -> int:
-        """The epoch, from 1, with the lowest mean loss; the first of several."""
-        means = self.means
-        return means.index(min(means)) + 1
 
     def exhausted(self, patience: int | None) -> bool:
         """Return whether ``patience`` epochs have passed since the best one."""
@@ -75,7 +81,7 @@ class Validation:
         context.curves.log_validation({self._plan.curve_name(own): found[own.stage][own.student] for own in asked})
         context.progress.update(phase="training")
         for stage, losses in found.items():
-            self._curves.setdefault(stage, ValidationCurve()).epochs.append(losses)
+            self._curves.setdefault(stage, ValidationCurve()).add(losses)
             name = context.setup.stages[stage].name
             context.progress.add_event(f"{name}, epoch {epoch}: validation loss {self._curves[stage].means[-1]:.4f}")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_l4.config.experiment import TaskConfig
+from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
@@ -18,6 +19,7 @@ from ray_l4.methods import all_models, get_method, peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
+from ray_l4.setup.tokenizer_check import refuse_too_short
 from ray_l4.store.run_directory import read_json
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
@@ -97,13 +99,14 @@ def generate_examples(
     """Yield pseudo-examples, sampled as the model's run samples them for replay.
 
     ``longest``: their largest length in tokens; that of the run if not given. Raises ModelError if the model has no
-    token for the task, or fewer positions than ``longest``.
+    token for the task, or fewer positions than ``longest``, ConfigError if nothing fits into the length.
     """
     config = found.experiment.replay
     if longest is not None:
         limit = max_length(loaded.model.config, longest)
     else:
         limit = min(config.max_length or _learned_length(found) or sys.maxsize, longest_sequence(found, loaded))
+    refuse_too_short(limit, loaded.tokenizer, "the largest length of an example (--max-length)")
     return loaded.generate(task, count, limit, config, found.experiment.seed)
 
 
@@ -134,7 +137,7 @@ def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, q
 
     Raises DataError if the question leaves no room for an answer, or if the texts are blank or not UTF-8.
     """
-    if not f"{context}{question}".strip():
+    if is_blank(f"{context}{question}"):
         raise DataError("context and question are both blank; give at least one of them")
     try:
         f"{context}{question}".encode()

@@ -22,7 +22,7 @@ from ray_l4.methods import (
     resolved,
     teacher_experiment,
 )
-from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers
+from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers, refuse_too_short
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
@@ -120,6 +120,8 @@ def prepare(experiment: ExperimentConfig) -> Setup:
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
     tokenizer = build_tokenizer(experiment, training)
+    if experiment.replay.max_length is not None:
+        refuse_too_short(experiment.replay.max_length, tokenizer, "replay.max_length")
     refuse_lossy_tokenizer(experiment, tokenizer, training)
     longest = min(sequence_limit(model) for model in all_models(experiment))
     return Setup(

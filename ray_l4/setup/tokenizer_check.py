@@ -1,4 +1,4 @@
-"""Peers compare predictions token by token: whether the models of an experiment can do that is checked at the start."""
+"""Checks of tokenisers at the start: peers compare token by token, texts come back, what is generated has room."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def refuse_lossy_tokenizer(
                 'tokenizer_class to "PreTrainedTokenizerFast", which reads that file as it is, in its '
                 "tokenizer_config.json. Or use a model whose tokeniser knows these characters."
             )
+
+
+def refuse_too_short(length: int, tokenizer: TaskTokenizer, what: str) -> None:
+    """Raise ConfigError if a generated example of ``length`` tokens has no room for one. ``what``: names the length."""
+    if length < tokenizer.shortest_generated:
+        raise ConfigError(
+            f"{what}: {length} tokens leave no room for a generated example, which begins with "
+            f"{tokenizer.shortest_generated - 1} tokens that are given (the task token and the beginning of the chat "
+            f"template). Expected {tokenizer.shortest_generated} at the least, and room for a whole conversation."
+        )
 
 
 def _rows(common: str, name: str) -> str | None:

@@ -21,7 +21,7 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     Only the context is truncated, at its end and no more than needed, so that the LM sequence (X_lm = GEN + ids) has
     at most ``max_length`` tokens; of a conversation the oldest turns are left out first. An example whose question and
     answer alone are longer is dropped (REFERENCE.md#assembly, #defects: the reference implementation truncates the
-    answer so that input and target no longer line up), and so is one that the chat template refuses.
+    answer so that input and target no longer line up).
 
     Args:
         examples: columns context, question, answer, task, sample_id (strings).
@@ -140,11 +140,9 @@ def refuse_if_many(
 
 
 def _fitted(
-    prompt: Prompt | Dropped, sample_id: str, answer: int, ends: int, max_length: int, tokenizer: TaskTokenizer
+    prompt: Prompt, sample_id: str, answer: int, ends: int, max_length: int, tokenizer: TaskTokenizer
 ) -> list[int] | Dropped:
     """Return the ids of a prompt beside which ``answer`` and ``ends`` further tokens fit, or why there are none."""
-    if isinstance(prompt, Dropped):
-        return prompt
     ids = prompt.within(max_length - answer - ends)
     if ids is not None:
         return ids

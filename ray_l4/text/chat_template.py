@@ -95,8 +95,11 @@ class ChatTemplate:
     def prompt(self, turns: Sequence[Message]) -> Rendered:
         """Render the turns up to the question, and the template's beginning of the answer.
 
+        If the template knows no system prompt (Gemma's), that stands before the first question, a blank line between.
         Raises RefusedConversationError if the template does not render such a conversation.
         """
+        if not self._takes_system:
+            turns = _folded(turns)
         shape = self._shape(tuple(turn["role"] for turn in turns))
         return Rendered(shape.parts[:-1], tuple(turn["content"] for turn in turns))
 
@@ -161,6 +164,14 @@ class ChatTemplate:
         text = "".join(self._shape(("user", _ASSISTANT, "user")).parts)
         (encoded,) = self._tokens([text], split_special=False)
         return frozenset(encoded.ids) & self._special_ids
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        try:
+            self._shape(("system", "user"))
+        except RefusedConversationError:
+            return False
+        return True
 
     def _probe(self, question: str) -> Rendered:
         try:
@@ -258,6 +269,15 @@ class ChatTemplate:
             if token.special
         ]
         return re.compile(f"({'|'.join(names)})")
+
+
+def _folded(turns: Sequence[Message]) -> Sequence[Message]:
+    """Return a conversation in which the system prompt is part of the first question."""
+    if [turn["role"] for turn in turns[:2]] != ["system", "user"]:
+        return turns
+    system, question, *rest = turns
+    content = "\n\n".join(turn["content"] for turn in (system, question) if turn["content"])
+    return [{"role": "user", "content": content}, *rest]
 
 
 def _listed(roles: Iterable[str]) -> str:

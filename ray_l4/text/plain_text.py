@@ -1,26 +1,28 @@
-"""Examples whose texts a tokeniser cannot encode as the plain text they are."""
+"""Examples that a tokeniser cannot encode: texts that would not be plain text, refused conversations."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from ray_l4.tasks.rows import BadRecords
+from ray_l4.text.prompts import why_refused
 from ray_l4.text.tokenizer import TaskTokenizer
 
 _TEXTS = ("context", "question", "answer")
 
 
 def without_unencodable(examples: pa.Table, tokenizer: TaskTokenizer, source: str, max_bad_fraction: float) -> pa.Table:
-    """Return ``examples`` without those that contain the name of a special token which cannot be encoded as text.
+    """Return ``examples`` without those that cannot be encoded.
 
-    Most tokenisers encode every such name as text. In some, among them SentencePiece's unigram models, it is an entry
-    of the vocabulary like any word.
+    These are conversations that the chat template refuses, and texts with the name of a special token which cannot be
+    encoded as text. Most tokenisers encode every such name as text. In some, among them SentencePiece's unigram models,
+    it is an entry of the vocabulary like any word.
 
     Args:
-        examples: columns context, question, answer, references, sample_id.
+        examples: columns context, question, answer, references, sample_id and, from chat data, meta.
         source: the data, for messages.
         max_bad_fraction: largest tolerated share of such examples (``data.max_bad_fraction``).
 
@@ -30,13 +32,23 @@ def without_unencodable(examples: pa.Table, tokenizer: TaskTokenizer, source: st
     named = re.compile("|".join(map(re.escape, tokenizer.reserved_names())))
     bad = BadRecords(source, max_bad_fraction)
     kept = []
-    for index, row in enumerate(examples.select([*_TEXTS, "references", "sample_id"]).to_pylist()):
-        for text in [*(row[column] for column in _TEXTS), *row["references"]]:
-            # A name may only appear once the tokeniser has normalised the text.
-            if named.search(unicodedata.normalize("NFKC", text)) and (why := tokenizer.why_unencodable(text)):
-                bad.add(row["sample_id"], why)
-                break
-        else:
+    for index, row in enumerate(examples.to_pylist()):
+        texts = [*(row[column] for column in _TEXTS), *row["references"]]
+        why = why_refused(row, tokenizer) or _why_unencodable(texts, tokenizer, named)
+        if why is None:
             kept.append(index)
+        else:
+            bad.add(row["sample_id"], why)
     bad.check(len(kept))
     return examples if len(kept) == examples.num_rows else examples.take(pa.array(kept, pa.int64()))
+
+
+def _why_unencodable(texts: Iterable[str], tokenizer: TaskTokenizer, named: re.Pattern[str]) -> str | None:
+    """Return why one of ``texts`` cannot be encoded. Only those that are ``named`` are tried, since that is faster."""
+    normalizer = tokenizer.hf.backend_tokenizer.normalizer
+    for text in texts:
+        # A name may only appear once the tokeniser has normalised the text, which may change its case as well.
+        shown = text if normalizer is None else normalizer.normalize_str(text)
+        if named.search(shown) and (why := tokenizer.why_unencodable(text)):
+            return why
+    return None

@@ -59,10 +59,22 @@ class Prompt:
         return prompt
 
 
-def encode_prompts(examples: pa.Table, tokenizer: TaskTokenizer) -> list[Prompt | Dropped]:
-    """Return the prompt of every example, up to where its answer starts; Dropped where the chat template refuses it.
+def why_refused(example: Mapping[str, str], tokenizer: TaskTokenizer) -> str | None:
+    """Return why the chat template refuses an example's conversation; None if it does not, or if there is none."""
+    if tokenizer.chat is None:
+        return None
+    try:
+        tokenizer.chat.prompt(_turns(example)[0])
+    except RefusedConversationError as error:
+        return f"{error}; set model.chat_template: none, or change the conversation (remove its system prompt)"
+    return None
 
-    ``examples``: columns context, question, sample_id and, from chat data, meta (strings).
+
+def encode_prompts(examples: pa.Table, tokenizer: TaskTokenizer) -> list[Prompt]:
+    """Return the prompt of every example, up to where its answer starts.
+
+    ``examples``: columns context, question and, from chat data, meta (strings). Raises RefusedConversationError if the
+    chat template refuses one (``why_refused``).
     """
     if tokenizer.chat is not None:
         return _conversations(examples, tokenizer.chat)
@@ -84,18 +96,10 @@ def encode_answers(texts: Sequence[str], tokenizer: TaskTokenizer, *, generated:
     return tokenizer.encode_generated(texts) if generated else tokenizer.encode_batch(texts)
 
 
-def _conversations(examples: pa.Table, chat: ChatTemplate) -> list[Prompt | Dropped]:
-    prompts: dict[int, Prompt | Dropped] = {}
-    asked: list[_Asked] = []
-    rows = examples.to_pylist()
-    for number, row in enumerate(rows):
-        try:
-            asked.append(_Asked.of(number, chat, *_turns(row)))
-        except RefusedConversationError as error:
-            prompts[number] = Dropped(row["sample_id"], str(error))
-    for each, tokens in zip(asked, chat.encode([each.rendered for each in asked]), strict=True):
-        prompts[each.number] = each.prompt(chat, tokens)
-    return [prompts[number] for number in range(len(rows))]
+def _conversations(examples: pa.Table, chat: ChatTemplate) -> list[Prompt]:
+    asked = [_Asked.of(chat, *_turns(row)) for row in examples.to_pylist()]
+    encoded = chat.encode([each.rendered for each in asked])
+    return [each.prompt(chat, tokens) for each, tokens in zip(asked, encoded, strict=True)]
 
 
 def _turns(row: Mapping[str, str]) -> tuple[list[Message], int]:
@@ -121,15 +125,14 @@ def _system_characters(turns: Sequence[Message]) -> int:
 class _Asked:
     """A conversation up to its question, rendered."""
 
-    number: int
     turns: Sequence[Message]
     rendered: Rendered
     context: int
     """How many characters of the first turn can be left out."""
 
     @classmethod
-    def of(cls, number: int, chat: ChatTemplate, turns: Sequence[Message], context: int) -> _Asked:
-        return cls(number, turns, chat.prompt(turns), context)
+    def of(cls, chat: ChatTemplate, turns: Sequence[Message], context: int) -> _Asked:
+        return cls(turns, chat.prompt(turns), context)
 
     def prompt(self, chat: ChatTemplate, tokens: Encoded) -> Prompt:
         start = self.rendered.starts()[0]
@@ -144,6 +147,6 @@ class _Asked:
 
 
 def _without_oldest(chat: ChatTemplate, turns: Sequence[Message]) -> Prompt:
-    asked = _Asked.of(0, chat, turns, _system_characters(turns))
+    asked = _Asked.of(chat, turns, _system_characters(turns))
     (tokens,) = chat.encode([asked.rendered])
     return asked.prompt(chat, tokens)

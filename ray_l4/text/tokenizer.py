@@ -165,6 +165,11 @@ class TaskTokenizer:
         """Ids of all task tokens, used and spare, in ascending order."""
         return sorted({*self.gen.values(), *self.spares})
 
+    @property
+    def shortest_generated(self) -> int:
+        """The fewest tokens of a generated LM sequence: what is given (the task token, ``lm_start``), and one more."""
+        return 2 + len(self.lm_start)
+
     def gen_of(self, task: str) -> int:
         """Return the id of the task's token. Raises ModelError if it has none."""
         if task not in self.gen:

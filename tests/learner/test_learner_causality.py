@@ -53,13 +53,17 @@ def test_models_that_generate_text_pass(config: PreTrainedConfig, dtype: torch.d
     state = torch.get_rng_state()
     refuse_if_not_causal(model, "m", "model.name")
     assert model.training, "and are left as they were"
+    assert not model.get_input_embeddings()._forward_hooks
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("config", BLIND, ids=lambda config: config.model_type)
-def test_models_that_see_later_tokens_are_refused(config: PreTrainedConfig) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_models_that_see_later_tokens_are_refused(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    model = untrained(config).to(dtype)
     with pytest.raises(ModelError, match=r"^model\.name: 'm' \(\w+\) is not a causal language model"):
-        refuse_if_not_causal(untrained(config), "m", "model.name")
+        refuse_if_not_causal(model, "m", "model.name")
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_same_architecture_as_a_decoder_passes() -> None:

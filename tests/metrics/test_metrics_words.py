@@ -64,6 +64,13 @@ def test_the_answer_of_another_language_scores_0(language: str) -> None:
         assert one("avg_rouge", other, TEXTS[language])["avg_rouge"] == one("nf1", other, TEXTS[language])["nf1"] == 0.0
 
 
+@pytest.mark.parametrize("text", ["👍", "👍🏽 ❤️", "★★★☆☆", "♥"])
+def test_a_perfect_answer_of_symbols_scores_100(text: str) -> None:
+    found = one("avg_rouge", text, text)
+    assert found["rouge1"] == found["rougeL"] == pytest.approx(100)
+    assert one("avg_rouge", "🙁", text)["avg_rouge"] == 0.0
+
+
 def test_other_letters_are_other_words() -> None:
     assert one("avg_rouge", "Möller grüßer", "Müller größer")["avg_rouge"] == 0.0
     assert one("nf1", "Möller grüßer", "Müller größer")["nf1"] == 0.0
@@ -87,7 +94,9 @@ def test_other_letters_are_other_words() -> None:
         ("བོད་སྐད།", ["བོད", "སྐད"]),
         ("ሰላም፡ለዓለም", ["ሰላም", "ለዓለም"]),
         ("«так» — да…", ["так", "да"]),
-        ("❤️ 👍🏽 ¡olé! x_y", ["olé", "x", "y"]),
+        ("❤️ 👍🏽 ¡olé! x_y", ["❤", "👍🏽", "olé", "x", "y"]),
+        ("20°C ©", ["20", "°", "c", "©"]),
+        ("🇩🇪 👩\u200d🚀", ["🇩", "🇪", "👩", "🚀"]),
         ("١٢٣ ५", ["١٢٣", "५"]),
         ("", []),
     ],

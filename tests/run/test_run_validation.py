@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pyt
 def test_training_stops_once_patience_runs_out(losses: list[list[float]], patience: int) -> None:
     curve = ValidationCurve()
     for epoch, values in enumerate(losses, start=1):
-        curve.epochs.append(dict(enumerate(values)))
+        curve.add(dict(enumerate(values)))
         means = [sum(own) / 3 for own in losses[:epoch]]
         assert curve.means[curve.best - 1] == min(curve.means)
         assert all(mean > curve.means[curve.best - 1] for mean in curve.means[: curve.best - 1]), "the first of several"
@@ -172,6 +172,22 @@ def test_training_stops_once_patience_runs_out(losses: list[list[float]], patien
         assert curve.exhausted(patience) == (epoch - curve.best >= patience)
 
 
-def test_the_mean_is_over_the_students_that_are_left() -> None:
-    curve = ValidationCurve([{0: 1.0, 1: 9.0}, {0: 2.0, 1: 2.0}, {0: 3.0}])
-    assert curve.means == [1.0, 2.0, 3.0] and curve.best == 1
+@pytest.mark.parametrize(
+    ("losses", "best", "means"),
+    [
+        ([{0: 1.0, 1: 9.0}, {0: 2.0, 1: 2.0}, {0: 3.0}], 2, [1.0, 2.0, 3.0]),
+        ([{0: 1.0, 1: 1.0}, {0: 0.5, 1: 9.0}, {0: 0.75}], 3, [1.0, 0.5, 0.75]),
+    ],
+    ids=["the best epoch stays", "a new epoch is compared with it over the students that are left"],
+)
+def test_a_lost_student_does_not_make_an_earlier_epoch_the_best(
+    losses: list[dict[int, float]], best: int, means: list[float]
+) -> None:
+    """Only the checkpoints of epochs that were the best when they ended are on disk."""
+    curve = ValidationCurve()
+    chosen = []
+    for own in losses:
+        curve.add(own)
+        chosen.append(curve.best)
+    assert curve.means == means and curve.best == best
+    assert all(now in (before, epoch) for before, now, epoch in zip(chosen, chosen[1:], (2, 3), strict=False))

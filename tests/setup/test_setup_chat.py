@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import DataError
+from ray_l4.errors import ConfigError, DataError
 from ray_l4.setup.setup import prepare
 from ray_l4.tasks.chat import Message
 from tests.text import chat_fixtures as chats
@@ -68,10 +68,37 @@ def test_a_template_is_used_if_there_is_one(
         assert ids == [*setup.tokenizer.encode(QUESTION[0]["content"]), setup.tokenizer.ans]
 
 
-def test_conversations_that_the_template_refuses_count_as_examples_that_do_not_fit(tmp_path: Path) -> None:
+REFUSED: list[Message] = [{"role": "assistant", "content": "Hello"}, *QUESTION]
+
+
+def test_one_refused_conversation_among_many_is_left_out(tmp_path: Path) -> None:
     chats.save_instruct(tmp_path / "model", chats.NO_SYSTEM, steps=0)
-    turns = chats.said("What is the capital of France?", system="Answer in one word.")
-    with pytest.raises(
-        DataError, match=r"1 of 1 examples in task capitals, train do not fit[\s\S]*System role not supp"
-    ):
-        prepare(experiment(tmp_path, turns))
+    config = experiment(tmp_path, chats.said("What is the capital of France?", system="Answer in one word."))
+    answer = {"role": "assistant", "content": "Paris"}
+    records = [json.dumps({"messages": [*turns, answer]}) + "\n" for turns in (*[QUESTION] * 200, REFUSED)]
+    (tmp_path / "capitals" / "test.jsonl").write_text("".join(records))
+    setup = prepare(config)
+    assert len(setup.tests["capitals"].items) == 200
+    assert setup.training["capitals"].num_rows == 1, "a system prompt alone is no reason"
+
+
+def test_too_many_refused_conversations_are_an_error_with_the_right_remedy(tmp_path: Path) -> None:
+    chats.save_instruct(tmp_path / "model", chats.NO_SYSTEM, steps=0)
+    with pytest.raises(DataError, match=r"capitals, train: 1 of 1 records[\s\S]*Roles must[\s\S]*chat_template: none"):
+        prepare(experiment(tmp_path, REFUSED))
+
+
+@pytest.mark.parametrize(("length", "refused"), [(2, True), (0, True), (1, False)])
+def test_a_replay_length_without_room_is_refused(tmp_path: Path, length: int, refused: bool) -> None:
+    """``length``: 2, or as many more as the template begins conversations with."""
+    chats.save_instruct(tmp_path / "model", steps=0)
+    config = experiment(tmp_path, QUESTION)
+    given = 1 + len(prepare(config).tokenizer.lm_start)
+    assert given > 2
+    replay = config.replay.model_copy(update={"max_length": length if length == 2 else given + length})
+    config = config.model_copy(update={"replay": replay})
+    if not refused:
+        assert prepare(config).experiment.replay.max_length == given + 1
+        return
+    with pytest.raises(ConfigError, match=rf"replay\.max_length: \d+ tokens leave no room.*with {given} tokens"):
+        prepare(config)

@@ -76,6 +76,21 @@ LAYOUTS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
         HISTORY,
     ),
     "turns and a text": ({"prompt": said(SYSTEM, ASK), "completion": ANSWER[1]}, said(SYSTEM)),
+    "thanks after the answer": ({"messages": said(SYSTEM, ASK, ANSWER, ("user", "Thanks!"))}, said(SYSTEM)),
+    "a blank system prompt": ({"messages": said(("system", " \u200b"), ASK, ANSWER)}, []),
+    "text in JSON": ({"messages": json.dumps(said(SYSTEM, ASK, ANSWER))}, said(SYSTEM)),
+    "a system prompt of its own": (
+        {"system": SYSTEM[1], "conversations": [{"from": "human", "value": ASK[1]}, {"from": "gpt", "value": "Paris"}]},
+        said(SYSTEM),
+    ),
+    "a system prompt beside a prompt": (
+        {"system_prompt": f"{SYSTEM[1]} ", "prompt": ASK[1], "completion": ANSWER[1]},
+        said(SYSTEM),
+    ),
+    "a system prompt given twice": ({"system": SYSTEM[1], "messages": said(SYSTEM, ASK, ANSWER)}, said(SYSTEM)),
+    "a blank column of system prompts": ({"system": "\u200b", "messages": said(ASK, ANSWER)}, []),
+    "other columns": ({"source": "x", "score": 3, "context": "", "prompt": ASK[1], "completion": ANSWER[1]}, []),
+    "thanks in a completion": ({"prompt": ASK[1], "completion": said(ANSWER, ("user", "Thanks!"))}, []),
     "messages beside a prompt": ({"prompt": "x", "prompt_id": "y", "messages": said(ASK, ANSWER)}, []),
 }
 
@@ -95,6 +110,59 @@ def test_every_layout_is_recognised(
     assert (row["question"], row["answer"], row["references"], row["sample_id"]) == (ASK[1], "Paris", ["Paris"], "0")
     assert history(row["meta"]) == earlier
     assert row["context"] == "\n".join(f"{turn['role']}: {turn['content']}" for turn in earlier)
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "context", "question"),
+    [
+        ({"prompt": "Who?", "completion": "Ann"}, {}, "Ann sings.", "Who?"),
+        ({"prompt": said(("user", "Who?")), "completion": "Ann"}, {}, "Ann sings.", "Who?"),
+        (
+            {"prompt": said(SYSTEM, ("user", "Who?")), "completion": "Ann"},
+            {},
+            "system: Be brief.",
+            "Ann sings.\nWho?",
+        ),
+        (
+            {"instruction": "Who?", "output": "Ann"},
+            {"prompt": "instruction", "completion": "output", "context": "input"},
+            "Ann sings.",
+            "Who?",
+        ),
+    ],
+    ids=["texts", "turns", "earlier turns", "Alpaca"],
+)
+def test_a_context_beside_a_prompt_stands_before_it(
+    record: dict[str, Any],
+    columns: dict[str, str],
+    context: str,
+    question: str,
+    write: Write,
+    own: Own,
+    data: DataConfig,
+) -> None:
+    settings = Columns(**columns)
+    write("own/train.jsonl", lines(record | {settings.context: " Ann sings."}))
+    (row,) = load(own(columns=settings), "train", data).to_pylist()
+    assert (row["context"], row["question"], row["answer"]) == (context, question, "Ann")
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_context_beside_conversations_is_not_left_out_in_silence(
+    column: str, write: Write, own: Own, data: DataConfig
+) -> None:
+    write("own/train.jsonl", lines({column: said(ASK, ANSWER), "context": "c"}))
+    with pytest.raises(DataError, match=rf"train\.jsonl: has conversations \({column}\) and a column 'context'"):
+        load(own(), "train", data)
+    (row,) = load(own(columns=Columns(messages=column)), "train", data).to_pylist()
+    assert (row["context"], row["question"]) == ("", ASK[1])
+
+
+def test_conversations_in_csv(write: Write, own: Own, data: DataConfig) -> None:
+    text = json.dumps(said(SYSTEM, ASK, ANSWER)).replace('"', '""')
+    write("own/train.csv", f'messages\n"{text}"\n')
+    (row,) = load(own(), "train", data).to_pylist()
+    assert (row["question"], row["answer"], history(row["meta"])) == (ASK[1], "Paris", said(SYSTEM))
 
 
 def test_pairs_in_csv(write: Write, own: Own, data: DataConfig) -> None:
@@ -143,15 +211,26 @@ def test_plain_columns_come_first(write: Write, own: Own, data: DataConfig) -> N
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no answer last": (
-        {"messages": said(ASK, ANSWER, HELLO)},
-        "the last message is the user's, expected the assistant's",
+    "no answer": ({"messages": said(SYSTEM, ASK)}, "no message is the assistant's, expected its answer"),
+    "thanks before an answer": ({"messages": said(ANSWER, HELLO)}, "nothing stands before the answer"),
+    "invisible answer": ({"messages": said(ASK, ("assistant", "\u200b"))}, "message 2: the assistant's text is blank"),
+    "invisible prompt": ({"prompt": "\u200b", "completion": "a"}, "prompt is blank"),
+    "an invisible one among answers": ({"prompt": "p", "completion": ["a", "\ufeff"]}, "a value that is blank"),
+    "two system prompts": (
+        {"messages": said(SYSTEM, ASK, ANSWER), "system": "Be kind."},
+        "system differs from the system prompt among the messages",
     ),
+    "a list as system prompt": ({"messages": said(ASK, ANSWER), "system": ["x"]}, "system is of type list"),
+    "a number as context": ({"prompt": "p", "completion": "a", "context": 3}, "context is of type int, expected text"),
+    "JSON of another kind": ({"messages": "{}"}, "messages is of type dict, expected a list of messages"),
     "no question": ({"messages": said(ANSWER)}, "nothing stands before the answer"),
     "no user before": ({"messages": said(SYSTEM, ANSWER)}, "a message of the system stands before the answer"),
     "empty": ({"messages": []}, "messages is an empty list"),
     "missing": ({"messages": None}, "messages is missing"),
-    "text": ({"messages": "hello"}, "messages is of type str, expected a list of messages"),
+    "text": (
+        {"messages": "hello"},
+        "messages is text but not JSON (Expecting value: line 1 column 1 (char 0)), expected a list",
+    ),
     "no object": ({"messages": ["hello"]}, "messages, message 1 is of type str, expected an object"),
     "unknown role": ({"messages": said(("tool", "x"), ANSWER)}, "message 1 has the role 'tool', expected system, user"),
     "no role": ({"messages": [{"content": "x"}, *said(ANSWER)]}, "message 1 has the role None"),
@@ -164,7 +243,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "blank completion": ({"prompt": "p", "completion": ""}, "completion is blank"),
     "no completion": ({"prompt": "p", "completion": None}, "completion is missing"),
     "a blank among answers": ({"prompt": "p", "completion": ["a", " "]}, "references contains a value that is blank"),
-    "completion of the user": ({"prompt": "p", "completion": said(ASK)}, "the last message is the user's"),
+    "completion of the user": ({"prompt": "p", "completion": said(ASK)}, "no message is the assistant's"),
+    "only the prompt has an answer": (
+        {"prompt": said(ASK, ANSWER, HELLO), "completion": said(ASK)},
+        "no message is the assistant's",
+    ),
 }
 
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.errors import ModelError
+from ray_l4.errors import DataError, ModelError
 from ray_l4.tasks.chat import Message
 from ray_l4.text.assembly import assemble, assemble_prompts, longest_answer, with_answers
 from ray_l4.text.batches import build_batch
+from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.replay import PseudoExample, generated_table, parse
 from ray_l4.text.test_sets import build_items
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -58,14 +59,16 @@ CONVERSATIONS = {
 def test_ids_are_those_of_the_tokenisers_own_template(tok: Build, name: str, case: str) -> None:
     """In training and in scoring alike; the answer is followed by the template's end of turn."""
     tokenizer, turns = tok(name), CONVERSATIONS[case]
-    if name == "no system" and turns[0]["role"] == "system":
-        pytest.skip("the template refuses a system prompt")
+    if name == "no system" and turns[0]["role"] == "system":  # it stands in the first question
+        system, question, *rest = turns
+        text = f"{system['content']}\n\n{question['content']}".strip()
+        turns = [{"role": "user", "content": text}, *rest]
     expected = tokenizer.hf.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
-    table, dropped = assemble(example(turns), tokenizer, 500)
+    table, dropped = assemble(example(CONVERSATIONS[case]), tokenizer, 500)
     assert dropped == []
     length = table["prompt_length"][0].as_py()
     assert table["ids"][0].as_py()[:length] == expected
-    prompts, _ = assemble_prompts(example(turns), tokenizer, 500, 10)
+    prompts, _ = assemble_prompts(example(CONVERSATIONS[case]), tokenizer, 500, 10)
     assert prompts["ids"].to_pylist() == [expected]
     answered = [*turns, {"role": "assistant", "content": "Paris"}]
     whole = tokenizer.hf.apply_chat_template(answered)["input_ids"]
@@ -236,14 +239,30 @@ def test_answers_are_cut_and_replaced_within_the_limit(tok: Build) -> None:
     assert build_items(examples, "em", tokenizer)[0].references == ("Paris",)
 
 
-def test_a_conversation_that_the_template_refuses_is_dropped_with_its_reason(tok: Build) -> None:
+def test_a_conversation_that_the_template_refuses_is_a_bad_record(tok: Build) -> None:
+    """In training and test data alike; the reason names the remedy."""
+    refused = chats.said("a", "b", "c")[1:]
+    examples = pa.concat_tables(
+        [example(CONVERSATIONS["all"]), example(refused), example(CONVERSATIONS["several turns"])]
+    )
+    assert without_unencodable(examples, tok("chatml"), "task t, test", 0.0) is examples
+    kept = without_unencodable(examples, tok("no system"), "task t, test", 0.5)
+    assert kept["question"].to_pylist() == ["capital?", "What is the capital of Italy?"]
+    assert assemble_prompts(kept, tok("no system"), 400, 10)[0].num_rows == 2
+    reason = r"task t, test: 1 of 3 records[\s\S]*refuses a conversation of assistant, user[\s\S]*Roles must alternate"
+    with pytest.raises(DataError, match=rf"{reason}[\s\S]*model\.chat_template: none") as caught:
+        without_unencodable(examples, tok("no system"), "task t, test", 0.1)
+    assert "Shorten" not in str(caught.value)
+
+
+def test_a_system_prompt_in_the_first_question_is_cut_first(tok: Build) -> None:
     tokenizer = tok("no system")
-    for case, reason in (("a system prompt", "System role not supported"), ("all", "System role not supported")):
-        table, dropped = assemble(example(CONVERSATIONS[case]), tokenizer, 400)
-        assert table.num_rows == 0
-        assert reason in dropped[0].reason and "refuses a conversation of system, user" in dropped[0].reason
-    table, dropped = assemble(example(chats.said("a", "b", "c")[1:]), tokenizer, 400)
-    assert "Roles must alternate" in dropped[0].reason
+    turns = chats.said("capital?", system="Answer in one word. " * 9)
+    (whole,) = assemble_prompts(example(turns), tokenizer, 500, 10)[0]["ids"].to_pylist()
+    (cut,) = assemble_prompts(example(turns), tokenizer, len(whole), 10)[0]["ids"].to_pylist()
+    text = tokenizer.hf.decode(cut)
+    assert len(cut) < len(whole) and text.startswith("<s><turn>user\nAnswer in one word.")
+    assert text.endswith("\n\ncapital?<turn_end>\n<turn>model\n")
 
 
 @pytest.mark.parametrize(

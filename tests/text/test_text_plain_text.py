@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import DataError
@@ -128,3 +128,28 @@ def test_examples_that_cannot_be_encoded_are_bad_records(
         return
     with pytest.raises(DataError, match=r"(?s)task t, train: 2 of 3 records cannot be used.*sst-1: contains '</s>'"):
         without_unencodable(table, tok, "task t, train", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text"),
+    [
+        (normalizers.Lowercase(), "a </S> b"),
+        (normalizers.NFKC(), "a \uff1c/s> b"),
+        (
+            normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]),
+            "a </\u0160> b",
+        ),
+        (normalizers.Replace("[", "<"), "a [/s> b"),
+    ],
+    ids=["lower case", "compatibility", "accents", "other characters"],
+)
+def test_a_name_that_normalising_makes_is_found(
+    tmp_path: Path, examples_of: Callable[..., pa.Table], normalizer: normalizers.Normalizer, text: str
+) -> None:
+    base = unigram()
+    base.backend_tokenizer.normalizer = normalizer
+    base.save_pretrained(tmp_path)
+    tok = TaskTokenizer.pretrained(tmp_path, ["t"], 0)
+    assert tok.why_unencodable(text) is not None
+    kept = without_unencodable(examples_of((text, "how", "a"), ("a cat", "how", "a")), tok, "task t, train", 0.7)
+    assert kept["sample_id"].to_pylist() == ["sst-1"]
