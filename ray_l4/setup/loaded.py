@@ -19,6 +19,7 @@ from ray_l4.seeds import derive
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
 from ray_l4.store.run_directory import read_json
+from ray_l4.tasks.chat import Message, meta_of, user_turn
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.test_sets import Scored, TestSet
@@ -129,8 +130,19 @@ class AnswerRoom:
     """Tokens kept free for it where a long context has to be cut."""
 
 
-def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, question: str, room: AnswerRoom) -> str:
+def answer_one(
+    found: Inspected,
+    loaded: LoadedModel,
+    task: str,
+    context: str,
+    question: str,
+    room: AnswerRoom,
+    earlier: Sequence[Message] = (),
+) -> str:
     """Return a model's answer to one question, the same as in its run if the example is one of the test set.
+
+    ``earlier``: the turns before the question, for a model with a chat template, a system prompt first. The context of
+    chat data is these turns; other context then stands before the question in its turn.
 
     Raises DataError if the question leaves no room for an answer, or if the texts are blank or not UTF-8.
     """
@@ -140,8 +152,10 @@ def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, q
         f"{context}{question}".encode()
     except UnicodeEncodeError as error:
         raise DataError(f"the text is not UTF-8 ({error.reason} at character {error.start})") from error
+    if earlier:  # a prompt takes the turns as its context
+        context, question = "", user_turn(context, question)["content"]
     row = {"context": context, "question": question, "answer": "", "references": [""]}
-    row |= {"task": task, "sample_id": "the question", "meta": ""}
+    row |= {"task": task, "sample_id": "the question", "meta": meta_of(earlier)}
     examples = pa.Table.from_pylist([row], schema=EXAMPLES)
     evaluation = found.experiment.evaluation.model_copy(update={"max_new_tokens": room.max_new_tokens, "limit": None})
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})

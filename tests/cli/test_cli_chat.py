@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 import yaml
 
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.text.chat_template import ChatTemplate
 from ray_l4.text.tokenizer import TaskTokenizer
-from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4
+from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4, refused
 from tests.text import chat_fixtures as chats
 
 pytestmark = pytest.mark.end_to_end
@@ -109,6 +112,56 @@ def test_it_generates(finished: RunDirectory, command: InThisProcess) -> None:
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(rows) == 3 and any(row["valid"] for row in rows)
     assert {row["answer"] for row in rows if row["valid"]} <= {"Paris", "Rome"}
+
+
+def test_ask_answers_as_in_the_run(
+    finished: RunDirectory, command: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the system prompt of the examples, and a dialogue as the earlier turns."""
+    answers = pq.read_table(finished.path / "predictions" / "stage-0.epoch-50.student-0.capitals.parquet")
+    expected = answers["prediction"].to_pylist()
+    asked = ("ask", checkpoint(finished, 0), "--task", "capitals")
+    once = command(*asked, "--system", SYSTEM["content"], "--question", "What is the capital of Italy?")
+    assert (once.returncode, once.stdout) == (0, f"{expected[1]}\n"), once.stderr
+    said = ["", "What is the capital of France?", "capital of Italy?", "", "", "What is the capital of Italy?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(said)))
+    result = command(*asked, "--system", SYSTEM["content"])
+    assert result.stdout.splitlines() == [expected[0], expected[2], expected[1]], result.stderr
+
+
+def test_ask_renders_system_prompt_and_dialogue_as_turns(
+    finished: RunDirectory, command: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[list[dict[str, str]]] = []
+    prompt = ChatTemplate.prompt
+
+    def noted(self: ChatTemplate, asked: list[dict[str, str]]) -> Any:
+        rendered.append([*asked])
+        return prompt(self, asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChatTemplate, "prompt", noted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("about Italy\nits capital?\nsure?\n\n\nagain?\n"))
+    result = command("ask", checkpoint(finished, 0), "--task", "capitals", "--system", "Be brief.")
+    first, second, _ = result.stdout.splitlines()
+    system = {"role": "system", "content": "Be brief."}
+    opening = turns("about Italy\nits capital?")
+    conversations = [each for each in rendered if each[0] == system]
+    assert conversations == [
+        [system, *opening],
+        [system, *turns("about Italy\nits capital?", first, "sure?")],
+        [system, *turns("about Italy\nagain?")],
+    ]
+    rendered.clear()
+    command(
+        "ask", checkpoint(finished, 0), "--task", "capitals", "--context", "about Italy", "--question", "its capital?"
+    )
+    assert opening in rendered, "context and question make one turn"
+
+
+def test_a_system_prompt_needs_a_chat_template(tmp_path: Path, command: InThisProcess) -> None:
+    chats.save_instruct(tmp_path / "plain", template=None, steps=0)
+    asked = ("ask", tmp_path / "plain", "--task", "own", "--question", "now?", "--system", "Be brief.")
+    refused(command(*asked), 2, "--system", "chat template", "--context")
 
 
 def test_the_merged_model_gives_the_same_answers(
