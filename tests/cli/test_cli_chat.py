@@ -142,7 +142,8 @@ def test_ask_renders_system_prompt_and_dialogue_as_turns(
     monkeypatch.setattr(ChatTemplate, "prompt", noted)
     monkeypatch.setattr(sys, "stdin", io.StringIO("about Italy\nits capital?\nsure?\n\n\nagain?\n"))
     result = command("ask", checkpoint(finished, 0), "--task", "capitals", "--system", "Be brief.")
-    first, second, _ = result.stdout.splitlines()
+    first = result.stdout.splitlines()[0]
+    assert len(result.stdout.splitlines()) == 3
     system = {"role": "system", "content": "Be brief."}
     opening = turns("about Italy\nits capital?")
     conversations = [each for each in rendered if each[0] == system]
