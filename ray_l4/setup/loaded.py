@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_l4.config.experiment import TaskConfig
-from ray_l4.errors import DataError
+from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.model import ModelConfig
+from ray_l4.errors import ConfigError, DataError
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
@@ -23,6 +24,7 @@ from ray_l4.tasks.chat import Message, meta_of, user_turn
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.test_sets import Scored, TestSet
+from ray_l4.text.tokenizer import TaskTokenizer
 
 DEFAULT_ANSWER = 128
 """Length of an answer in tokens where neither the settings nor the scores of a run tell."""
@@ -41,13 +43,14 @@ class TaskScore:
 def load_inspected(found: Inspected, device: str) -> LoadedModel:
     """Load a model onto a device (``auto``, ``cpu`` or ``cuda``).
 
-    Raises ModelError if it cannot be loaded, ConfigError if there is no such device, and the errors of reading data for
-    the tokeniser of an untouched model from scratch.
+    Raises ModelError if it cannot be loaded, ConfigError if there is no such device or ``model.chat_template`` is not
+    that of the checkpoint, and the errors of reading data for the tokeniser of an untouched model from scratch.
     """
     place = device_named(device)
     own = peer_experiment(found.experiment, found.student).model
     if found.folder is not None:
         model, tokenizer = load_folder(found.folder, own.dtype)
+        _refuse_other_template(found, own, tokenizer)
     else:
         # Only a model from scratch needs training examples: its tokeniser is trained on them.
         stream = found.experiment.stream if own.from_scratch is not None else []
@@ -55,6 +58,29 @@ def load_inspected(found: Inspected, device: str) -> LoadedModel:
         tokenizer = build_tokenizer(found.experiment, training)
         model = initial_model(found.experiment, found.student, tokenizer)
     return LoadedModel(model.to(place), tokenizer, own)
+
+
+def _refuse_other_template(found: Inspected, settings: ModelConfig, tokenizer: TaskTokenizer) -> None:
+    """Raise ConfigError if prompts are to be rendered otherwise than those with which a checkpoint was trained.
+
+    ``auto`` is refused only where the settings say so, not the default or the run itself.
+    """
+    asked, trained = settings.chat_template, "none" if tokenizer.chat is None else "auto"
+    if asked == trained or (asked == "auto" and (not tokenizer.hf.chat_template or not _asks_for_template(found))):
+        return
+    raise ConfigError(
+        f"model.chat_template: {asked}, but {found.name} was trained {'without' if asked == 'auto' else 'with'} its "
+        f"chat template, and a checkpoint is used as it was trained; expected {trained}. Leave the setting out."
+    )
+
+
+def _asks_for_template(found: Inspected) -> bool:
+    def own(experiment: ExperimentConfig) -> ModelConfig:
+        return peer_experiment(experiment, found.student).model
+
+    if found.checkpoint is not None:
+        return own(found.checkpoint.run.experiment()).chat_template == "none"
+    return "chat_template" in own(found.experiment).model_fields_set
 
 
 def longest_sequence(found: Inspected, loaded: LoadedModel) -> int:

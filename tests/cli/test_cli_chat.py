@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,6 +192,21 @@ def test_the_template_is_left_out_on_request(tmp_path: Path, command: InThisProc
     assert result.returncode == 0, result.stderr
     tokenizer = TaskTokenizer.load(tmp_path / "run" / "tokenizer")
     assert tokenizer.chat is None and tokenizer.lm_end == (tokenizer.eos,)
+    made = ("evaluate", tmp_path / "run", "--task", "capitals")
+    assert command(*made).returncode == 0
+    refused(command(*made, "--set", "model.chat_template=auto"), 2, "trained without its chat template", "none")
+    copied = ("evaluate", shutil.copytree(RunDirectory.open(tmp_path / "run").checkpoint(1, 1, 0), tmp_path / "copied"))
+    task = ("--task", "capitals", "--path", tmp_path / "capitals", "--metric", "em")
+    assert command(*copied, *task).returncode == 0, "the default is what the checkpoint has"
+    refused(command(*copied, *task, "--set", "model.chat_template=auto"), 2, "trained without its chat template")
+
+
+def test_a_checkpoint_is_not_used_without_the_template_of_its_run(
+    finished: RunDirectory, command: InThisProcess
+) -> None:
+    for made in (("evaluate",), ("generate",), ("ask", "--question", "What is the capital of Italy?")):
+        result = command(*made, checkpoint(finished), "--task", "capitals", "--set", "model.chat_template=none")
+        refused(result, 2, "model.chat_template: none", "trained with its chat template", "expected auto")
 
 
 def test_a_template_that_cannot_be_used_is_refused_before_the_run(tmp_path: Path, command: InThisProcess) -> None:
