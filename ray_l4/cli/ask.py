@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_l4.cli.dialogue import hold_conversations, put_questions
 from ray_l4.cli.model_options import (
     DeviceOption,
     EpochOption,
@@ -20,15 +21,14 @@ from ray_l4.cli.model_options import (
     TaskOption,
     check_device,
 )
-from ray_l4.errors import ConfigError, DataError
+from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray_l4.setup.inspected import Inspected
     from ray_l4.setup.loaded import AnswerRoom
+    from ray_l4.tasks.chat import Message
 
 _STDIN = "-"
-Answer = Callable[[str, str], str]
-"""Function from context and question to the answer."""
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +46,9 @@ def ask(
         str | None,
         typer.Option(help="The question; the task's own if all its examples have the same. - reads standard input."),
     ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt of every conversation, for a model with a chat template.")
+    ] = None,
     student: StudentOption = None,
     stage: StageOption = None,
     epoch: EpochOption = None,
@@ -62,7 +65,8 @@ def ask(
 ) -> None:
     """Ask a model: print its answer to one question, or begin a dialogue if none is given.
 
-    A run's checkpoint answers as it does in its run. Prompts go to standard error, answers alone to standard output.
+    A run's checkpoint answers as it does in its run: of chat data, give an example's system prompt with --system. A
+    dialogue with a chat model keeps the earlier turns. Prompts go to standard error, answers alone to standard output.
     """
     from ray_l4.setup.inspected import Settings, one_inspected
     from ray_l4.store.checkpoints import Wanted
@@ -87,14 +91,23 @@ def ask(
     room = _room(found, name, max_new_tokens)
     loaded = load_inspected(found, device)
 
-    def answer(context: str, question: str) -> str:
-        return answer_one(found, loaded, name, context, question, room)
+    if system is not None and loaded.tokenizer.chat is None:
+        raise ConfigError(
+            f"--system: {found.name} is used without a chat template, so it knows no system prompt; expected a text of "
+            "its own data. Give the system prompt as part of --context."
+        )
+    begun: list[Message] = [] if system is None else [{"role": "system", "content": system.strip()}]
+
+    def answer(context: str, question: str, earlier: Sequence[Message] = ()) -> str:
+        return answer_one(found, loaded, name, context, question, room, [*begun, *earlier])
 
     asked = given_question if given_question is not None else usual if given_context is not None else None
     if asked is not None:
         typer.echo(answer(given_context or "", asked))
+    elif loaded.tokenizer.chat is not None and usual is None:
+        hold_conversations(answer, f"{found.name}, task {name}", given_context or "")
     else:
-        _converse(answer, f"{found.name}, task {name}", given_context or "", usual)
+        put_questions(answer, f"{found.name}, task {name}", given_context or "", usual)
 
 
 def _text(value: str | None) -> str | None:
@@ -123,35 +136,3 @@ def _room(found: Inspected, task: str, max_new_tokens: int | None) -> AnswerRoom
     configured = max_new_tokens or found.experiment.evaluation.max_new_tokens
     longest = configured or record.get("max_new_tokens", DEFAULT_ANSWER)
     return AnswerRoom(longest, record.get("reserved", longest))
-
-
-def _converse(answer: Answer, title: str, context: str, usual: str | None) -> None:
-    """Answer questions until the end of the input. An empty line keeps the context."""
-    typer.echo(f"{title}. An empty context keeps the last one; Ctrl-D ends.", err=True)
-    if usual is not None:
-        typer.echo(f"question of every example: {usual}", err=True)
-    while True:
-        try:
-            context = _line(f"context{' (empty: as before)' if context else ''}: ") or context
-            question = usual if usual is not None else _line("question: ")
-        except EOFError:
-            typer.echo(err=True)
-            return
-        try:
-            typer.echo(answer(context, question))
-        except DataError as error:
-            typer.echo(f"error: {error}", err=True)
-
-
-def _line(prompt: str) -> str:
-    """Read a line from standard input. Raises EOFError at its end."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        import readline  # noqa: F401 - makes input() a line editor with a history
-
-        return input(prompt).strip()
-    sys.stderr.write(prompt)
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.strip()

@@ -9,7 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
-from ray_l4.learner.decoding import continue_prompts, continue_within
+from ray_l4.learner.decoding import Decoding, continue_prompts, continue_within
 from ray_l4.seeds import derive
 from ray_l4.text.test_sets import Scored, TestSet, answer_batches, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -45,9 +45,8 @@ def decode_answers(
             tokenizer,
             prompts,
             [max(1, min(tests.max_new_tokens, tests.max_length - len(prompt))) for prompt in prompts],
-            top_k=config.top_k,
+            Decoding(config.top_k, banned=tokenizer.task_tokens if config.ban_task_tokens else ()),
             seeds=[derive(seed, "answer", tests.task, index) for index in members],
-            banned=tokenizer.task_tokens if config.ban_task_tokens else (),
         )
         answers.update((index, tokenizer.decode(tokens).strip()) for index, tokens in zip(members, new, strict=True))
     return answers
@@ -77,8 +76,7 @@ def answer_training(
         tokenizer,
         [row["ids"][: row["prompt_length"]] for row in part],
         [max(1, min(longest, max_length - row["prompt_length"])) for row in part],
-        top_k=config.top_k,
-        temperature=config.temperature,
+        Decoding(config.top_k, config.temperature),
         seeds=[derive(seed, row["sample_id"]) for row in part],
     )
     return [tokenizer.decode(answer_ids).strip() for answer_ids in new]
@@ -96,15 +94,13 @@ def generate_replay(
 
     With a chat template, the beginning that all conversations have stands between the two.
     """
+    banned = tokenizer.task_tokens if config.ban_task_tokens else ()
     new = continue_prompts(
         model,
         tokenizer,
         [[gen, *tokenizer.lm_start] for gen in gens],
         max_length - 1 - len(tokenizer.lm_start),
-        top_k=config.top_k,
-        temperature=config.temperature,
+        Decoding(config.top_k, config.temperature, banned, end=tokenizer.lm_end[-1]),
         seeds=seeds,
-        banned=tokenizer.task_tokens if config.ban_task_tokens else (),
-        end=tokenizer.lm_end[-1],
     )
     return [np.asarray([gen, *tokenizer.lm_start, *tokens], np.int32) for gen, tokens in zip(gens, new, strict=True)]

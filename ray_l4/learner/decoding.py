@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ class TopKSampler(LogitsProcessor):
 
     The arg max of log-probabilities plus independent Gumbel noise is a draw from the distribution. Row i gets its noise
     from the generator of ``seeds[i]``, token by token, so a sample depends neither on the other rows nor on how many
-    tokens there may be. Ties at the k-th logit are broken
-    by position (REFERENCE.md#replay keeps them all; float logits of a trained model do not tie).
+    tokens there may be. Ties at the k-th logit are broken by position (REFERENCE.md#replay keeps them all; float logits
+    of a trained model do not tie).
     """
 
     def __init__(self, seeds: Sequence[int], top_k: int, temperature: float) -> None:
@@ -36,34 +37,46 @@ class TopKSampler(LogitsProcessor):
         return drawn_BV.scatter_(1, ids_BK, best_BK + noise_BK)
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How new tokens are chosen."""
+
+    top_k: int = 1
+    """1 decodes greedily; more samples from that many most likely tokens."""
+    temperature: float = 1.0
+    """Of samples."""
+    banned: Sequence[int] = ()
+    """Ids that are never chosen: they are removed before the ``top_k`` most likely tokens are selected."""
+    end: int | None = None
+    """Id that ends a continuation; None for EOS, which ends an answer."""
+
+
+GREEDY = Decoding()
+
+
 @torch.inference_mode()
 def continue_prompts(
     model: PreTrainedModel,
     tokenizer: TaskTokenizer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    *,
-    top_k: int = 1,
-    temperature: float = 1.0,
+    decoding: Decoding = GREEDY,
     seeds: Sequence[int] | None = None,
-    banned: Sequence[int] = (),
-    end: int | None = None,
 ) -> list[list[int]]:
-    """Return the new tokens of every prompt, up to but excluding the first ``end`` (by default EOS, of an answer).
+    """Return the new tokens of every prompt, up to but excluding the first ``decoding.end``.
 
-    ``top_k`` = 1 decodes greedily; otherwise ``seeds`` holds one seed per prompt. Ids in ``banned`` are never chosen:
-    they are removed before the ``top_k`` most likely tokens are selected. Dropout is off; the model's mode is restored.
+    To sample, ``seeds`` holds one seed per prompt. Dropout is off; the model's mode is restored.
 
     Raises ValueError if sampling is not given exactly one seed per prompt.
     """
-    end = tokenizer.eos if end is None else end
+    end = tokenizer.eos if decoding.end is None else decoding.end
     was_training = model.training
     model.eval()
     processors = LogitsProcessorList()
-    if top_k > 1:
+    if decoding.top_k > 1:
         if seeds is None or len(seeds) != len(prompts):
             raise ValueError(f"sampling needs one seed for each of the {len(prompts)} prompts")
-        processors.append(TopKSampler(seeds, top_k, temperature))
+        processors.append(TopKSampler(seeds, decoding.top_k, decoding.temperature))
     input_ids_BT, attention_mask_BT = left_padded(prompts, tokenizer.pad)
     # Replaces the model's own: Transformers takes unset options from there, such as a repetition penalty.
     model.generation_config = GenerationConfig(
@@ -73,7 +86,7 @@ def continue_prompts(
         eos_token_id=end,
         pad_token_id=tokenizer.pad,
         use_cache=True,
-        suppress_tokens=list(banned) or None,
+        suppress_tokens=list(decoding.banned) or None,
     )
     output_BT = model.generate(
         input_ids=input_ids_BT.to(model.device),
@@ -90,11 +103,8 @@ def continue_within(
     tokenizer: TaskTokenizer,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
-    *,
-    top_k: int,
-    temperature: float = 1.0,
+    decoding: Decoding,
     seeds: Sequence[int],
-    banned: Sequence[int] = (),
 ) -> list[list[int]]:
     """Return the new tokens of every prompt like ``continue_prompts``, each at most as many as its own limit.
 
@@ -109,10 +119,8 @@ def continue_within(
             tokenizer,
             [prompts[index] for index in members],
             limit,
-            top_k=top_k,
-            temperature=temperature,
+            decoding,
             seeds=[seeds[index] for index in members],
-            banned=banned,
         )
         new.update(zip(members, continued, strict=True))
     return [new[index] for index in range(len(prompts))]

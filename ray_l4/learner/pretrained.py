@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +20,7 @@ from ray_l4.text.model_location import located
 
 _INITIALIZER_RANGE = 0.02
 """Standard deviation of new rows where a model's configuration names none."""
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrainedModel:
@@ -47,15 +50,16 @@ def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrained
     return model
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
+def recompute_activations(model: PreTrainedModel, contexts: Contexts | None = None) -> None:
     """Let the backward pass compute the activations inside each layer again, with the same dropout.
 
-    Raises ModelError if the architecture cannot do so.
+    ``contexts`` returns the contexts of the forward pass of a layer and of its repetition. Raises ModelError if the
+    architecture cannot do so.
     """
     # Transformers 5 renamed the method; the old name warns.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        enable({"use_reentrant": False, "preserve_rng_state": True})
+        enable({"use_reentrant": False, "preserve_rng_state": True} | ({"context_fn": contexts} if contexts else {}))
     except ValueError as error:
         raise ModelError(
             f"model.gradient_checkpointing: {type(model).__name__} does not support it ({first_line(error)}). "

@@ -16,7 +16,7 @@ class DataLengths:
     """The longest sequences of a run, in tokens, and the sizes of its tasks."""
 
     trained: int
-    """Longest training sequence, pseudo-examples included, with its task token."""
+    """Longest training sequence that a model reads, pseudo-examples included, with its task token."""
     answer: int
     """Longest answer of a training example."""
     decoded: int
@@ -36,21 +36,16 @@ def read_lengths(experiment: ExperimentConfig) -> DataLengths:
 def lengths_of(setup: Setup) -> DataLengths:
     """Return the lengths of a prepared run."""
     tables = setup.training.values()
-    trained = max(int(sequence_lengths(table).max()) for table in tables) + 1
     prompts = {task: int(sequence_lengths(tests.prompts).max()) for task, tests in setup.tests.items()}
     answered = max(min(prompts[task] + tests.max_new_tokens, tests.max_length) for task, tests in setup.tests.items())
-    replayed = _replayed(setup, trained)
+    generated = get_method(setup.experiment.method).replay == "generated"
+    replayed = max((setup.replay_length(stage) for stage in range(1, len(setup.stages)) if generated), default=0)
+    # The last token of an LM sequence is a target alone; a pseudo-example that fills its length has none to leave out,
+    # and an end of turn is added to it.
+    ends = len(setup.tokenizer.lm_end)
     return DataLengths(
-        trained=max(trained, replayed),
+        trained=max(max(setup.longest_sequences.values()) - 1, replayed + ends - 1 if replayed else 0),
         answer=max(int((sequence_lengths(table) - table["prompt_length"].to_numpy()).max()) for table in tables),
         decoded=max(answered, replayed),
         examples={task: table.num_rows for task, table in setup.training.items()},
     )
-
-
-def _replayed(setup: Setup, trained: int) -> int:
-    """Return the length of the longest pseudo-example: as long as ``replay.max_length`` allows, by default as long as
-    the longest training sequence; 0 if none are generated."""
-    if get_method(setup.experiment.method).replay != "generated" or len(setup.stages) < 2:
-        return 0
-    return min(setup.experiment.replay.max_length or trained, setup.max_length)

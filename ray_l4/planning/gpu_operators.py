@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ class GpuOperators(TorchFunctionMode):
         if func is functional.dropout:
             return _masked_dropout(*args, **options)
         return func(*args, **options)
+
+
+def gpu_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return the contexts of a layer's forward pass and of its repetition in the backward pass.
+
+    PyTorch runs a backward pass with ``GpuOperators`` switched off; repeated operators would differ from the first.
+    """
+    return nullcontext(), GpuOperators()
 
 
 def _masked_dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

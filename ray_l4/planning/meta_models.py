@@ -26,7 +26,7 @@ class Vocabulary:
     """Stands in for a tokeniser: the number of token ids, and the special ones among them.
 
     It is as large as the run's vocabulary can get: the text of the stream may yield a smaller base vocabulary than was
-    asked for, and a pretrained model may have unused rows for the added tokens.
+    asked for, and a pretrained model may have unused rows for the added tokens, or no chat template.
     """
 
     base: int
@@ -36,11 +36,13 @@ class Vocabulary:
     eos: int = 0
     fresh: frozenset[int] = frozenset()
     """Rows of the model that are drawn anew: none, since that takes no memory."""
+    ends: int = 0
+    """1 if the model may have a chat template, with which a token ends every example."""
 
     @property
     def size(self) -> int:
         """All entries."""
-        return self.base + _NUM_ADDED + self.tasks
+        return self.base + _NUM_ADDED + self.tasks + self.ends
 
     @property
     def ans(self) -> int:
@@ -65,7 +67,7 @@ class Vocabulary:
     @property
     def task_tokens(self) -> list[int]:
         """Ids of the task tokens."""
-        return list(range(self.base + _NUM_ADDED, self.size))
+        return list(range(self.base + _NUM_ADDED, self.size - self.ends))
 
 
 def vocabulary_of(experiment: ExperimentConfig) -> Vocabulary:
@@ -75,7 +77,8 @@ def vocabulary_of(experiment: ExperimentConfig) -> Vocabulary:
         base = model.from_scratch.vocabulary
     else:
         base = int(pretrained_config(str(model.name)).vocab_size)
-    return Vocabulary(base, len(experiment.stream) + model.spare_task_tokens)
+    ends = int(model.name is not None and model.chat_template == "auto")
+    return Vocabulary(base, len(experiment.stream) + model.spare_task_tokens, ends=ends)
 
 
 def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | None = None) -> PreTrainedModel:
@@ -94,8 +97,7 @@ def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | Non
             set_dropout(model, dropout, name)
         drawn = grow(model, vocabulary.size)
         if config.lora is not None:
-            added = {vocabulary.ans, vocabulary.pad, vocabulary.unk, *vocabulary.task_tokens}
-            add_adapters(model, config.lora, name, {*drawn, *added})
+            add_adapters(model, config.lora, name, {*drawn, *range(vocabulary.base, vocabulary.size)})
     if config.gradient_checkpointing:
         recompute_activations(model)
     _move_to_cpu(model)

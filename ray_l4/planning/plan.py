@@ -109,7 +109,7 @@ def advise(
     for kind in _memory_savings(request.experiment, cluster):
         fitting = (changes for changes in kind if not _objection_with(request, cluster, changes, estimator))
         if (first := next(fitting, None)) is not None:
-            settings.append(tuple(f"{key}={value}" for key, value in first.items()))
+            settings.append(tuple(f"{key}={str(value).lower()}" for key, value in first.items()))
     return Advice(profiles, tuple(settings))
 
 
@@ -136,7 +136,8 @@ Changes = dict[str, Any]
 def _memory_savings(experiment: ExperimentConfig, cluster: ClusterConfig) -> list[list[Changes]]:
     """Return changes that save memory and leave the examples of a step as they are.
 
-    One list per kind: micro-batches, sharding, precision and adapters; each is ordered by how much it changes.
+    One list per kind: micro-batches, sharding, activations computed again, precision and adapters, weights in bfloat16
+    under adapters; each is ordered by how much it changes.
     """
     students, size = cluster.students, experiment.training.batch_size
     share = -(-(_ASSUMED_BATCH_SIZE if size == "auto" else size) // students.shards_per_student)
@@ -147,17 +148,23 @@ def _memory_savings(experiment: ExperimentConfig, cluster: ClusterConfig) -> lis
     narrow = {"model.precision": "bfloat16"} if experiment.model.precision == "float32" else {}
     adapters = {"model.lora.rank": 8} if experiment.model.name and not experiment.model.lora else {}
     smallest = {"cluster.students.micro_batch": 1} if at_once > 1 else {}
+    again = {} if experiment.model.gradient_checkpointing else {"model.gradient_checkpointing": True}
+    halved = {"model.dtype": "bfloat16"} if experiment.model.name and experiment.model.dtype == "float32" else {}
+    rounded = {**halved, **adapters} if halved else {}
     return [
         [{"cluster.students.micro_batch": examples} for examples in smaller],
         [{"cluster.students.shards_per_student": n, "cluster.students.sharding": "full"} for n in ranks],
+        [again] if again else [],
         [changes for changes in (narrow, adapters, narrow | adapters, smallest | narrow | adapters) if changes],
+        [rounded, smallest | again | rounded] if rounded else [],
     ]
 
 
 def _objection_with(request: PlanRequest, cluster: ClusterConfig, changes: Changes, estimator: Estimator) -> str:
     """Return ``_objection`` after ``changes``."""
     students = {key.rpartition(".")[2]: value for key, value in changes.items() if key.startswith("cluster.")}
-    model = {"precision": changes["model.precision"]} if "model.precision" in changes else {}
+    same = ("precision", "dtype", "gradient_checkpointing")
+    model = {key: changes[f"model.{key}"] for key in same if f"model.{key}" in changes}
     model |= {"lora": LoraConfig(rank=changes["model.lora.rank"])} if "model.lora.rank" in changes else {}
     experiment = request.experiment
     try:

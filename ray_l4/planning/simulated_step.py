@@ -20,6 +20,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.position_logits import PositionLogits
+from ray_l4.learner.pretrained import recompute_activations
 from ray_l4.learner.sharding import Alone
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.losses.chunked import rehearsed_chunks
@@ -27,7 +28,7 @@ from ray_l4.methods import get_method, graph_of, peer_experiment, peer_settings
 from ray_l4.methods.copying import changed
 from ray_l4.planning.attribution import attribute_model, attribute_optimiser
 from ray_l4.planning.batch_shape import BatchShape
-from ray_l4.planning.gpu_operators import GpuOperators, update_together
+from ray_l4.planning.gpu_operators import GpuOperators, gpu_contexts, update_together
 from ray_l4.planning.memory_trace import MemoryTrace
 from ray_l4.planning.meta_models import (
     ParameterCounts,
@@ -130,6 +131,8 @@ class _SimulatedProcess:
         config = _with_batch(peer_experiment(experiment, peer), batch)
         self._trace.begin("weights")
         model = meta_model(config.model, vocabulary, peer_settings(experiment, peer).dropout)
+        if self._gpu and config.model.gradient_checkpointing:
+            recompute_activations(model, gpu_contexts)
         method, rank = get_method(config.method), _SimulatedRank(size=batch.ranks)
         learner = Learner(peer, model, cast(Any, vocabulary), config, method, rank, batch.micro_batch)
         attribute_model(model, self._trace)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.weight_files import DamagedWeightsError, header
 
 
 class Headline(NamedTuple):
@@ -60,18 +59,13 @@ def _order_of_training(checkpoint: Path) -> tuple[int, int]:
 
 
 def _num_values(path: Path) -> int:
-    """Return the number of values in a safetensors file: its first 8 bytes are the length of a header in JSON.
-
-    Raises RunDirectoryError if it is none.
-    """
+    """Return the number of values in a safetensors file. Raises RunDirectoryError if it is damaged."""
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError) as error:
-        raise RunDirectoryError(
-            f"{path}: cannot be read as safetensors ({type(error).__name__}); the checkpoint is damaged"
-        ) from error
+        return sum(entry.num_values for entry in header(path).values())
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error})") from error
+    except DamagedWeightsError as error:
+        raise RunDirectoryError(f"{path} {error}. Copy the checkpoint again, or delete it.") from error
 
 
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> pa.Table | None:

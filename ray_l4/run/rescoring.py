@@ -86,17 +86,19 @@ class _TestSet:
         return [Item(prediction, tuple(references), name, meta) for prediction, references, name, meta in texts]
 
     def _metas(self, ids: Sequence[str], path: Path) -> list[str]:
-        if ids != self._examples["sample_id"].to_pylist():
+        missing = [name for name in ids if name not in self._known_metas]
+        if missing:
             raise RunDirectoryError(
-                f"{path}: its answers are not to the test set of task {self._task.name!r} as it is now, which metric "
+                f"{path}: {missing[0]!r} is not in the test set of task {self._task.name!r} as it is now, which metric "
                 f"{self.metric.name!r} needs. Restore the data that the run was made with (data in its config.yaml)."
             )
-        return list(self._examples["meta"].to_pylist())
+        return [self._known_metas[name] for name in ids]
 
     @cached_property
-    def _examples(self) -> pa.Table:
-        experiment = self._run.experiment()
-        return load(self._task, "test", experiment.data).slice(0, experiment.evaluation.limit)
+    def _known_metas(self) -> dict[str, str]:
+        """Id -> meta of all test examples: the run may have left out some, and limited those that it scored."""
+        examples = load(self._task, "test", self._run.experiment().data)
+        return dict(zip(examples["sample_id"].to_pylist(), examples["meta"].to_pylist(), strict=True))
 
 
 def _compute(run: RunDirectory) -> list[_Rescored]:

@@ -126,7 +126,7 @@ class StageLoop:
             training.epoch(epoch)
             self.fetch_logs()
             result.after(epoch, training)
-            self._retention.apply(self._state.stages_done, result.best)
+            self._retention.apply(self._state.stages_done, result.may_return_to)
             if not training.learning:
                 break
         present = training.assignments

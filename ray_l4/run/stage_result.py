@@ -40,8 +40,8 @@ class StageResult:
         self._written: dict[tuple[Assignment, int], Future[None]] = {}
 
     @property
-    def best(self) -> set[tuple[int, int]]:
-        """The (stage, epoch) of the best epoch so far of every stage that is validated."""
+    def may_return_to(self) -> set[tuple[int, int]]:
+        """The (stage, epoch) of the best epoch so far of every stage that is validated: students may return to it."""
         return {(own.stage, self._best(own.stage)) for own, _ in self._written} if self._validation.asked else set()
 
     def after(self, epoch: int, training: StageTraining) -> None:

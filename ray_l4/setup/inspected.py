@@ -13,6 +13,7 @@ from pathlib import Path
 from ray_l4.config.document import Document
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.config.loading import apply_overrides, experiment_of, load_experiment
+from ray_l4.config.paths import expand_home
 from ray_l4.errors import ConfigError, ModelError, RunDirectoryError, nearest
 from ray_l4.methods import get_method, resolved
 from ray_l4.methods.copying import changed
@@ -96,7 +97,7 @@ def inspected(model: str | None, settings: Settings) -> list[Inspected]:
     """
     if model is None:
         return [_untouched(None, settings)]
-    folder = Path(model).expanduser()
+    folder = expand_home(model)
     if is_model(folder):
         checkpoint = checkpoint_at(folder)
         if checkpoint is not None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_l4.config.experiment import TaskConfig
+from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.config.text import is_blank
-from ray_l4.errors import DataError
+from ray_l4.errors import ConfigError, DataError
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
@@ -21,9 +22,11 @@ from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
 from ray_l4.setup.tokenizer_check import refuse_too_short
 from ray_l4.store.run_directory import read_json
+from ray_l4.tasks.chat import Message, meta_of, user_turn
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.test_sets import Scored, TestSet
+from ray_l4.text.tokenizer import TaskTokenizer
 
 DEFAULT_ANSWER = 128
 """Length of an answer in tokens where neither the settings nor the scores of a run tell."""
@@ -42,13 +45,14 @@ class TaskScore:
 def load_inspected(found: Inspected, device: str) -> LoadedModel:
     """Load a model onto a device (``auto``, ``cpu`` or ``cuda``).
 
-    Raises ModelError if it cannot be loaded, ConfigError if there is no such device, and the errors of reading data for
-    the tokeniser of an untouched model from scratch.
+    Raises ModelError if it cannot be loaded, ConfigError if there is no such device or ``model.chat_template`` is not
+    that of the checkpoint, and the errors of reading data for the tokeniser of an untouched model from scratch.
     """
     place = device_named(device)
     own = peer_experiment(found.experiment, found.student).model
     if found.folder is not None:
         model, tokenizer = load_folder(found.folder, own.dtype)
+        _refuse_other_template(found, own, tokenizer)
     else:
         # Only a model from scratch needs training examples: its tokeniser is trained on them.
         stream = found.experiment.stream if own.from_scratch is not None else []
@@ -56,6 +60,29 @@ def load_inspected(found: Inspected, device: str) -> LoadedModel:
         tokenizer = build_tokenizer(found.experiment, training)
         model = initial_model(found.experiment, found.student, tokenizer)
     return LoadedModel(model.to(place), tokenizer, own)
+
+
+def _refuse_other_template(found: Inspected, settings: ModelConfig, tokenizer: TaskTokenizer) -> None:
+    """Raise ConfigError if prompts are to be rendered otherwise than those with which a checkpoint was trained.
+
+    ``auto`` is refused only where the settings say so, not the default or the run itself.
+    """
+    asked, trained = settings.chat_template, "none" if tokenizer.chat is None else "auto"
+    if asked == trained or (asked == "auto" and (not tokenizer.hf.chat_template or not _asks_for_template(found))):
+        return
+    raise ConfigError(
+        f"model.chat_template: {asked}, but {found.name} was trained {'without' if asked == 'auto' else 'with'} its "
+        f"chat template, and a checkpoint is used as it was trained; expected {trained}. Leave the setting out."
+    )
+
+
+def _asks_for_template(found: Inspected) -> bool:
+    def own(experiment: ExperimentConfig) -> ModelConfig:
+        return peer_experiment(experiment, found.student).model
+
+    if found.checkpoint is not None:
+        return own(found.checkpoint.run.experiment()).chat_template == "none"
+    return "chat_template" in own(found.experiment).model_fields_set
 
 
 def longest_sequence(found: Inspected, loaded: LoadedModel) -> int:
@@ -132,8 +159,19 @@ class AnswerRoom:
     """Tokens kept free for it where a long context has to be cut."""
 
 
-def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, question: str, room: AnswerRoom) -> str:
+def answer_one(
+    found: Inspected,
+    loaded: LoadedModel,
+    task: str,
+    context: str,
+    question: str,
+    room: AnswerRoom,
+    earlier: Sequence[Message] = (),
+) -> str:
     """Return a model's answer to one question, the same as in its run if the example is one of the test set.
+
+    ``earlier``: the turns before the question, for a model with a chat template, a system prompt first. The context of
+    chat data is these turns; other context then stands before the question in its turn.
 
     Raises DataError if the question leaves no room for an answer, or if the texts are blank or not UTF-8.
     """
@@ -143,8 +181,10 @@ def answer_one(found: Inspected, loaded: LoadedModel, task: str, context: str, q
         f"{context}{question}".encode()
     except UnicodeEncodeError as error:
         raise DataError(f"the text is not UTF-8 ({error.reason} at character {error.start})") from error
+    if earlier:  # a prompt takes the turns as its context
+        context, question = "", user_turn(context, question)["content"]
     row = {"context": context, "question": question, "answer": "", "references": [""]}
-    row |= {"task": task, "sample_id": "the question", "meta": ""}
+    row |= {"task": task, "sample_id": "the question", "meta": meta_of(earlier)}
     examples = pa.Table.from_pylist([row], schema=EXAMPLES)
     evaluation = found.experiment.evaluation.model_copy(update={"max_new_tokens": room.max_new_tokens, "limit": None})
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})

@@ -199,6 +199,12 @@ def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterato
             f"tasks of its own stream, so the model will probably forget {'it' if len(earlier) == 1 else 'them'}. To "
             "keep an earlier task, add it to the stream, or score it afterwards with ray-l4 evaluate to see the loss."
         )
+    if experiment.model.chat_template == "auto" and tokenizer.chat is None and tokenizer.hf.chat_template:
+        yield (
+            f"{experiment.model.name} is a checkpoint that was trained without its chat template, so this run leaves "
+            "the template out too (model.chat_template: auto has no effect). To use the template, begin with the model "
+            "that the checkpoint was made from; to accept this, set model.chat_template: none."
+        )
     if tokenizer.chat is not None and not _ends_turns(str(experiment.model.name), tokenizer):
         turn, text = tokenizer.hf.convert_ids_to_tokens(tokenizer.eos), tokenizer.hf.eos_token
         yield (

@@ -86,6 +86,16 @@ def reader_of(path: Path, columns: Columns, present: Sequence[str]) -> Reader | 
 _CHAT_COLUMNS = {"messages", "prompt", "completion"}
 
 
+def meta_of(earlier: Sequence[Message]) -> str:
+    """Return the ``meta`` of an example from the turns before its question."""
+    return json.dumps({_HISTORY: list(earlier)}) if earlier else ""
+
+
+def user_turn(context: str, question: str) -> Message:
+    """Return a context and the question about it as one turn of the user, each on lines of its own."""
+    return {"role": "user", "content": "\n".join(text for text in (context.strip(), question.strip()) if text)}
+
+
 def history(meta: str) -> list[Message]:
     """Return the turns before an example's question, from its ``meta``; empty if it is not from chat data."""
     if not meta.startswith('{"' + _HISTORY + '"'):
@@ -170,7 +180,7 @@ def _example(turns: Sequence[Message], others: object, context: str = "") -> dic
         "context": given or "\n".join(f"{turn['role']}: {turn['content']}" for turn in earlier),
         "question": question,
         "references": list(dict.fromkeys([answer["content"], *_texts(others)])),
-        "meta": json.dumps({_HISTORY: earlier}) if earlier else "",
+        "meta": meta_of(earlier),
     }
 
 

@@ -24,11 +24,12 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     answer so that input and target no longer line up).
 
     Args:
-        examples: columns context, question, answer, task, sample_id (strings).
+        examples: columns context, question, answer, task, sample_id and, from chat data, meta (strings).
         tokenizer: must know every task of ``examples``.
         max_length: L, in tokens.
 
     Raises:
+        DataError: a text contains the name of a special token that cannot be encoded as text.
         ModelError: the tokeniser has no token for a task.
     """
     prompts, answers = encode_prompts(examples, tokenizer), encode_answers(examples["answer"].to_pylist(), tokenizer)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ray_l4.config.paths import expand_home
 from ray_l4.errors import ModelError
 
 _HUB_TIMEOUT = 3.0
@@ -23,7 +24,7 @@ def located(name: str, where: str = "model.name") -> dict[str, bool]:
     ``where``: the key or file that names the model, for messages. Raises ModelError, saying where it was looked for, if
     there is no such folder and it cannot be on the hub: the libraries would try to connect for half a minute.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
         return {}
     if path.is_file():

@@ -12,7 +12,7 @@ from itertools import dropwhile
 
 import pyarrow as pa
 
-from ray_l4.tasks.chat import Message, history
+from ray_l4.tasks.chat import Message, history, user_turn
 from ray_l4.text.chat_template import ChatTemplate, Encoded, RefusedConversationError, Rendered
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -112,9 +112,7 @@ def _turns(row: Mapping[str, str]) -> tuple[list[Message], int]:
     question = row["question"].strip()
     if earlier:
         return [*earlier, {"role": "user", "content": question}], _system_characters(earlier)
-    context = row["context"].strip()
-    content = "\n".join(text for text in (context, question) if text)
-    return [{"role": "user", "content": content}], len(context)
+    return [user_turn(row["context"], question)], len(row["context"].strip())
 
 
 def _system_characters(turns: Sequence[Message]) -> int:

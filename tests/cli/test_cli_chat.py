@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import pytest
 import yaml
 
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.text.chat_template import ChatTemplate
 from ray_l4.text.tokenizer import TaskTokenizer
-from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4
+from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4, refused
 from tests.text import chat_fixtures as chats
 
 pytestmark = pytest.mark.end_to_end
@@ -120,6 +124,57 @@ def test_a_length_without_room_is_refused(finished: RunDirectory, command: InThi
         assert ("leave no room for a generated example" in result.stderr) is (code == 2)
 
 
+def test_ask_answers_as_in_the_run(
+    finished: RunDirectory, command: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the system prompt of the examples, and a dialogue as the earlier turns."""
+    answers = pq.read_table(finished.path / "predictions" / "stage-0.epoch-50.student-0.capitals.parquet")
+    expected = answers["prediction"].to_pylist()
+    asked = ("ask", checkpoint(finished, 0), "--task", "capitals")
+    once = command(*asked, "--system", SYSTEM["content"], "--question", "What is the capital of Italy?")
+    assert (once.returncode, once.stdout) == (0, f"{expected[1]}\n"), once.stderr
+    said = ["", "What is the capital of France?", "capital of Italy?", "", "", "What is the capital of Italy?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(said)))
+    result = command(*asked, "--system", SYSTEM["content"])
+    assert result.stdout.splitlines() == [expected[0], expected[2], expected[1]], result.stderr
+
+
+def test_ask_renders_system_prompt_and_dialogue_as_turns(
+    finished: RunDirectory, command: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[list[dict[str, str]]] = []
+    prompt = ChatTemplate.prompt
+
+    def noted(self: ChatTemplate, asked: list[dict[str, str]]) -> Any:
+        rendered.append([*asked])
+        return prompt(self, asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChatTemplate, "prompt", noted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("about Italy\nits capital?\nsure?\n\n\nagain?\n"))
+    result = command("ask", checkpoint(finished, 0), "--task", "capitals", "--system", "Be brief.")
+    first = result.stdout.splitlines()[0]
+    assert len(result.stdout.splitlines()) == 3
+    system = {"role": "system", "content": "Be brief."}
+    opening = turns("about Italy\nits capital?")
+    conversations = [each for each in rendered if each[0] == system]
+    assert conversations == [
+        [system, *opening],
+        [system, *turns("about Italy\nits capital?", first, "sure?")],
+        [system, *turns("about Italy\nagain?")],
+    ]
+    rendered.clear()
+    command(
+        "ask", checkpoint(finished, 0), "--task", "capitals", "--context", "about Italy", "--question", "its capital?"
+    )
+    assert opening in rendered, "context and question make one turn"
+
+
+def test_a_system_prompt_needs_a_chat_template(tmp_path: Path, command: InThisProcess) -> None:
+    chats.save_instruct(tmp_path / "plain", template=None, steps=0)
+    asked = ("ask", tmp_path / "plain", "--task", "own", "--question", "now?", "--system", "Be brief.")
+    refused(command(*asked), 2, "--system", "chat template", "--context")
+
+
 def test_the_merged_model_gives_the_same_answers(
     finished: RunDirectory, command: InThisProcess, tmp_path: Path
 ) -> None:
@@ -146,6 +201,21 @@ def test_the_template_is_left_out_on_request(tmp_path: Path, command: InThisProc
     assert result.returncode == 0, result.stderr
     tokenizer = TaskTokenizer.load(tmp_path / "run" / "tokenizer")
     assert tokenizer.chat is None and tokenizer.lm_end == (tokenizer.eos,)
+    made = ("evaluate", tmp_path / "run", "--task", "capitals")
+    assert command(*made).returncode == 0
+    refused(command(*made, "--set", "model.chat_template=auto"), 2, "trained without its chat template", "none")
+    copied = ("evaluate", shutil.copytree(RunDirectory.open(tmp_path / "run").checkpoint(1, 1, 0), tmp_path / "copied"))
+    task = ("--task", "capitals", "--path", tmp_path / "capitals", "--metric", "em")
+    assert command(*copied, *task).returncode == 0, "the default is what the checkpoint has"
+    refused(command(*copied, *task, "--set", "model.chat_template=auto"), 2, "trained without its chat template")
+
+
+def test_a_checkpoint_is_not_used_without_the_template_of_its_run(
+    finished: RunDirectory, command: InThisProcess
+) -> None:
+    for made in (("evaluate",), ("generate",), ("ask", "--question", "What is the capital of Italy?")):
+        result = command(*made, checkpoint(finished), "--task", "capitals", "--set", "model.chat_template=none")
+        refused(result, 2, "model.chat_template: none", "trained with its chat template", "expected auto")
 
 
 def test_a_template_that_cannot_be_used_is_refused_before_the_run(tmp_path: Path, command: InThisProcess) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ray_l4.learner.inspection import LoadedModel
+from ray_l4.setup.inspected import Inspected
+from ray_l4.setup.loaded import load_inspected
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import Cell, RunDirectory, RunState, read_json
 from tests.cli.cli_fixtures import InThisProcess, refused
@@ -109,6 +112,32 @@ def test_scores_of_peers_that_differ_are_found_again(command: InThisProcess, tmp
     found = {(r["student"], r["task"]): values(r) for r in lines(result.stdout)}
     recorded = differing.scores().items()
     assert found == {(cell.student, cell.task): record["values"] for cell, record in recorded if cell.stage == 0}
+
+
+def test_scores_of_weights_in_bfloat16_are_found_again(
+    command: InThisProcess, monkeypatch: pytest.MonkeyPatch, pretrained: Path, tmp_path: Path
+) -> None:
+    """The weights are loaded in the type of the run, rounded or not."""
+    changes = settings(tmp_path)
+    changes["model"] = {"name": str(pretrained), "max_length": 60, "dtype": "bfloat16", "lora": {"rank": 2}}
+    halved, _ = small.complete_run(small.experiment(**changes), small.cluster("in_process"), tmp_path / "run")
+    types = []
+
+    def noted(found: Inspected, device: str) -> LoadedModel:
+        model = load_inspected(found, device)
+        types.append({str(weights.dtype) for name, weights in model.model.named_parameters() if "lora" not in name})
+        return model
+
+    monkeypatch.setattr("ray_l4.setup.loaded.load_inspected", noted)
+    result = command("evaluate", halved.path, "--json")
+    assert result.returncode == 0, result.stderr
+    last = {
+        (cell.student, cell.task): r["values"]
+        for cell, r in halved.scores().items()
+        if cell.stage == 1 and cell.epoch == 2
+    }
+    assert {(r["student"], r["task"]): values(r) for r in lines(result.stdout)} == last and len(last) == 4
+    assert len(types) == 2 and all("torch.bfloat16" in own for own in types), "adapters alone are float32"
 
 
 def test_a_run_directory_is_a_table_of_its_students_final_scores(command: InThisProcess, run: RunDirectory) -> None:
@@ -245,6 +274,7 @@ def test_what_is_no_model_is_refused_by_name(command: InThisProcess, run: RunDir
     inside = run.path / "checkpoints" / "stage-1"
     refused(command("evaluate", inside), MODEL, "not a checkpoint", str(run.path), "--stage")
     refused(command("evaluate", run.path.with_name("rnu")), MODEL, "no such folder", "'run'")
+    refused(command("evaluate", "~nosuchuser/run"), MODEL, "no such folder", "~nosuchuser/run")
     refused(command("evaluate", tmp_path, "--task", "own"), MODEL, str(tmp_path), "neither a run directory")
     refused(command("evaluate", run.path, "--stage", 7), RUN_DIRECTORY, "stage 7", "stages 0, 1", "students 0, 1")
 

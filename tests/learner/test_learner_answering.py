@@ -17,7 +17,7 @@ from ray_l4.config.experiment import EvaluationConfig, ReplayConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import DataError, ModelError
 from ray_l4.learner.answering import answer, decode_answers, generate_replay
-from ray_l4.learner.decoding import continue_prompts
+from ray_l4.learner.decoding import Decoding, continue_prompts
 from ray_l4.learner.model_config import max_length
 from ray_l4.learner.models import build_model
 from ray_l4.learner.position_logits import PositionLogits
@@ -220,7 +220,7 @@ def test_the_limit_of_an_answer_is_the_room_of_its_own_prompt(
     config = EvaluationConfig(reserve=1, max_new_tokens=40, top_k=top_k)
     alone = []
     for index, (prompt, limit) in enumerate(zip(prompts, room, strict=True)):
-        [new] = continue_prompts(model, tok, [prompt], limit, top_k=top_k, seeds=[derive(3, "answer", "a", index)])
+        [new] = continue_prompts(model, tok, [prompt], limit, Decoding(top_k), seeds=[derive(3, "answer", "a", index)])
         alone.append(tok.decode(new).strip())
     for chunk in (1, 4, 9):
         decoded = answer(model, tok, tests, config.model_copy(update={"chunk": chunk}), seed=3).predictions

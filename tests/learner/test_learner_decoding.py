@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ray_l4.learner.decoding import TopKSampler, continue_prompts
+from ray_l4.learner.decoding import Decoding, TopKSampler, continue_prompts
 from ray_l4.seeds import derive
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -76,7 +76,7 @@ def test_nothing_follows_eos_and_eos_itself_is_cut(model: PreTrainedModel, tok: 
         eos_row = model.transformer.wte.weight[tok.eos].clone()
         model.transformer.wte.weight[tok.eos] *= 1000
     try:
-        new = continue_prompts(model, tok, [[1, 2], [3], [4, 5, 6]], 12, top_k=3, seeds=[0, 1, 2])
+        new = continue_prompts(model, tok, [[1, 2], [3], [4, 5, 6]], 12, Decoding(top_k=3), seeds=[0, 1, 2])
     finally:
         with torch.no_grad():
             model.transformer.wte.weight[tok.eos] = eos_row
@@ -99,14 +99,14 @@ def test_sampling_draws_no_global_random_numbers(
 ) -> None:
     """Generating must not affect the student's later training."""
     before = torch.get_rng_state()
-    continue_prompts(model, tok, prompts, 4, top_k=5, seeds=range(len(prompts)))
+    continue_prompts(model, tok, prompts, 4, Decoding(top_k=5), seeds=range(len(prompts)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def sampled(
     model: PreTrainedModel, tok: TaskTokenizer, prompts: Sequence[Sequence[int]], seeds: Sequence[int], new: int = 12
 ) -> list[list[int]]:
-    return continue_prompts(model, tok, prompts, new, top_k=20, seeds=seeds)
+    return continue_prompts(model, tok, prompts, new, Decoding(top_k=20), seeds=seeds)
 
 
 def test_a_sample_depends_on_its_own_seed_alone(
@@ -144,7 +144,7 @@ def test_sampling_without_a_seed_for_every_prompt_is_refused(
     model: PreTrainedModel, tok: TaskTokenizer, seeds: list[int] | None
 ) -> None:
     with pytest.raises(ValueError, match="one seed for each of the 2 prompts"):
-        continue_prompts(model, tok, [[1], [2]], 4, top_k=5, seeds=seeds)
+        continue_prompts(model, tok, [[1], [2]], 4, Decoding(top_k=5), seeds=seeds)
 
 
 # --- banned tokens
@@ -157,7 +157,7 @@ def test_greedy_decoding_skips_banned_tokens(
     """The banned tokens are those that the plain implementation generates most."""
     free = continue_prompts(model, tok, prompts, 12)
     banned = sorted({token for row in free for token in row[:3]})
-    new = continue_prompts(model, tok, prompts, 12, banned=banned)
+    new = continue_prompts(model, tok, prompts, 12, Decoding(banned=banned))
     assert not set(banned) & {token for row in new for token in row}
     for prompt, row in zip(prompts, new, strict=True):
         ids = list(prompt)
@@ -174,9 +174,9 @@ def test_a_banned_token_is_never_drawn_and_top_k_others_remain(
 ) -> None:
     """It is removed before the selection, so ``top_k`` tokens remain even if it was the likeliest."""
     seeds = list(range(len(prompts)))
-    free = continue_prompts(model, tok, prompts, 12, top_k=top_k, seeds=seeds)
+    free = continue_prompts(model, tok, prompts, 12, Decoding(top_k=top_k), seeds=seeds)
     banned = sorted({token for row in free for token in row})
-    new = continue_prompts(model, tok, prompts, 12, top_k=top_k, seeds=seeds, banned=banned)
+    new = continue_prompts(model, tok, prompts, 12, Decoding(top_k=top_k, banned=banned), seeds=seeds)
     said = {token for row in new for token in row}
     assert said and not set(banned) & said
 
@@ -184,28 +184,31 @@ def test_a_banned_token_is_never_drawn_and_top_k_others_remain(
     with torch.no_grad():
         best = torch.topk(model(input_ids=torch.tensor([prompt])).logits[0, -1], top_k + 1).indices.tolist()
     many = [prompt] * count, 1
-    draw = continue_prompts(model, tok, *many, top_k=top_k, temperature=50.0, seeds=range(count), banned=best[:1])
+    draw = continue_prompts(
+        model, tok, *many, Decoding(top_k=top_k, temperature=50.0, banned=best[:1]), seeds=range(count)
+    )
     assert {row[0] if row else tok.eos for row in draw} == set(best[1:])
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 20, "seeds": range(len(LENGTHS))}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("top_k", [1, 20], ids=["greedy", "sampled"])
 def test_banning_tokens_that_do_not_occur_changes_nothing(
-    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], options: dict[str, object]
+    model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]], top_k: int
 ) -> None:
-    free = continue_prompts(model, tok, prompts, 8, **options)  # type: ignore[arg-type]
-    assert continue_prompts(model, tok, prompts, 8, banned=[], **options) == free  # type: ignore[arg-type]
+    seeds = range(len(prompts))
+    free = continue_prompts(model, tok, prompts, 8, Decoding(top_k), seeds)
+    assert continue_prompts(model, tok, prompts, 8, Decoding(top_k, banned=[]), seeds) == free
     with torch.no_grad():
         logits = torch.cat(
             [model(input_ids=torch.tensor([prompt + row])).logits[0] for prompt, row in zip(prompts, free, strict=True)]
         )
     never = sorted(set(range(tok.size)) - set(torch.topk(logits, 20).indices.flatten().tolist()))[:40]
     assert never
-    assert continue_prompts(model, tok, prompts, 8, banned=never, **options) == free  # type: ignore[arg-type]
+    assert continue_prompts(model, tok, prompts, 8, Decoding(top_k, banned=never), seeds) == free
 
 
 def test_a_ban_does_not_outlast_its_call(model: PreTrainedModel, tok: TaskTokenizer, prompts: list[list[int]]) -> None:
     free = continue_prompts(model, tok, prompts, 8)
-    continue_prompts(model, tok, prompts, 8, banned=sorted({row[0] for row in free if row}))
+    continue_prompts(model, tok, prompts, 8, Decoding(banned=sorted({row[0] for row in free if row})))
     assert continue_prompts(model, tok, prompts, 8) == free
 
 
@@ -246,7 +249,7 @@ def test_sample_frequencies_match_the_models_probabilities(model: PreTrainedMode
     prompt, count = [5, 6, 7], 3000
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].float()
-    new = continue_prompts(model, tok, [prompt] * count, 1, top_k=6, temperature=2.0, seeds=range(count))
+    new = continue_prompts(model, tok, [prompt] * count, 1, Decoding(top_k=6, temperature=2.0), seeds=range(count))
     counts = torch.bincount(torch.tensor([row[0] if row else tok.eos for row in new]), minlength=len(logits))
     check_frequencies(counts, logits, 6, 2.0)
 
@@ -278,7 +281,7 @@ def test_the_largest_length_takes_no_memory(tok: TaskTokenizer) -> None:
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.copy_(direction)
         model.transformer.wte.weight[tok.eos] = 100 * direction
-    assert continue_prompts(model, tok, [[5], [6]], 10**9, top_k=20, seeds=[1, 2]) == [[], []]
+    assert continue_prompts(model, tok, [[5], [6]], 10**9, Decoding(top_k=20), seeds=[1, 2]) == [[], []]
 
 
 @given(st.integers(1, 12), st.integers(2, 30), st.integers(0, 2**63 - 1))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +21,13 @@ from ray_l4.planning.batch_shape import batch_shape
 from ray_l4.planning.data_lengths import DataLengths, lengths_of, read_lengths
 from ray_l4.planning.plan import PlanRequest, make_plan
 from ray_l4.planning.requirements import Estimator
-from ray_l4.setup.setup import prepare
+from ray_l4.setup.setup import Setup, prepare
+from ray_l4.text.batches import build_batch
+from ray_l4.text.replay import PseudoExample, generated_table, parse
 from ray_l4.text.tokens import sequence_lengths
 from tests.learner import architectures
 from tests.planning.planning_fixtures import SHAPE, experiment, profile
+from tests.text import chat_fixtures as chats
 
 GIB = 2**30
 STREAM = [{"name": "mini.woz", "train": 30, "test": 6}, {"name": "mini.sql", "train": 20, "test": 6}]
@@ -50,11 +57,66 @@ def test_lengths_are_those_of_the_tokenised_data() -> None:
 def test_a_pseudo_example_may_be_longer_than_the_data(
     method: str, max_length: int | None, expected: int | None
 ) -> None:
-    config = of_data(method, replay={"max_length": max_length} if max_length else {})
+    setup = prepare(of_data(method, replay={"max_length": max_length} if max_length else {}))
     plain = lengths_of(prepare(of_data("finetune")))
-    found = lengths_of(prepare(config))
-    assert found.trained == (expected or plain.trained)
+    found = lengths_of(setup)
+    replayed = 0 if method == "finetune" else setup.replay_length(1)
+    assert found.trained == (expected or max(plain.trained, replayed))
     assert found.decoded >= found.trained if expected else found.decoded >= plain.decoded
+
+
+def widest(setup: Setup, *tables: pa.Table) -> int:
+    """Return the longest row of the batches that hold all examples of tables with both heads."""
+    return max(
+        build_batch(table, np.arange(table.num_rows), ("qa", "lm"), setup.tokenizer, 1.0).input_ids_RT.shape[1]
+        for table in tables
+    )
+
+
+def of_chat(folder: Path, method: str) -> ExperimentConfig:
+    """A run on an instruct model whose last task has by far the longest examples."""
+    stream = []
+    for task, words in zip(chats.TASKS, (2, 40), strict=True):
+        (folder / task).mkdir()
+        for split in ("train", "test"):
+            record = {"prompt": f"Translate cheese{' cheese' * words}", "completion": "town"}
+            (folder / task / f"{split}.jsonl").write_text(json.dumps(record))
+        stream.append({"name": task, "path": str(folder / task), "metric": "em"})
+    chats.save_instruct(folder / "model", steps=0)
+    return experiment(method, stream=stream, model={"name": str(folder / "model")})
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_the_longest_row_is_that_of_real_batches(tmp_path: Path, chat: bool) -> None:
+    setup = prepare(of_chat(tmp_path, "finetune") if chat else of_data("finetune"))
+    assert lengths_of(setup).trained == widest(setup, *setup.training.values())
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_a_pseudo_example_that_fills_its_length_has_room(tmp_path: Path, chat: bool) -> None:
+    config = of_chat(tmp_path, "l4") if chat else of_data(replay={"max_length": 300})
+    setup, tokenizer = prepare(config), prepare(config).tokenizer
+    first = setup.training[setup.tasks[0]]
+    ids = [*first["ids"][0].as_py()[: first["prompt_length"][0].as_py()]]
+    longest = setup.replay_length(1)
+    generated = [tokenizer.gen_of(setup.tasks[0]), *ids, *tokenizer.encode("a" * 600)][:longest]
+    parsed = parse(generated, tokenizer)
+    assert isinstance(parsed, PseudoExample) and len(generated) == longest
+    found = lengths_of(setup)
+    row = widest(setup, generated_table([parsed], setup.tasks[:1], tokenizer, 1))
+    assert found.trained == max(row, widest(setup, *setup.training.values()))
+    assert found.decoded >= longest
+
+
+def test_the_last_task_is_never_replayed(tmp_path: Path) -> None:
+    """Its examples are far longer than those of the task before it, and than test prompts with their answers."""
+    setup = prepare(of_chat(tmp_path, "l4"))
+    shorter = setup.replay_length(1)
+    assert shorter == setup.longest_sequences["capitals"] < setup.longest_sequences["polite"] - 30
+    tests = {task: replace(tests, prompts=setup.tests["capitals"].prompts) for task, tests in setup.tests.items()}
+    (tests_length,) = {len(row) for row in setup.tests["capitals"].prompts["ids"].to_pylist()}
+    answered = tests_length + max(each.max_new_tokens for each in tests.values())
+    assert lengths_of(replace(setup, tests=tests)).decoded == max(shorter, answered)
 
 
 def test_the_data_bounds_the_batch_and_gives_the_automatic_size() -> None:

@@ -27,6 +27,7 @@ from ray_l4.planning.meta_models import (
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import architectures
 from tests.planning.planning_fixtures import cpu_trace, experiment
+from tests.text import chat_fixtures as chats
 
 NAMES = ("gpt2", "llama", "neox", "granite", "cohere", "gemma2")
 VOCABULARY = Vocabulary(architectures.VOCABULARY, 3)
@@ -97,6 +98,17 @@ def test_the_vocabulary_is_the_largest_that_the_stream_can_give() -> None:
     assert planned.size == real.size, "there is enough text"
     assert len(planned.task_tokens) == len(real.task_tokens)
     assert len({planned.ans, planned.pad, planned.unk, *planned.task_tokens}) == 3 + 6
+
+
+def test_the_vocabulary_has_room_for_the_end_of_chat_examples(tmp_path: Path) -> None:
+    chats.save_instruct(tmp_path, steps=0)
+    config = experiment(model={"name": str(tmp_path), "spare_task_tokens": 5})
+    planned, real = vocabulary_of(config), TaskTokenizer.pretrained(tmp_path, ["mini.woz"], 5)
+    assert real.chat is not None
+    assert planned.size == real.size
+    assert len(planned.task_tokens) == len(real.task_tokens)
+    without = experiment(model={"name": str(tmp_path), "spare_task_tokens": 5, "chat_template": "none"})
+    assert vocabulary_of(without).size == planned.size - 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -60,9 +60,14 @@ def between(config: Any, **smaller: Any) -> int:
     """Return the memory of a GPU on which ``config`` fits with these settings of students only."""
     whole = plan(100 * GIB, config, **ON_GPUS)
     pieces = plan(100 * GIB, config, students={**ON_GPUS["students"], **smaller}, evaluators=ON_GPUS["evaluators"])
-    large, little = (max(d.needed for d in made.devices if "GPU" in d.name) for made in (whole, pieces))
+    large, little = largest(whole), largest(pieces)
     assert little < large
     return (large + little) // 2
+
+
+def largest(made: Plan) -> int:
+    """Return the memory that the GPU which needs most needs, in bytes."""
+    return max(device.needed for device in made.devices if "GPU" in device.name)
 
 
 @pytest.mark.slow
@@ -87,6 +92,33 @@ def test_advice_names_the_profiles_and_the_settings_that_fit() -> None:
     assert made.fits, "the advice is good"
     text = shown(make_plan(PlanRequest(config, memory), cluster, ESTIMATOR), advice)
     assert "does not fit" in text and "sharded.yaml" in text and "--set cluster.students.micro_batch=2" in text
+
+
+def test_advice_knows_gradient_checkpointing_and_weights_in_bfloat16(tmp_path: Any) -> None:
+    """What is advised makes the run fit, and nothing is advised that is set already."""
+    architectures.GPT2.save_pretrained(tmp_path)
+    model: dict[str, Any] = {"name": str(tmp_path), "lora": {"rank": 8}, "precision": "bfloat16"}
+    training, cluster = {"batch_size": 1}, profile(**ON_GPUS)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"gradient_checkpointing": True}, "model.gradient_checkpointing=true"),
+        ({"dtype": "bfloat16"}, "model.dtype=bfloat16"),
+    ]
+    for setting, change in cases:
+        plain, saving = experiment(model=model, training=training), experiment(model=model | setting, training=training)
+        whole, less = (largest(plan(100 * GIB, config, **ON_GPUS)) for config in (plain, saving))
+        assert less < whole
+        advice = advise(PlanRequest(plain, (whole + less) // 2), cluster, {}, ESTIMATOR)
+        assert (change,) in advice.settings
+        assert (change,) not in advise(PlanRequest(saving, 100 * GIB), cluster, {}, ESTIMATOR).settings
+
+
+def test_weights_in_bfloat16_are_advised_under_adapters_alone(tmp_path: Any) -> None:
+    architectures.GPT2.save_pretrained(tmp_path)
+    config = experiment(model={"name": str(tmp_path)}, training={"batch_size": 1})
+    settings = advise(PlanRequest(config, 100 * GIB), profile(**ON_GPUS), {}, ESTIMATOR).settings
+    assert ("model.dtype=bfloat16", "model.lora.rank=8") in settings
+    scratch = advise(PlanRequest(experiment(), 100 * GIB), profile(**ON_GPUS), {}, ESTIMATOR).settings
+    assert not any("dtype" in change for changes in scratch for change in changes)
 
 
 def test_advice_for_a_named_model_knows_adapters(tmp_path: Any) -> None:

@@ -132,6 +132,19 @@ def test_recomputed_activations_need_less_memory() -> None:
     assert sum(again.tensors.values()) < sum(kept.tensors.values())
 
 
+@pytest.mark.parametrize("name", ["from scratch", "pretrained"])
+def test_activations_can_be_recomputed_on_a_gpu(name: str, tmp_path: Path) -> None:
+    """The repetition of a layer in the backward pass takes the same operators, and less memory."""
+    architectures.GPT2.save_pretrained(tmp_path)
+    model = (
+        {"name": str(tmp_path)} if name == "pretrained" else {"from_scratch": {**SHAPE, "layers": 4, "dropout": 0.1}}
+    )
+    kept, again = (
+        simulated(experiment(model=model | more), gpu=True) for more in ({}, {"gradient_checkpointing": True})
+    )
+    assert sum(again.tensors.values()) < sum(kept.tensors.values())
+
+
 def test_peers_of_one_process_add_up() -> None:
     one, both = plain(), simulated(peers=(0, 1), exchange={"transport": "in_process"})
     assert both.tensors["weights"] == 2 * one.tensors["weights"]

@@ -20,6 +20,7 @@ from ray_l4.report.run_files import count_parameters, read_headlines
 from ray_l4.report.summary import score_matrix, summarise
 from ray_l4.store.records import write_replay, write_score, write_steps
 from ray_l4.store.run_directory import Cell, RunDirectory, RunState
+from ray_l4.store.weight_files import damage
 
 TASKS = ["woz.en", "wikisql", "e2enlg"]
 EPOCHS = 2
@@ -307,5 +308,6 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path, content: bytes) -> None:
     folder = RunDirectory(tmp_path).checkpoint(0, 1, 0)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(RunDirectoryError, match=rf"{folder}/model.safetensors: cannot be read as safetensors"):
+    with pytest.raises(RunDirectoryError, match=rf"{folder}/model.safetensors is damaged: ") as caught:
         count_parameters(RunDirectory(tmp_path), 0)
+    assert str(damage(folder / "model.safetensors")) in str(caught.value), "in the words of a resume"

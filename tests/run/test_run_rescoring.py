@@ -129,6 +129,17 @@ def test_answers_to_another_test_set_are_refused_where_the_metric_needs_it(tmp_p
         rescore(run, write=True)
 
 
+def test_a_test_example_that_the_run_left_out_is_not_missed(tmp_path: Path) -> None:
+    """Such as one with the name of a special token that cannot be encoded as text."""
+    run = finished(tmp_path / "run")
+    for path in run.path.glob("predictions/*mini.sql*"):
+        pq.write_table(pq.read_table(path).take([0, 2, 3, 4]), path)
+    for path in run.path.glob("scores/*mini.sql*"):
+        path.write_text(path.read_text().replace('"examples": 5', '"examples": 4'))
+    rescore(run, write=True)
+    assert run.scores()[Cell(0, 1, 0, "mini.sql")]["values"]["lfem"] == pytest.approx(75.0), "the last one is wrong"
+
+
 def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
     with run.lock(), pytest.raises(RunDirectoryError, match="in use by"):

@@ -13,6 +13,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.setup.setup import prepare
 from ray_l4.tasks.chat import Message
+from ray_l4.text.tokenizer import TaskTokenizer
 from tests.text import chat_fixtures as chats
 
 
@@ -30,6 +31,17 @@ def experiment(folder: Path, turns: list[Message], **model: Any) -> ExperimentCo
 
 
 QUESTION = chats.said("What is the capital of France?")
+
+
+@pytest.mark.parametrize(("trained", "asked", "warned"), [(False, "auto", 1), (False, "none", 0), (True, "auto", 0)])
+def test_a_checkpoint_trained_without_the_template_goes_on_without_it(
+    tmp_path: Path, trained: bool, asked: str, warned: int
+) -> None:
+    chats.save_instruct(tmp_path / "model", steps=0)
+    TaskTokenizer.pretrained(tmp_path / "model", ["capitals"], 2, chat=trained).save(tmp_path / "model")
+    setup = prepare(experiment(tmp_path, QUESTION, chat_template=asked))
+    assert (setup.tokenizer.chat is not None) is trained
+    assert sum("trained without its chat template" in text for text in setup.warnings) == warned
 
 
 @pytest.mark.parametrize(

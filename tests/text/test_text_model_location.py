@@ -91,6 +91,12 @@ def test_a_hub_that_answers_is_asked_by_the_libraries(monkeypatch: pytest.Monkey
     other.close()
 
 
+def test_the_home_of_an_unknown_user_is_a_folder_that_is_not_there(connections: list[object]) -> None:
+    with pytest.raises(ModelError, match=r"no folder .*~nosuchuser/model"):
+        located("~nosuchuser/model")
+    assert not connections
+
+
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ModelError, match="is a file; expected the folder"):
