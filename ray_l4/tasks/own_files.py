@@ -27,9 +27,11 @@ def find_split(source: Source) -> Path:
         DataError: there is none, or there are several.
     """
     folder, names = source.folder, source.split_names
-    if folder.is_file():  # validation examples may be given as a single file
-        return folder
     expected, task = _EXPECTED.format(names[0]), f"Task {source.task.name!r}"
+    if folder.is_file():
+        if source.split == "dev":  # evaluation.validation may be a single file; other splits would share it
+            return folder
+        raise MissingFileError(f"{task}: {folder} is a file; expected the folder that holds {expected}.")
     if not folder.is_dir():
         raise MissingFileError(f"{task}: no folder {folder}; expected it to contain {expected}.")
     present = [path for name in names for path in _candidates(folder, name)]

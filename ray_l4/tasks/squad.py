@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
 from ray_l4.tasks.files import find, has_file, read_json, read_json_list
 from ray_l4.tasks.rows import BadRecords, Row
@@ -85,6 +86,8 @@ def _row(context: str, question: dict[str, Any], number: int, where: str) -> Row
     references = [answer["text"] for answer in question["answers"]]
     if not references and not question.get("is_impossible", False):
         raise ValueError("no answers, and is_impossible is not true")
+    if any(isinstance(text, str) and is_blank(text) for text in references):
+        raise ValueError("answers contains a blank text")
     return Row(
         context=context,
         question=question["question"],

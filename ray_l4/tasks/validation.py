@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig, Splits, TaskConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.tasks.registry import DIALOGUE_METRIC, load, metric_of
 
@@ -56,7 +56,8 @@ def with_validation(
     if isinstance(asked, float):
         return held_out(training, asked, data.seed, task)
     if isinstance(asked, Path):
-        task = task.model_copy(update={"path": folder_of(task, asked, alone=alone)})
+        place = {"path": folder_of(task, asked, alone=alone), "dataset": None, "splits": Splits()}
+        task = task.model_copy(update=place)
     return training, load(task, "dev", data)
 
 

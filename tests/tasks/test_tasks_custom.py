@@ -13,7 +13,9 @@ import pytest
 
 from ray_l4.config.experiment import Columns, DataConfig, Splits, TaskConfig
 from ray_l4.errors import DataError
-from ray_l4.tasks.registry import load
+from ray_l4.tasks.files import MissingFileError
+from ray_l4.tasks.prepare import summary
+from ray_l4.tasks.registry import check_files, load
 from ray_l4.tasks.schema import EXAMPLES
 
 Write = Callable[..., Path]
@@ -210,3 +212,13 @@ def test_a_csv_record_with_more_fields_than_columns_is_refused(tmp_path: Path) -
     task = TaskConfig(name="mine", path=tmp_path, metric="em")
     with pytest.raises(DataError, match=r"train\.csv, line 3: more fields than the header's 3 columns.*double quotes"):
         load(task, "train", DataConfig())
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_file_is_no_folder_of_splits(split: Any, write: Write, tmp_path: Path, own: Own, data: DataConfig) -> None:
+    """Otherwise the run would be scored on the examples that it has learned."""
+    file = write("own/train.jsonl", lines(*RECORDS))
+    task = own().model_copy(update={"path": file})
+    for read in (lambda: load(task, split, data), lambda: check_files(task, data), lambda: summary(task, data)):
+        with pytest.raises(MissingFileError, match=r"train.jsonl is a file; expected the folder that holds \w+.jsonl"):
+            read()

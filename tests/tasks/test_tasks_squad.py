@@ -61,6 +61,16 @@ def test_a_question_without_answers_is_a_bad_record(
     assert load(task("ag"), "train", lenient).column("context").to_pylist() == ["c0", "c3"]
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\u200b"])
+def test_a_blank_text_among_the_answers_is_a_bad_record(
+    blank: str, write: Write, task: Task, data: DataConfig, lenient: DataConfig
+) -> None:
+    write("squad/ag_to_squad-train-v2.0.json", document(qa("a"), qa("b", blank), qa(is_impossible=True)))
+    with pytest.raises(DataError, match=r"data\[1\]: .*answers contains a blank text"):
+        load(task("ag"), "train", data)
+    assert load(task("ag"), "train", lenient).column("references").to_pylist() == [["a"], [""]]
+
+
 def test_ids_that_are_missing_or_repeat_become_unique(write: Write, task: Task, data: DataConfig) -> None:
     write("squad/ag_to_squad-train-v2.0.json", document(qa("a", id="x"), qa("a"), qa("a", id="x"), qa("b", id="x")))
     assert load(task("ag"), "train", data).column("sample_id").to_pylist() == ["x", "1", "x#2", "x#3"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig, Splits, TaskConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.tasks.registry import load
 from ray_l4.tasks.validation import check_validation, held_out, with_validation
@@ -84,6 +84,21 @@ def test_a_path_is_a_folder_of_tasks_or_that_of_the_only_one(
         write(where / "mini.woz" / "dev.jsonl", "z")
     check_validation([task, *others], where)
     _, held = with_validation(task, TRAINING, where, DataConfig(), alone=alone)
+    assert held["answer"].to_pylist() == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"dataset": "owner/name", "splits": Splits(dev="validation")},
+        {"path": Path("own"), "splits": Splits(train="learn", dev="validation")},
+    ],
+)
+def test_a_path_replaces_the_tasks_own_place_and_its_names_of_splits(own: dict[str, Any], tmp_path: Path) -> None:
+    """Where the test split of a data set is its validation split, the examples are not those of the path's files."""
+    write(tmp_path / "val" / "dev.jsonl", "x", "y")
+    task = TaskConfig(name="mine", metric="em", **own)
+    _, held = with_validation(task, TRAINING, tmp_path / "val", DataConfig(), alone=True)
     assert held["answer"].to_pylist() == ["x", "y"]
 
 
