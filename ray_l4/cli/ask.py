@@ -20,6 +20,8 @@ from ray_l4.cli.model_options import (
     StudentOption,
     TaskOption,
     check_device,
+    given,
+    sections,
 )
 from ray_l4.errors import ConfigError
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ray_l4.tasks.chat import Message
 
 _STDIN = "-"
+_SET_TOP_K = ("evaluation", "evaluation.top_k")
+"""Keys by which ``--set`` says how answers are decoded."""
 
 
 def register(app: typer.Typer) -> None:
@@ -55,8 +59,9 @@ def ask(
     experiment: ExperimentOption = None,
     set_: SettingOption = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="1 decodes greedily; more samples from the most likely tokens.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="1, as if not given, decodes greedily; more samples from the most likely tokens."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens; as in the run if not given.")
     ] = None,
@@ -79,7 +84,7 @@ def ask(
         tasks=[task] if task else (),
         experiment=experiment,
         overrides=set_ or (),
-        sections={"evaluation": {"top_k": top_k}},
+        sections=sections(evaluation=given(top_k=_top_k(top_k, set_ or ()))),
         seed=seed,
     )
     found, name = one_inspected(model, settings)
@@ -108,6 +113,13 @@ def ask(
         hold_conversations(answer, f"{found.name}, task {name}", given_context or "")
     else:
         put_questions(answer, f"{found.name}, task {name}", given_context or "", usual)
+
+
+def _top_k(option: int | None, overrides: Sequence[str]) -> int | None:
+    """Return the ``evaluation.top_k`` that replaces what the experiment says: 1 unless it is given, here or there."""
+    if option is not None:
+        return option
+    return None if any(each.partition("=")[0].strip() in _SET_TOP_K for each in overrides) else 1
 
 
 def _text(value: str | None) -> str | None:

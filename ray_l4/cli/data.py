@@ -110,9 +110,11 @@ def prepare(
     from ray_l4.cli.download import download_tasks, raw_folder
     from ray_l4.config.experiment import DataConfig, TaskConfig
     from ray_l4.config.loading import data_config
+    from ray_l4.report.out_file import check_folder
     from ray_l4.tasks.prepare import prepare as write_tasks
     from ray_l4.tasks.registry import TASKS
 
+    check_folder(out, "--out")
     failed = download_tasks(tasks or list(TASKS), raw_folder(raw), mirror, stop=tasks is not None) if download else []
     data = DataConfig(raw=raw_folder(raw)) if download else data_config(raw)
     written: list[Path] = []

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ray_l4.setup.inspected import Inspected, Settings
     from ray_l4.setup.loaded import TaskScore
 
+_OUTPUT = "--output"
 _ONE_TASK = "--path, --column, --question and --metric describe one task: name it with --task"
 
 
@@ -73,10 +74,13 @@ def evaluate(
 
     A model without task tokens gets them as in a run; --experiment makes it the very model with which a run begins.
     """
+    from ray_l4.report.out_file import check_file, write_out
     from ray_l4.setup.inspected import Settings, inspected
     from ray_l4.store.checkpoints import Wanted
 
     check_device(device)
+    if output is not None:
+        check_file(output, _OUTPUT)
     settings = Settings(
         wanted=Wanted(stage, epoch, student),
         tasks=task or (),
@@ -101,7 +105,7 @@ def evaluate(
             show_answers(each, score, show)
             records.append(record_of(each, score))
             if output is not None:
-                output.write_text(json_lines(results), encoding="utf-8")
+                write_out(json_lines(results), output, _OUTPUT)
     single = sum(len(records) for _, records in results) == 1
     typer.echo(json_lines(results) if json_ or single else table_of(results), nl=not json_ and not single)
 
@@ -113,7 +117,9 @@ def _tasks(found: Inspected, settings: Settings) -> list[TaskConfig]:
     names = settings.tasks or (() if found.assumed else found.tasks)
     if not names:
         known = f" It knows {', '.join(found.tasks)}." if found.tasks else ""
-        raise ConfigError(f"{found.name}: name a task (--task), or give --experiment with a stream of tasks.{known}")
+        raise ConfigError(
+            f"{found.name}: name a task (--task), or give --experiment with a stream of tasks.{known}{found.hub_note}"
+        )
     tasks = [found.task(name, settings) for name in dict.fromkeys(names)]
     for task in tasks:
         metric_of(task)

@@ -92,14 +92,15 @@ def generate_replay(
 ) -> list[np.ndarray]:
     """Generate one pseudo-example per task token: the token and the model's continuation (REFERENCE.md#replay).
 
-    With a chat template, the beginning that all conversations have stands between the two.
+    With a chat template, the beginning that all conversations have stands between the two, and room is left for the end
+    of the last turn, which is added to an example that was cut off.
     """
     banned = tokenizer.task_tokens if config.ban_task_tokens else ()
     new = continue_prompts(
         model,
         tokenizer,
         [[gen, *tokenizer.lm_start] for gen in gens],
-        max_length - 1 - len(tokenizer.lm_start),
+        max_length - len(tokenizer.lm_start) - len(tokenizer.lm_end),
         Decoding(config.top_k, config.temperature, banned, end=tokenizer.lm_end[-1]),
         seeds=seeds,
     )

@@ -40,11 +40,9 @@ def lengths_of(setup: Setup) -> DataLengths:
     answered = max(min(prompts[task] + tests.max_new_tokens, tests.max_length) for task, tests in setup.tests.items())
     generated = get_method(setup.experiment.method).replay == "generated"
     replayed = max((setup.replay_length(stage) for stage in range(1, len(setup.stages)) if generated), default=0)
-    # The last token of an LM sequence is a target alone; a pseudo-example that fills its length has none to leave out,
-    # and an end of turn is added to it.
-    ends = len(setup.tokenizer.lm_end)
     return DataLengths(
-        trained=max(max(setup.longest_sequences.values()) - 1, replayed + ends - 1 if replayed else 0),
+        # The last token of an LM sequence is a target alone; a pseudo-example that fills its length has none.
+        trained=max(max(setup.longest_sequences.values()) - 1, replayed),
         answer=max(int((sequence_lengths(table) - table["prompt_length"].to_numpy()).max()) for table in tables),
         decoded=max(answered, replayed),
         examples={task: table.num_rows for task, table in setup.training.items()},

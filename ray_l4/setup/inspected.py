@@ -28,6 +28,7 @@ from ray_l4.store.checkpoints import (
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
+from ray_l4.text.model_location import located, similar_folder
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -73,18 +74,29 @@ class Inspected:
         """Return the settings of a task. Raises ConfigError, which names the known tasks, if it is none of them."""
         own = {task.name: task for task in self.experiment.stream}
         usual = own.get(name, TaskConfig(name=name, train="all"))
+        if "path" in settings.task:  # other data, of another size
+            usual = changed(usual, test="all", dataset=None)
         task: TaskConfig = changed(usual, **settings.task)
         if task.path is None and task.dataset is None and name not in (TASKS if self.assumed else {**own, **TASKS}):
             known = [*self.tasks, *TASKS]
             raise unknown_task(name, self, f" For other data, give its folder (--path). {nearest(name, known)}")
         return task
 
+    @property
+    def hub_note(self) -> str:
+        """A sentence for messages, with a space before it, if the model is looked for on the hub; empty if not."""
+        model = self.experiment.model.name
+        if self.folder is not None or model is None or expand_home(model).exists():
+            return ""
+        return f" There is no folder {Path(model).absolute()}, so {model} is taken for a model of the hub."
+
 
 def unknown_task(name: str, found: Inspected, advice: str) -> ConfigError:
     """Return the error about a task that a model does not have; ``advice`` begins with a space."""
     known = found.tasks if found.assumed else _stream(found.experiment)
     return ConfigError(
-        f"--task {name}: {found.name} has no such task; its tasks: {', '.join(known) or 'none'}.{advice}"
+        f"--task {name}: {found.name} has no such task; its tasks: {', '.join(known) or 'none'}."
+        f"{found.hub_note}{advice}"
     )
 
 
@@ -95,6 +107,13 @@ def inspected(model: str | None, settings: Settings) -> list[Inspected]:
     hub name of a model without task tokens, to which they are added as a run does; None for the experiment file's own
     model. Raises ConfigError, ModelError or RunDirectoryError if there is no such model, or a setting is wrong.
     """
+    found = _found(model, settings)
+    for each in found:
+        _check_wanted(each, settings.wanted)
+    return found
+
+
+def _found(model: str | None, settings: Settings) -> list[Inspected]:
     if model is None:
         return [_untouched(None, settings)]
     folder = expand_home(model)
@@ -111,7 +130,24 @@ def inspected(model: str | None, settings: Settings) -> list[Inspected]:
         return [_of_run(found, settings) for found in last_checkpoints(run, settings.wanted, independent)]
     if folder.exists() or not _HUB_NAME.fullmatch(model) or _is_local(folder):
         raise _no_model(folder)
+    located(model, "MODEL")  # raises if it cannot be a model of the hub
     return [_untouched(model, settings)]
+
+
+def _check_wanted(found: Inspected, wanted: Wanted) -> None:
+    """Raise an error if options select another checkpoint than the one that is named, or one of a model without any."""
+    if found.checkpoint is not None:
+        if not wanted.includes(found.checkpoint):
+            place = Wanted(found.checkpoint.stage, found.checkpoint.epoch, found.checkpoint.student)
+            raise ConfigError(
+                f"{found.folder}: is the checkpoint of {place}, but {wanted} is asked for. Leave out --stage, --epoch "
+                f"and --student, or give the run: {found.checkpoint.run.path}"
+            )
+    elif wanted.stage is not None or wanted.epoch is not None:
+        raise ConfigError(
+            f"{found.name}: belongs to no run, so it has no stages and epochs. Leave out --stage and --epoch, or give "
+            "a run directory."
+        )
 
 
 def one_inspected(model: str, settings: Settings) -> tuple[Inspected, str]:
@@ -125,6 +161,7 @@ def one_inspected(model: str, settings: Settings) -> tuple[Inspected, str]:
     if len(names) != 1:
         raise ConfigError(
             f"Name a task (--task). {found[0].name} has {', '.join(known) if known else 'none of its own'}."
+            f"{found[0].hub_note}"
         )
     if known and names[0] not in known:
         raise unknown_task(names[0], found[0], f" {nearest(names[0], known)}")
@@ -209,10 +246,7 @@ def _is_local(folder: Path) -> bool:
 def _no_model(folder: Path) -> Exception:
     files = " or ".join(MODEL_FILES)
     if not folder.exists():
-        beside = sorted(path.name for path in folder.parent.iterdir())[:20] if folder.parent.is_dir() else []
-        return ModelError(
-            f"{folder}: no such folder, looked for at {folder.absolute()}. {nearest(folder.name, beside)}"
-        )
+        return ModelError(f"{folder}: no such folder, looked for at {folder.absolute()}.{similar_folder(folder)}")
     above = folder.resolve().parents
     run = next((parent for parent in above if (parent / "config.yaml").is_file()), None)
     if run is not None:

@@ -61,7 +61,7 @@ def refuse_too_short(length: int, tokenizer: TaskTokenizer, what: str) -> None:
     if length < tokenizer.shortest_generated:
         raise ConfigError(
             f"{what}: {length} tokens leave no room for a generated example, which begins with "
-            f"{tokenizer.shortest_generated - 1} tokens that are given (the task token and the beginning of the chat "
+            f"{1 + len(tokenizer.lm_start)} tokens that are given (the task token and the beginning of the chat "
             f"template). Expected {tokenizer.shortest_generated} at the least, and room for a whole conversation."
         )
 

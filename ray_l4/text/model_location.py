@@ -30,13 +30,13 @@ def located(name: str, where: str = "model.name") -> dict[str, bool]:
     if path.is_file():
         raise ModelError(f"{where}: {path.absolute()} is a file; expected the folder of a model. {_GIVE}")
     if name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or name.count("/") > 1:
-        raise ModelError(f"{where}: there is no folder {path.absolute()}.{_similar(path)} {_GIVE}")
+        raise ModelError(f"{where}: there is no folder {path.absolute()}.{similar_folder(path)} {_GIVE}")
     if _hub_is_reachable():
         return {}
     if not _is_cached(name):
         raise ModelError(
             f"{where}: {name!r} is neither a folder (looked for {path.absolute()}) nor a model in the hub's cache on "
-            f"this machine, and the hub cannot be reached.{_similar(path)} {_GIVE}"
+            f"this machine, and the hub cannot be reached.{similar_folder(path)} {_GIVE}"
         )
     return {"local_files_only": True}
 
@@ -44,7 +44,7 @@ def located(name: str, where: str = "model.name") -> dict[str, bool]:
 _GIVE = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a model on the hub."
 
 
-def _similar(path: Path) -> str:
+def similar_folder(path: Path) -> str:
     """Return a hint with the folder beside ``path`` whose name is most like it; empty if there is none."""
     folders = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, folders, n=1, cutoff=0.6)

@@ -167,8 +167,8 @@ class TaskTokenizer:
 
     @property
     def shortest_generated(self) -> int:
-        """The fewest tokens of a generated LM sequence: what is given (the task token, ``lm_start``), and one more."""
-        return 2 + len(self.lm_start)
+        """The fewest tokens of a generated LM sequence: task token, ``lm_start``, and as many as ``lm_end`` has."""
+        return 1 + len(self.lm_start) + len(self.lm_end)
 
     def gen_of(self, task: str) -> int:
         """Return the id of the task's token. Raises ModelError if it has none."""

@@ -135,6 +135,14 @@ def test_sampled_answers_follow_from_the_seed(command: InThisProcess, run: RunDi
     assert results[0] == results[1] and len(set(results)) > 1
 
 
+def test_sampling_may_be_set_like_any_other_setting(command: InThisProcess, run: RunDirectory) -> None:
+    options = ("ask", run.path, "--task", "fixed", "--context", "item 3", "--seed", 2, "--max-new-tokens", 12)
+    greedy, sampled = (command(*options, *more).stdout for more in ((), ("--top-k", 30)))
+    assert greedy != sampled
+    assert command(*options, "--set", "evaluation.top_k=30").stdout == sampled
+    assert command(*options, "--set", "evaluation.top_k=30", "--top-k", 1).stdout == greedy
+
+
 def test_mistakes_are_refused(command: InThisProcess, run: RunDirectory, tmp_path: Path) -> None:
     refused(command("ask", run.path), CONFIG, "--task", "fixed, various, mini.woz")
     refused(command("ask", run.path, "--task", "fixd"), CONFIG, "'fixed'", "fixed, various, mini.woz")

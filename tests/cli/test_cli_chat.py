@@ -117,8 +117,8 @@ def test_it_generates(finished: RunDirectory, command: InThisProcess) -> None:
 
 def test_a_length_without_room_is_refused(finished: RunDirectory, command: InThisProcess) -> None:
     """The template alone takes more tokens."""
-    given = 1 + len(TaskTokenizer.load(finished.path / "tokenizer").lm_start)
-    for length, code in ((2, 2), (given, 2), (given + 1, 0)):
+    shortest = TaskTokenizer.load(finished.path / "tokenizer").shortest_generated
+    for length, code in ((2, 2), (shortest - 1, 2), (shortest, 0)):
         result = command("generate", checkpoint(finished, 0), "--task", "capitals", "-n", 1, "--max-length", length)
         assert result.returncode == code, result.stderr
         assert ("leave no room for a generated example" in result.stderr) is (code == 2)

@@ -92,6 +92,13 @@ def test_a_download_needs_a_folder_and_a_web_address(tmp_path: Path, monkeypatch
     assert "ftp://x/nmrksic" in str(failure(*order, "--mirror", "ftp://x"))
 
 
+def test_examples_are_not_written_into_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = str(failure("prepare", "--task", "mini.woz", "--out", out))
+        assert message.startswith("--out ") and f"{tmp_path}/file is a file; expected a folder" in message
+
+
 def test_columns_of_custom_data(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("code,country,capital\nfr,france,paris\n", encoding="utf-8")

@@ -273,10 +273,75 @@ def test_any_models_folder_is_a_row_beside_a_run(command: InThisProcess, run: Ru
 def test_what_is_no_model_is_refused_by_name(command: InThisProcess, run: RunDirectory, tmp_path: Path) -> None:
     inside = run.path / "checkpoints" / "stage-1"
     refused(command("evaluate", inside), MODEL, "not a checkpoint", str(run.path), "--stage")
-    refused(command("evaluate", run.path.with_name("rnu")), MODEL, "no such folder", "'run'")
+    refused(command("evaluate", run.path.with_name("rnu")), MODEL, "no such folder", f"Did you mean {run.path}?")
+    unlike = command("evaluate", run.path.with_name("zzzz"))
+    refused(unlike, MODEL, "no such folder")
+    assert "Known" not in unlike.stderr and "There are none" not in unlike.stderr
     refused(command("evaluate", "~nosuchuser/run"), MODEL, "no such folder", "~nosuchuser/run")
     refused(command("evaluate", tmp_path, "--task", "own"), MODEL, str(tmp_path), "neither a run directory")
     refused(command("evaluate", run.path, "--stage", 7), RUN_DIRECTORY, "stage 7", "stages 0, 1", "students 0, 1")
+
+
+@pytest.mark.parametrize("options", [("--stage", 0), ("--epoch", 1), ("--student", 1), ("--stage", 1, "--epoch", 1)])
+def test_another_checkpoint_than_the_one_named_is_refused(
+    command: InThisProcess, run: RunDirectory, options: tuple[object, ...]
+) -> None:
+    named = run.checkpoint(1, 2, 0)
+    refused(command("evaluate", named, *options), CONFIG, str(named), "stage 1, epoch 2, student 0", f": {run.path}\n")
+
+
+def test_a_checkpoint_may_be_named_twice_over(command: InThisProcess, run: RunDirectory) -> None:
+    options = ("--stage", 1, "--epoch", 2, "--student", 0, "--task", "mini.woz")
+    assert command("evaluate", run.checkpoint(1, 2, 0), *options).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--stage", "--epoch"])
+def test_a_model_of_no_run_has_no_stages_and_epochs(command: InThisProcess, pretrained: Path, option: str) -> None:
+    result = command("evaluate", pretrained, "--task", "mini.woz", "--limit", 1, option, 1)
+    refused(result, CONFIG, "belongs to no run", option)
+
+
+@pytest.mark.parametrize(
+    "words", [("evaluate", "rr"), ("ask", "rr"), ("generate", "rr"), ("evaluate", "rr", "--task", "x")]
+)
+@pytest.mark.parametrize("reachable", [False, True])
+def test_a_mistyped_run_without_a_slash_is_said_to_be_no_folder(
+    command: InThisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], reachable: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray_l4.text.model_location._hub_is_reachable", lambda: reachable)
+    result = command(*words)
+    refused(result, CONFIG if reachable else MODEL, str(tmp_path / "rr"), "folder")
+
+
+def test_other_data_is_read_whole(command: InThisProcess, run: RunDirectory, tmp_path: Path) -> None:
+    """The number of test examples in the run's settings was chosen for the run's own data."""
+    other = own_data(tmp_path / "other")
+    lines_of = (other / "test.jsonl").read_text().splitlines()
+    (other / "test.jsonl").write_text("\n".join(lines_of[:4]))
+    result = command("evaluate", run.checkpoint(1, 2, 0), "--task", "own", "--path", other)
+    assert result.returncode == 0, result.stderr
+    assert lines(result.stdout)[0]["examples"] == 4
+    rows = [json.dumps({"context": "a", "question": "q", "answer": "b"}) for _ in range(8)]
+    (other / "test.jsonl").write_text("\n".join(rows))
+    result = command("evaluate", run.checkpoint(1, 2, 0), "--task", "mini.woz", "--path", other, "--metric", "em")
+    assert result.returncode == 0, result.stderr
+    assert lines(result.stdout)[0]["examples"] == 8
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    command: InThisProcess, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as loading:
+        loading.setattr("ray_l4.setup.loaded.load_inspected", None)
+        refused(command("evaluate", run.path, "--output", tmp_path), CONFIG, f"--output {tmp_path}: is a folder")
+        below = tmp_path / "file" / "scores.jsonl"
+        refused(command("evaluate", run.path, "--output", below), CONFIG, f"--output {tmp_path}/file", "is a file")
+    new = tmp_path / "new" / "scores.jsonl"
+    result = command("evaluate", run.path, "--student", 0, "--task", "mini.woz", "--output", new)
+    assert result.returncode == 0, result.stderr
+    assert lines(new.read_text()) == lines(result.stdout)
 
 
 def test_an_unknown_task_is_refused_with_those_of_the_run(command: InThisProcess, run: RunDirectory) -> None:

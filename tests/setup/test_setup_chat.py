@@ -100,17 +100,18 @@ def test_too_many_refused_conversations_are_an_error_with_the_right_remedy(tmp_p
         prepare(experiment(tmp_path, REFUSED))
 
 
-@pytest.mark.parametrize(("length", "refused"), [(2, True), (0, True), (1, False)])
-def test_a_replay_length_without_room_is_refused(tmp_path: Path, length: int, refused: bool) -> None:
-    """``length``: 2, or as many more as the template begins conversations with."""
+@pytest.mark.parametrize(("more", "refused"), [(None, True), (0, True), (1, True), (2, False)])
+def test_a_replay_length_without_room_is_refused(tmp_path: Path, more: int | None, refused: bool) -> None:
+    """``more`` tokens than the template begins conversations with, or two in all. Two are for the end of a turn."""
     chats.save_instruct(tmp_path / "model", steps=0)
     config = experiment(tmp_path, QUESTION)
     given = 1 + len(prepare(config).tokenizer.lm_start)
     assert given > 2
-    replay = config.replay.model_copy(update={"max_length": length if length == 2 else given + length})
+    length = 2 if more is None else given + more
+    replay = config.replay.model_copy(update={"max_length": length})
     config = config.model_copy(update={"replay": replay})
     if not refused:
-        assert prepare(config).experiment.replay.max_length == given + 1
+        assert prepare(config).experiment.replay.max_length == length
         return
     with pytest.raises(ConfigError, match=rf"replay\.max_length: \d+ tokens leave no room.*with {given} tokens"):
         prepare(config)
