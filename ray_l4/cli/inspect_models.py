@@ -86,6 +86,10 @@ def merge(
 
     The result is an ordinary model folder that loads without peft.
     """
+    from ray_l4.setup.mergeable import check_mergeable
+
+    check_mergeable(checkpoint)
+
     from ray_l4.learner.inspection import merge_folder
 
     merge_folder(checkpoint, out)

@@ -28,7 +28,7 @@ from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder, write_text
-from ray_l4.store.begun_with import changed_versions, check_experiment, recorded
+from ray_l4.store.begun_with import FINGERPRINT_KEY, begun_fingerprint, changed_versions, check_experiment, recorded
 from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.storage import absolute_address
@@ -76,6 +76,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
     with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
         log.keep_in(directory.log(_COMMAND_LOG))
         experiment, manifest = directory.experiment(), read_json(directory.path / "manifest.json")
+        fingerprint = begun_fingerprint(directory)
         check_experiment(directory.path / "config.yaml", experiment, manifest)
         mirror = mirror_of(directory, cluster)
         if mirror is not None:
@@ -83,7 +84,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
                 mirror.check(directory.path, new=False)
         with console.status("reading and tokenising data"):
             setup = _prepared(experiment, cluster, directory.state().lost_students)
-        if setup.fingerprint() != manifest["data_fingerprint"]:
+        if setup.fingerprint() != fingerprint:
             raise RunDirectoryError(
                 f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
                 "be comparable. Restore the old data, or start a new run."
@@ -161,7 +162,7 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
         "python": _python(),
         "platform": platform.platform(),
         "versions": _versions(),
-        "data_fingerprint": setup.fingerprint(),
+        FINGERPRINT_KEY: setup.fingerprint(),
         "training_examples": {task: table.num_rows for task, table in setup.training.items()},
         "longest_sequences": setup.longest_sequences,
         "validation_examples": {task: table.num_rows for task, table in setup.validation.items()},

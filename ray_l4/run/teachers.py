@@ -22,7 +22,7 @@ from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.early_check import finished_teachers
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
-from ray_l4.store.begun_with import recorded
+from ray_l4.store.begun_with import begun_fingerprint, recorded
 from ray_l4.store.records import read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.text.assembly import with_answers
@@ -55,7 +55,7 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
     teachers = finished_teachers(setup.experiment)
     if teachers is None:
         return None
-    if read_json(teachers.path / "manifest.json")["data_fingerprint"] != setup.fingerprint():
+    if begun_fingerprint(teachers) != setup.fingerprint():
         raise RunDirectoryError(
             f"teachers.run: {teachers.path} learned from different data, or with a different tokeniser. "
             "Train the teachers on the same stream (tasks, order, sizes, data.seed)."

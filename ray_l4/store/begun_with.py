@@ -12,12 +12,38 @@ from pydantic import ValidationError
 
 from ray_l4.config.experiment import WITHOUT_EFFECT, ExperimentConfig
 from ray_l4.errors import RunDirectoryError
+from ray_l4.store.run_directory import RunDirectory, read_json
 
 EXPERIMENT_KEY = "experiment"
 """Manifest key of the experiment, all settings included."""
 
+<<<<<<< HEAD
+=======
+FINGERPRINT_KEY = "data_fingerprint"
+"""Manifest key of the fingerprint of the run's data and tokeniser."""
+
+_MAY_CHANGE = (
+    "name",
+    "data.raw",
+    "data.converted",
+    "stream.*.path",  # the data fingerprint checks the contents of these folders
+    "model.gradient_checkpointing",
+    "checkpoint.keep",
+)
+"""Settings that change no number of the run."""
+
+>>>>>>> fix3
 _MOST_SHOWN = 8
 """Differences that a message lists."""
+
+
+def begun_fingerprint(run: RunDirectory) -> str:
+    """Return the data fingerprint of a run's start. Raises RunDirectoryError if the manifest is damaged."""
+    path = run.path / "manifest.json"
+    found = read_json(path).get(FINGERPRINT_KEY)
+    if not isinstance(found, str):
+        raise RunDirectoryError(f"{path}: damaged: it has no {FINGERPRINT_KEY}. Restore it, or start a new run.")
+    return found
 
 
 def recorded(experiment: ExperimentConfig) -> dict[str, Any]:

@@ -248,8 +248,11 @@ def _taken(path: Path) -> RunDirectoryError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run. Raises RunDirectoryError if it cannot be read."""
+    """Read the object in a JSON file of a run. Raises RunDirectoryError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise RunDirectoryError(f"{path}: damaged: expected a JSON object, found {type(value).__name__}. Restore it.")
+    return value

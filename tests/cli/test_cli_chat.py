@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_ask_renders_system_prompt_and_dialogue_as_turns(
     assert len(result.stdout.splitlines()) == 3
     system = {"role": "system", "content": "Be brief."}
     opening = turns("about Italy\nits capital?")
-    conversations = [each for each in rendered if each[0] == system]
+    conversations = [each for each, _ in groupby(each for each in rendered if each[0] == system)]
     assert conversations == [
         [system, *opening],
         [system, *turns("about Italy\nits capital?", first, "sure?")],

@@ -107,6 +107,8 @@ def test_merging_refuses_an_existing_folder_and_a_model_without_adapters(
 ) -> None:
     folder = finished.checkpoint(1, 1, 0)
     refused(ray_l4("merge", folder, finished.path), 2, "exists already")
+    refused(ray_l4("merge", finished.path, tmp_path / "out"), 4, "a checkpoint with adapters", f": {finished.path}/ch")
+    refused(ray_l4("merge", tmp_path / "gone", tmp_path / "out"), 4, f"no such folder, looked for at {tmp_path}/gone")
     refused(ray_l4("merge", finished.path.parent / "base", tmp_path / "out"), 4, "tokeniser of ray-l4")
 
 

@@ -113,6 +113,13 @@ def test_a_run_of_an_early_version_is_resumed(command: InThisProcess, unfinished
     assert command("resume", unfinished.path).returncode == 0
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"data_fingerprint": 5}'])
+def test_a_damaged_manifest_is_named(command: InThisProcess, unfinished: RunDirectory, content: str) -> None:
+    manifest = unfinished.path / "manifest.json"
+    manifest.write_text(content)
+    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{manifest}: damaged", "Restore it")
+
+
 @pytest.mark.parametrize("length", [0, 5, 5000])
 def test_damaged_weights_are_named_with_their_file(
     command: InThisProcess, unfinished: RunDirectory, length: int
