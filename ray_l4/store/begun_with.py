@@ -17,22 +17,9 @@ from ray_l4.store.run_directory import RunDirectory, read_json
 EXPERIMENT_KEY = "experiment"
 """Manifest key of the experiment, all settings included."""
 
-<<<<<<< HEAD
-=======
 FINGERPRINT_KEY = "data_fingerprint"
 """Manifest key of the fingerprint of the run's data and tokeniser."""
 
-_MAY_CHANGE = (
-    "name",
-    "data.raw",
-    "data.converted",
-    "stream.*.path",  # the data fingerprint checks the contents of these folders
-    "model.gradient_checkpointing",
-    "checkpoint.keep",
-)
-"""Settings that change no number of the run."""
-
->>>>>>> fix3
 _MOST_SHOWN = 8
 """Differences that a message lists."""
 
