@@ -88,7 +88,10 @@ class Inspected:
         model = self.experiment.model.name
         if self.folder is not None or model is None or expand_home(model).exists():
             return ""
-        return f" There is no folder {Path(model).absolute()}, so {model} is taken for a model of the hub."
+        path = Path(model)
+        return (
+            f" There is no folder {path.absolute()}, so {model} is taken for a model of the hub.{similar_folder(path)}"
+        )
 
 
 def unknown_task(name: str, found: Inspected, advice: str) -> ConfigError:

@@ -309,9 +309,15 @@ def test_a_mistyped_run_without_a_slash_is_said_to_be_no_folder(
     command: InThisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], reachable: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "rrr").mkdir()
     monkeypatch.setattr("ray_l4.text.model_location._hub_is_reachable", lambda: reachable)
     result = command(*words)
-    refused(result, CONFIG if reachable else MODEL, str(tmp_path / "rr"), "folder")
+    refused(
+        result,
+        CONFIG if reachable else MODEL,
+        f"folder{' (looked for' * (not reachable)} {tmp_path / 'rr'}",
+        "mean rrr?",
+    )
 
 
 def test_other_data_is_read_whole(command: InThisProcess, run: RunDirectory, tmp_path: Path) -> None:
