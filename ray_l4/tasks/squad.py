@@ -76,9 +76,14 @@ def _questions(path: Path, bad: BadRecords) -> Iterator[Numbered]:
         try:
             for paragraph in entry["paragraphs"]:
                 for question in paragraph["qas"]:
-                    yield question.get("id", 0), _row(paragraph["context"], question, number, where)
+                    try:
+                        row = _row(paragraph["context"], question, number, where)
+                    except ValueError as error:  # only this question
+                        bad.add(where, f"not SQuAD 2.0: {error}")
+                        continue
+                    yield question.get("id", 0), row
                     number += 1
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             bad.add(where, f"not SQuAD 2.0: {error!r}")
 
 

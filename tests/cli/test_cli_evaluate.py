@@ -315,7 +315,7 @@ def test_a_mistyped_run_without_a_slash_is_said_to_be_no_folder(
     refused(
         result,
         CONFIG if reachable else MODEL,
-        f"folder{' (looked for' * (not reachable)} {tmp_path / 'rr'}",
+        str(tmp_path / "rr"),
         "mean rrr?",
     )
 

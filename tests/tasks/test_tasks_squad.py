@@ -71,6 +71,12 @@ def test_a_blank_text_among_the_answers_is_a_bad_record(
     assert load(task("ag"), "train", lenient).column("references").to_pylist() == [["a"], [""]]
 
 
+def test_the_other_questions_of_a_paragraph_are_read(write: Write, task: Task, lenient: DataConfig) -> None:
+    paragraph = {"context": "shared", "qas": [qa("a"), qa("b", " "), qa(), qa("c"), qa("d")]}
+    write("squad/ag_to_squad-train-v2.0.json", {"data": [{"paragraphs": [paragraph]}]})
+    assert load(task("ag"), "train", lenient).column("answer").to_pylist() == ["a", "c", "d"]
+
+
 def test_ids_that_are_missing_or_repeat_become_unique(write: Write, task: Task, data: DataConfig) -> None:
     write("squad/ag_to_squad-train-v2.0.json", document(qa("a", id="x"), qa("a"), qa("a", id="x"), qa("b", id="x")))
     assert load(task("ag"), "train", data).column("sample_id").to_pylist() == ["x", "1", "x#2", "x#3"]
