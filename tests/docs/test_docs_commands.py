@@ -37,13 +37,8 @@ class Clone:
 
     def __init__(self, folder: Path, full: bool) -> None:
         self.root, self.venv, self._full = folder / "ray_l4", folder / "venv", full
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-        for name in filter(None, names.split("\0")):
-            original = REPOSITORY / name
-            if original.is_file() or original.is_symlink():  # not one that was deleted and is still in the index
-                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(original, self.root / name, follow_symlinks=False)
+        ignored = [line.rstrip("/") for line in (REPOSITORY / ".gitignore").read_text(encoding="utf-8").split()]
+        shutil.copytree(REPOSITORY, self.root, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
         self._install()
         if not full:
             self._make_smaller("quickstart.yaml")
