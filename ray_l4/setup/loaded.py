@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,12 @@ from ray_l4.store.run_directory import read_json
 from ray_l4.tasks.chat import Message, meta_of, user_turn
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
+from ray_l4.text.plain_text import without_unencodable
+from ray_l4.text.prompts import encode_prompts
 from ray_l4.text.test_sets import Scored, TestSet
 from ray_l4.text.tokenizer import TaskTokenizer
+
+log = logging.getLogger(__name__)
 
 DEFAULT_ANSWER = 128
 """Length of an answer in tokens where neither the settings nor the scores of a run tell."""
@@ -190,5 +195,20 @@ def answer_one(
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})
     known = loaded.knowing(task)
     longest = longest_sequence(found, loaded)
+    examples = without_unencodable(examples, known.tokenizer, "the question", 0.0)
+    _tell_what_does_not_fit(examples, known.tokenizer, longest - min(room.max_new_tokens, room.reserved))
     tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
     return known.answer(tests, evaluation, answer_seed(found)).predictions[0]
+
+
+def _tell_what_does_not_fit(asked: pa.Table, tokenizer: TaskTokenizer, limit: int) -> None:
+    """Warn if a context is cut to ``limit`` tokens. Raises DataError if even the question alone has more."""
+    (prompt,) = encode_prompts(asked, tokenizer)
+    kept = prompt.within(limit)
+    if kept is None:
+        raise DataError(
+            f"the question has {prompt.fixed} tokens, and the model has room for {limit} beside the answer. Shorten "
+            "it, or lower --max-new-tokens."
+        )
+    if len(kept) < len(prompt.ids):
+        log.warning("context and question have %d tokens; they were cut to the %d that fit", len(prompt.ids), len(kept))

@@ -113,7 +113,7 @@ def test_a_blank_question_is_said_and_the_dialogue_goes_on(
     assert result.stdout.splitlines() == [row["prediction"]]
     assert "blank" in result.stderr
     long = "word " * 60
-    refused(command("ask", run.path, "--task", "various", "--question", long), 3, "exceed 40 tokens")
+    refused(command("ask", run.path, "--task", "various", "--question", long), 3, "the question has")
 
 
 def test_ctrl_c_ends_a_dialogue_like_any_command(
@@ -148,3 +148,14 @@ def test_mistakes_are_refused(command: InThisProcess, run: RunDirectory, tmp_pat
     refused(command("ask", run.path, "--task", "fixd"), CONFIG, "'fixed'", "fixed, various, mini.woz")
     refused(command("ask", tmp_path, "--task", "fixed"), MODEL, str(tmp_path))
     refused(command("ask", run.path, "--task", "fixed", "--context", "-", "--question", "-"), CONFIG, "standard input")
+
+
+def test_what_does_not_fit_is_told(run: RunDirectory, command: InThisProcess, caplog: pytest.LogCaptureFixture) -> None:
+    """A context is cut, which is said; a question is not."""
+    asked = ("ask", run.path, "--task", "various", "--question", "and number 1 ?", "--max-new-tokens", 3)
+    assert command(*asked, "--context", "item 1").returncode == 0 and not caplog.messages
+    assert command(*asked, "--context", "of many words " * 30).returncode == 0
+    assert any("they were cut to the 38 that fit" in message for message in caplog.messages)
+    long = command("ask", run.path, "--task", "various", "--question", "and number 1 ? " * 30)
+    refused(long, 3, "the question has", "room for", "--max-new-tokens")
+    assert "test set" not in long.stderr

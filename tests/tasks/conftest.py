@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ray_l4.config.experiment import DataConfig
+from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.tasks.rows import BadRecords
 
 Write = Callable[..., Path]
@@ -54,3 +54,13 @@ def bad() -> BadRecords:
 def real(shared_data: Path) -> DataConfig:
     """The real raw data."""
     return DataConfig(raw=shared_data / "raw")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., TaskConfig]:
+    """Function that returns a custom task in ``tmp_path/own``, with the settings that it is given."""
+
+    def make(**settings: Any) -> TaskConfig:
+        return TaskConfig(name="mine", path=tmp_path / "own", metric="em", **settings)
+
+    return make

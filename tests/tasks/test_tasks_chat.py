@@ -24,16 +24,6 @@ def lines(*records: Any) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Callable[..., TaskConfig]:
-    """A custom task in ``tmp_path/own``."""
-
-    def make(**settings: Any) -> TaskConfig:
-        return TaskConfig(name="mine", path=tmp_path / "own", metric="em", **settings)
-
-    return make
-
-
 Own = Callable[..., TaskConfig]
 
 
