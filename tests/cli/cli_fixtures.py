@@ -19,15 +19,14 @@ QUICKSTART = REPOSITORY / "launch" / "experiments" / "quickstart.yaml"
 IN_PROCESS = REPOSITORY / "cluster_configs" / "in_process.yaml"
 LIMIT = 240.0
 
-_LOADED = multiprocessing.get_context("forkserver")
-_LOADED.set_forkserver_preload(
-    [
-        *("ray_l4.cli.main", "ray_l4.cli.download", "ray_l4.methods", "ray_l4.sweep.trials", "ray_l4.setup.setup"),
-        *("ray_l4.learner.learner", "ray_l4.learner.inspection", "ray_l4.report.markdown", "ray_l4.report.html.page"),
-        *("ray_l4.tasks.prepare", "ray_l4.monitor.curves", "rouge_score.rouge_scorer", "peft"),
-    ]
-)
+PRELOADED = [
+    *("ray_l4.cli.main", "ray_l4.cli.download", "ray_l4.methods", "ray_l4.sweep.trials", "ray_l4.setup.setup"),
+    *("ray_l4.learner.learner", "ray_l4.learner.inspection", "ray_l4.report.markdown", "ray_l4.report.html.page"),
+    *("ray_l4.tasks.prepare", "ray_l4.monitor.curves", "rouge_score.rouge_scorer", "peft"),
+]
 """The libraries of most commands; not Ray, which reads its environment when it is imported."""
+_LOADED = multiprocessing.get_context("forkserver")
+_LOADED.set_forkserver_preload(PRELOADED)
 
 SMALL = {
     "name": "small",
@@ -59,7 +58,7 @@ def ray_l4(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
     with tempfile.TemporaryDirectory() as folder:
         written = [Path(folder) / name for name in ("stdout", "stderr")]
         environment = os.environ | {"COLUMNS": "200"}
-        process = _LOADED.Process(target=_main, args=(given, cwd or Path.cwd(), environment, written))
+        process = _LOADED.Process(target=_main_with_files, args=(given, cwd or Path.cwd(), environment, written))
         process.start()
         process.join(LIMIT)
         if process.exitcode is None:
@@ -94,12 +93,19 @@ class InThisProcess:
         return subprocess.CompletedProcess(given, int(ended.value.code or 0), output, errors)
 
 
-def _main(arguments: list[str], cwd: Path, environment: dict[str, str], written: list[Path]) -> None:
+def _main_with_files(arguments: list[str], cwd: Path, environment: dict[str, str], written: list[Path]) -> None:
+    streams = [os.open(os.devnull, os.O_RDONLY), *(os.open(path, os.O_CREAT | os.O_WRONLY) for path in written)]
+    main_of_child(arguments, str(cwd), environment, streams)
+
+
+def main_of_child(arguments: list[str], cwd: str, environment: dict[str, str], descriptors: list[int]) -> None:
+    """Run a command in a forked process, with its own standard input, output and error."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    for descriptor, path in enumerate(written, start=1):
-        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
+    for stream, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, stream)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.argv = ["ray-l4", *arguments]
     from ray_l4.cli.main import main
 

@@ -11,6 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ FULL_LIMIT, LIMIT = 3600, 240
 _WRAPPER = """#!/usr/bin/env bash
 PYTHONPATH={clone} exec {python} {arguments} "$@"
 """
-_PROGRAMS = {"python": "", "ray-l4": "-m ray_l4.cli.main", "pip": "-m pip"}
+_PROGRAMS = {"python": "", "ray-l4": "-S -E {clone}/tests/docs/preloaded.py {socket} run", "pip": "-m pip"}
 SMALLER_TASKS = {"train": 24, "test": 6}
 
 
@@ -37,6 +39,7 @@ class Clone:
 
     def __init__(self, folder: Path, full: bool) -> None:
         self.root, self.venv, self._full = folder / "ray_l4", folder / "venv", full
+        self._socket = folder / "socket"
         ignored = [line.rstrip("/") for line in (REPOSITORY / ".gitignore").read_text(encoding="utf-8").split()]
         shutil.copytree(REPOSITORY, self.root, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
         self._install()
@@ -47,11 +50,10 @@ class Clone:
     def _install(self) -> None:
         """Provide the programs that an installation would, and the stamp by which launch/lib.sh recognises it."""
         (self.venv / "bin").mkdir(parents=True)
+        places = {"clone": shlex.quote(str(self.root)), "socket": shlex.quote(str(self._socket))}
         for name, arguments in _PROGRAMS.items():
             program = self.venv / "bin" / name
-            program.write_text(
-                _WRAPPER.format(clone=shlex.quote(str(self.root)), python=sys.executable, arguments=arguments)
-            )
+            program.write_text(_WRAPPER.format(python=sys.executable, arguments=arguments.format(**places), **places))
             program.chmod(0o755)
         wanted = 'source launch/lib.sh; printf "%s\\n" "$(cksum <pyproject.toml)  $ROOT" >"$VENV/.ray-l4-installed"'
         subprocess.run(["bash", "-c", wanted], cwd=self.root, env=self._environment(), check=True)
@@ -71,6 +73,18 @@ class Clone:
             "COLUMNS": "200",
         }
 
+    @contextmanager
+    def serving(self) -> Iterator[Clone]:
+        """Keep the libraries of ``ray-l4`` loaded, those of the copy."""
+        command = [sys.executable, "-m", "tests.docs.preloaded", str(self._socket)]
+        environment = self._environment() | {"PYTHONPATH": str(self.root)}
+        with subprocess.Popen(
+            command, cwd=self.root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield self
+
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run commands at the root of the copy."""
         return subprocess.run(
@@ -86,8 +100,9 @@ class Clone:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Clone:
-    return Clone(tmp_path_factory.mktemp("docs"), request.config.option.full)
+def clone(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Clone]:
+    with Clone(tmp_path_factory.mktemp("docs"), request.config.option.full).serving() as clone:
+        yield clone
 
 
 def _name(block: Block) -> str:
