@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -84,7 +84,8 @@ class RenderedEncoder:
         return [Encoded(*each) for each in zip(given["input_ids"], given["offset_mapping"], strict=True)]
 
     def _names_special(self, rendered: Rendered) -> bool:
-        return any(self._special_pattern.search(content) for content in rendered.contents)
+        texts = [*rendered.contents, *map(self._normalised, rendered.contents)]
+        return any(map(self._special_pattern.search, texts))
 
     def _piecewise(self, rendered: Rendered) -> Encoded:
         """Encode a text with the name of a special token in the data: special tokens are looked for in the template."""
@@ -111,6 +112,13 @@ class RenderedEncoder:
                 position += len(piece)
         if run:
             yield run, False, position - len(run)
+
+    @cached_property
+    def _normalised(self) -> Callable[[str], str]:
+        """Return a text as the tokeniser looks for special tokens in it: some only appear once it is normalised."""
+        normalizer = self.hf.backend_tokenizer.normalizer
+        late = any(token.special and token.normalized for token in self.hf.added_tokens_decoder.values())
+        return str if normalizer is None or not late else normalizer.normalize_str
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
