@@ -7,7 +7,7 @@ chat template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def reader_of(path: Path, columns: Columns, present: Sequence[str]) -> Reader | 
                     f"{path}: has conversations ({name}) and a column {columns.context!r}, of which the model would "
                     "see nothing. Put it into the messages, or set columns: {messages: " + name + "} to leave it out."
                 )
-            return lambda record: _example(conversation(record, name), record.get(columns.references))
+            return lambda record: _example(conversation(record, name), _others(record, columns))
     if {columns.prompt, columns.completion} <= {*present}:
         return lambda record: _pair(record, columns)
     if "messages" in renamed:
@@ -64,14 +64,15 @@ def _pair(record: Mapping[str, Any], columns: Columns) -> dict[str, object]:
     A context, if the file has such a column, stands before the question.
     """
     prompt, completion = record.get(columns.prompt), record.get(columns.completion)
-    others = record.get(columns.references)
+    others = _others(record, columns)
     asked: list[Message] = (
         [{"role": "user", "content": _filled(prompt, columns.prompt)}]
         if isinstance(prompt, str)
         else messages(prompt, columns.prompt)
     )
-    if isinstance(completion, list) and completion and all(isinstance(text, str) for text in completion):
-        completion, others = completion[0], [*completion[1:], *_texts(others)]
+    if isinstance(completion, list) and any(isinstance(text, str) for text in completion):
+        completion, *more = _texts(completion, columns.completion)
+        others = [*more, *others]
     answered: list[Message] = (
         [{"role": "assistant", "content": _filled(completion, columns.completion)}]
         if isinstance(completion, str)
@@ -83,10 +84,10 @@ def _pair(record: Mapping[str, Any], columns: Columns) -> dict[str, object]:
     return _example(with_system(record, [*asked, *answered]), others, context or "")
 
 
-def _example(turns: Sequence[Message], others: object, context: str = "") -> dict[str, object]:
+def _example(turns: Sequence[Message], others: Sequence[str], context: str = "") -> dict[str, object]:
     """Return the example of a whole conversation.
 
-    ``others``: further right answers, if any. ``context``: what stands before the question besides earlier turns.
+    ``others``: further right answers. ``context``: what stands before the question besides earlier turns.
     """
     *asked, answer = up_to_answer(turns)
     if not asked or asked[-1]["role"] != "user":
@@ -99,7 +100,7 @@ def _example(turns: Sequence[Message], others: object, context: str = "") -> dic
     return {
         "context": given or "\n".join(f"{turn['role']}: {turn['content']}" for turn in earlier),
         "question": question,
-        "references": list(dict.fromkeys([answer["content"], *_texts(others)])),
+        "references": list(dict.fromkeys([answer["content"], *others])),
         "meta": meta_of(earlier),
     }
 
@@ -110,9 +111,13 @@ def _filled(text: str, column: str) -> str:
     return text.strip()
 
 
-def _texts(value: object) -> Iterator[str]:
-    """Yield further right answers, given as a text or a list of texts; None has none."""
-    values = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(text, str) and not is_blank(text) for text in values):
-        raise UnusableRecordError("references contains a value that is blank or no text, expected texts")
-    yield from (text.strip() for text in values)
+def _others(record: Mapping[str, Any], columns: Columns) -> list[str]:
+    """Return further right answers, given as a text or a list of texts; None has none."""
+    value = record.get(columns.references)
+    return [] if value is None else _texts([value] if isinstance(value, str) else value, columns.references)
+
+
+def _texts(value: object, column: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) and not is_blank(text) for text in value):
+        raise UnusableRecordError(f"{column} contains a value that is blank or no text, expected texts")
+    return [text.strip() for text in value]
