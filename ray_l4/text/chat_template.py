@@ -19,9 +19,12 @@ from ray_l4.text.rendered import Encoded, Rendered, RenderedEncoder
 _DAY = date(2024, 7, 26)
 """The day for templates that print today's: the tokens of a run must not depend on when it was started."""
 
+_CODES = (*"aAbBCdDeFGHIjmMpRSTuUVwWyY", "-d", "-e", "-H", "-I", "-j", "-m", "-M", "-S")
+"""What templates may ask of it, as for ``strftime``."""
+
 _FIXED_DAY = (
     "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in "dmbBaAyYjHMSp")
+    + "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in _CODES)
     + " }}{% endmacro %}"
 )
 """Put before a template, it replaces the function that Transformers gives templates to print the current day."""

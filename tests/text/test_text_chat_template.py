@@ -83,6 +83,22 @@ def test_a_template_may_open_the_answer(tok: Build) -> None:
     assert tok("thinking").hf.decode(prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        ("%A, %d %B %Y", "Friday, 26 July 2024"),
+        ("%-m/%-d/%y", "7/26/24"),
+        ("%Y-%m-%dT%H:%M:%S", "2024-07-26T00:00:00"),
+        ("%F %T, %I:%M %p", "2024-07-26 00:00:00, 12:00 AM"),
+        ("%e %b", "26 Jul"),
+    ],
+)
+def test_the_fixed_day_is_shown_as_a_template_wants_it(tmp_path: Path, wanted: str, shown: str) -> None:
+    tokenizer = chats.tokenizer(tmp_path, "{{ strftime_now('" + wanted + "') + '\n' }}" + chats.CHATML)
+    (prompt,) = assemble_prompts(example(CONVERSATIONS["a question"]), tokenizer, 500, 10)[0]["ids"].to_pylist()
+    assert tokenizer.hf.decode(prompt).startswith(f"{shown}\n<|im_start|>system")
+
+
 def test_the_tokens_of_a_run_do_not_depend_on_its_day(tok: Build) -> None:
     (prompt,) = assemble_prompts(example(CONVERSATIONS["a question"]), tok("dated"), 500, 10)[0]["ids"].to_pylist()
     text = tok("dated").hf.decode(prompt)
