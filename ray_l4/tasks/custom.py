@@ -103,6 +103,8 @@ def _records(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[s
 def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
     records: list[Record] = []
     for line, text in read_lines(path):
+        if is_blank(text):
+            continue
         where = f"{path.name}, line {line}"
         try:
             value = json.loads(text, object_pairs_hook=_object)
@@ -118,6 +120,8 @@ def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
             bad.add(where, f"expected a JSON object, found {type(value).__name__}")
     if not records:  # without a good record there are no columns to look for
         bad.check(0)
+        if not bad.count:
+            raise DataError(f"{path} is empty; expected one record per line.")
     return list(dict.fromkeys(name for _, record in records for name in record)), iter(records)
 
 
