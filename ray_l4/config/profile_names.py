@@ -18,7 +18,7 @@ def profile_path(name: str | Path) -> Path:
     """
     path = Path(name)
     known = {file.stem: file for file in PROFILES.glob("*.yaml")}
-    plain = path.parent == Path() and path.suffix in ("", ".yaml")
+    plain = path.parent == Path() and path.suffix in ("", ".yaml", ".yml")
     if path.is_file() or not plain:
         return path  # reading it names what is wrong with it
     if path.stem in known:
