@@ -56,13 +56,16 @@ class PeerLostError(PeerError):
     """A student or evaluator died, hangs, or cannot be reached. Its state within the stage is lost."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a message about an unknown name: the closest known name, or else all known names."""
+def nearest(name: str, known: Iterable[str], none: str = "No other name is known either.") -> str:
+    """Return a hint for a message about an unknown name: the closest known name, or else all known names.
+
+    ``none``: the sentence for a place without any names, which says what is missing where.
+    """
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return f"Known: {', '.join(names)}." if names else "There are none."
+    return f"Known: {', '.join(names)}." if names else none
 
 
 def first_line(error: BaseException) -> str:

@@ -42,7 +42,8 @@ def test_nearest_lists_all_names_if_none_is_close() -> None:
 
 
 def test_nearest_without_known_names() -> None:
-    assert nearest("anything", []) == "There are none."
+    assert nearest("anything", [], "table.csv has no columns.") == "table.csv has no columns."
+    assert nearest("anything", []) == "No other name is known either.", "never an empty hint"
 
 
 @given(words, st.sets(words, max_size=6))
@@ -53,7 +54,7 @@ def test_nearest_returns_only_known_names(name: str, known: set[str]) -> None:
     elif known:
         assert hint == f"Known: {', '.join(sorted(known))}."
     else:
-        assert hint == "There are none."
+        assert hint == "No other name is known either."
 
 
 @given(words, st.sets(words, max_size=6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,24 @@ if TYPE_CHECKING:
     from ray_l4.setup.loaded import AnswerRoom
     from ray_l4.tasks.chat import Message
 
+ContextOption = Annotated[
+    str | None, typer.Option(help="The text that the question refers to; - reads it from standard input.")
+]
+QuestionOption = Annotated[
+    str | None,
+    typer.Option(help="The question; the task's own if all its examples have the same. - reads standard input."),
+]
+SystemOption = Annotated[
+    str | None, typer.Option(help="System prompt of every conversation, for a model with a chat template.")
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="1, as if not given, decodes greedily; more samples from the most likely tokens."),
+]
+NewTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer in tokens; as in the run if not given.")
+]
+
 _STDIN = "-"
 _SET_TOP_K = ("evaluation", "evaluation.top_k")
 """Keys by which ``--set`` says how answers are decoded."""
@@ -43,28 +62,16 @@ def register(app: typer.Typer) -> None:
 def ask(
     model: ModelArgument,
     task: TaskOption = None,
-    context: Annotated[
-        str | None, typer.Option(help="The text that the question refers to; - reads it from standard input.")
-    ] = None,
-    question: Annotated[
-        str | None,
-        typer.Option(help="The question; the task's own if all its examples have the same. - reads standard input."),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System prompt of every conversation, for a model with a chat template.")
-    ] = None,
+    context: ContextOption = None,
+    question: QuestionOption = None,
+    system: SystemOption = None,
     student: StudentOption = None,
     stage: StageOption = None,
     epoch: EpochOption = None,
     experiment: ExperimentOption = None,
     set_: SettingOption = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="1, as if not given, decodes greedily; more samples from the most likely tokens."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer in tokens; as in the run if not given.")
-    ] = None,
+    top_k: TopKOption = None,
+    max_new_tokens: NewTokensOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -89,30 +96,53 @@ def ask(
     )
     found, name = one_inspected(model, settings)
     given_context, given_question = (_text(value) for value in (context, question))
+    _answer(_Asking(found, name, system, max_new_tokens, device), given_context, given_question)
 
+
+@dataclass(frozen=True)
+class _Asking:
+    """Whom to ask, and how it answers."""
+
+    found: Inspected
+    task: str
+    system: str | None
+    max_new_tokens: int | None
+    device: str
+
+
+def _answer(asking: _Asking, context: str | None, question: str | None) -> None:
+    """Load the model, and answer one question, or hold a dialogue if none is given or known."""
     from ray_l4.setup.loaded import answer_one, load_inspected
 
-    usual = _usual_question(found, name)
-    room = _room(found, name, max_new_tokens)
-    loaded = load_inspected(found, device)
-
-    if system is not None and loaded.tokenizer.chat is None:
-        raise ConfigError(
-            f"--system: {found.name} is used without a chat template, so it knows no system prompt; expected a text of "
-            "its own data. Give the system prompt as part of --context."
-        )
-    begun: list[Message] = [] if system is None else [{"role": "system", "content": system.strip()}]
+    found, task = asking.found, asking.task
+    usual = _usual_question(found, task)
+    room = _room(found, task, asking.max_new_tokens)
+    loaded = load_inspected(found, asking.device)
+    chats = loaded.tokenizer.chat is not None
+    begun = _begun(asking, chats)
 
     def answer(context: str, question: str, earlier: Sequence[Message] = ()) -> str:
-        return answer_one(found, loaded, name, context, question, room, [*begun, *earlier])
+        return answer_one(found, loaded, task, context, question, room, [*begun, *earlier])
 
-    asked = given_question if given_question is not None else usual if given_context is not None else None
+    asked = question if question is not None else usual if context is not None else None
     if asked is not None:
-        typer.echo(answer(given_context or "", asked))
-    elif loaded.tokenizer.chat is not None and usual is None:
-        hold_conversations(answer, f"{found.name}, task {name}", given_context or "")
+        typer.echo(answer(context or "", asked))
+    elif chats and usual is None:
+        hold_conversations(answer, f"{found.name}, task {task}", context or "")
     else:
-        put_questions(answer, f"{found.name}, task {name}", given_context or "", usual)
+        put_questions(answer, f"{found.name}, task {task}", context or "", usual)
+
+
+def _begun(asking: _Asking, chats: bool) -> list[Message]:
+    """Return the turns with which every conversation begins. Raises ConfigError if the model knows no system prompt."""
+    if asking.system is None:
+        return []
+    if not chats:
+        raise ConfigError(
+            f"--system: {asking.found.name} is used without a chat template, so it knows no system prompt; expected a "
+            "text of its own data. Give the system prompt as part of --context."
+        )
+    return [{"role": "system", "content": asking.system.strip()}]
 
 
 def _top_k(option: int | None, overrides: Sequence[str]) -> int | None:

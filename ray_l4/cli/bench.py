@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import split_list
+from ray_l4.cli.options import OutputOption, split_list
 from ray_l4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ray_l4.bench.grid import BenchGrid
+
+PeersOption = Annotated[str, typer.Option(metavar="LIST", help="Numbers of students, such as 2,4,8.")]
+TransportsOption = Annotated[str, typer.Option(metavar="LIST", help="How payloads travel (exchange.transport).")]
+CodecsOption = Annotated[str, typer.Option(metavar="LIST", help="How predictions are encoded (exchange.codec).")]
+PrecisionOption = Annotated[
+    str, typer.Option(metavar="LIST", help="float32, float16; codecs without a choice use float32.")
+]
+VocabOption = Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")]
+ExamplesOption = Annotated[int, typer.Option(min=1, help="Examples in a step.")]
+TokensOption = Annotated[int, typer.Option(min=8, help="Predicted positions in an example.")]
+LayersOption = Annotated[int, typer.Option(min=1, help="Layers of the GPT-2 that learns (GPT-2 small: 12).")]
+WidthOption = Annotated[int, typer.Option(min=1, help="Hidden size of the GPT-2 that learns (GPT-2 small: 768).")]
+StepsOption = Annotated[
+    int, typer.Option(min=1, help="Steps in a round of 2 students; a round of N students has 2/N as many.")
+]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="Rounds, each followed by one in a single process.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="PyTorch threads of each student.")]
+GpusOption = Annotated[float, typer.Option(min=0, help="GPUs, or share of one, for each student.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Address of a running Ray cluster; a local cluster if not given.")
+]
+SpreadOption = Annotated[bool, typer.Option("--spread", help="Place every student on a node of its own.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")]
 
 app = typer.Typer(help="Measure the cost of exchanging predictions.", no_args_is_help=True)
 
@@ -20,33 +46,23 @@ def measurements() -> None:
 
 @app.command()
 def exchange(
-    peers: Annotated[str, typer.Option(metavar="LIST", help="Numbers of students, such as 2,4,8.")] = "2",
-    transports: Annotated[
-        str, typer.Option(metavar="LIST", help="How payloads travel (exchange.transport).")
-    ] = "in_process,object_store,collective",
-    codecs: Annotated[
-        str, typer.Option(metavar="LIST", help="How predictions are encoded (exchange.codec).")
-    ] = "dense,factored,topk,sampled,mean,auto",
-    precision: Annotated[
-        str, typer.Option(metavar="LIST", help="float32, float16; codecs without a choice use float32.")
-    ] = "float32",
-    vocab: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 50_257,
-    examples: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 4,
-    tokens: Annotated[int, typer.Option(min=8, help="Predicted positions in an example.")] = 128,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the GPT-2 that learns (GPT-2 small: 12).")] = 2,
-    width: Annotated[int, typer.Option(min=1, help="Hidden size of the GPT-2 that learns (GPT-2 small: 768).")] = 64,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Steps in a round of 2 students; a round of N students has 2/N as many.")
-    ] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds, each followed by one in a single process.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="PyTorch threads of each student.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs, or share of one, for each student.")] = 0.0,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster; a local cluster if not given.")
-    ] = None,
-    spread: Annotated[bool, typer.Option("--spread", help="Place every student on a node of its own.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")] = False,
-    output: Annotated[Path | None, typer.Option(help="File to which the JSON lines are also written.")] = None,
+    peers: PeersOption = "2",
+    transports: TransportsOption = "in_process,object_store,collective",
+    codecs: CodecsOption = "dense,factored,topk,sampled,mean,auto",
+    precision: PrecisionOption = "float32",
+    vocab: VocabOption = 50_257,
+    examples: ExamplesOption = 4,
+    tokens: TokensOption = 128,
+    layers: LayersOption = 2,
+    width: WidthOption = 64,
+    steps: StepsOption = 3,
+    repeats: RepeatsOption = 3,
+    threads: ThreadsOption = 1,
+    gpus: GpusOption = 0.0,
+    address: AddressOption = None,
+    spread: SpreadOption = False,
+    json_: JsonOption = False,
+    output: OutputOption = None,
 ) -> None:
     """Train students on random tokens and measure the cost of exchanging their predictions.
 
@@ -67,32 +83,37 @@ def exchange(
     if output is not None:
         _check_writable(output)
 
-    from rich.console import Console
-
-    from ray_l4.bench.exchange import measure
     from ray_l4.bench.grid import BenchGrid, StudentResources
-    from ray_l4.bench.record import json_line
-    from ray_l4.bench.view import table
     from ray_l4.bench.workload import Workload
 
-    workload = Workload(vocab, examples, tokens, layers, width)
     grid = BenchGrid(
-        workload=workload,
+        workload=Workload(vocab, examples, tokens, layers, width),
         peers=numbers,
         **ways,
         steps=steps,
         repeats=repeats,
         resources=StudentResources(threads, gpus, address, spread),
     )
+    _measure(grid, json_, output)
+
+
+def _measure(grid: BenchGrid, as_json: bool, output: Path | None) -> None:
+    """Measure every case, and print what was found: each record at once as JSON, or all of them in a table."""
+    from rich.console import Console
+
+    from ray_l4.bench.exchange import measure
+    from ray_l4.bench.record import json_line
+    from ray_l4.bench.view import table
+
     progress = Console(stderr=True, highlight=False)
     found = []
     for record in measure(grid, progress.print):
         found.append(record)
-        if json_:
+        if as_json:
             typer.echo(json_line(record))
         if output is not None:
             output.write_text("".join(f"{json_line(own)}\n" for own in found), encoding="utf-8")
-    if not json_:
+    if not as_json:
         Console().print(table(found))
 
 

@@ -22,7 +22,7 @@ from ray_l4.cli.model_options import (
     given,
     sections,
 )
-from ray_l4.cli.options import RawOption
+from ray_l4.cli.options import OutputOption, RawOption
 from ray_l4.cli.scores import Record, json_lines, record_of, show_answers, table_of
 from ray_l4.errors import ConfigError
 
@@ -30,6 +30,24 @@ if TYPE_CHECKING:
     from ray_l4.config.experiment import TaskConfig
     from ray_l4.setup.inspected import Inspected, Settings
     from ray_l4.setup.loaded import TaskScore
+
+    Work = Sequence[tuple[Inspected, Sequence[TaskConfig]]]
+    """Models, each with the tasks to score it on."""
+
+ModelsArgument = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=MODEL_HELP)]
+TasksOption = Annotated[
+    list[str] | None, typer.Option("--task", help="Task to score; all of the run's if not given. Repeatable.")
+]
+PathOption = Annotated[Path | None, typer.Option("--path", help="Folder of your own data for the task.")]
+QuestionOption = Annotated[str | None, typer.Option(help="The question of every example of the task.")]
+MetricOption = Annotated[str | None, typer.Option(help="Metric of the task.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Score at most this many examples of a task.")]
+TopKOption = Annotated[
+    int | None, typer.Option(min=1, help="1 decodes greedily; 20 samples as the reference implementations do.")
+]
+MaxLengthOption = Annotated[int | None, typer.Option(min=2, help="Longest sequence of prompt and answer, in tokens.")]
+ShowOption = Annotated[int, typer.Option(min=0, help="Print this many answers to each task, with what was asked.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per score instead of a table.")]
 
 _OUTPUT = "--output"
 _ONE_TASK = "--path, --column, --question and --metric describe one task: name it with --task"
@@ -41,32 +59,26 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=MODEL_HELP)] = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="Task to score; all of the run's if not given. Repeatable.")
-    ] = None,
+    models: ModelsArgument = None,
+    task: TasksOption = None,
     student: StudentOption = None,
     stage: StageOption = None,
     epoch: EpochOption = None,
     experiment: ExperimentOption = None,
     set_: SettingOption = None,
     raw: RawOption = None,
-    path: Annotated[Path | None, typer.Option("--path", help="Folder of your own data for the task.")] = None,
+    path: PathOption = None,
     column: ColumnOption = None,
-    question: Annotated[str | None, typer.Option(help="The question of every example of the task.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric of the task.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many examples of a task.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="1 decodes greedily; 20 samples as the reference implementations do.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=2, help="Longest sequence of prompt and answer, in tokens.")
-    ] = None,
+    question: QuestionOption = None,
+    metric: MetricOption = None,
+    limit: LimitOption = None,
+    top_k: TopKOption = None,
+    max_length: MaxLengthOption = None,
     seed: SeedOption = None,
-    show: Annotated[int, typer.Option(min=0, help="Print this many answers to each task, with what was asked.")] = 0,
+    show: ShowOption = 0,
     device: DeviceOption = "auto",
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per score instead of a table.")] = False,
-    output: Annotated[Path | None, typer.Option(help="File to which the JSON lines are also written.")] = None,
+    json_: JsonOption = False,
+    output: OutputOption = None,
 ) -> None:
     """Score models on test sets; a run's checkpoint with the settings and on the test sets of its run.
 
@@ -74,7 +86,7 @@ def evaluate(
 
     A model without task tokens gets them as in a run; --experiment makes it the very model with which a run begins.
     """
-    from ray_l4.report.out_file import check_file, write_out
+    from ray_l4.report.out_file import check_file
     from ray_l4.setup.inspected import Settings, inspected
     from ray_l4.store.checkpoints import Wanted
 
@@ -97,17 +109,25 @@ def evaluate(
     named: list[str | None] = [*models] if models else [None]
     found = [each for model in named for each in inspected(model, settings)]
     work = [(each, _tasks(each, settings)) for each in found]
-    results: list[tuple[str, list[Record]]] = []
-    for each, scores in _scored(work, device):
-        records: list[Record] = []
-        results.append((each.name, records))
-        for score in scores:
-            show_answers(each, score, show)
-            records.append(record_of(each, score))
-            if output is not None:
-                write_out(json_lines(results), output, _OUTPUT)
+    results = _results(work, device, show, output)
     single = sum(len(records) for _, records in results) == 1
     typer.echo(json_lines(results) if json_ or single else table_of(results), nl=not json_ and not single)
+
+
+def _results(work: Work, device: str, show: int, output: Path | None) -> list[tuple[str, list[Record]]]:
+    """Return every model's scores. After each, write those so far to ``output`` and print ``show`` answers."""
+    from ray_l4.report.out_file import write_out
+
+    results: list[tuple[str, list[Record]]] = []
+    for found, scores in _scored(work, device):
+        records: list[Record] = []
+        results.append((found.name, records))
+        for score in scores:
+            show_answers(found, score, show)
+            records.append(record_of(found, score))
+            if output is not None:
+                write_out(json_lines(results), output, _OUTPUT)
+    return results
 
 
 def _tasks(found: Inspected, settings: Settings) -> list[TaskConfig]:
@@ -126,9 +146,7 @@ def _tasks(found: Inspected, settings: Settings) -> list[TaskConfig]:
     return tasks
 
 
-def _scored(
-    work: Sequence[tuple[Inspected, Sequence[TaskConfig]]], device: str
-) -> Iterator[tuple[Inspected, Iterator[TaskScore]]]:
+def _scored(work: Work, device: str) -> Iterator[tuple[Inspected, Iterator[TaskScore]]]:
     """Yield every model with its scores, which are computed as they are asked for."""
     from rich.console import Console
 

@@ -49,9 +49,13 @@ TrackOption = Annotated[
     str | None,
     typer.Option("--track", metavar="wandb|mlflow", help="Send the curves to this tracker too, beside TensorBoard."),
 ]
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUNS...", help="Folders of finished runs or of sweeps; others are skipped.")
+]
 RawOption = Annotated[
     Path | None, typer.Option("--raw", help="Folder of the raw data sets; $RAY_L4_DATA/raw if not given.")
 ]
+OutputOption = Annotated[Path | None, typer.Option(help="File to which the JSON lines are also written.")]
 
 
 def split_overrides(overrides: Sequence[str] | None) -> tuple[list[str], list[str]]:

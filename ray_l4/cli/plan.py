@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_l4.cli.options import ClusterOption, SetOption, WithOption, split_overrides
+from ray_l4.cli.plan_rows import largest_row, print_json, print_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +18,27 @@ if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
     from ray_l4.config.experiment import ExperimentConfig
     from ray_l4.planning.data_lengths import DataLengths
-    from ray_l4.planning.plan import Plan
+    from ray_l4.planning.plan import Plan, PlanRequest
+    from ray_l4.planning.requirements import Estimator
+
+ExperimentArgument = Annotated[
+    Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn; of a protocol, every row of its table.")
+]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of every device, such as 16GiB; this machine's if not given."),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(min=4, help="Length of an example in tokens; that of the longest in the data if not given."),
+]
+AnswerOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Length of an answer in tokens; that of the longest in the data if not given."),
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option(help="Where the run directory will be, for the free disk space; runs/ if not given.")
+]
 
 _DOES_NOT_FIT = 1
 _READ = {"method", "stream", "data", "model", "peers", "replay", "evaluation"}
@@ -65,27 +86,14 @@ def _read_lengths(config: ExperimentConfig, tell: Callable[[str], None]) -> Data
 
 
 def plan(
-    experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="What to learn; of a protocol, every row of its table.")
-    ],
+    experiment: ExperimentArgument,
     with_: WithOption = None,
     cluster: ClusterOption = None,
     set_: SetOption = None,
-    device_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of every device, such as 16GiB; this machine's if not given."),
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(min=4, help="Length of an example in tokens; that of the longest in the data if not given."),
-    ] = None,
-    answer: Annotated[
-        int | None,
-        typer.Option(min=1, help="Length of an answer in tokens; that of the longest in the data if not given."),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Where the run directory will be, for the free disk space; runs/ if not given.")
-    ] = None,
+    device_memory: DeviceMemoryOption = None,
+    tokens: TokensOption = None,
+    answer: AnswerOption = None,
+    run_dir: RunDirOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with sizes in bytes.")] = False,
 ) -> None:
     """Predict the memory, the exchanged bytes and the placement of a run.
@@ -101,14 +109,12 @@ def plan(
 
     from rich.console import Console
 
-    from ray_l4.planning import view
     from ray_l4.planning.disk import free_space
-    from ray_l4.planning.plan import PlanRequest, advise, make_plan
+    from ray_l4.planning.plan import PlanRequest, advise
     from ray_l4.planning.requirements import Estimator
     from ray_l4.planning.units import parse_size
 
     size = None if device_memory is None else parse_size(device_memory, "--device-memory")
-    plans: dict[str, Plan] = {}
     with _progress(Console(stderr=True)) as tell:
         lengths = _lengths(rows.values(), tell) if tokens is None else [None] * len(rows)
         # For another machine's devices, this one's disk says nothing, unless it is named.
@@ -118,26 +124,30 @@ def plan(
             for (label, config), data in zip(rows.items(), lengths, strict=True)
         }
         estimator = Estimator(lambda line: tell(f"simulating {line}"))
-        for number, (label, request) in enumerate(requests.items(), start=1):
-            if len(requests) > 1:
-                tell(f"{label} ({number} of {len(requests)} rows)")
-            plans[label] = make_plan(request, profile, estimator)
-        largest = _largest(plans)
-        made = plans[largest]
-        advice = None if made.fits else advise(requests[largest], profile, _other_profiles(cluster), estimator)
+        plans = _made(requests, profile, estimator, tell)
+        row = largest_row(plans)
+        fits = plans[row].fits
+        advice = None if fits else advise(requests[row], profile, _other_profiles(cluster), estimator)
     if as_json:
-        import json
-
-        row = {"row": largest, "rows": {label: _summary(each) for label, each in plans.items()}}
-        typer.echo(json.dumps(view.as_json(made, advice) | (row if len(plans) > 1 else {})))
+        print_json(plans, row, advice)
     else:
-        console = Console(highlight=False)
-        for line in _lines(plans, largest) if len(plans) > 1 else ():
-            console.print(line, markup=False, soft_wrap=True)
-        for part in view.tables(made, advice, str(experiment)):
-            console.print(part)
-    if not made.fits:
+        print_tables(plans, row, advice, str(experiment))
+    if not fits:
         raise typer.Exit(_DOES_NOT_FIT)
+
+
+def _made(
+    requests: Mapping[str, PlanRequest], profile: ClusterConfig, estimator: Estimator, tell: Callable[[str], None]
+) -> dict[str, Plan]:
+    """Plan every row of the table."""
+    from ray_l4.planning.plan import make_plan
+
+    plans = {}
+    for number, (label, request) in enumerate(requests.items(), start=1):
+        if len(requests) > 1:
+            tell(f"{label} ({number} of {len(requests)} rows)")
+        plans[label] = make_plan(request, profile, estimator)
+    return plans
 
 
 def _rows(path: Path, overrides: Sequence[str], overlays: Sequence[Path]) -> dict[str, ExperimentConfig]:
@@ -161,29 +171,3 @@ def _other_profiles(cluster: Path | None) -> dict[str, ClusterConfig]:
     own = profile_path(cluster) if cluster else PROFILES / "none"
     others = [path for path in sorted(own.parent.glob("*.yaml")) if path != own]
     return {path.stem if own.parent == PROFILES else str(path): load_cluster(path) for path in others}
-
-
-def _largest(plans: Mapping[str, Plan]) -> str:
-    """Return the row that needs most: one that does not fit, if there is one, then by the bytes of its devices."""
-    return max(plans, key=lambda label: (not plans[label].fits, _needed(plans[label])))
-
-
-def _needed(plan: Plan) -> int:
-    return max((device.needed for device in plan.devices), default=0)
-
-
-def _summary(plan: Plan) -> dict[str, object]:
-    return {"fits": plan.fits, "needed": _needed(plan), "problems": list(plan.problems)}
-
-
-def _lines(plans: Mapping[str, Plan], largest: str) -> list[str]:
-    """Return a line for every row of the table, and one that says which is printed in full."""
-    from ray_l4.planning.units import size_text
-
-    width = max(map(len, plans))
-    lines = [
-        f"{label:<{width}}  needs {size_text(_needed(plan))} on its largest device: "
-        f"{'fits' if plan.fits else plan.problems[0]}"
-        for label, plan in plans.items()
-    ]
-    return [*lines, "", f"Of {len(plans)} rows, {largest} needs most:", ""]

@@ -9,11 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_l4.cli.options import RunsArgument
+
 if TYPE_CHECKING:
     from ray_l4.report.run_search import FoundRuns
     from ray_l4.run.rescoring import Change
 
 PAGE = "report.html"
+FullOption = Annotated[bool, typer.Option("--full", help="Print the whole report of every run before the table.")]
+EachOption = Annotated[
+    bool, typer.Option("--each", help="Print a row for each run, not one for runs that differ only in their seed.")
+]
+PageOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"HTML page to write. If not given: {PAGE} in the folder of a single run or sweep; for several runs, "
+        f"{PAGE} here, or the next free name such as report-2.html.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,21 +37,10 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS...", help="Folders of finished runs or of sweeps; others are skipped.")
-    ],
-    full: Annotated[bool, typer.Option("--full", help="Print the whole report of every run before the table.")] = False,
-    each: Annotated[
-        bool, typer.Option("--each", help="Print a row for each run, not one for runs that differ only in their seed.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"HTML page to write. If not given: {PAGE} in the folder of a single run or sweep; for several runs, "
-            f"{PAGE} here, or the next free name such as report-2.html.",
-        ),
-    ] = None,
+    runs: RunsArgument,
+    full: FullOption = False,
+    each: EachOption = False,
+    out: PageOption = None,
 ) -> None:
     """Print finished runs as Markdown tables: mean and deviation over the seeds, for each order of the tasks.
 

@@ -13,8 +13,13 @@ from ray_l4.cli.options import ClusterOption, SetOption, WithOption, split_list,
 from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ray_l4.config.cluster import ClusterConfig
+    from ray_l4.sweep.directory import SweepDirectory
     from ray_l4.sweep.trials import Orders, Sweep
 
+ProtocolArgument = Annotated[
+    Path, typer.Argument(metavar="PROTOCOL.yaml", help="An experiment and the settings to vary.")
+]
 GridOption = Annotated[
     list[str] | None,
     typer.Option("--grid", metavar="KEY=V1,V2", help="Combine every variant with each of these values. Repeatable."),
@@ -30,6 +35,9 @@ MethodsOption = Annotated[
     str | None,
     typer.Option(metavar="LIST", help="Run only these: variants of the protocol, or any methods (lamol,l4)."),
 ]
+ScaleOption = Annotated[float, typer.Option(help="Fraction of the examples and epochs to use, above 0 and at most 1.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/NAME if not given.")]
+MaxTrialsOption = Annotated[int | None, typer.Option(min=1, help="Refuse more trials than this; 200 if not given.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,21 +46,17 @@ def register(app: typer.Typer) -> None:
 
 
 def sweep(
-    protocol: Annotated[Path, typer.Argument(metavar="PROTOCOL.yaml", help="An experiment and the settings to vary.")],
+    protocol: ProtocolArgument,
     grid: GridOption = None,
     orders: OrdersOption = None,
     seeds: SeedsOption = None,
     methods: MethodsOption = None,
-    scale: Annotated[
-        float, typer.Option(help="Fraction of the examples and epochs to use, above 0 and at most 1.")
-    ] = 1.0,
+    scale: ScaleOption = 1.0,
     with_: WithOption = None,
     set_: SetOption = None,
     cluster: ClusterOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/NAME if not given.")] = None,
-    max_trials: Annotated[
-        int | None, typer.Option(min=1, help="Refuse more trials than this; 200 if not given.")
-    ] = None,
+    out: OutOption = None,
+    max_trials: MaxTrialsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, then stop.")] = False,
 ) -> None:
     """Run every trial of a protocol that is not done yet, and print the table of all."""
@@ -74,17 +78,11 @@ def sweep(
     expanded = expand_protocol(protocol, request)
     profile = load_cluster(cluster, for_cluster)
 
-    from ray_l4.sweep.directory import SweepDirectory, describe_states
+    from ray_l4.sweep.directory import SweepDirectory
 
     directory = SweepDirectory(out or _default_path(expanded, overlays))
     if dry_run:
-        from ray_l4.sweep.room_check import check_fit, trial_bundles
-
-        states = directory.states(expanded)
-        check_fit(expanded.trials, profile)
-        for trial in expanded.trials:
-            typer.echo(f"{states[trial.name]:<6} {trial.name}  reserves {trial_bundles(trial, profile)}")
-        typer.echo(f"{expanded.title}: {describe_states(states.values())}, in {directory.path}")
+        _print_trials(expanded, profile, directory)
         return
 
     from rich.console import Console
@@ -92,6 +90,18 @@ def sweep(
     from ray_l4.sweep.execute import run_sweep
 
     run_sweep(expanded, profile, directory, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+
+
+def _print_trials(sweep: Sweep, profile: ClusterConfig, directory: SweepDirectory) -> None:
+    """Print every trial, its state and what it reserves. Raises ClusterError if one does not fit on this machine."""
+    from ray_l4.sweep.directory import describe_states
+    from ray_l4.sweep.room_check import check_fit, trial_bundles
+
+    states = directory.states(sweep)
+    check_fit(sweep.trials, profile)
+    for trial in sweep.trials:
+        typer.echo(f"{states[trial.name]:<6} {trial.name}  reserves {trial_bundles(trial, profile)}")
+    typer.echo(f"{sweep.title}: {describe_states(states.values())}, in {directory.path}")
 
 
 def _default_path(sweep: Sweep, overlays: list[Path]) -> Path:

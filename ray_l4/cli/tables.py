@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_l4.cli.options import RunsArgument
 from ray_l4.report.figures.kinds import KINDS
 
 if TYPE_CHECKING:
     from ray_l4.report.results import Results
 
-RunsArgument = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUNS...", help="Folders of finished runs or of sweeps; others are skipped."),
-]
 PartialOption = Annotated[bool, typer.Option("--partial", help="Leave out runs that have not finished.")]
 OverEpochsOption = Annotated[
     bool,

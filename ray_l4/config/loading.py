@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.document import Document, read_document
 from ray_l4.config.experiment import DataConfig, ExperimentConfig
-from ray_l4.config.paths import expand_home, raw_from_environment
+from ray_l4.config.paths import expand_home, is_path, raw_from_environment
 from ray_l4.config.problems import dotted, explain, keys_of, takes_text
 from ray_l4.config.profile_names import profile_path
 from ray_l4.config.strict_yaml import Location, dump
@@ -143,8 +143,8 @@ def resolve_paths(document: Document) -> None:
         name = document.get(location)
         if not isinstance(name, str):
             continue
-        folder = document.base_folder(location) / expand_home(name)
-        if name.startswith("~") or folder.is_dir():  # no name on the hub begins like that
+        folder = document.base_folder(location).absolute() / expand_home(name)
+        if is_path(name) or folder.exists():
             document.set(location, str(folder))
 
 

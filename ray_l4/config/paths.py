@@ -14,6 +14,11 @@ def expand_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
+def is_path(model: str) -> bool:
+    """Return whether the name of a model can only be that of a folder: no name on the hub looks like this."""
+    return model.startswith((".", "~", os.sep)) or model.endswith(os.sep) or model.count("/") > 1
+
+
 def raw_from_environment() -> Path | None:
     """Return ``$RAY_L4_DATA/raw``, whether it exists or not; None if the variable is not set."""
     folder = os.environ.get(DATA_VARIABLE)

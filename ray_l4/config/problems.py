@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,8 @@ OVERRIDE = "--set"
 """Origin of a value that was set on the command line."""
 _SUGGESTIONS = 3
 """Number of keys in other groups that a message names."""
+_ALIKE = 0.65
+"""Similarity from which a key is taken for another one, misspelt: above that of words that share only letters."""
 
 
 def explain(
@@ -114,7 +117,7 @@ def _message(root: Schema, schema: Schema, location: Location, problem: Mapping[
     match problem["type"]:
         case "extra_forbidden":
             known = {key for branch in _branches(root, schema) for key in branch.get("properties", ())}
-            return f"unknown key. {_elsewhere(str(location[-1]), keys) or nearest(str(location[-1]), known)}"
+            return f"unknown key. {_suggestion(str(location[-1]), known, keys)}"
         case "missing":
             return f"missing; expected {_expected(root, schema)}"
         case "value_error":
@@ -123,11 +126,28 @@ def _message(root: Schema, schema: Schema, location: Location, problem: Mapping[
             return f"expected {_expected(root, schema)}, found {_found(problem['input'])}{_hint(root, schema, problem)}"
 
 
-def _elsewhere(name: str, keys: Sequence[str]) -> str:
-    """Return a hint if other groups have a key ``name``: where it is, those first that are not in a list."""
-    found = [key for key in keys if key.rpartition(".")[2] == name]
-    found.sort(key=lambda key: (".0." in key, key.count(".")))
-    return f"Did you mean {' or '.join(map(repr, found[:_SUGGESTIONS]))}?" if found else ""
+def _suggestion(name: str, known: set[str], keys: Sequence[str]) -> str:
+    """Return a hint for an unknown key: the same name in other groups, a like one in its group, or one elsewhere."""
+    elsewhere = {key.rpartition(".")[2] for key in keys}
+    found = _places({name}, keys) or _alike(name, known) or _places(set(_alike(name, elsewhere)), keys)
+    return f"Did you mean {' or '.join(map(repr, found[:_SUGGESTIONS]))}?" if found else nearest(name, known)
+
+
+def _places(names: set[str], keys: Sequence[str]) -> list[str]:
+    """Return the keys that end with one of ``names``, those first that are not in a list."""
+    found = [key for key in keys if key.rpartition(".")[2] in names]
+    return sorted(found, key=lambda key: (".0." in key, key.count(".")))
+
+
+def _alike(name: str, known: set[str]) -> list[str]:
+    """Return the known key that ``name`` spells otherwise, by its initials (learning_rate, lr) or with a mistake."""
+    plain = name.lower().replace("-", "_")
+    short = [key for key in known if len(key) > 1 < len(plain) and (key == _initials(plain) or plain == _initials(key))]
+    return sorted(short) or get_close_matches(plain, sorted(known), n=1, cutoff=_ALIKE)
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))
 
 
 def _expected(root: Schema, schema: Schema) -> str:

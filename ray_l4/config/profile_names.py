@@ -18,11 +18,11 @@ def profile_path(name: str | Path) -> Path:
     """
     path = Path(name)
     known = {file.stem: file for file in PROFILES.glob("*.yaml")}
-    plain = path.parent == Path() and path.suffix in ("", ".yaml")
+    plain = path.parent == Path() and path.suffix in ("", ".yaml", ".yml")
     if path.is_file() or not plain:
         return path  # reading it names what is wrong with it
     if path.stem in known:
         return known[path.stem]
-    hint = nearest(path.stem, known)
-    names = "" if hint.startswith("Known") else f" Known: {', '.join(sorted(known))}."
+    hint = nearest(path.stem, known, f"{PROFILES} holds no profiles.")
+    names = "" if not known or hint.startswith("Known") else f" Known: {', '.join(sorted(known))}."
     raise ConfigError(f"--cluster {name}: no such file, and no profile of the project has this name. {hint}{names}")

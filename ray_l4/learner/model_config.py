@@ -7,6 +7,7 @@ from typing import Any
 
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, first_line
+from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.text.model_location import located
 
 _DEFAULT_LENGTH = 1024
@@ -15,8 +16,6 @@ _DEFAULT_LENGTH = 1024
 
 def pretrained_config(name: str) -> Any:
     """Load the configuration of a model by name or path. Raises ModelError if there is none."""
-    from ray_l4.store.records import ADAPTER_CONFIG  # loads NumPy
-
     if (Path(name) / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"model.name: {name!r} holds adapters, not a model. Merge them into one: ray-l4 merge {name} NEW_FOLDER"

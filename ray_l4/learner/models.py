@@ -26,7 +26,8 @@ from ray_l4.learner.adapters import (
     read_settings,
 )
 from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations
-from ray_l4.store.records import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTERS
+from ray_l4.store.checkpoints import ADAPTER_CONFIG
+from ray_l4.store.records import ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.store.weight_files import damage
 from ray_l4.text.tokenizer import TaskTokenizer
 

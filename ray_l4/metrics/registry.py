@@ -24,8 +24,13 @@ class Metric:
     """Return all values of the metric for a set of items, in percent."""
     item_value: str | None = None
     """Key of the value of a single item, if the headline also depends on earlier items. By default, the headline."""
-    needs_meta: bool = False
-    """Whether it needs an item's ``meta``, which is stored with the test set and not with a run's answers."""
+    check_meta: Callable[[Item], object] | None = None
+    """Raises DataError if an item's ``meta`` is not what the metric needs; None if it needs none."""
+
+    @property
+    def needs_meta(self) -> bool:
+        """Whether it needs an item's ``meta``, which is stored with the test set and not with a run's answers."""
+        return self.check_meta is not None
 
 
 METRICS: dict[str, Metric] = {
@@ -43,7 +48,7 @@ METRICS: dict[str, Metric] = {
             "lfem",
             "SQL logical form, exact match after repair of column names",
             sql.logical_form_em,
-            needs_meta=True,
+            check_meta=sql.read_meta,
         ),
         Metric("avg_rouge", "avg_rouge", "mean of ROUGE-1, ROUGE-2 and ROUGE-L F-measure", rouge.average_rouge),
         Metric("em", "em", "exact match with any reference", text.matches),

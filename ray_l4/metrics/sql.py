@@ -64,7 +64,7 @@ def logical_form_em(items: Sequence[Item]) -> dict[str, float]:
     """
     fuzzy, exact = [], []
     for item in items:
-        gold, header = _read_meta(item)
+        gold, header = read_meta(item)
         fuzzy.append(_parse(parse_fuzzy, item.prediction, header) == _map_values(gold, _without_spaces))
         exact.append(_parse(parse_exact, item.prediction, header) == gold)
     return {"lfem": percentage(fuzzy), "lfem_exact": percentage(exact)}
@@ -191,7 +191,7 @@ def _without_spaces(value: str) -> str:
     return value.replace(" ", "")
 
 
-def _read_meta(item: Item) -> tuple[Query, Header]:
+def read_meta(item: Item) -> tuple[Query, Header]:
     """Return the gold query, with values as lower-case strings, and the lower-case header. Raises DataError."""
     try:
         meta: dict[str, Any] = json.loads(item.meta)

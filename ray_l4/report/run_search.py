@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.store.run_directory import read_json
+from ray_l4.store.run_directory import read_json, why_no_run
 
 SWEEP_FILE = "sweep.json"
 
@@ -102,7 +102,7 @@ def _no_run(others: Sequence[Path]) -> RunDirectoryError:
     inside = len(list(first.glob("*/config.yaml")))
     hint = f". It holds {inside} run{'s' * (inside > 1)}: give {first}/*" if inside else ""
     return RunDirectoryError(
-        f"{first}: not a run directory (no config.yaml in it), nor the folder of a sweep (no {SWEEP_FILE}){hint}"
+        f"{first}: not a run directory ({why_no_run(first)}), nor the folder of a sweep (no {SWEEP_FILE}){hint}"
     )
 
 

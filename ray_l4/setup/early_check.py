@@ -45,6 +45,8 @@ def _check_model_folder(folder: Path) -> None:
     """Raise ModelError unless ``folder`` holds a model; of a run directory, say which of its folders do."""
     if is_model(folder):
         return
+    if folder.is_file():
+        raise ModelError(f"model.name: {folder} is a file; expected the folder of a model")
     if not folder.is_dir():
         raise ModelError(f"model.name: no folder {folder}; expected a model's folder, or a name on the hub")
     if (folder / "config.yaml").is_file():

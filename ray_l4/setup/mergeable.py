@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ray_l4.errors import ModelError
-from ray_l4.store.checkpoints import checkpoints, is_model
+from ray_l4.store.checkpoints import ADAPTER_CONFIG, checkpoints, is_model
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.model_location import similar_folder
 
@@ -13,9 +13,14 @@ _EXPECTED = "expected the folder of a checkpoint with adapters (of a run with mo
 
 
 def check_mergeable(folder: Path) -> None:
-    """Raise ModelError if ``folder`` holds no model; of a run directory, it names one of the checkpoints."""
+    """Raise ModelError if ``folder`` holds no adapters; of a run directory, it names one of the checkpoints."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return  # loading it names what is damaged
     if is_model(folder):
-        return
+        raise ModelError(
+            f"{folder}: a whole model without adapters (it has no {ADAPTER_CONFIG}), so there is nothing to merge. Use "
+            f"it as it is, in 'ray-l4 evaluate', as model.name or with transformers. Otherwise, {_EXPECTED}."
+        )
     if not folder.exists():
         raise ModelError(
             f"{folder}: no such folder, looked for at {folder.absolute()}; {_EXPECTED}.{similar_folder(folder)}"

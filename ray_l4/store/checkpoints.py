@@ -10,7 +10,8 @@ from pathlib import Path
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.run_directory import Cell, RunDirectory
 
-MODEL_FILES = ("config.json", "adapter_config.json")
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_FILES = ("config.json", ADAPTER_CONFIG)
 """Files by which a folder is recognised as a model: ordinary weights, or adapters."""
 _PLACE = re.compile(r"stage-(\d+)/epoch-(\d+)/student-(\d+)")
 

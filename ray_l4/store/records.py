@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
+from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.weight_files import damage
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LOST_FILE = "Restore it from a copy of the run (ray-l4 resume ADDRESS --run-dir FOLDER), or start a new run."
 
 ADAPTERS = "adapters"

@@ -127,7 +127,7 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """Open an existing run directory. Raises RunDirectoryError if ``path`` is not one."""
         if not (path / "config.yaml").is_file():
-            raise RunDirectoryError(f"{path}: not a run directory (no config.yaml in it)")
+            raise RunDirectoryError(f"{path}: not a run directory ({why_no_run(path)})")
         return cls(path)
 
     @contextmanager
@@ -247,12 +247,36 @@ def _taken(path: Path) -> RunDirectoryError:
     return RunDirectoryError(f"{path}: already exists and is not empty. Choose another --run-dir{or_resume}.")
 
 
+def why_no_run(path: Path) -> str:
+    """Return why ``path`` is no run directory, and the run that it is a part of, if any."""
+    if not path.exists():
+        return "no such folder"
+    around = next((parent for parent in path.absolute().parents if (parent / "config.yaml").is_file()), None)
+    return "no config.yaml in it" if around is None else f"it is a part of the run {around}: give that"
+
+
+class _Record(dict[str, Any]):
+    """The object in a JSON file of a run: a key that it lacks is damage, not a mistake of the program."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise RunDirectoryError(
+            f"{self._path}: damaged, or written by another version: it has no {key!r}. Restore it from a copy."
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file of a run. Raises RunDirectoryError if it cannot be read."""
+    """Read the object in a JSON file of a run.
+
+    Raises RunDirectoryError if it cannot be read, and when a key that it lacks is looked up.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise RunDirectoryError(f"{path}: damaged: expected a JSON object, found {type(value).__name__}. Restore it.")
-    return value
+    return _Record(path, value)

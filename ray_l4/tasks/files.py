@@ -172,7 +172,7 @@ def require_columns(path: Path, present: list[str], *needed: str) -> None:
     """
     for name in needed:
         if name not in present:
-            raise DataError(f"{path}: no column {name!r}. {nearest(name, present)}")
+            raise DataError(f"{path}: no column {name!r}. {nearest(name, present, 'The file has no columns.')}")
 
 
 def refuse_repeated(path: Path, columns: Iterable[str]) -> None:

@@ -31,7 +31,7 @@ def fetch_split(source: Source) -> Path:
     known = sorted(split for own, split in splits if own == subset)
     if not known:
         subsets = sorted({pair[0] for pair in splits})
-        raise DataError(f"{_at(source)}: no subset {subset!r}. {nearest(subset, subsets)}")
+        raise DataError(f"{_at(source)}: no subset {subset!r}. {nearest(subset, subsets, 'It has no Parquet files.')}")
     split = next((wanted for wanted in source.split_names if wanted in known), None)
     if split is None:
         raise MissingFileError(

@@ -64,9 +64,10 @@ def _refuse_single_dataset(source: Source) -> None:
         )
     if (folder / SPLIT_LIST).is_file():
         splits = read_json(folder / SPLIT_LIST).get("splits", [])
+        hint = nearest(source.split_names[0], splits, f"{SPLIT_LIST} lists no splits.")
         raise MissingFileError(
             f"Task {source.task.name!r}: {folder} has no split {source.split_names[0]!r}. "
-            f"{nearest(source.split_names[0], splits)} Name the one to use with the task's key splits "
+            f"{hint} Name the one to use with the task's key splits "
             f"(splits: {{{source.split}: NAME}})."
         )
 

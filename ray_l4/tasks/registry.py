@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import ConfigError, nearest
-from ray_l4.metrics.registry import METRICS
+from ray_l4.metrics.registry import METRICS, Item
 from ray_l4.tasks import cnndm, e2e, embedded, rnnlg, squad, textclass, wikisql, woz
 from ray_l4.tasks.files import MissingFileError
 from ray_l4.tasks.own_files import find_split
@@ -133,10 +133,13 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
     from ray_l4.tasks.schema import build_table
 
     _check_known(task)
-    by_dialogue = metric_of(task) == DIALOGUE_METRIC
+    metric = metric_of(task)
+    by_dialogue = metric == DIALOGUE_METRIC
     source = Source(task, split, data)
     bad = BadRecords(str(source), data.max_bad_fraction)
     table = build_table(task.name, _reader(task, data)(source, bad), bad)
+    if task.is_own and split == "test":
+        _check_meta(metric, table)
     info = TASKS.get(task.name)
     count = count_of(source.wanted, info.paper_size(split) if info else None, table.num_rows, str(source))
     if by_dialogue and split == "test" and not any("_" in name for name in table.column("sample_id").to_pylist()):
@@ -144,6 +147,13 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
             "%s: no sample id has the form <dialogue>_<turn>; every example counts as its own dialogue.", source
         )
     return subset(table, count, data.seed, task.name, split, by_dialogue)
+
+
+def _check_meta(metric: str, examples: pa.Table) -> None:
+    """Raise DataError now, and not after training, if the user's own examples lack what the metric needs of them."""
+    if (check := METRICS[metric].check_meta) is not None:
+        for row in examples.select(["sample_id", "meta"]).to_pylist():
+            check(Item("", (), row["sample_id"], row["meta"]))
 
 
 def check_files(task: TaskConfig, data: DataConfig) -> None:

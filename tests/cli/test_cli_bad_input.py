@@ -141,8 +141,21 @@ def test_evaluating_a_folder_without_a_checkpoint(command: InThisProcess, tmp_pa
     refused(command("generate", tmp_path, "--task", "mini.woz"), MODEL, str(tmp_path))
 
 
-def test_reporting_a_folder_without_a_run(command: InThisProcess, tmp_path: Path) -> None:
-    refused(command("report", tmp_path), RUN_DIRECTORY, "not a run directory")
+@pytest.mark.parametrize("name", ["report", "table", "rescore", "resume"])
+def test_what_is_no_run_but_inside_one(command: InThisProcess, tmp_path: Path, finished: Path, name: str) -> None:
+    refused(command(name, tmp_path), RUN_DIRECTORY, "not a run directory")
+    refused(command(name, tmp_path / "none"), RUN_DIRECTORY, "no such folder")
+    for inside in ("checkpoints", "config.yaml"):
+        refused(command(name, finished / inside), RUN_DIRECTORY, f"part of the run {finished}")
+
+
+@pytest.mark.parametrize(("file", "key"), [("manifest.json", "command"), ("summary.json", "stream")])
+def test_a_record_of_a_run_without_a_key(
+    command: InThisProcess, tmp_path: Path, finished: Path, file: str, key: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / file).write_text("{}", encoding="utf-8")
+    refused(command("report", tmp_path / "run"), RUN_DIRECTORY, str(tmp_path / "run" / file), f"no '{key}'", "damaged")
 
 
 @pytest.mark.parametrize("dry_run", [True, False], ids=["dry run", "run"])

@@ -28,6 +28,7 @@ def own(tmp_path: Path) -> Path:
     [
         ({"stream": [OWN | {"metric": "accuracy"}]}, 2, ["'mine'", "unknown metric 'accuracy'"]),
         ({"stream": [{"name": "mine", "path": "own"}]}, 2, ["set its metric"]),
+        ({"stream": [OWN | {"metric": "lfem"}]}, 3, ["example '0'", "'lfem' needs meta"]),
         ({"stream": ["mini.wozz"]}, 2, ["mini.wozz", "'mini.woz'"]),
         ({"stream": [OWN | {"path": "none"}]}, 3, ["no folder", "none"]),
         ({"stream": [OWN | {"splits": {"test": "holdout"}}]}, 3, ["no test data", "holdout.jsonl"]),
@@ -37,6 +38,9 @@ def own(tmp_path: Path) -> Path:
         ({"stream": ["woz.en"]}, 2, ["woz.en", "data.raw"]),
         ({"model": {"name": "~/no-model"}}, 4, ["no-model", "no folder"]),
         ({"model": {"name": "own"}}, 4, ["own", "holds no model"]),
+        ({"model": {"name": "./no-model"}}, 4, ["no folder", "FOLDER/no-model"]),
+        ({"model": {"name": "models/of/mine"}}, 4, ["no folder", "FOLDER/models/of/mine"]),
+        ({"model": {"name": "experiment.yaml"}}, 4, ["FOLDER/experiment.yaml", "is a file"]),
         ({"stream": [OWN | {"name": "ans"}]}, 2, ["'ans'", "__ans__"]),
         ({"stream": [OWN | {"name": "a\u00a0b"}]}, 2, ["single, ordinary spaces"]),
         ({"stream": [OWN], "evaluation": {"validation": "dev"}}, 3, ["no dev data"]),
@@ -58,7 +62,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     monkeypatch.delenv("RAY_L4_DATA", raising=False)
     arguments = ("run", write_experiment(tmp_path, **changes), "--cluster", IN_PROCESS, "--run-dir", tmp_path / "run")
     dry, wet = command(*arguments, "--dry-run"), command(*arguments)
-    refused(dry, code, *words)
+    refused(dry, code, *(word.replace("FOLDER", str(tmp_path)) for word in words))
     assert dry.stderr == wet.stderr and dry.returncode == wet.returncode
     assert not (tmp_path / "run").exists()
 

@@ -276,7 +276,7 @@ def test_what_is_no_model_is_refused_by_name(command: InThisProcess, run: RunDir
     refused(command("evaluate", run.path.with_name("rnu")), MODEL, "no such folder", f"Did you mean {run.path}?")
     unlike = command("evaluate", run.path.with_name("zzzz"))
     refused(unlike, MODEL, "no such folder")
-    assert "Known" not in unlike.stderr and "There are none" not in unlike.stderr
+    assert "Known" not in unlike.stderr and "No other name" not in unlike.stderr
     refused(command("evaluate", "~nosuchuser/run"), MODEL, "no such folder", "~nosuchuser/run")
     refused(command("evaluate", tmp_path, "--task", "own"), MODEL, str(tmp_path), "neither a run directory")
     refused(command("evaluate", run.path, "--stage", 7), RUN_DIRECTORY, "stage 7", "stages 0, 1", "students 0, 1")

@@ -109,7 +109,7 @@ def test_merging_refuses_an_existing_folder_and_a_model_without_adapters(
     refused(ray_l4("merge", folder, finished.path), 2, "exists already")
     refused(ray_l4("merge", finished.path, tmp_path / "out"), 4, "a checkpoint with adapters", f": {finished.path}/ch")
     refused(ray_l4("merge", tmp_path / "gone", tmp_path / "out"), 4, f"no such folder, looked for at {tmp_path}/gone")
-    refused(ray_l4("merge", finished.path.parent / "base", tmp_path / "out"), 4, "tokeniser of ray-l4")
+    refused(ray_l4("merge", finished.path.parent / "base", tmp_path / "out"), 4, "without adapters", "Use it as it is")
 
 
 def test_adapters_need_a_pretrained_model(tmp_path: Path) -> None:

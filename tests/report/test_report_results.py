@@ -52,7 +52,7 @@ def test_a_folder_that_is_neither_run_nor_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize("record", [{}, {"title": "t", "scale": "much", "table": None, "trials": []}, {"trials": 3}])
 def test_a_damaged_sweep_record(tmp_path: Path, record: dict[str, object]) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=r"sweep\.json: not the record of a sweep"):
+    with pytest.raises(RunDirectoryError, match=r"sweep\.json: (not the record of a sweep|damaged, .* no .trials.)"):
         load([tmp_path])
 
 

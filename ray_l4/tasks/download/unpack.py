@@ -42,7 +42,9 @@ def extract(archive: Path, members: Mapping[str, Path]) -> list[Path]:
         with _opened(archive) as (names, open_member):
             for member in members:
                 if member not in names:
-                    raise DataError(f"{archive}: contains no file {member!r}. {nearest(member, names)}")
+                    raise DataError(
+                        f"{archive}: contains no file {member!r}. {nearest(member, names, 'The archive is empty.')}"
+                    )
             for member, path in members.items():
                 with open_member(member) as source:
                     write_file(path, lambda beside, source=source: _write(source, beside))  # type: ignore[misc]
