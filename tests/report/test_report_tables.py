@@ -77,8 +77,7 @@ def test_titles_say_the_scale_models_and_seeds(tmp_path: Path) -> None:
     sheet = build(load([write_sweep(tmp_path / "s", trials, "l4-table1", 0.1)]), "l4-table1")
     assert sheet.title == "L4, Table 1: different tasks in six orders, scaled to 0.1 of the examples and epochs"
     assert sheet.setting == (
-        "by hand; model: 2-layer GPT-2 of width 8 from scratch; training examples per task: 100; epochs: 2; "
-        "seeds: 1, 3"
+        "by hand; model: 2-layer GPT-2 of width 8 from scratch; training examples per task: 100; epochs: 2; seeds: 1, 3"
     )
     assert build(load([tmp_path / "s"])).title == "by hand"  # a sweep's own title says its scale
     assert build(load([tmp_path / "s" / "x"])).title == "1 run"
