@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ray_l4.config.problems import OVERRIDE, dotted
-from ray_l4.config.strict_yaml import Location, line_of, parse, plain_scalar
+from ray_l4.config.strict_yaml import Location, after_first_value, line_of, parse, plain_scalar
 from ray_l4.errors import ConfigError
 
 
@@ -80,8 +80,9 @@ class Document:
         """Apply an override ``key.sub=value``. The value is YAML; list items have indices (``stream.0.train=100``).
 
         A plain text is taken to the letter, where YAML would end it at `` #``; so is whatever is given to a key that
-        ``takes_text``, unless it is in quotes or brackets, or is a number, true, false or null. Raises ConfigError if
-        the override cannot be parsed, refers to a location that cannot exist, or would undo an earlier override.
+        ``takes_text``, unless all of it is in quotes or brackets, or is a number, true, false or null. Raises
+        ConfigError if the override cannot be parsed, refers to a location that cannot exist, or would undo an earlier
+        one.
         """
         name, equals, source = text.partition("=")
         keys = name.strip().split(".")
@@ -102,7 +103,9 @@ class Document:
 
 def _value(source: str, label: str, takes_text: bool) -> object:
     """Return the value that an override gives. Raises ConfigError if it is not YAML where it has to be."""
-    if source.startswith(("[", "{", '"', "'")):
+    quoted, bracketed = source.startswith(('"', "'")), source.startswith(("[", "{"))
+    rest = after_first_value(source) if takes_text else ""
+    if (quoted and not rest) or (bracketed and rest[:1] in ("", "#")):
         return parse(source, label)[0]
     if takes_text:
         return plain_scalar(source)

@@ -93,6 +93,15 @@ def parse(text: str, label: str) -> tuple[object, yaml.Node | None]:
         raise ConfigError(f"{label}: nested too deeply to be read") from None
 
 
+def after_first_value(text: str) -> str:
+    """Return what follows the first value of ``text``, without blanks; nothing if that value is not complete."""
+    try:
+        node = next(yaml.compose_all(text, _Loader), None)
+    except yaml.YAMLError:
+        return ""
+    return "" if node is None else text[node.end_mark.index :].strip()
+
+
 def plain_scalar(text: str) -> object:
     """Return the value of ``text`` as one unquoted scalar: a number, true, false, null, or else the text itself."""
     loader = _Loader("")

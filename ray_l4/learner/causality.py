@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ray_l4.errors import ModelError
 
@@ -20,17 +20,17 @@ def refuse_if_not_causal(model: PreTrainedModel, name: str, where: str) -> None:
     was_training = model.training
     model.eval()
     embeddings = model.get_input_embeddings()
-    ids_T = torch.randint(embeddings.num_embeddings, (_LENGTH,), generator=torch.Generator().manual_seed(0))
+    ids_T = _text(model.config, embeddings.num_embeddings)
     embedded: list[torch.Tensor] = []  # taken on its way: not every model accepts embedded tokens as input
 
     def take(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # some models scale what they are given in place
 
     hook = embeddings.register_forward_hook(take)
     try:
         with torch.enable_grad():
-            logits_TV = model(input_ids=ids_T[None].to(model.device)).logits[0, :-1].float()
+            logits_TV = model(input_ids=ids_T[None].to(model.device), use_cache=False).logits[0, :-1].float()
             (gradient_1TH,) = torch.autograd.grad(logits_TV.square().sum(), embedded[:1])
     finally:
         hook.remove()
@@ -42,3 +42,10 @@ def refuse_if_not_causal(model: PreTrainedModel, name: str, where: str) -> None:
             "change with the tokens after it, so in training it would see what it should predict, and its scores would "
             "mean nothing. Give a model made for generating text, such as one of GPT-2's or Llama's kind."
         )
+
+
+def _text(config: PreTrainedConfig, vocabulary: int) -> torch.Tensor:
+    """Return the ids (T) of a short text without padding, from which some models look away."""
+    padding = {getattr(config, key, None) for key in ("pad_token_id", "pad_index")}
+    words = torch.tensor([token for token in range(vocabulary) if token not in padding])
+    return words[torch.randint(len(words), (_LENGTH,), generator=torch.Generator().manual_seed(0))]

@@ -14,12 +14,15 @@ from ray_l4.metrics.words import folded, spaced
 if TYPE_CHECKING:
     from regex import Pattern
 
+_FULL_WIDTH = 0xFEE0
+"""Distance in Unicode between a character of ASCII and its form as wide as a Chinese character."""
+
 
 def normalise(text: str) -> str:
     """Fold the case of ``text``, then remove punctuation, then English articles, then collapse whitespace.
 
-    Punctuation is that of ASCII, symbols such as ``$`` included, and what Unicode calls so; signs of all currencies are
-    removed like ``$``. Characters of scripts that are written without blanks become words.
+    Punctuation is that of ASCII, symbols such as ``$`` and ``+`` included, also in their full width; what Unicode calls
+    so; and signs of all currencies, like ``$``. Characters of scripts that are written without blanks become words.
     """
     punctuation, articles = _removed()
     return " ".join(spaced(articles.sub(" ", punctuation.sub("", folded(text)))).split())
@@ -53,5 +56,6 @@ def _removed() -> tuple[Pattern[str], Pattern[str]]:
     """Return patterns of punctuation and of articles. A combining mark belongs to its letter: it ends no word."""
     import regex  # imported late, like in ``words``
 
-    punctuation = rf"[\p{{P}}\p{{Sc}}{regex.escape(string.punctuation)}]"
+    ascii_signs = string.punctuation + "".join(chr(ord(sign) + _FULL_WIDTH) for sign in string.punctuation)
+    punctuation = rf"[\p{{P}}\p{{Sc}}{regex.escape(ascii_signs)}]"
     return regex.compile(punctuation), regex.compile(r"(?<![\w\p{M}])(a|an|the)(?![\w\p{M}])")

@@ -14,8 +14,11 @@ _WITHOUT_BLANKS = (
     *("Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet"),
 )
 """Scripts (names of Unicode) that put no blanks between words: each of their characters counts as a word."""
-_BLANKS = str.maketrans(dict.fromkeys("\u200b\u0f0b\u0f0c\u1361", " "))
+_BLANKS = dict.fromkeys("\u200b\u0f0b\u0f0c\u1361", " ")
 """Characters that only separate words: the zero-width space, Tibetan's tsheg and Ethiopic's word space."""
+_APOSTROPHES = dict.fromkeys("\u02bb\u02bc", "'")
+"""Letters that are mostly typed as an apostrophe: those of Ukrainian ``м\u02bcята`` and Uzbek ``o\u02bbzbek``."""
+_PLAIN = str.maketrans(_BLANKS | _APOSTROPHES)
 
 
 def folded(text: str) -> str:
@@ -25,7 +28,7 @@ def folded(text: str) -> str:
     """
     if text.isascii():
         return text.lower()
-    visible = _hidden().sub("", text.translate(_BLANKS))
+    visible = _hidden().sub("", text.translate(_PLAIN))
     return normalize("NFC", normalize("NFD", visible).casefold())
 
 

@@ -5,32 +5,21 @@ Imports no PyTorch, so that a mistake is refused at once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_l4.config.document import Document
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
-from ray_l4.config.loading import apply_overrides, experiment_of, load_experiment
-from ray_l4.config.paths import expand_home
-from ray_l4.errors import ConfigError, ModelError, RunDirectoryError, nearest
-from ray_l4.methods import get_method, resolved
+from ray_l4.config.loading import load_experiment
+from ray_l4.errors import ConfigError, RunDirectoryError, nearest
+from ray_l4.methods import get_method
 from ray_l4.methods.copying import changed
-from ray_l4.store.checkpoints import (
-    MODEL_FILES,
-    Checkpoint,
-    Wanted,
-    checkpoint_at,
-    is_model,
-    last_checkpoints,
-)
+from ray_l4.setup.named_model import hub_note, run_or_model
+from ray_l4.setup.other_settings import default_experiment, with_model, with_sections
+from ray_l4.store.checkpoints import Checkpoint, Wanted, checkpoint_at, is_model, last_checkpoints
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
-from ray_l4.text.model_location import located, similar_folder
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -85,13 +74,7 @@ class Inspected:
     @property
     def hub_note(self) -> str:
         """A sentence for messages, with a space before it, if the model is looked for on the hub; empty if not."""
-        model = self.experiment.model.name
-        if self.folder is not None or model is None or expand_home(model).exists():
-            return ""
-        path = Path(model)
-        return (
-            f" There is no folder {path.absolute()}, so {model} is taken for a model of the hub.{similar_folder(path)}"
-        )
+        return hub_note(self.experiment.model.name) if self.folder is None else ""
 
 
 def unknown_task(name: str, found: Inspected, advice: str) -> ConfigError:
@@ -119,22 +102,19 @@ def inspected(model: str | None, settings: Settings) -> list[Inspected]:
 def _found(model: str | None, settings: Settings) -> list[Inspected]:
     if model is None:
         return [_untouched(None, settings)]
-    folder = expand_home(model)
-    if is_model(folder):
-        checkpoint = checkpoint_at(folder)
-        if checkpoint is not None:
-            return [_of_run(checkpoint, settings)]
-        if (folder / TASK_TOKENS_FILE).is_file():
-            return [_elsewhere(folder, settings)]
-        return [_untouched(str(folder), settings)]
-    if (folder / "config.yaml").is_file():
+    folder = run_or_model(model)
+    if folder is None:
+        return [_untouched(model, settings)]
+    if not is_model(folder):
         run = RunDirectory.open(folder)
         independent = get_method(run.experiment().method).kind.independent
         return [_of_run(found, settings) for found in last_checkpoints(run, settings.wanted, independent)]
-    if folder.exists() or not _HUB_NAME.fullmatch(model) or _is_local(folder):
-        raise _no_model(folder)
-    located(model, "MODEL")  # raises if it cannot be a model of the hub
-    return [_untouched(model, settings)]
+    checkpoint = checkpoint_at(folder)
+    if checkpoint is not None:
+        return [_of_run(checkpoint, settings)]
+    if (folder / TASK_TOKENS_FILE).is_file():
+        return [_elsewhere(folder, settings)]
+    return [_untouched(str(folder), settings)]
 
 
 def _check_wanted(found: Inspected, wanted: Wanted) -> None:
@@ -205,58 +185,19 @@ def _untouched(model: str | None, settings: Settings) -> Inspected:
         return Inspected(f"{model}, untouched", experiment, (), student, None, assumed=True)
     experiment = load_experiment(settings.experiment, settings.overrides)
     if model is not None:
-        each = [changed(peer, model=None) for peer in experiment.peers.each]
-        own = changed(experiment.model, name=model, from_scratch=None)
-        experiment = changed(experiment, model=own, peers=changed(experiment.peers, each=each))
+        experiment = with_model(experiment, model)
     experiment = _changed(experiment, settings)
     name = model or experiment.model.name or f"{settings.experiment}, from scratch"
     return Inspected(f"{name}, untouched", experiment, _stream(experiment), student, None)
 
 
 def _defaults(model: str, settings: Settings) -> ExperimentConfig:
-    """Return an experiment with the default settings for a model that belongs to none."""
-    names = dict.fromkeys(settings.tasks or ["none"])
-    stream = [{"name": name, "train": "all"} for name in names]
-    tree: dict[str, object] = {"method": "finetune", "stream": stream, "model": {"name": model}}
-    document = Document("command line", Path.cwd(), tree)
-    apply_overrides(document, settings.overrides)
-    return _changed(experiment_of(document), settings)
+    return _changed(default_experiment(model, settings.tasks, settings.overrides), settings)
 
 
 def _changed(experiment: ExperimentConfig, settings: Settings) -> ExperimentConfig:
-    """Return the resolved experiment with the values that the command line gives."""
-    experiment = resolved(experiment)
-    for section, values in settings.sections.items():
-        experiment = changed(experiment, **{section: changed(getattr(experiment, section), **values)})
-    own = settings.sections.get("model", {})
-    each = [
-        peer if peer.model is None else changed(peer, model=changed(peer.model, **own))
-        for peer in experiment.peers.each
-    ]
-    experiment = changed(experiment, peers=changed(experiment.peers, each=each))
-    return experiment if settings.seed is None else changed(experiment, seed=settings.seed)
+    return with_sections(experiment, settings.sections, settings.seed)
 
 
 def _stream(experiment: ExperimentConfig) -> tuple[str, ...]:
     return tuple(task.name for task in experiment.stream)
-
-
-def _is_local(folder: Path) -> bool:
-    """Return whether a name like ``runs/first`` was meant as a path: there is a folder ``runs``."""
-    return len(folder.parts) > 1 and folder.parent.is_dir()
-
-
-def _no_model(folder: Path) -> Exception:
-    files = " or ".join(MODEL_FILES)
-    if not folder.exists():
-        return ModelError(f"{folder}: no such folder, looked for at {folder.absolute()}.{similar_folder(folder)}")
-    above = folder.resolve().parents
-    run = next((parent for parent in above if (parent / "config.yaml").is_file()), None)
-    if run is not None:
-        return ModelError(
-            f"{folder}: not a checkpoint (no {files} in it). It is part of the run {run}: give that, with --stage, "
-            "--epoch or --student to select checkpoints."
-        )
-    return ModelError(
-        f"{folder}: neither a run directory (no config.yaml in it) nor a checkpoint or another model (no {files})"
-    )

@@ -3,7 +3,7 @@
 Each split is one file: JSONL, CSV or TSV (plain, .gz or .bz2), or Parquet (also a folder of parts); or a folder that
 the library datasets saved. ``TaskConfig.columns`` names the columns; a
 constant ``TaskConfig.question`` replaces the question column. An answer may be a list of texts, all of them correct.
-Chat data (``tasks/chat.py``) is recognised by its columns.
+Chat data (``tasks/chat_records.py``) is recognised by its columns.
 A file with all columns of ``EXAMPLES``, as ``prepare`` writes it, is read back unchanged.
 """
 
@@ -16,7 +16,8 @@ from typing import Any
 
 from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
-from ray_l4.tasks import chat
+from ray_l4.tasks import chat_records
+from ray_l4.tasks.chat_messages import UnusableRecordError
 from ray_l4.tasks.delimited import read_csv
 from ray_l4.tasks.files import read_lines, require_columns
 from ray_l4.tasks.hub import fetch_split
@@ -44,7 +45,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
         for where, record in records:
             yield {**record, "where": where}
         return
-    if (chat_reader := chat.reader_of(path, columns, present)) is not None:
+    if (chat_reader := chat_records.reader_of(path, columns, present)) is not None:
         yield from _conversations(source, chat_reader, records, bad)
         return
     require_columns(path, present, *needed)
@@ -64,7 +65,7 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
 
 
 def _conversations(
-    source: Source, read_record: chat.Reader, records: Iterator[Record], bad: BadRecords
+    source: Source, read_record: chat_records.Reader, records: Iterator[Record], bad: BadRecords
 ) -> Iterator[Mapping[str, object]]:
     """Yield the examples of chat data. Raises DataError if the task sets a question, which such data has itself."""
     if source.task.question is not None:
@@ -76,7 +77,7 @@ def _conversations(
     for number, (where, record) in enumerate(records):
         try:
             row = read_record(record)
-        except chat.UnusableRecordError as error:
+        except UnusableRecordError as error:
             bad.add(where, str(error))
             continue
         yield {**row, "sample_id": _identifier(record.get(identifier)) if identifier else str(number), "where": where}
@@ -102,6 +103,8 @@ def _records(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[s
 def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
     records: list[Record] = []
     for line, text in read_lines(path):
+        if is_blank(text):
+            continue
         where = f"{path.name}, line {line}"
         try:
             value = json.loads(text, object_pairs_hook=_object)
@@ -117,6 +120,8 @@ def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
             bad.add(where, f"expected a JSON object, found {type(value).__name__}")
     if not records:  # without a good record there are no columns to look for
         bad.check(0)
+        if not bad.count:
+            raise DataError(f"{path} is empty; expected one record per line.")
     return list(dict.fromkeys(name for _, record in records for name in record)), iter(records)
 
 

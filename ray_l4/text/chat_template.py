@@ -1,29 +1,30 @@
-"""A tokeniser's chat template: conversations as an instruct model knows them, in token ids.
-
-Text from the data is never read as a special token, whatever it contains.
-"""
+"""A tokeniser's chat template: conversations as an instruct model knows them, in token ids."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
-from itertools import accumulate, takewhile
+from itertools import takewhile
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ray_l4.errors import ModelError
 from ray_l4.tasks.chat import Message
+from ray_l4.text.rendered import Encoded, Rendered, RenderedEncoder
 
 _DAY = date(2024, 7, 26)
 """The day for templates that print today's: the tokens of a run must not depend on when it was started."""
 
+_CODES = (*"aAbBCdDeFGHIjmMpRSTuUVwWyY", "-d", "-e", "-H", "-I", "-j", "-m", "-M", "-S")
+"""What templates may ask of it, as for ``strftime``."""
+
 _FIXED_DAY = (
     "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in "dmbBaAyYjHMSp")
+    + "".join(f" | replace('%{code}', '{_DAY.strftime('%' + code)}')" for code in _CODES)
     + " }}{% endmacro %}"
 )
 """Put before a template, it replaces the function that Transformers gives templates to print the current day."""
@@ -32,47 +33,10 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for the text of message N while a template is rendered."""
 
 _ASSISTANT = "assistant"
-_BLANKS = r"\s*"
 
 
 class RefusedConversationError(ValueError):
     """A conversation that the template cannot render; the message says why."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of a rendered text, and the half-open range of characters that each of them stands for."""
-
-    ids: list[int]
-    spans: list[tuple[int, int]]
-
-    def within(self, start: int, stop: int) -> range:
-        """Return the positions of the tokens that lie in the characters ``start`` to ``stop``."""
-        inside = [position for position, span in enumerate(self.spans) if start <= span[0] < span[1] <= stop]
-        return range(inside[0], inside[-1] + 1) if inside else range(0)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Text of the template and of the data in turns: ``parts`` has one text more than ``contents``."""
-
-    parts: tuple[str, ...]
-    contents: tuple[str, ...]
-
-    def pieces(self) -> Iterator[tuple[str, bool]]:
-        """Yield the texts in order, each with whether it is the template's."""
-        for part, content in zip(self.parts, (*self.contents, None), strict=True):
-            yield part, True
-            if content is not None:
-                yield content, False
-
-    @property
-    def text(self) -> str:
-        return "".join(text for text, _ in self.pieces())
-
-    def starts(self) -> list[int]:
-        """Return where each of the contents starts in ``text``, in characters."""
-        return list(accumulate(len(text) for text, _ in self.pieces()))[:-1:2]
 
 
 @dataclass(frozen=True)
@@ -105,9 +69,7 @@ class ChatTemplate:
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Encoded]:
         """Return the tokens of rendered texts: the tokeniser's own, but for special tokens in the data's text."""
-        plain = [each for each in rendered if not self._names_special(each)]
-        together = iter(self._tokens([each.text for each in plain], split_special=False))
-        return [self._piecewise(each) if self._names_special(each) else next(together) for each in rendered]
+        return self._encoder.encode(rendered)
 
     def encode_answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text as the answer after a prompt, without the token that ends it."""
@@ -140,8 +102,8 @@ class ChatTemplate:
     def answer_end(self) -> int:
         """The id that ends an assistant's turn: the template's first special token after it, or the tokeniser's EOS."""
         self._probe("a")
-        (closing,) = self._tokens([self._shape(("user",)).parts[-1]], split_special=False)
-        return next((token for token in closing.ids if token in self._special_ids), int(self.hf.eos_token_id))
+        closing = self._encoder.of_template(self._shape(("user",)).parts[-1])
+        return next((token for token in closing if token in self._encoder.special_ids), int(self.hf.eos_token_id))
 
     @cached_property
     def beginning(self) -> tuple[int, ...]:
@@ -162,8 +124,11 @@ class ChatTemplate:
     def markers(self) -> frozenset[int]:
         """Ids of the special tokens that the template itself writes."""
         text = "".join(self._shape(("user", _ASSISTANT, "user")).parts)
-        (encoded,) = self._tokens([text], split_special=False)
-        return frozenset(encoded.ids) & self._special_ids
+        return self._encoder.special_ids.intersection(self._encoder.of_template(text))
+
+    @cached_property
+    def _encoder(self) -> RenderedEncoder:
+        return RenderedEncoder(self.hf)
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -212,63 +177,6 @@ class ChatTemplate:
         if pieces[1::2] != [str(number) for number in range(len(roles))]:
             raise RefusedConversationError(f"the chat template does not render each of {_listed(roles)} once, in order")
         return pieces[::2]
-
-    def _tokens(self, texts: Sequence[str], split_special: bool) -> list[Encoded]:
-        if not texts:  # transformers fails on an empty batch
-            return []
-        given = self.hf(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=split_special,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        return [Encoded(*each) for each in zip(given["input_ids"], given["offset_mapping"], strict=True)]
-
-    def _names_special(self, rendered: Rendered) -> bool:
-        return any(self._special_pattern.search(content) for content in rendered.contents)
-
-    def _piecewise(self, rendered: Rendered) -> Encoded:
-        """Encode a text with the name of a special token in the data: special tokens are looked for in the template."""
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        for text, special, start in self._runs(rendered):
-            (encoded,) = self._tokens([text], split_special=not special)
-            ids += encoded.ids
-            spans += [(start + first, start + last) for first, last in encoded.spans]
-        return Encoded(ids, spans)
-
-    def _runs(self, rendered: Rendered) -> Iterator[tuple[str, bool, int]]:
-        """Yield the special tokens of the template and all text between two of them, each with where it starts."""
-        run, position = "", 0
-        for text, own in rendered.pieces():
-            for number, piece in enumerate(self._special_pattern.split(text) if own else [text]):
-                if number % 2:  # the pattern's only group: a special token of the template
-                    if run:
-                        yield run, False, position - len(run)
-                    yield piece, True, position
-                    run = ""
-                else:
-                    run += piece
-                position += len(piece)
-        if run:
-            yield run, False, position - len(run)
-
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(number for number, token in self.hf.added_tokens_decoder.items() if token.special)
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        """A special token's name, with the blanks that the tokeniser takes with it."""
-        tokens = sorted(self.hf.added_tokens_decoder.values(), key=lambda token: -len(token.content))
-        names = [
-            "".join((_BLANKS if token.lstrip else "", re.escape(token.content), _BLANKS if token.rstrip else ""))
-            for token in tokens
-            if token.special
-        ]
-        return re.compile(f"({'|'.join(names)})")
 
 
 def _folded(turns: Sequence[Message]) -> Sequence[Message]:

@@ -236,6 +236,7 @@ def test_overrides_can_set_every_kind_of_value(write: Callable[[str], Path]) -> 
 
 
 TEXTS = ["a #b", "#b", "a: b", "- a", "@a", "*a", "&a", "!a", "%a", "a, b", "no", "on", "1:30", "007", "0x1f", "> a"]
+TEXTS += ['"a" #b', "'a' or 'b'?", "[a] or {b}", "{a} b"]  # quotes and brackets that only begin a text
 TEXTS += ["| a", "? a", "a]", "a'b", "a: [b", "5 %", "null value", "~x", "é #ü", "`a`"]
 
 
@@ -257,6 +258,7 @@ def test_plain_text_is_kept_to_the_letter(write: Callable[[str], Path], key: str
         ('name="a #b"', "a #b"),
         ("name='a: b'", "a: b"),
         ("stream.0=mini.rest", "run"),
+        ("stream.0={name: mini.rest} # a comment", "run"),
         ("training.epochs=3 # a comment", "run"),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
+    CTRLConfig,
+    ElectraConfig,
     GemmaConfig,
     MambaConfig,
     MistralConfig,
@@ -17,7 +19,10 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    RwkvConfig,
+    XLMConfig,
     XLMRobertaConfig,
+    XLNetConfig,
 )
 
 from ray_l4.config.model import ModelConfig
@@ -42,8 +47,18 @@ CAUSAL: list[PreTrainedConfig] = [
     MixtralConfig(**GROUPED, num_local_experts=4),
     OPTConfig(**SIZES, ffn_dim=32, word_embed_proj_dim=16),
     MambaConfig(**SIZES),
+    CTRLConfig(**SIZES, dff=32),  # scales the embedded tokens in place
+    RwkvConfig(**SIZES, attention_hidden_size=16, context_length=32),  # has a state of its own, if allowed
+    XLMConfig(vocab_size=64, emb_dim=16, n_layers=2, n_heads=2, causal=True),
 ]
-BLIND: list[PreTrainedConfig] = [RobertaConfig(**SIZES), BertConfig(**SIZES), XLMRobertaConfig(**SIZES)]
+BLIND: list[PreTrainedConfig] = [
+    RobertaConfig(**SIZES),
+    BertConfig(**SIZES),
+    XLMRobertaConfig(**SIZES),
+    ElectraConfig(**SIZES, embedding_size=16),
+    XLNetConfig(vocab_size=64, d_model=16, n_layer=2, n_head=2, d_inner=32),
+    *(XLMConfig(vocab_size=64, emb_dim=16, n_layers=2, n_heads=2, pad_index=pad) for pad in (2, 44)),  # 44 was last
+]
 
 
 @pytest.mark.parametrize("config", CAUSAL, ids=lambda config: config.model_type)

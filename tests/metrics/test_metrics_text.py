@@ -21,6 +21,8 @@ from ray_l4.metrics.text import f1, normalise
         ("t.h.e end", "end"),  # punctuation is removed before articles
         ("“quoted” — yes…", "quoted yes"),
         ("5 € $5 €5 £5 ¥5", "5 5 5 5 5"),  # all currencies are like the dollar
+        ("１＋１＝２，好的～！", "１１２ 好 的"),  # in full width as in ASCII: 1+1=2~
+        ("＜Ａ＞ ＾｀｜", "ａ"),
         ("The", ""),
     ],
 )

@@ -91,6 +91,8 @@ def test_other_letters_are_other_words() -> None:
         ("كَتَبَ الدرسَ،", ["كَتَبَ", "الدرسَ"]),
         ("می\u200cخواهم", ["میخواهم"]),  # a joiner ends no word
         ("co\u00adoperate", ["cooperate"]),
+        ("М\u02bcята", ["м", "ята"]),  # as with the apostrophe ' or ’
+        ("O\u02bbzbek", ["o", "zbek"]),
         ("བོད་སྐད།", ["བོད", "སྐད"]),
         ("ሰላም፡ለዓለም", ["ሰላም", "ለዓለም"]),
         ("«так» — да…", ["так", "да"]),
@@ -126,6 +128,8 @@ def test_full_stops_of_other_scripts_end_sentences(stop: str) -> None:
         ("je t’aime", "je t'aime", 1.0),
         ("«да», конечно!", "да конечно", 1.0),
         ("¿qué?", "qué", 1.0),
+        ("м\u02bcята", "м'ята", 1.0),
+        ("好的～", "好的", 1.0),
         ("a\u0331 b", "a\u0332 b", 0.5),  # no article: the mark makes it another letter
     ],
 )

@@ -232,7 +232,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "blank prompt": ({"prompt": " ", "completion": "a"}, "prompt is blank"),
     "blank completion": ({"prompt": "p", "completion": ""}, "completion is blank"),
     "no completion": ({"prompt": "p", "completion": None}, "completion is missing"),
-    "a blank among answers": ({"prompt": "p", "completion": ["a", " "]}, "references contains a value that is blank"),
+    "a blank among answers": ({"prompt": "p", "completion": ["a", " "]}, "completion contains a value that is blank"),
+    "nothing among answers": ({"prompt": "p", "completion": ["a", None]}, "completion contains a value that is blank"),
+    "a blank reference": ({"messages": said(ASK, ANSWER), "references": ["a", ""]}, "references contains a value"),
     "completion of the user": ({"prompt": "p", "completion": said(ASK)}, "no message is the assistant's"),
     "only the prompt has an answer": (
         {"prompt": said(ASK, ANSWER, HELLO), "completion": said(ASK)},

@@ -130,10 +130,17 @@ def test_a_line_that_python_or_json_would_misread(
         load(own(), "train", data)
 
 
-@pytest.mark.parametrize("before", ["\n", "\ufeff", "\ufeff\n \n"], ids=ascii)
+@pytest.mark.parametrize("before", ["\n", "\ufeff", "\ufeff\n \n", "\u200b\n\u00a0\u2060\n"], ids=ascii)
 def test_blank_lines_and_a_mark_at_the_beginning(before: str, write: Write, own: Own, data: DataConfig) -> None:
-    write("own/train.jsonl", before + lines(*RECORDS))
+    write("own/train.jsonl", before + lines(*RECORDS) + "\ufeff\n")
     assert load(own(), "train", data).num_rows == 2
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\u200b\n\ufeff"], ids=ascii)
+def test_a_file_of_blank_lines_is_empty(content: str, write: Write, own: Own, data: DataConfig) -> None:
+    write("own/train.jsonl", content)
+    with pytest.raises(DataError, match=r"train\.jsonl is empty; expected one record per line"):
+        load(own(), "train", data)
 
 
 def test_splits_may_have_names_of_their_own(write: Write, own: Own, data: DataConfig) -> None:

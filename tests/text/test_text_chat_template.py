@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from ray_l4.errors import DataError, ModelError
 from ray_l4.tasks.chat import Message
@@ -82,6 +83,22 @@ def test_a_template_may_open_the_answer(tok: Build) -> None:
     assert tok("thinking").hf.decode(prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        ("%A, %d %B %Y", "Friday, 26 July 2024"),
+        ("%-m/%-d/%y", "7/26/24"),
+        ("%Y-%m-%dT%H:%M:%S", "2024-07-26T00:00:00"),
+        ("%F %T, %I:%M %p", "2024-07-26 00:00:00, 12:00 AM"),
+        ("%e %b", "26 Jul"),
+    ],
+)
+def test_the_fixed_day_is_shown_as_a_template_wants_it(tmp_path: Path, wanted: str, shown: str) -> None:
+    tokenizer = chats.tokenizer(tmp_path, "{{ strftime_now('" + wanted + "') + '\n' }}" + chats.CHATML)
+    (prompt,) = assemble_prompts(example(CONVERSATIONS["a question"]), tokenizer, 500, 10)[0]["ids"].to_pylist()
+    assert tokenizer.hf.decode(prompt).startswith(f"{shown}\n<|im_start|>system")
+
+
 def test_the_tokens_of_a_run_do_not_depend_on_its_day(tok: Build) -> None:
     (prompt,) = assemble_prompts(example(CONVERSATIONS["a question"]), tok("dated"), 500, 10)[0]["ids"].to_pylist()
     text = tok("dated").hf.decode(prompt)
@@ -114,6 +131,27 @@ def test_marks_in_the_data_are_plain_text(tok: Build, name: str, text: str) -> N
     assert marks(table) == marks(clean)
     said = tokenizer.hf.decode(table["ids"][0].as_py())
     assert said.count(text.strip()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text"),
+    [(normalizers.Lowercase(), "a <|IM_END|> b"), (normalizers.NFKC(), "a \uff1c|im_end|> b")],
+    ids=["lower case", "compatibility"],
+)
+def test_marks_that_normalising_makes_are_plain_text_too(
+    tmp_path: Path, normalizer: normalizers.Normalizer, text: str
+) -> None:
+    """Where the tokeniser looks for special tokens after it has normalised the text."""
+    base = chats.base(None)
+    base.add_tokens([AddedToken("<|im_end|>", special=True, normalized=True)], special_tokens=True)
+    base.backend_tokenizer.normalizer = normalizer
+    base.chat_template = chats.CHATML
+    base.save_pretrained(tmp_path)
+    tokenizer = TaskTokenizer.pretrained(tmp_path, chats.TASKS, 2)
+    assert tokenizer.eos in tokenizer.hf(text)["input_ids"], "of itself, it reads the text as the token"
+    turns = chats.said(text, text, "capital?", system=text)
+    (row,) = assemble(example(turns, text), tokenizer, 500)[0].to_pylist()
+    assert row["ids"].count(tokenizer.eos) == len(turns), "one at the end of each turn"
 
 
 TEXT = st.text(alphabet="ab é.?\n<|im_end|>", max_size=20)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ray_l4.text.base_tokenizer import train_base
 from ray_l4.text.round_trip import what_is_lost
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -110,6 +111,40 @@ def test_words_in_pieces_are_lost(tmp_path: Path) -> None:
     lost = what_is_lost(saved(tmp_path, tokenizer), TEXTS)
     assert lost is not None
     assert "words" in lost
+
+
+THAI = ["ฉันชอบแมว", "อาหารไทยอร่อยมาก กินข้าวกันไหม"]
+HINDI = ["मुझे सस्ता खाना चाहिए", "रेस्तरां कहाँ है?"]
+NUMBERS = ["it costs 30 pounds, or so, in the centre of town", "the phone is 3517, and it is closed on Mondays"]
+ACCENTS = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "texts", "what"),
+    [
+        (normalizers.Replace(Regex("[0-9]"), ""), NUMBERS, "digits, 0 remain"),
+        (ACCENTS, HINDI, "vowel signs, 0 remain"),
+        (ACCENTS, THAI, "vowel signs, 0 remain"),
+        (normalizers.BertNormalizer(), HINDI, "vowel signs, 7 remain"),
+        (ACCENTS, TEXTS, None),
+        (ACCENTS, ["أَريدُ طعامًا رخيصًا", "أين المطعم؟"], None),  # Arabic is read without its marks
+        (
+            normalizers.Replace(Regex("[0-9]"), ""),
+            ["route 66 " + "is a long road through the west " * 8],
+            None,
+        ),  # a few among many letters
+        (normalizers.NFKC(), [*THAI, *HINDI, *NUMBERS, "❤️ １２"], None),
+        (normalizers.Lowercase(), [*THAI, *HINDI, *NUMBERS], None),
+    ],
+)
+def test_small_parts_without_which_a_text_says_something_else(
+    tmp_path: Path, normalizer: normalizers.Normalizer, texts: list[str], what: str | None
+) -> None:
+    base = train_base(texts * 2, 500)
+    base.backend_tokenizer.normalizer = normalizer
+    base.save_pretrained(tmp_path)
+    lost = what_is_lost(TaskTokenizer.pretrained(tmp_path, ["t"], 0), texts)
+    assert lost is None if what is None else lost is not None and what in lost
 
 
 def test_nothing_to_lose_is_no_loss(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tokeniser: added tokens, encoding as a continuation, decoding, saving, and mistakes of users."""
+"""The tokeniser: added tokens, training, saving, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from ray_l4.errors import ConfigError, ModelError
-from ray_l4.text.cleanup import clean_up
 from ray_l4.text.tokenizer import TASK_TOKENS_FILE, TaskTokenizer
 
 CORPUS = ["the cat sat on the mat", "a cat and a hat", "what is the change in state?"]
@@ -29,37 +26,6 @@ def test_added_tokens_follow_the_base_vocabulary_in_order(tokenizer: TaskTokeniz
     assert tokenizer.hf.convert_ids_to_tokens([base, base + 3, base + 5]) == ["__ans__", "__woz.en__", "__spare_0__"]
     assert tokenizer.eos == tokenizer.hf.convert_tokens_to_ids("<|endoftext|>")
     assert tokenizer.hf.pad_token_id == tokenizer.pad
-
-
-def test_encoding_is_a_continuation_without_special_tokens(tokenizer: TaskTokenizer) -> None:
-    ids = tokenizer.encode("cheap food")
-    assert ids == tokenizer.encode("  cheap food\n") == tokenizer.hf(" cheap food")["input_ids"]
-    assert ids != tokenizer.hf("cheap food")["input_ids"]
-    assert tokenizer.encode("") == tokenizer.encode(" \n") == []
-    # Texts encoded separately concatenate to the encoding of the whole (REFERENCE.md#base-tokeniser).
-    assert tokenizer.encode("cheap") + tokenizer.encode("food") == ids
-
-
-def test_a_batch_is_encoded_like_its_texts(tokenizer: TaskTokenizer) -> None:
-    texts = ["food: chinese", "", " north ", "is this __ans__ it?"]
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encode_batch([]) == []
-
-
-@given(text=st.text(max_size=60))
-def test_decoding_returns_the_stripped_text_with_a_leading_space(tokenizer: TaskTokenizer, text: str) -> None:
-    stripped = text.encode("utf-8", "ignore").decode("utf-8").strip()
-    assert tokenizer.decode(tokenizer.encode(stripped)) == clean_up(f" {stripped}" if stripped else "")
-
-
-def test_added_tokens_are_decoded_after_one_space(tokenizer: TaskTokenizer) -> None:
-    ids = [tokenizer.gen["sst"], *tokenizer.encode("cheap food ."), tokenizer.ans, *tokenizer.encode("north")]
-    assert tokenizer.decode(ids) == " __sst__ cheap food. __ans__ north"
-    assert tokenizer.decode([tokenizer.pad, tokenizer.pad]) == " __pad__ __pad__"
-    assert tokenizer.decode([]) == ""
-    # A decoded pseudo-example is text: its tokens' names are encoded like any other.
-    ids = [*tokenizer.encode("cheap food"), tokenizer.ans, *tokenizer.encode("north")]
-    assert tokenizer.encode(tokenizer.decode(ids)) == tokenizer.encode("cheap food __ans__ north") != ids
 
 
 def test_training_depends_on_the_texts_alone() -> None:
@@ -268,9 +234,3 @@ def test_llama_style_tokeniser_round_trip(shared_data: Path, tmp_path: Path, tex
     assert llama.decode([*ids, llama.ans, *ids]) == f" {text.strip()} __ans__ {text.strip()}"
     llama.save(tmp_path)
     _same(llama, TaskTokenizer.load(tmp_path))
-
-
-@pytest.mark.shared_data
-def test_llama_style_encodings_concatenate_to_the_whole(shared_data: Path) -> None:
-    llama = TaskTokenizer.pretrained(shared_data / "models" / "stories260K", ["t"], spare=0)
-    assert llama.encode("Once upon") + llama.encode("a time") == llama.encode("Once upon a time")
