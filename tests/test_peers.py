@@ -101,7 +101,7 @@ def test_a_model_in_the_experiment_s_folder_is_found(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_there_is_one_item_for_each_student(count: int) -> None:
-    with pytest.raises(ConfigError, match=rf"peers\.each: 2 items for {count} students; expected one per student"):
+    with pytest.raises(ConfigError, match=rf"peers\.each: 2 items for {count} students?; expected one per student"):
         resolved(experiment([{}, {}], peers={"count": count, "each": [{}, {"lr": 1e-3}]}))
 
 

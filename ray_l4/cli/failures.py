@@ -27,7 +27,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return str(error), error.exit_code
     if isinstance(error, OSError):
         full = is_full_disk(error)
-        return full_disk_message(error.filename) if full else str(error), RayL4Error.exit_code
+        return full_disk_message(error.filename, error) if full else str(error), RayL4Error.exit_code
     if isinstance(error, ValueError):
         from pydantic import ValidationError
 

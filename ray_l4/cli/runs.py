@@ -142,6 +142,7 @@ def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
     """
     from ray_l4.cluster.placement import bundles, check_room, describe_request, local_resources
     from ray_l4.config.loading import dump_yaml
+    from ray_l4.config.text import counted
     from ray_l4.methods import graph_of, num_students
     from ray_l4.setup.early_check import check_own_data, check_raw_data, check_settings
 
@@ -151,7 +152,7 @@ def _print_dry_run(config: ExperimentConfig, profile: ClusterConfig) -> None:
     peers, count = graph_of(config).size, num_students(config)
     typer.echo("# experiment\n" + dump_yaml(config))
     typer.echo("# cluster\n" + dump_yaml(profile))
-    typer.echo(f"# {count} student{'s' if count > 1 else ''}; who learns from whom: {_describe_graph(config)}")
+    typer.echo(f"# {counted(count, 'student')}; who learns from whom: {_describe_graph(config)}")
     typer.echo(f"# placement: {describe_request(peers, profile)}")
     if profile.in_one_process:
         typer.echo("# students and evaluators run in this process, without Ray")

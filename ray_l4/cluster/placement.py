@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ray_l4.cluster.bin_packing import assign
 from ray_l4.config import cluster as profile
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.text import counted
 from ray_l4.errors import ClusterError
 
 Resources = Mapping[str, float]
@@ -43,7 +44,10 @@ def describe_request(peers: int, cluster: ClusterConfig) -> str:
     students, evaluators = cluster.students, cluster.evaluators
     ranks = students.shards_per_student
     request = f"with {_share(students)} each" if ranks == 1 else f"of {ranks} ranks with {_share(students)} per rank"
-    return f"{peers} students {request}, {evaluators.count} evaluators with {_share(evaluators)} each"
+    return (
+        f"{counted(peers, 'student')} {request}, "
+        f"{counted(evaluators.count, 'evaluator')} with {_share(evaluators)} each"
+    )
 
 
 def local_resources(cluster: ClusterConfig) -> dict[str, float]:
@@ -116,11 +120,12 @@ class _EqualProcesses:
 def _processes(peers: int, cluster: ClusterConfig) -> tuple[_EqualProcesses, _EqualProcesses]:
     """Return the ranks of all students, and the evaluators if they reserve anything."""
     students, evaluators, ranks = cluster.students, cluster.evaluators, cluster.students.shards_per_student
-    name, unit = (f"{peers} students of {ranks} ranks", "per rank") if ranks > 1 else (f"{peers} students", "each")
+    name = counted(peers, "student")
+    name, unit = (f"{name} of {ranks} ranks", "per rank") if ranks > 1 else (name, "each")
     reserved = bundle_of(evaluators)
     return (
         _EqualProcesses(name, unit, peers * ranks, bundle_of(students)),
-        _EqualProcesses(f"{evaluators.count} evaluators", "each", evaluators.count if reserved else 0, reserved),
+        _EqualProcesses(counted(evaluators.count, "evaluator"), "each", evaluators.count if reserved else 0, reserved),
     )
 
 

@@ -181,7 +181,8 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
     if isinstance(cause, RayError):
         return _of_ray(cause, waiting_for, "a peer it depends on")
     if is_full_disk(cause):
-        return RunDirectoryError(f"{waiting_for}: {full_disk_message(getattr(cause, 'filename', None), is_here=False)}")
+        path = getattr(cause, "filename", None)
+        return RunDirectoryError(f"{waiting_for}: {full_disk_message(path, cause, is_here=False)}")
     return PeerError(f"{waiting_for}: {type(cause).__name__}: {_reason(cause)} (--debug prints the worker's traceback)")
 
 

@@ -12,6 +12,11 @@ _JOINERS = "\u200c\u200d"
 """Format characters that words of some scripts and emoji need."""
 
 
+def counted(count: int, thing: str) -> str:
+    """Return the number with the noun in singular or plural, for example ``1 student`` or ``2 students``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def is_blank(text: str) -> bool:
     """Return whether a text has no visible character: it is empty, or holds only spaces and characters of no width."""
     return all(unicodedata.category(char) in _INVISIBLE or char in _EMPTY_GLYPHS for char in text)

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from ray_l4.config.experiment import ExperimentConfig, PeerConfig
 from ray_l4.config.model import ModelConfig
+from ray_l4.config.text import counted
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.table import get_method
@@ -56,8 +57,8 @@ def completed_peers(experiment: ExperimentConfig) -> list[PeerConfig]:
     each, count = experiment.peers.each, num_students(experiment)
     if each and len(each) != count:
         raise ConfigError(
-            f"peers.each: {len(each)} items for {count} students; expected one per student in order ({{}} for one "
-            "without settings of its own), or an empty list. Change the list, or peers.count."
+            f"peers.each: {counted(len(each), 'item')} for {counted(count, 'student')}; expected one per student in "
+            "order ({} for one without settings of its own), or an empty list. Change the list, or peers.count."
         )
     for peer, own in enumerate(each):
         if own.model is not None:

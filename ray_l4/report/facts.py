@@ -6,14 +6,15 @@ from ray_l4.config.model import ModelConfig
 from ray_l4.methods import METHODS
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_result import order_title
+from ray_l4.store.begun_with import begun_versions
 
 UNKNOWN = "not recorded"
 
 
 def facts(run: FinishedRun) -> list[tuple[str, str]]:
     """Return the main facts about a run as name and value."""
-    software = [f"{name} {version}" for name, version in run.manifest.get("versions", {}).items()]
-    software += [f"Python {run.manifest['python']}"] if "python" in run.manifest else []
+    versions = begun_versions(run.directory)
+    software = [f"{'Python' if name == 'python' else name} {version}" for name, version in versions.items()]
     return [
         ("method", run.method + (f": {METHODS[run.method].summary}" if run.method in METHODS else "")),
         ("variant", run.variant),

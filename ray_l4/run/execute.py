@@ -28,7 +28,15 @@ from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder, write_text
-from ray_l4.store.begun_with import FINGERPRINT_KEY, begun_fingerprint, changed_versions, check_experiment, recorded
+from ray_l4.store.begun_with import (
+    FINGERPRINT_KEY,
+    VERSIONS_KEY,
+    begun_fingerprint,
+    begun_versions,
+    changed_versions,
+    check_experiment,
+    recorded,
+)
 from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.storage import absolute_address
@@ -89,7 +97,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
                 f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
                 "be comparable. Restore the old data, or start a new run."
             )
-        changed = changed_versions({**manifest.get("versions", {}), **manifest}, {"python": _python(), **_versions()})
+        changed = changed_versions(begun_versions(directory), {"python": _python(), **_versions()})
         if changed:
             log.say(
                 f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
@@ -147,10 +155,12 @@ def _next_steps(run: FinishedRun) -> str:
     students = (student for student in run.students if student not in run.lost_students)
     cell = run.final_cell(min(students, default=0), run.tasks[-1])
     checkpoint = shlex.quote(str(run.directory.checkpoint(cell.stage, cell.epoch, cell.student)))
+    # As one word if a parser would take the name for an option.
+    task = f"--task{'=' if cell.task.startswith('-') else ' '}{shlex.quote(cell.task)}"
     commands = {
         f"ray-l4 report {shlex.quote(str(run.path))}": "writes report.html: curves, replay, worst answers",
-        f"ray-l4 evaluate {checkpoint} --task {shlex.quote(cell.task)} --show 3": "scores it, and shows three answers",
-        f"ray-l4 ask {checkpoint} --task {shlex.quote(cell.task)}": "asks it",
+        f"ray-l4 evaluate {checkpoint} {task} --show 3": "scores it, and shows three answers",
+        f"ray-l4 ask {checkpoint} {task}": "asks it",
     }
     return "\n".join(["next:", *(f"  {command}   # {what}" for command, what in commands.items())])
 
@@ -161,7 +171,7 @@ def _manifest(command: str, setup: Setup) -> dict[str, object]:
         "started": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "python": _python(),
         "platform": platform.platform(),
-        "versions": _versions(),
+        VERSIONS_KEY: _versions(),
         FINGERPRINT_KEY: setup.fingerprint(),
         "training_examples": {task: table.num_rows for task, table in setup.training.items()},
         "longest_sequences": setup.longest_sequences,

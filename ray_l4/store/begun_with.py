@@ -20,6 +20,9 @@ EXPERIMENT_KEY = "experiment"
 FINGERPRINT_KEY = "data_fingerprint"
 """Manifest key of the fingerprint of the run's data and tokeniser."""
 
+VERSIONS_KEY = "versions"
+"""Manifest key of the versions of the libraries, by name."""
+
 _MOST_SHOWN = 8
 """Differences that a message lists."""
 
@@ -31,6 +34,23 @@ def begun_fingerprint(run: RunDirectory) -> str:
     if not isinstance(found, str):
         raise RunDirectoryError(f"{path}: damaged: it has no {FINGERPRINT_KEY}. Restore it, or start a new run.")
     return found
+
+
+def begun_versions(run: RunDirectory) -> dict[str, str]:
+    """Return the versions of Python and of the libraries at a run's start, as far as its manifest has them.
+
+    Raises RunDirectoryError if the manifest is damaged.
+    """
+    path = run.path / "manifest.json"
+    manifest = read_json(path)
+    libraries = manifest.get(VERSIONS_KEY, {})
+    python = {"python": manifest["python"]} if "python" in manifest else {}
+    if not isinstance(libraries, dict) or not all(isinstance(each, str) for each in (libraries | python).values()):
+        raise RunDirectoryError(
+            f"{path}: damaged: expected a text for each version at the run's start, found "
+            f"{_short({VERSIONS_KEY: libraries, **python})}. Restore it."
+        )
+    return libraries | python
 
 
 def recorded(experiment: ExperimentConfig) -> dict[str, Any]:

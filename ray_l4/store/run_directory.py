@@ -109,16 +109,23 @@ class RunDirectory:
             raise _taken(path) from None
         except OSError as error:
             raise RunDirectoryError(
-                full_disk_message(path) if is_full_disk(error) else f"{path}: cannot be created ({error.strerror})"
+                full_disk_message(path, error)
+                if is_full_disk(error)
+                else f"{path}: cannot be created ({error.strerror})"
             ) from error
         try:
             if any(file != claim for file in path.iterdir()):
                 raise _taken(path)
             run = cls(path)
-            write_text(path / "cluster.yaml", dump_yaml(cluster))
-            write_json(path / "manifest.json", manifest)
-            run.save_state(RunState())
-            write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
+            try:
+                write_text(path / "cluster.yaml", dump_yaml(cluster))
+                write_json(path / "manifest.json", manifest)
+                run.save_state(RunState())
+                write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
+            except RunDirectoryError:  # a full disk: what is no run yet must not stand in the way of the next attempt
+                for name in ("cluster.yaml", "manifest.json", "state.json"):
+                    (path / name).unlink(missing_ok=True)
+                raise
         finally:
             claim.unlink()
         return run

@@ -18,6 +18,7 @@ _EXPECTED = (
     "{0}.jsonl, {0}.csv or {0}.tsv (plain, .gz or .bz2), {0}.parquet (a file, or a folder of parts), or a folder "
 )
 _EXPECTED += "{0}/ that datasets saved"
+_MOVED = "If it has moved, give the new place (the task's path in the experiment or in a run's config.yaml, or --path)."
 
 
 def find_split(source: Source) -> Path:
@@ -33,7 +34,7 @@ def find_split(source: Source) -> Path:
             return folder
         raise MissingFileError(f"{task}: {folder} is a file; expected the folder that holds {expected}.")
     if not folder.is_dir():
-        raise MissingFileError(f"{task}: no folder {folder}; expected it to contain {expected}.")
+        raise MissingFileError(f"{task}: no folder {folder}; expected it to contain {expected}. {_MOVED}")
     present = [path for name in names for path in _candidates(folder, name)]
     if not present:
         _refuse_single_dataset(source)

@@ -171,7 +171,9 @@ def check_files(task: TaskConfig, data: DataConfig) -> None:
             find_split(source)
         elif task.path is not None or squad.is_converted(data.converted, task.name):
             squad.find_file(source)
-        elif READERS[TASKS[task.name].family] is not embedded.read and not source.raw.is_dir():
+        elif READERS[TASKS[task.name].family] is embedded.read:
+            embedded.check_count(source)
+        elif not source.raw.is_dir():
             raise MissingFileError(f"Task {task.name!r}: no folder {source.raw} (data.raw), from which it is read.")
 
 

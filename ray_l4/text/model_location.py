@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ray_l4.config.paths import expand_home
+from ray_l4.config.paths import expand_home, is_path
 from ray_l4.errors import ModelError
 
 _HUB_TIMEOUT = 3.0
@@ -29,7 +29,7 @@ def located(name: str, where: str = "model.name") -> dict[str, bool]:
         return {}
     if path.is_file():
         raise ModelError(f"{where}: {path.absolute()} is a file; expected the folder of a model. {_GIVE}")
-    if name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or name.count("/") > 1:
+    if is_path(name):
         raise ModelError(f"{where}: there is no folder {path.absolute()}.{similar_folder(path)} {_GIVE}")
     if _hub_is_reachable():
         return {}

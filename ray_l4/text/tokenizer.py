@@ -163,7 +163,8 @@ class TaskTokenizer(TextIds):
     def gen_of(self, task: str) -> int:
         """Return the id of the task's token. Raises ModelError if it has none."""
         if task not in self.gen:
-            raise ModelError(f"Task '{task}' has no token in this tokeniser. {nearest(task, self.gen)}")
+            hint = nearest(task, self.gen, "It has a token for no task.")
+            raise ModelError(f"Task '{task}' has no token in this tokeniser. {hint}")
         return self.gen[task]
 
     def save(self, folder: str | Path) -> None:

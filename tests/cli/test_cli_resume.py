@@ -73,6 +73,22 @@ def test_the_end_of_a_run_prints_commands_that_work(
         assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("name", ["--help", "it's one"])
+def test_they_work_for_any_name_of_a_task(
+    command: InThisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for split in ("train", "test"):
+        text = json.dumps({"context": "a b", "question": "which", "answer": "a"}) + "\n"
+        (tmp_path / f"{split}.jsonl").write_text(text * 2, encoding="utf-8")
+    own = {"name": name, "path": str(tmp_path), "metric": "em"}
+    experiment = write_experiment(tmp_path, method="finetune", stream=[own])
+    printed = command("run", experiment, "--run-dir", tmp_path / "run", "--cluster", IN_PROCESS).stdout
+    asks = next(line for line in printed.splitlines() if "ray-l4 ask" in line)
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nothing is asked
+    result = command(*shlex.split(asks.partition("   #")[0])[1:])
+    assert result.returncode == 0 and f"task {name}" in result.stderr, result.stderr
+
+
 @pytest.mark.parametrize(
     ("old", "new", "difference"),
     [
@@ -113,10 +129,20 @@ def test_a_run_of_an_early_version_is_resumed(command: InThisProcess, unfinished
     assert command("resume", unfinished.path).returncode == 0
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"data_fingerprint": 5}'])
-def test_a_damaged_manifest_is_named(command: InThisProcess, unfinished: RunDirectory, content: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("{}", "[]", "null", {"data_fingerprint": 5}, {"versions": []}, {"versions": "2.0"}, {"versions": None}),
+        *({"versions": {"torch": None}}, {"python": 3}),
+    ],
+    ids=json.dumps,
+)
+def test_a_damaged_manifest_is_named(
+    command: InThisProcess, unfinished: RunDirectory, damage: str | dict[str, object]
+) -> None:
     manifest = unfinished.path / "manifest.json"
-    manifest.write_text(content)
+    whole = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(damage if isinstance(damage, str) else json.dumps(whole | damage), encoding="utf-8")
     refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{manifest}: damaged", "Restore it")
 
 

@@ -140,7 +140,7 @@ def _read(path: Path) -> dict:
         (["--set", "training.epoch=1"], "--set: training.epoch: unknown key"),
         (["--set", "cluster.student.cpus=1"], "student: unknown key"),
         (["--with", "none.yaml"], "none.yaml: no such file"),
-        (["--set", "cluster.students.cpus=5", *ROOM], "no room for 1 students with 5 CPU"),
+        (["--set", "cluster.students.cpus=5", *ROOM], "no room for 1 student with 5 CPU"),
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:

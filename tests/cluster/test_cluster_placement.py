@@ -49,7 +49,7 @@ def test_the_request_in_words() -> None:
     )
     cluster = profile(students={"gpus": 1, "shards_per_student": 4}, evaluators={"cpus": 1, "resources": {"disk": 2}})
     assert describe_request(2, cluster) == (
-        "2 students of 4 ranks with 1 CPU and 1 GPU per rank, 1 evaluators with 1 CPU and 0 GPU and 2 disk each"
+        "2 students of 4 ranks with 1 CPU and 1 GPU per rank, 1 evaluator with 1 CPU and 0 GPU and 2 disk each"
     )
 
 
@@ -140,7 +140,7 @@ def test_the_refusal_says_what_there_is_and_what_to_do() -> None:
             {"students": {"gpus": 0.7}, "evaluators": {"gpus": 0.6}},
             [{"CPU": 8, "GPU": 2}],
             [
-                "asks for 2 GPU (2 students with 0.7 GPU each, 1 evaluators with 0.6 GPU each), there are 2. ",
+                "asks for 2 GPU (2 students with 0.7 GPU each, 1 evaluator with 0.6 GPU each), there are 2. ",
                 "That is enough in total, but a process takes a share of one GPU",
             ],
         ),

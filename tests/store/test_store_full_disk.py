@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,8 @@ def caused(error: Exception) -> Exception:
         (Exception("I/O error: No space left on device (os error 28)"), True),  # a library in Rust
         (RuntimeError("write failed: Disk quota exceeded"), True),
         (caused(ValueError("could not write")), True),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), True),
+        (Exception("File too large (os error 27)"), True),
         (OSError(errno.EACCES, os.strerror(errno.EACCES)), False),
         (ValueError("28"), False),
     ],
@@ -78,6 +82,25 @@ def test_every_writer_names_what_it_could_not_write(name: str, tmp_path: Path, m
     assert message.startswith(f"{path}: cannot be written, because the disk is full (")
     assert "MiB are free" in message and "ray-l4 resume" in message
     assert not list(path.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_limit_on_the_size_of_files_is_named_as_such(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "result"
+    path.parent.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(RunDirectoryError) as caught:
+            WRITERS[name](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cannot be written, because it would be larger than files may be here. ")
+    assert "ulimit -f" in message and "disk is full" not in message
+    assert not list(path.parent.iterdir())
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

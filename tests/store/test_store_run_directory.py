@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,6 +116,24 @@ def test_an_incompletely_created_run_directory_cannot_be_opened(
         RunDirectory.create(tmp_path / "run", EXPERIMENT, CLUSTER, {})
     with pytest.raises(RunDirectoryError, match="not a run directory"):
         RunDirectory.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize("full", ["cluster.yaml", "manifest.json", "state.json", "config.yaml"])
+def test_a_disk_that_is_full_leaves_the_folder_free_for_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    replace = Path.replace
+
+    def write(source: Path, target: Path) -> Path:
+        if target.name == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(RunDirectoryError, match=f"{full}: cannot be written"):
+        patched.setattr(Path, "replace", write)
+        RunDirectory.create(tmp_path / "run", EXPERIMENT, CLUSTER, {})
+    assert not list((tmp_path / "run").iterdir())
+    assert RunDirectory.create(tmp_path / "run", EXPERIMENT, CLUSTER, {}).experiment() == EXPERIMENT
 
 
 def test_only_one_process_at_a_time_holds_the_lock(run: RunDirectory) -> None:

@@ -169,7 +169,9 @@ def test_a_missing_column_names_the_nearest(
 
 
 def test_no_file_two_files_and_no_folder(write: Write, own: Own, data: DataConfig, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Task 'mine': no folder .*expected it to contain train.jsonl"):
+    with pytest.raises(
+        DataError, match=r"Task 'mine': no folder .*expected it to contain train.jsonl.*If it has moved, give"
+    ):
         load(own(), "train", data)
     write("own/training.jsonl", lines(*RECORDS))
     with pytest.raises(DataError, match=r"no train data in .*; expected train.jsonl.*found training.jsonl"):

@@ -13,9 +13,10 @@ import pytest
 from ray_l4.config.experiment import DataConfig, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.metrics.registry import Item, score
+from ray_l4.tasks import embedded
 from ray_l4.tasks.embedded import GRAMMARS, SPLIT_OF_BUCKET, rest, split_of, sql, woz
 from ray_l4.tasks.embedded.grammar import draw_kept
-from ray_l4.tasks.registry import TASKS, load, metric_of
+from ray_l4.tasks.registry import TASKS, check_files, load, metric_of
 from ray_l4.tasks.rows import Split
 
 MINI = list(GRAMMARS)
@@ -38,6 +39,20 @@ def test_a_larger_number_of_examples_extends_a_smaller_one(name: str) -> None:
     small, large = examples(name, count=7), examples(name, count=2500)
     assert (len(small), len(large)) == (7, 2500)
     assert large[:7] == small
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_more_examples_than_can_be_drawn_are_refused_with_the_number_of_different_ones(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "MOST", 2000)
+    different = len({row["context"] for row in examples("mini.woz", split, count=2000)})
+    assert different < 2000
+    message = rf"mini.woz \({split}\): 2001 examples requested; at most 2000 can be drawn, of which {different} have"
+    task = TaskConfig.model_validate({"name": "mini.woz", split: 2001})
+    for refuse in (lambda: check_files(task, DataConfig()), lambda: load(task, split, DataConfig())):
+        with pytest.raises(DataError, match=message):
+            refuse()
 
 
 @pytest.mark.parametrize("name", MINI)

@@ -102,6 +102,8 @@ def test_an_unknown_task_names_the_nearest(tokenizer: TaskTokenizer) -> None:
     assert tokenizer.gen_of("sst") == tokenizer.gen["sst"]
     with pytest.raises(ModelError, match=r"Did you mean 'woz\.en'"):
         tokenizer.gen_of("woz")
+    with pytest.raises(ModelError, match=r"'woz' has no token in this tokeniser. It has a token for no task\."):
+        TaskTokenizer.trained(CORPUS, 300, [], 0).gen_of("woz")
 
 
 def _same(one: TaskTokenizer, other: TaskTokenizer) -> None:

@@ -5,7 +5,8 @@ fewer than 300 distinct words, and each answer follows from its context, so a sm
 each task in about a minute of CPU time; their different answer formats make it forget the earlier ones.
 
 The context alone decides the split: by a hash of (``DataConfig.seed``, context), one context in eight belongs to test,
-one to dev and the others to train. So splits never share a context, and any number of examples can be drawn.
+one to dev and the others to train. So splits never share a context, and any number of examples up to ``MOST`` can be
+drawn; the longer one draws, the more of them repeat earlier ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from random import Random
 
+from ray_l4.errors import DataError
 from ray_l4.seeds import derive
 from ray_l4.tasks.embedded import rest, sql, woz
 from ray_l4.tasks.embedded.grammar import Keep
@@ -24,6 +26,8 @@ TRAIN = 600
 """Default number of training examples of each task."""
 TEST = 100
 """Default number of test examples and of dev examples of each task."""
+MOST = 100_000
+"""Largest number of examples of a split. More take minutes to draw and tokenise, and teach next to nothing new."""
 
 GRAMMARS: dict[str, Callable[[Random, Keep], Iterator[Row]]] = {
     "mini.woz": woz.rows,
@@ -38,16 +42,35 @@ SPLIT_OF_BUCKET: dict[int, Split] = {0: "test", 1: "dev"}
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Row]:
-    """Yield as many examples as the task asks for; a larger number extends a smaller one."""
+    """Return as many examples as the task asks for; a larger number extends a smaller one.
+
+    Raises:
+        DataError: they are more than ``MOST``.
+    """
     default = TRAIN if source.split == "train" else TEST
     count = source.wanted if isinstance(source.wanted, int) else default
+    check_count(source)
+    return islice(_endless(source), count)
+
+
+def check_count(source: Source) -> None:
+    """Raise DataError if a task asks for more than ``MOST`` examples, with the number of different ones among these."""
+    if isinstance(source.wanted, int) and source.wanted > MOST:
+        different = len({row["context"] for row in islice(_endless(source), MOST)})
+        raise DataError(
+            f"{source}: {source.wanted} examples requested; at most {MOST} can be drawn, of which {different} have "
+            "different contexts. Request fewer."
+        )
+
+
+def _endless(source: Source) -> Iterator[Row]:
     seed, name = source.data.seed, source.task.name
     generator = Random(derive(seed, "grammar", name, source.split))
 
     def keep(context: str) -> bool:
         return split_of(seed, context) == source.split
 
-    return islice(GRAMMARS[name](generator, keep), count)
+    return GRAMMARS[name](generator, keep)
 
 
 def split_of(seed: int, context: str) -> Split:
