@@ -140,14 +140,15 @@ def _places(names: set[str], keys: Sequence[str]) -> list[str]:
 
 
 def _alike(name: str, known: set[str]) -> list[str]:
-    """Return the known key that ``name`` spells otherwise, by its initials (learning_rate, lr) or with a mistake."""
+    """Return the known key that ``name`` spells in full, in short (learning_rate, lrate, lr) or wrongly."""
     plain = name.lower().replace("-", "_")
-    short = [key for key in known if len(key) > 1 < len(plain) and (key == _initials(plain) or plain == _initials(key))]
+    short = [key for key in known if len(key) > 1 < len(plain) and (_shortens(key, plain) or _shortens(plain, key))]
     return sorted(short) or get_close_matches(plain, sorted(known), n=1, cutoff=_ALIKE)
 
 
-def _initials(name: str) -> str:
-    return "".join(word[:1] for word in name.split("_"))
+def _shortens(short: str, name: str) -> bool:
+    """Return whether ``short`` is the beginning of a name, or its initials."""
+    return name.startswith(short) or short == "".join(word[:1] for word in name.split("_"))
 
 
 def _expected(root: Schema, schema: Schema) -> str:
