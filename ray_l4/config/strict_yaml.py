@@ -125,6 +125,9 @@ def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int | None
     return line
 
 
-def dump(data: Mapping[str, object]) -> str:
-    """Return plain data as YAML, in the order of its keys. :func:`parse` returns an equal object."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def dump(data: Mapping[str, object], width: float = 120) -> str:
+    """Return plain data as YAML, in the order of its keys. :func:`parse` returns an equal object.
+
+    ``width``: characters after which a text is continued on the next line.
+    """
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_l4.config.cluster import ClusterConfig
@@ -380,10 +381,11 @@ LEAVES = {
 
 
 @given(st.fixed_dictionaries({}, optional=LEAVES))
+@example({"name": f"{'0' * 118} 0"})  # longer than a line of a file
 def test_every_override_takes_effect_and_survives_a_round_trip(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
 ) -> None:
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("round-trip")  # a new file does not wait for the disk, as one written again does
     (folder / "base.yaml").write_text(MINIMAL, encoding="utf-8")
     overrides = [f"{key}={_yaml(value)}" for key, value in values.items()]
     config = load_experiment(folder / "base.yaml", overrides)
@@ -398,8 +400,8 @@ def test_every_override_takes_effect_and_survives_a_round_trip(
 
 
 def _yaml(value: object) -> str:
-    """Return a value as a user might type it."""
-    return dump({"x": value}).removeprefix("x: ").rstrip("\n")
+    """Return a value as a user might type it, on one line."""
+    return dump({"x": value}, width=math.inf).removeprefix("x: ").rstrip("\n")
 
 
 # --- paths ---
