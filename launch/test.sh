@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs all checks, as the continuous integration does: style, format, types, tests. Stops at the first failure.
 #   launch/test.sh                    everything
-#   launch/test.sh --quick            without Ray, browsers, other processes and slow tests (three minutes)
+#   launch/test.sh --quick            without Ray, browsers, other processes and slow tests (four minutes)
 #   launch/test.sh tests/config -x    arguments go to pytest, which also knows --quick (tests/conftest.py)
 # Two test processes share the work (tests/scheduling.py; -n 0 for a single process).
 # RAY_L4_VENV names a virtual environment to use instead of .venv.
