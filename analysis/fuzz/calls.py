@@ -47,7 +47,7 @@ def call(given: Input, folder: Path) -> Outcome:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
             return Outcome(code, _text(errors))
-        except BaseException as error:  # noqa: BLE001 - what leaves the entry point is what is looked for
+        except BaseException as error:
             return Outcome(None, traceback.format_exc(), _place(error))
     return Outcome(0, _text(errors))
 
@@ -61,7 +61,9 @@ def _text(stream: io.TextIOWrapper) -> str:
 
 def _place(error: BaseException) -> str:
     """Return the class of an exception, and the last line of the project that it passed."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}ray_l4{os.sep}" in frame.filename]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}ray_l4{os.sep}" in frame.filename
+    ]
     where = f"{frames[-1].filename.rpartition('ray_l4' + os.sep)[2]}:{frames[-1].lineno}" if frames else "elsewhere"
     return f"{type(error).__name__} at {where}"
 
