@@ -1,7 +1,5 @@
 """Damage of all kinds: to values of JSON and YAML, to tables, to bytes and to what stands in a folder."""
 
-# ruff: noqa: E501 - tables of values, a line each
-
 from __future__ import annotations
 
 import io
