@@ -84,6 +84,17 @@ class StudentHandle:
         """Begin a stage and serve ``fence`` from now on. Returns the last step of each epoch."""
         return self._all(StudentCalls.begin, fence, stage, tokens, memory)
 
+    def state(self, fence: int) -> PerRank[np.ndarray]:
+        """Return each rank's state of the stage after its latest step (safetensors bytes)."""
+        return self._all(StudentCalls.state, fence)
+
+    def resume(self, fence: int, states: Sequence[np.ndarray]) -> PerRank[None]:
+        """Continue the stage that has begun from the ``states`` of all ranks."""
+        return [
+            self.rpc.call(rank, StudentCalls.resume, fence, state)
+            for rank, state in zip(self.ranks, states, strict=True)
+        ]
+
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> PerRank[Ticket]:
         """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
         return self._all(StudentCalls.forward, fence, step, readers)

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = (
     "data.converted",
     "stream.*.path",  # the data fingerprint checks the contents of these folders
     "model.gradient_checkpointing",
-    "checkpoint.keep",
+    "checkpoint.*",
 )
 """Settings, as patterns, that change no number of a run."""
 
@@ -261,6 +261,15 @@ class CheckpointConfig(Strict):
     """Checkpoints of each student that stay on disk. ``all``: every one that was written. A number: as many of the
     newest; ``last``: 1. More stay only while they are needed: to be scored, to resume, or as the result of a model that
     is trained on its task alone (docs/METHODS.md#checkpoints)."""
+
+    every_steps: Count | None = None
+    """Steps after which the state of a stage under way is written, so that a run goes on from there after a failure. If
+    not given, only ``every_minutes`` counts."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = 5
+    """Minutes of training after which such a state is written. null: only ``every_steps`` counts."""
+    states: Count = 2
+    """Number of the newest states that stay on disk until their stage has finished. A state takes three times the space
+    of the trainable weights in float32, for each student."""
 
     @property
     def newest(self) -> int | None:

@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
         for file in tokenizer.iterdir():
             (temporary / file.name).write_bytes(file.read_bytes())
         write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
-        _write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
+        write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
 
     write_folder(folder, fill)
 
@@ -78,14 +78,14 @@ def read_weights(folder: Path) -> np.ndarray:
     """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing or damaged."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
-            return _undamaged(path)
+            return undamaged(path)
     raise RunDirectoryError(
         f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written. {_LOST_FILE}"
     )
 
 
-def _undamaged(path: Path) -> np.ndarray:
-    """Read a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
+def undamaged(path: Path) -> np.ndarray:
+    """Read the bytes of a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
     damaged = damage(path)
     if damaged is not None:
         raise RunDirectoryError(f"{path} {damaged}. {_LOST_FILE}")
@@ -99,10 +99,13 @@ def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predic
 
 
 def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the figures of one epoch. Figures that a row lacks, such as those of an untrained head, are null."""
-    complete = [{name: row.get(name) for name in STEPS.names} for row in rows]
-    table = pa.Table.from_pylist(complete, schema=STEPS)
-    write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", table)
+    """Write the figures of one epoch."""
+    write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", steps_table(rows))
+
+
+def steps_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return figures of steps as a table. Figures that a row lacks, such as those of an untrained head, are null."""
+    return pa.Table.from_pylist([{name: row.get(name) for name in STEPS.names} for row in rows], schema=STEPS)
 
 
 def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -129,16 +132,16 @@ def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answe
 
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
     """Write the state of a student's guard after a stage."""
-    write_file(run.guard(stage, student), lambda temporary: _write_bytes(temporary, data))
+    write_file(run.guard(stage, student), lambda temporary: write_bytes(temporary, data))
 
 
 def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
     """Read the state that ``write_guard`` wrote. Raises RunDirectoryError if the file is damaged."""
-    return _undamaged(run.guard(stage, student))
+    return undamaged(run.guard(stage, student))
 
 
-def _write_bytes(path: Path, data: np.ndarray) -> None:
-    """Write bytes so that an error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
+def write_bytes(path: Path, data: np.ndarray) -> None:
+    """Write ``data`` (uint8) so that an error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
     with path.open("wb") as file:
         file.write(data.data)
 

@@ -14,6 +14,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.links import Link, Ticket
+from ray_l4.learner import stage_state
 from ray_l4.learner.digest import digest
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.learner import Learner
@@ -112,6 +113,14 @@ class Student:
         self._clock = StepClock()
         sampler = self._stage.sampler
         return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
+
+    def state(self, fence: int) -> np.ndarray:
+        """Return this rank's state of the stage after its latest step, for ``resume`` (safetensors bytes)."""
+        return stage_state.to_bytes(self._served(fence))
+
+    def resume(self, fence: int, state: np.ndarray) -> None:
+        """Continue the stage that has begun from a ``state``. Raises ModelError if it is damaged or does not fit."""
+        stage_state.restore(self._served(fence), state)
 
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket:
         """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
