@@ -29,6 +29,7 @@ from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import StagePlan
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.states import newest_step
 
 MakeSpawner = Callable[[Setup, ClusterConfig, Sequence[int], Collection[int]], Spawner]
 """Builds the spawner of a run from its setup, its profile, the peer of each slot, and the slots of lost students."""
@@ -169,4 +170,5 @@ def _tracker(
 def _curves(directory: RunDirectory, tracker: QueuedWriter | None) -> Curves:
     done = directory.state().stages_done
     steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
-    return Curves(directory.path / "tensorboard", len(steps), tracker)
+    kept = newest_step(directory, done)
+    return Curves(directory.path / "tensorboard", len(steps), tracker, steps_kept=kept)

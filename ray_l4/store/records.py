@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.weight_files import damage
+
+log = logging.getLogger("ray_l4.coordinator")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -121,7 +126,27 @@ def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]
             ("ids", pa.list_(pa.int32())),
         ]
     )
-    write_table(run.path / "replay" / f"stage-{stage}.parquet", pa.Table.from_pylist(list(rows), schema=schema))
+    write_table(run.replay(stage), pa.Table.from_pylist(list(rows), schema=schema))
+    shutil.rmtree(_chunks(run, stage), ignore_errors=True)
+
+
+def write_generated(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a chunk of the pseudo-examples of a stage (index, student, task, ids), until ``write_replay`` has all."""
+    write_table(_chunks(run, stage) / f"{rows[0]['index']}.parquet", pa.Table.from_pylist(list(rows)))
+
+
+def read_generated(run: RunDirectory, stage: int) -> Iterator[dict[str, Any]]:
+    """Yield the pseudo-examples of a stage on record (index, student, task, ids). A damaged file counts as missing."""
+    for path in (run.replay(stage), *_chunks(run, stage).glob("*.parquet")):
+        if path.is_file():
+            try:
+                yield from pq.read_table(path, columns=["index", "student", "task", "ids"]).to_pylist()
+            except (OSError, ValueError) as error:
+                log.warning("%s: damaged, and generated again: %s", path, error)
+
+
+def _chunks(run: RunDirectory, stage: int) -> Path:
+    return run.path / "replay" / f"stage-{stage}.chunks"
 
 
 def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answers: Sequence[str]) -> None:
@@ -141,7 +166,7 @@ def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
 
 
 def write_bytes(path: Path, data: np.ndarray) -> None:
-    """Write ``data`` (uint8) so that an error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
+    """Write ``data`` (uint8). An error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
     with path.open("wb") as file:
         file.write(data.data)
 

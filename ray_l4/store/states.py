@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ray_l4.store.atomic import remove_if_there, write_folder, write_json, write
 from ray_l4.store.records import steps_table, undamaged, write_bytes
 from ray_l4.store.run_directory import RunDirectory, read_json
 
+_FIGURES, _POSITION = "figures.parquet", "position.json"
 _NAME = re.compile(r"stage-(\d+)\.steps-(\d+)")
 
 
@@ -82,9 +84,9 @@ def write_state(
         for slot, ranks in parts.items():
             for rank, data in enumerate(ranks):
                 write_bytes(temporary / _part(slot, rank), data)
-        write_table(temporary / "figures.parquet", steps_table(figures))
+        write_table(temporary / _FIGURES, steps_table(figures))
         ranks_of = {str(slot): len(ranks) for slot, ranks in parts.items()}
-        write_json(temporary / "position.json", asdict(position) | {"ranks": ranks_of})
+        write_json(temporary / _POSITION, asdict(position) | {"ranks": ranks_of})
 
     write_folder(folder, fill)
     return folder
@@ -98,18 +100,38 @@ def states(run: RunDirectory, stage: int) -> list[Path]:
 
 def read_state(folder: Path) -> State:
     """Read a state. Raises RunDirectoryError if it is damaged."""
-    record = read_json(folder / "position.json")
-    try:
-        workers = [Learning(**{name: int(own[name]) for name in Learning.__annotations__}) for own in record["workers"]]
-        position = Position(int(record["epoch"]), workers, dict(record["validation"]))
+    position, record = read_position(folder), read_json(folder / _POSITION)
+    with _naming_damage(folder):
         parts = {
             int(slot): [undamaged(folder / _part(int(slot), rank)) for rank in range(int(count))]
             for slot, count in record["ranks"].items()
         }
-        figures = pq.read_table(folder / "figures.parquet").to_pylist()
+        return State(position, pq.read_table(folder / _FIGURES).to_pylist(), parts)
+
+
+def read_position(folder: Path) -> Position:
+    """Read the position of a state. Raises RunDirectoryError if it is damaged."""
+    record = read_json(folder / _POSITION)
+    with _naming_damage(folder):
+        workers = [Learning(**{name: int(own[name]) for name in Learning.__annotations__}) for own in record["workers"]]
+        return Position(int(record["epoch"]), workers, dict(record["validation"]))
+
+
+@contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    """Within this context, raise RunDirectoryError for whatever is wrong with the content of a state's files."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunDirectoryError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
-    return State(position, figures, parts)
+        raise RunDirectoryError(f"{folder}: damaged ({type(error).__name__}: {error}).") from error
+
+
+def newest_step(run: RunDirectory, stage: int) -> int:
+    """Return the next step of the newest state of a stage, of the student that is least far; 0 if there is none."""
+    for folder in states(run, stage):
+        with suppress(RunDirectoryError):
+            return min(worker.next_step for worker in read_position(folder).workers)
+    return 0
 
 
 def discard_states(run: RunDirectory, before_stage: int, keep: int = 0) -> None:
