@@ -163,7 +163,7 @@ class Membership:
         self._await_ready(list(lost), give_up=True)
 
     def _await_ready(self, slots: Collection[int], *, give_up: bool) -> list[int]:
-        """Wait until the students in ``slots`` are ready. Returns those that died, or raises their error to ``give_up``."""
+        """Wait until the students in ``slots`` are ready. Returns those that died; raises instead to ``give_up``."""
         starting = {slot: self._students[slot].ready() for slot in slots}
         died = []
         for slot, references in starting.items():

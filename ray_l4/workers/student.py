@@ -111,6 +111,7 @@ class Student:
         self._fence = fence
         self._stage = self._learner.begin_stage(stage, tokens, memory)
         self._clock = StepClock()
+        self._link.traffic()  # what an abandoned step sent does not count as sent by the first step
         sampler = self._stage.sampler
         return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
 

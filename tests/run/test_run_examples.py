@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ def stage_examples(setup: Setup, path: Path, lost: Mapping[int, str]) -> StageEx
     membership = Membership(spawner, ClusterConfig(), setup.topology, lost)
     queue = WorkQueue(spawner.rpc, [EvaluatorHandle(spawner.rpc, Generator(setup))], 10, context.timeline)
     descriptions = {student: {"model": student} for student in setup.topology.students}
-    return StageExamples(context, spawner.rpc, membership, queue, descriptions, None)
+    checkpoints: Any = SimpleNamespace(descriptions=descriptions)
+    return StageExamples(context, spawner.rpc, membership, queue, checkpoints, None)
 
 
 def given(

@@ -175,7 +175,7 @@ def collected(
     context = bare_context(setup, path)
     queue = WorkQueue(rpc, [EvaluatorHandle(rpc, evaluator) for evaluator in evaluators], 10, context.timeline)
     tables = collect_replay(
-        context, wanted, setup.topology.students, queue, models_of(wanted, rpc), on_nap=lambda: None
+        context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, on_nap=lambda: None
     )
     record = pq.read_table(path / "replay" / f"stage-{wanted.stage}.parquet").to_pylist()
     return Collected(tables, evaluators, record, wanted, context.progress.snapshot().events)
@@ -213,7 +213,7 @@ def test_progress_is_shown_while_evaluators_generate(tok: TaskTokenizer, tmp_pat
     def look() -> None:
         shown.append(headline(context.progress.snapshot()))
 
-    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), look)
+    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, look)
     start = "task 3 of 3 (c), replay, "
     counts = [line.removeprefix(start).split(";")[0] for line in shown]
     assert [f"{done} of 20 pseudo-examples generated" for done in (0, 8, 16)] == counts
@@ -292,7 +292,7 @@ def test_replay_goes_before_scores_that_wait(tok: TaskTokenizer, tmp_path: Path)
     context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 1)
     queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Noting(tok))], 10, context.timeline)
     queue.add([Job(f"score {i}", lambda own: own.score("a", ()), lambda value: None) for i in range(3)])
-    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), lambda: None)
+    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, lambda: None)
     assert order[0] == "replay"
 
 
@@ -308,7 +308,7 @@ def test_an_interrupted_wait_leaves_no_replay_in_the_queue(tok: TaskTokenizer, t
         raise PeerLostError("student 0: its process died")
 
     with pytest.raises(PeerLostError, match="student 0: its process died"):
-        collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), lose)
+        collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, lose)
     assert len(queue) <= 2, "the score, and a chunk that is under way"
     queue.wait(lambda: not len(queue), lambda: None)
     assert scored == [7]
@@ -384,6 +384,6 @@ def test_after_a_loss_those_that_are_present_generate(
     assert len(whole.gens) == (3 if generator == "own" else 1) * 20
     rpc, context = LocalRpc(), bare_context(setup, tmp_path)
     queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
-    tables = collect_replay(context, wanted, (1, 2), queue, models_of(wanted, rpc), lambda: None)
+    tables = collect_replay(context, wanted, (1, 2), queue, models_of(wanted, rpc).__getitem__, lambda: None)
     assert set(tables) == {1, 2}
     assert all(table.num_rows for table in tables.values())
