@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,13 @@ STEPS = pa.schema(
                 "wait_seconds",
                 "backward_seconds",
                 "idle_seconds",
+                "skipped",
             )
         ],
     ]
 )
-"""Figures of one step of one student. Losses are per token. ``wait_seconds`` is the time from the end of the student's
+"""Figures of one step of one student. Losses are per token; ``skipped`` is 1 for a step without an update, because its
+loss or gradient was not finite (null in early runs). ``wait_seconds`` is the time from the end of the student's
 forward pass until its teachers' predictions have arrived; ``idle_seconds``, from its last update to its next forward
 pass."""
 
@@ -99,8 +102,9 @@ def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predic
 
 
 def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the figures of one epoch. Figures that a row lacks, such as those of an untrained head, are null."""
-    complete = [{name: row.get(name) for name in STEPS.names} for row in rows]
+    """Write the figures of one epoch. Null are those that a row lacks, such as an untrained head's, or not finite."""
+    known = [{name: value for name, value in row.items() if isfinite(value)} for row in rows]
+    complete = [{name: row.get(name) for name in STEPS.names} for row in known]
     table = pa.Table.from_pylist(complete, schema=STEPS)
     write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", table)
 
