@@ -56,6 +56,17 @@ class PeerLostError(PeerError):
     """A student or evaluator died, hangs, or cannot be reached. Its state within the stage is lost."""
 
 
+class NonFiniteError(PeerError):
+    """A step's loss or gradient is not finite. Its student still has the weights from before the step."""
+
+    def __init__(self, message: str, student: int = 0, stage: int = 0, step: int = 0) -> None:
+        # Defaults, because a pickled error is built from its message and then given its attributes.
+        super().__init__(message)
+        self.student = student
+        self.stage = stage
+        self.step = step
+
+
 def nearest(name: str, known: Iterable[str], none: str = "No other name is known either.") -> str:
     """Return a hint for a message about an unknown name: the closest known name, or else all known names.
 

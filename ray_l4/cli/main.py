@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from ray_l4.cli import ask, bench, data, evaluate, inspect_models, methods, plan, reports, runs, sweeps, tables
+from ray_l4.cli import (
+    ask,
+    bench,
+    data,
+    debug_batch,
+    evaluate,
+    inspect_models,
+    methods,
+    plan,
+    reports,
+    runs,
+    sweeps,
+    tables,
+)
 from ray_l4.cli.failures import explain, print_failure, set_debug
 from ray_l4.cli.home import HomeGroup
 from ray_l4.workers.log import DEBUG_VARIABLE
@@ -32,6 +45,7 @@ evaluate.register(app)
 ask.register(app)
 inspect_models.register(app)
 reports.register(app)
+debug_batch.register(app)
 tables.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

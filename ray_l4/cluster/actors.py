@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ray_l4.errors import PeerError, RayL4Error, first_line
+from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
 
 
 def actor_class(calls: type[Any], served: str) -> type[Any]:
@@ -15,7 +16,8 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
 
     ``served``: ``module:class``, imported where the actor runs. If its constructor raises an error, every call raises
     that error; otherwise Ray would report that the actor died, without the class of the error. An error of a call that
-    is not a RayL4Error becomes a PeerError that names the ``served`` object (its ``str``) and the error's class.
+    is not a RayL4Error becomes a PeerError that names the ``served`` object (its ``str``) and the error's class, or, if
+    it ran out of memory, what to do.
     """
     module, _, name = served.partition(":")
 
@@ -24,7 +26,7 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
         try:
             self.served = getattr(import_module(module), name)(*arguments)
         except Exception as error:  # whatever it is: each call raises it
-            self.failure = error
+            self.failure = out_of_memory(name.lower(), error) if is_out_of_memory(error) else error
 
     methods = {method: _forwarded(method) for method, _ in inspect.getmembers(calls, inspect.isfunction)}
     public = {method: call for method, call in methods.items() if not method.startswith("_")}
@@ -40,6 +42,8 @@ def _forwarded(method: str) -> Callable[..., Any]:
         except RayL4Error:
             raise
         except Exception as error:  # a call that depends on this one would otherwise be named in its place
+            if is_out_of_memory(error):
+                raise out_of_memory(self.served, error) from error
             raise PeerError(
                 f"{self.served}: {type(error).__name__}: {first_line(error)} (--debug prints the worker's traceback)"
             ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc, get_first
-from ray_l4.workers.calls import EvaluatorCalls, StudentCalls, WeightsDigest
+from ray_l4.workers.calls import EvaluatorCalls, FailedStep, StudentCalls, WeightsDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,10 @@ class StudentHandle:
     def peak_memory(self) -> PerRank[int]:
         """Return the peak memory of each rank so far, in bytes."""
         return self._all(StudentCalls.peak_memory)
+
+    def failed_step(self) -> PerRank[FailedStep | None]:
+        """Return what it takes to repeat the step that is not finite; None if there is none."""
+        return self._all(StudentCalls.failed_step)
 
     def take_log(self) -> PerRank[list[LogLine]]:
         """Return the lines that each rank has logged since the last call."""

@@ -27,6 +27,7 @@ from ray.exceptions import (
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.errors import PeerError, PeerLostError, RayL4Error, RunDirectoryError
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
+from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -99,6 +100,12 @@ class LocalRpc:
             return _Result(getattr(worker, method.__name__)(*values))
         except RayL4Error as error:
             return _Result(error=error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = out_of_memory(worker, error)
+            failure.__cause__ = error
+            return _Result(error=failure)
 
     def put(self, value: T) -> Ref[T]:
         return _Result(value)

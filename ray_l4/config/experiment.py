@@ -135,6 +135,11 @@ class TrainingConfig(Strict):
     """Weight of the answer token (between question and answer) as a target (REFERENCE.md#lamol-loss)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global L2 norm at which gradients are clipped."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose loss or gradient is not finite. ``stop``: end the run, and keep the batch and the
+    weights for ``ray-l4 debug-batch``. ``skip``: leave the student's update out, up to ``most_skipped`` times."""
+    most_skipped: Count = 10
+    """With ``non_finite: skip``: steps that each student may skip in a stage; at the next one the run stops."""
 
 
 class OptimConfig(Strict):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ray_l4.learner.stage_run import StageRun
 
 _POSITION = "position"
-"""Entry with the stage and its next step."""
+"""Entry with the numbers below."""
+_POSITION_KEYS = ("stage", "next_step", "num_skipped")
 _WEIGHT = "weight"
 """What stands before the name of a parameter for its values; for the optimiser's entries, it is their own name."""
 
@@ -29,7 +30,7 @@ def to_bytes(run: StageRun) -> np.ndarray:
     A rank of a sharded model returns its own slices. Raises PeerError while a step is under way.
     """
     state = run.state_dict()
-    tensors: dict[str, Tensor] = {_POSITION: torch.tensor([state["stage"], state["next_step"]])}
+    tensors: dict[str, Tensor] = {_POSITION: torch.tensor([state[key] for key in _POSITION_KEYS])}
     for name, parameter in _trainable(run).items():
         tensors[f"{_WEIGHT}:{name}"] = _own(parameter)
         for key, value in run.optimizer.state.get(parameter, {}).items():
@@ -44,7 +45,7 @@ def restore(run: StageRun, data: np.ndarray) -> None:
     """
     try:
         tensors = safetensors.torch.load(data.tobytes())
-        stage, next_step = tensors.pop(_POSITION).tolist()
+        position = dict(zip(_POSITION_KEYS, tensors.pop(_POSITION).tolist(), strict=True))
         entries: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in tensors.items():
             key, _, name = full_name.partition(":")
@@ -64,7 +65,7 @@ def restore(run: StageRun, data: np.ndarray) -> None:
         for index, parameter in enumerate(trained)
     }
     state = {index: own for index, own in moments.items() if own}
-    run.load_state_dict({"stage": stage, "next_step": next_step, "optimizer": optimizer | {"state": state}})
+    run.load_state_dict({**position, "optimizer": optimizer | {"state": state}})
     with torch.no_grad():
         for name, own in entries.items():
             _local(parameters[name]).copy_(own[_WEIGHT])

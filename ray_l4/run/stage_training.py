@@ -8,11 +8,12 @@ from typing import Any
 
 from ray_l4.cluster.membership import Membership, levelled
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc
-from ray_l4.errors import PeerLostError
+from ray_l4.errors import NonFiniteError, PeerLostError
 from ray_l4.monitor.progress import StudentProgress
 from ray_l4.run.context import RunContext
 from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
+from ray_l4.run.failed_batch import kept_failed_step, skipped_warning
 from ray_l4.run.states import States, position_of
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
@@ -237,6 +238,8 @@ class StageTraining:
                 )
                 self._heed_stop(epoch)
                 spans.pop(0)
+            except NonFiniteError as error:
+                raise kept_failed_step(self._context, membership, self._assignments, error) from error
             except PeerLostError as error:
                 if self._context.setup.experiment.peers.on_peer_loss != "continue":
                     raise
@@ -290,14 +293,21 @@ class StageTraining:
         def on_step(step: int, figures: StepFigures) -> None:
             nonlocal last_time
             now = time.monotonic()
-            shown = {by_slot[slot][0]: own for slot, own in figures.items()}
+            shown = {by_slot[slot][0]: own for slot, own in figures.items() if not own.get("skipped")}
             self._context.progress.record_step(step, shown, now - last_time)
             last_time = now
             for slot, values in figures.items():
                 _, own = by_slot[slot]
                 key = {"stage": own.stage, "epoch": epoch, "step": step, "student": own.student}
                 self._rows[own.stage].append({**key, **values})
-            curves = {self._plan.curve_name(by_slot[slot][1]): values for slot, values in figures.items()}
+                if values.get("skipped"):
+                    limit = self._context.setup.experiment.training.most_skipped
+                    self._context.progress.add_event(skipped_warning(own, step, self._rows[own.stage], limit))
+            curves = {
+                self._plan.curve_name(by_slot[slot][1]): values
+                for slot, values in figures.items()
+                if not values.get("skipped")
+            }
             self._context.curves.log_step(step, curves)
             self.poll()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,13 @@ STEPS = pa.schema(
                 "wait_seconds",
                 "backward_seconds",
                 "idle_seconds",
+                "skipped",
             )
         ],
     ]
 )
-"""Figures of one step of one student. Losses are per token. ``wait_seconds`` is the time from the end of the student's
+"""Figures of one step of one student. Losses are per token; ``skipped`` is 1 for a step without an update, because its
+loss or gradient was not finite (null in early runs). ``wait_seconds`` is the time from the end of the student's
 forward pass until its teachers' predictions have arrived; ``idle_seconds``, from its last update to its next forward
 pass."""
 
@@ -109,8 +112,9 @@ def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mappin
 
 
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return figures of steps as a table. Figures that a row lacks, such as those of an untrained head, are null."""
-    return pa.Table.from_pylist([{name: row.get(name) for name in STEPS.names} for row in rows], schema=STEPS)
+    """Return figures of steps as a table. Null are those that a row lacks, as an untrained head's, or not finite."""
+    known = [{name: value for name, value in row.items() if value is not None and isfinite(value)} for row in rows]
+    return pa.Table.from_pylist([{name: row.get(name) for name in STEPS.names} for row in known], schema=STEPS)
 
 
 def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:

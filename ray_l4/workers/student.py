@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import PeerError
+from ray_l4.errors import NonFiniteError, PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.links import Link, Ticket
 from ray_l4.learner import stage_state
@@ -26,7 +26,8 @@ from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.text.tokens import concatenated
-from ray_l4.workers.calls import WeightsDigest
+from ray_l4.workers.calls import FailedStep, WeightsDigest
+from ray_l4.workers.failed_step import failed_step
 from ray_l4.workers.links import collective_link, first_link
 from ray_l4.workers.log import LogBuffer, LogLine
 from ray_l4.workers.process import peak_memory_bytes, use_threads
@@ -64,6 +65,7 @@ class Student:
         self._stage: StageRun | None = None
         self._fence = 0
         self._clock = StepClock()
+        self._failed: FailedStep | None = None
 
     def __str__(self) -> str:
         rank = f", rank {self._rank}" if self._sharding.size > 1 else ""
@@ -154,7 +156,11 @@ class Student:
         payloads = self._link.collect(teachers)
         self._clock.mark("wait")
         with other_ranks(self.peer):
-            figures = stage.backward(step, [self._codec.decode(payload) for payload in payloads])
+            try:
+                figures = stage.backward(step, [self._codec.decode(payload) for payload in payloads])
+            except NonFiniteError:
+                self._failed = failed_step(stage, payloads)
+                raise
         self._clock.mark("backward")
         sent, received = self._link.traffic()
         return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
@@ -186,6 +192,10 @@ class Student:
     def peak_memory(self) -> int:
         """Return the peak memory of this process so far, in bytes."""
         return peak_memory_bytes()
+
+    def failed_step(self) -> FailedStep | None:
+        """Return what it takes, beside the weights, to repeat the step that raised NonFiniteError, if one did."""
+        return self._failed
 
     def take_log(self) -> list[LogLine]:
         """Return the lines logged since the last call; none without Ray, where they go straight to the run's files."""
