@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ray_l4.cluster.handles import EvaluatorHandle, StudentHandle
-from ray_l4.cluster.rpc import get, get_first
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.rpc import get_first
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerLostError
@@ -74,15 +74,12 @@ class Membership:
         """The topology of the peers that are present."""
         return self._whole.without(self._lost)
 
-    def await_start(self, evaluators: list[EvaluatorHandle]) -> None:
-        """Wait until all workers are ready. Raises the error of one that fails, PeerLostError if one is late."""
+    def await_start(self) -> None:
+        """Wait until all students are ready. Raises the error of one that fails, PeerLostError if one is late."""
         limit = self._cluster.timeouts.start
         starting = {slot: self._students[slot].ready() for slot in self.present}
-        also_starting = [evaluator.ready() for evaluator in evaluators]
         for slot, references in starting.items():
             self._students[slot].wait(references, limit, "start")
-        for index, reference in enumerate(also_starting):
-            get(self._spawner.rpc, reference, limit, f"evaluator {index}, start")
 
     def raise_fence(self) -> int:
         """Return a new fence. A student that has been told of it refuses all calls submitted before."""
