@@ -194,7 +194,8 @@ def soak(folder: Path, scores: int, evaluators: int, minutes: float) -> Count:
     slopes = growth(samples)
     record = {"count": asdict(counted), "slopes": slopes, "samples": [asdict(own) for own in samples]}
     write_json(folder / "soak.json", record | {"cpus": os.cpu_count(), "evaluators": evaluators})
-    rows = [(name, f"{samples[-1].memory.get(name, math.nan) / MB:.1f}", f"{own.value:+.3f}", f"{own.error:.3f}")
+    last = {name: size for own in samples for name, size in own.memory.items()}
+    rows = [(name, f"{last[name] / MB:.1f}", f"{own.value:+.3f}", f"{own.error:.3f}")
             for name, own in slopes.items()]  # fmt: skip
     print(f"due {counted.due}, on disk {counted.on_disk}, taken {counted.taken}, double {len(counted.double)}; "
           f"{samples[-1].seconds:.0f} s\n")  # fmt: skip
