@@ -67,6 +67,10 @@ class NonFiniteError(PeerError):
         self.step = step
 
 
+class DependencyLostError(PeerLostError):
+    """A call failed because what it was given is lost with another worker; the one that was called is well."""
+
+
 def nearest(name: str, known: Iterable[str], none: str = "No other name is known either.") -> str:
     """Return a hint for a message about an unknown name: the closest known name, or else all known names.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from ray_l4.cluster.pulses import Pulse
     from ray_l4.exchange.links import Ticket
     from ray_l4.text.test_sets import Scored
     from ray_l4.workers.log import LogLine
@@ -172,6 +173,8 @@ class EvaluatorHandle:
 
     rpc: Rpc
     worker: Any
+    pulse: Pulse | None = None
+    """By which one that hangs is noticed; None in one process."""
 
     def ready(self) -> Ref[None]:
         """Succeed once the evaluator is ready; fail with the error that kept it from starting."""
@@ -206,6 +209,8 @@ class EvaluatorHandle:
     def end(self) -> None:
         """End the evaluator's worker."""
         self.rpc.end(self.worker)
+        if self.pulse is not None:
+            self.pulse.forget()
 
     def _with_model(self, method: Callable[..., T], model: ModelRef, *arguments: Any) -> Ref[T]:
         return self.rpc.call(self.worker, method, model.name, model.description, model.weights, *arguments)

@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ray_l4.cluster.handles import EvaluatorHandle, StudentHandle
-from ray_l4.cluster.rpc import get, get_first
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.rpc import get_first
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerLostError
@@ -77,13 +77,11 @@ class Membership:
         """The topology of the peers that are present."""
         return self._whole.without(self._lost)
 
-    def await_start(self, evaluators: list[EvaluatorHandle]) -> None:
-        """Wait until all workers are ready. Students that die meanwhile are replaced, up to ``_MOST_STARTS`` times.
+    def await_start(self) -> None:
+        """Wait until all students are ready. Those that die meanwhile are replaced, up to ``_MOST_STARTS`` times.
 
         Raises the error of one that fails, PeerLostError if one dies every time or is late.
         """
-        limit = self._cluster.timeouts.start
-        also_starting = [evaluator.ready() for evaluator in evaluators]
         starting = self.present
         for attempt in range(_MOST_STARTS + 1):
             died = self._await_ready(starting, give_up=attempt == _MOST_STARTS)
@@ -91,8 +89,6 @@ class Membership:
                 self._students[slot].end()
                 self._students[slot] = self._spawner.student(slot)
             starting = list(died)
-        for index, reference in enumerate(also_starting):
-            get(self._spawner.rpc, reference, limit, f"evaluator {index}, start")
 
     def raise_fence(self) -> int:
         """Return a new fence. A student that has been told of it refuses all calls submitted before."""

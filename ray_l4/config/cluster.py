@@ -122,6 +122,8 @@ class TimeoutConfig(Strict):
     """For one training step."""
     work: Seconds = 7200
     """For one work item of an evaluator: a few batches of a test set, or one chunk of replay."""
+    control: Seconds = 60
+    """For a process to show that it is alive: the coordinator, a student, an evaluator."""
 
 
 class ClusterConfig(Strict):

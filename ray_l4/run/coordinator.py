@@ -97,7 +97,8 @@ class Coordinator:
         spawner = self._make_spawner(setup, context.cluster, plan.peers, lost)
         membership = Membership(spawner, context.cluster, setup.topology, lost)
         evaluators = spawner.evaluators()
-        membership.await_start(evaluators)
+        membership.await_start()
+        evaluators.await_start(context.cluster.timeouts.start)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk") as disk:
             loop = StageLoop(context, state, plan, spawner, membership, evaluators, teachers, disk)
             try:
@@ -105,8 +106,7 @@ class Coordinator:
             finally:
                 loop.fetch_logs()
         membership.end()
-        for evaluator in evaluators:
-            evaluator.end()
+        evaluators.end()
 
     def _train_teachers(self) -> tuple[RunDirectory | None, float]:
         """Train the task teachers if they are not trained yet.

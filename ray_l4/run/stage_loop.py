@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ray_l4.cluster.handles import EvaluatorHandle
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import PerRank, get
 from ray_l4.cluster.spawn import Spawner
@@ -48,7 +48,7 @@ class StageLoop:
         plan: StagePlan,
         spawner: Spawner,
         membership: Membership,
-        evaluators: Sequence[EvaluatorHandle],
+        evaluators: Evaluators,
         teachers: RunDirectory | None,
         disk: ThreadPoolExecutor,
     ) -> None:
@@ -62,7 +62,8 @@ class StageLoop:
         self._lost_before: Collection[int] = ()
         """The students that were lost before the attempt that failed last."""
         self._run_log = RunLog(context.directory)
-        self._queue = WorkQueue(self._rpc, evaluators, context.cluster.timeouts.work, context.timeline)
+        limits = context.cluster.timeouts
+        self._queue = WorkQueue(self._rpc, evaluators, limits.work, context.timeline, limits.start)
         self._scoring = Scoring(context, self._rpc, self._queue)
         self._checkpoints = Checkpoints(context, membership, disk)
         self._retention = Retention(context, self._scoring, disk)
@@ -229,5 +230,10 @@ class StageLoop:
         for name, references in asked.items():
             for rank, reference in enumerate(references):
                 worker = name + (f".shard-{rank}" if rank else "")
-                peaks[worker] = get(self._rpc, reference, self._context.cluster.timeouts.start, worker)
+                try:
+                    peaks[worker] = get(self._rpc, reference, self._context.cluster.timeouts.start, worker)
+                except PeerLostError as error:
+                    if name.startswith("student"):
+                        raise
+                    log.warning("%s: peak memory unknown: %s", worker, error)  # all its work is done
         return peaks

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.membership import Membership
 from ray_l4.config.cluster import ClusterConfig
@@ -55,7 +56,7 @@ def stage_examples(setup: Setup, path: Path, lost: Mapping[int, str]) -> StageEx
     context = small.bare_context(setup, path)
     spawner = StandInSpawner(lambda slot: [StandIn(slot)], range(setup.topology.size))
     membership = Membership(spawner, ClusterConfig(), setup.topology, lost)
-    queue = WorkQueue(spawner.rpc, [EvaluatorHandle(spawner.rpc, Generator(setup))], 10, context.timeline)
+    queue = WorkQueue(spawner.rpc, Evaluators([EvaluatorHandle(spawner.rpc, Generator(setup))]), 10, context.timeline)
     descriptions = {student: {"model": student} for student in setup.topology.students}
     checkpoints: Any = SimpleNamespace(descriptions=descriptions)
     return StageExamples(context, spawner.rpc, membership, queue, checkpoints, None)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load, save_file
 
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.experiment import EvaluationConfig
@@ -83,7 +84,7 @@ class Work:
         self.rpc = LocalRpc()
         self.oracles = [(OracleOfFiles if from_disk else Oracle)(self.setup) for _ in range(workers)]
         evaluators = [EvaluatorHandle(self.rpc, oracle) for oracle in self.oracles]
-        self.queue = WorkQueue(self.rpc, evaluators, 10, self.context.timeline)
+        self.queue = WorkQueue(self.rpc, Evaluators(evaluators), 10, self.context.timeline)
         self.scoring = Scoring(self.context, self.rpc, self.queue)
 
     def request(self, stage: int = 0, student: int = 0) -> None:
