@@ -9,11 +9,12 @@ import threading
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError
+from ray_l4.errors import ClusterError, SessionLostError, first_line
 from ray_l4.store.full_disk import is_full_disk
 from ray_l4.workers.log import DEBUG_VARIABLE
 
@@ -75,6 +76,17 @@ def check_cluster(peers: int, cluster: ClusterConfig) -> None:
     finally:
         if joins:
             ray.shutdown()
+
+
+def check_session() -> None:
+    """Raise SessionLostError if this process's node no longer belongs to a Ray cluster that answers."""
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        alive = any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise SessionLostError(f"ray: the cluster does not answer any more ({first_line(error)})") from error
+    if not alive:
+        raise SessionLostError("ray: the node manager (raylet) of this machine is gone")
 
 
 def check_answers(address: str) -> None:
