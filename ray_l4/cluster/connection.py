@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from ray.exceptions import RayError
 
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
+from ray_l4.cluster.watchdog import Watchdog
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, SessionLostError, first_line
 from ray_l4.store.full_disk import is_full_disk
@@ -41,8 +43,11 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
         check_answers(cluster.ray.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    watchdog = Watchdog() if cluster.ray.address is None else None
     try:
         ray.init(**options)
+        if watchdog is not None:
+            watchdog.watch(Path(ray._private.worker.global_worker.node.get_session_dir_path()))
     except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, no time or no disk
         where = cluster.ray.address or "this machine"
         if is_full_disk(error):
