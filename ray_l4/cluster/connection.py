@@ -21,6 +21,7 @@ from ray_l4.store.full_disk import is_full_disk
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
+_GCS_TIMEOUT = "10"
 
 
 def connect(peers: int, cluster: ClusterConfig) -> None:
@@ -30,6 +31,8 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         resources = local_resources(cluster)
         check_room(peers, cluster, [resources])
         check_temporary_folder()
+        # Ray ends every process that has lost the GCS for so long. On one machine, it comes back at once or never.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _GCS_TIMEOUT)
         options |= {
             "num_cpus": int(resources["CPU"]),
             "num_gpus": int(resources["GPU"]),

@@ -21,7 +21,7 @@ from ray_l4.cluster.rpc import RayRpc, get
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError, RayL4Error
+from ray_l4.errors import ClusterError, RayL4Error, SessionLostError
 from ray_l4.monitor.live_view import headline
 from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator, new_context
@@ -201,7 +201,8 @@ class RaySession:
             time.sleep(wait)
             self._coordinator = self._start()
         except RayL4Error as error:
-            self._failure = ClusterError(
+            kind = SessionLostError if isinstance(error, SessionLostError) else ClusterError
+            self._failure = kind(
                 f"coordinator: it {how}, last seen in {where}; it could not be replaced: {error}. What is on disk is "
                 f"kept. To continue: ray-l4 resume {directory.path}"
             )
