@@ -46,6 +46,10 @@ class ClusterError(RayL4Error):
     exit_code = 6
 
 
+class SessionLostError(ClusterError):
+    """The Ray session that a run uses has died. What the run has on disk is whole; a new session can go on."""
+
+
 class PeerError(RayL4Error):
     """A student or evaluator died, failed or did not answer in time."""
 
