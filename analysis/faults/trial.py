@@ -20,7 +20,7 @@ from analysis.faults.subjects import Nodes, command, environment
 
 RECOVERY_LIMIT = 120.0
 """Seconds without progress after which the command counts as hung."""
-_PHASE_LIMIT = 90.0
+_PHASE_LIMIT = 120.0
 _END_LIMIT = 240.0
 _STEPS_AGAIN = 5
 """Training is going on again when two students have begun so many more steps each: more than were under way."""

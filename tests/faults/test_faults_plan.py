@@ -37,7 +37,7 @@ def test_a_plan_deals_every_fault_before_any_comes_again(rounds: int, seed: int,
     runs = plan(FAULTS, rounds, seed, per_run)
     count = Counter(fault for run in runs for fault in run)
     assert count.total() == rounds
-    assert max(count.values(), default=0) - min((count[fault] for fault in FAULTS)) <= 1
+    assert max(count.values(), default=0) - min(count[fault] for fault in FAULTS) <= 1
     assert all(1 <= len(run) <= max(2, per_run) for run in runs)
     for run in runs:
         assert len({fault.on_nodes for fault in run}) == 1
