@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000, help="number of inputs, all kinds together")
     parser.add_argument("--seed", type=int, default=0, help="seed from which the inputs follow")
-    parser.add_argument("--kind", nargs="+", choices=[*KINDS], default=[*KINDS], help="kinds of inputs; all if not given")
+    parser.add_argument(
+        "--kind", nargs="+", choices=[*KINDS], default=[*KINDS], help="kinds of inputs; all if not given"
+    )
     parser.add_argument("--workers", type=int, default=1, help="worker processes at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="folder for the inputs that fail")
     given = parser.parse_args(arguments)
@@ -58,11 +60,18 @@ def _material(folder: Path) -> Path:
 
 
 def _print(found: dict[str, Found], seconds: float) -> None:
-    names = sorted({name for one in found.values() for name in one.codes}, key=lambda name: (not name.isdecimal(), name))
+    names = sorted(
+        {name for one in found.values() for name in one.codes}, key=lambda name: (not name.isdecimal(), name)
+    )
     rows = [[kind, str(one.inputs), *(str(one.codes.get(name, 0)) for name in names)] for kind, one in found.items()]
     total = sum(one.inputs for one in found.values())
     sums = [str(sum(one.codes.get(name, 0) for one in found.values())) for name in names]
-    print(table(["kind", "inputs", *(f"code {name}" if name.isdecimal() else name for name in names)], [*rows, ["all", str(total), *sums]]))
+    print(
+        table(
+            ["kind", "inputs", *(f"code {name}" if name.isdecimal() else name for name in names)],
+            [*rows, ["all", str(total), *sums]],
+        )
+    )
     print(f"\n{total:,} inputs in {seconds:.0f} s ({total / seconds:.0f} a second)")
     for kind, one in found.items():
         for defect, count in sorted(one.numbers.items(), key=lambda pair: -pair[1]):

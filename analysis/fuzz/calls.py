@@ -61,7 +61,9 @@ def _text(stream: io.TextIOWrapper) -> str:
 
 def _place(error: BaseException) -> str:
     """Return the class of an exception, and the last line of the project that it passed."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}ray_l4{os.sep}" in frame.filename]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}ray_l4{os.sep}" in frame.filename
+    ]
     where = f"{frames[-1].filename.rpartition('ray_l4' + os.sep)[2]}:{frames[-1].lineno}" if frames else "elsewhere"
     return f"{type(error).__name__} at {where}"
 

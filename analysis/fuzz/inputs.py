@@ -61,7 +61,15 @@ class Kind:
 
 _DRY_RUN = ("run", f"{HERE}/experiment.yaml", "--dry-run", "--cluster", f"{HERE}/profile.yaml")
 _PLAN = ("plan", f"{HERE}/experiment.yaml", "--cluster", f"{HERE}/profile.yaml", "--tokens", "16", "--answer", "4")
-_SWEEP = ("sweep", f"{HERE}/experiment.yaml", "--dry-run", "--cluster", f"{HERE}/profile.yaml", "--out", f"{HERE}/sweep")
+_SWEEP = (
+    "sweep",
+    f"{HERE}/experiment.yaml",
+    "--dry-run",
+    "--cluster",
+    f"{HERE}/profile.yaml",
+    "--out",
+    f"{HERE}/sweep",
+)
 _SETTINGS = {"experiment.yaml": yaml.safe_dump(EXPERIMENT).encode(), "profile.yaml": yaml.safe_dump(PROFILE).encode()}
 
 
@@ -98,7 +106,13 @@ def _settings_text(draw: Draw, which: str) -> bytes:
         dump = draw(st.sampled_from([_dump_yaml, json.dumps]))
         return draw(damaged_tree(tree, dump, names)).encode("utf-8", errors="surrogatepass")
     whole = _dump_yaml(tree).encode()
-    bombs = [b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", b"? " * 3000, b"- " * 5000, b"{" * 4000, b"!!python/object:os.x"]
+    bombs = [
+        b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+        b"? " * 3000,
+        b"- " * 5000,
+        b"{" * 4000,
+        b"!!python/object:os.x",
+    ]
     return draw(st.one_of(damaged_bytes(whole), st.sampled_from(bombs), st.binary(max_size=60)))
 
 
@@ -112,7 +126,9 @@ def _experiments(draw: Draw, material: Path) -> Input:
 
 @st.composite
 def _profiles(draw: Draw, material: Path) -> Input:
-    return Input(draw(st.sampled_from([_DRY_RUN, _PLAN])), _SETTINGS | {"profile.yaml": draw(_settings_text("profile"))})
+    return Input(
+        draw(st.sampled_from([_DRY_RUN, _PLAN])), _SETTINGS | {"profile.yaml": draw(_settings_text("profile"))}
+    )
 
 
 @st.composite
@@ -137,7 +153,14 @@ def _overrides(draw: Draw, material: Path) -> Input:
             change = draw(st.sampled_from(["properties", "0", "999999999999", "-1", "x", "", "9" * 5000, "²", "ݭ"]))
             parts[draw(st.integers(0, len(parts) - 1))] = change
             key = ".".join([*parts, *draw(st.sampled_from([(), (), ("x",), ("0",)]))])
-        value = draw(st.one_of(st.sampled_from(VALUES), *[st.sampled_from(NUMBERS)] * 2, texts, st.text(alphabet="[]{},:#'\"&*!|>%@`\n -?", max_size=12)))
+        value = draw(
+            st.one_of(
+                st.sampled_from(VALUES),
+                *[st.sampled_from(NUMBERS)] * 2,
+                texts,
+                st.text(alphabet="[]{},:#'\"&*!|>%@`\n -?", max_size=12),
+            )
+        )
         given += ["--set", draw(st.sampled_from([f"{key}={value}", f"{key}={value}", f" {key} = {value} ", key]))]
     arguments = [_argument(each) for each in given]
     command = draw(st.sampled_from([_DRY_RUN, _DRY_RUN, _DRY_RUN, _PLAN, ("ask", f"{HERE}/run", "--context", "a")]))
@@ -179,7 +202,7 @@ def _instead() -> tuple[Content, ...]:
 
 
 _ROW = {"context": "one two three", "question": "which", "answer": "two", "id": "1", "meta": {"a": [1]}}
-_CHAT = {
+_CHAT: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"},
     ],
@@ -199,11 +222,23 @@ def _data(draw: Draw, material: Path) -> Input:
         data = draw(damaged_file(name, data) if isinstance(data, bytes) else st.just(data))
     good = json.dumps(_CHAT if b"messages" in (data if isinstance(data, bytes) else b"") else _ROW).encode() + b"\n"
     suffix = Path(name).suffix
-    test = {"own/own_to_squad-test-v2.0.json": json.dumps(_SQUAD).encode()} if "squad" in name else {"own/test.jsonl": good}
+    test = (
+        {"own/own_to_squad-test-v2.0.json": json.dumps(_SQUAD).encode()}
+        if "squad" in name
+        else {"own/test.jsonl": good}
+    )
     files = {f"own/{name}": data} | test
-    options = draw(st.sampled_from([(), (), ("--question", "what"), ("--column", "answer=x"), ("--column", "id=id"), ("-n", "50")]))
+    options = draw(
+        st.sampled_from([(), (), ("--question", "what"), ("--column", "answer=x"), ("--column", "id=id"), ("-n", "50")])
+    )
     show = ("data", "show", "own", "--path", f"{HERE}/own", *options)
-    own = {"name": "own", "path": "own", "metric": draw(st.sampled_from(["em", "lfem", "avg_rouge", "nf1"])), "train": "all", "test": "all"}
+    own = {
+        "name": "own",
+        "path": "own",
+        "metric": draw(st.sampled_from(["em", "lfem", "avg_rouge", "nf1"])),
+        "train": "all",
+        "test": "all",
+    }
     experiment = yaml.safe_dump(EXPERIMENT | {"stream": [own], "data": {"max_bad_fraction": 1}}).encode()
     return Input(draw(st.sampled_from([show, show, _DRY_RUN])), _SETTINGS | files | {"experiment.yaml": experiment, f"own/other{suffix}": b""})  # fmt: skip
 
@@ -228,7 +263,9 @@ def _csv(draw: Draw) -> tuple[str, bytes]:
     cell = st.one_of(texts, st.sampled_from(['"', '""', '"a', 'a"b', "a,b", "\n", "\r", "\t", "=1+1", '"' * 9]))
     rows = draw(st.lists(st.lists(cell, max_size=5), max_size=5))
     name, comma = draw(st.sampled_from([("train.csv", ","), ("train.tsv", "\t"), ("train.csv", ";")]))
-    head = draw(st.sampled_from(["context,question,answer", "context,question,answer,id", "context,context,answer", "", "a"]))
+    head = draw(
+        st.sampled_from(["context,question,answer", "context,question,answer,id", "context,context,answer", "", "a"])
+    )
     text = "\n".join([head.replace(",", comma), *(comma.join(row) for row in rows)])
     return name, text.encode("utf-8", errors="surrogatepass")
 
@@ -247,7 +284,9 @@ def _squad(draw: Draw) -> tuple[str, bytes]:
 
 
 @st.composite
-def _damaged_run(draw: Draw, run: Path, skip: tuple[str, ...] = ("tensorboard/", "logs/", "report.")) -> dict[str, Content]:
+def _damaged_run(
+    draw: Draw, run: Path, skip: tuple[str, ...] = ("tensorboard/", "logs/", "report.")
+) -> dict[str, Content]:
     """Draw the files of a run directory that are damaged, JSON and Parquet more often than others."""
     files = [name for name in _files(run) if not name.startswith(skip)]
     found: dict[str, Content] = {}
@@ -311,7 +350,9 @@ def _checkpoints(draw: Draw, material: Path) -> Input:
 def _prompts(draw: Draw, material: Path) -> Input:
     """Draw texts for ``ask``, as arguments or on standard input."""
     context, question = (_argument(draw(texts)) for _ in range(2))
-    piped = draw(st.one_of(st.binary(max_size=60), texts.map(lambda text: text.encode("utf-8", errors="surrogatepass"))))
+    piped = draw(
+        st.one_of(st.binary(max_size=60), texts.map(lambda text: text.encode("utf-8", errors="surrogatepass")))
+    )
     model = f"{HERE}/run"
     asked = draw(
         st.sampled_from([

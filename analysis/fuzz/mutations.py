@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +33,21 @@ _HERE = "@the damaged value@"
 VALUES = (
     *("null", "true", "false", "0", "1", "-1", "2", "3", "7", "1.5", "-0.0", "1e308", "1e999999", "NaN", "Infinity"),
     *("9223372036854775807", "18446744073709551616", "1" * 30, "-" + "9" * 400, "1" * 4301, "9" * 20000, "0.1e-400"),
-    *('""', '"x"', '" "', '"0"', '"1e3"', '"nan"', '"null"', '"../.."', '"/"', '"/dev/null"', '"~"', '"~nobody/x"', '"-"'),
+    *(
+        '""',
+        '"x"',
+        '" "',
+        '"0"',
+        '"1e3"',
+        '"nan"',
+        '"null"',
+        '"../.."',
+        '"/"',
+        '"/dev/null"',
+        '"~"',
+        '"~nobody/x"',
+        '"-"',
+    ),
     *('"\\u0000"', '"\\ud800"', '"\\u202e"', '"\\u001b[31m"', '"[red]x[/red]"', '"[/]"', '"{}%s{0}"', '"a\\nb"'),
     '"' + "long " * 20000 + '"',
     '"' + "x" * 300 + '"',
@@ -41,14 +56,30 @@ VALUES = (
 )
 """Values as JSON text: of every type, out of every range, and some that no parser accepts."""
 
-NUMBERS = ("0", "1", "2", "3", "5", "17", "64", "0.5", "1000", "100000", "20000000", "3000000000", "9223372036854775807")
+NUMBERS = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "5",
+    "17",
+    "64",
+    "0.5",
+    "1000",
+    "100000",
+    "20000000",
+    "3000000000",
+    "9223372036854775807",
+)
 """Numbers that settings may accept, some of them far larger than any machine."""
 
 texts = st.one_of(
     st.text(max_size=40),
     st.text(alphabet=st.characters(categories=("Cs", "Cc", "Cf", "Zl", "Zs", "Mn", "Co")), max_size=20),
     st.sampled_from(["", " ", "\ud800", "\udcff", "\x00", "\n" * 50, "a" * 100_000, "字" * 20_000, "\u0301" * 2000]),
-    st.sampled_from(["__ans__", "__gen__", "<|endoftext|>", "[red]x", "[/]", "\x1b]0;x\x07", "%s%n", "{0}", "-", "--help"]),
+    st.sampled_from(
+        ["__ans__", "__gen__", "<|endoftext|>", "[red]x", "[/]", "\x1b]0;x\x07", "%s%n", "{0}", "-", "--help"]
+    ),
 )
 """Texts that a person, or a broken program, may give."""
 
@@ -85,18 +116,18 @@ def damaged_tree(draw: Draw, tree: Any, dump: Callable[[Any], str] = json.dumps,
             case "replace":
                 put.append(draw(st.sampled_from(draw(st.sampled_from([VALUES, VALUES, NUMBERS])))))
                 marker = f"{_HERE}{len(put) - 1}@"
-                _put(tree, path, lambda parent, key, marker=marker: parent.__setitem__(key, marker))
+                _put(tree, path, partial(_set, marker))
             case "remove":
-                _put(tree, path, lambda parent, key: parent.pop(key))
+                _put(tree, path, _remove)
             case "rename":
                 name = draw(st.sampled_from([*keys, "x", "", "0", "-1", "Name", "properties", "items"]))
-                _put(tree, path, lambda parent, key, name=name: _rename(parent, key, name))
+                _put(tree, path, partial(_rename, name))
             case "add":
                 name, value = draw(st.sampled_from([*keys, "x"])), draw(st.sampled_from([None, 1, "x", {}, [], [1]]))
-                _put(tree, path, lambda parent, key, name=name, value=value: _add(parent, name, value))
+                _put(tree, path, partial(_add, name, value))
             case "swap":
                 other = draw(st.sampled_from(places))
-                _put(tree, path, lambda parent, key, value=_at(tree, other): parent.__setitem__(key, value))
+                _put(tree, path, partial(_set, _at(tree, other)))
     text = dump(json.loads(json.dumps(tree)))  # a copy: what was swapped may stand in it twice
     for number, value in enumerate(put):
         for quoted in (f'"{_HERE}{number}@"', f"'{_HERE}{number}@'", f"{_HERE}{number}@"):
@@ -113,12 +144,20 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
         return None
 
 
-def _rename(parent: Any, key: Any, name: str) -> None:
+def _set(value: Any, parent: Any, key: Any) -> None:
+    parent[key] = value
+
+
+def _remove(parent: Any, key: Any) -> None:
+    parent.pop(key)
+
+
+def _rename(name: str, parent: Any, key: Any) -> None:
     if isinstance(parent, dict):
         parent[name] = parent.pop(key)
 
 
-def _add(parent: Any, name: str, value: Any) -> None:
+def _add(name: str, value: Any, parent: Any, key: Any) -> None:
     if isinstance(parent, dict):
         parent[name] = value
     else:
@@ -151,7 +190,9 @@ def damaged_bytes(draw: Draw, data: bytes) -> bytes:
             text = data.decode("utf-8", errors="replace")
             return text.encode(draw(st.sampled_from(["utf-16", "utf-8-sig", "utf-32", "cp037"])), errors="replace")
         case _:
-            return draw(st.sampled_from([b"{}", b"[]", b"null", b"PAR1", b"PAR1PAR1", b"\x80\x04N.", b"PK\x03\x04", b"\n"]))
+            return draw(
+                st.sampled_from([b"{}", b"[]", b"null", b"PAR1", b"PAR1PAR1", b"\x80\x04N.", b"PK\x03\x04", b"\n"])
+            )
 
 
 @st.composite
