@@ -106,9 +106,11 @@ class Processes:
     def _scan(self) -> None:
         there = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
         self._strangers &= there
-        for pid in list(self.titles):
+        for pid, title in list(self.titles.items()):
             if pid not in there or state_of(pid) in ("", "Z", "X"):
                 del self.titles[pid]
+            elif not title.startswith("ray::"):  # a worker of Ray begins as any other Python process
+                self.titles[pid] = read_title(pid)
         for pid in there - self._strangers - self.titles.keys():
             try:
                 own = self._needle in Path(f"/proc/{pid}/environ").read_bytes()

@@ -1,4 +1,4 @@
-"""Real runs that get several faults at random moments: nothing is lost, nothing differs, nobody has to type anything."""
+"""Real runs that get several faults at random moments: nothing is lost, nothing differs, nothing has to be typed."""
 
 from __future__ import annotations
 
