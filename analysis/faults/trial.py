@@ -102,7 +102,7 @@ class Trial:
 
     def _type(self) -> None:
         experiment, profile = self._files
-        arguments = ("run", experiment, "--cluster", profile, "--run-dir", self._run)
+        arguments: tuple[str | Path, ...] = ("run", experiment, "--cluster", profile, "--run-dir", self._run)
         if (self._run / "config.yaml").is_file():
             arguments = ("resume", self._run)
         with (self._run.parent / "output.txt").open("ab") as output:
@@ -274,7 +274,9 @@ class Trial:
         if time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + 0.1
-        kinds = ("scores", "replay") if fault.whom == "evaluator" else ("checkpoints", "replay", "scores")
+        kinds: tuple[str, ...] = (
+            ("scores", "replay") if fault.whom == "evaluator" else ("checkpoints", "replay", "scores")
+        )
         if fault.whom in ("student", "node"):  # evaluators go on
             kinds = ("checkpoints",)
         return any(file.startswith(kinds) for file in self._files_there() - files)

@@ -47,7 +47,7 @@ def call(given: Input, folder: Path) -> Outcome:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
             return Outcome(code, _text(errors))
-        except BaseException as error:  # noqa: BLE001 - what leaves the entry point is what is looked for
+        except BaseException as error:
             return Outcome(None, traceback.format_exc(), _place(error))
     return Outcome(0, _text(errors))
 
