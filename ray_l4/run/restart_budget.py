@@ -48,6 +48,6 @@ def progress_on_disk(run: Path) -> Hashable:
 
     Logs, curves and the timeline grow without progress and do not count.
     """
-    parts = ("states/*/state.json", "checkpoints/*/*/*", "replay/*", "distil/*", "scores/*.json", "guards/*")
+    parts = ("states/*/position.json", "checkpoints/*/*/*", "replay/*", "distil/*", "scores/*.json", "guards/*")
     folders = [run, run / "teachers"]
     return frozenset(str(path) for folder in folders for part in parts for path in folder.glob(part))
