@@ -24,7 +24,10 @@ from ray_l4.setup.setup import Setup
 from ray_l4.store.run_directory import RunDirectory
 
 _END_TIMEOUT = 30.0
-"""Seconds for a process to disappear after SIGKILL."""
+"""Seconds for a process to disappear."""
+
+_GRACE = 2.0
+"""Seconds for a process to go by itself after Ray was told to end it, before SIGKILL."""
 
 
 class CoordinatorActor:
@@ -127,15 +130,17 @@ class CoordinatorProcess:
         pid = self._pid()
         with suppress(RayError, ValueError):  # Ray knows already that it has died
             ray.kill(self._actor)
-        deadline = time.monotonic() + _END_TIMEOUT
+        began = time.monotonic()
         while pid is not None and _is_coordinator(pid):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > _END_TIMEOUT:
                 raise ClusterError(
                     f"coordinator: its process {pid} is still there {_END_TIMEOUT:g} s after SIGKILL, so no other one "
                     "may go on in its place. Resume the run once the process is gone."
                 )
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            if waited > _GRACE:  # at once, Ray would tell the user of a worker that died unexpectedly
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
     def _pid(self) -> int | None:

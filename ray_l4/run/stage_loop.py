@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ray_l4.cluster.evaluators import Evaluators
@@ -110,30 +111,30 @@ class StageLoop:
         self._context.progress.add_event(f"resumed after {stages[done - 1].name} ({done} of {len(stages)} stages)")
 
     def _surviving_losses(self, work: Callable[[], None]) -> None:
-        """Do ``work``, again after every loss of a student.
+        """Do ``work``, again after every loss of a student or of what a call needed.
 
         Raises PeerLostError after ``_MOST_RESTARTS`` restarts between which nothing new came to the disk.
         """
-        restarts, progress, error = 0, self._on_disk(), None
+        restarts, progress = 0, self._on_disk()
         while True:
             lost_before = self._membership.lost.keys()
             try:
-                if error is not None:
-                    self._begin_again(error)
+                if restarts:
+                    self._begin_again()
                 work()
                 return
             except PeerLostError as loss:
                 log.warning("a student is lost: %s", loss, exc_info=loss)
                 self._lost_before = lost_before
-                restarts, progress = (restarts if progress == self._on_disk() else 0), self._on_disk()
-                if restarts == _MOST_RESTARTS:
+                before, progress = progress, self._on_disk()
+                restarts = restarts + 1 if progress == before else 1
+                if restarts > _MOST_RESTARTS:
                     raise
-                restarts, error = restarts + 1, loss
 
-    def _on_disk(self) -> tuple[int, str]:
+    def _on_disk(self) -> tuple[int, Path | None]:
         """Return what tells whether the run has made progress that a restart does not lose."""
         done = self._state.stages_done
-        return done, max((folder.name for folder in states(self._context.directory, done)), default="")
+        return done, next(iter(states(self._context.directory, done)), None)
 
     def _learn(self) -> None:
         """Learn the next stage, or several that do not depend on each other, from the newest state if there is one."""
@@ -170,18 +171,13 @@ class StageLoop:
         self._retention.apply(self._state.stages_done)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
-    def _begin_again(self, error: PeerLostError) -> None:
-        """Replace or drop the lost students, and return all students to the end of the last finished stage.
-
-        Raises ``error`` if no student is lost: then it was not the loss of a student.
-        """
+    def _begin_again(self) -> None:
+        """Replace or drop the lost students, and return all students to the end of the last finished stage."""
         membership, progress = self._membership, self._context.progress
         lost = membership.roll_call().lost
-        if not lost and membership.lost.keys() == self._lost_before:
-            raise error
         graph = membership.topology
         continues = self._context.setup.experiment.peers.on_peer_loss == "continue"
-        dropped = continues and bool(graph.without(lost).students) and not graph.frozen & lost.keys()
+        dropped = bool(lost) and continues and bool(graph.without(lost).students) and not graph.frozen & lost.keys()
         if dropped:
             membership.drop(lost)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray_l4.cluster.membership import Membership, levelled
@@ -226,6 +227,7 @@ class StageTraining:
         spans = [{slot: together[slot] for slot in ends}] if ends else []
         while spans:
             try:
+                is_level = len(spans) == 1
                 train_steps(
                     membership.students,
                     self._plan.topology_of(stage, membership.topology),
@@ -234,9 +236,9 @@ class StageTraining:
                     self._limits,
                     where=self.where,
                     on_step=on_step,
-                    on_submit=lambda steps: self._after_submission(epoch, steps),
+                    on_submit=partial(self._after_submission, epoch, is_level),
                 )
-                self._heed_stop(epoch)
+                self._heed_stop(epoch, is_level)
                 spans.pop(0)
             except NonFiniteError as error:
                 raise kept_failed_step(self._context, membership, self._assignments, error) from error
@@ -245,22 +247,26 @@ class StageTraining:
                     raise
                 spans = self._continue_without_lost(ends, error)
 
-    def _after_submission(self, epoch: int, steps: Mapping[int, int]) -> Callable[[], None] | None:
-        """Take a state if one is due. Returns what has it written, once the figures of ``steps`` are known."""
+    def _after_submission(self, epoch: int, is_level: bool, steps: Mapping[int, int]) -> Callable[[], None] | None:
+        """Take a state if one is due. Returns what has it written, once the figures of ``steps`` are known.
+
+        ``is_level``: whether no student is behind the others after the loss of one: a state is taken of equals only.
+        """
         self._next |= {slot: step + 1 for slot, step in steps.items()}
-        return self._take(epoch) if self._states.due() else None
+        return self._take(epoch) if is_level and self._states.due() else None
 
     def _take(self, epoch: int) -> Callable[[], None]:
         """Ask all students for their state. Returns what has it written with the figures that are known by then."""
         write = self._states.take(position_of(epoch, self.assignments, self._next, self.losses()))
         return lambda: write([row for rows in self._rows.values() for row in rows])
 
-    def _heed_stop(self, epoch: int) -> None:
-        """If the user asked the run to stop, write a state and raise StoppedError."""
+    def _heed_stop(self, epoch: int, is_level: bool) -> None:
+        """If the user asked the run to stop, write a state, unless a student is behind, and raise StoppedError."""
         if self._context.stop.is_set():
             self._states.finish()
-            self._take(epoch)()
-            self._states.finish()
+            if is_level:
+                self._take(epoch)()
+                self._states.finish()
             self._context.heed_stop()
 
     def _continue_without_lost(self, ends: Mapping[int, int], error: PeerLostError) -> list[dict[int, range]]:
@@ -277,6 +283,7 @@ class StageTraining:
         for slot, how in roll.lost.items():
             self._context.progress.add_event(f"student {slot} is lost; the others go on without it: {how}")
         membership.form_groups()
+        self._next |= roll.next_steps  # what was submitted and not learned is still ahead
         remaining = {slot: end for slot, end in ends.items() if slot in roll.next_steps}
         return levelled(roll.next_steps, remaining) if remaining else []
 

@@ -49,6 +49,8 @@ class States:
         self._config = context.setup.experiment.checkpoint
         self._steps = 0
         self._since = time.monotonic()
+        self._asked = False
+        """Whether the students were asked for a state whose figures are not known yet."""
         self._writing: Future[None] | None = None
 
     def due(self) -> bool:
@@ -61,7 +63,7 @@ class States:
         is_due = (steps is not None and self._steps >= steps) or (
             minutes is not None and time.monotonic() - self._since >= 60.0 * minutes
         )
-        return is_due and self._is_written()
+        return is_due and not self._asked and self._is_written()
 
     def take(self, position: Position) -> Callable[[Sequence[Mapping[str, Any]]], None]:
         """Ask the students at ``position`` for their states.
@@ -69,18 +71,23 @@ class States:
         Returns a function that takes the figures of the epoch up to ``position``, once they are known, and has the
         state written.
         """
-        self._steps, self._since = 0, time.monotonic()
+        self._steps, self._since, self._asked = 0, time.monotonic(), True
         fence, students = self._membership.fence, self._membership.students
         asked = {own.slot: students[own.slot].state(fence) for own in position.workers}
 
         def write(figures: Sequence[Mapping[str, Any]]) -> None:
+            self._asked = False
             self._keeper.record_lost(self._membership.lost)
             self._writing = self._disk.submit(self._write, position, list(figures), asked)
 
         return write
 
     def finish(self) -> None:
-        """Wait until the state under way, if any, is written. Raises RunDirectoryError if it could not be written."""
+        """Wait until the state under way, if any, is written; give up one that was only asked for.
+
+        Raises RunDirectoryError if it could not be written.
+        """
+        self._asked = False
         if self._writing is not None:
             self._log_failure(self._writing)
             self._writing = None

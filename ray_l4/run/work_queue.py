@@ -147,7 +147,10 @@ class WorkQueue:
         running = self._running.pop(reference)
         task = running.task
         task.deaths += 1
-        if not self._evaluators.replaceable and not running.dropped:
+        if not self._evaluators.replaceable:
+            self._idle.append(running.evaluator)  # an object of this process is there for the next job
+            if running.dropped:
+                return
             raise error
         if task.deaths >= MOST_DEATHS and not running.dropped:
             # Not PeerLostError: to learn the stage again would not help.

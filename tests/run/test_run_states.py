@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from ray_l4.cluster.spawn import LocalSpawner
-from ray_l4.errors import PeerLostError, RunDirectoryError
+from ray_l4.errors import DependencyLostError, PeerLostError, RunDirectoryError
 from ray_l4.monitor.progress import Progress
 from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.store import states as files
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.workers.evaluator import Evaluator
 from ray_l4.workers.student import Student
 from tests.run import run_fixtures as small
 
@@ -146,3 +147,77 @@ def test_without_a_setting_of_its_own_a_short_stage_writes_no_state(tmp_path: Pa
     """Every five minutes is the default; a state is three times as large as the weights."""
     run, _ = small.complete_run(small.quick("lamol"), small.cluster("in_process"), tmp_path / "run")
     assert not (run.path / "states").exists()
+
+
+def test_without_a_peer_states_are_taken_of_students_that_are_level_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student 0 does not learn from the lost student 2, so it is a step ahead of student 1 when the loss is noticed."""
+    pairs = [[0, 1], [1, 0], [1, 2], [2, 1]]
+    peers = {"count": 3, "topology": pairs, "on_peer_loss": "continue"}
+    profile, original, dead = small.cluster("in_process"), Student.forward, [False]
+
+    def forward(self: Student, fence: int, step: int, readers: Any) -> Any:
+        if self.peer == 2 and step == 12:
+            dead[0] = True
+        if self.peer == 2 and dead[0]:
+            raise PeerLostError("student 2: its process died")
+        return original(self, fence, step, readers)
+
+    def rejoin(self: Student, fence: int) -> int:
+        if self.peer == 2:
+            raise PeerLostError("student 2: its process died")
+        return original_rejoin(self, fence)
+
+    original_rejoin = Student.rejoin
+    monkeypatch.setattr(Student, "forward", forward)
+    monkeypatch.setattr(Student, "rejoin", rejoin)
+    expected, _ = small.complete_run(small.quick("l4", peers=peers), profile, tmp_path / "expected")
+    dead[0] = False
+    config = small.quick("l4", peers=peers, checkpoint={"every_steps": 1})
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    stops, summary = 0, None
+    while summary is None:
+        context = new_context(setup, profile, run)
+        context = replace(context, progress=StopAfter(context, 14))
+        try:
+            summary = Coordinator(context, LocalSpawner, 3).run()
+        except StoppedError:
+            stops += 1
+            assert stops < 20
+            # A stop while one is behind the others writes no state; the one before the loss is there.
+            newest = files.read_position(files.states(run, run.state().stages_done)[0])
+            assert len({worker.next_step for worker in newest.workers}) == 1
+    assert stops >= 3 and list(summary["lost_students"]) == ["2"]
+    small.assert_equal(run, expected)
+
+
+@pytest.mark.parametrize("error", [DependencyLostError, PeerLostError])
+def test_weights_that_are_lost_before_they_are_scored_are_read_from_the_disk(
+    error: type[PeerLostError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a student whose node is gone: no student is lost when the last scores are taken."""
+    config, profile = small.quick("lamol"), small.cluster("in_process")
+    expected, _ = small.complete_run(config, profile, tmp_path / "expected")
+    original, left = Evaluator.answer, [2]
+
+    def answer(self: Evaluator, checkpoint: str, *arguments: Any) -> Any:
+        if checkpoint.startswith("stage-1") and left[0]:
+            left[0] -= 1
+            raise error("evaluator 0: the node that held the answer is gone")
+        return original(self, checkpoint, *arguments)
+
+    monkeypatch.setattr(Evaluator, "answer", answer)
+    run, _ = small.complete_run(config, profile, tmp_path / "run")
+    assert left == [0]
+    small.assert_equal(run, expected)
+
+
+def test_states_are_found_the_newest_first(tmp_path: Path) -> None:
+    """By number: a restart after step 12 is progress over one after step 8."""
+    run = RunDirectory(tmp_path)
+    for steps in (8, 12, 100, 9):
+        files.write_state(run, files.Position(1, [files.Learning(0, 0, 0, steps)]), [], {})
+    assert [files.read_position(folder).num_steps for folder in files.states(run, 0)] == [100, 12, 9, 8]
+    files.discard_states(run, 0, keep=2)
+    assert [files.read_position(folder).num_steps for folder in files.states(run, 0)] == [100, 12]
