@@ -92,7 +92,7 @@ def resume(
     ] = None,
     supervise: SuperviseOption = False,
 ) -> None:
-    """Resume a run after its last finished stage."""
+    """Resume a run where it ended."""
     folder = expand_home(run)
     if run_dir is not None or "://" in run:
         from ray_l4.store.mirror import Mirror

@@ -309,8 +309,8 @@ class PeersConfig(Strict):
     each: list[PeerConfig] = Field(default_factory=list)
     """Settings of single peers: one item per peer, in order. If empty, all peers have the same settings."""
     on_peer_loss: Literal["restart", "continue"] = "restart"
-    """Reaction to the loss of a student. ``restart``: replace it and repeat the stage from the last checkpoint, with
-    the same result. ``continue``: go on without it; the other students learn from the teachers that remain."""
+    """Reaction to the loss of a student. ``restart``: replace it and go on from the newest state, with the same
+    result. ``continue``: go on without it; the other students learn from the teachers that remain."""
 
 
 def _as_task(value: object) -> object:
