@@ -1,7 +1,5 @@
 """Inputs by kind: what is damaged, which commands read it, and with which exit codes they may end."""
 
-# ruff: noqa: E501 - tables of values, a line each
-
 from __future__ import annotations
 
 import io
@@ -136,9 +134,13 @@ def _profiles(draw: Draw, material: Path) -> Input:
 @st.composite
 def _protocols(draw: Draw, material: Path) -> Input:
     sweep = {
-        "title": "t", "table": None, "variants": {"a": {"method": "l4"}, "b": {"training.epochs": 1}},
-        "orders": [["mini.woz", "mini.rest"]], "grid": {"optim.lr": [1e-3, 1e-4]}, "seeds": 2,
-    }  # fmt: skip
+        "title": "t",
+        "table": None,
+        "variants": {"a": {"method": "l4"}, "b": {"training.epochs": 1}},
+        "orders": [["mini.woz", "mini.rest"]],
+        "grid": {"optim.lr": [1e-3, 1e-4]},
+        "seeds": 2,
+    }
     text = draw(damaged_tree({"sweep": sweep, **EXPERIMENT}, _dump_yaml, tuple(sweep)))
     command = draw(st.sampled_from([_SWEEP, _SWEEP, _PLAN, _DRY_RUN]))
     return Input(command, _SETTINGS | {"experiment.yaml": text.encode("utf-8", errors="surrogatepass")})
@@ -181,13 +183,17 @@ def _topologies(draw: Draw, material: Path) -> Input:
         st.lists(
             st.one_of(
                 st.tuples(st.integers(0, 4), st.integers(0, 4)).map("{0[0]} {0[1]}".format),
-                st.sampled_from(["0 1", "1 0", "# x", "", "0 1 2", "0", "-1 0", "0 ²", "1e3 0", "0\u20281", "9" * 5000 + " 0"]),
-                st.sampled_from(["0 99999999999999999999", "x y", "0,1", "[0, 1]", "\ufeff0 1", "٣ 1", "0 1 # c", "\x00 1"]),
+                st.sampled_from(
+                    ["0 1", "1 0", "# x", "", "0 1 2", "0", "-1 0", "0 ²", "1e3 0", "0\u20281", "9" * 5000 + " 0"]
+                ),
+                st.sampled_from(
+                    ["0 99999999999999999999", "x y", "0,1", "[0, 1]", "\ufeff0 1", "٣ 1", "0 1 # c", "\x00 1"]
+                ),
                 st.text(max_size=12),
             ),
             max_size=8,
         )
-    )  # fmt: skip
+    )
     data = draw(st.sampled_from(["\n", "\r\n", "\r"])).join(lines).encode("utf-8", errors="surrogatepass")
     if not draw(st.integers(0, 4)):
         data = draw(damaged_bytes(data or b"0 1\n1 0\n"))
@@ -204,16 +210,28 @@ def _instead() -> tuple[Content, ...]:
 
 
 _ROW = {"context": "one two three", "question": "which", "answer": "two", "id": "1", "meta": {"a": [1]}}
-_CHAT = {
+_CHAT: dict[str, Any] = {
     "messages": [
-        {"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"},
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
     ],
     "references": ["yes", "no"],
-}  # fmt: skip
+}
 _SQUAD = {
     "version": "2",
-    "data": [{"title": "t", "paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q", "answers": [{"text": "a"}], "is_impossible": False}]}]}],
-}  # fmt: skip
+    "data": [
+        {
+            "title": "t",
+            "paragraphs": [
+                {
+                    "context": "c",
+                    "qas": [{"id": "1", "question": "q", "answers": [{"text": "a"}], "is_impossible": False}],
+                }
+            ],
+        }
+    ],
+}
 
 
 @st.composite
@@ -242,7 +260,10 @@ def _data(draw: Draw, material: Path) -> Input:
         "test": "all",
     }
     experiment = yaml.safe_dump(EXPERIMENT | {"stream": [own], "data": {"max_bad_fraction": 1}}).encode()
-    return Input(draw(st.sampled_from([show, show, _DRY_RUN])), _SETTINGS | files | {"experiment.yaml": experiment, f"own/other{suffix}": b""})  # fmt: skip
+    return Input(
+        draw(st.sampled_from([show, show, _DRY_RUN])),
+        _SETTINGS | files | {"experiment.yaml": experiment, f"own/other{suffix}": b""},
+    )
 
 
 @st.composite
@@ -312,9 +333,15 @@ _READERS = (
     *[("report", f"{HERE}/run"), ("report", f"{HERE}/run", "--full", "--each")],
     *[("table", f"{HERE}/run"), ("table", f"{HERE}/run", "--over-epochs", "--format", "csv")],
     *[("rescore", f"{HERE}/run"), ("rescore", f"{HERE}/run", "--dry-run"), ("resume", f"{HERE}/run")],
-    *[("evaluate", f"{HERE}/run", "--student", "0", "--limit", "1"), ("generate", f"{HERE}/run", "--task", "mini.rest", "-n", "1")],
-    *[("ask", f"{HERE}/run", "--task", "mini.woz", "--context", "a b"), ("figure", f"{HERE}/run", "--out", f"{HERE}/f.svg")],
-)  # fmt: skip
+    *[
+        ("evaluate", f"{HERE}/run", "--student", "0", "--limit", "1"),
+        ("generate", f"{HERE}/run", "--task", "mini.rest", "-n", "1"),
+    ],
+    *[
+        ("ask", f"{HERE}/run", "--task", "mini.woz", "--context", "a b"),
+        ("figure", f"{HERE}/run", "--out", f"{HERE}/f.svg"),
+    ],
+)
 _CHEAP = tuple(command for command in _READERS if command[0] in ("table", "rescore", "ask"))
 
 
@@ -339,7 +366,7 @@ def _unfinished_runs(draw: Draw, material: Path) -> Input:
 def _checkpoints(draw: Draw, material: Path) -> Input:
     run = material / "l4"
     folder = "checkpoints/stage-1/epoch-2/student-0"
-    files = draw(_damaged_run(run / folder, ()))
+    files = dict(draw(_damaged_run(run / folder, ())).items())
     moved = {name.replace("run/", f"run/{folder}/", 1): content for name, content in files.items()}
     model = draw(st.sampled_from([f"{HERE}/run/{folder}", f"{HERE}/run"]))
     ask = ("ask", model, "--task", "mini.woz", "--context", "a b")
@@ -357,17 +384,19 @@ def _prompts(draw: Draw, material: Path) -> Input:
     )
     model = f"{HERE}/run"
     asked = draw(
-        st.sampled_from([
-            ("ask", model, "--task", "mini.woz", f"--context={context}", f"--question={question}"),
-            ("ask", model, "--task", "mini.woz", "--context", "-", f"--question={question}"),
-            ("ask", model, "--task", "mini.woz", f"--context={context}"),
-            ("ask", model, "--task", "mini.woz"),
-            ("ask", model, f"--task={context}", "--context=a"),
-            ("ask", model, "--task", "mini.woz", "--context=a", f"--system={context}"),
-            ("generate", model, f"--task={context}", "-n", "1"),
-            ("ask", f"{context}", f"--task={question}", "--context=a"),
-        ])
-    )  # fmt: skip
+        st.sampled_from(
+            [
+                ("ask", model, "--task", "mini.woz", f"--context={context}", f"--question={question}"),
+                ("ask", model, "--task", "mini.woz", "--context", "-", f"--question={question}"),
+                ("ask", model, "--task", "mini.woz", f"--context={context}"),
+                ("ask", model, "--task", "mini.woz"),
+                ("ask", model, f"--task={context}", "--context=a"),
+                ("ask", model, "--task", "mini.woz", "--context=a", f"--system={context}"),
+                ("generate", model, f"--task={context}", "-n", "1"),
+                ("ask", f"{context}", f"--task={question}", "--context=a"),
+            ]
+        )
+    )
     return Input(asked, {}, material / "l4", piped)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -115,18 +116,18 @@ def damaged_tree(draw: Draw, tree: Any, dump: Callable[[Any], str] = json.dumps,
             case "replace":
                 put.append(draw(st.sampled_from(draw(st.sampled_from([VALUES, VALUES, NUMBERS])))))
                 marker = f"{_HERE}{len(put) - 1}@"
-                _put(tree, path, lambda parent, key, marker=marker: parent.__setitem__(key, marker))
+                _put(tree, path, partial(_set, marker))
             case "remove":
-                _put(tree, path, lambda parent, key: parent.pop(key))
+                _put(tree, path, _remove)
             case "rename":
                 name = draw(st.sampled_from([*keys, "x", "", "0", "-1", "Name", "properties", "items"]))
-                _put(tree, path, lambda parent, key, name=name: _rename(parent, key, name))
+                _put(tree, path, partial(_rename, name))
             case "add":
                 name, value = draw(st.sampled_from([*keys, "x"])), draw(st.sampled_from([None, 1, "x", {}, [], [1]]))
-                _put(tree, path, lambda parent, key, name=name, value=value: _add(parent, name, value))
+                _put(tree, path, partial(_add, name, value))
             case "swap":
-                value = _at(tree, draw(st.sampled_from(places)))
-                _put(tree, path, lambda parent, key, value=value: parent.__setitem__(key, value))
+                other = draw(st.sampled_from(places))
+                _put(tree, path, partial(_set, _at(tree, other)))
     text = dump(json.loads(json.dumps(tree)))  # a copy: what was swapped may stand in it twice
     for number, value in enumerate(put):
         for quoted in (f'"{_HERE}{number}@"', f"'{_HERE}{number}@'", f"{_HERE}{number}@"):
@@ -143,12 +144,20 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
         return None
 
 
-def _rename(parent: Any, key: Any, name: str) -> None:
+def _set(value: Any, parent: Any, key: Any) -> None:
+    parent[key] = value
+
+
+def _remove(parent: Any, key: Any) -> None:
+    parent.pop(key)
+
+
+def _rename(name: str, parent: Any, key: Any) -> None:
     if isinstance(parent, dict):
         parent[name] = parent.pop(key)
 
 
-def _add(parent: Any, name: str, value: Any) -> None:
+def _add(name: str, value: Any, parent: Any, key: Any) -> None:
     if isinstance(parent, dict):
         parent[name] = value
     else:

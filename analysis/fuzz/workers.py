@@ -79,9 +79,12 @@ def each_input(job: Job, material: Path, use: Callable[[Input], None]) -> None:
 
     @seed(job.seed)
     @settings(
-        max_examples=job.count, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=job.count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(KINDS[job.kind].inputs(material))
     def example(drawn: Input) -> None:
         use(drawn)

@@ -8,6 +8,7 @@
     tokenizer/                     tokeniser with the task tokens
     checkpoints/STAGE/EPOCH/student-N/   Hugging Face folders
     replay/STAGE.parquet           replayed examples, those dropped included
+    states/                        states of the stage under way (store/states.py)
     teachers/                      run directory of the task teachers, if the method has any
     distil/TASK.parquet            answers of a task teacher to its training examples
     guards/STAGE.student-N.safetensors   state of a student's guard, such as the importance of weights
@@ -206,6 +207,10 @@ class RunDirectory:
     def manifest(self) -> dict[str, Any]:
         """Return how the run began. Raises RunDirectoryError if ``manifest.json`` is missing or damaged."""
         return read_record(self.path / "manifest.json", Manifest)
+
+    def replay(self, stage: int) -> Path:
+        """Return the file of the replayed examples of ``stage``."""
+        return self.path / "replay" / f"stage-{stage}.parquet"
 
     def teachers(self) -> Path:
         """Return the run directory of this run's task teachers."""
