@@ -109,11 +109,9 @@ def work(job: Job, material: Path, report: Path) -> None:
                 faulthandler.cancel_dump_traceback_later()
             shutil.rmtree(folder, ignore_errors=True)
             found.add(drawn, outcome, kind.codes)
-            if found.inputs % 50 == 0:
-                _save(found, report)
+            _save(found, report)  # each time: a later input may end the process
 
         each_input(job, material, use)
-    _save(found, report)
     (report / "current").unlink(missing_ok=True)
 
 

@@ -49,7 +49,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
     """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
 
     ``optional`` = None: all other columns that it has. Raises RunDirectoryError if the file cannot be read, lacks one
-    of ``columns``, or has one with values of another type.
+    of ``columns``, or has one with values of another type. Values of ``optional`` columns may be missing.
     """
     if not path.exists() and not path.is_symlink():
         return None
@@ -70,17 +70,18 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
     except (OSError, ValueError, pa.ArrowException) as error:
         raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
     for name in table.column_names:
-        wrong = _wrong(table.column(name), _KINDS[name]) if name in _KINDS else None
-        if wrong is not None:
+        kind = _KINDS.get(name)
+        wrong = None if kind is None else _wrong(table.column(name), kind, kind.missing or name not in columns)
+        if kind is not None and wrong is not None:
             raise RunDirectoryError(
-                f"{path}: column {name!r} holds {wrong}, expected {_KINDS[name].name}s; the run is damaged. Restore "
+                f"{path}: column {name!r} holds {wrong}, expected {kind.name}s; the run is damaged. Restore "
                 "the file from a copy."
             )
     return table
 
 
-def _wrong(column: pa.ChunkedArray, kind: _Kind) -> str | None:
-    """Return what a column holds instead of values of its kind; None if it is as expected."""
+def _wrong(column: pa.ChunkedArray, kind: _Kind, missing: bool) -> str | None:
+    """Return what a column holds instead of values of its kind, some of which may be ``missing``; None if nothing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -92,13 +93,13 @@ def _wrong(column: pa.ChunkedArray, kind: _Kind) -> str | None:
         "true or false": types.is_boolean,
         "list of texts": lambda of: (types.is_list(of) or types.is_large_list(of)) and types.is_string(of.value_type),
     }[kind.name]
-    if not len(column) or (kind.missing and column.null_count == len(column)):
+    if not len(column) or (missing and column.null_count == len(column)):
         return None  # the type of a column without values is nobody's choice
     if not fits(column.type):
         return f"values of type {column.type}"
     if types.is_list(column.type) and pc.list_flatten(column).null_count:
         return "missing texts"
-    if column.null_count and not kind.missing:
+    if column.null_count and not missing:
         return "missing values"
     if kind.finite and not pc.all(pc.is_finite(column)).as_py():
         return "numbers that are not finite"

@@ -181,8 +181,9 @@ class TaskTokenizer(TextIds):
             gen, spares = record["gen"], record["spares"]
             # Reads tokenizer.json as it is, whatever model is in the same folder.
             hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
-            if not isinstance(gen, dict) or any(type(token) is not int for token in (*gen.values(), *spares)):
-                raise ValueError(f"{TASK_TOKENS_FILE} holds something else than the ids of tokens")
+            known = range(len(hf))
+            if not isinstance(gen, dict) or any(type(i) is not int or i not in known for i in (*gen.values(), *spares)):
+                raise ValueError(f"{TASK_TOKENS_FILE} holds something else than the ids of its tokens")
             loaded = cls(hf, gen, spares, chat=bool(record.get("chat_template")))
             loaded.round_trip("a")  # settings of a wrong type show only now
         except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here

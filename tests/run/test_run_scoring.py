@@ -197,7 +197,7 @@ def test_epochs_that_are_scored(
         folder.mkdir(parents=True)
         save_file({"a": np.zeros(1, np.float32)}, folder / WEIGHTS)
     if chosen is not None:
-        write_json(work.run.validation(0), {"epoch": chosen})
+        write_json(work.run.validation(0), {"epoch": chosen, "examples": 2, "means": [1.0, 1.0]})
     work.scoring.request_missing(1, {0: {"model": "small"}})
     assert work.scoring.pending == {(0, epoch, 0) for epoch in expected}
 

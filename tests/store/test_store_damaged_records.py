@@ -66,3 +66,13 @@ def test_a_column_of_another_type_is_damage(tmp_path: Path, column: str, values:
     pq.write_table(pa.table({column: values}), path)
     with pytest.raises(RunDirectoryError, match=rf"t\.parquet: column '{column}' holds"):
         read_table(path, (column,))
+
+
+def test_values_of_an_optional_column_may_be_missing(tmp_path: Path) -> None:
+    """Replay from memory has no generating student."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"index": [0, 1], "student": pa.array([0, None])}), path)
+    read = read_table(path, ("index",), optional=("student",))
+    assert read is not None and read["student"].to_pylist() == [0, None]
+    with pytest.raises(RunDirectoryError, match="column 'student' holds missing values"):
+        read_table(path, ("student",))

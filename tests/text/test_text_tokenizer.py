@@ -134,6 +134,16 @@ def test_loading_says_what_is_missing(tokenizer: TaskTokenizer, tmp_path: Path) 
         TaskTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [-1, "size", 10**30, 1.0, "7", None])
+def test_ids_that_are_no_tokens_are_refused(tokenizer: TaskTokenizer, tmp_path: Path, wrong: object) -> None:
+    tokenizer.save(tmp_path)
+    token = tokenizer.size if wrong == "size" else wrong
+    for record in ({"gen": {"sst": token}, "spares": []}, {"gen": {}, "spares": [token]}):
+        (tmp_path / TASK_TOKENS_FILE).write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(ModelError, match="ids of its tokens"):
+            TaskTokenizer.load(tmp_path)
+
+
 def test_a_saved_tokeniser_serves_as_the_base_of_another_stream(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = TaskTokenizer.pretrained(tmp_path, ["sst", "new"], spare=2)
