@@ -3,7 +3,8 @@
 The first signal raises KeyboardInterrupt in the main thread, so that a run is stopped in order; the process then ends
 without the interpreter's own clean-up, which aborts if threads of a library are still in native code. A second signal
 ends the process at once, as does the first while a module is being imported: nothing has been started by then, and
-an exception may be lost inside an import.
+an exception may be lost inside an import. One line says so. Before Python has run the first lines of this module, a
+tenth of a second after the start, a signal does what it does to any Python program.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def heeded() -> Iterator[None]:
     install()
     try:
         yield
+    except KeyboardInterrupt:
+        _say_aborted()
+        raise
     finally:
         if _received.is_set():
             _end()
@@ -70,6 +74,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _received.is_set() and SUPERVISED in os.environ and time.monotonic() - _received_at < _TWICE:
         return
     if _received.is_set() or _is_importing(frame):
+        if not _received.is_set():
+            _say_aborted()
         os._exit(EXIT_CODE)
     _received.set()
     _received_at = time.monotonic()
@@ -77,6 +83,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     limit.daemon = True
     limit.start()
     raise KeyboardInterrupt
+
+
+def _say_aborted() -> None:
+    """Say what Typer says of an interruption while it is in charge; without Python's streams, which may be in use."""
+    with suppress(OSError):
+        os.write(2, b"Aborted.\n")
 
 
 def _is_importing(frame: FrameType | None) -> bool:
