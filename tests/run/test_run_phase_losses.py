@@ -45,11 +45,10 @@ class StrikeAt(Progress):
             self._strike()
 
 
-def struck_run(
-    config: ExperimentConfig, profile: ClusterConfig, folder: Path, progress: Progress, students: int
-) -> small.Finished:
+def struck_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path, progress: Progress) -> small.Finished:
     """A run whose coordinator is in this process and its workers on Ray."""
     setup, run = small.new_run(config, profile, folder)
+    students = setup.topology.size
     reservation = reserve(students, students, profile)
     try:
         context = replace(new_context(setup, profile, run), progress=progress, stop=threading.Event())
@@ -81,8 +80,7 @@ def test_one_that_dies_is_replaced_in_every_phase(case: str, tmp_path: Path, ray
         struck.append(victim)
 
     progress = StrikeAt(phase, occurrence, strike)
-    students = expected.experiment().peers.count if config.method == "l4" else 1
-    run, summary = struck_run(config, small.cluster("object_store"), tmp_path / "run", progress, students)
+    run, summary = struck_run(config, small.cluster("object_store"), tmp_path / "run", progress)
     assert struck, "the phase came up"
     small.assert_equal(run, expected)
     assert summary["lost_students"] == {}
@@ -113,6 +111,6 @@ def test_scores_that_a_lost_node_was_to_give_are_given_by_another(cluster: Clust
         cluster.remove_node(nodes[which], allow_graceful=False)
         cluster.add_node(include_dashboard=False, **kinds[which])
 
-    run, summary = struck_run(config, profile, tmp_path / "run", StrikeAt("scoring", 1, strike), 1)
+    run, summary = struck_run(config, profile, tmp_path / "run", StrikeAt("scoring", 1, strike))
     small.assert_equal(run, expected)
     assert summary["lost_students"] == {}
