@@ -105,7 +105,7 @@ class LocalRpc:
             return _Result(getattr(worker, method.__name__)(*values))
         except RayL4Error as error:
             return _Result(error=error)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             failure = out_of_memory(worker, error)
