@@ -86,9 +86,9 @@ def test_what_the_failed_call_held_is_free_before_the_error_is_sent() -> None:
         held.append(weakref.ref(activations))
         too_large_a_tensor()
 
-    with pytest.raises(PeerError, match="ran out of memory"):
+    with pytest.raises(PeerError, match="ran out of memory") as caught:
         actor_class(Calls, HERE)().work(activations_and_then_no_room)
-    assert held[0]() is None
+    assert caught.value.__cause__ is not None and held[0]() is None
 
 
 @pytest.mark.parametrize("allocate", ALLOCATIONS)
