@@ -14,6 +14,8 @@ shift 2
 run_dir=${run_dir/#\~\//$HOME/}
 
 cd "$ROOT"
+# The process that ray-l4 will have, for a caller that has signals to pass on (launch/slurm/common.sh).
+[[ -z ${RAY_L4_PID_FILE:-} ]] || echo "$$" >"$RAY_L4_PID_FILE"
 PATH="$VENV/bin:$PATH" # a container image has ray-l4 elsewhere, and no .venv
 if [[ -f $run_dir/summary.json ]]; then
   say "$run_dir: this run has already finished"

@@ -71,6 +71,41 @@ go() {
   fi
 }
 
+# go_heeding_warnings COMMAND...: like go; SIGUSR1 and SIGTERM of this shell are passed on to the run's ray-l4.
+#
+# sbatch --signal=B:USR1@SECONDS warns this shell alone, and srun would pass the signal on to Ray's own command, which
+# dies of it. So run_or_resume.sh, which becomes ray-l4 on this node, writes its process number to a file. ray-l4
+# finishes its step, keeps the state and ends with 130, which this function waits for and returns.
+go_heeding_warnings() {
+  local pid='' code status again=true
+  if $dry_run; then
+    go "$@"
+    return
+  fi
+  RAY_L4_PID_FILE=$(mktemp)
+  export RAY_L4_PID_FILE
+  trap 'again=true; pass_on USR1' USR1
+  trap 'again=true; pass_on TERM' TERM
+  "$@" &
+  pid=$!
+  code=127
+  while $again; do # a signal ends `wait`, not what it waits for
+    again=false
+    wait "$pid" && status=0 || status=$?
+    ((status == 127)) || code=$status # 127: its end has been reported before
+  done
+  trap - USR1 TERM
+  rm -f "$RAY_L4_PID_FILE"
+  return "$code"
+}
+
+# pass_on SIGNAL: send it to the run's ray-l4, or to the command of go_heeding_warnings if that has not come so far.
+# shellcheck disable=SC2317 # called by the traps
+pass_on() {
+  say "SIG$1: the run is asked to stop, and is waited for"
+  kill -s "$1" "$(<"$RAY_L4_PID_FILE")" 2>/dev/null || kill -s "$1" "$pid" 2>/dev/null || true
+}
+
 # One process on each node. srun does not inherit the number of CPUs from sbatch.
 each_node=(--ntasks-per-node=1 --cpus-per-task="$cpus")
 

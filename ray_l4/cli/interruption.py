@@ -3,7 +3,8 @@
 The first signal raises KeyboardInterrupt in the main thread, so that a run is stopped in order; the process then ends
 without the interpreter's own clean-up, which aborts if threads of a library are still in native code. A second signal
 ends the process at once, as does the first while a module is being imported: nothing has been started by then, and
-an exception may be lost inside an import.
+an exception may be lost inside an import. The last line says so. Until Python has come to this module, a tenth of a
+second after the start, a signal does what it does to any Python program.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _received.is_set() and SUPERVISED in os.environ and time.monotonic() - _received_at < _TWICE:
         return
     if _received.is_set() or _is_importing(frame):
-        os._exit(EXIT_CODE)
+        _exit()
     _received.set()
     _received_at = time.monotonic()
-    limit = threading.Timer(_ORDERLY_TIMEOUT, os._exit, [EXIT_CODE])
+    limit = threading.Timer(_ORDERLY_TIMEOUT, _exit)
     limit.daemon = True
     limit.start()
     raise KeyboardInterrupt
@@ -94,4 +95,11 @@ def _end() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody may be reading any more
             stream.flush()
+    _exit()
+
+
+def _exit() -> None:
+    """Say that the command was stopped, without Python's streams, which may be in use, and end the process."""
+    with suppress(OSError):
+        os.write(2, b"stopped\n")
     os._exit(EXIT_CODE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ray_l4.cli import interruption
-
-if __name__ == "__main__":  # before the imports, which take a while; the command ray-l4 does the same in __main__.py
-    interruption.install()
-
 import sys
+
+if __name__ == "__main__":  # python -m ray_l4.cli.main: as the command does, which handles signals before slow imports
+    from ray_l4.cli.__main__ import main as run_command_line
+
+    run_command_line()
+    sys.exit()
+
 from typing import Annotated
 
 import typer
@@ -19,6 +21,7 @@ from ray_l4.cli import (
     debug_batch,
     evaluate,
     inspect_models,
+    interruption,
     methods,
     plan,
     reports,
@@ -99,7 +102,3 @@ def main() -> None:
             sys.exit(code)
         finally:
             supervision.say_end()
-
-
-if __name__ == "__main__":
-    main()

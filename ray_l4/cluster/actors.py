@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -25,25 +26,33 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
 
     def build(self: Any, *arguments: Any, pulse: tuple[str, float] | None = None) -> None:
         self.failure = self.served = None
-        self.doing = "start"
+        self.span = time.time(), "start"
         if pulse is not None:
-            beat(*pulse, lambda: self.doing)
+            beat(*pulse, lambda: _named(self.span, self.served))
         try:
             self.served = getattr(import_module(module), name)(*arguments)
         except Exception as error:  # whatever it is: each call raises it
             self.failure = out_of_memory(name.lower(), error) if is_out_of_memory(error) else error
-        self.doing = "nothing"
+        self.span = time.time(), "idle"
 
     methods = {method: _forwarded(method) for method, _ in inspect.getmembers(calls, inspect.isfunction)}
     public = {method: call for method, call in methods.items() if not method.startswith("_")}
     return type(name, (), {"__init__": build, **public})
 
 
+def _named(span: tuple[float, str], served: Any) -> tuple[float, str]:
+    """Return a span with the position of who is in it. Called at every beat, so that calls need not do it."""
+    since, what = span
+    return since, what if served is None else f"{what} ({served})"
+
+
 def _forwarded(method: str) -> Callable[..., Any]:
+    after = f"idle after {method}"
+
     def call(self: Any, *arguments: Any) -> Any:
         if self.failure is not None:
             raise self.failure
-        self.doing = method
+        self.span = time.time(), method
         try:
             return getattr(self.served, method)(*arguments)
         except RayL4Error:
@@ -55,7 +64,7 @@ def _forwarded(method: str) -> Callable[..., Any]:
                 f"{self.served}: {type(error).__name__}: {first_line(error)} (--debug prints the worker's traceback)"
             ) from error
         finally:
-            self.doing = f"nothing, after {method}"
+            self.span = time.time(), after
 
     call.__name__ = call.__qualname__ = method
     return call

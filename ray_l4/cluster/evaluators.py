@@ -46,13 +46,6 @@ class Evaluators(Sequence[EvaluatorHandle]):
         """Whether an evaluator that is lost can be replaced."""
         return self._start is not None
 
-    def hangs(self, index: int) -> str | None:
-        """Return how an evaluator came to a stop although its process exists; None if it is alive as far as known."""
-        pulse = self._handles[index].pulse
-        if pulse is None or not pulse.hangs():
-            return None
-        return f"it has shown no sign of life for {pulse.limit:g} s (timeouts.control); at last: {pulse.doing}"
-
     def replace(self, index: int, why: str) -> None:
         """End an evaluator, if it still exists, and start another in its place without waiting for it."""
         assert self._start is not None, "evaluators of one process are not replaced"
@@ -75,7 +68,7 @@ class Evaluators(Sequence[EvaluatorHandle]):
                     if handle.rpc.ready([reference]) or overdue:
                         get(handle.rpc, reference, 0 if overdue else limit, f"evaluator {index}, start")
                         del starting[index]
-                    elif (why := self.hangs(index)) is not None:
+                    elif (why := handle.silence()) is not None:
                         raise PeerLostError(f"evaluator {index}, start: {why}")
                 except PeerLostError as error:
                     deaths[index] += 1

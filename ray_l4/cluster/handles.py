@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from ray_l4.cluster.pulses import Pulse
     from ray_l4.exchange.links import Ticket
     from ray_l4.text.test_sets import Scored
     from ray_l4.workers.log import LogLine
@@ -154,6 +153,10 @@ class StudentHandle:
         """Return the lines that each rank has logged since the last call."""
         return self._all(StudentCalls.take_log)
 
+    def silence(self) -> str | None:
+        """Return how one of its ranks came to a stop although its process exists; None if all are alive."""
+        return next((silence for rank in self.ranks if (silence := self.rpc.silence(rank)) is not None), None)
+
     def wait(self, references: PerRank[T], timeout: float, what: str) -> T:
         """Wait for all ranks and return the value of the first. ``what`` names the call in messages."""
         return get_first(self.rpc, references, timeout, f"student {self.slot}, {what}")
@@ -173,8 +176,10 @@ class EvaluatorHandle:
 
     rpc: Rpc
     worker: Any
-    pulse: Pulse | None = None
-    """By which one that hangs is noticed; None in one process."""
+
+    def silence(self) -> str | None:
+        """Return how it came to a stop although its process exists; None if it is alive as far as known."""
+        return self.rpc.silence(self.worker)
 
     def ready(self) -> Ref[None]:
         """Succeed once the evaluator is ready; fail with the error that kept it from starting."""
@@ -209,8 +214,6 @@ class EvaluatorHandle:
     def end(self) -> None:
         """End the evaluator's worker."""
         self.rpc.end(self.worker)
-        if self.pulse is not None:
-            self.pulse.forget()
 
     def _with_model(self, method: Callable[..., T], model: ModelRef, *arguments: Any) -> Ref[T]:
         return self.rpc.call(self.worker, method, model.name, model.description, model.weights, *arguments)

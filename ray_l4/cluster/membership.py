@@ -7,9 +7,10 @@ import time
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ray_l4.cluster.handles import StudentHandle
-from ray_l4.cluster.rpc import get_first
+from ray_l4.cluster.rpc import PerRank
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerLostError
@@ -17,6 +18,10 @@ from ray_l4.methods import Topology
 
 _MOST_STARTS = 3
 """Further attempts to start a student that dies while it starts."""
+
+_NAP_SECONDS = 0.02
+
+T = TypeVar("T")
 
 log = logging.getLogger("ray_l4.coordinator")
 
@@ -117,26 +122,19 @@ class Membership:
     def roll_call(self) -> RollCall:
         """Ask all present students to drop the step under way and rejoin under a new fence.
 
-        When this returns, every call submitted before either has been served or never will be. A student that hangs
-        counts as lost if it does not answer within ``timeouts.step``, and so do students that wait for it, since Ray
-        serves an actor's calls in order. Students of several ranks always count as lost, because their ranks may be
-        waiting for a rank that is gone.
+        When this returns, every call submitted before either has been served or never will be. A student that hangs,
+        as its pulse shows, is ended at once: whoever waits for its predictions then goes on. One that is alive and does
+        not answer within ``timeouts.step`` counts as lost too, and so do students that wait for it, since Ray serves an
+        actor's calls in order. Students of several ranks always count as lost, because their ranks may be waiting for a
+        rank that is gone.
         """
         fence, present = self.raise_fence(), self.present
         if self._cluster.students.shards_per_student > 1:
             return RollCall(dict.fromkeys(present, "one of its ranks, or of its peers' ranks, is gone"), {})
-        asked = {slot: self._students[slot].rejoin(fence) for slot in present}
-        lost: dict[int, str] = {}
-        next_steps: dict[int, int] = {}
         limit = self._cluster.timeouts.step
-        deadline = time.monotonic() + limit  # one deadline for all, since they answer in parallel
-        for slot, references in asked.items():
-            remaining = max(0.0, deadline - time.monotonic())
-            try:
-                what = f"student {slot}, asked to rejoin within {limit:g} s"
-                next_steps[slot] = get_first(self._spawner.rpc, references, remaining, what)
-            except PeerLostError as error:
-                lost[slot] = str(error)
+        asked = {slot: self._students[slot].rejoin(fence) for slot in present}
+        next_steps, errors = self._answers(asked, limit, f"asked to rejoin within {limit:g} s")
+        lost = {slot: str(error) for slot, error in errors.items()}
         log.warning("fence %d: lost %s; next steps %s", fence, lost, next_steps)
         return RollCall(lost, next_steps)
 
@@ -160,17 +158,42 @@ class Membership:
 
     def _await_ready(self, slots: Collection[int], *, give_up: bool) -> list[int]:
         """Wait until the students in ``slots`` are ready. Returns those that died; raises instead to ``give_up``."""
-        starting = {slot: self._students[slot].ready() for slot in slots}
-        died = []
-        for slot, references in starting.items():
-            try:
-                self._students[slot].wait(references, self._cluster.timeouts.start, "start")
-            except PeerLostError as error:
-                if give_up:
-                    raise
-                log.warning("a student died while it started, and is replaced: %s", error)
-                died.append(slot)
-        return died
+        limit = self._cluster.timeouts.start
+        _, died = self._answers({slot: self._students[slot].ready() for slot in slots}, limit, "start")
+        if died and give_up:
+            raise next(iter(died.values()))
+        for error in died.values():
+            log.warning("a student died while it started, and is replaced: %s", error)
+        return list(died)
+
+    def _answers(
+        self, asked: Mapping[int, PerRank[T]], limit: float, what: str
+    ) -> tuple[dict[int, T], dict[int, PeerLostError]]:
+        """Wait for students side by side, up to ``limit`` seconds in total.
+
+        Returns the answers, and how students were lost, by slot. Those that hang are ended.
+        """
+        answers: dict[int, T] = {}
+        lost: dict[int, PeerLostError] = {}
+        deadline = time.monotonic() + limit
+        open_slots = list(asked)
+        while open_slots:
+            for slot in list(open_slots):
+                student, left = self._students[slot], max(0.0, deadline - time.monotonic())
+                try:
+                    silence = student.silence()
+                    if silence is not None:
+                        student.end()  # whoever waits for it now gets an error instead
+                        raise PeerLostError(f"student {slot}, {what}: {silence}")
+                    if left and len(student.rpc.ready(asked[slot])) < len(asked[slot]):
+                        continue
+                    answers[slot] = student.wait(asked[slot], left, what)
+                except PeerLostError as error:
+                    lost[slot] = error
+                open_slots.remove(slot)
+            if open_slots:
+                time.sleep(_NAP_SECONDS)
+        return answers, lost
 
     def end(self) -> None:
         """End all students."""

@@ -7,6 +7,7 @@ worker to worker without passing through the caller, and if it failed, the other
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -24,6 +25,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from ray_l4.cluster.pulses import Pulses
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.errors import DependencyLostError, PeerError, PeerLostError, RayL4Error, RunDirectoryError
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
@@ -59,12 +61,15 @@ class Rpc(Protocol):
         """Wait up to ``timeout`` seconds in total for all ``references``, and return their values by the same keys.
 
         A key names the worker and the call in messages. Raises as soon as one reference has failed: PeerLostError if
-        its worker died or did not answer in time; the call's own error if that is a RayL4Error; otherwise PeerError
-        with the class of the error.
+        its worker died, hangs or did not answer in time, or if one hangs for which it may wait; the call's own error if
+        that is a RayL4Error; otherwise PeerError with the class of the error.
         """
 
     def ready(self, references: Sequence[Ref[Any]]) -> list[Ref[Any]]:
         """Return the references whose value or error has arrived, without waiting."""
+
+    def silence(self, worker: Any) -> str | None:
+        """Return how a worker came to a stop although its process exists; None if it is alive as far as known."""
 
     def end(self, worker: Any) -> None:
         """End a worker that is no longer needed."""
@@ -100,7 +105,7 @@ class LocalRpc:
             return _Result(getattr(worker, method.__name__)(*values))
         except RayL4Error as error:
             return _Result(error=error)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             failure = out_of_memory(worker, error)
@@ -119,12 +124,18 @@ class LocalRpc:
     def ready(self, references: Sequence[Ref[Any]]) -> list[Ref[Any]]:
         return list(references)
 
+    def silence(self, worker: Any) -> str | None:
+        return None
+
     def end(self, worker: Any) -> None:
         """Do nothing: the worker is an ordinary object."""
 
 
 class RayRpc:
     """Workers are Ray actors, and values travel through the object store (REFERENCE.md#ray)."""
+
+    def __init__(self) -> None:
+        self.pulses = Pulses()
 
     def call(self, worker: Any, method: Callable[..., T], *arguments: Any) -> Ref[T]:
         return cast(Ref[T], getattr(worker, method.__name__).remote(*arguments))
@@ -135,14 +146,19 @@ class RayRpc:
     def get_all(self, references: Mapping[str, Sequence[Any]], timeout: float) -> dict[str, list[Any]]:
         everything = [own for owns in references.values() for own in owns]
         try:
-            values = iter(ray.get(everything, timeout=timeout))
+            values = iter(self._get(everything, timeout))
         except GetTimeoutError:
-            late = ", ".join(who for who, owns in references.items() if len(self.ready(owns)) < len(owns))
-            who = late or ", ".join(references)
-            raise PeerLostError(f"{who}: no answer within {timeout:g} s (timeouts in the cluster profile)") from None
+            late = {who: owns for who, owns in references.items() if len(self.ready(owns)) < len(owns)} or references
+            silent = self.pulses.silent(everything)
+            if silent is not None:
+                raise PeerLostError(f"{silent}; awaited: {'; '.join(late)}") from None
+            raise PeerLostError(
+                f"{', '.join(late)}: no answer within {timeout:g} s (timeouts in the cluster profile)"
+                + self.pulses.last_spans(own for owns in late.values() for own in owns)
+            ) from None
         except RayError as error:
-            who, cause = self._first_failure(references) or (", ".join(references), error)
-            raise _translated(cause, who) from cause
+            who, cause, failed = self._first_failure(references) or (", ".join(references), error, [])
+            raise _translated(cause, who, self.pulses.last_spans(failed)) from cause
         return {who: [next(values) for _ in owns] for who, owns in references.items()}
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
@@ -151,15 +167,32 @@ class RayRpc:
         done, _ = ray.wait(list(references), num_returns=len(references), timeout=0, fetch_local=False)
         return done
 
+    def silence(self, worker: Any) -> str | None:
+        return self.pulses.silence(worker)
+
     def end(self, worker: Any) -> None:
         ray.kill(worker)
+        self.pulses.forget(worker)
 
-    def _first_failure(self, references: Mapping[str, Sequence[Any]]) -> tuple[str, RayError] | None:
-        """Return whose reference holds an error, and the error; None if that can no longer be determined.
+    def _get(self, references: Sequence[Any], timeout: float) -> Sequence[Any]:
+        """Return the values of ``references``. Raises GetTimeoutError if they are late, or if a worker hangs."""
+        deadline = time.monotonic() + timeout
+        interval = self.pulses.interval(references)
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            try:
+                values: Sequence[Any] = ray.get(references, timeout=min(left, interval))
+                return values
+            except GetTimeoutError:
+                if left <= interval or self.pulses.silent(references) is not None:
+                    raise
+
+    def _first_failure(self, references: Mapping[str, Sequence[Any]]) -> tuple[str, RayError, list[Any]] | None:
+        """Return whose reference holds an error, the error and the reference; None if that is no longer known.
 
         The death of a worker comes before the errors of calls that depended on it.
         """
-        failures: list[tuple[str, RayError]] = []
+        failures: list[tuple[str, RayError, list[Any]]] = []
         for who, owns in references.items():
             for reference in self.ready(owns):
                 try:
@@ -167,15 +200,16 @@ class RayRpc:
                 except GetTimeoutError:
                     continue  # the value exists, but on another node
                 except RayError as error:
-                    failures.append((who, error))
+                    failures.append((who, error, [reference]))
         return min(failures, key=lambda failure: isinstance(failure[1], RayTaskError), default=None)
 
 
-def _translated(error: RayError, waiting_for: str) -> RayL4Error:
-    """Convert an error that Ray raised into one of this project."""
+def _translated(error: RayError, waiting_for: str, last_span: str = "") -> RayL4Error:
+    """Convert an error that Ray raised into one of this project. ``last_span`` ends the message of a death."""
     if isinstance(error, RayTaskError):  # tested first, since it is also an instance of its cause's class
         return _cause(error, waiting_for)
-    return _of_ray(error, waiting_for, "its process")
+    found = _of_ray(error, waiting_for, "its process")
+    return PeerLostError(f"{found}{last_span}") if isinstance(found, PeerLostError) else found
 
 
 def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:

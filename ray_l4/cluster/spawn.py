@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ray_l4.workers.rendezvous import RendezvousStore
 
 
+_STUDENTS = "students"
+"""The team of all students: each may wait for the others."""
+
+
 class Spawner(Protocol):
     """Starts the workers of one run."""
 
@@ -81,7 +85,7 @@ class RaySpawner:
         reservation: Reservation,
     ) -> None:
         """``lost``: slots without a reservation, because their students were lost before the run was resumed."""
-        self.rpc: Rpc = RayRpc()
+        self.rpc = RayRpc()
         self.peers = peers
         self.rendezvous = _rendezvous_store(cluster) if cluster.forms_groups else None
         self._cluster = cluster
@@ -96,15 +100,12 @@ class RaySpawner:
         members: Sequence[Any] = [None]
         if count > 1 and self.rendezvous is not None:
             members = self.rendezvous.members(f"student-{slot}/{uuid.uuid4().hex}", count)
-        ranks = [
-            self._student_class.options(
-                **_share(self._cluster.students),
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=self._reservation.of_student(index, rank),
-            ).remote(self.peers[slot], self._setup, self._cluster, rank, member)
-            for rank, member in enumerate(members)
-        ]
+        ranks = []
+        for rank, member in enumerate(members):
+            who = f"student {slot}" + (f", rank {rank}" if count > 1 else "")
+            place = self._reservation.of_student(index, rank)
+            given = (self.peers[slot], self._setup, self._cluster, rank, member)
+            ranks.append(self._start(self._student_class, self._cluster.students, place, who, given, _STUDENTS))
         return StudentHandle(slot, self.rpc, ranks)
 
     def evaluators(self) -> Evaluators:
@@ -114,14 +115,21 @@ class RaySpawner:
     def _evaluator(self, index: int) -> EvaluatorHandle:
         wanted = self._cluster.evaluators
         reserved = wanted.cpus or wanted.gpus or wanted.resources
-        pulse = Pulse(f"evaluator-{index}/{uuid.uuid4().hex}", self._cluster.timeouts.control)
-        actor = self._evaluator_class.options(
-            **_share(wanted),
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=self._reservation.of_evaluator(index) if reserved else None,
-        ).remote(self._setup, self._cluster, pulse=(pulse.name, pulse.limit))
-        return EvaluatorHandle(self.rpc, actor, pulse)
+        place = self._reservation.of_evaluator(index) if reserved else None
+        who = f"evaluator {index}"
+        given = (self._setup, self._cluster)
+        return EvaluatorHandle(self.rpc, self._start(self._evaluator_class, wanted, place, who, given, who))
+
+    def _start(
+        self, actor: Any, resources: Resources, place: Any, who: str, arguments: Sequence[Any], team: str
+    ) -> Any:
+        """Start an actor in its ``place``, and watch its pulse. ``team``: see ``Pulses.watch``."""
+        pulse = Pulse(f"{who}/{uuid.uuid4().hex}", self._cluster.timeouts.control)
+        worker = actor.options(
+            **_share(resources), max_restarts=0, max_task_retries=0, scheduling_strategy=place
+        ).remote(*arguments, pulse=(pulse.name, pulse.limit))
+        self.rpc.pulses.watch(worker, who, pulse, team)
+        return worker
 
 
 def _rendezvous_store(cluster: ClusterConfig) -> RendezvousStore:

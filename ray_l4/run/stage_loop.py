@@ -115,17 +115,17 @@ class StageLoop:
 
         Raises PeerLostError after ``_MOST_RESTARTS`` restarts between which nothing new came to the disk.
         """
-        restarts, progress = 0, self._on_disk()
+        restarts, progress, why = 0, self._on_disk(), ""
         while True:
             lost_before = self._membership.lost.keys()
             try:
                 if restarts:
-                    self._begin_again()
+                    self._begin_again(why)
                 work()
                 return
             except PeerLostError as loss:
                 log.warning("a student is lost: %s", loss, exc_info=loss)
-                self._lost_before = lost_before
+                self._lost_before, why = lost_before, str(loss)
                 before, progress = progress, self._on_disk()
                 restarts = restarts + 1 if progress == before else 1
                 if restarts > _MOST_RESTARTS:
@@ -171,8 +171,11 @@ class StageLoop:
         self._retention.apply(self._state.stages_done)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
-    def _begin_again(self) -> None:
-        """Replace or drop the lost students, and return all students to the end of the last finished stage."""
+    def _begin_again(self, why: str) -> None:
+        """Replace or drop the lost students, and return all students to the end of the last finished stage.
+
+        ``why``: the error by which the loss was noticed. Unlike a roll call, it says which step was waited for.
+        """
         membership, progress = self._membership, self._context.progress
         lost = membership.roll_call().lost
         graph = membership.topology
@@ -182,7 +185,8 @@ class StageLoop:
             membership.drop(lost)
         else:
             for slot, how in lost.items():
-                progress.add_event(f"student {slot} is lost and replaced: {how}")
+                noticed = why if why.startswith(f"student {slot}") else f"{how}; noticed at: {why}"
+                progress.add_event(f"student {slot} is lost and replaced: {noticed}")
             membership.replace(lost)
         self._retake_scores(dropped or membership.lost.keys() != self._lost_before)
         self._context.curves.restart_stage()

@@ -114,7 +114,7 @@ def _collect(
     where: str,
     on_step: Callable[[int, StepFigures], None],
 ) -> None:
-    names = {peer: f"student {peer}, {where}, step {step}" for peer, step in submitted.steps.items()}
+    names = {peer: f"student {peer}, {where}, step {step}, figures" for peer, step in submitted.steps.items()}
     rpc = students[next(iter(names))].rpc
     values = rpc.get_all({names[peer]: own for peer, own in submitted.figures.items()}, timeout)
     by_step: dict[int, dict[int, dict[str, float]]] = {}

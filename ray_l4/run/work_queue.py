@@ -177,7 +177,7 @@ class WorkQueue:
     def _look_for_hanging(self) -> None:
         busy = {running.evaluator: reference for reference, running in self._running.items()}
         for evaluator in [*busy, *self._idle]:
-            why = self._evaluators.hangs(evaluator)
+            why = self._evaluators[evaluator].silence()
             if why is not None and evaluator in busy:
                 job = self._running[busy[evaluator]].task.job
                 self._lose(busy[evaluator], PeerLostError(f"evaluator {evaluator}, {job.name}: {why}"))
@@ -187,7 +187,7 @@ class WorkQueue:
         for reference, (evaluator, since) in list(self._starting.items()):
             late = time.monotonic() - since > self._start_timeout and len(self._starting) == len(self._evaluators)
             why = f"not ready within {self._start_timeout:g} s (timeouts.start)" if late else None
-            why = why or self._evaluators.hangs(evaluator)
+            why = why or self._evaluators[evaluator].silence()
             if why is not None:
                 self._lose_start(reference, PeerLostError(f"evaluator {evaluator}, start: {why}"))
 

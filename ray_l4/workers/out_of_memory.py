@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import traceback
+
 from ray_l4.errors import PeerError, first_line
 
-_TEXTS = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory")
+_TEXTS = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "out of memory", "std::bad_alloc")
 """Parts of the messages of PyTorch's allocators, which raise a plain RuntimeError on CPUs and in some CUDA calls."""
 
 REMEDY = (
@@ -15,11 +18,15 @@ REMEDY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation failed. ``torch.OutOfMemoryError`` is a RuntimeError too."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def out_of_memory(worker: object, error: BaseException) -> PeerError:
-    """Return the error that names the ``worker`` (by its ``str``), the failed allocation and what to do."""
+    """Return the error that names the ``worker`` (by its ``str``), the failed allocation and what to do.
+
+    Frees what the variables of the failed call hold: to send the error takes memory too.
+    """
+    traceback.clear_frames(error.__traceback__)
     return PeerError(f"{worker}: ran out of memory ({first_line(error)}). {REMEDY}")

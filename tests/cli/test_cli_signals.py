@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.cli_fixtures import REPOSITORY
+from tests.cli.cli_fixtures import IN_PROCESS, QUICKSTART, REPOSITORY
 
 COMMAND = """
 import os, signal, sys, time
@@ -70,6 +71,54 @@ def test_the_exit_code_is_130(tmp_path: Path, body: str, number: signal.Signals)
     assert done.returncode == 130, done.stderr
     assert done.stdout.startswith("began\n") and "after" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_one_line_says_that_the_command_was_stopped(tmp_path: Path, body: str) -> None:
+    (tmp_path / "stops.py").write_text("import os, time; os.kill(os.getpid(), 15); time.sleep(60)")
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(number=15, body=BODIES[body])],
+        env=os.environ | {"PYTHONPATH": f"{REPOSITORY}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
+"""Seconds after the command began to handle signals; by the last one it has loaded its libraries."""
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(("delay", "module"), [*((delay, "ray_l4.cli") for delay in DELAYS), (0.1, "ray_l4.cli.main")])
+def test_a_run_that_gets_a_signal_in_its_first_seconds_ends_with_130_and_one_line(
+    tmp_path: Path, delay: float, module: str
+) -> None:
+    """Before Python itself is up, a signal ends the process as it ends any other; that cannot be helped."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    command = [sys.executable, "-m", module, "run", str(QUICKSTART), "--cluster", str(IN_PROCESS), "--run-dir"]
+    started = [
+        subprocess.Popen([*command, str(tmp_path / number.name)], stderr=subprocess.PIPE, text=True)
+        for number in numbers
+    ]
+    for process in started:
+        while not _handles(process.pid, signal.SIGTERM):
+            assert process.poll() is None
+            time.sleep(0.001)
+    time.sleep(delay)
+    for process, number in zip(started, numbers, strict=True):
+        process.send_signal(number)
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert errors == "stopped\n", "one line, and no traceback"
+
+
+def _handles(process: int, number: signal.Signals) -> bool:
+    (mask,) = [line.split()[1] for line in Path(f"/proc/{process}/status").read_text().splitlines() if "SigCgt" in line]
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_without_a_signal_nothing_changes() -> None:

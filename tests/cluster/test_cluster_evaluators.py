@@ -1,16 +1,11 @@
-"""Evaluators at their start, and how a pulse is read, with a store and a clock of the test's own."""
+"""Evaluators at their start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from ray_l4.cluster import pulses
 from ray_l4.cluster.evaluators import MOST_DEATHS, Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
-from ray_l4.cluster.pulses import Pulse
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.errors import ModelError, PeerError, PeerLostError, RayL4Error
 
@@ -56,52 +51,3 @@ def test_an_error_that_another_start_would_meet_again_is_raised_at_once() -> Non
     with pytest.raises(ModelError, match="no such model"):
         evaluators.await_start(7.0)
     assert len(starts) == 1
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    state: dict[str, Any] = {"now": 100.0, "value": None, "reads": 0}
-
-    def read(pulse: Pulse) -> bytes | None:
-        state["reads"] += 1
-        return state["value"]  # type: ignore[no-any-return]
-
-    clock: Callable[[], float] = lambda: state["now"]  # noqa: E731
-    monkeypatch.setattr(pulses.time, "monotonic", clock)
-    monkeypatch.setattr(Pulse, "_read", read)
-    return state
-
-
-def test_a_pulse_that_stands_still_for_the_limit_is_that_of_a_process_that_hangs(world: dict[str, Any]) -> None:
-    pulse = Pulse("evaluator-0", 60)
-    world["value"] = b"1 answer"
-    assert not pulse.hangs()
-    world["now"] += 59
-    assert not pulse.hangs()
-    world["now"] += 6
-    assert pulse.hangs() and pulse.doing == "answer"
-    world["value"] = b"2 score"
-    world["now"] += 6
-    assert not pulse.hangs() and pulse.doing == "score", "it was only slow"
-
-
-def test_a_watcher_that_was_away_for_long_does_not_take_the_living_for_dead(world: dict[str, Any]) -> None:
-    pulse = Pulse("evaluator-0", 60)
-    for beat in range(5):
-        world["value"] = b"%d answer" % beat
-        assert not pulse.hangs()
-        world["now"] += 1000
-
-
-def test_a_process_that_has_not_begun_to_beat_does_not_hang(world: dict[str, Any]) -> None:
-    pulse = Pulse("evaluator-0", 60)
-    pulse.hangs()
-    world["now"] += 1000
-    assert not pulse.hangs()
-
-
-def test_the_store_is_asked_once_per_interval_however_often_one_looks(world: dict[str, Any]) -> None:
-    pulse = Pulse("evaluator-0", 60)
-    for _ in range(100):
-        pulse.hangs()
-    assert world["reads"] == 1

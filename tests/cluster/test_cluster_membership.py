@@ -141,7 +141,8 @@ def test_start_waits_for_every_student_and_evaluator() -> None:
     team.membership.await_start()
     Evaluators([EvaluatorHandle(team.rpc, Member(0)) for _ in range(2)]).await_start(7.0)
     who = ["student 0, start", "student 2, start", "evaluator 0, start", "evaluator 1, start"]
-    assert team.rpc.waits == [(own, 7.0) for own in who]
+    assert [own for own, _ in team.rpc.waits] == who
+    assert all(seconds == pytest.approx(7.0, abs=2.0) for _, seconds in team.rpc.waits)
 
 
 @pytest.mark.parametrize("who", ["student", "evaluator"])
@@ -170,6 +171,50 @@ def test_a_roll_call_tells_who_is_lost_and_where_the_others_are() -> None:
     assert [own.fence for own in team.members] == [1, 0, 1]
     assert team.membership.fence == 1
     assert team.membership.present == [1, 2, 3], "whether it is dropped or replaced is for others to say"
+
+
+class WaitingRpc(NotingRpc):
+    """One student hangs; the others answer only once it is ended, for they wait for its predictions."""
+
+    def __init__(self, silent: int) -> None:
+        super().__init__()
+        self.silent = silent
+
+    def silence(self, worker: Any) -> str | None:
+        return "no sign of life for 60 s" if worker.slot == self.silent and worker not in self.ended else None
+
+    def ready(self, references: Sequence[Any]) -> list[Any]:
+        return list(references) if any(worker.slot == self.silent for worker in self.ended) else []
+
+
+@pytest.mark.parametrize("silent", range(3))
+def test_a_student_that_hangs_is_ended_before_those_that_wait_for_it_are_given_up(silent: int) -> None:
+    team = Team(complete(3))
+    rpc = WaitingRpc(silent)
+    team.spawner.rpc = rpc
+    membership = Membership(team.spawner, ONE_RANK, complete(3))
+    roll = membership.roll_call()
+    assert roll.lost == {silent: f"student {silent}, asked to rejoin within 30 s: no sign of life for 60 s"}
+    assert set(roll.next_steps) == {0, 1, 2} - {silent}
+    assert [worker.slot for worker in rpc.ended] == [silent]
+
+
+def test_a_student_that_hangs_at_its_start_is_replaced_and_no_other() -> None:
+    team = Team(complete(2))
+    rpc = WaitingRpc(1)
+    team.spawner.rpc = rpc
+    membership = Membership(team.spawner, ONE_RANK, complete(2))
+    before = list(membership.students)
+    make = team.spawner.make
+
+    def sound(slot: int) -> Sequence[Any]:
+        rpc.silent = -1
+        rpc.ready = list  # type: ignore[method-assign, assignment]
+        return make(slot)
+
+    team.spawner.make = sound
+    membership.await_start()
+    assert membership.students[0] is before[0] and membership.students[1] is not before[1]
 
 
 def test_an_error_that_is_no_loss_ends_a_roll_call() -> None:
@@ -247,7 +292,7 @@ def test_a_replaced_student_is_a_new_one_in_the_same_slot() -> None:
     assert [membership.students[slot] for slot in (0, 2)] == [before[slot] for slot in (0, 2)]
     assert membership.lost == {} and membership.present == [0, 1, 2]
     assert membership.topology == complete(3)
-    assert team.rpc.waits == [("student 1, start", 7.0)]
+    assert [who for who, _ in team.rpc.waits] == ["student 1, start"]
 
 
 def test_all_ranks_of_a_replaced_student_are_ended() -> None:

@@ -62,6 +62,16 @@ class Commands:
 
     def run(self, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a script with these commands first on PATH, from a folder outside the repository."""
+        process = self.start(*command, **variables)
+        try:
+            output, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def start(self, *command: object, **variables: str) -> subprocess.Popen[str]:
+        """Start a script as ``run`` does, without waiting for it."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
         places = {
             "LOG": str(self.log),
@@ -69,14 +79,13 @@ class Commands:
             "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
             "RAY_L4_VENV": str(self.root),
         }
-        return subprocess.run(
+        return subprocess.Popen(
             [str(word) for word in command],
             env=clean | places | variables,
             cwd=self.root,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            check=False,
         )
 
     def calls(self) -> list[Call]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,20 @@ class Slurm(Commands):
     def submit(
         self, script: str, *arguments: str, job: int = 1234, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        options = options_of(script)
+        return self.run(*self._batch(script, arguments), **(self._granted(script, job) | variables))
+
+    def begin(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start a job without waiting for it."""
+        return self.start(*self._batch(script, arguments), **self._granted(script, 1234))
+
+    def _batch(self, script: str, arguments: Sequence[str]) -> list[object]:
         spooled = self.root / "slurm_script"
         shutil.copy(FOLDER / f"{script}.sbatch", spooled)
-        environment = {
+        return ["bash", spooled, *arguments]
+
+    def _granted(self, script: str, job: int) -> dict[str, str]:
+        options = options_of(script)
+        return {
             "SLURM_JOB_ID": str(job),
             "SLURM_SUBMIT_DIR": str(REPOSITORY),
             "SLURM_JOB_NUM_NODES": options["nodes"],
@@ -61,7 +72,6 @@ class Slurm(Commands):
             "RAY_L4_RUN_DIR": str(self.root / "run"),
             "RAY_L4_HEAD_ADDRESS": "192.0.2.1",
         }
-        return self.run("bash", spooled, *arguments, **(environment | variables))
 
 
 @pytest.fixture
@@ -177,6 +187,39 @@ def test_wrong_use(slurm: Slurm, script: str) -> None:
     assert "start this script with sbatch" in unsubmitted.stderr
     assert slurm.submit(script, QUICKSTART).returncode == 2
     assert slurm.calls() == []
+
+
+# Stands for a run that takes half a second to keep its state, unless nobody warns it.
+STOPS = """
+trap 'echo "$1" >>"$HOME/warned"; sleep 0.5; echo "$1 ended" >>"$HOME/warned"; exit 130' {number}
+touch "$HOME/runs"
+for _ in {{1..400}}; do sleep 0.1; done
+"""
+# Runs the entrypoint of `ray symmetric-run` as a child, and dies of any signal; Ray on a node runs until it is killed.
+SYMMETRIC = '[[ " $* " == *" symmetric-run "* ]] || exec sleep 60\nwhile [[ $1 != -- ]]; do shift; done\n"${@:2}"\n'
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["SIGUSR1", "SIGTERM"])
+def test_a_warning_reaches_the_run_and_the_job_ends_with_it(
+    tmp_path: Path, script: str, number: signal.Signals
+) -> None:
+    """``sbatch --signal=B:USR1`` warns the batch shell alone, which would die of it, and the run with it."""
+    bodies = {"srun": SYMMETRIC, "python": WAITS, "scontrol": "echo node1; echo node2\n"}
+    slurm = Slurm(tmp_path, **bodies, **{"ray-l4": STOPS.format(number=number.name)})
+    slurm.token()
+    job = slurm.begin(script, QUICKSTART, PROFILE)
+    while not (tmp_path / "home" / "runs").exists():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    job.send_signal(number)
+    output, errors = job.communicate(timeout=30)
+    assert (tmp_path / "home" / "warned").read_text().split() == ["run", "run", "ended"], "once, and waited for"
+    assert job.returncode == 130, errors
+    assert f"{number.name}: the run is asked to stop" in output
+
+
+def test_slurm_is_asked_for_a_warning_before_the_time_limit(script: str) -> None:
+    assert options_of(script)["signal"] == "B:USR1@120"
 
 
 # --- whole nodes ---

@@ -21,7 +21,7 @@ Actors = list[list[Any]]
 """The ranks of every student."""
 
 LIMIT = 60.0
-WHERE = r"stage 1 \(woz\.en\), step [01]"
+WHERE = r"stage 1 \(woz\.en\), step [01], figures"
 
 
 def started(peers: int, ranks: int = 1) -> Actors:

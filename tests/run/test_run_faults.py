@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -153,16 +154,35 @@ def test_a_student_that_dies_every_time_ends_the_run(tmp_path: Path, ray_cluster
     assert not set(actor_processes("Student")) - before, "all students go with the run"
 
 
-def test_a_student_that_hangs_is_given_up_after_the_timeout(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_student_that_hangs_is_noticed_by_its_pulse_and_alone_replaced_but_not_one_that_is_slow(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    """Long before the limit of a step, and without its partner, which waits for its predictions."""
     config = small.long_enough()
-    profile = small.cluster("object_store", timeouts={"step": 5.0})
+    expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
+    profile = small.cluster("object_store", timeouts={"control": 6.0, "step": small.LIMIT})
     setup, run = small.new_run(config, profile, tmp_path / "run")
     before = set(actor_processes("Student"))
     session = start(setup, profile, run)
     victim = strike(session, "training", "Student", before, signal.SIGSTOP)
+    time.sleep(2.0)
+    os.kill(victim, signal.SIGCONT)
+    step = session.snapshot().step
+    while session.snapshot().step < step + 5:
+        time.sleep(0.05)
+    (partner,) = set(actor_processes("Student")) - before - {victim}
+    os.kill(victim, signal.SIGSTOP)
+    began = time.monotonic()
+    while len(set(actor_processes("Student")) - before - {victim, partner}) < 1:
+        assert not session.wait(0.1) and time.monotonic() - began < 60.0
+    assert partner in actor_processes("Student"), "it waited for the other and is well"
     summary, events = outcome(session)
-    assert summary["restarts"] == 1
-    assert "no answer within" in events
+    small.assert_equal(run, expected)
+    assert summary["restarts"] == 1, "it was slow before, and not replaced for that"
+    (line,) = [line for line in events.splitlines() if "is lost and replaced" in line]
+    assert re.search(r"student [01]: no sign of life for 6 s \(timeouts\.control\); last span: ", line), line
+    assert re.search(r"last span: [a-z ]+ \(student [01], stage 0, step \d+\), \d+ s ago; awaited: ", line), line
+    assert re.search(r"awaited: .*student [01], mini\.woz, step \d+, figures", line), line
     assert victim not in actor_processes("Student"), "it is ended, not only left alone"
 
 

@@ -210,14 +210,14 @@ def test_every_wait_is_bounded_and_names_student_stage_and_step() -> None:
     recorder = Recorder()
     run(recorder, complete(2), range(2))
     assert recorder.waits == [
-        (f"student {peer}, stage 1 (woz.en), step {step}", 12.5) for step in (0, 1) for peer in (0, 1)
+        (f"student {peer}, stage 1 (woz.en), step {step}, figures", 12.5) for step in (0, 1) for peer in (0, 1)
     ]
 
 
 def test_an_error_ends_the_loop_and_names_student_stage_and_step() -> None:
     recorder = Recorder(fail=(1, 3))
     seen: list[int] = []
-    with pytest.raises(PeerError, match=r"^student 1, stage 1 \(woz\.en\), step 3: its process died$"):
+    with pytest.raises(PeerError, match=r"^student 1, stage 1 \(woz\.en\), step 3, figures: its process died$"):
         train_steps(
             handles(recorder, [(0,), (1,)]),
             complete(2),

@@ -48,6 +48,9 @@ class Manual:
     def put(self, value: Any) -> Any:
         return value
 
+    def silence(self, worker: Any) -> str | None:
+        return None
+
     def end(self, worker: Any) -> None:
         raise AssertionError("the queue ends nobody")
 
@@ -325,6 +328,11 @@ class Mortal(Manual):
     def __init__(self) -> None:
         super().__init__()
         self.ended: list[Any] = []
+        self.silent: set[Any] = set()
+        """Evaluators that hang."""
+
+    def silence(self, worker: Any) -> str | None:
+        return "no sign of life" if worker in self.silent else None
 
     def call(self, worker: Any, method: Callable[..., Any], *arguments: Any) -> Any:
         reference = super().call(worker, method, *arguments)
@@ -350,26 +358,12 @@ class Mortal(Manual):
         return [call for call in calls if call[0] not in self.finished]
 
 
-class Still:
-    """The pulse of an evaluator that hangs once it is told to."""
-
-    limit = 60.0
-    doing = "answer"
-    stopped = False
-
-    def hangs(self) -> bool:
-        return self.stopped
-
-    def forget(self) -> None:
-        pass
-
-
 def mortal(count: int, timeout: float = 30) -> tuple[Mortal, Evaluators, WorkQueue]:
     """A queue whose evaluators are numbered in the order in which they were started."""
     rpc, started = Mortal(), iter(range(1000))
 
     def start(index: int) -> EvaluatorHandle:
-        return EvaluatorHandle(rpc, next(started), Still())  # type: ignore[arg-type]
+        return EvaluatorHandle(rpc, next(started))  # type: ignore[arg-type]
 
     pool = Evaluators([start(index) for index in range(count)], start)  # type: ignore[arg-type]
     return rpc, pool, WorkQueue(rpc, pool, timeout, Timeline(RunDirectory(Path("no-run"))), 100)  # type: ignore[arg-type]
@@ -414,7 +408,7 @@ def test_an_evaluator_that_hangs_is_replaced_busy_or_idle(busy: bool) -> None:
     rpc, pool, queue = mortal(1)
     queue.add(jobs(["a"] if busy else [], results))
     queue.poll()
-    pool[0].pulse.stopped = True  # type: ignore[union-attr]
+    rpc.silent.add(0)
     queue.poll()
     queue.poll()
     assert rpc.ended == [0] and pool[0].worker == 1

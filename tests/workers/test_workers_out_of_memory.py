@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -29,7 +30,21 @@ def no_room_on_the_gpu() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-ALLOCATIONS = [too_large_a_tensor, too_large_a_list, no_room_on_the_gpu]
+def no_room_to_map_a_file() -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
+def no_room_in_native_code() -> None:
+    raise RuntimeError("std::bad_alloc")
+
+
+ALLOCATIONS = [
+    too_large_a_tensor,
+    too_large_a_list,
+    no_room_on_the_gpu,
+    no_room_to_map_a_file,
+    no_room_in_native_code,
+]
 
 
 class Calls(Protocol):
@@ -63,6 +78,19 @@ def test_a_call_that_runs_out_of_memory_names_the_worker_and_what_helps(allocate
     assert is_out_of_memory(caught.value.__cause__ or ValueError())
 
 
+def test_what_the_failed_call_held_is_free_before_the_error_is_sent() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def activations_and_then_no_room() -> None:
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        too_large_a_tensor()
+
+    with pytest.raises(PeerError, match="ran out of memory") as caught:
+        actor_class(Calls, HERE)().work(activations_and_then_no_room)
+    assert caught.value.__cause__ is not None and held[0]() is None
+
+
 @pytest.mark.parametrize("allocate", ALLOCATIONS)
 def test_so_does_a_call_within_one_process(allocate: Callable[[], None]) -> None:
     rpc = LocalRpc()
@@ -76,7 +104,9 @@ def test_a_worker_that_cannot_be_built_for_want_of_memory_says_so_too() -> None:
         actor_class(Calls, HERE)(too_large_a_tensor).work(lambda: None)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory"), KeyError("memory")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), ValueError("out of memory"), KeyError("memory"), OSError(2, "")]
+)
 def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     assert not is_out_of_memory(error)
     with pytest.raises(type(error)):
