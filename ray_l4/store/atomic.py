@@ -42,10 +42,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
+    """Write a Parquet file atomically, with a checksum for each of its pages."""
     import pyarrow.parquet as pq  # slow to import, and most commands write no table
 
-    write_file(path, lambda temporary: pq.write_table(table, temporary))
+    write_file(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

@@ -41,11 +41,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
-from ray_l4.errors import RunDirectoryError
-from ray_l4.store.atomic import write_json, write_text
+from ray_l4.errors import DamagedError, RunDirectoryError
+from ray_l4.store.atomic import write_text
 from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
 from ray_l4.store.names import file_part
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
+from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
 
 
@@ -123,7 +124,7 @@ class RunDirectory:
             run = cls(path)
             try:
                 write_text(path / "cluster.yaml", dump_yaml(cluster))
-                write_json(path / "manifest.json", manifest)
+                write_record(path / "manifest.json", manifest)
                 run.save_state(RunState())
                 write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
             except RunDirectoryError:  # a full disk: what is no run yet must not stand in the way of the next attempt
@@ -177,16 +178,18 @@ class RunDirectory:
     def state(self) -> RunState:
         """Return the progress of the run. Raises RunDirectoryError if ``state.json`` is missing or damaged."""
         path = self.path / "state.json"
+        found = read_json(path)
         try:
-            return RunState.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunDirectoryError(
-                f"{path}: unreadable ({type(error).__name__}); the run cannot be resumed"
+            return RunState.model_validate(found)
+        except ValidationError as error:
+            raise DamagedError(
+                f"{path}: damaged, or written by another version: {error.errors()[0]['msg']}. Restore it from a copy; "
+                "without it the run cannot be resumed."
             ) from error
 
     def save_state(self, state: RunState) -> None:
         """Write the progress of the run."""
-        write_json(self.path / "state.json", state.model_dump())
+        write_record(self.path / "state.json", state.model_dump())
 
     def checkpoint(self, stage: int, epoch: int, student: int) -> Path:
         """Return the folder of a student's checkpoint after ``epoch`` (from 1) of ``stage`` (from 0)."""
@@ -251,6 +254,10 @@ class RunDirectory:
         rows = [row for table in tables if table is not None for row in table.to_pylist()]
         return sorted(rows, key=lambda row: (row["stage"], row["step"], row["student"]))
 
+    def num_steps(self, stages: int) -> int:
+        """Return the number of steps of the first ``stages`` stages, each counted once for all its students."""
+        return len({(row["stage"], row["step"]) for row in self.step_figures() if row["stage"] < stages})
+
     def summary(self) -> dict[str, Any]:
         """Read the result of a finished run. Raises RunDirectoryError if the run has not finished."""
         if not (self.path / "summary.json").is_file():
@@ -295,11 +302,11 @@ class _Record(dict[str, Any]):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file of a run.
+    """Read the object in a JSON file of a run, without its format and checksum.
 
-    Raises RunDirectoryError if it cannot be read, and when a key that it lacks is looked up.
+    Raises RunDirectoryError if it cannot be read or its checksum is wrong, and when a key that it lacks is looked up.
     """
-    return _Record(path, parsed(path))
+    return _Record(path, unsealed(path, parsed(path)))
 
 
 def read_record(path: Path, model: type[Record]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.record_types import MOST
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             present = file.schema_arrow.names
             missing = [name for name in columns if name not in present]
             if missing:
@@ -68,7 +68,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
             others = present if optional is None else [name for name in optional if name in present]
             table = file.read(list(dict.fromkeys([*columns, *others])))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
+        raise DamagedError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
     for name in table.column_names:
         wrong = _wrong(table.column(name), _KINDS[name]) if name in _KINDS else None
         if wrong is not None:
