@@ -58,4 +58,4 @@ def go_back(
 
 def _warning(setup: Setup, damage: str, stages: int) -> str:
     after = f"the end of {setup.stages[stages - 1].name}" if stages else "its beginning"
-    return f"warning: {damage}. The run goes back to {after} and learns from there again."
+    return f"warning: {damage.rstrip('.')}. The run goes back to {after} and learns from there again."

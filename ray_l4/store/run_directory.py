@@ -25,15 +25,12 @@ During a run only the coordinator writes here, so nodes do not need to share a d
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,12 +39,13 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import DamagedError, RunDirectoryError
-from ray_l4.store.atomic import write_text
-from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
+from ray_l4.store.atomic import finish_replacements, write_text
+from ray_l4.store.lock import locked
 from ray_l4.store.names import file_part
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
 from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
+from ray_l4.store.unwritable import unwritable_message
 
 
 class RunState(BaseModel):
@@ -91,6 +89,8 @@ SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds"
 """Columns of a step's figures whose sum is the time of a student's steps."""
 _CLAIM = ".claim"
 """File that is there while a run directory is created."""
+_REPLACED = ("checkpoints", "states", "guards", "replay", "debug", "teachers")
+"""Folders in which a process that was killed may have left temporary files and folders."""
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
 
 
@@ -113,11 +113,8 @@ class RunDirectory:
         except FileExistsError:
             raise _taken(path) from None
         except OSError as error:
-            raise RunDirectoryError(
-                full_disk_message(path, error)
-                if is_full_disk(error)
-                else f"{path}: cannot be created ({error.strerror})"
-            ) from error
+            message = unwritable_message(path, error, is_new=True) or f"{path}: cannot be created ({error.strerror})"
+            raise RunDirectoryError(message) from error
         try:
             if any(file != claim for file in path.iterdir()):
                 raise _taken(path)
@@ -127,7 +124,7 @@ class RunDirectory:
                 write_record(path / "manifest.json", manifest)
                 run.save_state(RunState())
                 write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
-            except RunDirectoryError:  # a full disk: what is no run yet must not stand in the way of the next attempt
+            except RunDirectoryError:  # what is no run yet must not stand in the way of the next attempt
                 for name in ("cluster.yaml", "manifest.json", "state.json"):
                     (path / name).unlink(missing_ok=True)
                 raise
@@ -145,27 +142,10 @@ class RunDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the directory for this process. Raises RunDirectoryError if another process holds the lock."""
-        with self._lock_file() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RunDirectoryError(
-                    f"{self.path}: in use by {holder}. Wait until it ends, or stop it first."
-                ) from None
-            with naming_full_disk(self.path / ".lock"):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
+        with locked(self.path):
+            for name in _REPLACED:
+                finish_replacements(self.path / name)
             yield
-
-    def _lock_file(self) -> TextIO:
-        path = self.path / ".lock"
-        try:
-            return path.open("a+")
-        except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be opened ({error.strerror}); remove what is there") from error
 
     def experiment(self) -> ExperimentConfig:
         """Return the experiment as it was resolved at the start of the run."""

@@ -10,6 +10,7 @@ import pytest
 
 from ray_l4.errors import PeerLostError
 from ray_l4.run.going_back import whole_part
+from ray_l4.run.session import Session
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.student import Student
 from tests.run import run_fixtures as small
@@ -83,6 +84,10 @@ def figures(run: RunDirectory) -> list[dict[str, Any]]:
     return [{name: row[name] for name in row if not name.endswith("_seconds")} for row in run.step_figures()]
 
 
+def warnings_of(session: Session) -> list[str]:
+    return [line for line in session.snapshot().events if "warning: " in line and "The run goes back" in line]
+
+
 @pytest.mark.parametrize(("method", "changes", "damage"), cases())
 def test_a_resumed_run_goes_back_to_the_last_whole_stage(
     method: str,
@@ -99,9 +104,8 @@ def test_a_resumed_run_goes_back_to_the_last_whole_stage(
     path = damage(run)
     session = small.start(setup, small.cluster("in_process"), run)
     small.finish(session)
-    warnings = [line for line in session.snapshot().events if line.startswith("warning: ")]
-    assert len(warnings) == 1, warnings
-    assert str(path) in warnings[0] and "goes back to its beginning" in warnings[0]
+    (warning,) = warnings_of(session)
+    assert str(path) in warning and "goes back to its beginning" in warning
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
     assert whole_part(run, setup).damage is None
@@ -120,7 +124,7 @@ def test_of_three_stages_the_last_whole_one_is_used(tmp_path: Path) -> None:
         flip(next((run.path / f"checkpoints/stage-{stage}").glob("epoch-*/student-0")) / "model.safetensors")
     session = small.start(setup, profile, run)
     small.finish(session)
-    (warning,) = [line for line in session.snapshot().events if line.startswith("warning: ")]
+    (warning,) = warnings_of(session)
     assert "goes back to the end of mini.rest" in warning
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
@@ -145,7 +149,8 @@ def test_a_checkpoint_found_damaged_after_a_loss(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Student, "backward", backward)
     session = small.start(setup, profile, run)
     summary = small.finish(session)
-    assert any("model.safetensors is damaged" in line for line in session.snapshot().events)
+    (warning,) = warnings_of(session)
+    assert "model.safetensors is damaged" in warning
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
     assert summary["restarts"] == 1, "the restart after the loss came to nothing"
