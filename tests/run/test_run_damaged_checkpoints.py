@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_l4.errors import PeerLostError
+from ray_l4.config.model import ModelConfig
+from ray_l4.errors import ModelError, PeerLostError, RunDirectoryError
+from ray_l4.learner.models import build_model, load_folder
 from ray_l4.run.going_back import whole_part
 from ray_l4.run.session import Session
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.workers.student import Student
 from tests.run import run_fixtures as small
 
@@ -154,3 +159,44 @@ def test_a_checkpoint_found_damaged_after_a_loss(tmp_path: Path, monkeypatch: py
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
     assert summary["restarts"] == 1, "the restart after the loss came to nothing"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_checkpoint_is_not_evaluated(
+    name: str, undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_stage(undisturbed("lamol", {})), tmp_path / "copy")
+    load_folder(folder)
+    flip(folder / name, len((folder / name).read_bytes()) // 2)
+    with pytest.raises(ModelError, match=rf"{folder}/{name} is damaged: .* Copy the checkpoint again"):
+        load_folder(folder)
+    with pytest.raises(ModelError, match=rf"{folder}/{name} is damaged"):
+        build_model(ModelConfig(name=str(folder)), TaskTokenizer.load(finished_stage(undisturbed("lamol", {}))), 0)
+
+
+def test_damaged_teachers_are_trained_again(tmp_path: Path) -> None:
+    config, profile = small.quick("l2kd-word"), small.cluster("in_process")
+    setup, run = small.stopped_run(config, tmp_path / "run", "learning mini.woz")
+    teachers = RunDirectory.open(run.teachers())
+    assert teachers.state().stages_done == 2
+    expected = small.weights(teachers)
+    flip(finished_stage(teachers) / "model.safetensors")
+    session = small.start(setup, profile, run)
+    small.finish(session)
+    (warning,) = warnings_of(session)
+    assert "teachers/checkpoints/stage-0" in warning
+    assert small.weights(teachers) == expected
+
+
+def test_storage_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, run = small.stopped_run(small.quick("lamol"), tmp_path / "run", "learning mini.woz")
+
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("ray_l4.store.checksums._sum", refuse)
+    with pytest.raises(RunDirectoryError, match=r"student-0/\S+: cannot be read \(Input/output error\)"):
+        small.start(setup, small.cluster("in_process"), run)
+    assert run.state().stages_done == 1 and small.weights(run), "nothing is removed"
