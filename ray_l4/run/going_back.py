@@ -6,8 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from ray_l4.errors import DamagedError
+from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.setup.setup import Setup
+from ray_l4.store.checkpoints import checkpoints
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.whole_stages import Needed, Whole, return_to, whole_stages
 
@@ -28,10 +29,18 @@ def whole_part(run: RunDirectory, setup: Setup) -> Whole:
 
 
 def go_back_if_damaged(run: RunDirectory, setup: Setup, tell: Callable[[str], None]) -> None:
-    """Before a run goes on, return it to its last stage that is whole. ``tell`` gets a warning if it was damaged."""
+    """Before a run goes on, return it to its last stage that is whole. ``tell`` gets a warning if it was damaged.
+
+    Raises RunDirectoryError if the run has finished and holds no checkpoint at all: they were hardly lost by accident.
+    """
     whole = whole_part(run, setup)
     if whole.damage is None:
         return
+    if (run.path / "summary.json").is_file() and not checkpoints(run):
+        raise RunDirectoryError(
+            f"{run.path}: has finished, and its checkpoints were removed: {whole.damage}. Nothing is done, so that its "
+            "results stay. To learn from the beginning again, remove its summary.json, or start a new run."
+        )
     state = run.state()
     tell(_warning(setup, whole.damage, whole.stages))
     save = partial(run.save_state, state.model_copy(update={"stages_done": whole.stages}))

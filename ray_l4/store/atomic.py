@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_l4.store.exchange import exchange
+from ray_l4.store.tables import COLUMNS, names_checksum
 from ray_l4.store.unwritable import naming_unwritable
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically, with a checksum for each of its pages."""
+    """Write a Parquet file atomically, with a checksum for each of its pages and one of the names of its columns."""
     import pyarrow.parquet as pq  # slow to import, and most commands write no table
 
-    write_file(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+    sealed = table.replace_schema_metadata({**(table.schema.metadata or {}), COLUMNS: names_checksum(table.schema)})
+    write_file(path, lambda temporary: pq.write_table(sealed, temporary, write_page_checksum=True))
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:

@@ -5,6 +5,8 @@ A column of one name has one type in all files.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,15 @@ _KINDS = {
 """Column -> what its values are; any other column may be of any type."""
 
 
+COLUMNS = b"ray_l4.columns"
+"""Key of a file's metadata for the checksum of the names of its columns, which those of its pages do not cover."""
+
+
+def names_checksum(schema: pa.Schema) -> bytes:
+    """Return a checksum of the names of the columns."""
+    return hashlib.sha256(json.dumps(schema.names).encode()).hexdigest().encode()
+
+
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> pa.Table | None:
     """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
 
@@ -58,7 +69,10 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            present = file.schema_arrow.names
+            schema = file.schema_arrow
+            present = schema.names
+            if (schema.metadata or {}).get(COLUMNS, names_checksum(schema)) != names_checksum(schema):
+                raise DamagedError(f"{path}: damaged: the names of its columns are not those that were written")
             missing = [name for name in columns if name not in present]
             if missing:
                 raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")

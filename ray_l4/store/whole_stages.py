@@ -52,7 +52,7 @@ def whole_stages(run: RunDirectory, needed: Needed, done: int) -> Whole:
 
     Needed are the last of them, and those that lack scores. Raises RunDirectoryError if a file cannot be read.
     """
-    found, scores = None, run.scores()
+    found, scores = None, run.scores() if done else {}
     try:
         for stage in range(done):
             damaged = _damaged_result if needed.independent else partial(_unscorable, scores=scores)

@@ -174,6 +174,17 @@ def test_a_damaged_checkpoint_is_not_evaluated(
         build_model(ModelConfig(name=str(folder)), TaskTokenizer.load(finished_stage(undisturbed("lamol", {}))), 0)
 
 
+def test_a_finished_run_whose_checkpoints_were_removed_keeps_its_results(
+    undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path
+) -> None:
+    run = RunDirectory(shutil.copytree(undisturbed("lamol", {}).path, tmp_path / "run"))
+    shutil.rmtree(run.path / "checkpoints")
+    setup = small.prepare(small.quick("lamol"))
+    with pytest.raises(RunDirectoryError, match="has finished, and its checkpoints were removed"):
+        small.start(setup, small.cluster("in_process"), run)
+    assert run.summary() and run.scores(), "nothing is removed"
+
+
 def test_damaged_teachers_are_trained_again(tmp_path: Path) -> None:
     config, profile = small.quick("l2kd-word"), small.cluster("in_process")
     setup, run = small.stopped_run(config, tmp_path / "run", "learning mini.woz")
