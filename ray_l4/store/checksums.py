@@ -16,6 +16,7 @@ from ray_l4.store.atomic import write_text
 SUMS = "SHA256SUMS"
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_UNCHECKED = "cannot be checked: "
 _ON_PURPOSE = f"if it was changed on purpose, delete {SUMS}"
 
 
@@ -57,7 +58,7 @@ def damaged_in(folder: Path, *, except_for: str = "") -> str | None:
     """
     known = _read(folder)
     if isinstance(known, str):
-        return f"{folder / SUMS} {known}"
+        return known.removeprefix(_UNCHECKED)
     for name in sorted(known or ()):
         how = None if except_for and name.endswith(except_for) else _damage(folder / name, known or {})
         if how is not None:
@@ -89,14 +90,14 @@ def _write(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def _read(folder: Path) -> dict[str, str] | str | None:
-    """Return name -> checksum of the files of a folder; None if they have none; how the list is damaged, if it is."""
+    """Return name -> checksum of the files of a folder; None if they have none; that the list is damaged, if it is."""
     try:
         text = (folder / SUMS).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        return f"cannot be checked, since {SUMS} beside it is damaged"
+        return f"{_UNCHECKED}{folder / SUMS} is damaged"
     lines = [_LINE.fullmatch(line) for line in text.splitlines()]
     if not lines or not all(lines):
-        return f"cannot be checked, since {SUMS} beside it is damaged"
+        return f"{_UNCHECKED}{folder / SUMS} is damaged"
     return {line[2].removeprefix("./"): line[1] for line in lines if line}

@@ -138,7 +138,7 @@ def test_of_three_stages_the_last_whole_one_is_used(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_found_damaged_after_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run itself goes back, and counts two restarts: after the loss, and after the damage."""
+    """The run goes back by itself. The restart after the loss finds the damage; the one after that counts."""
     config, profile = small.quick("l4"), small.cluster("in_process")
     expected, _ = small.complete_run(config, profile, tmp_path / "expected")
     setup, run = small.new_run(config, profile, tmp_path / "run")
