@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from ray_l4.errors import DamagedError, RunDirectoryError
@@ -52,11 +51,14 @@ def whole_stages(run: RunDirectory, needed: Needed, done: int) -> Whole:
 
     Needed are the last of them, and those that lack scores. Raises RunDirectoryError if a file cannot be read.
     """
-    found, scores = None, run.scores() if done else {}
+    found: str | None = None
+    scores = run.scores() if done else {}
     try:
         for stage in range(done):
-            damaged = _damaged_result if needed.independent else partial(_unscorable, scores=scores)
-            found = damaged(run, needed, stage)
+            if needed.independent:
+                found = _damaged_result(run, needed, stage)
+            else:
+                found = _unscorable(run, needed, stage, scores)
             if found is not None:
                 done = stage
                 break

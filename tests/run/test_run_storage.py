@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.monitor import event_file
 from ray_l4.store.run_directory import RunDirectory
 from tests.run import run_fixtures as small
 
@@ -68,7 +67,7 @@ def test_curves_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(event_file.RecordWriter, "write", refuse)
+    monkeypatch.setattr("ray_l4.monitor.event_file.RecordWriter.write", refuse)
     with pytest.raises(RunDirectoryError, match=r"tensorboard/events\S+: cannot be written \(Permission denied\)"):
         small.start(setup, small.cluster("in_process"), run)
 

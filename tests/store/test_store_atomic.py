@@ -216,7 +216,7 @@ def test_a_replacement_that_was_cut_off_is_finished(
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "exchange", lambda *_: False)
         patched.setattr(Path, "replace", killed)
-        patched.setattr(atomic.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             write_folder(path, two_files("new"))
     assert path.exists() == (calls == 2)

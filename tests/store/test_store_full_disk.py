@@ -65,7 +65,7 @@ def test_every_writer_names_what_it_could_not_write(name: str, tmp_path: Path, m
     """Real errors of real writes: every file that is opened is the full device."""
     path = tmp_path / "run" / "result"
     path.parent.mkdir()
-    monkeypatch.setattr(atomic.secrets, "token_hex", lambda count: "0" * 2 * count)
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
     for target in (path, path.with_name(f".result.{os.getpid()}-00000000.part")):
         if name != "folder":
             target.symlink_to(FULL)
