@@ -40,6 +40,14 @@ class RunDirectoryError(RayL4Error):
     exit_code = 5
 
 
+class DamagedError(RunDirectoryError):
+    """A file of a run is missing, cut off, or has other bytes than were written. An earlier one may be whole."""
+
+
+class UnwritableError(RunDirectoryError):
+    """The storage refuses to take a file. What was written before is whole."""
+
+
 class ClusterError(RayL4Error):
     """The cluster cannot be reached or lacks the requested resources."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import yaml
 from typer.testing import CliRunner
+
+from ray_l4.store.run_directory import RunDirectory
 
 EXPERIMENT: dict[str, Any] = {
     "name": "small",
@@ -64,6 +65,5 @@ def _interrupt(run: Path, copy: Path) -> None:
     for path in (*copy.glob("*/stage-1.*"), copy / "summary.json", *copy.glob("report.*")):
         path.unlink(missing_ok=True)
     shutil.rmtree(copy / "checkpoints" / "stage-1")
-    state = json.loads((copy / "state.json").read_bytes()) | {"stages_done": 1}
-    (copy / "state.json").unlink()
-    (copy / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    unfinished = RunDirectory(copy)
+    unfinished.save_state(unfinished.state().model_copy(update={"stages_done": 1}))  # which replaces the link

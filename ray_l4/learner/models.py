@@ -27,6 +27,7 @@ from ray_l4.learner.adapters import (
 )
 from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
+from ray_l4.store.checksums import damaged_in
 from ray_l4.store.records import ADAPTER_WEIGHTS, ADAPTERS
 from ray_l4.store.weight_files import damage
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -61,6 +62,7 @@ def build_model(
 
 def _pretrained(config: ModelConfig, tokenizer: TaskTokenizer, dropout: float | None) -> PreTrainedModel:
     name = str(config.name)
+    refuse_damaged(Path(name))
     model = load_pretrained(name, "model.name", config.dtype)
     if dropout is not None:
         set_dropout(model, dropout, name)
@@ -222,10 +224,21 @@ def load_folder(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, 
     if (folder / ADAPTER_CONFIG).is_file():
         tuned, tokenizer = load_adapters(folder, dtype)
         return tuned.model, tokenizer
+    refuse_damaged(folder)
     tokenizer = TaskTokenizer.load(folder)
     model = load_pretrained(str(folder), "model.name", dtype)
     grow(model, tokenizer.size)
     return model, tokenizer
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ModelError if a file in the folder of a model is not the one of which the folder has the checksum."""
+    try:
+        damaged = damaged_in(folder)
+    except OSError as error:
+        damaged = f"{error.filename} cannot be read ({error.strerror})"
+    if damaged is not None:
+        raise ModelError(f"model.name: {damaged}. Copy the checkpoint again, or take another one.")
 
 
 def load_adapters(folder: Path, dtype: str = "float32") -> tuple[LoraModel, TaskTokenizer]:
@@ -234,6 +247,7 @@ def load_adapters(folder: Path, dtype: str = "float32") -> tuple[LoraModel, Task
     ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder is not such a checkpoint, or
     if the base model is not found.
     """
+    refuse_damaged(folder)
     tokenizer = TaskTokenizer.load(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():

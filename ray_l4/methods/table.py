@@ -57,6 +57,11 @@ class Method:
         return self.guard != "none"
 
     @property
+    def guard_learns(self) -> bool:
+        """Whether its guard knows something after a stage that the next one needs: how much each weight matters."""
+        return self.guard in ("fisher", "sensitivity")
+
+    @property
     def replays(self) -> bool:
         """Whether examples of earlier tasks join those of a new one."""
         return self.replay != "none"

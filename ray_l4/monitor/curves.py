@@ -29,6 +29,10 @@ class Curves:
         """Begin a stage (or stages that run side by side) of ``num_steps`` steps in total."""
         self._stage_start, self._stage_end = self._stage_end, self._stage_end + num_steps
 
+    def return_to(self, steps_before: int) -> None:
+        """Return to the end of an earlier stage, after ``steps_before`` steps in total."""
+        self._stage_start = self._stage_end = steps_before
+
     def restart_stage(self) -> None:
         """Return to the start of the current stage; ``begin_stage`` then begins it again."""
         self._stage_end = self._stage_start

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ray_l4.store.full_disk import naming_full_disk
+from ray_l4.store.unwritable import naming_unwritable
 
 _FLUSH_SECONDS = 10.0
 """Seconds after which events are visible to readers of the file."""
@@ -23,14 +23,14 @@ _numbers = itertools.count()
 class EventFile:
     """A new event file in ``folder``, which replaces the steps of earlier ones from ``purge_step`` on.
 
-    Written by the calling thread, unlike TensorBoard's own writer: a full disk is then an error of the call that meets
-    it, and no thread is left at the end of the process. Raises RunDirectoryError if the disk is full.
+    Written by the calling thread, unlike TensorBoard's own writer: storage that refuses is then an error of the call
+    that meets it, and no thread is left at the end of the process. Raises UnwritableError if it does.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(_numbers)}"
         self._path = folder / name
-        with naming_full_disk(self._path):
+        with naming_unwritable(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = RecordWriter(self._path.open("wb"))
         self._next_flush = 0.0
@@ -46,13 +46,13 @@ class EventFile:
 
     def close(self) -> None:
         """Flush and close the file."""
-        with naming_full_disk(self._path):
+        with naming_unwritable(self._path):
             self._writer.close()
 
     def _add(self, event: Event, step: int) -> None:
         event.wall_time = time.time()
         event.step = step
-        with naming_full_disk(self._path):
+        with naming_unwritable(self._path):
             self._writer.write(event.SerializeToString())
             if time.monotonic() >= self._next_flush:
                 self._writer.flush()

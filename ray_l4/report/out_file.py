@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ray_l4.errors import ConfigError
+from ray_l4.errors import ConfigError, UnwritableError
 from ray_l4.store.atomic import write_text
 
 
@@ -13,6 +13,8 @@ def write_out(text: str, out: Path, option: str = "--out") -> None:
     """Write ``text`` to a file; missing folders are created. Raises ConfigError if that is not possible."""
     try:
         write_text(out, text)
+    except UnwritableError as error:
+        raise ConfigError(f"{option} {error}") from error
     except OSError as error:
         raise ConfigError(f"{option} {out}: cannot be written ({error.strerror})") from error
 

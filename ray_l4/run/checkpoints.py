@@ -88,7 +88,7 @@ class Checkpoints:
                 continue
             epoch = directory.result_epoch(stages_done - 1, self._context.setup.experiment.training.epochs)
             asked.append((student, student.load(read_weights(directory.checkpoint(stages_done - 1, epoch, peer)))))
-            if directory.guard(stages_done - 1, peer).is_file():
+            if self._context.setup.method.guard_learns:
                 asked.append((student, student.restore_guard(read_guard(directory, stages_done - 1, peer))))
         for student, references in asked:
             student.wait(references, self._limits.start, "return to the end of a stage")

@@ -20,6 +20,7 @@ from ray_l4.monitor.trackers import TRACKERS, TrackedRun
 from ray_l4.monitor.tracking import QueuedWriter
 from ray_l4.report.summary import summarise
 from ray_l4.run.context import RunContext, StoppedError
+from ray_l4.run.going_back import go_back_if_damaged, whole_part
 from ray_l4.run.mirroring import Mirroring
 from ray_l4.run.run_log import logging_to
 from ray_l4.run.stage_loop import StageLoop
@@ -27,8 +28,8 @@ from ray_l4.run.state_keeper import StateKeeper
 from ray_l4.run.teachers import open_teachers
 from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import StagePlan
-from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.sealed import write_record
 from ray_l4.store.states import newest_step
 
 MakeSpawner = Callable[[Setup, ClusterConfig, Sequence[int], Collection[int]], Spawner]
@@ -84,7 +85,7 @@ class Coordinator:
                 if not self._is_part:
                     context.mirroring.finish()
         summary = summarise(context.directory)
-        write_json(context.directory.path / "summary.json", summary)
+        write_record(context.directory.path / "summary.json", summary)
         context.progress.update(phase="starting" if self._is_part else "done", jobs_open=0)
         return summary
 
@@ -117,11 +118,13 @@ class Coordinator:
         context = self._context
         if not context.setup.method.has_task_teachers:
             return None, 0.0
-        teachers = open_teachers(context.setup, context.directory)
-        if not (teachers.path / "summary.json").is_file():
+        teachers, setup = open_teachers(context.setup, context.directory), context.setup.of_teachers()
+        own = teachers.path == context.directory.teachers()
+        is_done = (teachers.path / "summary.json").is_file()
+        if not is_done or (own and whole_part(teachers, setup).damage is not None):
             context.progress.add_event("training the teachers")
             context.progress.update(part="teachers: ")
-            part = _part_of(context, context.setup.of_teachers(), teachers)
+            part = _part_of(context, setup, teachers)
             try:
                 with context.timeline.span("coordinator", "teachers", "training the teachers"):
                     Coordinator(part, self._make_spawner, self._most_slots, is_part=True).run()
@@ -130,13 +133,13 @@ class Coordinator:
                 raise
             context.progress.add_event("the teachers are trained")
             context.progress.update(part="")
-        own = teachers.path == context.directory.teachers()
         return teachers, teachers.state().wall_seconds if own else 0.0
 
 
 def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> RunContext:
     """Build the context of a run, with all its outputs open."""
     progress = Progress()
+    go_back_if_damaged(directory, setup, progress.add_event)
     return RunContext(
         setup=setup,
         cluster=cluster,
@@ -151,6 +154,7 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
 
 def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunContext:
     """Return the context of a part of a run, which has a run directory of its own."""
+    go_back_if_damaged(directory, setup, whole.progress.add_event)
     prefix = f"{whole.directory.path.resolve().name}/"
     curves = _curves(directory, _tracker(directory, setup, whole.cluster, whole.progress, prefix))
     return replace(whole, setup=setup, directory=directory, curves=curves, timeline=Timeline(directory))
@@ -169,6 +173,5 @@ def _tracker(
 
 def _curves(directory: RunDirectory, tracker: QueuedWriter | None) -> Curves:
     done = directory.state().stages_done
-    steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
     kept = newest_step(directory, done)
-    return Curves(directory.path / "tensorboard", len(steps), tracker, steps_kept=kept)
+    return Curves(directory.path / "tensorboard", directory.num_steps(done), tracker, steps_kept=kept)

@@ -18,10 +18,11 @@ from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.report.run_files import Headline, read_headlines
 from ray_l4.report.summary import summarise
-from ray_l4.store.atomic import write_json, write_text
+from ray_l4.store.atomic import write_text
 from ray_l4.store.mirror import mirror_of
 from ray_l4.store.records import write_score
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.sealed import write_record
 from ray_l4.store.tables import read_table
 from ray_l4.tasks.registry import load, metric_of
 
@@ -143,7 +144,7 @@ def _write(run: RunDirectory, cells: Sequence[_Rescored]) -> None:
         write_score(
             run, cell.change.cell, cell.record, {name: cell.predictions[name] for name in cell.predictions.column_names}
         )
-    write_json(run.path / "summary.json", summarise(run))
+    write_record(run.path / "summary.json", summarise(run))
     finished = FinishedRun.open(run.path)
     if (run.path / "report.md").is_file():
         write_text(run.path / "report.md", run_report(finished))

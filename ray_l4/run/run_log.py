@@ -6,9 +6,10 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from ray_l4.store.full_disk import is_full_disk
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.unwritable import naming_unwritable, unwritable_message
 from ray_l4.workers.log import LOGGERS, LineFormatter, LogLine, log_level
 
 
@@ -28,17 +29,18 @@ class RunLog:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that goes without lines for which the disk has no room: what the run needs fails by itself then."""
+    """A log file that goes without lines that its storage refuses: what the run needs fails by itself then."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not is_full_disk(sys.exc_info()[1]):
+        error = sys.exc_info()[1]
+        if error is None or unwritable_message(Path(self.baseFilename), error) is None:
             super().handleError(record)
 
     def close(self) -> None:
         try:
             super().close()
         except OSError as error:
-            if not is_full_disk(error):
+            if unwritable_message(Path(self.baseFilename), error) is None:
                 raise
 
 
@@ -48,8 +50,9 @@ def logging_to(directory: RunDirectory) -> Iterator[None]:
     handlers = []
     for name in LOGGERS:
         path = directory.log(name.rpartition(".")[2])
-        path.parent.mkdir(exist_ok=True)
-        handler = _LogFile(path, encoding="utf-8")
+        with naming_unwritable(path):
+            path.parent.mkdir(exist_ok=True)
+            handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(LineFormatter())
         logger = logging.getLogger(name)
         handlers.append((logger, handler, logger.level, logger.propagate))

@@ -80,6 +80,11 @@ class Scoring:
         """Take the scores of a stage again from ``first_epoch`` on: its checkpoints will have other weights."""
         self._scored = {cell for cell in self._scored if cell.stage != stage or cell.epoch < first_epoch}
 
+    def reread(self) -> None:
+        """Cancel the scores that are not there yet, and take those in the run directory for all that there are."""
+        self.cancel()
+        self._scored = set(self._context.directory.scores())
+
     def cancel(self, stage: int | None = None, student: int | None = None) -> None:
         """Cancel the scores that are not there yet: all, or those of a stage and student."""
         for cell in [cell for cell in self._answers if stage in (None, cell.stage) and student in (None, cell.student)]:

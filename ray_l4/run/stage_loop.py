@@ -13,10 +13,11 @@ from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import PerRank, get
 from ray_l4.cluster.spawn import Spawner
-from ray_l4.errors import PeerError, PeerLostError
+from ray_l4.errors import DamagedError, PeerError, PeerLostError
 from ray_l4.run.checkpoints import Checkpoints
 from ray_l4.run.context import RunContext
 from ray_l4.run.examples import StageExamples
+from ray_l4.run.going_back import go_back
 from ray_l4.run.retention import Retention
 from ray_l4.run.run_log import RunLog
 from ray_l4.run.scoring import Scoring
@@ -62,6 +63,7 @@ class StageLoop:
         self._evaluators = evaluators
         self._lost_before: Collection[int] = ()
         """The students that were lost before the attempt that failed last."""
+        self._disk = disk
         self._run_log = RunLog(context.directory)
         limits = context.cluster.timeouts
         self._queue = WorkQueue(self._rpc, evaluators, limits.work, context.timeline, limits.start)
@@ -79,13 +81,17 @@ class StageLoop:
         for warning in setup.warnings:
             progress.add_event(f"warning: {warning}")
         self._surviving_losses(self._catch_up)
-        while self._state.stages_done < len(setup.stages):
-            self._surviving_losses(self._learn)
-        progress.update(phase="scoring")
-        self._surviving_losses(lambda: self._queue.wait(lambda: not len(self._queue), self._between))
+        self._surviving_losses(self._learn_all)
         self._retention.apply(self._state.stages_done)
         evaluators = {f"evaluator-{i}": [own.peak_memory()] for i, own in enumerate(self._evaluators)}
         self._state.commit(len(setup.stages), self._peaks(evaluators), self._membership.lost)
+
+    def _learn_all(self) -> None:
+        """Learn the remaining stages, then wait for all scores."""
+        while self._state.stages_done < len(self._context.setup.stages):
+            self._learn()
+        self._context.progress.update(phase="scoring")
+        self._queue.wait(lambda: not len(self._queue), self._between)
 
     def fetch_logs(self) -> None:
         """Append the students' new log lines to the run's logs. Lines that cannot be fetched now are left for later."""
@@ -111,21 +117,27 @@ class StageLoop:
         self._context.progress.add_event(f"resumed after {stages[done - 1].name} ({done} of {len(stages)} stages)")
 
     def _surviving_losses(self, work: Callable[[], None]) -> None:
-        """Do ``work``, again after every loss of a student or of what a call needed.
+        """Do ``work``, again after every loss of a student or of what a call needed, and of a file that is damaged.
 
-        Raises PeerLostError after ``_MOST_RESTARTS`` restarts between which nothing new came to the disk.
+        Raises PeerLostError or DamagedError after ``_MOST_RESTARTS`` restarts between which nothing new came to the
+        disk.
         """
-        restarts, progress, why = 0, self._on_disk(), ""
+        restarts, progress = 0, self._on_disk()
+        failure: PeerLostError | DamagedError | None = None
         while True:
             lost_before = self._membership.lost.keys()
             try:
-                if restarts:
-                    self._begin_again(why)
+                if isinstance(failure, DamagedError):
+                    self._go_back(failure)
+                if failure is not None:
+                    self._begin_again(str(failure))
                 work()
                 return
-            except PeerLostError as loss:
-                log.warning("a student is lost: %s", loss, exc_info=loss)
-                self._lost_before, why = lost_before, str(loss)
+            except (PeerLostError, DamagedError) as error:
+                what = "a file is damaged" if isinstance(error, DamagedError) else "a student is lost"
+                log.warning("%s: %s", what, error, exc_info=error)
+                failure = error
+                self._lost_before = lost_before
                 before, progress = progress, self._on_disk()
                 restarts = restarts + 1 if progress == before else 1
                 if restarts > _MOST_RESTARTS:
@@ -171,6 +183,19 @@ class StageLoop:
         self._retention.apply(self._state.stages_done)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
+    def _go_back(self, damage: DamagedError) -> None:
+        """Return to the last finished stage that is whole; if all are, to the start of the one under way."""
+        context = self._context
+        self._states.finish()
+        self._scoring.cancel()
+        done = go_back(
+            context.directory, context.setup, damage, self._state.go_back, self._disk, context.progress.add_event
+        )
+        self._scoring.reread()
+        for evaluator in self._evaluators:  # a checkpoint of the same name may get other weights
+            evaluator.forget()
+        context.curves.return_to(context.directory.num_steps(done))
+
     def _begin_again(self, why: str) -> None:
         """Replace or drop the lost students, and return all students to the end of the last finished stage.
 
@@ -185,7 +210,8 @@ class StageLoop:
             membership.drop(lost)
         else:
             for slot, how in lost.items():
-                noticed = why if why.startswith(f"student {slot}") else f"{how}; noticed at: {why}"
+                named = why.startswith((f"student {slot},", f"student {slot}:"))
+                noticed = why if named else f"{how}; noticed at: {why}"
                 progress.add_event(f"student {slot} is lost and replaced: {noticed}")
             membership.replace(lost)
         self._retake_scores(dropped or membership.lost.keys() != self._lost_before)

@@ -28,6 +28,11 @@ class StateKeeper:
         """Count a restart of the current stage; the next ``commit`` writes it."""
         self._state = self._state.model_copy(update={"restarts": self._state.restarts + 1})
 
+    def go_back(self, stages_done: int) -> None:
+        """Write that only the first ``stages_done`` stages are done, because a later one is damaged."""
+        self._state = self._state.model_copy(update={"stages_done": stages_done})
+        self._context.directory.save_state(self._state)
+
     def record_lost(self, lost: Mapping[int, str]) -> None:
         """Write which students are lost within a stage, if that has changed. ``lost``: student -> how it was lost."""
         if not lost.keys() <= self._state.lost_students.keys():

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.early_check import finished_teachers
@@ -64,8 +64,14 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
 
 def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
-    """Return the weights of the teacher of a task. ``stage``: the task's index in the stream."""
-    return read_weights(teacher_checkpoint(teachers, stage))
+    """Return the weights of the teacher of a task. ``stage``: the task's index in the stream.
+
+    Raises RunDirectoryError if they are damaged: going back to an earlier stage of the students would not help.
+    """
+    try:
+        return read_weights(teacher_checkpoint(teachers, stage))
+    except DamagedError as error:
+        raise RunDirectoryError(f"{error} A resume trains those inside the run again.") from error
 
 
 def teacher_checkpoint(teachers: RunDirectory, stage: int) -> Path:

@@ -11,7 +11,7 @@ from ray_l4.cluster.membership import Membership
 from ray_l4.errors import PeerError
 from ray_l4.run.context import RunContext
 from ray_l4.setup.stage_plan import Assignment, StagePlan
-from ray_l4.store.atomic import write_json
+from ray_l4.store.sealed import write_record
 
 log = logging.getLogger("ray_l4.coordinator")
 
@@ -124,7 +124,7 @@ class Validation:
         losses: Mapping[str, list[float | None]] = {
             str(student): [epoch.get(student) for epoch in curve.epochs] for student in sorted(curve.epochs[0])
         }
-        write_json(
+        write_record(
             self._context.directory.validation(stage),
             {
                 "stage": stage,

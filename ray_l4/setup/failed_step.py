@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -21,8 +20,10 @@ from ray_l4.learner.models import pick_device
 from ray_l4.learner.repeated_step import Finding, RepeatedStep
 from ray_l4.methods import get_method, peer_experiment
 from ray_l4.store.failed_steps import BATCH, GUARD, MEMORY, TARGETS, WHY, StepPlace
-from ray_l4.store.records import read_weights
+from ray_l4.store.records import read_weights, undamaged
 from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.tables import read_table
+from ray_l4.store.weight_files import damaged_file
 from ray_l4.text.tokenizer import TaskTokenizer
 
 
@@ -42,6 +43,9 @@ def repeat(run: RunDirectory, place: StepPlace) -> Repeated:
     Raises ConfigError if its student had several ranks, RunDirectoryError if a file is missing or damaged.
     """
     folder = place.folder(run)
+    damaged = damaged_file(folder)
+    if damaged is not None:
+        raise RunDirectoryError(f"{damaged}, so the step cannot be repeated. Restore it from a copy.")
     why = read_json(folder / WHY)
     if why["ranks"] != 1:
         raise ConfigError(
@@ -59,11 +63,12 @@ def repeat(run: RunDirectory, place: StepPlace) -> Repeated:
     learner = Learner(place.student, model, tokenizer, own, method, micro_batch=cluster.students.micro_batch)
     learner.load(read_weights(folder))
     if learner.guard is not None and (folder / GUARD).is_file():
-        learner.guard.restore(np.fromfile(folder / GUARD, dtype=np.uint8), device)
+        learner.guard.restore(undamaged(folder / GUARD), device)
     codec = build_codec(cluster.exchange, own)
     try:
-        batch = pq.read_table(folder / BATCH).combine_chunks()
-        memory = pq.read_table(folder / MEMORY).combine_chunks() if (folder / MEMORY).is_file() else None
+        batch, memory = _rows(folder / BATCH), _rows(folder / MEMORY)
+        if batch is None:
+            raise RunDirectoryError(f"{folder / BATCH}: is missing, so the step cannot be repeated.")
         with safe_open(folder / TARGETS, "pt") as file:
             codecs = json.loads(file.metadata()["codecs"])
             tensors = [
@@ -78,3 +83,8 @@ def repeat(run: RunDirectory, place: StepPlace) -> Repeated:
     ]
     step = RepeatedStep(learner, place.stage, place.step, batch, memory)
     return Repeated(why, batch, tokenizer, step.repeat([codec.decode(payload) for payload in payloads]))
+
+
+def _rows(path: Path) -> pa.Table | None:
+    table = read_table(path, (), optional=None)
+    return None if table is None else table.combine_chunks()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.store.atomic import write_json, write_table
+from ray_l4.store.atomic import write_table
+from ray_l4.store.checksums import write_sums
+from ray_l4.store.sealed import write_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +50,8 @@ def add_failed_step(
     for name, array in arrays.items():
         if array is not None:
             (folder / name).write_bytes(array.tobytes())
-    write_json(folder / WHY, why)
+    write_record(folder / WHY, why)
+    write_sums(folder)
 
 
 def as_json(figures: Mapping[str, float]) -> dict[str, float | str]:

@@ -8,10 +8,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from ray_l4.errors import RunDirectoryError
 
 REMEDY = "What was written before is whole; a run goes on with: ray-l4 resume RUN_DIR"
 
@@ -54,19 +51,6 @@ def _is_one(error: BaseException, numbers: Collection[int], texts: Collection[st
     if isinstance(error, OSError) and error.errno in numbers:
         return True
     return any(text in str(error).lower() for text in texts)
-
-
-@contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Within this context, raise RunDirectoryError if ``path`` cannot be written because its disk is full."""
-    try:
-        yield
-    except RunDirectoryError:
-        raise
-    except Exception as error:
-        if is_full_disk(error):
-            raise RunDirectoryError(full_disk_message(path, error)) from error
-        raise
 
 
 def _free_space(path: Path | str | None) -> str:

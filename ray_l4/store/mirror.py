@@ -34,7 +34,7 @@ MIRROR_NAME_KEY = "mirror"
 """Manifest key of the copy's name, which stays the same if the run directory is renamed."""
 
 _VERSIONS_FILE = ".mirror.json"
-_NOT_COPIED = re.compile(r"\.lock|\.mirror\.json|\..*\.(part|old)")
+_NOT_COPIED = re.compile(r"\.lock(\.held)?|\.mirror\.json|\..*\.(part|old|gone)")
 """Names of files and folders that are not part of the results."""
 
 _WRITTEN_LAST = ("state.json", "summary.json", "config.yaml")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import DamagedError, RunDirectoryError
 
 MOST = 1_000_000
 """Largest number of a stage, an epoch or a student; far more than any run has, and few enough to count to."""
@@ -121,25 +121,27 @@ class Manifest(Record):
 
 
 def parsed(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run. Raises RunDirectoryError if it cannot be read or is none."""
+    """Return the object in a JSON file of a run. Raises DamagedError if it is missing or none."""
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: also of a number with too many digits
-        raise RunDirectoryError(f"{path}: cannot be read as JSON ({_cause(error)}); restore it from a copy") from error
+        lost = not isinstance(error, OSError) or isinstance(error, FileNotFoundError | IsADirectoryError)
+        kind = DamagedError if lost else RunDirectoryError  # the storage may answer again
+        raise kind(f"{path}: cannot be read as JSON ({_cause(error)}); restore it from a copy") from error
     if not isinstance(value, dict):
-        raise RunDirectoryError(f"{path}: damaged: expected a JSON object, found {type(value).__name__}. Restore it.")
+        raise DamagedError(f"{path}: damaged: expected a JSON object, found {type(value).__name__}. Restore it.")
     return value
 
 
 def check_record(path: Path, value: dict[str, Any], model: type[Record]) -> None:
-    """Raise RunDirectoryError if ``value``, read from ``path``, does not have the types of ``model``."""
+    """Raise DamagedError if ``value``, read from ``path``, does not have the types of ``model``."""
     try:
         model.model_validate_json(json.dumps(value))
     except ValidationError as error:
         problems = error.errors(include_url=False)
         missing = [".".join(map(str, each["loc"])) for each in problems if each["type"] == "missing"]
         what = f"it has {', '.join(f'no {key!r}' for key in missing)}" if missing else _what(problems[0])
-        raise RunDirectoryError(
+        raise DamagedError(
             f"{path}: damaged, or written by another version: {what}. Restore it from a copy."
         ) from error
 

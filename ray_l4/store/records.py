@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
+from ray_l4.store.checksums import add_sum, write_sums
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.sealed import write_record
+from ray_l4.store.tables import read_table
 from ray_l4.store.weight_files import damage
 
 log = logging.getLogger("ray_l4.coordinator")
@@ -78,32 +80,36 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
             (temporary / file.name).write_bytes(file.read_bytes())
         write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
         write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
+        write_sums(temporary)
 
     write_folder(folder, fill)
 
 
 def read_weights(folder: Path) -> np.ndarray:
-    """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing or damaged."""
+    """Read the bytes of a checkpoint's weights. Raises DamagedError if the file is missing or damaged."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
             return undamaged(path)
-    raise RunDirectoryError(
+    raise DamagedError(
         f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written. {_LOST_FILE}"
     )
 
 
 def undamaged(path: Path) -> np.ndarray:
-    """Read the bytes of a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
-    damaged = damage(path)
+    """Read the bytes of a safetensors file.
+
+    Raises DamagedError if it is missing, not as long as its header says, or has not the checksum of its folder.
+    """
+    damaged = damage(path) if path.is_file() else "is missing"
     if damaged is not None:
-        raise RunDirectoryError(f"{path} {damaged}. {_LOST_FILE}")
+        raise DamagedError(f"{path} {damaged}. {_LOST_FILE}")
     return np.fromfile(path, dtype=np.uint8)
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:
     """Write one score and the answers it is based on. The score comes last: if it exists, so do the answers."""
     write_table(run.path / "predictions" / f"{cell.name}.parquet", pa.table(dict(predictions)))
-    write_json(run.path / "scores" / f"{cell.name}.json", dict(record))
+    write_record(run.path / "scores" / f"{cell.name}.json", record)
 
 
 def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mapping[str, float]]) -> None:
@@ -144,9 +150,10 @@ def read_generated(run: RunDirectory, stage: int) -> Iterator[dict[str, Any]]:
     for path in (run.replay(stage), *_chunks(run, stage).glob("*.parquet")):
         if path.is_file():
             try:
-                yield from pq.read_table(path, columns=["index", "student", "task", "ids"]).to_pylist()
-            except (OSError, ValueError) as error:
-                log.warning("%s: damaged, and generated again: %s", path, error)
+                table = read_table(path, ("index", "student", "task", "ids"))
+                yield from [] if table is None else table.to_pylist()
+            except RunDirectoryError as error:
+                log.warning("%s It is generated again.", error)
 
 
 def _chunks(run: RunDirectory, stage: int) -> Path:
@@ -162,10 +169,11 @@ def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answe
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
     """Write the state of a student's guard after a stage."""
     write_file(run.guard(stage, student), lambda temporary: write_bytes(temporary, data))
+    add_sum(run.guard(stage, student))
 
 
 def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
-    """Read the state that ``write_guard`` wrote. Raises RunDirectoryError if the file is damaged."""
+    """Read the state that ``write_guard`` wrote. Raises DamagedError if the file is missing or damaged."""
     return undamaged(run.guard(stage, student))
 
 

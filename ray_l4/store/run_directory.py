@@ -25,15 +25,12 @@ During a run only the coordinator writes here, so nodes do not need to share a d
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,12 +38,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
-from ray_l4.errors import RunDirectoryError
-from ray_l4.store.atomic import write_json, write_text
-from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
+from ray_l4.errors import DamagedError, RunDirectoryError
+from ray_l4.store.atomic import finish_replacements, write_text
+from ray_l4.store.lock import locked
 from ray_l4.store.names import file_part
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
+from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
+from ray_l4.store.unwritable import unwritable_message
 
 
 class RunState(BaseModel):
@@ -90,6 +89,8 @@ SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds"
 """Columns of a step's figures whose sum is the time of a student's steps."""
 _CLAIM = ".claim"
 """File that is there while a run directory is created."""
+_REPLACED = ("checkpoints", "states", "guards", "replay", "debug", "teachers")
+"""Folders in which a process that was killed may have left temporary files and folders."""
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
 
 
@@ -112,21 +113,18 @@ class RunDirectory:
         except FileExistsError:
             raise _taken(path) from None
         except OSError as error:
-            raise RunDirectoryError(
-                full_disk_message(path, error)
-                if is_full_disk(error)
-                else f"{path}: cannot be created ({error.strerror})"
-            ) from error
+            message = unwritable_message(path, error, is_new=True) or f"{path}: cannot be created ({error.strerror})"
+            raise RunDirectoryError(message) from error
         try:
             if any(file != claim for file in path.iterdir()):
                 raise _taken(path)
             run = cls(path)
             try:
                 write_text(path / "cluster.yaml", dump_yaml(cluster))
-                write_json(path / "manifest.json", manifest)
+                write_record(path / "manifest.json", manifest)
                 run.save_state(RunState())
                 write_text(path / "config.yaml", dump_yaml(experiment))  # last: it marks the directory as a run
-            except RunDirectoryError:  # a full disk: what is no run yet must not stand in the way of the next attempt
+            except RunDirectoryError:  # what is no run yet must not stand in the way of the next attempt
                 for name in ("cluster.yaml", "manifest.json", "state.json"):
                     (path / name).unlink(missing_ok=True)
                 raise
@@ -144,27 +142,10 @@ class RunDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the directory for this process. Raises RunDirectoryError if another process holds the lock."""
-        with self._lock_file() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RunDirectoryError(
-                    f"{self.path}: in use by {holder}. Wait until it ends, or stop it first."
-                ) from None
-            with naming_full_disk(self.path / ".lock"):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
+        with locked(self.path):
+            for name in _REPLACED:
+                finish_replacements(self.path / name)
             yield
-
-    def _lock_file(self) -> TextIO:
-        path = self.path / ".lock"
-        try:
-            return path.open("a+")
-        except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be opened ({error.strerror}); remove what is there") from error
 
     def experiment(self) -> ExperimentConfig:
         """Return the experiment as it was resolved at the start of the run."""
@@ -177,16 +158,18 @@ class RunDirectory:
     def state(self) -> RunState:
         """Return the progress of the run. Raises RunDirectoryError if ``state.json`` is missing or damaged."""
         path = self.path / "state.json"
+        found = read_json(path)
         try:
-            return RunState.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunDirectoryError(
-                f"{path}: unreadable ({type(error).__name__}); the run cannot be resumed"
+            return RunState.model_validate(found)
+        except ValidationError as error:
+            raise DamagedError(
+                f"{path}: damaged, or written by another version: {error.errors()[0]['msg']}. Restore it from a copy; "
+                "without it the run cannot be resumed."
             ) from error
 
     def save_state(self, state: RunState) -> None:
         """Write the progress of the run."""
-        write_json(self.path / "state.json", state.model_dump())
+        write_record(self.path / "state.json", state.model_dump())
 
     def checkpoint(self, stage: int, epoch: int, student: int) -> Path:
         """Return the folder of a student's checkpoint after ``epoch`` (from 1) of ``stage`` (from 0)."""
@@ -251,6 +234,10 @@ class RunDirectory:
         rows = [row for table in tables if table is not None for row in table.to_pylist()]
         return sorted(rows, key=lambda row: (row["stage"], row["step"], row["student"]))
 
+    def num_steps(self, stages: int) -> int:
+        """Return the number of steps of the first ``stages`` stages, each counted once for all its students."""
+        return len({(row["stage"], row["step"]) for row in self.step_figures() if row["stage"] < stages})
+
     def summary(self) -> dict[str, Any]:
         """Read the result of a finished run. Raises RunDirectoryError if the run has not finished."""
         if not (self.path / "summary.json").is_file():
@@ -295,11 +282,11 @@ class _Record(dict[str, Any]):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file of a run.
+    """Read the object in a JSON file of a run, without its format and checksum.
 
-    Raises RunDirectoryError if it cannot be read, and when a key that it lacks is looked up.
+    Raises RunDirectoryError if it cannot be read or its checksum is wrong, and when a key that it lacks is looked up.
     """
-    return _Record(path, parsed(path))
+    return _Record(path, unsealed(path, parsed(path)))
 
 
 def read_record(path: Path, model: type[Record]) -> dict[str, Any]:

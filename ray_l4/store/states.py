@@ -6,6 +6,7 @@
         student-K.rank-R.safetensors   weights, optimiser state and position (slot K)
         figures.parquet                figures of the epoch under way, up to the state
         position.json                  epoch, next step of each student, validation so far
+        SHA256SUMS                     checksums of these files
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from ray_l4.errors import RunDirectoryError
-from ray_l4.store.atomic import remove_if_there, write_folder, write_json, write_table
+from ray_l4.errors import DamagedError, RunDirectoryError
+from ray_l4.store.atomic import remove_if_there, write_folder, write_table
+from ray_l4.store.checksums import damaged_in, write_sums
 from ray_l4.store.records import steps_table, undamaged, write_bytes
 from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.sealed import write_record
+from ray_l4.store.tables import read_table
 
 _FIGURES, _POSITION = "figures.parquet", "position.json"
+_SUFFIX = ".safetensors"
 _NAME = re.compile(r"stage-(\d+)\.steps-(\d+)")
 
 
@@ -86,7 +90,8 @@ def write_state(
                 write_bytes(temporary / _part(slot, rank), data)
         write_table(temporary / _FIGURES, steps_table(figures))
         ranks_of = {str(slot): len(ranks) for slot, ranks in parts.items()}
-        write_json(temporary / _POSITION, asdict(position) | {"ranks": ranks_of})
+        write_record(temporary / _POSITION, asdict(position) | {"ranks": ranks_of})
+        write_sums(temporary)
 
     write_folder(folder, fill)
     return folder
@@ -99,14 +104,20 @@ def states(run: RunDirectory, stage: int) -> list[Path]:
 
 
 def read_state(folder: Path) -> State:
-    """Read a state. Raises RunDirectoryError if it is damaged."""
+    """Read a state. Raises DamagedError if it is damaged, RunDirectoryError if it cannot be read."""
     position, record = read_position(folder), read_json(folder / _POSITION)
     with _naming_damage(folder):
+        damaged = damaged_in(folder, except_for=_SUFFIX)
+        if damaged is not None:
+            raise DamagedError(f"{damaged}.")
         parts = {
             int(slot): [undamaged(folder / _part(int(slot), rank)) for rank in range(int(count))]
             for slot, count in record["ranks"].items()
         }
-        return State(position, pq.read_table(folder / _FIGURES).to_pylist(), parts)
+        figures = read_table(folder / _FIGURES, ("stage", "epoch", "step", "student"), optional=None)
+        if figures is None:
+            raise DamagedError(f"{folder / _FIGURES} is missing.")
+        return State(position, figures.to_pylist(), parts)
 
 
 def read_position(folder: Path) -> Position:
@@ -119,11 +130,11 @@ def read_position(folder: Path) -> Position:
 
 @contextmanager
 def _naming_damage(folder: Path) -> Iterator[None]:
-    """Within this context, raise RunDirectoryError for whatever is wrong with the content of a state's files."""
+    """Within this context, raise DamagedError for whatever is wrong with the content of a state's files."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunDirectoryError(f"{folder}: damaged ({type(error).__name__}: {error}).") from error
+        raise DamagedError(f"{folder}: damaged ({type(error).__name__}: {error}).") from error
 
 
 def newest_step(run: RunDirectory, stage: int) -> int:
@@ -151,4 +162,4 @@ def _folders(run: RunDirectory) -> Iterator[tuple[Path, re.Match[str]]]:
 
 
 def _part(slot: int, rank: int) -> str:
-    return f"student-{slot}.rank-{rank}.safetensors"
+    return f"student-{slot}.rank-{rank}{_SUFFIX}"

@@ -5,12 +5,14 @@ A column of one name has one type in all files.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_l4.errors import RunDirectoryError
+from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.record_types import MOST
 
 if TYPE_CHECKING:
@@ -45,6 +47,15 @@ _KINDS = {
 """Column -> what its values are; any other column may be of any type."""
 
 
+COLUMNS = b"ray_l4.columns"
+"""Key of a file's metadata for the checksum of the names of its columns, which those of its pages do not cover."""
+
+
+def names_checksum(schema: pa.Schema) -> bytes:
+    """Return a checksum of the names of the columns."""
+    return hashlib.sha256(json.dumps(schema.names).encode()).hexdigest().encode()
+
+
 def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> pa.Table | None:
     """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
 
@@ -57,8 +68,11 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            present = schema.names
+            if (schema.metadata or {}).get(COLUMNS, names_checksum(schema)) != names_checksum(schema):
+                raise DamagedError(f"{path}: damaged: the names of its columns are not those that were written")
             missing = [name for name in columns if name not in present]
             if missing:
                 raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
@@ -68,7 +82,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
             others = present if optional is None else [name for name in optional if name in present]
             table = file.read(list(dict.fromkeys([*columns, *others])))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
+        raise DamagedError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
     for name in table.column_names:
         kind = _KINDS.get(name)
         wrong = None if kind is None else _wrong(table.column(name), kind, kind.missing or name not in columns)

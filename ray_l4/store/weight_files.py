@@ -1,4 +1,4 @@
-"""Whether a file of weights is whole, found out without loading it."""
+"""Whether a file of weights is whole, found out without building a model from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import zipfile
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
+
+from ray_l4.store.checksums import damage_of, damaged_in
 
 _LENGTH_BYTES = 8
 """Bytes at the start of a safetensors file that give the length of its header."""
@@ -25,25 +27,42 @@ class Entry(NamedTuple):
 
 
 def damaged_file(folder: Path) -> str | None:
-    """Return the first file of weights in ``folder`` that is damaged, and how; None if none is."""
+    """Return the first file in ``folder`` that is damaged, and how; None if none is.
+
+    Weights are looked at in any case, other files only if the folder has their checksums.
+    """
+    try:
+        return find_damaged_file(folder)
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read ({error.strerror})"
+
+
+def find_damaged_file(folder: Path) -> str | None:
+    """Do as ``damaged_file``, but raise OSError if a file cannot be read, since it may be whole."""
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        how = damage(path)
+        how = find_damage(path)
         if how is not None:
             return f"{path} {how}"
-    return None
+    return damaged_in(folder, except_for=".safetensors")
 
 
 def damage(path: Path) -> str | None:
-    """Return how a file of weights is damaged, such as cut off; None if its length and header are right."""
+    """Return how a file of weights is damaged; None if length, header and, where its folder has one, checksum fit."""
+    try:
+        return find_damage(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def find_damage(path: Path) -> str | None:
+    """Do as ``damage``, but raise OSError if the file cannot be read, since it may be whole."""
     if path.suffix == ".bin":
         return None if zipfile.is_zipfile(path) else "is damaged: it is not a whole file of PyTorch's"
     try:
         header(path)
     except DamagedWeightsError as error:
         return str(error)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None
+    return damage_of(path)
 
 
 def header(path: Path) -> dict[str, Entry]:

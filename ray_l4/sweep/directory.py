@@ -23,8 +23,9 @@ from ray_l4.errors import RunDirectoryError
 from ray_l4.report.aggregate import aggregate, to_markdown
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
-from ray_l4.store.atomic import write_json, write_text
+from ray_l4.store.atomic import write_text
 from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.sealed import write_record
 from ray_l4.sweep.trials import Sweep, Trial
 
 TrialState = Literal["new", "begun", "done"]
@@ -83,7 +84,7 @@ class SweepDirectory:
         trials = {entry["folder"]: entry for entry in self._recorded().get("trials", ())}
         trials |= {trial.name: _entry(trial) for trial in sweep.trials}
         identity = {name: getattr(sweep, name) for name in _IDENTITY}
-        write_json(self.path / _RECORD, {**identity, "trials": list(trials.values())})
+        write_record(self.path / _RECORD, {**identity, "trials": list(trials.values())})
 
     def provenance(self) -> dict[str, object]:
         """Return the entries that every run's manifest holds about the sweep: its title and scale."""

@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ray_l4.store.run_directory import RunDirectory, RunState
+from ray_l4.store.run_directory import RunDirectory, RunState, read_json
+from ray_l4.store.sealed import write_record
 from tests.cli.cli_fixtures import IN_PROCESS, QUICKSTART, ray_l4, write_experiment
 
 pytestmark = pytest.mark.end_to_end
@@ -108,8 +109,7 @@ def test_resume_refuses_data_that_has_changed(finished: RunDirectory, tmp_path: 
     copy = tmp_path / "run"
     shutil.copytree(finished.path, copy)
     (copy / "summary.json").unlink()
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"data_fingerprint": "other"}))
+    write_record(copy / "manifest.json", read_json(copy / "manifest.json") | {"data_fingerprint": "other"})
     result = ray_l4("resume", copy, "--cluster", IN_PROCESS)
     assert result.returncode == 5
     assert "has changed since the run began" in result.stderr

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_l4.store.run_directory import RunDirectory, RunState
+from ray_l4.store.run_directory import RunDirectory, RunState, read_json
+from ray_l4.store.sealed import write_record
 from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4, refused, write_experiment
 
 pytestmark = pytest.mark.end_to_end
@@ -110,8 +111,9 @@ def test_comments_another_profile_and_other_versions_do_not_stop_it(
 ) -> None:
     edit(unfinished.path / "config.yaml", "method: l4", "# mine\nmethod:   'l4'  # as published")
     edit(unfinished.path / "cluster.yaml", "step: ", "step: 1")
-    torch = json.loads((unfinished.path / "manifest.json").read_text())["versions"]["torch"]
-    edit(unfinished.path / "manifest.json", f'"torch": "{torch}"', '"torch": "2.0.1"')
+    manifest = read_json(unfinished.path / "manifest.json")
+    torch = manifest["versions"]["torch"]
+    write_record(unfinished.path / "manifest.json", manifest | {"versions": manifest["versions"] | {"torch": "2.0.1"}})
     result = command("resume", unfinished.path)
     assert result.returncode == 0, result.stderr
     warning = f"warning: the run began with other versions: torch 2.0.1, now {torch}."
@@ -123,9 +125,9 @@ def test_comments_another_profile_and_other_versions_do_not_stop_it(
 
 def test_a_run_of_an_early_version_is_resumed(command: InThisProcess, unfinished: RunDirectory) -> None:
     path = unfinished.path / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     del manifest["experiment"]
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest))  # without a checksum
     assert command("resume", unfinished.path).returncode == 0
 
 
@@ -141,18 +143,26 @@ def test_a_damaged_manifest_is_named(
     command: InThisProcess, unfinished: RunDirectory, damage: str | dict[str, object]
 ) -> None:
     manifest = unfinished.path / "manifest.json"
-    whole = json.loads(manifest.read_text(encoding="utf-8"))
+    whole = dict(read_json(manifest))
     manifest.write_text(damage if isinstance(damage, str) else json.dumps(whole | damage), encoding="utf-8")
     refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{manifest}: damaged", "Restore it")
 
 
-@pytest.mark.parametrize("length", [0, 5, 5000])
-def test_damaged_weights_are_named_with_their_file(
-    command: InThisProcess, unfinished: RunDirectory, length: int
+def test_a_changed_byte_of_a_record_is_named(command: InThisProcess, unfinished: RunDirectory) -> None:
+    edit(unfinished.path / "state.json", '"stages_done": 1', '"stages_done": 0')
+    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{unfinished.path}/state.json: damaged", "Restore it")
+
+
+def test_of_damaged_weights_the_ones_before_are_used(
+    command: InThisProcess, finished: RunDirectory, unfinished: RunDirectory
 ) -> None:
     weights = unfinished.checkpoint(0, 1, 1) / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:length])
-    refused(command("resume", unfinished.path), RUN_DIRECTORY, f"{weights} is damaged", "Restore it")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    result = command("resume", unfinished.path)
+    assert result.returncode == 0, result.stderr
+    assert f"warning: {weights} is damaged" in result.stdout and "The run goes back to its beginning" in result.stdout
+    assert unfinished.summary()["score_matrix"] == finished.summary()["score_matrix"]
+    assert weights.read_bytes() == (finished.checkpoint(0, 1, 1) / "model.safetensors").read_bytes()
 
 
 def test_an_error_that_is_no_defect_ends_the_log(

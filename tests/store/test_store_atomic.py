@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +17,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.store.atomic import remove_if_there, write_file, write_folder, write_json, write_table, write_text
+from ray_l4.errors import UnwritableError
+from ray_l4.store import atomic
+from ray_l4.store.atomic import (
+    finish_replacements,
+    remove_if_there,
+    write_file,
+    write_folder,
+    write_json,
+    write_table,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -161,12 +173,85 @@ def test_a_failed_write_leaves_the_older_folder(tmp_path: Path, existed: bool) -
 
 
 def test_leftovers_of_an_earlier_write_do_not_get_into_the_folder(tmp_path: Path) -> None:
-    leftover = tmp_path / f".folder.{os.getpid()}.part"
-    leftover.mkdir()
-    (leftover / "half").touch()
+    """Neither that of this version, nor that of an earlier one, whose names had no random part."""
+    for name in (f".folder.{os.getpid()}.part", f".folder.{os.getpid()}-0123abcd.part", ".folder.7-0123abcd.gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    (tmp_path / ".table.parquet.7-0123abcd.part").touch()
+    (tmp_path / ".hidden").touch()
     write_folder(tmp_path / "folder", two_files("new"))
     assert names(tmp_path / "folder") == ["one", "sub"]
+    finish_replacements(tmp_path)
+    assert names(tmp_path) == [".hidden", "folder"]
+
+
+def test_a_replaced_folder_is_there_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux exchanges the two names in one step; no other call may move the older folder away."""
+    write_folder(tmp_path / "folder", two_files("old"))
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("moved"))
+    write_folder(tmp_path / "folder", two_files("new"))
+    assert (tmp_path / "folder/one").read_text() == "new"
     assert names(tmp_path) == ["folder"]
+
+
+class Killed(BaseException):
+    """The process ends: no handler of errors may help."""
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_replacement_that_was_cut_off_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """On storage that cannot exchange names: killed after the first or the second renaming."""
+    path = tmp_path / "states" / "folder"
+    write_folder(path, two_files("old"))
+    replace, done = Path.replace, [0]
+
+    def killed(source: Path, target: Path) -> None:
+        replace(source, target)
+        done[0] += 1
+        if done[0] == calls:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "exchange", lambda *_: False)
+        patched.setattr(Path, "replace", killed)
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            write_folder(path, two_files("new"))
+    assert path.exists() == (calls == 2)
+    finish_replacements(tmp_path / "states")
+    assert (path / "one").read_text() == ("old" if calls == 1 else "new")
+    assert names(path.parent) == ["folder"]
+
+
+def test_names_and_contents_are_forced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure a file that was written is there: its folder is synchronised after the renaming."""
+    synchronised: list[str] = []
+    original = os.fsync
+
+    def fsync(opened: int) -> None:
+        synchronised.append(str(Path(f"/proc/self/fd/{opened}").readlink()))
+        original(opened)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "file", "x")
+    assert synchronised[-1] == str(tmp_path) and ".file." in synchronised[0]
+    write_folder(tmp_path / "folder", two_files("x"))
+    assert synchronised[-1] == str(tmp_path) and len(synchronised) == 2 + 3 + 1 + 1
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_storage_that_cannot_synchronise_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    def fsync(opened: int) -> None:
+        if Path(f"/proc/self/fd/{opened}").is_dir():
+            raise OSError(errno.EINVAL if supported else errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if supported else pytest.raises(UnwritableError, match="file: cannot be written"):
+        write_text(tmp_path / "file", "x")
 
 
 def test_a_folder_is_removed_with_those_that_it_leaves_empty(tmp_path: Path) -> None:

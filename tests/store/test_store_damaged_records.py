@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_l4.errors import RunDirectoryError
+from ray_l4.store.atomic import write_table
 from ray_l4.store.record_types import Manifest, Score, Validation
 from ray_l4.store.run_directory import read_json, read_record
 from ray_l4.store.tables import read_table
@@ -76,3 +77,23 @@ def test_values_of_an_optional_column_may_be_missing(tmp_path: Path) -> None:
     assert read is not None and read["student"].to_pylist() == [0, None]
     with pytest.raises(RunDirectoryError, match="column 'student' holds missing values"):
         read_table(path, ("student",))
+
+
+def test_a_flipped_bit_anywhere_in_a_table_is_noticed_or_means_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table(
+        {"step": list(range(40)), "loss": [1 / (i + 1) for i in range(40)], "text": list("answer" * 7)[:40]}
+    )
+    write_table(path, table)
+    whole = path.read_bytes()
+    noticed = 0
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            found = read_table(path, (), optional=None)
+        except RunDirectoryError as error:
+            noticed += 1
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert found is not None and found.equals(table)
+    assert noticed > len(whole) / 2

@@ -15,7 +15,8 @@ import pytest
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store import atomic, records
-from ray_l4.store.full_disk import is_full_disk, naming_full_disk
+from ray_l4.store.full_disk import is_full_disk
+from ray_l4.store.unwritable import naming_unwritable
 
 FULL = Path("/dev/full")
 """A device on which every write fails as on a full disk."""
@@ -64,7 +65,8 @@ def test_every_writer_names_what_it_could_not_write(name: str, tmp_path: Path, m
     """Real errors of real writes: every file that is opened is the full device."""
     path = tmp_path / "run" / "result"
     path.parent.mkdir()
-    for target in (path, path.with_name(f".result.{os.getpid()}.part")):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    for target in (path, path.with_name(f".result.{os.getpid()}-00000000.part")):
         if name != "folder":
             target.symlink_to(FULL)
     if name == "folder":
@@ -76,7 +78,7 @@ def test_every_writer_names_what_it_could_not_write(name: str, tmp_path: Path, m
                 (folder / "a").symlink_to(FULL)
 
         monkeypatch.setattr(Path, "mkdir", mkdir)
-    with pytest.raises(RunDirectoryError) as caught, naming_full_disk(path):
+    with pytest.raises(RunDirectoryError) as caught, naming_unwritable(path):
         WRITERS[name](path)
     message = str(caught.value)
     assert message.startswith(f"{path}: cannot be written, because the disk is full (")
@@ -101,8 +103,3 @@ def test_a_limit_on_the_size_of_files_is_named_as_such(name: str, tmp_path: Path
     assert message.startswith(f"{path}: cannot be written, because it would be larger than files may be here. ")
     assert "ulimit -f" in message and "disk is full" not in message
     assert not list(path.parent.iterdir())
-
-
-def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), naming_full_disk(tmp_path):
-        raise PermissionError(errno.EACCES, "no")

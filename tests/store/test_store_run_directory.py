@@ -191,15 +191,13 @@ def test_state_round_trip(run: RunDirectory) -> None:
 )
 def test_the_error_for_a_damaged_state_names_the_file(run: RunDirectory, content: bytes) -> None:
     (run.path / "state.json").write_bytes(content)
-    with pytest.raises(
-        RunDirectoryError, match=r"state\.json: unreadable \(ValidationError\); the run cannot be resumed"
-    ):
+    with pytest.raises(RunDirectoryError, match=r"state\.json: (damaged|cannot be read as JSON)"):
         run.state()
 
 
 def test_the_error_for_a_missing_state_names_the_file(run: RunDirectory) -> None:
     (run.path / "state.json").unlink()
-    with pytest.raises(RunDirectoryError, match=r"state\.json: unreadable \(FileNotFoundError\)"):
+    with pytest.raises(RunDirectoryError, match=r"state\.json: cannot be read as JSON \(No such file"):
         run.state()
 
 
@@ -260,7 +258,7 @@ def test_a_score_exists_only_if_its_predictions_do(run: RunDirectory, monkeypatc
     def full(path: Path, value: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ray_l4.store.records.write_json", full)
+    monkeypatch.setattr("ray_l4.store.records.write_record", full)
     with pytest.raises(OSError, match="disk full"):
         write_score(run, Cell(0, 1, 0, "a"), record(1), {"sample_id": ["0"]})
     assert (run.path / "predictions" / "stage-0.epoch-1.student-0.a.parquet").is_file()
@@ -315,7 +313,7 @@ def test_guard_state_is_read_back_byte_for_byte(run: RunDirectory) -> None:
     states = {(stage, student): safetensors(stage + student) for stage in (0, 1) for student in (0, 1)}
     for (stage, student), data in states.items():
         write_guard(run, stage, student, data)
-    assert len(list((run.path / "guards").iterdir())) == 4
+    assert len(list((run.path / "guards").glob("*.safetensors"))) == 4
     for (stage, student), data in states.items():
         assert read_guard(run, stage, student).tolist() == data.tolist()
 

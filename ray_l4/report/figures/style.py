@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.errors import ConfigError, RayL4Error, UnwritableError
 from ray_l4.report.aggregate import Statistic
 from ray_l4.store.atomic import write_file
 
@@ -163,5 +163,7 @@ def save(figure: Figure, out: Path) -> None:
     metadata = {"Date": None} if kind == "svg" else None  # equal figures are equal files
     try:
         write_file(out, lambda beside: figure.savefig(beside, format=kind, dpi=DOTS_PER_INCH, metadata=metadata))
+    except UnwritableError as error:
+        raise ConfigError(f"--out {error}") from error
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,70 @@
+"""Going back to the last stage of a run that is whole, if the files of a later one are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+from ray_l4.errors import DamagedError, RunDirectoryError
+from ray_l4.setup.setup import Setup
+from ray_l4.store.checkpoints import checkpoints
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.whole_stages import Needed, Whole, return_to, whole_stages
+
+
+def whole_part(run: RunDirectory, setup: Setup) -> Whole:
+    """Return how many of a run's finished stages can be built on, and what is wrong with the next one, if anything."""
+    state = run.state()
+    method = setup.method
+    needed = Needed(
+        scored=[stage.scored for stage in setup.stages],
+        students=setup.topology.without(state.lost_students).students,
+        epochs=setup.experiment.training.epochs,
+        validated=bool(setup.validation),
+        guarded=method.guard_learns,
+        independent=method.kind.independent,
+    )
+    return whole_stages(run, needed, min(state.stages_done, len(setup.stages)))
+
+
+def go_back_if_damaged(run: RunDirectory, setup: Setup, tell: Callable[[str], None]) -> None:
+    """Before a run goes on, return it to its last stage that is whole. ``tell`` gets a warning if it was damaged.
+
+    Raises RunDirectoryError if the run has finished and holds no checkpoint at all: they were hardly lost by accident.
+    """
+    whole = whole_part(run, setup)
+    if whole.damage is None:
+        return
+    if (run.path / "summary.json").is_file() and not checkpoints(run):
+        raise RunDirectoryError(
+            f"{run.path}: has finished, and its checkpoints were removed: {whole.damage}. Nothing is done, so that its "
+            "results stay. To learn from the beginning again, remove its summary.json, or start a new run."
+        )
+    state = run.state()
+    tell(_warning(setup, whole.damage, whole.stages))
+    save = partial(run.save_state, state.model_copy(update={"stages_done": whole.stages}))
+    return_to(run, whole.stages, save)
+
+
+def go_back(
+    run: RunDirectory,
+    setup: Setup,
+    damage: DamagedError,
+    save: Callable[[int], None],
+    disk: Executor,
+    tell: Callable[[str], None],
+) -> int:
+    """Return a run that found ``damage`` to its last whole stage. Returns how many stages are done then.
+
+    If all finished stages are whole, the one under way begins again. ``disk``: the thread that writes checkpoints.
+    """
+    whole = whole_part(run, setup)
+    tell(_warning(setup, whole.damage or str(damage), whole.stages))
+    disk.submit(return_to, run, whole.stages, partial(save, whole.stages)).result()
+    return whole.stages
+
+
+def _warning(setup: Setup, damage: str, stages: int) -> str:
+    after = f"the end of {setup.stages[stages - 1].name}" if stages else "its beginning"
+    return f"warning: {damage.rstrip('.')}. The run goes back to {after} and learns from there again."
