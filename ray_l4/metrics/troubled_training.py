@@ -1,13 +1,13 @@
 """Warnings of training that goes wrong, from the figures of its steps: students that diverge, peers that collapse.
 
-Both are judged on medians of the newest ``WINDOW`` steps, which a spike does not move, and must hold for as many steps in a row. The thresholds were
-chosen on the step figures of 99 runs of all kinds, none of which went wrong (docs/METHODS.md#warnings).
+Both are judged on medians of the newest ``WINDOW`` steps, which a spike does not move, and must hold for as many steps
+in a row. The thresholds were chosen on the step figures of 99 runs, none of which went wrong (METHODS.md#warnings).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from statistics import median
@@ -79,11 +79,11 @@ class _Student:
 class TroubledTraining:
     """Watches the steps of one stage. Each student is warned of once for each kind of trouble."""
 
-    def __init__(self, lm_weight: float, taught_by_peers: bool) -> None:
-        """``lm_weight``: weight of the language-model loss. ``taught_by_peers``: whether all students learn from each
-        other, rather than from nobody or from teachers that do not learn."""
+    def __init__(self, lm_weight: float, taught_by_peers: Collection[int]) -> None:
+        """``lm_weight``: weight of the language-model loss. ``taught_by_peers``: students that learn from
+        each other, rather than from nobody or from teachers that do not learn."""
         self._lm_weight = lm_weight
-        self._taught_by_peers = taught_by_peers
+        self._taught_by_peers = frozenset(taught_by_peers)
         self._students: dict[int, _Student] = {}
         self._told: set[tuple[str, int]] = set()
 
@@ -99,7 +99,7 @@ class TroubledTraining:
                 self._students.setdefault(student, _Student()).add(loss, distance if isfinite(distance) else inf)
                 learned.append(student)
         found = [self._diverges(student, step) for student in learned]
-        found += [self._has_collapsed(student, step) for student in learned] if self._taught_by_peers else []
+        found += [self._has_collapsed(student, step) for student in learned if student in self._taught_by_peers]
         news = [own for own in found if own is not None and (own.kind, own.student) not in self._told]
         self._told |= {(own.kind, own.student) for own in news}
         return news
@@ -139,7 +139,7 @@ class TroubledTraining:
         text = (
             f"learns nothing from its peers any more: their predictions differ by {own.distance:.3g} nats (median of "
             f"{WINDOW} steps), while its loss on labels is {own.loss:.3g}; expected: at least {least:.3g}. Make the "
-            "peers differ: peers.init: own for models from scratch, dropout, another seed, learning rate or model for one "
-            "(peers.each); or lower distillation.weight."
+            "peers differ: peers.init: own for models from scratch, dropout, another seed, learning rate or model for "
+            "one (peers.each); or lower distillation.weight."
         )
         return Trouble("collapse", student, step, text)
