@@ -259,11 +259,9 @@ def _write_csv(result: Result, path: Path, transport: str) -> None:
         | {"state_bytes": result.state_bytes, "floor_seconds": result.floor_seconds, "machine": machine()}
         for index, own in enumerate(result.blocks)
     ]
-    is_new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
-            writer.writeheader()
+        writer.writeheader()
         writer.writerows(rows)
 
 
@@ -275,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=50, help="steps after which a state is taken")
     parser.add_argument("--steps", type=int, default=100, help="steps of a block")
     parser.add_argument("--blocks", type=int, default=12, help="measured blocks, a multiple of 4")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="append a row for each block to FILE")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each block to FILE")
     given = parser.parse_args(arguments)
 
     def work() -> None:
