@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
 from ray_l4.errors import ModelError, first_line
+from ray_l4.learner.tensor_bytes import tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ def to_bytes(run: StageRun) -> np.ndarray:
         tensors[f"{_WEIGHT}:{name}"] = _own(parameter)
         for key, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = _own(value)
-    return np.frombuffer(safetensors.torch.save(tensors), dtype=np.uint8)
+    return tensor_bytes(tensors)
 
 
 def restore(run: StageRun, data: np.ndarray) -> None:

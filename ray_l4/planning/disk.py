@@ -1,4 +1,4 @@
-"""The disk space that a run directory takes: checkpoints, and what guards keep of each stage."""
+"""The disk space that a run directory takes: checkpoints, states of the stage under way, what guards keep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ray_l4.planning.units import size_text
 
 _GUARD_COPIES = 2
 """What EWC and MAS keep of a stage: the importance of every weight, and its value."""
+
+_STATE_COPIES = 3
+"""What a state has of a student: every trainable weight, and its two moments."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +30,29 @@ class DiskNeed:
     """Checkpoints of task teachers, trained within the run."""
     guards: int
     """Bytes that guards keep."""
+    state: int
+    """Bytes of one state, of all students that learn at the same time."""
+    states: int
+    """States of the stage under way, with the one that is being written."""
 
     @property
     def needed(self) -> int:
         """All bytes."""
-        return self.checkpoint * (self.checkpoints * self.students + self.teachers) + self.guards
+        checkpoints = self.checkpoint * (self.checkpoints * self.students + self.teachers)
+        return checkpoints + self.guards + self.state * self.states
 
 
-def disk_need(experiment: ExperimentConfig, checkpoint: int) -> DiskNeed:
+def disk_need(experiment: ExperimentConfig, checkpoint: int, ranks_with_all: int = 1) -> DiskNeed:
     """Return the disk space of a run of ``experiment`` (with ``methods.resolved``).
 
-    ``checkpoint``: bytes of one student's checkpoint. With ``checkpoint.keep`` there may be more while some wait to be
-    scored.
+    ``checkpoint``: bytes of one student's checkpoint. ``ranks_with_all``: ranks of a student that each write the whole
+    model in a state. With ``checkpoint.keep`` there may be more checkpoints while some wait to be scored.
     """
     method, students = get_method(experiment.method), num_students(experiment)
     tasks = [task.name for task in experiment.stream]
     stages = len(method.kind.stages(tasks))
     trained_here = method.has_task_teachers and experiment.teachers.run is None
+    alone = method.kind.independent  # at most as many models at a time as there are stages
     guarded = method.guard in ("fisher", "sensitivity")
     return DiskNeed(
         checkpoint=checkpoint,
@@ -51,6 +60,11 @@ def disk_need(experiment: ExperimentConfig, checkpoint: int) -> DiskNeed:
         students=students,
         teachers=_most_checkpoints(teacher_experiment(experiment)) if trained_here else 0,
         guards=_GUARD_COPIES * checkpoint * students * stages if guarded else 0,
+        state=_STATE_COPIES
+        * checkpoint
+        * ranks_with_all
+        * max(stages if alone else students, len(tasks) * trained_here),
+        states=_most_states(experiment),
     )
 
 
@@ -69,6 +83,13 @@ def _most_checkpoints(experiment: ExperimentConfig) -> int:
     return min(written, max(newest, results)) + overlap
 
 
+def _most_states(experiment: ExperimentConfig) -> int:
+    """Return how many states lie on disk at a time: without any by steps or minutes, that of a run that was stopped."""
+    checkpoint = experiment.checkpoint
+    regular = checkpoint.every_steps is not None or checkpoint.every_minutes is not None
+    return checkpoint.states + 1 if regular else 1
+
+
 def free_space(folder: Path) -> int:
     """Return the bytes that are free where ``folder`` is, or will be."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
@@ -80,7 +101,8 @@ def disk_problem(need: DiskNeed, free: int | None, keep: object) -> str:
     if free is None or need.needed <= free:
         return ""
     remedy = "" if keep == "last" else " checkpoint.keep: last keeps the newest checkpoint only;"
+    remedy += " checkpoint.states: 1 keeps one state less;" if need.states > 2 else ""
     return (
-        f"disk: needs {size_text(need.needed)} for checkpoints, {size_text(free)} are free where the run directory "
-        f"will be;{remedy} --run-dir names another place"
+        f"disk: needs {size_text(need.needed)} for checkpoints and states, {size_text(free)} are free where the run "
+        f"directory will be;{remedy} --run-dir names another place"
     )

@@ -94,7 +94,8 @@ def make_plan(request: PlanRequest, cluster: ClusterConfig, estimator: Estimator
             f"object store: needs {size_text(requirements.object_store)} for the payloads and checkpoints stored at "
             f"the same time, ray.object_store_memory is {size_text(store)}"
         )
-    disk = disk_need(experiment, requirements.checkpoint)
+    whole = 1 if cluster.students.sharding == "full" else cluster.students.shards_per_student
+    disk = disk_need(experiment, requirements.checkpoint, whole)
     problems += filter(None, [disk_problem(disk, request.free_disk, experiment.checkpoint.keep)])
     placement = "all in this process" if cluster.in_one_process else describe_request(peers, cluster)
     return Plan(cluster.name, placement, requirements, tuple(devices), tuple(problems), disk, request.free_disk)

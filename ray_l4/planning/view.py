@@ -132,10 +132,11 @@ def _disk(plan: Plan) -> str:
     need = plan.disk
     teachers = f", {need.teachers} of teachers" if need.teachers else ""
     guards = f", {size_text(need.guards)} for guards" if need.guards else ""
+    states = f", {need.states} states of {size_text(need.state)}"
     free = "" if plan.free_disk is None else f"; {size_text(plan.free_disk)} are free"
     return (
-        f"{size_text(need.needed)} for checkpoints: {need.checkpoints} of each student{teachers}, "
-        f"{size_text(need.checkpoint)} each{guards}{free}"
+        f"{size_text(need.needed)} for checkpoints and states: {need.checkpoints} of each student{teachers}, "
+        f"{size_text(need.checkpoint)} each{guards}{states}{free}"
     )
 
 

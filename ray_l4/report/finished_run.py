@@ -20,6 +20,7 @@ from ray_l4.report.steps import Steps, read_steps
 from ray_l4.store.record_types import Summary, check_record
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.tables import read_table
+from ray_l4.store.warnings import read_warnings
 from ray_l4.text.scarce_replay import scarce_replay
 
 
@@ -135,6 +136,11 @@ class FinishedRun(RunResult):
         """Return a warning for each earlier task of which few examples could be replayed in a stage."""
         table = self.replayed_examples(stage)
         return [] if table is None else scarce_replay(table.drop_columns(["text"]).to_pylist())
+
+    @cached_property
+    def training_warnings(self) -> list[str]:
+        """What the user was warned of while the run trained: students that diverged, peers that collapsed."""
+        return [own.message for own in read_warnings(self.directory)]
 
     def timeline(self) -> pa.Table | None:
         """Return the activities: ``lane`` (process), ``kind`` (of activity), ``start`` and ``end`` (UNIX seconds)."""

@@ -65,6 +65,7 @@ def run_report(run: FinishedRun) -> str:
         f"Made by `{run.manifest['command']}`. Scores are percentages.",
         comparison([run]),
         *_lost_students(run),
+        *_training_warnings(run),
         "## Run and data",
         "\n".join(f"- {name}: {value}" for name, value in facts(run)),
         table(*data_sizes(run)),
@@ -149,6 +150,12 @@ def _lost_students(run: RunResult) -> list[str]:
     if run.restarts:
         lines.append(f"- Stages learned again from the last checkpoint because a student was lost: {run.restarts}.")
     return ["## Lost students", "\n".join(lines)] if lines else []
+
+
+def _training_warnings(run: FinishedRun) -> list[str]:
+    """Return a section about training that went wrong; empty if none did."""
+    lines = [f"- Warning: {warning}" for warning in run.training_warnings]
+    return ["## Warnings of the training", "\n".join(lines)] if lines else []
 
 
 def _figures(run: RunResult, student: int) -> str:

@@ -18,6 +18,7 @@ from ray_l4.run.failed_batch import kept_failed_step, skipped_warning
 from ray_l4.run.states import States, position_of
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
+from ray_l4.run.training_watch import TrainingWatch
 from ray_l4.setup.stage_plan import Assignment, StagePlan
 from ray_l4.store.records import write_steps
 from ray_l4.store.run_directory import RunDirectory
@@ -85,6 +86,8 @@ class StageTrainer:
         context.progress.update(phase="training", num_steps=num_steps)
         training = StageTraining(context, self._plan, self._membership, assignments, last_steps, self._states)
         training.poll = self._poll
+        graph = self._plan.topology_of(stages[0], self._membership.topology)
+        training.watch = TrainingWatch(context, stages, graph, state)
         if state is not None:
             training.continue_from(state)
         return training
@@ -163,6 +166,8 @@ class StageTraining:
         self._rows: dict[int, list[dict[str, Any]]] = {own.stage: [] for own in assignments}
         self.poll: Callable[[], None] = lambda: None
         """Called after every step."""
+        self.watch: TrainingWatch | None = None
+        """Warns of training that goes wrong."""
         self.losses: Callable[[], Mapping[str, Sequence[Mapping[str, float]]]] = dict
         """Returns the validation losses of the finished epochs, which belong to a state."""
         self.where = " and ".join(context.setup.stages[stage].name for stage in sorted({a.stage for a in assignments}))
@@ -292,6 +297,15 @@ class StageTraining:
         last = {own.slot: self._last_steps[own.slot] for own in assignments}
         return {slot: range(0 if epoch == 1 else own[epoch - 2] + 1, own[epoch - 1] + 1) for slot, own in last.items()}
 
+    def _watch(self, step: int, figures: StepFigures) -> None:
+        """Show the figures of a step to whoever warns of training that goes wrong."""
+        by_stage: dict[int, dict[int, Mapping[str, float]]] = {}
+        for own in self._assignments:
+            if own.slot in figures:
+                by_stage.setdefault(own.stage, {})[own.student] = figures[own.slot]
+        for stage, learned in by_stage.items() if self.watch is not None else ():
+            self.watch.see(stage, step, learned)
+
     def _on_step(self, epoch: int) -> Callable[[int, StepFigures], None]:
         """Return the callback that shows the figures of a step and adds them to those of the epoch."""
         by_slot = {own.slot: (index, own) for index, own in enumerate(self._assignments)}
@@ -310,6 +324,7 @@ class StageTraining:
                 if values.get("skipped"):
                     limit = self._context.setup.experiment.training.most_skipped
                     self._context.progress.add_event(skipped_warning(own, step, self._rows[own.stage], limit))
+            self._watch(step, figures)
             curves = {
                 self._plan.curve_name(by_slot[slot][1]): values
                 for slot, values in figures.items()

@@ -107,6 +107,22 @@ class Summary(Record):
         return self
 
 
+class TrainingWarning(Record):
+    """A warning of the training of a student."""
+
+    kind: str
+    stage: _Number
+    student: _Number
+    step: _Number
+    message: str
+
+
+class TrainingWarnings(Record):
+    """All warnings of the training of a run."""
+
+    warnings: list[TrainingWarning]
+
+
 class Manifest(Record):
     """How a run began, as far as reports and checks read it."""
 

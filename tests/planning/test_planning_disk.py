@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.methods import resolved
 from ray_l4.planning.disk import disk_need, disk_problem, free_space
 from ray_l4.planning.plan import PlanRequest, make_plan
 from ray_l4.planning.requirements import Estimator
+from ray_l4.store import states as files
+from ray_l4.store.run_directory import RunDirectory
 from tests.planning.planning_fixtures import experiment
+from tests.run import run_fixtures as runs
 
 STREAM = ["mini.woz", "mini.sql", "mini.rest"]
 EPOCHS = {"epochs": 5, "batch_size": 4}
@@ -35,12 +39,54 @@ def test_checkpoints_at_a_time(method: str, keep: Any, evaluation: dict[str, Any
     config = experiment(method, stream=STREAM, training=EPOCHS, checkpoint={"keep": keep}, evaluation=evaluation)
     need = disk_need(config, 100)
     assert (need.checkpoints, need.teachers, need.guards) == (each, teachers, 0)
-    assert need.needed == 100 * (need.students * each + teachers)
+    assert need.needed == 100 * (need.students * each + teachers) + need.state * need.states
 
 
 def test_guards_keep_two_values_of_each_weight_and_stage() -> None:
     need = disk_need(experiment("ewc", stream=STREAM, training=EPOCHS), 100)
-    assert need.guards == 2 * 3 * 100 and need.needed == 3 * 100 + need.guards
+    assert need.guards == 2 * 3 * 100 and need.needed == 3 * 100 + need.guards + 3 * 300
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpoint", "ranks", "models", "states"),
+    [
+        ("l4", {}, 1, 2, 3),
+        ("l4", {"states": 1}, 1, 2, 2),
+        ("l4", {"states": 5, "every_minutes": None, "every_steps": 9}, 1, 2, 6),
+        ("l4", {"every_minutes": None}, 1, 2, 1),
+        ("l4", {}, 4, 8, 3),
+        ("finetune", {}, 1, 1, 3),
+        ("single-qa", {}, 1, 3, 3),
+        ("l2kd-word", {}, 1, 3, 3),
+    ],
+)
+def test_states_have_weights_and_two_moments_of_all_that_learn(
+    method: str, checkpoint: dict[str, Any], ranks: int, models: int, states: int
+) -> None:
+    need = disk_need(experiment(method, stream=STREAM, training=EPOCHS, checkpoint=checkpoint), 100, ranks)
+    assert (need.state, need.states) == (3 * 100 * models, states)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["l4", "single-qa"])
+def test_states_take_as_much_as_predicted_in_a_run(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at whenever a state has been written, before older ones are removed: at the fullest."""
+    seen: list[int] = []
+
+    def look(run: RunDirectory, stage: int, keep: int = 0) -> None:
+        seen.append(sum(file.stat().st_size for file in (run.path / "states").rglob("*.safetensors")))
+        files.discard_states(run, stage, keep)
+
+    monkeypatch.setattr("ray_l4.run.states.discard_states", look)
+    config = runs.quick(method, checkpoint={"every_steps": 5})
+    run, _ = runs.complete_run(config, runs.cluster("in_process"), tmp_path / "run")
+    weights = max(file.stat().st_size for file in run.path.glob("checkpoints/*/*/*/model.safetensors"))
+    need = disk_need(resolved(config), weights)
+    # Models that do not depend on each other learn one by one in complete_run, which has room for one.
+    learning = need.state // (2 if method == "single-qa" else 1)
+    assert max(seen) == pytest.approx(learning * need.states, rel=0.1)
 
 
 def test_a_disk_that_is_too_small_is_a_problem_with_a_remedy(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def _training(run: FinishedRun, prefix: str) -> list[Block]:
         return [NO_STEPS]
     stages = charts_steps.stage_spans(run.steps, run.stages)
     blocks: list[Block] = [
-        charts_steps.training(f"{prefix}-loss", "Loss and learning rate over the steps", run.steps, stages)
+        *(Note(f"Warning: {warning}") for warning in run.training_warnings),
+        charts_steps.training(f"{prefix}-loss", "Loss and learning rate over the steps", run.steps, stages),
     ]
     if not run.learns_from_others:
         return [*blocks, Note(f"Disagreement. {ALONE.text}")]
