@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.config.model import ModelConfig
-from ray_l4.errors import ModelError, first_line
+from ray_l4.errors import ModelError
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
-from ray_l4.text.model_location import located
+from ray_l4.text.model_location import loading_error, located
 
 _DEFAULT_LENGTH = 1024
 """Tokens, for a model without a limit of its own."""
@@ -26,7 +26,7 @@ def pretrained_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.name: no model configuration at {name!r}: {first_line(error)}") from error
+        raise ModelError(f"model.name: no model configuration at {name!r}: {loading_error(error)}") from error
 
 
 def sequence_limit(model: ModelConfig) -> int:

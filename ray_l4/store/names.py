@@ -10,6 +10,8 @@ from urllib.parse import quote
 LONGEST = 160
 """Bytes of a user's name in a file name. File systems allow 255, and stage, student and suffixes need the rest."""
 _DIGEST_BYTES = 6
+PRIVATE = 0o700
+"""Mode of the folders of runs: nobody but their owner reaches what is in them, whatever its own mode."""
 
 
 def file_part(name: str) -> str:
@@ -42,7 +44,7 @@ def make_new_folder(path: Path) -> Path:
     number, folder = 1, path
     while True:
         try:
-            folder.mkdir()
+            folder.mkdir(mode=PRIVATE)
             return folder
         except FileExistsError:
             number += 1

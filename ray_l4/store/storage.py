@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from ray_l4.config.paths import expand_home
 from ray_l4.errors import ClusterError, ConfigError
+from ray_l4.store.names import PRIVATE
 
 FAILURES = (OSError, pa.ArrowException)
 """Exceptions of file systems."""
@@ -85,6 +86,8 @@ class Storage:
         if self._files.type_name in _ATOMIC_ON_CLOSE:
             self._put(target, source)
             return
+        if self.local is not None:
+            self.local.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         parent, _, last = target.rpartition("/")
         temporary = f"{parent}/.{last}.{os.getpid()}-{threading.get_ident()}.part"
         self._files.create_dir(parent, recursive=True)
