@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
+from ray_l4.cluster.local_access import close_session_folder, draw_token, on_loopback
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
@@ -34,6 +37,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             "include_dashboard": cluster.ray.dashboard,
             "address": "local",
         }
+        draw_token()
     else:
         options["address"] = cluster.ray.address
         if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
@@ -41,7 +45,15 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         check_answers(cluster.ray.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with on_loopback() if cluster.ray.address is None else nullcontext():
+            ray.init(**options)
+        if cluster.ray.address is None:
+            close_session_folder()
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"ray.address: the cluster at {cluster.ray.address or 'this machine'} refuses this command's token, or got "
+            "none. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token."
+        ) from error
     except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, no time or no disk
         where = cluster.ray.address or "this machine"
         if is_full_disk(error):

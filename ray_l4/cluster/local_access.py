@@ -1,0 +1,62 @@
+"""Keeps a Ray cluster on this machine to its user: a token of its own, loopback alone, a private folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader
+
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
+TOKEN_VARIABLES = (TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
+_ADDRESS_VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+
+_drawn: set[str] = set()
+"""Tokens drawn in this process: unlike a user's, they are replaced when the next cluster starts."""
+
+
+def draw_token() -> None:
+    """Let the next local cluster have a random token, unless the user has set one.
+
+    It is in the environment of this process and its children alone. Without it, Ray takes the token that it keeps in
+    the home folder, which is the same for all clusters. Ray itself turns authentication on for a local cluster unless
+    RAY_AUTH_MODE says otherwise.
+    """
+    if os.environ.get(TOKEN_VARIABLE) in _drawn or not any(map(os.environ.get, TOKEN_VARIABLES)):
+        token = secrets.token_hex(32)
+        _drawn.add(token)
+        os.environ[TOKEN_VARIABLE] = token
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let a cluster that starts within the block listen at the loopback address alone, unless the user has set it.
+
+    Ray has no parameter for that (it replaces ``_node_ip_address="127.0.0.1"``), only a variable that says whether this
+    machine can be part of a cluster with others. Ray reads it at its import, its child processes at theirs.
+    """
+    if _ADDRESS_VARIABLE in os.environ:
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[_ADDRESS_VARIABLE] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[_ADDRESS_VARIABLE]
+
+
+def close_session_folder() -> None:
+    """Let only its owner enter the folder of logs, sockets and spilled objects of the cluster that was just started.
+
+    Ray creates it readable for everyone.
+    """
+    Path(ray._private.worker.global_worker.node.get_session_dir_path()).chmod(0o700)
