@@ -18,7 +18,7 @@ PATH="$VENV/bin:$PATH" # a container image has ray-l4 elsewhere, and no .venv
 if [[ -f $run_dir/summary.json ]]; then
   say "$run_dir: this run has already finished"
 elif [[ -f $run_dir/config.yaml ]]; then
-  exec ray-l4 resume "$run_dir"
+  exec ray-l4 resume --supervise "$run_dir"
 else
-  exec ray-l4 run "$experiment" --run-dir "$run_dir" "$@"
+  exec ray-l4 run --supervise "$experiment" --run-dir "$run_dir" "$@"
 fi

@@ -46,6 +46,10 @@ class ClusterError(RayL4Error):
     exit_code = 6
 
 
+class SessionLostError(ClusterError):
+    """The Ray session that a run uses has died. What the run has on disk is whole; a new session can go on."""
+
+
 class PeerError(RayL4Error):
     """A student or evaluator died, failed or did not answer in time."""
 
@@ -54,6 +58,21 @@ class PeerError(RayL4Error):
 
 class PeerLostError(PeerError):
     """A student or evaluator died, hangs, or cannot be reached. Its state within the stage is lost."""
+
+
+class NonFiniteError(PeerError):
+    """A step's loss or gradient is not finite. Its student still has the weights from before the step."""
+
+    def __init__(self, message: str, student: int = 0, stage: int = 0, step: int = 0) -> None:
+        # Defaults, because a pickled error is built from its message and then given its attributes.
+        super().__init__(message)
+        self.student = student
+        self.stage = stage
+        self.step = step
+
+
+class DependencyLostError(PeerLostError):
+    """A call failed because what it was given is lost with another worker; the one that was called is well."""
 
 
 def nearest(name: str, known: Iterable[str], none: str = "No other name is known either.") -> str:

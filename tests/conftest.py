@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
 """Tests that use one of these fixtures get the mark."""
-NOT_QUICK = ("ray", "browser", "end_to_end", "processes", "slow")
+NOT_QUICK = ("ray", "browser", "end_to_end", "processes", "slow", "faults")
 """Marks of tests that ``--quick`` leaves out."""
 NO_RAY = "/dev/null/only-tests-marked-ray-may-start-it"
 """Ray's folder in a quick run: it cannot be created, so that Ray fails to start, in other processes too."""

@@ -55,7 +55,7 @@ class SpawnedStudents:
         self._cluster = cluster
         self._rpc = spawner.rpc
         self._membership = Membership(spawner, cluster, setup.topology)
-        self._membership.await_start([])
+        self._membership.await_start()
         fence = self._membership.raise_fence()
         self._membership.form_groups()
         tokens = self._rpc.put(setup.training[TASK])

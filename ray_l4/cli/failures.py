@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
-from ray_l4.errors import ConfigError, RayL4Error
+from ray_l4.config.text import shown
+from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
 from ray_l4.workers.log import DEBUG_VARIABLE
+
+_NAMES = (errno.ENAMETOOLONG,)
+"""Errors of a path that no file can have."""
 
 
 def set_debug(wanted: bool) -> None:
@@ -26,6 +32,12 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, RayL4Error):
         return str(error), error.exit_code
     if isinstance(error, OSError):
+        if error.errno in _NAMES:
+            return f"{shown(str(error.filename))}: {error.strerror}; give another path", ConfigError.exit_code
+        run = _run_around(error.filename)
+        if run is not None and not is_full_disk(error):
+            why = f"{error.filename}: {error.strerror}. It is a part of the run {run}, which is damaged: restore it"
+            return why, RunDirectoryError.exit_code
         full = is_full_disk(error)
         return full_disk_message(error.filename, error) if full else str(error), RayL4Error.exit_code
     if isinstance(error, ValueError):
@@ -34,6 +46,12 @@ def explain(error: Exception) -> tuple[str, int] | None:
         if isinstance(error, ValidationError):  # the value of an option is out of bounds
             return "; ".join(map(_problem, error.errors())), ConfigError.exit_code
     return None
+
+
+def _run_around(file: object) -> Path | None:
+    """Return the run directory that a file of an error is in, if it is in one."""
+    around = Path(file).absolute().parents if isinstance(file, str) else ()
+    return next((folder for folder in around if (folder / "config.yaml").is_file()), None)
 
 
 def _problem(found: Any) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the command ends with exit code 130, whatever it is doing.
+"""Ctrl-C, SIGTERM, SLURM's SIGUSR1 and a closed terminal: the command ends with exit code 130, whatever it does.
 
 The first signal raises KeyboardInterrupt in the main thread, so that a run is stopped in order; the process then ends
 without the interpreter's own clean-up, which aborts if threads of a library are still in native code. A second signal
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -24,14 +25,28 @@ _ORDERLY_TIMEOUT = 120.0
 
 _IMPORTER = "<frozen importlib._bootstrap>"
 
+SUPERVISED = "RAY_L4_SUPERVISED"
+"""Environment variable of a supervised command: the pipe on which it says how it ends, and its supervisor's number."""
+
+_TWICE = 1.0
+"""Seconds within which a second signal to a supervised command is the first one again: schedulers send a signal to all
+processes, and the supervisor passes its own on."""
+
 _received = threading.Event()
+_received_at = 0.0
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM from now on. A thread other than the main one cannot, and leaves them as they are."""
+    """Handle the signals from now on. A thread other than the main one cannot, and leaves them as they are."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in handled():
             signal.signal(number, _on_signal)
+
+
+def handled() -> list[signal.Signals]:
+    """Return the signals that stop a command; a closed terminal is none for one that was started with nohup."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    return numbers if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*numbers, signal.SIGHUP]
 
 
 @contextmanager
@@ -51,9 +66,13 @@ def arrived() -> bool:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _received_at
+    if _received.is_set() and SUPERVISED in os.environ and time.monotonic() - _received_at < _TWICE:
+        return
     if _received.is_set() or _is_importing(frame):
         os._exit(EXIT_CODE)
     _received.set()
+    _received_at = time.monotonic()
     limit = threading.Timer(_ORDERLY_TIMEOUT, os._exit, [EXIT_CODE])
     limit.daemon = True
     limit.start()

@@ -12,9 +12,24 @@ from typing import Annotated
 
 import typer
 
-from ray_l4.cli import ask, bench, data, evaluate, inspect_models, methods, plan, reports, runs, sweeps, tables
+from ray_l4.cli import (
+    ask,
+    bench,
+    data,
+    debug_batch,
+    evaluate,
+    inspect_models,
+    methods,
+    plan,
+    reports,
+    runs,
+    supervision,
+    sweeps,
+    tables,
+)
 from ray_l4.cli.failures import explain, print_failure, set_debug
 from ray_l4.cli.home import HomeGroup
+from ray_l4.errors import SessionLostError
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 app = typer.Typer(
@@ -32,6 +47,7 @@ evaluate.register(app)
 ask.register(app)
 inspect_models.register(app)
 reports.register(app)
+debug_batch.register(app)
 tables.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
@@ -65,12 +81,14 @@ def main() -> None:
     """Run the command line and exit.
 
     An error that the user can correct ends in one message and the exit code of its class; Ctrl-C and SIGTERM, in code
-    130. Any other exception is a defect of the program and leaves with Python's traceback.
+    130, as do SIGUSR1 and SIGHUP. Any other exception is a defect of the program and leaves with Python's traceback.
     """
     with interruption.heeded():
+        supervision.begin()
         try:
             app(standalone_mode=True)
         except Exception as error:
+            supervision.say_end(session_lost=isinstance(error, SessionLostError))
             if interruption.arrived():
                 return  # an error that the interruption caused, such as that of an import, is none of the user's
             explained = explain(error)
@@ -79,6 +97,8 @@ def main() -> None:
             message, code = explained
             print_failure(error, message)
             sys.exit(code)
+        finally:
+            supervision.say_end()
 
 
 if __name__ == "__main__":

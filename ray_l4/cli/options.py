@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
 
 
+SuperviseOption = Annotated[
+    bool,
+    typer.Option(
+        "--supervise/--no-supervise",
+        help="Go on in a new Ray session if that on this machine dies, and start again what was killed.",
+    ),
+]
+
+
 def _profiles(incomplete: str) -> list[str]:
     """Return what a shell suggests for the name of a profile."""
     from ray_l4.config.profile_names import PROFILES

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import ClusterOption, SetOption, TrackOption, WithOption, split_overrides, tracked
+from ray_l4.cli import supervision
+from ray_l4.cli.options import (
+    ClusterOption,
+    SetOption,
+    SuperviseOption,
+    TrackOption,
+    WithOption,
+    split_overrides,
+    tracked,
+)
 from ray_l4.config.paths import expand_home
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the configuration and the placement, then stop.")
     ] = False,
+    supervise: SuperviseOption = False,
 ) -> None:
     """Learn a stream of tasks."""
     from ray_l4.config.loading import load_cluster
@@ -57,11 +67,15 @@ def run(
             refuse_taken(run_dir)
         _print_dry_run(config, profile)
         return
-    from rich.console import Console
-
-    from ray_l4.run import execute
-
     with nullcontext(run_dir) if run_dir is not None else _new_folder(config) as folder:
+        if supervision.wanted(supervise, lambda: _starts_ray(profile)):
+            refuse_taken(folder)
+            named = [] if run_dir is not None else ["--run-dir", str(folder)]
+            raise typer.Exit(supervision.supervise([*sys.argv[1:], *named], folder, profile.restarts))
+        from rich.console import Console
+
+        from ray_l4.run import execute
+
         execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
 
 
@@ -76,8 +90,9 @@ def resume(
         Path | None,
         typer.Option(help="New folder into which to copy the run at ADDRESS first; one in runs/ if not given."),
     ] = None,
+    supervise: SuperviseOption = False,
 ) -> None:
-    """Resume a run after its last finished stage."""
+    """Resume a run where it ended."""
     folder = expand_home(run)
     if run_dir is not None or "://" in run:
         from ray_l4.store.mirror import Mirror
@@ -87,8 +102,6 @@ def resume(
         copy.pull(folder)
         typer.echo(f"copied {copy.address} to {folder}")
 
-    from rich.console import Console
-
     from ray_l4.config.loading import load_cluster
     from ray_l4.errors import RunDirectoryError
     from ray_l4.store.run_directory import RunDirectory
@@ -97,10 +110,23 @@ def resume(
     if (folder / "summary.json").is_file():
         raise RunDirectoryError(f"{folder}: this run has finished. Report it with: ray-l4 report {folder}")
     profile = tracked(load_cluster(cluster) if cluster else directory.cluster(), track)
+    if supervision.wanted(supervise, lambda: _starts_ray(profile)):
+        given = [*_pair("--cluster", cluster), *_pair("--track", track)]
+        raise typer.Exit(supervision.supervise(["resume", str(folder), *given], folder, profile.restarts))
+    from rich.console import Console
 
     from ray_l4.run import execute
 
     execute.resume(directory, profile, Console())
+
+
+def _starts_ray(profile: ClusterConfig) -> bool:
+    """Return whether a run starts a Ray session of its own, which this machine can start again."""
+    return not profile.in_one_process and profile.ray.address is None
+
+
+def _pair(option: str, value: object) -> list[str]:
+    return [] if value is None else [option, str(value)]
 
 
 def doctor() -> None:

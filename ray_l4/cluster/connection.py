@@ -7,20 +7,24 @@ import signal
 import socket
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
-from ray_l4.cluster.local_access import close_session_folder, draw_token, on_loopback
+from ray_l4.cluster.local_access import draw_token, on_loopback
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
+from ray_l4.cluster.watchdog import Watchdog
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError
+from ray_l4.errors import ClusterError, SessionLostError, first_line
 from ray_l4.store.full_disk import is_full_disk
+from ray_l4.store.names import PRIVATE
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
+_GCS_TIMEOUT = "10"
 
 
 def connect(peers: int, cluster: ClusterConfig) -> None:
@@ -30,6 +34,8 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         resources = local_resources(cluster)
         check_room(peers, cluster, [resources])
         check_temporary_folder()
+        # Ray ends every process that has lost the GCS for so long. On one machine, it comes back at once or never.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", _GCS_TIMEOUT)
         options |= {
             "num_cpus": int(resources["CPU"]),
             "num_gpus": int(resources["GPU"]),
@@ -44,11 +50,14 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
         check_answers(cluster.ray.address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    watchdog = Watchdog() if cluster.ray.address is None else None
     try:
         with on_loopback() if cluster.ray.address is None else nullcontext():
             ray.init(**options)
-        if cluster.ray.address is None:
-            close_session_folder()
+        if watchdog is not None:
+            session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+            watchdog.watch(session)
+            session.chmod(PRIVATE)  # its logs and spilled objects; Ray creates it readable for everyone
     except AuthenticationError as error:
         raise ClusterError(
             f"ray.address: the cluster at {cluster.ray.address or 'this machine'} refuses this command's token, or got "
@@ -87,6 +96,17 @@ def check_cluster(peers: int, cluster: ClusterConfig) -> None:
     finally:
         if joins:
             ray.shutdown()
+
+
+def check_session() -> None:
+    """Raise SessionLostError if this process's node no longer belongs to a Ray cluster that answers."""
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        alive = any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise SessionLostError(f"ray: the cluster does not answer any more ({first_line(error)})") from error
+    if not alive:
+        raise SessionLostError("ray: the node manager (raylet) of this machine is gone")
 
 
 def check_answers(address: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc, get_first
-from ray_l4.workers.calls import EvaluatorCalls, StudentCalls, WeightsDigest
+from ray_l4.workers.calls import EvaluatorCalls, FailedStep, StudentCalls, WeightsDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from ray_l4.cluster.pulses import Pulse
     from ray_l4.exchange.links import Ticket
     from ray_l4.text.test_sets import Scored
     from ray_l4.workers.log import LogLine
@@ -84,6 +85,17 @@ class StudentHandle:
         """Begin a stage and serve ``fence`` from now on. Returns the last step of each epoch."""
         return self._all(StudentCalls.begin, fence, stage, tokens, memory)
 
+    def state(self, fence: int) -> PerRank[np.ndarray]:
+        """Return each rank's state of the stage after its latest step (safetensors bytes)."""
+        return self._all(StudentCalls.state, fence)
+
+    def resume(self, fence: int, states: Sequence[np.ndarray]) -> PerRank[None]:
+        """Continue the stage that has begun from the ``states`` of all ranks."""
+        return [
+            self.rpc.call(rank, StudentCalls.resume, fence, state)
+            for rank, state in zip(self.ranks, states, strict=True)
+        ]
+
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> PerRank[Ticket]:
         """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
         return self._all(StudentCalls.forward, fence, step, readers)
@@ -134,6 +146,10 @@ class StudentHandle:
         """Return the peak memory of each rank so far, in bytes."""
         return self._all(StudentCalls.peak_memory)
 
+    def failed_step(self) -> PerRank[FailedStep | None]:
+        """Return what it takes to repeat the step that is not finite; None if there is none."""
+        return self._all(StudentCalls.failed_step)
+
     def take_log(self) -> PerRank[list[LogLine]]:
         """Return the lines that each rank has logged since the last call."""
         return self._all(StudentCalls.take_log)
@@ -157,6 +173,8 @@ class EvaluatorHandle:
 
     rpc: Rpc
     worker: Any
+    pulse: Pulse | None = None
+    """By which one that hangs is noticed; None in one process."""
 
     def ready(self) -> Ref[None]:
         """Succeed once the evaluator is ready; fail with the error that kept it from starting."""
@@ -191,6 +209,8 @@ class EvaluatorHandle:
     def end(self) -> None:
         """End the evaluator's worker."""
         self.rpc.end(self.worker)
+        if self.pulse is not None:
+            self.pulse.forget()
 
     def _with_model(self, method: Callable[..., T], model: ModelRef, *arguments: Any) -> Ref[T]:
         return self.rpc.call(self.worker, method, model.name, model.description, model.weights, *arguments)

@@ -6,9 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader
 
@@ -52,11 +50,3 @@ def on_loopback() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[_ADDRESS_VARIABLE]
-
-
-def close_session_folder() -> None:
-    """Let only its owner enter the folder of logs, sockets and spilled objects of the cluster that was just started.
-
-    Ray creates it readable for everyone.
-    """
-    Path(ray._private.worker.global_worker.node.get_session_dir_path()).chmod(0o700)

@@ -8,12 +8,15 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from ray_l4.cluster.handles import EvaluatorHandle, StudentHandle
-from ray_l4.cluster.rpc import get, get_first
+from ray_l4.cluster.handles import StudentHandle
+from ray_l4.cluster.rpc import get_first
 from ray_l4.cluster.spawn import Spawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import PeerLostError
 from ray_l4.methods import Topology
+
+_MOST_STARTS = 3
+"""Further attempts to start a student that dies while it starts."""
 
 log = logging.getLogger("ray_l4.coordinator")
 
@@ -74,15 +77,18 @@ class Membership:
         """The topology of the peers that are present."""
         return self._whole.without(self._lost)
 
-    def await_start(self, evaluators: list[EvaluatorHandle]) -> None:
-        """Wait until all workers are ready. Raises the error of one that fails, PeerLostError if one is late."""
-        limit = self._cluster.timeouts.start
-        starting = {slot: self._students[slot].ready() for slot in self.present}
-        also_starting = [evaluator.ready() for evaluator in evaluators]
-        for slot, references in starting.items():
-            self._students[slot].wait(references, limit, "start")
-        for index, reference in enumerate(also_starting):
-            get(self._spawner.rpc, reference, limit, f"evaluator {index}, start")
+    def await_start(self) -> None:
+        """Wait until all students are ready. Those that die meanwhile are replaced, up to ``_MOST_STARTS`` times.
+
+        Raises the error of one that fails, PeerLostError if one dies every time or is late.
+        """
+        starting = self.present
+        for attempt in range(_MOST_STARTS + 1):
+            died = self._await_ready(starting, give_up=attempt == _MOST_STARTS)
+            for slot in died:
+                self._students[slot].end()
+                self._students[slot] = self._spawner.student(slot)
+            starting = list(died)
 
     def raise_fence(self) -> int:
         """Return a new fence. A student that has been told of it refuses all calls submitted before."""
@@ -150,9 +156,21 @@ class Membership:
             self._students[slot].end()
         for slot in lost:
             self._students[slot] = self._spawner.student(slot)
-        starting = {slot: self._students[slot].ready() for slot in lost}
+        self._await_ready(list(lost), give_up=True)
+
+    def _await_ready(self, slots: Collection[int], *, give_up: bool) -> list[int]:
+        """Wait until the students in ``slots`` are ready. Returns those that died; raises instead to ``give_up``."""
+        starting = {slot: self._students[slot].ready() for slot in slots}
+        died = []
         for slot, references in starting.items():
-            self._students[slot].wait(references, self._cluster.timeouts.start, "start")
+            try:
+                self._students[slot].wait(references, self._cluster.timeouts.start, "start")
+            except PeerLostError as error:
+                if give_up:
+                    raise
+                log.warning("a student died while it started, and is replaced: %s", error)
+                died.append(slot)
+        return died
 
     def end(self) -> None:
         """End all students."""

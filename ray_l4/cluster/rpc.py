@@ -25,8 +25,9 @@ from ray.exceptions import (
 )
 
 from ray_l4.cluster.temporary_folder import full_temporary_folder
-from ray_l4.errors import PeerError, PeerLostError, RayL4Error, RunDirectoryError
+from ray_l4.errors import DependencyLostError, PeerError, PeerLostError, RayL4Error, RunDirectoryError
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
+from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -99,6 +100,12 @@ class LocalRpc:
             return _Result(getattr(worker, method.__name__)(*values))
         except RayL4Error as error:
             return _Result(error=error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = out_of_memory(worker, error)
+            failure.__cause__ = error
+            return _Result(error=failure)
 
     def put(self, value: T) -> Ref[T]:
         return _Result(value)
@@ -179,11 +186,15 @@ def _cause(error: RayTaskError, waiting_for: str) -> RayL4Error:
     if isinstance(cause, RayTaskError):
         return _cause(cause, waiting_for)
     if isinstance(cause, RayError):
-        return _of_ray(cause, waiting_for, "a peer it depends on")
+        return _dependency(_of_ray(cause, waiting_for, "a peer it depends on"))
     if is_full_disk(cause):
         path = getattr(cause, "filename", None)
         return RunDirectoryError(f"{waiting_for}: {full_disk_message(path, cause, is_here=False)}")
     return PeerError(f"{waiting_for}: {type(cause).__name__}: {_reason(cause)} (--debug prints the worker's traceback)")
+
+
+def _dependency(error: PeerError) -> PeerError:
+    return DependencyLostError(str(error)) if isinstance(error, PeerLostError) else error
 
 
 def _of_ray(error: RayError, waiting_for: str, who: str) -> PeerError:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ray
 
 from ray_l4.cluster.actors import actor_class
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle, StudentHandle
+from ray_l4.cluster.pulses import Pulse
 from ray_l4.cluster.reservation import Reservation
 from ray_l4.cluster.rpc import LocalRpc, RayRpc, Rpc
 from ray_l4.config.cluster import ClusterConfig, Resources
@@ -19,8 +21,6 @@ from ray_l4.workers.process import address
 
 if TYPE_CHECKING:
     from ray_l4.workers.rendezvous import RendezvousStore
-
-_EVALUATOR_RESTARTS = 3
 
 
 class Spawner(Protocol):
@@ -35,7 +35,7 @@ class Spawner(Protocol):
     def student(self, slot: int) -> StudentHandle:
         """Start the student of a slot, without waiting until it is ready."""
 
-    def evaluators(self) -> list[EvaluatorHandle]:
+    def evaluators(self) -> Evaluators:
         """Start all evaluators, without waiting until they are ready."""
 
 
@@ -56,20 +56,20 @@ class LocalSpawner:
         student: StudentCalls = Student(self.peers[slot], self._setup, self._cluster)
         return StudentHandle(slot, self.rpc, [student])
 
-    def evaluators(self) -> list[EvaluatorHandle]:
+    def evaluators(self) -> Evaluators:
         from ray_l4.workers.evaluator import Evaluator
 
         workers: list[EvaluatorCalls] = [
             Evaluator(self._setup, self._cluster) for _ in range(self._cluster.evaluators.count)
         ]
-        return [EvaluatorHandle(self.rpc, worker) for worker in workers]
+        return Evaluators([EvaluatorHandle(self.rpc, worker) for worker in workers])
 
 
 class RaySpawner:
     """Starts an actor for each rank of a student and for each evaluator, in the bundles reserved for them.
 
-    Ray never restarts a student, because its state within the stage would be lost without the coordinator noticing. An
-    evaluator has no state that matters, so Ray may restart it and repeat the call that it was serving.
+    Ray restarts none of them: the state of a student within the stage would be lost without the coordinator noticing,
+    and the coordinator replaces evaluators itself, as often as it takes (``run/work_queue.py``).
     """
 
     def __init__(
@@ -107,19 +107,21 @@ class RaySpawner:
         ]
         return StudentHandle(slot, self.rpc, ranks)
 
-    def evaluators(self) -> list[EvaluatorHandle]:
+    def evaluators(self) -> Evaluators:
+        count = self._cluster.evaluators.count
+        return Evaluators([self._evaluator(index) for index in range(count)], self._evaluator)
+
+    def _evaluator(self, index: int) -> EvaluatorHandle:
         wanted = self._cluster.evaluators
         reserved = wanted.cpus or wanted.gpus or wanted.resources
-        actors = [
-            self._evaluator_class.options(
-                **_share(wanted),
-                max_restarts=_EVALUATOR_RESTARTS,
-                max_task_retries=_EVALUATOR_RESTARTS,
-                scheduling_strategy=self._reservation.of_evaluator(index) if reserved else None,
-            ).remote(self._setup, self._cluster)
-            for index in range(wanted.count)
-        ]
-        return [EvaluatorHandle(self.rpc, actor) for actor in actors]
+        pulse = Pulse(f"evaluator-{index}/{uuid.uuid4().hex}", self._cluster.timeouts.control)
+        actor = self._evaluator_class.options(
+            **_share(wanted),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=self._reservation.of_evaluator(index) if reserved else None,
+        ).remote(self._setup, self._cluster, pulse=(pulse.name, pulse.limit))
+        return EvaluatorHandle(self.rpc, actor, pulse)
 
 
 def _rendezvous_store(cluster: ClusterConfig) -> RendezvousStore:

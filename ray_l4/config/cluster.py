@@ -122,6 +122,20 @@ class TimeoutConfig(Strict):
     """For one training step."""
     work: Seconds = 7200
     """For one work item of an evaluator: a few batches of a test set, or one chunk of replay."""
+    control: Seconds = 60
+    """For a process to show that it is alive: the coordinator, a student, an evaluator."""
+    stop: Seconds = 60
+    """For a run to end after Ctrl-C or SIGTERM: the step under way, and what is then written to disk."""
+
+
+class RestartConfig(Strict):
+    """How often what dies is started again without any progress in between. Progress gives back all restarts."""
+
+    most: Count = 5
+    """Restarts without progress, for the coordinator and for the Ray session each. Then the run ends; its files are
+    kept."""
+    backoff: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds to wait before the second restart without progress; doubled every time, up to a minute."""
 
 
 class ClusterConfig(Strict):
@@ -141,6 +155,8 @@ class ClusterConfig(Strict):
     """Placement of actors."""
     timeouts: TimeoutConfig = TimeoutConfig()
     """Longest waiting times."""
+    restarts: RestartConfig = RestartConfig()
+    """Restarts of what dies."""
     storage_path: str | None = None
     """Where to copy the run directory while it grows: a folder (for example on NFS) or an object store address
     (``s3://bucket/runs``, ``gs://...``). If not given, no copy is made. ``ray-l4 resume`` accepts the copy's

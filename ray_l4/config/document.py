@@ -11,6 +11,7 @@ import yaml
 
 from ray_l4.config.problems import OVERRIDE, dotted
 from ray_l4.config.strict_yaml import Location, after_first_value, line_of, parse, plain_scalar
+from ray_l4.config.text import index_of, shown
 from ray_l4.errors import ConfigError
 
 
@@ -118,10 +119,12 @@ def _key_in(parent: object, name: str | int, location: Location) -> str | int:
     match parent:
         case dict():
             return str(name)
-        case list() if str(name).isdecimal() and int(name) < len(parent):
-            return int(name)
+        case list() if (index := index_of(str(name))) is not None and index < len(parent):
+            return index
         case list():
-            raise ConfigError(f"{dotted(location)} has {len(parent)} items, numbered from 0; there is no item {name!r}")
+            raise ConfigError(
+                f"{dotted(location)} has {len(parent)} items, numbered from 0; there is no item {shown(str(name))}"
+            )
         case _:
             raise ConfigError(f"{dotted(location)} is {parent!r}, which has no keys")
 

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = (
     "data.converted",
     "stream.*.path",  # the data fingerprint checks the contents of these folders
     "model.gradient_checkpointing",
-    "checkpoint.keep",
+    "checkpoint.*",
 )
 """Settings, as patterns, that change no number of a run."""
 
@@ -135,6 +135,11 @@ class TrainingConfig(Strict):
     """Weight of the answer token (between question and answer) as a target (REFERENCE.md#lamol-loss)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global L2 norm at which gradients are clipped."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose loss or gradient is not finite. ``stop``: end the run, and keep the batch and the
+    weights for ``ray-l4 debug-batch``. ``skip``: leave the student's update out, up to ``most_skipped`` times."""
+    most_skipped: Count = 10
+    """With ``non_finite: skip``: steps that each student may skip in a stage; at the next one the run stops."""
 
 
 class OptimConfig(Strict):
@@ -262,6 +267,15 @@ class CheckpointConfig(Strict):
     newest; ``last``: 1. More stay only while they are needed: to be scored, to resume, or as the result of a model that
     is trained on its task alone (docs/METHODS.md#checkpoints)."""
 
+    every_steps: Count | None = None
+    """Steps after which the state of a stage under way is written, so that a run goes on from there after a failure. If
+    not given, only ``every_minutes`` counts."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = 5
+    """Minutes of training after which such a state is written. null: only ``every_steps`` counts."""
+    states: Count = 2
+    """Number of the newest states that stay on disk until their stage has finished. A state takes three times the space
+    of the trainable weights in float32, for each student."""
+
     @property
     def newest(self) -> int | None:
         """How many of the newest checkpoints of a student stay; None for all."""
@@ -295,8 +309,8 @@ class PeersConfig(Strict):
     each: list[PeerConfig] = Field(default_factory=list)
     """Settings of single peers: one item per peer, in order. If empty, all peers have the same settings."""
     on_peer_loss: Literal["restart", "continue"] = "restart"
-    """Reaction to the loss of a student. ``restart``: replace it and repeat the stage from the last checkpoint, with
-    the same result. ``continue``: go on without it; the other students learn from the teachers that remain."""
+    """Reaction to the loss of a student. ``restart``: replace it and go on from the newest state, with the same
+    result. ``continue``: go on without it; the other students learn from the teachers that remain."""
 
 
 def _as_task(value: object) -> object:

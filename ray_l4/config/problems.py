@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ray_l4.config.strict_yaml import Location
+from ray_l4.config.text import index_of
 from ray_l4.errors import nearest
 
 Schema = Mapping[str, Any]
@@ -75,7 +76,9 @@ def takes_text(model: type[BaseModel], keys: Sequence[str]) -> bool:
     root = _schema(model)
     schema: Schema | None = root
     for key in keys:
-        schema = _child(root, schema, int(key) if key.isdecimal() else key) if schema is not None else None
+        schema = (
+            _child(root, schema, key if (index := index_of(key)) is None else index) if schema is not None else None
+        )
     return schema is not None and _any_text(root, schema)
 
 
@@ -171,7 +174,8 @@ def _describe(schema: Schema) -> str:
         case "array":
             return "a non-empty list" if schema.get("minItems") else "a list"
         case "object":
-            return f"a group of keys ({', '.join(schema['properties'])})"
+            known = ", ".join(schema.get("properties", ()))  # keys of any name have no such list
+            return f"a group of keys ({known})" if known else "a group of keys"
         case other:
             return str(other)
 

@@ -97,7 +97,7 @@ def after_first_value(text: str) -> str:
     """Return what follows the first value of ``text``, without blanks; nothing if that value is not complete."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return ""
     return "" if node is None else text[node.end_mark.index :].strip()
 

@@ -8,6 +8,7 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 """Unicode categories of characters that show nothing: control, format (such as U+200B and U+FEFF) and spaces."""
 _EMPTY_GLYPHS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe0e\ufe0f")
 """Characters of other categories that show nothing either: fillers, the empty Braille pattern, variation selectors."""
+_MOST_DIGITS = 9
 _JOINERS = "\u200c\u200d"
 """Format characters that words of some scripts and emoji need."""
 
@@ -15,6 +16,16 @@ _JOINERS = "\u200c\u200d"
 def counted(count: int, thing: str) -> str:
     """Return the number with the noun in singular or plural, for example ``1 student`` or ``2 students``."""
     return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def index_of(text: str) -> int | None:
+    """Return the number that a text of at most nine digits stands for; None for another text."""
+    return int(text) if len(text) <= _MOST_DIGITS and text.isascii() and text.isdecimal() else None
+
+
+def shown(text: str, most: int = 80) -> str:
+    """Return a text in quotes for a message, shortened to about ``most`` characters."""
+    return repr(text if len(text) <= most else f"{text[: most - 3]}...")
 
 
 def is_blank(text: str) -> bool:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -35,7 +33,7 @@ def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrained
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, output_loading_info=True, weights_only=True, **options
         )
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a damaged config.json makes the libraries raise errors of any class
         damaged = damaged_file(Path(name))
         if damaged is not None:
             raise ModelError(f"{where}: cannot load {name!r}: {damaged}. Copy or download it again.") from error
@@ -48,7 +46,12 @@ def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrained
             f"{where}: the weights of {name!r} are not complete: {', '.join(sorted(info['missing_keys'])[:3])} "
             "missing. Copy or download the model again."
         )
-    refuse_if_not_causal(model, name, where)
+    try:
+        refuse_if_not_causal(model, name, where)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:  # settings that show only in a forward pass
+        raise ModelError(
+            f"{where}: {name!r} cannot be computed: {first_line(error)}. Its config.json is damaged; copy it again."
+        ) from error
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from ray_l4.errors import PeerError
 from ray_l4.learner.guards import GuardContext
 from ray_l4.learner.micro_batches import MicroBatch, concatenate
+from ray_l4.learner.non_finite import non_finite_error, skips
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.predictions import NOTHING, Predictions
@@ -56,6 +57,9 @@ class StageRun:
         self.optimizer.zero_grad(set_to_none=True)  # a step of an earlier stage may have been interrupted
         learner.model.train()
         self._next_step = 0
+        self.num_skipped = 0
+        self.failed: dict[str, float] | None = None
+        """Figures of the step that failed, because its loss or gradient is not finite; it stays under way."""
         self._under_way: Step | None = None
         log.info("student %d, stage %d: %d examples, %d steps", learner.peer, stage, tokens.num_rows, self.num_steps)
 
@@ -106,8 +110,9 @@ class StageRun:
         """Learn from the labels and from ``targets``: for each teacher, head -> its predictions for the same batch.
 
         Returns the figures of the whole step, equal on all ranks: losses per token (nats), learning rate, gradient
-        norm, numbers of examples and tokens. Raises PeerError if ``forward`` was not called for this step, or if the
-        loss or the gradient norm is not finite.
+        norm, numbers of examples and tokens, whether the update was skipped. Raises PeerError if ``forward`` was not
+        called for this step, NonFiniteError if the loss or the gradient norm is not finite and the step may not be
+        skipped.
         """
         work = self._under_way
         if work is None or work.number != step:
@@ -115,9 +120,16 @@ class StageRun:
         self._check_rows(work, targets)
         figures = self._accumulate_all(work, targets)
         values = dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
-        if not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"]):
-            raise PeerError(f"{self._where(step)}: loss or gradient is not finite ({values}); try a lower optim.lr")
-        values["lr"] = self._update(step)
+        skipped = not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"])
+        if skipped and not skips(self.learner.experiment.training, self.num_skipped):
+            self.failed = values
+            raise non_finite_error(self.learner, self.stage, step, values)
+        self.num_skipped += skipped
+        values["lr"] = self.rate(step)
+        if not skipped:
+            self._update(values["lr"])
+        self.optimizer.zero_grad(set_to_none=True)
+        values["skipped"] = float(skipped)
         values["samples"] = work.num_examples
         values["tokens"] = work.num_tokens
         self._under_way = None
@@ -143,7 +155,12 @@ class StageRun:
         """
         if self._under_way is not None:
             raise PeerError(f"{self._where(self._next_step)}: the state can only be saved between steps")
-        return {"stage": self.stage, "next_step": self._next_step, "optimizer": self.optimizer.state_dict()}
+        return {
+            "stage": self.stage,
+            "next_step": self._next_step,
+            "num_skipped": self.num_skipped,
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that ``state_dict`` returned; load the weights saved with it as well.
@@ -159,6 +176,7 @@ class StageRun:
         self.abandon()
         self.optimizer.load_state_dict(state["optimizer"])
         self._next_step = state["next_step"]
+        self.num_skipped = state["num_skipped"]
 
     def _accumulate_all(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> dict[str, Tensor]:
         """Compute the step's gradients, apply the guard and clip; returns the step's figures as scalar tensors."""
@@ -259,17 +277,16 @@ class StageRun:
                         f"head {head}; expected {distilled.stop}. Do teacher and student have the same batch?"
                     )
 
-    def _update(self, step: int) -> float:
-        """Update the weights; returns the learning rate of the step."""
-        experiment = self.learner.experiment
-        rate = learning_rate(
-            self.sampler.examples_before(step), self.sampler.num_examples, experiment.training.epochs, experiment.optim
-        )
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        experiment, sampler = self.learner.experiment, self.sampler
+        before, epochs = sampler.examples_before(step), experiment.training.epochs
+        return learning_rate(before, sampler.num_examples, epochs, experiment.optim)
+
+    def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return rate
 
     def _where(self, step: int) -> str:
         return f"student {self.learner.peer}, stage {self.stage}, step {step}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.config.loading import TOPOLOGY_NAMES
+from ray_l4.config.text import index_of, shown
 from ray_l4.errors import ConfigError, nearest
 
 
@@ -41,11 +42,13 @@ def read_edges(path: Path) -> EdgesFile:
     edges, lines, problems = [], [], []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()
-        if len(words) == 2 and all(word.isascii() and word.isdecimal() for word in words):
+        if len(words) == 2 and all(index_of(word) is not None for word in words):
             edges.append((int(words[0]), int(words[1])))
             lines.append(number)
         elif words:
-            problems.append(f"{path}:{number}: expected a teacher and its student, such as 0 1; found {line.strip()!r}")
+            problems.append(
+                f"{path}:{number}: expected a teacher and its student, such as 0 1; found {shown(line.strip())}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
     if not edges:

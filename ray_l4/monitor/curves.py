@@ -16,9 +16,12 @@ _CURVES = ("loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "lr", "grad_norm")
 class Curves:
     """Writes losses and scores to the run's event files, and to its tracker if it has one."""
 
-    def __init__(self, folder: Path, steps_before: int, tracker: ScalarWriter | None = None) -> None:
-        """``steps_before``: total steps of the finished stages; events after them are replaced."""
-        self._writers: list[ScalarWriter] = [EventFile(folder, purge_step=steps_before)]
+    def __init__(
+        self, folder: Path, steps_before: int, tracker: ScalarWriter | None = None, *, steps_kept: int = 0
+    ) -> None:
+        """``steps_before``: total steps of the finished stages. ``steps_kept``: steps of the stage under way that
+        are not learned again. Events after them are replaced."""
+        self._writers: list[ScalarWriter] = [EventFile(folder, purge_step=steps_before + steps_kept)]
         self._writers += [] if tracker is None else [tracker]
         self._stage_start = self._stage_end = self._last_step = steps_before
 

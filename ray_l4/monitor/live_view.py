@@ -45,9 +45,9 @@ def _follow(run: WatchedRun, say: Callable[[str], None], show: Callable[[Progres
     while not ended:
         ended = run.wait(_POLL_INTERVAL)
         snapshot = run.snapshot()
-        for line in snapshot.events[num_printed:]:
+        for line in snapshot.events_since(num_printed):
             say(line)
-        num_printed = len(snapshot.events)
+        num_printed = snapshot.events_before + len(snapshot.events)
         show(snapshot)
 
 

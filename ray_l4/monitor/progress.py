@@ -14,6 +14,10 @@ log = logging.getLogger("ray_l4.coordinator")
 _SMOOTHING = 0.9
 """Weight of the previous value in the moving average of a student's figures."""
 
+_EVENTS = 500
+"""Messages that a snapshot holds at least: far more than come between two looks at it. Snapshots are copied and sent
+twice a second, so they must not grow with the run."""
+
 
 @dataclass
 class StudentProgress:
@@ -69,7 +73,13 @@ class ProgressSnapshot:
     jobs_open: int = 0
     jobs_done: int = 0
     events: list[str] = field(default_factory=list)
-    """Messages for the user, oldest first."""
+    """The newest messages for the user, oldest first. All of them are in the coordinator's log."""
+    events_before: int = 0
+    """Number of older messages, which are no longer among ``events``."""
+
+    def events_since(self, seen: int) -> list[str]:
+        """Return the messages after the first ``seen`` ones of the run."""
+        return self.events[max(0, seen - self.events_before) :]
 
     @property
     def remaining_seconds(self) -> float | None:
@@ -106,6 +116,9 @@ class Progress:
         log.info("%s", line)
         with self._lock:
             self._now.events.append(f"{time.strftime('%H:%M:%S')} {line}")
+            if len(self._now.events) > 2 * _EVENTS:
+                self._now.events_before += len(self._now.events) - _EVENTS
+                del self._now.events[:-_EVENTS]
 
     def record_score(self, line: str) -> None:
         """Count one more score, and add a message about it."""

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ray_l4.store.records import write_timeline
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.tables import read_table
 
 
 class Timeline:
@@ -19,7 +18,8 @@ class Timeline:
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         path = run.path / "timeline.parquet"
-        self._spans: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.is_file() else []
+        table = read_table(path, ("lane", "kind", "label", "start", "end"))
+        self._spans: list[dict[str, Any]] = [] if table is None else table.to_pylist()
 
     def add(self, lane: str, kind: str, label: str, seconds: float) -> None:
         """Add a span of this length that ends now; ``lane`` names the process that did the work."""

@@ -14,10 +14,12 @@ import pyarrow as pa
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.methods import get_method
-from ray_l4.report.run_files import Headline, read_headlines, read_replay, read_table
+from ray_l4.report.run_files import Headline, read_headlines, read_replay
 from ray_l4.report.run_result import RunResult
 from ray_l4.report.steps import Steps, read_steps
-from ray_l4.store.run_directory import Cell, RunDirectory, read_json
+from ray_l4.store.record_types import Summary, check_record
+from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.tables import read_table
 from ray_l4.text.scarce_replay import scarce_replay
 
 
@@ -34,7 +36,9 @@ class FinishedRun(RunResult):
     def open(cls, path: Path) -> FinishedRun:
         """Open a run directory. Raises RunDirectoryError if ``path`` is none, or if its run has not finished."""
         directory = RunDirectory.open(path)
-        return cls(directory.summary(), directory)
+        summary = directory.summary()
+        check_record(path / "summary.json", summary, Summary)
+        return cls(summary, directory)
 
     @property
     def path(self) -> Path:
@@ -49,7 +53,7 @@ class FinishedRun(RunResult):
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
         """The command, versions and machine that began the run."""
-        return read_json(self.path / "manifest.json")
+        return self.directory.manifest()
 
     @property
     def scale(self) -> float | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.tables import read_table
 from ray_l4.store.weight_files import DamagedWeightsError, header
 
 
@@ -27,14 +27,8 @@ def read_headlines(run: RunDirectory) -> dict[Cell, Headline]:
     """Return the headline score of every scored checkpoint and task. Raises RunDirectoryError if a file is damaged."""
     found = {}
     for cell, record in run.scores().items():
-        try:
-            metric = record["headline"]
-            found[cell] = Headline(str(metric), float(record["values"][metric]))
-        except (KeyError, TypeError, ValueError) as error:
-            path = run.path / "scores" / f"{cell.name}.json"
-            raise RunDirectoryError(
-                f"{path}: holds no headline score ({type(error).__name__}: {error}); the run is damaged"
-            ) from error
+        metric = str(record["headline"])
+        found[cell] = Headline(metric, float(record["values"][metric]))
     return found
 
 
@@ -66,26 +60,6 @@ def _num_values(path: Path) -> int:
         raise RunDirectoryError(f"{path} cannot be read ({error})") from error
     except DamagedWeightsError as error:
         raise RunDirectoryError(f"{path} {error}. Copy the checkpoint again, or delete it.") from error
-
-
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | None = ()) -> pa.Table | None:
-    """Return columns of a Parquet file, those in ``optional`` only where it has them; None if there is no such file.
-
-    ``optional`` = None: all other columns that it has. Raises RunDirectoryError if the file cannot be read or lacks one
-    of ``columns``.
-    """
-    if not path.is_file():
-        return None
-    try:
-        with pq.ParquetFile(path) as file:
-            present = file.schema_arrow.names
-            missing = [name for name in columns if name not in present]
-            if missing:
-                raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
-            others = present if optional is None else [name for name in optional if name in present]
-            return file.read(list(dict.fromkeys([*columns, *others])))
-    except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
 
 
 def read_replay(run: RunDirectory, stage: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table | None:

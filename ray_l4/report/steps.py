@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_l4.report.run_files import read_table
+from ray_l4.store.run_directory import SECONDS
+from ray_l4.store.tables import read_table
 
-SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
-"""Columns whose sum is the time of a student's steps."""
 COLUMNS = (
     *("stage", "epoch", "step", "student", "loss", "lr", "kd_qa", "kd_lm", "bytes_sent"),
     *SECONDS,

@@ -15,8 +15,8 @@ from ray_l4.metrics.continual import (
     forgetting,
 )
 from ray_l4.report.run_files import Headline, count_parameters, read_headlines, read_replay
-from ray_l4.report.steps import SECONDS
-from ray_l4.store.run_directory import Cell, RunDirectory, read_json
+from ray_l4.store.record_types import Validation
+from ray_l4.store.run_directory import SECONDS, Cell, RunDirectory, read_record
 
 _FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
     "average_incremental_accuracy": average_incremental_accuracy,
@@ -104,17 +104,17 @@ def score_matrix(
 def _exchange(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not rows:
         return {"bytes_per_step": 0.0, "bytes_received_per_step": 0.0, "wait_fraction": 0.0}
-    total = sum(row[name] for row in rows for name in SECONDS)
+    total = sum(row.get(name) or 0.0 for row in rows for name in SECONDS)
     return {
-        "bytes_per_step": sum(row["bytes_sent"] for row in rows) / len(rows),
+        "bytes_per_step": sum(row.get("bytes_sent") or 0.0 for row in rows) / len(rows),
         "bytes_received_per_step": sum(row.get("bytes_received") or 0.0 for row in rows) / len(rows),
-        "wait_fraction": sum(row["wait_seconds"] for row in rows) / total if total else 0.0,
+        "wait_fraction": sum(row.get("wait_seconds") or 0.0 for row in rows) / total if total else 0.0,
     }
 
 
 def _validation(run: RunDirectory, num_stages: int) -> dict[str, dict[str, Any]]:
     records = {stage: run.validation(stage) for stage in range(num_stages)}
-    return {str(stage): read_json(path) for stage, path in records.items() if path.is_file()}
+    return {str(stage): read_record(path, Validation) for stage, path in records.items() if path.is_file()}
 
 
 def _replay(run: RunDirectory, num_stages: int) -> dict[str, dict[str, int]]:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ray_l4.cluster.handles import StudentHandle
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import PerRank
 from ray_l4.run.context import RunContext
@@ -26,12 +27,17 @@ class Checkpoints:
         self._membership = membership
         self._disk = disk
         """``disk``: the thread that writes checkpoints."""
-        asked = {student: membership.students[student].describe() for student in membership.topology.students}
-        self.descriptions: Mapping[int, Mapping[str, Any]] = {
-            student: membership.students[student].wait(references, self._limits.start, "describe")
-            for student, references in asked.items()
-        }
-        """Student -> its model's configuration."""
+        self._descriptions: dict[int, Mapping[str, Any]] = {}
+
+    @property
+    def descriptions(self) -> Mapping[int, Mapping[str, Any]]:
+        """Student -> its model's configuration. Each student is asked once."""
+        students = self._membership.students
+        missing = [student for student in self._membership.topology.students if student not in self._descriptions]
+        asked = {student: students[student].describe() for student in missing}
+        for student, references in asked.items():
+            self._descriptions[student] = students[student].wait(references, self._limits.start, "describe")
+        return self._descriptions
 
     def keep(self, assignment: Assignment, epoch: int, scoring: Scoring | None) -> Future[None]:
         """Write a student's current weights in the background, and request their scores from ``scoring``, if any."""
@@ -74,13 +80,15 @@ class Checkpoints:
     def restore(self, stages_done: int) -> None:
         """Restore the present students to the end of the first ``stages_done`` stages, or to their initial weights."""
         directory = self._context.directory
+        asked: list[tuple[StudentHandle, PerRank[None]]] = []
         for peer in self._membership.topology.students:
             student = self._membership.students[peer]
             if not stages_done:
-                student.wait(student.reset(), self._limits.start, "reset")
+                asked.append((student, student.reset()))
                 continue
             epoch = directory.result_epoch(stages_done - 1, self._context.setup.experiment.training.epochs)
-            self.return_to(Assignment(peer, peer, stages_done - 1), epoch)
+            asked.append((student, student.load(read_weights(directory.checkpoint(stages_done - 1, epoch, peer)))))
             if directory.guard(stages_done - 1, peer).is_file():
-                guard = read_guard(directory, stages_done - 1, peer)
-                student.wait(student.restore_guard(guard), self._limits.start, "restore_guard")
+                asked.append((student, student.restore_guard(read_guard(directory, stages_done - 1, peer))))
+        for student, references in asked:
+            student.wait(references, self._limits.start, "return to the end of a stage")

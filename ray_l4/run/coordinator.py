@@ -29,6 +29,7 @@ from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import StagePlan
 from ray_l4.store.atomic import write_json
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.states import newest_step
 
 MakeSpawner = Callable[[Setup, ClusterConfig, Sequence[int], Collection[int]], Spawner]
 """Builds the spawner of a run from its setup, its profile, the peer of each slot, and the slots of lost students."""
@@ -96,7 +97,8 @@ class Coordinator:
         spawner = self._make_spawner(setup, context.cluster, plan.peers, lost)
         membership = Membership(spawner, context.cluster, setup.topology, lost)
         evaluators = spawner.evaluators()
-        membership.await_start(evaluators)
+        membership.await_start()
+        evaluators.await_start(context.cluster.timeouts.start)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk") as disk:
             loop = StageLoop(context, state, plan, spawner, membership, evaluators, teachers, disk)
             try:
@@ -104,8 +106,7 @@ class Coordinator:
             finally:
                 loop.fetch_logs()
         membership.end()
-        for evaluator in evaluators:
-            evaluator.end()
+        evaluators.end()
 
     def _train_teachers(self) -> tuple[RunDirectory | None, float]:
         """Train the task teachers if they are not trained yet.
@@ -169,4 +170,5 @@ def _tracker(
 def _curves(directory: RunDirectory, tracker: QueuedWriter | None) -> Curves:
     done = directory.state().stages_done
     steps = {(row["stage"], row["step"]) for row in directory.step_figures() if row["stage"] < done}
-    return Curves(directory.path / "tensorboard", len(steps), tracker)
+    kept = newest_step(directory, done)
+    return Curves(directory.path / "tensorboard", len(steps), tracker, steps_kept=kept)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ray_l4.cluster.handles import ModelRef
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import Ref, Rpc
+from ray_l4.run.checkpoints import Checkpoints
 from ray_l4.run.context import RunContext
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.stored_replay import record_stored, reservoir, stored_replay
@@ -42,16 +43,16 @@ class StageExamples:
         rpc: Rpc,
         membership: Membership,
         queue: WorkQueue,
-        descriptions: Mapping[int, Mapping[str, Any]],
+        checkpoints: Checkpoints,
         teachers: RunDirectory | None,
     ) -> None:
-        """``descriptions``: student -> its model's configuration. ``teachers``: run whose checkpoints teach, if any."""
+        """``checkpoints`` knows the students' configurations. ``teachers``: run whose checkpoints teach, if any."""
         self._context = context
         self._setup = context.setup
         self._rpc = rpc
         self._membership = membership
         self._queue = queue
-        self._descriptions = descriptions
+        self._checkpoints = checkpoints
         self._teachers = teachers
 
     def of(self, stage: int, on_nap: Callable[[], None]) -> dict[int, StudentExamples]:
@@ -91,15 +92,15 @@ class StageExamples:
         wanted = PseudoExamples.of(self._setup, stage, students)
         if not wanted.gens:
             return {}
-        models = {
-            student: ModelRef(
+
+        def model_of(student: int) -> ModelRef:
+            return ModelRef(
                 f"replay-{stage}.student-{student}",
-                self._rpc.put(self._descriptions[student]),
+                self._rpc.put(self._checkpoints.descriptions[student]),
                 self._membership.students[student].await_weights(self._context.cluster.timeouts.start),
             )
-            for student in wanted.generators
-        }
-        replayed = collect_replay(self._context, wanted, students, self._queue, models, on_nap)
+
+        replayed = collect_replay(self._context, wanted, students, self._queue, model_of, on_nap)
         kept = sum({id(table): table.num_rows for table in replayed.values()}.values())
         self._context.progress.add_event(f"replay: {kept} pseudo-examples, {len(wanted.gens) - kept} dropped")
         return replayed

@@ -38,7 +38,7 @@ from ray_l4.store.begun_with import (
     recorded,
 )
 from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
-from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.storage import absolute_address
 
 _LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
@@ -83,7 +83,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
     cluster = _with_absolute_storage(cluster)
     with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
         log.keep_in(directory.log(_COMMAND_LOG))
-        experiment, manifest = directory.experiment(), read_json(directory.path / "manifest.json")
+        experiment, manifest = directory.experiment(), directory.manifest()
         fingerprint = begun_fingerprint(directory)
         check_experiment(directory.path / "config.yaml", experiment, manifest)
         mirror = mirror_of(directory, cluster)

@@ -15,7 +15,7 @@ from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
-from ray_l4.store.records import write_replay
+from ray_l4.store.records import read_generated, write_generated, write_replay
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.replay import PseudoExample, generated_table, num_replayed_per_task, parse
 from ray_l4.text.scarce_replay import scarce_replay
@@ -75,15 +75,18 @@ def collect_replay(
     wanted: PseudoExamples,
     students: Sequence[int],
     queue: WorkQueue,
-    models: Mapping[int, ModelRef],
+    model_of: Callable[[int], ModelRef],
     on_nap: Callable[[], None],
 ) -> dict[int, pa.Table]:
     """Generate and record the pseudo-examples, and return the valid ones for each of the ``students``.
 
-    If each student generates its own, all get the same number, so that their batches hold the same current examples.
-    ``models``: student -> its model, for those that generate.
+    Those on record are not generated again. If each student generates its own, all get the same number, so that their
+    batches hold the same current examples. ``model_of`` returns the model of a student that generates.
     """
-    kept = _valid(context, wanted, _generate(context, wanted, queue, models, on_nap))
+    generated = _on_record(context, wanted)
+    if len(generated) < len(wanted.gens):
+        generated = _generate(context, wanted, generated, queue, model_of, on_nap)
+    kept = _valid(context, wanted, generated)
     if context.setup.experiment.replay.generator != "own":
         table = _table(context.setup, wanted, kept)
         return dict.fromkeys(students, table)
@@ -95,28 +98,53 @@ def collect_replay(
     }
 
 
+def _on_record(context: RunContext, wanted: PseudoExamples) -> dict[int, np.ndarray]:
+    """Return index of a pseudo-example -> its token ids, for those that were generated before an interruption."""
+    return {
+        row["index"]: np.asarray(row["ids"])
+        for row in read_generated(context.directory, wanted.stage)
+        if 0 <= row["index"] < len(wanted.gens)
+        and (row["student"], row["task"]) == (wanted.students[row["index"]], wanted.tasks[row["index"]])
+    }
+
+
 def _generate(
     context: RunContext,
     wanted: PseudoExamples,
+    on_record: Mapping[int, np.ndarray],
     queue: WorkQueue,
-    models: Mapping[int, ModelRef],
+    model_of: Callable[[int], ModelRef],
     on_nap: Callable[[], None],
 ) -> dict[int, np.ndarray]:
-    """Generate in chunks, each with one student's model. Returns index of a pseudo-example -> its token ids."""
+    """Generate in chunks, each with one student's model, and record each chunk; those ``on_record`` are left out.
+
+    Returns index of a pseudo-example -> its token ids.
+    """
     setup, progress = context.setup, context.progress
-    results: dict[int, np.ndarray] = {}
+    results = dict(on_record)
 
     def take(members: list[int], generated: list[np.ndarray]) -> None:
         results.update(zip(members, generated, strict=True))
+        rows = [
+            {"index": i, "student": wanted.students[i], "task": wanted.tasks[i], "ids": results[i].tolist()}
+            for i in members
+        ]
+        write_generated(context.directory, wanted.stage, rows)
         progress.update(replay_done=len(results))
 
     jobs, longest = [], setup.replay_length(wanted.stage)
     for student in wanted.generators:
         own = [index for index, generator in enumerate(wanted.students) if generator == student]
-        for chunk in in_chunks(len(own), setup.experiment.replay.chunk):
-            members = [own[position] for position in chunk]
-            jobs.append(_chunk_job(wanted, student, members, models[student], longest, take))
-    progress.update(replay_done=0, replay_total=len(wanted.gens))
+        chunks = in_chunks(len(own), setup.experiment.replay.chunk)
+        missing = [
+            members
+            for members in ([own[position] for position in chunk] for chunk in chunks)
+            if not on_record.keys() >= set(members)
+        ]
+        if missing:
+            model = model_of(student)
+            jobs += [_chunk_job(wanted, student, members, model, longest, take) for members in missing]
+    progress.update(replay_done=len(results), replay_total=len(wanted.gens))
     queue.add(jobs, urgent=True)
     try:
         queue.wait(lambda: len(results) == len(wanted.gens), on_nap)

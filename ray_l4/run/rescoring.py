@@ -16,12 +16,13 @@ from ray_l4.errors import RunDirectoryError
 from ray_l4.metrics.registry import METRICS, Item, item_scores, score
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
-from ray_l4.report.run_files import Headline, read_headlines, read_table
+from ray_l4.report.run_files import Headline, read_headlines
 from ray_l4.report.summary import summarise
 from ray_l4.store.atomic import write_json, write_text
 from ray_l4.store.mirror import mirror_of
 from ray_l4.store.records import write_score
 from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.tables import read_table
 from ray_l4.tasks.registry import load, metric_of
 
 _ANSWERS = ("sample_id", "prediction", "references")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,38 +42,53 @@ class Scoring:
         return {(cell.stage, cell.epoch, cell.student) for cell in self._answers}
 
     def request(self, stage: int, epoch: int, student: int, weights: Ref[Any], description: Mapping[str, Any]) -> None:
-        """Request the scores of a checkpoint on all tasks that its stage is scored on."""
-        self._add_jobs(self._cells(stage, epoch, student), weights, description)
+        """Request the missing scores of a checkpoint on all tasks that its stage is scored on."""
+        self._add_jobs(self._missing(stage, epoch, student), weights, description)
 
     def request_missing(self, stages: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
         """Request the missing scores of the first ``stages`` stages, from the checkpoints on disk.
 
         ``descriptions``: student -> its model's configuration.
         """
-        epochs, every = self._setup.experiment.training.epochs, self._setup.experiment.evaluation.when == "epoch"
+        epochs, every = self._setup.experiment.training.epochs, self._every
         for stage in range(stages):
             result = self._context.directory.result_epoch(stage, epochs)
-            for epoch in range(1, epochs + 1) if every else (result,):
-                for student in descriptions:
-                    self.request_from_disk(stage, epoch, student, descriptions[student])
+            self._request_epochs(stage, range(1, epochs + 1) if every else (result,), descriptions)
+
+    def request_begun(self, stage: int, epoch: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
+        """Request the missing scores of the epochs before ``epoch`` of a stage under way."""
+        if self._every:
+            self._request_epochs(stage, range(1, epoch), descriptions)
+
+    @property
+    def _every(self) -> bool:
+        return self._setup.experiment.evaluation.when == "epoch"
+
+    def _request_epochs(self, stage: int, epochs: Iterable[int], descriptions: Mapping[int, Mapping[str, Any]]) -> None:
+        for epoch in epochs:
+            for student, description in descriptions.items():
+                self.request_from_disk(stage, epoch, student, description)
 
     def request_from_disk(self, stage: int, epoch: int, student: int, description: Mapping[str, Any]) -> None:
         """Request the missing scores of a checkpoint that is on disk. A student that was lost has no later ones."""
-        missing = [cell for cell in self._cells(stage, epoch, student) if cell not in self._scored]
+        missing = self._missing(stage, epoch, student)
         checkpoint = self._context.directory.checkpoint(stage, epoch, student)
         if missing and checkpoint.is_dir():
             self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), description)
 
-    def forget(self, stage: int, student: int | None = None) -> None:
-        """Cancel a student's pending scores of a stage; without a student, discard all scores of the stage."""
-        if student is None:
-            self._scored = {cell for cell in self._scored if cell.stage != stage}
-        for cell in [cell for cell in self._answers if cell.stage == stage and student in (None, cell.student)]:
+    def forget(self, stage: int, first_epoch: int) -> None:
+        """Take the scores of a stage again from ``first_epoch`` on: its checkpoints will have other weights."""
+        self._scored = {cell for cell in self._scored if cell.stage != stage or cell.epoch < first_epoch}
+
+    def cancel(self, stage: int | None = None, student: int | None = None) -> None:
+        """Cancel the scores that are not there yet: all, or those of a stage and student."""
+        for cell in [cell for cell in self._answers if stage in (None, cell.stage) and student in (None, cell.student)]:
             del self._answers[cell]
             self._queue.drop(cell)
 
-    def _cells(self, stage: int, epoch: int, student: int) -> list[Cell]:
-        return [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
+    def _missing(self, stage: int, epoch: int, student: int) -> list[Cell]:
+        cells = [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
+        return [cell for cell in cells if cell not in self._scored and cell not in self._answers]
 
     def _add_jobs(self, cells: Sequence[Cell], weights: Ref[Any], description: Mapping[str, Any]) -> None:
         shared = self._rpc.put(description)

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfDiskError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import OutOfDiskError
 
-from ray_l4.cluster.connection import connect, node_resources
+from ray_l4.cluster.connection import check_session, connect, node_resources
 from ray_l4.cluster.placement import room_for
-from ray_l4.cluster.reservation import Reservation, reserve
+from ray_l4.cluster.reservation import reserve
 from ray_l4.cluster.rpc import RayRpc, get
-from ray_l4.cluster.spawn import LocalSpawner, RaySpawner
+from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError
+from ray_l4.errors import ClusterError, RayL4Error, SessionLostError
+from ray_l4.monitor.live_view import headline
 from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator, new_context
+from ray_l4.run.coordinator_process import CoordinatorProcess
+from ray_l4.run.restart_budget import RestartBudget, progress_on_disk
 from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import most_slots
 from ray_l4.store.run_directory import RunDirectory
 
 _CONTROL_TIMEOUT = 30.0
-"""Seconds for the coordinator to answer ``snapshot``, for which it has a separate thread."""
+"""Seconds for the result of a run that has ended to arrive."""
 
-_STOP_TIMEOUT = 10.0
-"""Seconds for the coordinator to stop by itself before it is killed; the files on disk are whole either way."""
+_ANSWER_TIMEOUT = 1.0
+"""Seconds to wait for the coordinator's answer before the last one is shown again."""
+
+_LOOK_INTERVAL = 0.5
+"""Seconds between two questions whether the coordinator is alive."""
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +83,7 @@ class LocalSession:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="run", daemon=True)
         self._begun = False
+        self._limit = cluster.timeouts.stop
         # Not Thread.join: after a KeyboardInterrupt in it, Python 3.11 takes a running thread for ended. Python would
         # then end that thread by force, and if that happens within PyTorch's code, the whole process aborts.
         self._ended = threading.Event()
@@ -97,8 +105,8 @@ class LocalSession:
 
     def close(self) -> None:
         self._coordinator.stop()
-        if self._begun and not self._ended.wait(_CONTROL_TIMEOUT):
-            log.warning("the run did not stop within %g s and is abandoned in the middle of a step", _CONTROL_TIMEOUT)
+        if self._begun and not self._ended.wait(self._limit):
+            log.warning("the run did not stop within %g s and is abandoned in the middle of a step", self._limit)
 
     def _work(self) -> None:
         try:
@@ -109,45 +117,22 @@ class LocalSession:
             self._ended.set()
 
 
-class CoordinatorActor:
-    """The coordinator as an actor: ``snapshot`` and ``stop`` answer at once while ``run`` is at work.
-
-    An error of its constructor is raised by ``run``: of an actor that cannot be created, Ray keeps only the text.
-    """
-
-    def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
-        self._failure: Exception | None = None
-        try:
-            make_spawner = partial(RaySpawner, reservation=reservation)
-            context = new_context(setup, cluster, RunDirectory.open(directory))
-            self._coordinator = Coordinator(context, make_spawner, reservation.students)
-        except Exception as error:
-            self._failure = error
-
-    def run(self) -> dict[str, Any]:
-        if self._failure is not None:
-            raise self._failure
-        return self._coordinator.run()
-
-    @ray.method(concurrency_group="control")
-    def snapshot(self) -> ProgressSnapshot:
-        return ProgressSnapshot() if self._failure is not None else self._coordinator.progress.snapshot()
-
-    @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        if self._failure is None:
-            self._coordinator.stop()
-
-
 class RaySession:
-    """The run on a Ray cluster: an existing one, or one on this machine that ends with the run."""
+    """The run on a Ray cluster: an existing one, or one on this machine that ends with the run.
+
+    A coordinator that dies or does not answer is replaced by one that goes on from what is on disk. The old one is
+    ended before the new one starts, so no two of them ever write.
+    """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
         self._given = (setup, cluster, directory)
         self._started = ExitStack()
-        self._coordinator: Any = None
-        self._running: Any = None
+        self._start: Callable[[], CoordinatorProcess] | None = None
+        self._coordinator: CoordinatorProcess | None = None
         self._last = ProgressSnapshot()
+        self._earlier: list[str] = []
+        self._budget = RestartBudget(cluster.restarts.most, cluster.restarts.backoff)
+        self._failure: RayL4Error | None = None
 
     def begin(self) -> None:
         setup, cluster, directory = self._given
@@ -159,41 +144,78 @@ class RaySession:
             most = room_for(students, most_slots(setup, students), cluster, node_resources())
             reservation = reserve(students, most, cluster)
             started.callback(reservation.release)
-            # The coordinator writes the run directory, so it must run on the node of this process.
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            actor = ray.remote(num_cpus=0, concurrency_groups={"control": 2})(CoordinatorActor)
             try:
                 shared = ray.put(setup)
             except OutOfDiskError as error:
                 raise ClusterError(f"ray: no room for the data: {full_temporary_folder()}.") from error
-            self._coordinator = actor.options(scheduling_strategy=here).remote(
-                shared, cluster, directory.path.resolve(), reservation
-            )
-            started.callback(ray.kill, self._coordinator)  # Ray ends its students and evaluators with it
-            self._running = self._coordinator.run.remote()
+            self._start = partial(CoordinatorProcess, shared, cluster, directory, reservation)
+            self._coordinator = self._start()
+            started.callback(self._end_coordinator)
             self._started = started.pop_all()
 
     def snapshot(self) -> ProgressSnapshot:
-        try:
-            self._last = ray.get(self._coordinator.snapshot.remote(), timeout=_CONTROL_TIMEOUT)
-        except (GetTimeoutError, RayError):
-            # It is still starting, or has died, which ``result`` reports.
-            return self._last
-        return self._last
+        answer = None if self._coordinator is None else self._coordinator.ask(_ANSWER_TIMEOUT)
+        if answer is not None:
+            self._last = replace(answer, events=[*self._earlier, *answer.events])
+        return self._last  # of before, while it starts or does not answer
 
     def wait(self, seconds: float) -> bool:
-        done, _ = ray.wait([self._running], timeout=seconds)
-        return bool(done)
+        deadline = time.monotonic() + seconds
+        while self._failure is None and self._coordinator is not None:
+            if self._coordinator.wait(max(min(deadline - time.monotonic(), _LOOK_INTERVAL), 0.0)):
+                how = self._coordinator.death()
+                if how is None:
+                    return True
+            else:
+                self.snapshot()
+                silence = self._coordinator.silence()
+                how = None if silence is None else f"has not answered for {silence:.0f} s (timeouts.control)"
+            if how is not None:
+                self._replace_coordinator(how)
+            if time.monotonic() >= deadline:
+                return self._failure is not None
+        return True
 
     def result(self) -> dict[str, Any]:
-        return get(RayRpc(), self._running, _CONTROL_TIMEOUT, "coordinator")
+        if self._failure is not None:
+            raise self._failure
+        assert self._coordinator is not None, "the run has not begun"
+        return get(RayRpc(), self._coordinator.running, _CONTROL_TIMEOUT, "coordinator")
 
     def close(self) -> None:
+        limit = self._given[1].timeouts.stop
         with self._started.pop_all():
-            if self._running is not None and ray.is_initialized():
-                self._coordinator.stop.remote()
-                if not self.wait(_STOP_TIMEOUT):
-                    log.warning("the coordinator did not stop within %g s and is killed", _STOP_TIMEOUT)
+            if self._coordinator is not None and self._failure is None and ray.is_initialized():
+                self._coordinator.stop()
+                if not self._coordinator.wait(limit):
+                    log.warning("the coordinator did not stop within %g s (timeouts.stop) and is killed", limit)
+
+    def _replace_coordinator(self, how: str) -> None:
+        """End the coordinator and start another one on the run directory; keep the error if that is not possible."""
+        assert self._start is not None and self._coordinator is not None
+        directory, where = self._given[2], headline(self._last)
+        try:
+            check_session()
+            self._coordinator.kill()
+            wait = self._budget.spend(progress_on_disk(directory.path))
+            time.sleep(wait)
+            self._coordinator = self._start()
+        except RayL4Error as error:
+            kind = SessionLostError if isinstance(error, SessionLostError) else ClusterError
+            self._failure = kind(
+                f"coordinator: it {how}, last seen in {where}; it could not be replaced: {error}. What is on disk is "
+                f"kept. To continue: ray-l4 resume {directory.path}"
+            )
+            self._failure.exit_code = error.exit_code
+            return
+        line = f"the coordinator {how}, last seen in {where}; another one goes on from what is on disk"
+        log.warning("%s", line)
+        self._earlier = [*self._last.events, line]
+        self._last = replace(self._last, events=self._earlier)
+
+    def _end_coordinator(self) -> None:
+        if self._coordinator is not None and ray.is_initialized():
+            self._coordinator.kill()
 
 
 def _shut_down() -> None:

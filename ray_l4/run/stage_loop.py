@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from ray_l4.cluster.handles import EvaluatorHandle
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import PerRank, get
 from ray_l4.cluster.spawn import Spawner
@@ -22,13 +23,15 @@ from ray_l4.run.scoring import Scoring
 from ray_l4.run.stage_result import StageResult
 from ray_l4.run.stage_training import StageTrainer
 from ray_l4.run.state_keeper import StateKeeper
+from ray_l4.run.states import States
 from ray_l4.run.work_queue import WorkQueue
-from ray_l4.setup.stage_plan import Assignment, StagePlan
+from ray_l4.setup.stage_plan import StagePlan
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.states import states
 from ray_l4.workers.process import peak_memory_bytes
 
 _MOST_RESTARTS = 3
-"""Restarts of one stage: if a student dies every time, another attempt will not help."""
+"""Restarts without progress on disk in between: if a student dies every time, another attempt will not help."""
 
 _LOG_TIMEOUT = 3.0
 """Seconds to wait for the log lines of all students together: idle students answer at once."""
@@ -46,7 +49,7 @@ class StageLoop:
         plan: StagePlan,
         spawner: Spawner,
         membership: Membership,
-        evaluators: Sequence[EvaluatorHandle],
+        evaluators: Evaluators,
         teachers: RunDirectory | None,
         disk: ThreadPoolExecutor,
     ) -> None:
@@ -57,13 +60,17 @@ class StageLoop:
         self._rpc = spawner.rpc
         self._membership = membership
         self._evaluators = evaluators
+        self._lost_before: Collection[int] = ()
+        """The students that were lost before the attempt that failed last."""
         self._run_log = RunLog(context.directory)
-        self._queue = WorkQueue(self._rpc, evaluators, context.cluster.timeouts.work, context.timeline)
+        limits = context.cluster.timeouts
+        self._queue = WorkQueue(self._rpc, evaluators, limits.work, context.timeline, limits.start)
         self._scoring = Scoring(context, self._rpc, self._queue)
         self._checkpoints = Checkpoints(context, membership, disk)
         self._retention = Retention(context, self._scoring, disk)
-        examples = StageExamples(context, self._rpc, membership, self._queue, self._checkpoints.descriptions, teachers)
-        self._trainer = StageTrainer(context, self._rpc, plan, membership, examples, teachers)
+        self._states = States(context, state, membership, disk)
+        examples = StageExamples(context, self._rpc, membership, self._queue, self._checkpoints, teachers)
+        self._trainer = StageTrainer(context, self._rpc, plan, membership, examples, teachers, self._states, self._poll)
 
     def run(self) -> None:
         """Learn the remaining stages, then wait for all scores."""
@@ -71,11 +78,11 @@ class StageLoop:
         progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
         for warning in setup.warnings:
             progress.add_event(f"warning: {warning}")
-        self._catch_up()
+        self._surviving_losses(self._catch_up)
         while self._state.stages_done < len(setup.stages):
-            self._learn()
+            self._surviving_losses(self._learn)
         progress.update(phase="scoring")
-        self._queue.wait(lambda: not len(self._queue), self._between)
+        self._surviving_losses(lambda: self._queue.wait(lambda: not len(self._queue), self._between))
         self._retention.apply(self._state.stages_done)
         evaluators = {f"evaluator-{i}": [own.peak_memory()] for i, own in enumerate(self._evaluators)}
         self._state.commit(len(setup.stages), self._peaks(evaluators), self._membership.lost)
@@ -99,30 +106,50 @@ class StageLoop:
             return
         self._restore()
         self._scoring.request_missing(done, self._checkpoints.descriptions)
+        self._states.discard(done - 1)  # left by a process that ended before it removed them
         stages = self._context.setup.stages
         self._context.progress.add_event(f"resumed after {stages[done - 1].name} ({done} of {len(stages)} stages)")
 
-    def _learn(self) -> None:
-        """Learn the next stage, or several that do not depend on each other; begin again if a student is lost.
+    def _surviving_losses(self, work: Callable[[], None]) -> None:
+        """Do ``work``, again after every loss of a student or of what a call needed.
 
-        Raises PeerLostError if a student is lost again after ``_MOST_RESTARTS`` restarts.
+        Raises PeerLostError after ``_MOST_RESTARTS`` restarts between which nothing new came to the disk.
         """
-        for attempt in range(_MOST_RESTARTS + 1):
+        restarts, progress = 0, self._on_disk()
+        while True:
             lost_before = self._membership.lost.keys()
-            assignments = self._plan.assignments(self._state.stages_done, self._membership.topology.students)
             try:
-                self._learn_to_the_end(assignments)
+                if restarts:
+                    self._begin_again()
+                work()
                 return
-            except PeerLostError as error:
-                log.warning("a student is lost: %s", error, exc_info=error)
-                if attempt == _MOST_RESTARTS:
+            except PeerLostError as loss:
+                log.warning("a student is lost: %s", loss, exc_info=loss)
+                self._lost_before = lost_before
+                before, progress = progress, self._on_disk()
+                restarts = restarts + 1 if progress == before else 1
+                if restarts > _MOST_RESTARTS:
                     raise
-                self._begin_again(assignments, lost_before, error)
 
-    def _learn_to_the_end(self, assignments: Sequence[Assignment]) -> None:
-        training = self._trainer.begin(assignments, self._between)
-        result = StageResult(self._context, self._plan, self._membership, self._checkpoints, self._scoring)
-        for epoch in range(1, self._context.setup.experiment.training.epochs + 1):
+    def _on_disk(self) -> tuple[int, Path | None]:
+        """Return what tells whether the run has made progress that a restart does not lose."""
+        done = self._state.stages_done
+        return done, next(iter(states(self._context.directory, done)), None)
+
+    def _learn(self) -> None:
+        """Learn the next stage, or several that do not depend on each other, from the newest state if there is one."""
+        assignments = self._plan.assignments(self._state.stages_done, self._membership.topology.students)
+        state = self._states.newest(assignments)
+        training = self._trainer.begin(assignments, state, self._between)
+        position = None if state is None else state.position
+        first, losses = (1, {}) if position is None else (position.epoch, position.validation)
+        if first > 1:
+            for stage in sorted({own.stage for own in assignments}):
+                self._scoring.request_begun(stage, first, self._checkpoints.descriptions)
+        result = StageResult(self._context, self._plan, self._membership, self._checkpoints, self._scoring, losses)
+        training.losses = lambda: result.losses
+        training.stop(result.exhausted())
+        for epoch in range(first, self._context.setup.experiment.training.epochs + 1):
             training.epoch(epoch)
             self.fetch_logs()
             result.after(epoch, training)
@@ -140,47 +167,55 @@ class StageLoop:
         result.await_written(present)
         peaks = {f"student-{own.slot}": self._membership.students[own.slot].peak_memory() for own in present}
         self._state.commit(max(own.stage for own in assignments) + 1, self._peaks(peaks), self._membership.lost)
+        self._states.discard(self._state.stages_done - 1)
         self._retention.apply(self._state.stages_done)
         log.info("stages done: %d of %d", self._state.stages_done, len(self._context.setup.stages))
 
-    def _begin_again(
-        self, assignments: Sequence[Assignment], lost_before: Collection[int], error: PeerLostError
-    ) -> None:
-        """Replace or drop the lost students, and return all students to the end of the last finished stage.
-
-        ``lost_before``: those that were lost before this attempt. Raises ``error`` if no student was lost since.
-        """
+    def _begin_again(self) -> None:
+        """Replace or drop the lost students, and return all students to the end of the last finished stage."""
         membership, progress = self._membership, self._context.progress
         lost = membership.roll_call().lost
-        if not lost and membership.lost.keys() == lost_before:
-            raise error
         graph = membership.topology
         continues = self._context.setup.experiment.peers.on_peer_loss == "continue"
-        if continues and graph.without(lost).students and not graph.frozen & lost.keys():
+        dropped = bool(lost) and continues and bool(graph.without(lost).students) and not graph.frozen & lost.keys()
+        if dropped:
             membership.drop(lost)
         else:
             for slot, how in lost.items():
                 progress.add_event(f"student {slot} is lost and replaced: {how}")
             membership.replace(lost)
-        for stage in {own.stage for own in assignments}:
-            self._scoring.forget(stage)
-        for evaluator in self._evaluators:  # without a peer, a checkpoint of the same name has other weights
-            evaluator.forget()
+        self._retake_scores(dropped or membership.lost.keys() != self._lost_before)
         self._context.curves.restart_stage()
         self._restore()
         self._state.count_restart()
-        progress.add_event(f"learning again from the end of stage {self._state.stages_done}")
+
+    def _retake_scores(self, with_other_weights: bool) -> None:
+        """Request scores that are not there yet from the checkpoints on disk, as their weights may have been lost.
+
+        ``with_other_weights``: whether the epochs that are learned again end with other weights, without a peer.
+        """
+        done = self._state.stages_done
+        self._scoring.cancel()
+        self._scoring.request_missing(done, self._checkpoints.descriptions)
+        if with_other_weights:
+            self._scoring.forget(done, self._states.first_epoch(done))
+            for evaluator in self._evaluators:  # a checkpoint of the same name has other weights
+                evaluator.forget()
 
     def _restore(self) -> None:
         if not self._plan.begins_anew:
             self._checkpoints.restore(self._state.stages_done)
 
-    def _between(self) -> None:
-        """Collect scores, and stop if the user asked to. Called after every step, and while the coordinator waits."""
+    def _poll(self) -> None:
+        """Collect scores. Called after every step."""
         for student in self._membership.lost:  # its weights may never arrive
-            self._scoring.forget(self._state.stages_done, student)
+            self._scoring.cancel(self._state.stages_done, student)
         self._queue.poll()
         self._context.progress.update(jobs_open=len(self._scoring))
+
+    def _between(self) -> None:
+        """Collect scores, and stop if the user asked to. Called while the coordinator waits."""
+        self._poll()
         self._context.heed_stop()
 
     def _peaks(self, asked: Mapping[str, PerRank[int]]) -> dict[str, int]:
@@ -191,5 +226,10 @@ class StageLoop:
         for name, references in asked.items():
             for rank, reference in enumerate(references):
                 worker = name + (f".shard-{rank}" if rank else "")
-                peaks[worker] = get(self._rpc, reference, self._context.cluster.timeouts.start, worker)
+                try:
+                    peaks[worker] = get(self._rpc, reference, self._context.cluster.timeouts.start, worker)
+                except PeerLostError as error:
+                    if name.startswith("student"):
+                        raise
+                    log.warning("%s: peak memory unknown: %s", worker, error)  # all its work is done
         return peaks

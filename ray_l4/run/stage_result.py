@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 
 from ray_l4.cluster.membership import Membership
@@ -29,12 +29,15 @@ class StageResult:
         membership: Membership,
         checkpoints: Checkpoints,
         scoring: Scoring,
+        losses: Mapping[str, Sequence[Mapping[str, float]]],
     ) -> None:
+        """``losses``: the validation losses of the epochs before the first one that is trained now."""
         self._context = context
         self._plan = plan
         self._checkpoints = checkpoints
         self._scoring = scoring
         self._validation = Validation(context, plan, membership)
+        self._validation.restore(losses)
         self._every = context.setup.experiment.evaluation.when == "epoch"
         self._num_epochs = context.setup.experiment.training.epochs
         self._written: dict[tuple[Assignment, int], Future[None]] = {}
@@ -42,7 +45,16 @@ class StageResult:
     @property
     def may_return_to(self) -> set[tuple[int, int]]:
         """The (stage, epoch) of the best epoch so far of every stage that is validated: students may return to it."""
-        return {(own.stage, self._best(own.stage)) for own, _ in self._written} if self._validation.asked else set()
+        return {(stage, self._validation.best(stage)) for stage in self._validation.stages}
+
+    @property
+    def losses(self) -> Mapping[str, Sequence[Mapping[str, float]]]:
+        """The validation losses so far, for a later ``StageResult`` of the same stage."""
+        return self._validation.losses
+
+    def exhausted(self) -> list[int]:
+        """Return the stages that are to stop before their last epoch."""
+        return self._validation.exhausted()
 
     def after(self, epoch: int, training: StageTraining) -> None:
         """Validate ``epoch``, write its checkpoints if they are to stay, and stop stages that do not get better."""
@@ -59,7 +71,8 @@ class StageResult:
             return
         for own in present:
             best, last = self._best(own.stage), self._validation.num_epochs(own.stage)
-            self._written[own, best].result()
+            if (own, best) in self._written:  # otherwise it was written before the run continued
+                self._written[own, best].result()
             if best < last and not self._plan.begins_anew:
                 self._checkpoints.return_to(own, best)
         for stage in sorted({own.stage for own in present}):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray_l4.cluster.membership import Membership, levelled
 from ray_l4.cluster.rpc import PerRank, Ref, Rpc
-from ray_l4.errors import PeerLostError
+from ray_l4.errors import NonFiniteError, PeerLostError
 from ray_l4.monitor.progress import StudentProgress
 from ray_l4.run.context import RunContext
 from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
+from ray_l4.run.failed_batch import kept_failed_step, skipped_warning
+from ray_l4.run.states import States, position_of
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
 from ray_l4.setup.stage_plan import Assignment, StagePlan
 from ray_l4.store.records import write_steps
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.states import State
 
 
 class StageTrainer:
@@ -31,20 +35,26 @@ class StageTrainer:
         membership: Membership,
         examples: StageExamples,
         teachers: RunDirectory | None,
+        states: States,
+        poll: Callable[[], None],
     ) -> None:
-        """``teachers``: the run whose checkpoints teach, if any."""
+        """``teachers``: the run whose checkpoints teach, if any. ``poll`` is called after every step."""
         self._context = context
         self._rpc = rpc
+        self._states = states
+        self._poll = poll
         self._plan = plan
         self._membership = membership
         self._examples = examples
         self._teachers = teachers
         self._equal_peers = EqualPeers(context, rpc, membership)
 
-    def begin(self, assignments: Sequence[Assignment], between: Callable[[], None]) -> StageTraining:
+    def begin(
+        self, assignments: Sequence[Assignment], state: State | None, on_nap: Callable[[], None]
+    ) -> StageTraining:
         """Collect the examples, have all workers begin the stage, and return its training.
 
-        ``between`` is called after every step, and while the coordinator waits.
+        ``state``: the one to continue from, if any. ``on_nap`` is called while the coordinator waits.
         """
         context = self._context
         stages = sorted({own.stage for own in assignments})
@@ -54,21 +64,37 @@ class StageTrainer:
         for own in assignments if self._plan.begins_anew else ():
             self._call(own.slot, self._membership.students[own.slot].reset(), "reset")
         with context.timeline.span("coordinator", "replay", f"examples for {where}"):
-            given = {stage: self._examples.of(stage, between) for stage in stages}
+            given = {stage: self._examples.of(stage, on_nap) for stage in stages}
         examples = {own.slot: (own.stage, given[own.stage][own.student]) for own in assignments}
         last_steps = self._begin_all(assignments, examples)
-        tables = {slot: own.tokens for slot, (_, own) in examples.items()}
-        self._equal_peers.look(self._plan.topology_of(stages[0], self._membership.topology), tables)
+        if state is None:
+            tables = {slot: own.tokens for slot, (_, own) in examples.items()}
+            self._equal_peers.look(self._plan.topology_of(stages[0], self._membership.topology), tables)
+        else:
+            self._resume_all(assignments, state)
         counts = " and ".join(
             str(own.num_examples) for own in {own.stage: examples[own.slot][1] for own in assignments}.values()
         )
         num_steps = max(last[-1] + 1 for last in last_steps.values())
         steps_of = {own.stage: last_steps[own.slot][-1] + 1 for own in assignments}
         context.curves.begin_stage(sum(steps_of.values()))
-        self._expect_steps(stages, num_steps, len(assignments))
-        context.progress.add_event(f"learning {where} from {counts} examples in {num_steps} steps")
+        done = 0 if state is None else min(own.next_step for own in state.position.workers)
+        self._expect_steps(stages, num_steps - done, len(assignments))
+        going_on = f"; going on after {done}" if done else ""
+        context.progress.add_event(f"learning {where} from {counts} examples in {num_steps} steps{going_on}")
         context.progress.update(phase="training", num_steps=num_steps)
-        return StageTraining(context, self._plan, self._membership, assignments, last_steps, between)
+        training = StageTraining(context, self._plan, self._membership, assignments, last_steps, self._states)
+        training.poll = self._poll
+        if state is not None:
+            training.continue_from(state)
+        return training
+
+    def _resume_all(self, assignments: Sequence[Assignment], state: State) -> None:
+        """Have all students continue from ``state``."""
+        students, fence = self._membership.students, self._membership.fence
+        asked = {own.slot: students[own.slot].resume(fence, state.parts[own.slot]) for own in assignments}
+        for slot, references in asked.items():
+            self._call(slot, references, "continue from a state")
 
     def _begin_all(
         self, assignments: Sequence[Assignment], examples: dict[int, tuple[int, StudentExamples]]
@@ -123,7 +149,7 @@ class StageTraining:
         membership: Membership,
         assignments: Sequence[Assignment],
         last_steps: Mapping[int, Sequence[int]],
-        between: Callable[[], None],
+        states: States,
     ) -> None:
         """``last_steps``: slot -> the last step of each epoch."""
         self._context = context
@@ -131,11 +157,25 @@ class StageTraining:
         self._membership = membership
         self._assignments = assignments
         self._last_steps = last_steps
-        self._between = between
+        self._states = states
         self._stopped: set[int] = set()
+        self._next = {own.slot: 0 for own in assignments}
+        self._rows: dict[int, list[dict[str, Any]]] = {own.stage: [] for own in assignments}
+        self.poll: Callable[[], None] = lambda: None
+        """Called after every step."""
+        self.losses: Callable[[], Mapping[str, Sequence[Mapping[str, float]]]] = dict
+        """Returns the validation losses of the finished epochs, which belong to a state."""
         self.where = " and ".join(context.setup.stages[stage].name for stage in sorted({a.stage for a in assignments}))
         exchange, limits = context.cluster.exchange, context.cluster.timeouts
-        self._limits = StepLimits(exchange.steps_ahead, limits.step)
+        self._limits = StepLimits(exchange.steps_ahead, limits.step, context.stop.is_set)
+
+    def continue_from(self, state: State) -> None:
+        """Begin where ``state`` was taken: with its position and its figures."""
+        for worker in state.position.workers:
+            if worker.slot in self._next:
+                self._next[worker.slot] = worker.next_step
+        for row in state.figures:
+            self._rows.setdefault(row["stage"], []).append(dict(row))
 
     @property
     def assignments(self) -> list[Assignment]:
@@ -164,23 +204,30 @@ class StageTraining:
         assignments = self.learning
         self._context.progress.update(epoch=epoch)
         began = time.monotonic()
-        rows: dict[int, list[dict[str, float]]] = {own.stage: [] for own in assignments}
-        on_step = self._on_step(epoch, rows)
+        on_step = self._on_step(epoch)
         for together in self._plan.passes(self._steps_of(assignments, epoch)):
-            self._pass(together, on_step)
-        for stage, own_rows in rows.items():
-            write_steps(self._context.directory, stage, epoch, own_rows)
+            self._pass(epoch, self._ahead(together), on_step)
+        for stage, rows in self._rows.items():
+            if rows:  # a stage may have been stopped before
+                write_steps(self._context.directory, stage, epoch, rows)
+            rows.clear()
         for own in assignments:
             label = f"{self._context.setup.stages[own.stage].name}, epoch {epoch}"
             self._context.timeline.add(f"student {own.slot}", "training", label, time.monotonic() - began)
 
-    def _pass(self, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
+    def _ahead(self, together: Mapping[int, range]) -> dict[int, range]:
+        """Return what is left of these steps (by slot) after those that were learned before."""
+        left = {slot: range(max(steps.start, self._next[slot]), steps.stop) for slot, steps in together.items()}
+        return {slot: steps for slot, steps in left.items() if steps}
+
+    def _pass(self, epoch: int, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
         """Learn the steps of one pass (slot -> its steps), with the students that are present."""
         membership, stage = self._membership, self._assignments[0].stage
         ends = {slot: steps.stop for slot, steps in together.items() if slot in membership.present}
         spans = [{slot: together[slot] for slot in ends}] if ends else []
         while spans:
             try:
+                is_level = len(spans) == 1
                 train_steps(
                     membership.students,
                     self._plan.topology_of(stage, membership.topology),
@@ -189,12 +236,38 @@ class StageTraining:
                     self._limits,
                     where=self.where,
                     on_step=on_step,
+                    on_submit=partial(self._after_submission, epoch, is_level),
                 )
+                self._heed_stop(epoch, is_level)
                 spans.pop(0)
+            except NonFiniteError as error:
+                raise kept_failed_step(self._context, membership, self._assignments, error) from error
             except PeerLostError as error:
                 if self._context.setup.experiment.peers.on_peer_loss != "continue":
                     raise
                 spans = self._continue_without_lost(ends, error)
+
+    def _after_submission(self, epoch: int, is_level: bool, steps: Mapping[int, int]) -> Callable[[], None] | None:
+        """Take a state if one is due. Returns what has it written, once the figures of ``steps`` are known.
+
+        ``is_level``: whether no student is behind the others after the loss of one: a state is taken of equals only.
+        """
+        self._next |= {slot: step + 1 for slot, step in steps.items()}
+        return self._take(epoch) if is_level and self._states.due() else None
+
+    def _take(self, epoch: int) -> Callable[[], None]:
+        """Ask all students for their state. Returns what has it written with the figures that are known by then."""
+        write = self._states.take(position_of(epoch, self.assignments, self._next, self.losses()))
+        return lambda: write([row for rows in self._rows.values() for row in rows])
+
+    def _heed_stop(self, epoch: int, is_level: bool) -> None:
+        """If the user asked the run to stop, write a state, unless a student is behind, and raise StoppedError."""
+        if self._context.stop.is_set():
+            self._states.finish()
+            if is_level:
+                self._take(epoch)()
+                self._states.finish()
+            self._context.heed_stop()
 
     def _continue_without_lost(self, ends: Mapping[int, int], error: PeerLostError) -> list[dict[int, range]]:
         """Drop the lost students, and return the spans of steps that the others still have to learn.
@@ -210,6 +283,7 @@ class StageTraining:
         for slot, how in roll.lost.items():
             self._context.progress.add_event(f"student {slot} is lost; the others go on without it: {how}")
         membership.form_groups()
+        self._next |= roll.next_steps  # what was submitted and not learned is still ahead
         remaining = {slot: end for slot, end in ends.items() if slot in roll.next_steps}
         return levelled(roll.next_steps, remaining) if remaining else []
 
@@ -218,23 +292,30 @@ class StageTraining:
         last = {own.slot: self._last_steps[own.slot] for own in assignments}
         return {slot: range(0 if epoch == 1 else own[epoch - 2] + 1, own[epoch - 1] + 1) for slot, own in last.items()}
 
-    def _on_step(self, epoch: int, rows: Mapping[int, list[dict[str, float]]]) -> Callable[[int, StepFigures], None]:
-        """Return the callback that shows the figures of a step and adds them to ``rows`` (by stage)."""
+    def _on_step(self, epoch: int) -> Callable[[int, StepFigures], None]:
+        """Return the callback that shows the figures of a step and adds them to those of the epoch."""
         by_slot = {own.slot: (index, own) for index, own in enumerate(self._assignments)}
         last_time = time.monotonic()
 
         def on_step(step: int, figures: StepFigures) -> None:
             nonlocal last_time
             now = time.monotonic()
-            shown = {by_slot[slot][0]: own for slot, own in figures.items()}
+            shown = {by_slot[slot][0]: own for slot, own in figures.items() if not own.get("skipped")}
             self._context.progress.record_step(step, shown, now - last_time)
             last_time = now
             for slot, values in figures.items():
                 _, own = by_slot[slot]
                 key = {"stage": own.stage, "epoch": epoch, "step": step, "student": own.student}
-                rows[own.stage].append({**key, **values})
-            curves = {self._plan.curve_name(by_slot[slot][1]): values for slot, values in figures.items()}
+                self._rows[own.stage].append({**key, **values})
+                if values.get("skipped"):
+                    limit = self._context.setup.experiment.training.most_skipped
+                    self._context.progress.add_event(skipped_warning(own, step, self._rows[own.stage], limit))
+            curves = {
+                self._plan.curve_name(by_slot[slot][1]): values
+                for slot, values in figures.items()
+                if not values.get("skipped")
+            }
             self._context.curves.log_step(step, curves)
-            self._between()
+            self.poll()
 
         return on_step

@@ -28,6 +28,13 @@ class StateKeeper:
         """Count a restart of the current stage; the next ``commit`` writes it."""
         self._state = self._state.model_copy(update={"restarts": self._state.restarts + 1})
 
+    def record_lost(self, lost: Mapping[int, str]) -> None:
+        """Write which students are lost within a stage, if that has changed. ``lost``: student -> how it was lost."""
+        if not lost.keys() <= self._state.lost_students.keys():
+            update = {"lost_students": self._state.lost_students | dict(lost)}
+            self._state = self._state.model_copy(update=update)
+            self._context.directory.save_state(self._state)
+
     def commit(self, stages_done: int, memory: Mapping[str, int], lost: Mapping[int, str]) -> None:
         """Write that ``stages_done`` stages are done, once all their other files are on disk.
 

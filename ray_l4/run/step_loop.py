@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ray_l4.cluster.handles import StudentHandle
@@ -26,6 +26,8 @@ class StepLimits:
     """Number of steps that are submitted before the loop waits for the oldest."""
     timeout: float
     """Seconds to wait for the figures of a step."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether to submit no more steps; the loop then collects those under way and returns."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class _Submitted:
 
     steps: Mapping[int, int]
     figures: Mapping[int, PerRank[dict[str, float]]]
+    then: Callable[[], None] | None = None
+    """What to do once the figures have been collected."""
+
+
+def _nothing(steps: Mapping[int, int]) -> None:
+    """Do nothing after a step is submitted."""
 
 
 def train_steps(
@@ -45,6 +53,7 @@ def train_steps(
     *,
     where: str,
     on_step: Callable[[int, StepFigures], None],
+    on_submit: Callable[[Mapping[int, int]], Callable[[], None] | None] = _nothing,
 ) -> None:
     """Train students side by side, each over its own ``steps``, on their teachers' predictions of the same step.
 
@@ -54,13 +63,19 @@ def train_steps(
 
     Calls are submitted ``limits.steps_ahead`` steps early, so no student waits for the coordinator. Predictions go from
     student to student, and the loop drops its references to them at once. ``on_step`` gets the figures of every step
-    late, but in order for each student. Raises the error of the first call that failed: PeerLostError if a student dies
-    or does not answer within ``limits.timeout`` seconds. ``where`` names the stage in messages.
+    late, but in order for each student. ``on_submit`` is called between two steps, with the step that each student was
+    just asked to learn; what it returns, if anything, is called once the figures of these steps are known.
+
+    Raises the error of the first call that failed: PeerLostError if a student dies or does not answer within
+    ``limits.timeout`` seconds. ``where`` names the stage in messages.
     """
     window: deque[_Submitted] = deque()
     for turn in range(max(map(len, steps.values()))):
+        if limits.stopping():
+            break
         learning = {student: own[turn] for student, own in steps.items() if turn < len(own)}
-        window.append(_submit(students, topology, fence, learning))
+        submitted = _submit(students, topology, fence, learning)
+        window.append(replace(submitted, then=on_submit(learning)))
         if len(window) > limits.steps_ahead:
             _collect(students, window.popleft(), limits.timeout, where, on_step)
     while window:
@@ -107,3 +122,5 @@ def _collect(
         by_step.setdefault(step, {})[peer] = values[names[peer]][0]
     for step, by_peer in by_step.items():
         on_step(step, by_peer)
+    if submitted.then is not None:
+        submitted.then()

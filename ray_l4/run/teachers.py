@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
@@ -25,6 +24,7 @@ from ray_l4.store.atomic import write_folder
 from ray_l4.store.begun_with import begun_fingerprint, recorded
 from ray_l4.store.records import read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.tables import read_table
 from ray_l4.text.assembly import with_answers
 from ray_l4.text.chunks import in_chunks
 
@@ -120,5 +120,9 @@ def _answer_rows(model: ModelRef, task: str, rows: range, evaluator: EvaluatorHa
 
 
 def _with_recorded(run: RunDirectory, setup: Setup, task: str) -> pa.Table:
-    texts = pq.read_table(run.answers(task))["answer"].to_pylist()
-    return with_answers(setup.training[task], texts, setup.tokenizer, setup.max_length)
+    path, needed = run.answers(task), setup.training[task].num_rows
+    table = read_table(path, ("answer",))
+    found = 0 if table is None else table.num_rows
+    if table is None or found != needed:
+        raise RunDirectoryError(f"{path}: has {found} answers to {needed} examples; the run is damaged. Restore it.")
+    return with_answers(setup.training[task], table["answer"].to_pylist(), setup.tokenizer, setup.max_length)

@@ -60,6 +60,26 @@ class Validation:
         """Whether the experiment asks for validation; if not, the last epoch of a stage is its result."""
         return bool(self._context.setup.validation)
 
+    def restore(self, losses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Take over the losses of finished epochs, as ``losses`` returned them."""
+        for stage, epochs in losses.items():
+            curve = self._curves.setdefault(int(stage), ValidationCurve())
+            for epoch in epochs:
+                curve.add({int(student): loss for student, loss in epoch.items()})
+
+    @property
+    def losses(self) -> dict[str, list[dict[str, float]]]:
+        """Stage -> student -> its loss, for every epoch so far; with keys that JSON has."""
+        return {
+            str(stage): [{str(student): loss for student, loss in epoch.items()} for epoch in curve.epochs]
+            for stage, curve in self._curves.items()
+        }
+
+    @property
+    def stages(self) -> list[int]:
+        """The stages that have been measured."""
+        return list(self._curves)
+
     def measure(self, epoch: int, assignments: Sequence[Assignment]) -> None:
         """Measure the losses of all students after ``epoch``. Raises PeerError if one is not finite."""
         if not self.asked:

@@ -22,7 +22,6 @@ from ray_l4.seeds import derive
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
 from ray_l4.setup.tokenizer_check import refuse_too_short
-from ray_l4.store.run_directory import read_json
 from ray_l4.tasks.chat import Message, meta_of, user_turn
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.schema import EXAMPLES
@@ -149,7 +148,7 @@ def _learned_length(found: Inspected) -> int | None:
     """
     if found.checkpoint is None:
         return None
-    recorded = read_json(found.checkpoint.run.path / "manifest.json").get("longest_sequences", {})
+    recorded = found.checkpoint.run.manifest().get("longest_sequences", {})
     stages = get_method(found.experiment.method).kind.stages([task.name for task in found.experiment.stream])
     learned = [task for stage in stages[: found.checkpoint.stage + 1] for task in stage.tasks]
     return max((recorded[task] for task in learned if task in recorded), default=None)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.weight_files import damage
+
+log = logging.getLogger("ray_l4.coordinator")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -47,11 +53,13 @@ STEPS = pa.schema(
                 "wait_seconds",
                 "backward_seconds",
                 "idle_seconds",
+                "skipped",
             )
         ],
     ]
 )
-"""Figures of one step of one student. Losses are per token. ``wait_seconds`` is the time from the end of the student's
+"""Figures of one step of one student. Losses are per token; ``skipped`` is 1 for a step without an update, because its
+loss or gradient was not finite (null in early runs). ``wait_seconds`` is the time from the end of the student's
 forward pass until its teachers' predictions have arrived; ``idle_seconds``, from its last update to its next forward
 pass."""
 
@@ -69,7 +77,7 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
         for file in tokenizer.iterdir():
             (temporary / file.name).write_bytes(file.read_bytes())
         write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
-        _write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
+        write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
 
     write_folder(folder, fill)
 
@@ -78,14 +86,14 @@ def read_weights(folder: Path) -> np.ndarray:
     """Read the bytes of a checkpoint's weights. Raises RunDirectoryError if the file is missing or damaged."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
-            return _undamaged(path)
+            return undamaged(path)
     raise RunDirectoryError(
         f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written. {_LOST_FILE}"
     )
 
 
-def _undamaged(path: Path) -> np.ndarray:
-    """Read a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
+def undamaged(path: Path) -> np.ndarray:
+    """Read the bytes of a safetensors file. Raises RunDirectoryError if it is not as long as its header says."""
     damaged = damage(path)
     if damaged is not None:
         raise RunDirectoryError(f"{path} {damaged}. {_LOST_FILE}")
@@ -99,10 +107,14 @@ def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predic
 
 
 def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the figures of one epoch. Figures that a row lacks, such as those of an untrained head, are null."""
-    complete = [{name: row.get(name) for name in STEPS.names} for row in rows]
-    table = pa.Table.from_pylist(complete, schema=STEPS)
-    write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", table)
+    """Write the figures of one epoch."""
+    write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", steps_table(rows))
+
+
+def steps_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return figures of steps as a table. Null are those that a row lacks, as an untrained head's, or not finite."""
+    known = [{name: value for name, value in row.items() if value is not None and isfinite(value)} for row in rows]
+    return pa.Table.from_pylist([{name: row.get(name) for name in STEPS.names} for row in known], schema=STEPS)
 
 
 def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -118,7 +130,27 @@ def write_replay(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]
             ("ids", pa.list_(pa.int32())),
         ]
     )
-    write_table(run.path / "replay" / f"stage-{stage}.parquet", pa.Table.from_pylist(list(rows), schema=schema))
+    write_table(run.replay(stage), pa.Table.from_pylist(list(rows), schema=schema))
+    shutil.rmtree(_chunks(run, stage), ignore_errors=True)
+
+
+def write_generated(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a chunk of the pseudo-examples of a stage (index, student, task, ids), until ``write_replay`` has all."""
+    write_table(_chunks(run, stage) / f"{rows[0]['index']}.parquet", pa.Table.from_pylist(list(rows)))
+
+
+def read_generated(run: RunDirectory, stage: int) -> Iterator[dict[str, Any]]:
+    """Yield the pseudo-examples of a stage on record (index, student, task, ids). A damaged file counts as missing."""
+    for path in (run.replay(stage), *_chunks(run, stage).glob("*.parquet")):
+        if path.is_file():
+            try:
+                yield from pq.read_table(path, columns=["index", "student", "task", "ids"]).to_pylist()
+            except (OSError, ValueError) as error:
+                log.warning("%s: damaged, and generated again: %s", path, error)
+
+
+def _chunks(run: RunDirectory, stage: int) -> Path:
+    return run.path / "replay" / f"stage-{stage}.chunks"
 
 
 def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answers: Sequence[str]) -> None:
@@ -129,16 +161,16 @@ def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answe
 
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:
     """Write the state of a student's guard after a stage."""
-    write_file(run.guard(stage, student), lambda temporary: _write_bytes(temporary, data))
+    write_file(run.guard(stage, student), lambda temporary: write_bytes(temporary, data))
 
 
 def read_guard(run: RunDirectory, stage: int, student: int) -> np.ndarray:
     """Read the state that ``write_guard`` wrote. Raises RunDirectoryError if the file is damaged."""
-    return _undamaged(run.guard(stage, student))
+    return undamaged(run.guard(stage, student))
 
 
-def _write_bytes(path: Path, data: np.ndarray) -> None:
-    """Write bytes so that an error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
+def write_bytes(path: Path, data: np.ndarray) -> None:
+    """Write ``data`` (uint8). An error tells its cause; that of ``data.tofile`` does not tell that the disk is full."""
     with path.open("wb") as file:
         file.write(data.data)
 

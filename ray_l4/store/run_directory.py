@@ -8,6 +8,7 @@
     tokenizer/                     tokeniser with the task tokens
     checkpoints/STAGE/EPOCH/student-N/   Hugging Face folders
     replay/STAGE.parquet           replayed examples, those dropped included
+    states/                        states of the stage under way (store/states.py)
     teachers/                      run directory of the task teachers, if the method has any
     distil/TASK.parquet            answers of a task teacher to its training examples
     guards/STAGE.student-N.safetensors   state of a student's guard, such as the importance of weights
@@ -25,7 +26,6 @@ During a run only the coordinator writes here, so nodes do not need to share a d
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import re
@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -45,6 +45,8 @@ from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json, write_text
 from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
 from ray_l4.store.names import PRIVATE, file_part
+from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
+from ray_l4.store.tables import read_table
 
 
 class RunState(BaseModel):
@@ -84,6 +86,8 @@ class Cell:
         return f"{self.checkpoint}.{file_part(self.task)}"
 
 
+SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
+"""Columns of a step's figures whose sum is the time of a student's steps."""
 _CLAIM = ".claim"
 """File that is there while a run directory is created."""
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
@@ -140,7 +144,7 @@ class RunDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the directory for this process. Raises RunDirectoryError if another process holds the lock."""
-        with (self.path / ".lock").open("a+") as file:
+        with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -154,6 +158,13 @@ class RunDirectory:
                 file.write(f"process {os.getpid()} on {platform.node()}")
                 file.flush()
             yield
+
+    def _lock_file(self) -> TextIO:
+        path = self.path / ".lock"
+        try:
+            return path.open("a+")
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be opened ({error.strerror}); remove what is there") from error
 
     def experiment(self) -> ExperimentConfig:
         """Return the experiment as it was resolved at the start of the run."""
@@ -191,7 +202,15 @@ class RunDirectory:
         It is the one that validation chose, otherwise the last one of ``epochs``, the epochs of the experiment.
         """
         path = self.validation(stage)
-        return int(read_json(path)["epoch"]) if path.is_file() else epochs
+        return int(read_record(path, Validation)["epoch"]) if path.is_file() else epochs
+
+    def manifest(self) -> dict[str, Any]:
+        """Return how the run began. Raises RunDirectoryError if ``manifest.json`` is missing or damaged."""
+        return read_record(self.path / "manifest.json", Manifest)
+
+    def replay(self, stage: int) -> Path:
+        """Return the file of the replayed examples of ``stage``."""
+        return self.path / "replay" / f"stage-{stage}.parquet"
 
     def teachers(self) -> Path:
         """Return the run directory of this run's task teachers."""
@@ -215,7 +234,7 @@ class RunDirectory:
         for path in sorted((self.path / "scores").glob("stage-*.json")):
             match = _CELL.fullmatch(path.name)
             if match:
-                record = read_json(path)
+                record = read_record(path, Score)
                 task = str(record.get("task", unquote(match[4])))  # the name of the file may be shortened
                 found[Cell(int(match[1]), int(match[2]), int(match[3]), task)] = record
         return found
@@ -223,13 +242,13 @@ class RunDirectory:
     def score(self, cell: Cell) -> dict[str, Any]:
         """Read one score; empty if there is none. Raises RunDirectoryError if it is damaged."""
         path = self.path / "scores" / f"{cell.name}.json"
-        return read_json(path) if path.is_file() else {}
+        return read_record(path, Score) if path.is_file() else {}
 
     def step_figures(self) -> Sequence[dict[str, Any]]:
         """Read the figures of all steps and students, in order of stage, step and student."""
-        import pyarrow.parquet as pq  # slow to import, and most commands read no table
-
-        rows = [row for path in (self.path / "steps").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+        needed = ("stage", "step", "student")
+        tables = (read_table(path, needed, optional=None) for path in (self.path / "steps").glob("*.parquet"))
+        rows = [row for table in tables if table is not None for row in table.to_pylist()]
         return sorted(rows, key=lambda row: (row["stage"], row["step"], row["student"]))
 
     def summary(self) -> dict[str, Any]:
@@ -280,10 +299,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises RunDirectoryError if it cannot be read, and when a key that it lacks is looked up.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise RunDirectoryError(f"{path}: damaged: expected a JSON object, found {type(value).__name__}. Restore it.")
-    return _Record(path, value)
+    return _Record(path, parsed(path))
+
+
+def read_record(path: Path, model: type[Record]) -> dict[str, Any]:
+    """Read a JSON file of a run as ``read_json`` does; raises RunDirectoryError also if a value has the wrong type."""
+    value = read_json(path)
+    check_record(path, value, model)
+    return value

@@ -41,6 +41,8 @@ def damage(path: Path) -> str | None:
         header(path)
     except DamagedWeightsError as error:
         return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return None
 
 
@@ -61,7 +63,7 @@ def header(path: Path) -> dict[str, Entry]:
                 for name, entry in described.items()
                 if name != "__metadata__"
             }
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedWeightsError("is damaged: its header cannot be read") from error
     expected = _LENGTH_BYTES + length + max((entry.end for entry in found.values()), default=0)
     if size != expected:

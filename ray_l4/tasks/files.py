@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.config.text import is_blank
-from ray_l4.errors import DataError, nearest
+from ray_l4.errors import DataError, first_line, nearest
 
 OPENERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
 """Decompression function by file suffix."""
@@ -133,6 +133,10 @@ def read_json(path: Path, text: str | None = None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except ValueError as error:  # a number with more digits than Python converts
+        raise DataError(f"{path}: not JSON that can be read: {first_line(error)}. Shorten the number.") from error
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply to be read as JSON. Write it with fewer levels.") from None
 
 
 def read_json_list(path: Path, text: str | None = None) -> list[Any]:

@@ -181,12 +181,16 @@ class TaskTokenizer(TextIds):
             gen, spares = record["gen"], record["spares"]
             # Reads tokenizer.json as it is, whatever model is in the same folder.
             hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
+            if not isinstance(gen, dict) or any(type(token) is not int for token in (*gen.values(), *spares)):
+                raise ValueError(f"{TASK_TOKENS_FILE} holds something else than the ids of tokens")
+            loaded = cls(hf, gen, spares, chat=bool(record.get("chat_template")))
+            loaded.round_trip("a")  # settings of a wrong type show only now
         except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here
             raise ModelError(
                 f"'{folder}' does not contain a tokeniser of ray-l4 ({TASK_TOKENS_FILE} and tokenizer.json): {error}. "
                 "Give the folder of a run or of one of its checkpoints."
             ) from error
-        return cls(hf, gen, spares, chat=bool(record.get("chat_template")))
+        return loaded
 
 
 def _add(hf: PreTrainedTokenizerBase, names: Sequence[str]) -> None:

@@ -27,6 +27,22 @@ class WeightsDigest(NamedTuple):
     """Whether dropout acts on them in training, and thus makes students differ."""
 
 
+class FailedStep(NamedTuple):
+    """What it takes, beside the weights, to repeat a step whose loss or gradient is not finite."""
+
+    figures: dict[str, float]
+    rate: float
+    """The learning rate that the update would have had."""
+    batch: pa.Table
+    """The examples of the step, in their order."""
+    memory: pa.Table | None
+    """Stored examples of earlier tasks, for a guard that needs them."""
+    guard: np.ndarray | None
+    """The state of the guard, if it has one."""
+    targets: np.ndarray
+    """The payloads that the teachers sent, as safetensors bytes (``workers.failed_step``)."""
+
+
 class StudentCalls(Protocol):
     """The calls that a rank of a student serves; ``workers.student.Student`` documents them."""
 
@@ -46,6 +62,10 @@ class StudentCalls(Protocol):
 
     def begin(self, fence: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]: ...
 
+    def state(self, fence: int) -> np.ndarray: ...
+
+    def resume(self, fence: int, state: np.ndarray) -> None: ...
+
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket: ...
 
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket: ...
@@ -61,6 +81,8 @@ class StudentCalls(Protocol):
     def weights(self) -> np.ndarray: ...
 
     def peak_memory(self) -> int: ...
+
+    def failed_step(self) -> FailedStep | None: ...
 
     def take_log(self) -> list[LogLine]: ...
 

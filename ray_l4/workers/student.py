@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import PeerError
+from ray_l4.errors import NonFiniteError, PeerError
 from ray_l4.exchange.codecs import Payload, build_codec
 from ray_l4.exchange.links import Link, Ticket
+from ray_l4.learner import stage_state
 from ray_l4.learner.digest import digest
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.learner import Learner
@@ -25,7 +26,8 @@ from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.text.tokens import concatenated
-from ray_l4.workers.calls import WeightsDigest
+from ray_l4.workers.calls import FailedStep, WeightsDigest
+from ray_l4.workers.failed_step import failed_step
 from ray_l4.workers.links import collective_link, first_link
 from ray_l4.workers.log import LogBuffer, LogLine
 from ray_l4.workers.process import peak_memory_bytes, use_threads
@@ -63,6 +65,7 @@ class Student:
         self._stage: StageRun | None = None
         self._fence = 0
         self._clock = StepClock()
+        self._failed: FailedStep | None = None
 
     def __str__(self) -> str:
         rank = f", rank {self._rank}" if self._sharding.size > 1 else ""
@@ -110,8 +113,17 @@ class Student:
         self._fence = fence
         self._stage = self._learner.begin_stage(stage, tokens, memory)
         self._clock = StepClock()
+        self._link.traffic()  # what an abandoned step sent does not count as sent by the first step
         sampler = self._stage.sampler
         return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
+
+    def state(self, fence: int) -> np.ndarray:
+        """Return this rank's state of the stage after its latest step, for ``resume`` (safetensors bytes)."""
+        return stage_state.to_bytes(self._served(fence))
+
+    def resume(self, fence: int, state: np.ndarray) -> None:
+        """Continue the stage that has begun from a ``state``. Raises ModelError if it is damaged or does not fit."""
+        stage_state.restore(self._served(fence), state)
 
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket:
         """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
@@ -144,7 +156,11 @@ class Student:
         payloads = self._link.collect(teachers)
         self._clock.mark("wait")
         with other_ranks(self.peer):
-            figures = stage.backward(step, [self._codec.decode(payload) for payload in payloads])
+            try:
+                figures = stage.backward(step, [self._codec.decode(payload) for payload in payloads])
+            except NonFiniteError:
+                self._failed = failed_step(stage, payloads)
+                raise
         self._clock.mark("backward")
         sent, received = self._link.traffic()
         return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
@@ -176,6 +192,10 @@ class Student:
     def peak_memory(self) -> int:
         """Return the peak memory of this process so far, in bytes."""
         return peak_memory_bytes()
+
+    def failed_step(self) -> FailedStep | None:
+        """Return what it takes, beside the weights, to repeat the step that raised NonFiniteError, if one did."""
+        return self._failed
 
     def take_log(self) -> list[LogLine]:
         """Return the lines logged since the last call; none without Ray, where they go straight to the run's files."""

@@ -23,6 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("cli")
     result = ray_l4("run", write_experiment(folder), "--run-dir", folder / "run", "--set", "cluster.students.cpus=0.5")
     assert result.returncode == 0, result.stderr
+    assert "(raylet)" not in result.stdout + result.stderr, "Ray has nothing to say to a user of a run that went well"
     assert "| l4 " in result.stdout, "the row of the run is the last thing printed"
     assert "student 1 after mini.rest" in result.stdout, "scores are shown as they come"
     return RunDirectory.open(folder / "run")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_l4.cluster.handles import EvaluatorHandle, StudentHandle
+from ray_l4.cluster.evaluators import Evaluators
+from ray_l4.cluster.handles import StudentHandle
 from ray_l4.cluster.rpc import LocalRpc, Rpc
 from ray_l4.workers.rendezvous import RendezvousStore
 
@@ -26,5 +27,5 @@ class StandInSpawner:
         self.started.append(slot)
         return StudentHandle(slot, self.rpc, self.make(slot))
 
-    def evaluators(self) -> list[EvaluatorHandle]:
-        return []
+    def evaluators(self) -> Evaluators:
+        return Evaluators([])

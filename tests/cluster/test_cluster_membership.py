@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.cluster import membership as membership_module
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.membership import Membership, levelled
 from ray_l4.cluster.rpc import LocalRpc
@@ -137,8 +138,8 @@ def test_lost_students_cannot_be_changed_from_outside() -> None:
 
 def test_start_waits_for_every_student_and_evaluator() -> None:
     team = Team(complete(3), lost={1: "gone"})
-    evaluators = [EvaluatorHandle(team.rpc, Member(0)) for _ in range(2)]
-    team.membership.await_start(evaluators)
+    team.membership.await_start()
+    Evaluators([EvaluatorHandle(team.rpc, Member(0)) for _ in range(2)]).await_start(7.0)
     who = ["student 0, start", "student 2, start", "evaluator 0, start", "evaluator 1, start"]
     assert team.rpc.waits == [(own, 7.0) for own in who]
 
@@ -150,7 +151,8 @@ def test_what_keeps_a_worker_from_starting_is_raised(who: str) -> None:
     evaluator = Member(0)
     (team.members[1] if who == "student" else evaluator).error = error
     with pytest.raises(ModelError) as caught:
-        team.membership.await_start([EvaluatorHandle(team.rpc, evaluator)])
+        team.membership.await_start()
+        Evaluators([EvaluatorHandle(team.rpc, evaluator)]).await_start(7.0)
     assert caught.value is error
 
 

@@ -148,6 +148,7 @@ peers: {zzz: 0}
     )
     task = "name, train, test, path, dataset, splits, columns, metric, question"
     training = "epochs, batch_size, batch_budget, lm_weight, means, answer_token_weight, max_grad_norm"
+    training += ", non_finite, most_skipped"
     assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
         "FILE:1: name: expected text, found 5; put it in quotes to make it text",
         "FILE:2: sed: unknown key. Did you mean 'seed'?",

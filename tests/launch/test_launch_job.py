@@ -131,7 +131,7 @@ def test_a_run_in_the_folder_is_resumed(commands: Commands, tmp_path: Path) -> N
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     assert commands.run("bash", RUN, tmp_path / "run", QUICKSTART, "--set", "seed=7").returncode == 0
-    assert commands.only_call("ray-l4").arguments == ["resume", str(tmp_path / "run")]
+    assert commands.only_call("ray-l4").arguments == ["resume", "--supervise", str(tmp_path / "run")]
 
 
 def test_a_run_that_has_finished_is_left_alone(commands: Commands, tmp_path: Path) -> None:

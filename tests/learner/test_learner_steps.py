@@ -108,7 +108,7 @@ def test_a_non_finite_loss_raises_before_the_weights_change() -> None:
         transformer.ln_f.weight.fill_(float("inf"))
     before = transformer.wte.weight.clone()
     run.forward(0)
-    with pytest.raises(PeerError, match=r"student 0, stage 1, step 0: loss or gradient is not finite.*optim\.lr"):
+    with pytest.raises(PeerError, match=r"student 0, stage 1, step 0: .*loss nan, grad_norm nan: not finite"):
         run.backward(0, [])
     assert torch.equal(before, transformer.wte.weight)
 

@@ -240,3 +240,14 @@ def test_the_live_view_has_a_bar_for_every_student(snapshot: ProgressSnapshot) -
     assert [line.split()[1] for line in bars] == [str(index) for index in range(len(snapshot.students))]
     done = 30 * snapshot.step // max(snapshot.num_steps, 1)
     assert [line.count("━") for line in bars] == [done] * len(bars), "a bar is 30 characters wide"
+
+
+def test_a_snapshot_does_not_grow_with_the_run_and_its_reader_misses_no_message() -> None:
+    progress, read = Progress(), []
+    for number in range(5000):
+        progress.add_event(f"message {number}")
+        if number % 400 == 0 or number == 4999:
+            snapshot = progress.snapshot()
+            assert len(snapshot.events) <= 1000
+            read += [event.split(" ", 1)[1] for event in snapshot.events_since(len(read))]
+    assert read == [f"message {number}" for number in range(5000)]

@@ -133,7 +133,7 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     score = run.path / "scores" / "stage-0.epoch-1.student-0.woz.en.json"
     score.write_text('{"headline": "em", "values": {}}', encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match=r"0\.woz\.en\.json: holds no headline score \(KeyError: 'em'\)"):
+    with pytest.raises(RunDirectoryError, match=r"0\.woz\.en\.json: damaged.*holds no headline score: 'em'"):
         page_of(run)
     score.write_text('{"headline": "em", "values": {"em": 1.0}}', encoding="utf-8")
     (run.path / "replay" / "stage-1.parquet").write_bytes(b"nothing")
@@ -225,7 +225,12 @@ def test_a_folder_and_different_tasks_are_refused_before_anything_is_written(tmp
     runs = [write_run(tmp_path / method, method) for method in ("l4", "lamol")]
     with pytest.raises(ConfigError, match="is a folder"):
         report(runs[0].path, "--out", tmp_path)
-    change_summary(runs[1], lambda summary: summary | {"stream": [*TASKS[1:], "ag"]})
+    change_summary(
+        runs[1],
+        lambda summary: (
+            summary | {"stream": [*TASKS[1:], "ag"], "final": {"0": dict.fromkeys([*TASKS[1:], "ag"], 1.0)}}
+        ),
+    )
     with pytest.raises(ConfigError, match="different tasks"):
         report(*(run.path for run in runs))
     assert not any(path.name.startswith("report.") for path in tmp_path.rglob("*"))

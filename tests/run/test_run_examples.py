@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.membership import Membership
 from ray_l4.config.cluster import ClusterConfig
@@ -54,9 +56,10 @@ def stage_examples(setup: Setup, path: Path, lost: Mapping[int, str]) -> StageEx
     context = small.bare_context(setup, path)
     spawner = StandInSpawner(lambda slot: [StandIn(slot)], range(setup.topology.size))
     membership = Membership(spawner, ClusterConfig(), setup.topology, lost)
-    queue = WorkQueue(spawner.rpc, [EvaluatorHandle(spawner.rpc, Generator(setup))], 10, context.timeline)
+    queue = WorkQueue(spawner.rpc, Evaluators([EvaluatorHandle(spawner.rpc, Generator(setup))]), 10, context.timeline)
     descriptions = {student: {"model": student} for student in setup.topology.students}
-    return StageExamples(context, spawner.rpc, membership, queue, descriptions, None)
+    checkpoints: Any = SimpleNamespace(descriptions=descriptions)
+    return StageExamples(context, spawner.rpc, membership, queue, checkpoints, None)
 
 
 def given(

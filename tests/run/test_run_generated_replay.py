@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.errors import PeerLostError
@@ -173,9 +174,11 @@ def collected(
     wanted = wanted or wanted_of(setup, 2)
     evaluators, rpc = [Parrot(tok) for _ in range(workers)], Backwards()
     context = bare_context(setup, path)
-    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, evaluator) for evaluator in evaluators], 10, context.timeline)
+    queue = WorkQueue(
+        rpc, Evaluators([EvaluatorHandle(rpc, evaluator) for evaluator in evaluators]), 10, context.timeline
+    )
     tables = collect_replay(
-        context, wanted, setup.topology.students, queue, models_of(wanted, rpc), on_nap=lambda: None
+        context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, on_nap=lambda: None
     )
     record = pq.read_table(path / "replay" / f"stage-{wanted.stage}.parquet").to_pylist()
     return Collected(tables, evaluators, record, wanted, context.progress.snapshot().events)
@@ -206,14 +209,14 @@ def test_work_is_handed_out_in_fixed_chunks(tok: TaskTokenizer, tmp_path: Path) 
 def test_progress_is_shown_while_evaluators_generate(tok: TaskTokenizer, tmp_path: Path) -> None:
     setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, replay={"ratio": 0.4, "chunk": 8})
     context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 2)
-    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
+    queue = WorkQueue(rpc, Evaluators([EvaluatorHandle(rpc, Parrot(tok))]), 10, context.timeline)
     context.progress.update(num_stages=3, stage=2, task="c", phase="replay")
     shown: list[str] = []
 
     def look() -> None:
         shown.append(headline(context.progress.snapshot()))
 
-    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), look)
+    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, look)
     start = "task 3 of 3 (c), replay, "
     counts = [line.removeprefix(start).split(";")[0] for line in shown]
     assert [f"{done} of 20 pseudo-examples generated" for done in (0, 8, 16)] == counts
@@ -290,9 +293,9 @@ def test_replay_goes_before_scores_that_wait(tok: TaskTokenizer, tmp_path: Path)
 
     setup = setup_of(tok, {"a": 5, "b": 50}, replay={"ratio": 0.4, "chunk": 64})
     context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 1)
-    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Noting(tok))], 10, context.timeline)
+    queue = WorkQueue(rpc, Evaluators([EvaluatorHandle(rpc, Noting(tok))]), 10, context.timeline)
     queue.add([Job(f"score {i}", lambda own: own.score("a", ()), lambda value: None) for i in range(3)])
-    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), lambda: None)
+    collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, lambda: None)
     assert order[0] == "replay"
 
 
@@ -300,7 +303,7 @@ def test_an_interrupted_wait_leaves_no_replay_in_the_queue(tok: TaskTokenizer, t
     """Chunks that nobody has generated yet may need the weights of a student that is lost."""
     setup = setup_of(tok, {"a": 5, "b": 5, "c": 50}, replay={"ratio": 0.4, "chunk": 2})
     context, rpc, wanted = bare_context(setup, tmp_path), LocalRpc(), wanted_of(setup, 2)
-    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
+    queue = WorkQueue(rpc, Evaluators([EvaluatorHandle(rpc, Parrot(tok))]), 10, context.timeline)
     scored: list[Any] = []
     queue.add([Job("score", lambda own: own.peak_memory(), scored.append)])
 
@@ -308,7 +311,7 @@ def test_an_interrupted_wait_leaves_no_replay_in_the_queue(tok: TaskTokenizer, t
         raise PeerLostError("student 0: its process died")
 
     with pytest.raises(PeerLostError, match="student 0: its process died"):
-        collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc), lose)
+        collect_replay(context, wanted, setup.topology.students, queue, models_of(wanted, rpc).__getitem__, lose)
     assert len(queue) <= 2, "the score, and a chunk that is under way"
     queue.wait(lambda: not len(queue), lambda: None)
     assert scored == [7]
@@ -383,7 +386,7 @@ def test_after_a_loss_those_that_are_present_generate(
     assert len(wanted.gens) == (2 if generator == "own" else 1) * 20
     assert len(whole.gens) == (3 if generator == "own" else 1) * 20
     rpc, context = LocalRpc(), bare_context(setup, tmp_path)
-    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, Parrot(tok))], 10, context.timeline)
-    tables = collect_replay(context, wanted, (1, 2), queue, models_of(wanted, rpc), lambda: None)
+    queue = WorkQueue(rpc, Evaluators([EvaluatorHandle(rpc, Parrot(tok))]), 10, context.timeline)
+    tables = collect_replay(context, wanted, (1, 2), queue, models_of(wanted, rpc).__getitem__, lambda: None)
     assert set(tables) == {1, 2}
     assert all(table.num_rows for table in tables.values())

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load, save_file
 
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.experiment import EvaluationConfig
@@ -83,7 +84,7 @@ class Work:
         self.rpc = LocalRpc()
         self.oracles = [(OracleOfFiles if from_disk else Oracle)(self.setup) for _ in range(workers)]
         evaluators = [EvaluatorHandle(self.rpc, oracle) for oracle in self.oracles]
-        self.queue = WorkQueue(self.rpc, evaluators, 10, self.context.timeline)
+        self.queue = WorkQueue(self.rpc, Evaluators(evaluators), 10, self.context.timeline)
         self.scoring = Scoring(self.context, self.rpc, self.queue)
 
     def request(self, stage: int = 0, student: int = 0) -> None:
@@ -230,7 +231,7 @@ def test_scores_of_a_lost_student_are_cancelled_and_those_of_the_others_are_not(
     work.request(0, student=0)
     work.request(0, student=1)
     work.queue.poll()  # a part of student 0's is under way
-    work.scoring.forget(0, 0)
+    work.scoring.cancel(0, 0)
     assert len(work.scoring) == 2
     assert set(work.finish()) == {Cell(0, 2, 1, task) for task in SIZES}
     assert len(work.scoring) == 0
@@ -241,9 +242,24 @@ def test_a_stage_that_is_learned_again_is_scored_again(tok: TaskTokenizer, tmp_p
     for stage in (0, 1):
         work.request(stage)
     work.queue.wait(lambda: len(work.scoring) == 1, lambda: None)  # all of stage 0, and a task of stage 1
-    work.scoring.forget(1)
+    work.scoring.cancel()
+    work.scoring.forget(1, 1)
     assert len(work.scoring) == 0
     work.request(1)
     work.finish()
     (oracle,) = work.oracles
     assert [oracle.asked.count(f"score {task}") for task in SIZES] == [3, 2]
+
+
+def test_what_is_scored_or_asked_for_is_not_asked_for_again(tok: TaskTokenizer, tmp_path: Path) -> None:
+    """A run that goes on from a state reaches the end of an epoch a second time."""
+    work = Work(tmp_path, tok)
+    work.request(1)
+    work.request(1)
+    assert len(work.scoring) == len(SIZES)
+    work.finish()
+    work.scoring.forget(1, 3)  # the request is for epoch 2
+    work.request(1)
+    assert len(work.scoring) == 0
+    (oracle,) = work.oracles
+    assert [oracle.asked.count(f"score {task}") for task in SIZES] == [1, 1]

@@ -10,7 +10,6 @@ from types import FrameType
 
 import pytest
 
-from ray_l4.run import session as sessions
 from ray_l4.run.coordinator import Coordinator
 from ray_l4.run.session import LocalSession, open_session
 from tests.run import run_fixtures as small
@@ -60,7 +59,7 @@ def test_a_run_that_does_not_stop_is_waited_for_with_a_limit(
     session: LocalSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(sessions, "_CONTROL_TIMEOUT", 0.2)
+    monkeypatch.setattr(session, "_limit", 0.2)
     monkeypatch.setattr(Coordinator, "run", lambda coordinator: released.wait(20))
     session.begin()
     session.close()

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_l4.cluster.evaluators import Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc, Ref
-from ray_l4.errors import PeerError
+from ray_l4.errors import DependencyLostError, PeerError, PeerLostError
 from ray_l4.monitor.timeline import Timeline
 from ray_l4.run import work_queue
 from ray_l4.run.work_queue import Job, WorkQueue
@@ -68,7 +69,7 @@ def _score(name: str, evaluator: EvaluatorHandle) -> Ref[Any]:
 def queue_of(rpc: Any, workers: Sequence[Any], timeout: float) -> WorkQueue:
     """A queue whose spans go to a run directory that is never written."""
     evaluators = [EvaluatorHandle(rpc, worker) for worker in workers]
-    return WorkQueue(rpc, evaluators, timeout, Timeline(RunDirectory(Path("no-run"))))
+    return WorkQueue(rpc, Evaluators(evaluators), timeout, Timeline(RunDirectory(Path("no-run"))))
 
 
 def test_each_worker_has_one_job_at_a_time() -> None:
@@ -298,7 +299,7 @@ def test_a_dropped_job_that_hangs_is_still_noticed(monkeypatch: pytest.MonkeyPat
 def test_every_finished_job_is_a_span_of_its_evaluator(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, rpc = Clock(monkeypatch), Manual()
     timeline = Spans()
-    queue = WorkQueue(rpc, [EvaluatorHandle(rpc, "w0")], 30, timeline)  # type: ignore[arg-type]
+    queue = WorkQueue(rpc, Evaluators([EvaluatorHandle(rpc, "w0")]), 30, timeline)  # type: ignore[arg-type]
     queue.add([*jobs(["a"]), Job("b", partial(_score, "b"), lambda value: None, kind="replay")])
     for reference, seconds in enumerate((5, 7)):
         queue.poll()
@@ -316,3 +317,134 @@ class Spans:
 
     def add(self, lane: str, kind: str, label: str, seconds: float) -> None:
         self.added.append((lane, kind, label, seconds))
+
+
+class Mortal(Manual):
+    """An RPC whose evaluators may die; each new one is ready at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[Any] = []
+
+    def call(self, worker: Any, method: Callable[..., Any], *arguments: Any) -> Any:
+        reference = super().call(worker, method, *arguments)
+        if method.__name__ == "ready":
+            self.finish(reference)
+        return reference
+
+    def get_all(self, references: Mapping[str, Sequence[Any]], timeout: float) -> dict[str, list[Any]]:
+        for who, owns in references.items():
+            for own in owns:
+                if isinstance(self.finished[own], PeerError):
+                    raise type(self.finished[own])(f"{who}: {self.finished[own]}")
+        return super().get_all(references, timeout)
+
+    def end(self, worker: Any) -> None:
+        self.ended.append(worker)
+
+    def served(self) -> list[tuple[int, Any, str]]:
+        """Open calls for scores: reference, worker, name of the job."""
+        calls = [
+            (i, worker, arguments[0]) for i, (worker, name, arguments) in enumerate(self.submitted) if name == "score"
+        ]
+        return [call for call in calls if call[0] not in self.finished]
+
+
+class Still:
+    """The pulse of an evaluator that hangs once it is told to."""
+
+    limit = 60.0
+    doing = "answer"
+    stopped = False
+
+    def hangs(self) -> bool:
+        return self.stopped
+
+    def forget(self) -> None:
+        pass
+
+
+def mortal(count: int, timeout: float = 30) -> tuple[Mortal, Evaluators, WorkQueue]:
+    """A queue whose evaluators are numbered in the order in which they were started."""
+    rpc, started = Mortal(), iter(range(1000))
+
+    def start(index: int) -> EvaluatorHandle:
+        return EvaluatorHandle(rpc, next(started), Still())  # type: ignore[arg-type]
+
+    pool = Evaluators([start(index) for index in range(count)], start)  # type: ignore[arg-type]
+    return rpc, pool, WorkQueue(rpc, pool, timeout, Timeline(RunDirectory(Path("no-run"))), 100)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 4), st.integers(0, 30), st.randoms(use_true_random=False))
+def test_every_job_is_done_once_whichever_evaluators_die(workers: int, count: int, random: Any) -> None:
+    results: list[tuple[str, Any]] = []
+    rpc, _, queue = mortal(workers)
+    queue.add(jobs([str(i) for i in range(count)], results))
+    deaths: dict[str, int] = {}
+    while len(queue):
+        queue.poll()
+        for reference, _, name in rpc.served():
+            if random.random() < 0.5 and deaths.get(name, 0) < 2:
+                deaths[name] = deaths.get(name, 0) + 1
+                rpc.finish(reference, PeerLostError("its process died"))
+            elif random.random() < 0.5:
+                rpc.finish(reference, name)
+    assert sorted(int(name) for name, _ in results) == list(range(count))
+    assert all(name == value for name, value in results)
+    assert len(rpc.ended) == sum(deaths.values())
+
+
+def test_a_job_at_which_every_evaluator_dies_ends_the_run_and_is_named() -> None:
+    rpc, _, queue = mortal(2)
+    queue.add(jobs(["poison"]))
+    for _ in range(2):
+        queue.poll()
+        rpc.finish(rpc.served()[0][0], PeerLostError("its machine ran out of memory"))
+    queue.poll()
+    queue.poll()
+    rpc.finish(rpc.served()[0][0], PeerLostError("its machine ran out of memory"))
+    with pytest.raises(PeerError, match="poison: its machine ran out of memory; 3 evaluators") as caught:
+        queue.poll()
+    assert not isinstance(caught.value, PeerLostError), "else the stage would be learned again"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_an_evaluator_that_hangs_is_replaced_busy_or_idle(busy: bool) -> None:
+    results: list[tuple[str, Any]] = []
+    rpc, pool, queue = mortal(1)
+    queue.add(jobs(["a"] if busy else [], results))
+    queue.poll()
+    pool[0].pulse.stopped = True  # type: ignore[union-attr]
+    queue.poll()
+    queue.poll()
+    assert rpc.ended == [0] and pool[0].worker == 1
+    if busy:
+        (again,) = [call for call in rpc.served() if call[1] == 1]
+        rpc.finish(again[0], "value")
+        rpc.finish(0, "of the one that was stopped, too late")
+        queue.poll()
+        assert results == [("a", "value")]
+
+
+def test_a_job_that_takes_too_long_is_handed_out_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    rpc, _, queue = mortal(1)
+    queue.add(jobs(["a"]))
+    queue.poll()
+    clock.now += 31
+    queue.poll()
+    assert rpc.ended == [0]
+    queue.poll()
+    clock.now += 31
+    with pytest.raises(PeerError, match="evaluator 0, a: no answer within 30 s"):
+        queue.poll()
+
+
+def test_what_a_job_was_given_being_lost_is_no_fault_of_its_evaluator() -> None:
+    rpc, _, queue = mortal(1)
+    queue.add(jobs(["a"]))
+    queue.poll()
+    rpc.finish(0, DependencyLostError("a peer it depends on died"))
+    with pytest.raises(DependencyLostError):
+        queue.poll()
+    assert rpc.ended == []

@@ -54,7 +54,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "text": lambda path: atomic.write_text(path, "text"),
     "json": lambda path: atomic.write_json(path, {}),
     "table": lambda path: atomic.write_table(path, pa.table({"a": list(range(1000))})),
-    "bytes": lambda path: atomic.write_file(path, lambda part: records._write_bytes(part, np.zeros(1 << 20, np.uint8))),
+    "bytes": lambda path: atomic.write_file(path, lambda part: records.write_bytes(part, np.zeros(1 << 20, np.uint8))),
     "folder": lambda path: atomic.write_folder(path, lambda folder: (folder / "a").write_text("a")),
 }
 

@@ -1,0 +1,126 @@
+"""``--supervise``: the command runs in a process of its own, and is started again when Ray ends it or its session dies.
+
+Ray's library ends the process that uses it when the cluster's control store (GCS) is gone, so the supervisor is another
+process: it imports neither Ray nor PyTorch, and passes signals and the exit code through. A command that ends by itself
+says so on a pipe; one that ends without a word, or says that its session is lost, goes on in a new session.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ray_l4.cli import interruption
+
+if TYPE_CHECKING:
+    from ray_l4.config.cluster import RestartConfig
+
+_ENDED, _LOST = b"e", b"l"
+"""What a command says: that it ends by itself, or that its Ray session has died."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def begin() -> None:
+    """In a supervised command, before anything else: end with the supervisor, even if that is killed."""
+    if interruption.SUPERVISED in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ[interruption.SUPERVISED].split(":")[1]):
+            os._exit(1)  # it was killed before the line above
+
+
+def say_end(*, session_lost: bool = False) -> None:
+    """In a supervised command: say that it ends by itself, or that it needs a new Ray session."""
+    if interruption.SUPERVISED in os.environ:
+        pipe = int(os.environ.pop(interruption.SUPERVISED).split(":")[0])
+        os.write(pipe, _LOST if session_lost else _ENDED)
+
+
+def supervise(arguments: Sequence[str], folder: Path, restarts: RestartConfig) -> int:
+    """Run ``ray-l4`` with these arguments, then ``resume`` as often as needed; return the exit code.
+
+    ``folder``: the run directory. Raises SessionLostError if session after session dies without progress.
+    """
+    from ray_l4.cluster.watchdog import end_processes, pattern_of
+    from ray_l4.errors import SessionLostError
+    from ray_l4.run.restart_budget import RestartBudget, RestartsSpentError, progress_on_disk
+
+    budget, child = RestartBudget(restarts.most, restarts.backoff), _Child()
+    while True:
+        code, said = child.run([*arguments, "--no-supervise"])
+        if said == _ENDED or child.stopped or code == interruption.EXIT_CODE:
+            return code
+        # What is left of the session must be gone: its coordinator could still write.
+        gone = end_processes(pattern_of(child.pid, []))
+        if (folder / "summary.json").is_file():
+            return 0  # it died when all was done
+        try:
+            if not gone:
+                raise RestartsSpentError(f"processes of the session of process {child.pid} cannot be ended")
+            wait = budget.spend(progress_on_disk(folder))
+        except RestartsSpentError as error:
+            raise SessionLostError(
+                f"the Ray session of the run died, and none was started in its place: {error}. What is on disk is "
+                f"kept. To continue: ray-l4 resume {shlex.quote(str(folder))}"
+            ) from error
+        how = "its Ray session died" if said == _LOST else f"its process ended with {code}"
+        print(f"the run was cut off ({how}); it goes on in a new Ray session in {wait:g} s", flush=True)
+        time.sleep(wait)
+        if (folder / "config.yaml").is_file():  # with the profile of the start, which is kept there
+            arguments = ["resume", str(folder)]
+        if child.stopped:
+            return interruption.EXIT_CODE
+
+
+class _Child:
+    """The command that runs now, and whether the user has asked it to stop."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.pid = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in interruption.handled():
+            signal.signal(number, self._forward)
+
+    def run(self, arguments: Sequence[str]) -> tuple[int, bytes]:
+        """Run a command to its end; return its exit code as shells report it, and what it said."""
+        reading, writing = os.pipe()
+        mark = {interruption.SUPERVISED: f"{writing}:{os.getpid()}"}
+        with os.fdopen(reading, "rb") as said:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "ray_l4.cli", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | mark,
+                    pass_fds=[writing],
+                    process_group=0,  # a signal to the whole group of this process reaches it once
+                )
+            finally:
+                os.close(writing)
+            self.pid = self._process.pid
+            if self.stopped:
+                self._process.terminate()
+            code = self._process.wait()
+            self._process = None
+            os.set_blocking(said.fileno(), False)  # a process that it left may hold the pipe
+            words = said.read() or b""
+        return (128 - code if code < 0 else code), words[-1:]
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+
+def wanted(supervised: bool, needs_local_ray: Callable[[], bool]) -> bool:
+    """Return whether this process has to become a supervisor: it is asked to, and there is a session to lose."""
+    return supervised and interruption.SUPERVISED not in os.environ and needs_local_ray()

@@ -1,0 +1,223 @@
+"""A run that is interrupted within its stages and goes on from its states ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_l4.cluster.spawn import LocalSpawner
+from ray_l4.errors import DependencyLostError, PeerLostError, RunDirectoryError
+from ray_l4.monitor.progress import Progress
+from ray_l4.run.context import RunContext, StoppedError
+from ray_l4.run.coordinator import Coordinator, new_context
+from ray_l4.store import states as files
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.workers.evaluator import Evaluator
+from ray_l4.workers.student import Student
+from tests.run import run_fixtures as small
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "l4": ("l4", {}),
+    "every epoch scored": ("l4", {"evaluation": {"when": "epoch"}}),
+    "students in turn": ("l4", {"distillation": {"schedule": "alternate_epochs"}}),
+    "validation": ("lamol", {"evaluation": {"validation": 0.25, "patience": 1}}),
+    "a guard": ("ewc", {}),
+    "models side by side": ("single-qa", {}),
+    "a teacher that is the student before the task": ("lwf", {}),
+}
+
+
+class StopAfter(Progress):
+    """A record that stops its run after some steps."""
+
+    def __init__(self, context: RunContext, steps: int) -> None:
+        super().__init__()
+        self._stop = context.stop
+        self._left = steps
+
+    def record_step(self, step: int, figures: Mapping[int, dict[str, float]], seconds: float) -> None:
+        super().record_step(step, figures, seconds)
+        self._left -= 1
+        if not self._left:
+            self._stop.set()
+
+
+def figures(run: RunDirectory, left_out: str = "_seconds") -> list[dict[str, Any]]:
+    """The figures of all steps but their times."""
+    return [{k: v for k, v in row.items() if not re.search(left_out, k)} for row in run.step_figures()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(case: str, tmp_path: Path) -> None:
+    method, changes = CASES[case]
+    config, profile = small.quick(method, **changes), small.cluster("in_process")
+    expected, _ = small.complete_run(config, profile, tmp_path / "expected")
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    stops, summary = 0, None
+    while summary is None:
+        context = new_context(setup, profile, run)
+        context = replace(context, progress=StopAfter(context, 13))
+        try:
+            summary = Coordinator(context, LocalSpawner, setup.topology.size).run()
+        except StoppedError:
+            stops += 1
+            assert stops < 20
+            assert files.states(run, run.state().stages_done), "the stage goes on from where it was"
+    assert stops >= 2
+    small.assert_equal(run, expected)
+    # What a student sends while it waits for its turn counts for its own next step, and is not part of a state.
+    left_out = "_seconds|bytes_sent" if case == "students in turn" else "_seconds"
+    assert figures(run, left_out) == figures(expected, left_out)
+    assert not list((run.path / "states").glob("*")), "states are removed with the end of their stage"
+
+
+def test_replay_on_record_is_not_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, profile = small.quick("lamol"), small.cluster("in_process")
+    expected, _ = small.complete_run(config, profile, tmp_path / "expected")
+    _, run = small.stopped_run(config, tmp_path / "run", "learning mini.woz")
+    record = run.replay(1).read_bytes()
+    monkeypatch.setattr("ray_l4.workers.evaluator.generate_replay", lambda *_: pytest.fail("generated again"))
+    small.finish(small.start(small.prepare(config), profile, run))
+    assert run.replay(1).read_bytes() == record
+    small.assert_equal(run, expected)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_after_a_loss_all_go_back_to_the_newest_state(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is an error of a call, which an object of this process can raise as well as an actor."""
+    config = small.quick("l4", checkpoint={"every_steps": steps})
+    profile = small.cluster("in_process")
+    expected, _ = small.complete_run(small.quick("l4"), profile, tmp_path / "expected")
+    learned: list[int] = []
+    original, losses = Student.backward, [5, 17, 17, 26]
+
+    def backward(self: Student, fence: int, step: int, *tickets: Any) -> dict[str, float]:
+        if losses and self.peer == 1 and self._stage is not None and self._stage.stage == 0 and step == losses[0]:
+            losses.pop(0)
+            raise PeerLostError("student 1: its process died")
+        learned.append(step)
+        return original(self, fence, step, *tickets)
+
+    monkeypatch.setattr(Student, "backward", backward)
+    monkeypatch.setattr("ray_l4.cluster.membership.Membership.roll_call", _lost_1)
+    run, summary = small.complete_run(config, profile, tmp_path / "run")
+    small.assert_equal(run, expected)
+    assert figures(run) == figures(expected)
+    assert summary["restarts"] == 4
+    again = len(learned) - len(figures(expected))
+    assert again <= 4 * 2 * (steps + profile.exchange.steps_ahead + 1)
+
+
+def _lost_1(membership: Any) -> Any:
+    from ray_l4.cluster.membership import RollCall
+
+    membership.raise_fence()
+    return RollCall({1: "its process died"}, {0: 0})
+
+
+def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    config, profile = small.quick("lamol", checkpoint={"every_steps": 3}), small.cluster("in_process")
+    expected, _ = small.complete_run(config, profile, tmp_path / "expected")
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    context = new_context(setup, profile, run)
+    context = replace(context, progress=StopAfter(context, 14))
+    with pytest.raises(StoppedError):
+        Coordinator(context, LocalSpawner, 1).run()
+    newest, older = files.states(run, 0)
+    part = newest / "student-0.rank-0.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(RunDirectoryError, match="damaged"):
+        files.read_state(newest)
+    assert files.read_state(older).position.num_steps < files.read_position(newest).num_steps
+    session = small.start(setup, profile, run)
+    small.finish(session)
+    assert any("An earlier state is used" in line for line in session.snapshot().events)
+    small.assert_equal(run, expected)
+    assert figures(run) == figures(expected)
+
+
+def test_without_a_setting_of_its_own_a_short_stage_writes_no_state(tmp_path: Path) -> None:
+    """Every five minutes is the default; a state is three times as large as the weights."""
+    run, _ = small.complete_run(small.quick("lamol"), small.cluster("in_process"), tmp_path / "run")
+    assert not (run.path / "states").exists()
+
+
+def test_without_a_peer_states_are_taken_of_students_that_are_level_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student 0 does not learn from the lost student 2, so it is a step ahead of student 1 when the loss is noticed."""
+    pairs = [[0, 1], [1, 0], [1, 2], [2, 1]]
+    peers = {"count": 3, "topology": pairs, "on_peer_loss": "continue"}
+    profile, original, dead = small.cluster("in_process"), Student.forward, [False]
+
+    def forward(self: Student, fence: int, step: int, readers: Any) -> Any:
+        if self.peer == 2 and step == 12:
+            dead[0] = True
+        if self.peer == 2 and dead[0]:
+            raise PeerLostError("student 2: its process died")
+        return original(self, fence, step, readers)
+
+    def rejoin(self: Student, fence: int) -> int:
+        if self.peer == 2:
+            raise PeerLostError("student 2: its process died")
+        return original_rejoin(self, fence)
+
+    original_rejoin = Student.rejoin
+    monkeypatch.setattr(Student, "forward", forward)
+    monkeypatch.setattr(Student, "rejoin", rejoin)
+    expected, _ = small.complete_run(small.quick("l4", peers=peers), profile, tmp_path / "expected")
+    dead[0] = False
+    config = small.quick("l4", peers=peers, checkpoint={"every_steps": 1})
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    stops, summary = 0, None
+    while summary is None:
+        context = new_context(setup, profile, run)
+        context = replace(context, progress=StopAfter(context, 14))
+        try:
+            summary = Coordinator(context, LocalSpawner, 3).run()
+        except StoppedError:
+            stops += 1
+            assert stops < 20
+            # A stop while one is behind the others writes no state; the one before the loss is there.
+            newest = files.read_position(files.states(run, run.state().stages_done)[0])
+            assert len({worker.next_step for worker in newest.workers}) == 1
+    assert stops >= 3 and list(summary["lost_students"]) == ["2"]
+    small.assert_equal(run, expected)
+
+
+@pytest.mark.parametrize("error", [DependencyLostError, PeerLostError])
+def test_weights_that_are_lost_before_they_are_scored_are_read_from_the_disk(
+    error: type[PeerLostError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a student whose node is gone: no student is lost when the last scores are taken."""
+    config, profile = small.quick("lamol"), small.cluster("in_process")
+    expected, _ = small.complete_run(config, profile, tmp_path / "expected")
+    original, left = Evaluator.answer, [2]
+
+    def answer(self: Evaluator, checkpoint: str, *arguments: Any) -> Any:
+        if checkpoint.startswith("stage-1") and left[0]:
+            left[0] -= 1
+            raise error("evaluator 0: the node that held the answer is gone")
+        return original(self, checkpoint, *arguments)
+
+    monkeypatch.setattr(Evaluator, "answer", answer)
+    run, _ = small.complete_run(config, profile, tmp_path / "run")
+    assert left == [0]
+    small.assert_equal(run, expected)
+
+
+def test_states_are_found_the_newest_first(tmp_path: Path) -> None:
+    """By number: a restart after step 12 is progress over one after step 8."""
+    run = RunDirectory(tmp_path)
+    for steps in (8, 12, 100, 9):
+        files.write_state(run, files.Position(1, [files.Learning(0, 0, 0, steps)]), [], {})
+    assert [files.read_position(folder).num_steps for folder in files.states(run, 0)] == [100, 12, 9, 8]
+    files.discard_states(run, 0, keep=2)
+    assert [files.read_position(folder).num_steps for folder in files.states(run, 0)] == [100, 12]
