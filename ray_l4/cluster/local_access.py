@@ -13,6 +13,8 @@ from ray._raylet import AuthenticationTokenLoader
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 TOKEN_VARIABLES = (TOKEN_VARIABLE, "RAY_AUTH_TOKEN_PATH")
 _ADDRESS_VARIABLE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+_LOOPBACK = {_ADDRESS_VARIABLE: "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""What makes the processes of a cluster listen there: Ray itself, and the process groups of PyTorch."""
 
 _drawn: set[str] = set()
 """Tokens drawn in this process: unlike a user's, they are replaced when the next cluster starts."""
@@ -37,16 +39,18 @@ def on_loopback() -> Iterator[None]:
     """Let a cluster that starts within the block listen at the loopback address alone, unless the user has set it.
 
     Ray has no parameter for that (it replaces ``_node_ip_address="127.0.0.1"``), only a variable that says whether this
-    machine can be part of a cluster with others. Ray reads it at its import, its child processes at theirs.
+    machine can be part of a cluster with others. Ray has read it at its import, its processes read it at their start.
     """
     if _ADDRESS_VARIABLE in os.environ:
         yield
         return
     before = ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[_ADDRESS_VARIABLE] = "0"
+    added = {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
+    os.environ.update(added)
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[_ADDRESS_VARIABLE]
+        for name in added:
+            del os.environ[name]

@@ -21,14 +21,14 @@ _INITIALIZER_RANGE = 0.02
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
-def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrainedModel:
+def load_pretrained(name: str, where: str, dtype: str = "float32", trusted: bool = False) -> PreTrainedModel:
     """Load a causal language model by hub name or path.
 
     ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is in the
-    file. Raises ModelError if the model cannot be found or not loaded completely, or is not causal.
+    file. ``trusted``: let code that comes with the model run. Raises ModelError if the model cannot be found or not loaded completely, or is not causal.
     """
     transformers_logging.disable_progress_bar()
-    options = located(name, where)
+    options = located(name, where, trusted)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, output_loading_info=True, weights_only=True, **options

@@ -14,16 +14,17 @@ from ray_l4.text.model_location import loading_error, located
 END_OF_TEXT = "<|endoftext|>"
 
 
-def load_base(name: str | Path) -> PreTrainedTokenizerBase:
+def load_base(name: str | Path, trusted: bool = False) -> PreTrainedTokenizerBase:
     """Return the fast tokeniser of a pretrained model, given by hub name or folder.
 
-    A folder that contains only ``vocab.json`` and ``merges.txt`` is read as GPT-2's.
+    A folder that contains only ``vocab.json`` and ``merges.txt`` is read as GPT-2's. ``trusted``: let code that comes
+    with the model run (``model.trust_custom_code``).
 
     Raises:
         ModelError: the tokeniser cannot be found or loaded, has no fast version, is empty, or has no end-of-sequence
             token.
     """
-    options = located(str(name))
+    options = located(str(name), trusted=trusted)
     from transformers import AutoTokenizer  # loads PyTorch, which a run from scratch does not need here
 
     try:

@@ -16,31 +16,32 @@ _HUB_TIMEOUT = 3.0
 """Seconds to wait for a connection to the hub."""
 _CACHED = ("config.json", "tokenizer_config.json")
 """Files of which a cached model or tokeniser has at least one."""
-_NO_CODE = {"trust_remote_code": False}
-"""Said outright: without it, Transformers asks at the terminal whether to run code that comes with a model."""
 
 
-def located(name: str, where: str = "model.name") -> dict[str, bool]:
+def located(name: str, where: str = "model.name", trusted: bool = False) -> dict[str, bool]:
     """Return the arguments with which the libraries load a model: no code that comes with it, no unreachable hub.
 
-    ``where``: the key or file that names the model, for messages. Raises ModelError, saying where it was looked for, if
+    ``where``: the key or file that names the model, for messages. ``trusted``: let code that comes with it run
+    (``model.trust_custom_code``). Raises ModelError, saying where it was looked for, if
     there is no such folder and it cannot be on the hub: the libraries would try to connect for half a minute.
     """
+    # Said outright: without it, Transformers asks at the terminal whether to run code that comes with a model.
+    code = {"trust_remote_code": trusted}
     path = expand_home(name)
     if path.is_dir():
-        return dict(_NO_CODE)
+        return code
     if path.is_file():
         raise ModelError(f"{where}: {path.absolute()} is a file; expected the folder of a model. {_GIVE}")
     if is_path(name):
         raise ModelError(f"{where}: there is no folder {path.absolute()}.{similar_folder(path)} {_GIVE}")
     if _hub_is_reachable():
-        return dict(_NO_CODE)
+        return code
     if not _is_cached(name):
         raise ModelError(
             f"{where}: {name!r} is neither a folder (looked for {path.absolute()}) nor a model in the hub's cache on "
             f"this machine, and the hub cannot be reached.{similar_folder(path)} {_GIVE}"
         )
-    return _NO_CODE | {"local_files_only": True}
+    return code | {"local_files_only": True}
 
 
 _GIVE = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a model on the hub."
@@ -50,8 +51,9 @@ def loading_error(error: Exception) -> str:
     """Return in a line why a library could not load a model, in our terms if the model has code of its own."""
     if "trust_remote_code" in str(error):
         return (
-            "it comes with Python code of its own, and ray-l4 runs no code from a model's folder or the hub. Give a "
-            "model of an architecture that Transformers contains."
+            "it comes with Python code of its own, which would run with all rights of your account. Give a model of an "
+            "architecture that Transformers contains; or, if you trust the authors of the code, set "
+            "model.trust_custom_code: true in the experiment of a run."
         )
     return first_line(error)
 
