@@ -25,7 +25,8 @@ def load_pretrained(name: str, where: str, dtype: str = "float32", trusted: bool
     """Load a causal language model by hub name or path.
 
     ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is in the
-    file. ``trusted``: let code that comes with the model run. Raises ModelError if the model cannot be found or not loaded completely, or is not causal.
+    file. ``trusted``: let code that comes with the model run (``model.trust_custom_code``). Raises ModelError if the
+    model cannot be found or not loaded completely, or is not causal.
     """
     transformers_logging.disable_progress_bar()
     options = located(name, where, trusted)
