@@ -7,6 +7,8 @@ import os
 from collections import deque
 from dataclasses import dataclass
 
+from ray_l4.config.redaction import redacted
+
 LOGGERS = ("ray_l4.coordinator", "ray_l4.exchange", "ray_l4.learner")
 """Each logger has its own file in ``RUN_DIR/logs/``."""
 
@@ -26,10 +28,13 @@ class LogLine:
 
 
 class LineFormatter(logging.Formatter):
-    """Puts time, level and process id before a message, and the traceback, if any, after it."""
+    """Puts time, level and process id before a message, and the traceback, if any, after it; hides secrets."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s [%(process)d] %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def log_level() -> int:
