@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,81 +15,77 @@ from ray_l4.cluster import local_access
 from ray_l4.cluster.temporary_folder import temporary_folder
 from ray_l4.config.loading import dump_yaml
 from tests.cli.background_command import BackgroundCommand
+from tests.cluster.listening_sockets import address, listening, text_of
 from tests.run.run_fixtures import cluster, long_enough
 
-LISTENS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
-"""State of a socket that accepts connections or packets of anyone, by table of the kernel."""
+CLIENT = """
+import sys
+from ray._raylet import GcsClient
+print("nodes:", len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)))
+"""
+"""Another program of this machine, which asks the cluster for its nodes."""
 
 
-def address(hexadecimal: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address of /proc/net: words of four bytes, each in the machine's order."""
-    raw = bytes.fromhex(hexadecimal)
-    found = ipaddress.ip_address(b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4)))
-    return getattr(found, "ipv4_mapped", None) or found
-
-
-def listening() -> dict[str, tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
-    """Address and port of every socket on this machine that listens, by what /proc/PID/fd calls it."""
-    found = {}
-    for table, state in LISTENS.items():
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == state:
-                host, _, port = fields[1].partition(":")
-                found[f"socket:[{fields[9]}]"] = (address(host), int(port, 16))
-    return found
-
-
-def open_files(process: int) -> set[str]:
-    try:
-        return {str(entry.readlink()) for entry in Path(f"/proc/{process}/fd").iterdir()}
-    except OSError:  # it has just ended
-        return set()
-
-
-def text_of(process: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{process}/{name}").read_bytes().replace(b"\0", b"\n").decode(errors="replace")
-    except OSError:
-        return ""
+def answers(gcs: str, clients: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What a client in each of these environments is told, all of them at the same time."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", CLIENT, gcs],
+            env=others | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, environment in clients.items()
+    }
+    return {name: process.communicate(timeout=120)[0] for name, process in started.items()}
 
 
 @pytest.mark.ray
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("transport", ["collective"])
-def test_a_run_is_closed_to_others(tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in (*local_access.TOKEN_VARIABLES, "RAY_AUTH_MODE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run = tmp_path / "run"
     (tmp_path / "experiment.yaml").write_text(dump_yaml(long_enough()))
-    profile = cluster(transport, ray={"num_cpus": 4, "object_store_memory": 200_000_000})
+    profile = cluster("collective", ray={"num_cpus": 4, "object_store_memory": 200_000_000})
     (tmp_path / "profile.yaml").write_text(dump_yaml(profile))
-    background = BackgroundCommand(
-        tmp_path.name, "run", tmp_path / "experiment.yaml", "--cluster", tmp_path / "profile.yaml", "--run-dir", run
-    )
+    files = (tmp_path / "experiment.yaml", "--cluster", tmp_path / "profile.yaml", "--run-dir", run)
+    background = BackgroundCommand(tmp_path.name, "run", *files)
     try:
         background.wait_until(lambda: any((run / "steps").glob("*.parquet")))
-        sockets, processes = listening(), background.left()
-        titles = "".join(text_of(process, "cmdline").partition("\n")[0] + "\n" for process in processes)
-        ours = {file: sockets[file] for process in processes for file in open_files(process) if file in sockets}
+        processes = background.left()
+        sockets = listening(processes)
+        gcs = next(f"{host}:{port}" for title, host, port in sockets if title.endswith("gcs_server"))
         environments = [text_of(process, "environ") for process in processes if process != background.process.pid]
-        tokens = {line for text in environments for line in text.splitlines() if line.startswith("RAY_AUTH_")}
-        token = next(line.partition("=")[2] for line in tokens if line.startswith("RAY_AUTH_TOKEN="))
+        variables = {line for text in environments for line in text.splitlines() if line.startswith("RAY_AUTH_")}
+        token = next(line.partition("=")[2] for line in variables if line.startswith("RAY_AUTH_TOKEN="))
+        told = answers(
+            gcs,
+            {
+                "none": {"RAY_AUTH_MODE": "disabled"},
+                "wrong": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token[::-1]},
+                "right": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+            },
+        )
         sessions = temporary_folder()[0] / "ray"
         folders = [each for each in sessions.glob("session_20*") if each.name.endswith(f"_{background.process.pid}")]
         commands = "".join(text_of(process, "cmdline") for process in processes)
-        written = [file for root in (*folders, run, tmp_path) for file in root.rglob("*") if file.is_file()]
+        written = [file for root in (*folders, run) for file in root.rglob("*") if file.is_file()]
         holding = [str(file) for file in written if token.encode() in file.read_bytes()]
         modes = {str(folder): stat.S_IMODE(folder.stat().st_mode) for folder in (*folders, run)}
     finally:
         background.process.kill()
         background.process.communicate()
         background.wait_until_gone()
-    assert "raylet" in titles and "Student" in titles and "gcs_server" in titles
-    assert len(ours) >= 8
-    assert [place for place in ours.values() if not place[0].is_loopback] == []
-    assert "RAY_AUTH_MODE=token" in tokens and len(token) == 64
+    assert {"gcs_server", "raylet"} <= {title.rpartition("/")[2] for title, *_ in sockets}
+    assert any(title.startswith("ray::Student") for title, *_ in sockets) and len(sockets) >= 8
+    assert [place for place in sockets if not place[1].is_loopback] == []
+    assert "RAY_AUTH_MODE=token" in variables and len(token) == 64
+    assert "nodes: 1" in told["right"], told
+    assert [name for name in ("none", "wrong") if "InvalidAuthToken" not in told[name] or "nodes:" in told[name]] == []
     assert token not in commands and holding == []
     assert len(folders) == 1 and set(modes.values()) == {0o700}, modes
 
@@ -114,12 +112,16 @@ def test_each_cluster_gets_another_token(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_address_is_that_of_other_nodes_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
-    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    for variable in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")  # what the user has set stays
     monkeypatch.setattr(services.ray_constants, "ENABLE_RAY_CLUSTER", True)
     with local_access.on_loopback():
         assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+        assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "eth7")
         assert not services.ray_constants.ENABLE_RAY_CLUSTER
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ and services.ray_constants.ENABLE_RAY_CLUSTER
+    assert not {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"} & os.environ.keys()
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "eth7" and services.ray_constants.ENABLE_RAY_CLUSTER
 
 
 def test_an_address_of_the_kernel_is_read() -> None:
