@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,6 +34,16 @@ def folder_name(text: str, longest: int = LONGEST) -> str:
         return readable
     kept = readable.encode()[: longest - 13].decode(errors="ignore")
     return f"{kept}-{_digest(text)}"
+
+
+def make_private(folder: Path) -> None:
+    """Create ``folder``, or take the empty one that is there, and let nobody but its owner enter it.
+
+    Raises OSError if it cannot be created.
+    """
+    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # it was there before, and belongs to another user, who decides
+        folder.chmod(PRIVATE)
 
 
 def make_new_folder(path: Path) -> Path:

@@ -44,7 +44,7 @@ from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json, write_text
 from ray_l4.store.full_disk import full_disk_message, is_full_disk, naming_full_disk
-from ray_l4.store.names import PRIVATE, file_part
+from ray_l4.store.names import file_part, make_private
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
 from ray_l4.store.tables import read_table
 
@@ -107,7 +107,7 @@ class RunDirectory:
         refuse_taken(path)
         claim = path / _CLAIM
         try:
-            path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            make_private(path)
             claim.touch(exist_ok=False)  # of two processes that found the folder empty, one gets it
         except FileExistsError:
             raise _taken(path) from None
