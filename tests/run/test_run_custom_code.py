@@ -35,7 +35,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pretrained GPT-2. Copies that the library makes of code are kept out of the home folder."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
-    return save_base(tmp_path / "plain", GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=96))
+    return save_base(tmp_path / "plain", GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=160))
 
 
 @pytest.fixture
