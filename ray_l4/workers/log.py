@@ -27,14 +27,18 @@ class LogLine:
     text: str
 
 
-class LineFormatter(logging.Formatter):
-    """Puts time, level and process id before a message, and the traceback, if any, after it; hides secrets."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s [%(process)d] %(message)s")
+class SecretsHidden(logging.Formatter):
+    """Formats a message, and the traceback, if any, after it, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
+
+
+class LineFormatter(SecretsHidden):
+    """Puts time, level and process id before a message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s [%(process)d] %(message)s")
 
 
 def log_level() -> int:
