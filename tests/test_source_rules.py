@@ -84,3 +84,58 @@ def test_a_wide_constructor_is_found(count: int) -> None:
     record = "@dataclass(frozen=True)\nclass A:\n    given: int = 0\n" + "".join(f"    {name}: int\n" for name in names)
     expected = ["A"] if count > MOST_PARAMETERS else []
     assert [*wide_constructors(ast.parse(plain))] == [*wide_constructors(ast.parse(record))] == expected
+
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+REQUIRED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+"""Calls that have to say so: none of them may run what is in a file."""
+
+
+def runs_code(tree: ast.AST) -> Iterator[int]:
+    """Yield the line of everything that could run code from a file or a text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in UNSAFE_MODULES for alias in node.names):
+            yield node.lineno
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
+            # Errors of libraries are caught.
+            yield from (node.lineno for alias in node.names if not alias.name.endswith("Error"))
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).removeprefix("builtins.")
+            given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+            wanted = REQUIRED.get(called.replace("numpy.", "np."))
+            allowed = any(word.arg == "trust_remote_code" and given[word.arg] is not False for word in node.keywords)
+            if called in UNSAFE_CALLS or allowed or (wanted and given.get(wanted[0]) is not wanted[1]):
+                yield node.lineno
+
+
+def test_nothing_read_from_disk_is_run() -> None:
+    """In what is installed: ``analysis`` passes pickles between processes of its own."""
+    package = [path for path in SOURCES if "ray_l4" in path.relative_to(REPOSITORY).parts]
+    assert len(package) > 100
+    assert [f"{path}:{line}" for path in package for line in runs_code(parsed(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import pickle", True),
+        ("import joblib.numpy_pickle as p", True),
+        ("from pickle import loads", True),
+        ("from pickle import UnpicklingError", False),
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=True)", False),
+        ("safetensors.torch.load(data)", False),
+        ("numpy.load(path)", True),
+        ("np.load(path, allow_pickle=False)", False),
+        ("yaml.load(text, Loader)", True),
+        ("yaml.safe_load(text)", False),
+        ("eval(text)", True),
+        ("model.eval()", False),
+        ("AutoConfig.from_pretrained(name, trust_remote_code=True)", True),
+        ("AutoConfig.from_pretrained(name, trust_remote_code=False)", False),
+    ],
+)
+def test_running_a_file_is_found(code: str, found: bool) -> None:
+    assert bool([*runs_code(ast.parse(code))]) == found

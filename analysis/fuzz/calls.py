@@ -101,7 +101,9 @@ def _written(given: Input, folder: Path) -> list[str]:
     if given.base is not None:
         shutil.copytree(given.base, folder / "run", copy_function=_link, symlinks=True)
     for name, content in given.files.items():
-        _put(folder / name, content)
+        inside = (given.files.get(str(parent)) for parent in Path(name).parents)
+        if not any(isinstance(around, Instead) for around in inside):  # what is damaged is not there any more
+            _put(folder / name, content)
     return [argument.replace(HERE, str(folder)) for argument in given.arguments]
 
 

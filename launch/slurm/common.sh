@@ -54,6 +54,9 @@ entrypoint=(
   bash "$ROOT/launch/run_or_resume.sh" "$run_dir" "$1" --cluster "$2" --set cluster.ray.address=auto "${@:3}"
 )
 
+# What Ray and the run write on the nodes is for this user alone. srun gives its commands the second value.
+umask 077
+export SLURM_UMASK=0077
 export RAY_AUTH_MODE=token
 export RAY_USAGE_STATS_ENABLED=0
 # Specific to this job: /tmp/ray may belong to another user, and `auto` would find the wrong cluster there.
@@ -111,8 +114,5 @@ each_node=(--ntasks-per-node=1 --cpus-per-task="$cpus")
 
 if ! $dry_run && [[ -z ${RAY_AUTH_TOKEN:-} && ! -f ${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token} ]]; then
   [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || fail "RAY_AUTH_TOKEN_PATH: no such file: $RAY_AUTH_TOKEN_PATH"
-  (
-    umask 077 # Ray itself would make it readable by everybody
-    ray get-auth-token --generate >/dev/null
-  )
+  ray get-auth-token --generate >/dev/null
 fi

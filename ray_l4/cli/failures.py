@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ray_l4.config.redaction import redacted
 from ray_l4.config.text import shown
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
@@ -67,9 +68,9 @@ def print_failure(error: Exception, message: str) -> None:
     from rich.text import Text
 
     if DEBUG_VARIABLE in os.environ:
-        sys.stderr.write(_tidy("".join(traceback.format_exception(error))))
+        sys.stderr.write(redacted(_tidy("".join(traceback.format_exception(error)))))
     console = Console(stderr=True, highlight=False)
-    console.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
+    console.print(Text.assemble(("error:", "bold red"), " ", redacted(message)), soft_wrap=True)
 
 
 def _tidy(text: str) -> str:

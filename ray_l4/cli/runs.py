@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from ray_l4.cli.options import (
     tracked,
 )
 from ray_l4.config.paths import expand_home
+from ray_l4.config.redaction import redacted_command
 
 if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
@@ -76,7 +76,7 @@ def run(
 
         from ray_l4.run import execute
 
-        execute.run(config, profile, folder, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+        execute.run(config, profile, folder, redacted_command(["ray-l4", *sys.argv[1:]]), Console())
 
 
 def resume(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_l4.cli.options import ClusterOption, SetOption, WithOption, split_list, split_overrides
+from ray_l4.config.redaction import redacted_command
 from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def sweep(
 
     from ray_l4.sweep.execute import run_sweep
 
-    run_sweep(expanded, profile, directory, shlex.join(["ray-l4", *sys.argv[1:]]), Console())
+    run_sweep(expanded, profile, directory, redacted_command(["ray-l4", *sys.argv[1:]]), Console())
 
 
 def _print_trials(sweep: Sweep, profile: ClusterConfig, directory: SweepDirectory) -> None:

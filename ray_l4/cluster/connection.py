@@ -6,18 +6,21 @@ import os
 import signal
 import socket
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 
+from ray_l4.cluster.local_access import draw_token, on_loopback
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
 from ray_l4.cluster.watchdog import Watchdog
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, SessionLostError, first_line
 from ray_l4.store.full_disk import is_full_disk
+from ray_l4.store.names import PRIVATE
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
@@ -40,6 +43,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             "include_dashboard": cluster.ray.dashboard,
             "address": "local",
         }
+        draw_token()
     else:
         options["address"] = cluster.ray.address
         if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
@@ -48,9 +52,17 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     watchdog = Watchdog() if cluster.ray.address is None else None
     try:
-        ray.init(**options)
+        with on_loopback() if cluster.ray.address is None else nullcontext():
+            ray.init(**options)
         if watchdog is not None:
-            watchdog.watch(Path(ray._private.worker.global_worker.node.get_session_dir_path()))
+            session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+            watchdog.watch(session)
+            session.chmod(PRIVATE)  # its logs and spilled objects; Ray creates it readable for everyone
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"ray.address: the cluster at {cluster.ray.address or 'this machine'} refuses this command's token, or got "
+            "none. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token."
+        ) from error
     except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, no time or no disk
         where = cluster.ray.address or "this machine"
         if is_full_disk(error):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_l4.config.fields import Count, Strict
+from ray_l4.config.redaction import holds_secret, redacted_address
 from ray_l4.config.traits import CODECS, TRANSPORTS, CodecTraits, TransportTraits
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -181,6 +182,17 @@ class ClusterConfig(Strict):
         if self.students.cpus == 0 and self.students.gpus == 0:
             raise ValueError("students must reserve something: set students.cpus or students.gpus to a value above 0")
         return self
+
+    @field_validator("storage_path")
+    @classmethod
+    def _check_storage(cls, address: str | None) -> str | None:
+        if address is not None and "://" in address and holds_secret(address):
+            raise ValueError(
+                f"{redacted_address(address)} contains a password or a key, which cluster.yaml would keep. Give it in "
+                "the environment instead (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
+                "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY), or in the files of the service"
+            )
+        return address
 
     @model_validator(mode="after")
     def _check_exchange(self) -> ClusterConfig:

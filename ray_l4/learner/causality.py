@@ -14,9 +14,14 @@ _LENGTH = 8
 def refuse_if_not_causal(model: PreTrainedModel, name: str, where: str) -> None:
     """Raise ModelError if the logits of earlier positions depend on the last token of a short text.
 
-    Such a model, BERT's kind, sees in training the tokens that it should predict. ``where``: the key or file that names
-    the model, for the message.
+    Such a model, BERT's kind, sees in training the tokens that it should predict. One whose settings say that it has an
+    encoder is refused too. ``where``: the key or file that names the model, for the message.
     """
+    if model.config.is_encoder_decoder:
+        raise ModelError(
+            f"{where}: {name!r} ({type(model).__name__}) has an encoder by its config.json (is_encoder_decoder). Give a "
+            "model that only decodes, such as one of GPT-2's or Llama's kind."
+        )
     was_training = model.training
     model.eval()
     embeddings = model.get_input_embeddings()

@@ -6,27 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.config.model import ModelConfig
-from ray_l4.errors import ModelError, first_line
+from ray_l4.errors import ModelError
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
-from ray_l4.text.model_location import located
+from ray_l4.text.model_location import loading_error, located
 
 _DEFAULT_LENGTH = 1024
 """Tokens, for a model without a limit of its own."""
 
 
-def pretrained_config(name: str) -> Any:
-    """Load the configuration of a model by name or path. Raises ModelError if there is none."""
+def pretrained_config(name: str, trusted: bool = False) -> Any:
+    """Load the configuration of a model by name or path. Raises ModelError if there is none.
+
+    ``trusted``: let code that comes with the model run (``model.trust_custom_code``).
+    """
     if (Path(name) / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"model.name: {name!r} holds adapters, not a model. Merge them into one: ray-l4 merge {name} NEW_FOLDER"
         )
-    options = located(name)
+    options = located(name, trusted=trusted)
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.name: no model configuration at {name!r}: {first_line(error)}") from error
+        raise ModelError(f"model.name: no model configuration at {name!r}: {loading_error(error)}") from error
 
 
 def sequence_limit(model: ModelConfig) -> int:
@@ -36,7 +39,7 @@ def sequence_limit(model: ModelConfig) -> int:
     """
     if model.from_scratch is not None:
         return longest_sequence(model.from_scratch.positions, model.max_length)
-    return max_length(pretrained_config(str(model.name)), model.max_length)
+    return max_length(pretrained_config(str(model.name), model.trust_custom_code), model.max_length)
 
 
 def max_length(model_config: Any, requested: int | None) -> int:

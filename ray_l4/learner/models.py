@@ -63,7 +63,7 @@ def build_model(
 def _pretrained(config: ModelConfig, tokenizer: TaskTokenizer, dropout: float | None) -> PreTrainedModel:
     name = str(config.name)
     refuse_damaged(Path(name))
-    model = load_pretrained(name, "model.name", config.dtype)
+    model = load_pretrained(name, "model.name", config.dtype, config.trust_custom_code)
     if dropout is not None:
         set_dropout(model, dropout, name)
     drawn = grow(model, tokenizer.size)
@@ -201,9 +201,12 @@ def blank_model(config: ModelConfig, tokenizer: TaskTokenizer, description: Mapp
     """Build a model into which :func:`load_bytes` can load any peer whose :func:`describe` gave ``description``.
 
     With adapters it has the pretrained weights, which the bytes do not hold. All that is drawn at random is trained and
-    hence part of the bytes, so neither the seed nor the peers' initial weights matter.
+    hence part of the bytes, so neither the seed nor the peers' initial weights matter. A model with code of its own is
+    loaded too: Transformers cannot build it from its description.
     """
-    return from_description(description) if config.lora is None else build_model(config, tokenizer, seed=0)
+    if config.lora is None and not config.trust_custom_code:
+        return from_description(description)
+    return build_model(config, tokenizer, seed=0)
 
 
 def same_architecture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -14,29 +14,32 @@ from transformers.utils import logging as transformers_logging
 from ray_l4.errors import ModelError, first_line
 from ray_l4.learner.causality import refuse_if_not_causal
 from ray_l4.store.weight_files import damaged_file
-from ray_l4.text.model_location import located
+from ray_l4.text.model_location import loading_error, located
 
 _INITIALIZER_RANGE = 0.02
 """Standard deviation of new rows where a model's configuration names none."""
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
-def load_pretrained(name: str, where: str, dtype: str = "float32") -> PreTrainedModel:
+def load_pretrained(name: str, where: str, dtype: str = "float32", trusted: bool = False) -> PreTrainedModel:
     """Load a causal language model by hub name or path.
 
     ``where``: the key or file that names the model, for messages. ``dtype``: type of the weights, whatever it is in the
-    file. Raises ModelError if the model cannot be found or not loaded completely, or is not causal.
+    file. ``trusted``: let code that comes with the model run (``model.trust_custom_code``). Raises ModelError if the
+    model cannot be found or not loaded completely, or is not causal.
     """
     transformers_logging.disable_progress_bar()
-    options = located(name, where)
+    options = located(name, where, trusted)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, weights_only=True, **options
+        )
     except Exception as error:  # a damaged config.json makes the libraries raise errors of any class
         damaged = damaged_file(Path(name))
         if damaged is not None:
             raise ModelError(f"{where}: cannot load {name!r}: {damaged}. Copy or download it again.") from error
         raise ModelError(
-            f"{where}: cannot load {name!r} as a causal language model: {first_line(error)} "
+            f"{where}: cannot load {name!r} as a causal language model: {loading_error(error)} "
             "Give a folder with config.json and model.safetensors, or a hub name that this machine can reach."
         ) from error
     if info["missing_keys"]:  # Transformers would use random values instead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ _MIN_FREE_DISK = 2 * _GIB
 _MIN_MEMORY = 4 * _GIB
 _MIN_SHARED_MEMORY = _GIB
 """Below this, Ray keeps its object store, and with it every exchange, on disk."""
+_MODE_VARIABLE, _TOKEN_VARIABLE, _TOKEN_PATH_VARIABLE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_OTHERS = 0o077
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Run all checks. Changes, starts and downloads nothing."""
-    return [*_python(), *_packages(), *_hardware(), *_data()]
+    return [*_python(), *_packages(), *_hardware(), *_data(), *_access()]
 
 
 def _python() -> Iterator[Finding]:
@@ -93,3 +96,17 @@ def _data() -> Iterator[Finding]:
     yield Finding(
         "raw data sets", f"{raw.parent}" if raw else f"{DATA_VARIABLE} is not set", ok, needed=False, remedy=advice
     )
+
+
+def _access() -> Iterator[Finding]:
+    """Check that Ray asks for a token, and that nobody else can read the one that is kept in a file."""
+    off = os.environ.get(_MODE_VARIABLE, "token").lower() != "token"
+    path = Path(os.environ.get(_TOKEN_PATH_VARIABLE) or Path.home() / ".ray" / "auth_token")
+    kept = path.is_file() and not os.environ.get(_TOKEN_VARIABLE)
+    remedy = ""
+    if off:
+        remedy = f"Whoever reaches a Ray without a token can run commands as you: unset {_MODE_VARIABLE}."
+    elif kept and path.stat().st_mode & _OTHERS:
+        remedy = f"Others can read the token of your clusters: chmod 600 {shlex.quote(str(path))}"
+    source = str(path) if kept else "from the environment" if os.environ.get(_TOKEN_VARIABLE) else "drawn for each run"
+    yield Finding("Ray's token", "off" if off else source, not remedy, needed=False, remedy=remedy)

@@ -16,6 +16,7 @@ from ray_l4.learner.adapters import add_adapters
 from ray_l4.learner.model_config import pretrained_config
 from ray_l4.learner.models import build_model, set_dropout
 from ray_l4.learner.pretrained import grow, recompute_activations
+from ray_l4.text.model_location import located
 
 _NUM_ADDED = 3
 """ANS, PAD and UNK (REFERENCE.md#added-tokens)."""
@@ -76,7 +77,7 @@ def vocabulary_of(experiment: ExperimentConfig) -> Vocabulary:
     if model.from_scratch is not None:
         base = model.from_scratch.vocabulary
     else:
-        base = int(pretrained_config(str(model.name)).vocab_size)
+        base = int(pretrained_config(str(model.name), model.trust_custom_code).vocab_size)
     ends = int(model.name is not None and model.chat_template == "auto")
     return Vocabulary(base, len(experiment.stream) + model.spare_task_tokens, ends=ends)
 
@@ -92,7 +93,9 @@ def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | Non
     name = str(config.name)
     # First on the meta device, not as fake tensors on the CPU: PyTorch cannot move modules of those, as peft does.
     with unset_fake_temporarily(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(pretrained_config(name), dtype=config.dtype)
+        code = located(name, trusted=config.trust_custom_code)
+        settings = pretrained_config(name, config.trust_custom_code)
+        model = AutoModelForCausalLM.from_config(settings, dtype=config.dtype, **code)
         if dropout is not None:
             set_dropout(model, dropout, name)
         drawn = grow(model, vocabulary.size)

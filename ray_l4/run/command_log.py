@@ -14,6 +14,7 @@ from typing import TextIO
 
 from rich.console import Console
 
+from ray_l4.config.redaction import redacted
 from ray_l4.errors import RayL4Error
 
 
@@ -26,7 +27,7 @@ class CommandLog:
     def __init__(self, console: Console, title: str) -> None:
         """``title``: what the command does, for the first line."""
         self.console = console
-        self._lines = [f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {title}"]
+        self._lines = [f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {redacted(title)}"]
         self._path: Path | None = None
         self._lock = threading.Lock()  # warnings come from any thread
         self._handler = _Noting(self)
@@ -40,7 +41,7 @@ class CommandLog:
     def note(self, text: str) -> None:
         """Keep ``text`` without printing it."""
         with self._lock:
-            self._lines.append(text)
+            self._lines.append(redacted(text))
         self._write()
 
     def keep_in(self, path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.learner.model_config import pretrained_config, sequence_limit
 from ray_l4.methods import (
     Method,
@@ -177,7 +178,9 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
     shared = model.task_tokens == "shared"
     if model.from_scratch is None:
         wanted = model.chat_template == "auto"
-        tokenizer = TaskTokenizer.pretrained(str(model.name), names, model.spare_task_tokens, shared, wanted)
+        tokenizer = TaskTokenizer.pretrained(
+            str(model.name), names, model.spare_task_tokens, shared, wanted, model.trust_custom_code
+        )
         if tokenizer.chat is not None:
             log.info("prompts are rendered in the chat template of %s (model.chat_template)", model.name)
         return tokenizer
@@ -205,7 +208,7 @@ def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterato
             "the template out too (model.chat_template: auto has no effect). To use the template, begin with the model "
             "that the checkpoint was made from; to accept this, set model.chat_template: none."
         )
-    if tokenizer.chat is not None and not _ends_turns(str(experiment.model.name), tokenizer):
+    if tokenizer.chat is not None and not _ends_turns(experiment.model, tokenizer):
         turn, text = tokenizer.hf.convert_ids_to_tokens(tokenizer.eos), tokenizer.hf.eos_token
         yield (
             f"{experiment.model.name} has a chat template, whose turns end in {turn}, but its own text ends in {text}. "
@@ -213,9 +216,9 @@ def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterato
         )
 
 
-def _ends_turns(name: str, tokenizer: TaskTokenizer) -> bool:
+def _ends_turns(model: ModelConfig, tokenizer: TaskTokenizer) -> bool:
     """Return whether the model ends its text as its chat template ends turns, by its tokeniser or configuration."""
-    declared = pretrained_config(name).eos_token_id
+    declared = pretrained_config(str(model.name), model.trust_custom_code).eos_token_id
     return tokenizer.eos in (tokenizer.hf.eos_token_id, *(declared if isinstance(declared, list) else [declared]))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.model_config import pretrained_config
 from ray_l4.methods import all_models
@@ -24,19 +25,20 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
 
     Models from scratch share one tokeniser by construction (``methods.peers`` sees to that).
     """
-    common, *own = [model.name for model in all_models(experiment)]
-    if common is None:
+    common, *own = all_models(experiment)
+    if common.name is None:
         return
-    for peer, name in enumerate(own):
-        if name is None or name == common:
+    for peer, model in enumerate(own):
+        if model.name is None or model.name == common.name:
             continue
-        found = difference(load_base(common), load_base(name), list(_probes(training))) or _rows(common, name)
+        bases = [load_base(str(each.name), each.trust_custom_code) for each in (common, model)]
+        found = difference(*bases, list(_probes(training))) or _rows(common, model)
         if found is not None:
-            others = [str(other) for other, theirs in enumerate(own) if theirs == common]
+            others = [str(other) for other, theirs in enumerate(own) if theirs.name == common.name]
             who = f"peer {', '.join(others)}" if others else "model.name"
             raise ConfigError(
-                f"peers.each.{peer}.model.name: peer {peer} ({name}) cannot learn with {who} ({common}): {found}. "
-                f"Peers compare predictions token by token; give peer {peer} a model with the same tokeniser."
+                f"peers.each.{peer}.model.name: peer {peer} ({model.name}) cannot learn with {who} ({common.name}): "
+                f"{found}. Peers compare predictions token by token; give peer {peer} a model with the same tokeniser."
             )
 
 
@@ -66,9 +68,12 @@ def refuse_too_short(length: int, tokenizer: TaskTokenizer, what: str) -> None:
         )
 
 
-def _rows(common: str, name: str) -> str | None:
+def _rows(common: ModelConfig, model: ModelConfig) -> str | None:
     """Describe the difference in the number of outputs, which may exceed the tokeniser's tokens; None if equal."""
-    mine, theirs = (int(pretrained_config(each).get_text_config().vocab_size) for each in (common, name))
+    mine, theirs = (
+        int(pretrained_config(str(each.name), each.trust_custom_code).get_text_config().vocab_size)
+        for each in (common, model)
+    )
     return None if mine == theirs else f"the one predicts {mine} tokens (vocab_size) and the other {theirs}"
 
 

@@ -21,10 +21,11 @@ from typing import BinaryIO, TypeAlias, TypeVar
 import yaml
 
 from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.redaction import redacted
 from ray_l4.errors import ClusterError, RunDirectoryError
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.run_directory import RunDirectory, read_json
-from ray_l4.store.storage import FAILURES, Storage, join_address, redacted, split_address, with_timeout
+from ray_l4.store.storage import FAILURES, Storage, join_address, split_address, with_timeout
 
 _Result = TypeVar("_Result")
 Version: TypeAlias = tuple[int, int]

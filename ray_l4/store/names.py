@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 LONGEST = 160
 """Bytes of a user's name in a file name. File systems allow 255, and stage, student and suffixes need the rest."""
 _DIGEST_BYTES = 6
+PRIVATE = 0o700
+"""Mode of the folders of runs: nobody but their owner reaches what is in them, whatever its own mode."""
 
 
 def file_part(name: str) -> str:
@@ -33,6 +36,16 @@ def folder_name(text: str, longest: int = LONGEST) -> str:
     return f"{kept}-{_digest(text)}"
 
 
+def make_private(folder: Path) -> None:
+    """Create ``folder``, or take the empty one that is there, and let nobody but its owner enter it.
+
+    Raises OSError if it cannot be created.
+    """
+    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # it was there before, and belongs to another user, who decides
+        folder.chmod(PRIVATE)
+
+
 def make_new_folder(path: Path) -> Path:
     """Create ``path``, or ``path-2``, ``path-3``, ... if it exists already, and return the folder created.
 
@@ -42,7 +55,7 @@ def make_new_folder(path: Path) -> Path:
     number, folder = 1, path
     while True:
         try:
-            folder.mkdir()
+            folder.mkdir(mode=PRIVATE)
             return folder
         except FileExistsError:
             number += 1

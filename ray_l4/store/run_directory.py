@@ -41,7 +41,7 @@ from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import finish_replacements, write_text
 from ray_l4.store.lock import locked
-from ray_l4.store.names import file_part
+from ray_l4.store.names import file_part, make_private
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
 from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
@@ -108,7 +108,7 @@ class RunDirectory:
         refuse_taken(path)
         claim = path / _CLAIM
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_private(path)
             claim.touch(exist_ok=False)  # of two processes that found the folder empty, one gets it
         except FileExistsError:
             raise _taken(path) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -16,7 +15,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ray_l4.config.paths import expand_home
+from ray_l4.config.redaction import redacted
 from ray_l4.errors import ClusterError, ConfigError
+from ray_l4.store.names import PRIVATE
 
 FAILURES = (OSError, pa.ArrowException)
 """Exceptions of file systems."""
@@ -85,6 +86,8 @@ class Storage:
         if self._files.type_name in _ATOMIC_ON_CLOSE:
             self._put(target, source)
             return
+        if self.local is not None:
+            self.local.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         parent, _, last = target.rpartition("/")
         temporary = f"{parent}/.{last}.{os.getpid()}-{threading.get_ident()}.part"
         self._files.create_dir(parent, recursive=True)
@@ -152,11 +155,6 @@ def join_address(address: str, name: str) -> str:
         return str(Path(address) / name)
     parts = urlsplit(address)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
-
-
-def redacted(text: str) -> str:
-    """Return ``text`` with the passwords of addresses replaced by asterisks."""
-    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", text)
 
 
 def with_timeout(seconds: float, action: Callable[[], _Result], progress: Callable[[], int] = lambda: 0) -> _Result:

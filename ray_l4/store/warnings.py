@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ray_l4.store.atomic import write_json
 from ray_l4.store.record_types import TrainingWarnings
 from ray_l4.store.run_directory import RunDirectory, read_record
+from ray_l4.store.sealed import write_record
 
 _FILE = "warnings.json"
 
@@ -37,4 +37,4 @@ def read_warnings(run: RunDirectory) -> list[TrainingWarning]:
 
 def write_warnings(run: RunDirectory, warnings: Sequence[TrainingWarning]) -> None:
     """Write all warnings of a run."""
-    write_json(run.path / _FILE, {"warnings": [asdict(own) for own in warnings]})
+    write_record(run.path / _FILE, {"warnings": [asdict(own) for own in warnings]})

@@ -24,6 +24,7 @@ from ray_l4.report.aggregate import aggregate, to_markdown
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.store.atomic import write_text
+from ray_l4.store.names import make_private
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.sealed import write_record
 from ray_l4.sweep.trials import Sweep, Trial
@@ -65,7 +66,8 @@ class SweepDirectory:
     def lock(self) -> Iterator[None]:
         """Create the directory and lock it for this process. Raises RunDirectoryError if another process holds it."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.path.is_dir():
+                make_private(self.path)
         except OSError as error:
             raise RunDirectoryError(f"{self.path}: cannot be created ({error.strerror})") from error
         with RunDirectory(self.path).lock():

@@ -17,6 +17,7 @@ from ray_l4.store.mirror import MIRROR_NAME_KEY
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.sweep.directory import SweepDirectory
 from ray_l4.sweep.trials import Trial
+from ray_l4.workers.log import SecretsHidden
 
 _LOCK_TIMEOUT = 120.0
 """Seconds to wait for a killed sweep's trial to release its run directory; Ray notices such a death slowly."""
@@ -81,7 +82,7 @@ def _await_lock(run: RunDirectory) -> None:
 
 def _log_to(file: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(SecretsHidden("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler
 

@@ -8,22 +8,23 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ray_l4.errors import ModelError, first_line
-from ray_l4.text.model_location import located
+from ray_l4.errors import ModelError
+from ray_l4.text.model_location import loading_error, located
 
 END_OF_TEXT = "<|endoftext|>"
 
 
-def load_base(name: str | Path) -> PreTrainedTokenizerBase:
+def load_base(name: str | Path, trusted: bool = False) -> PreTrainedTokenizerBase:
     """Return the fast tokeniser of a pretrained model, given by hub name or folder.
 
-    A folder that contains only ``vocab.json`` and ``merges.txt`` is read as GPT-2's.
+    A folder that contains only ``vocab.json`` and ``merges.txt`` is read as GPT-2's. ``trusted``: let code that comes
+    with the model run (``model.trust_custom_code``).
 
     Raises:
         ModelError: the tokeniser cannot be found or loaded, has no fast version, is empty, or has no end-of-sequence
             token.
     """
-    options = located(str(name))
+    options = located(str(name), trusted=trusted)
     from transformers import AutoTokenizer  # loads PyTorch, which a run from scratch does not need here
 
     try:
@@ -31,7 +32,7 @@ def load_base(name: str | Path) -> PreTrainedTokenizerBase:
         is_empty = not base("a", add_special_tokens=False)["input_ids"]
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here
         raise ModelError(
-            f"Cannot load a tokeniser from '{name}': {type(error).__name__}: {first_line(error)} Expected a folder "
+            f"Cannot load a tokeniser from '{name}': {type(error).__name__}: {loading_error(error)} Expected a folder "
             "with tokenizer.json (or vocab.json and merges.txt) and a class that fits it in tokenizer_config.json, or "
             "the name of a model on the hub that this machine can reach or has in its cache. Correct model.name, or "
             "download the model again."

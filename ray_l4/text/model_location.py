@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ray_l4.config.paths import expand_home, is_path
-from ray_l4.errors import ModelError
+from ray_l4.errors import ModelError, first_line
 
 _HUB_TIMEOUT = 3.0
 """Seconds to wait for a connection to the hub."""
@@ -18,30 +18,44 @@ _CACHED = ("config.json", "tokenizer_config.json")
 """Files of which a cached model or tokeniser has at least one."""
 
 
-def located(name: str, where: str = "model.name") -> dict[str, bool]:
-    """Return the arguments with which the libraries find a model: those that keep them from an unreachable hub.
+def located(name: str, where: str = "model.name", trusted: bool = False) -> dict[str, bool]:
+    """Return the arguments with which the libraries load a model: no code that comes with it, no unreachable hub.
 
-    ``where``: the key or file that names the model, for messages. Raises ModelError, saying where it was looked for, if
+    ``where``: the key or file that names the model, for messages. ``trusted``: let code that comes with it run
+    (``model.trust_custom_code``). Raises ModelError, saying where it was looked for, if
     there is no such folder and it cannot be on the hub: the libraries would try to connect for half a minute.
     """
+    # Said outright: without it, Transformers asks at the terminal whether to run code that comes with a model.
+    code = {"trust_remote_code": trusted}
     path = expand_home(name)
     if path.is_dir():
-        return {}
+        return code
     if path.is_file():
         raise ModelError(f"{where}: {path.absolute()} is a file; expected the folder of a model. {_GIVE}")
     if is_path(name):
         raise ModelError(f"{where}: there is no folder {path.absolute()}.{similar_folder(path)} {_GIVE}")
     if _hub_is_reachable():
-        return {}
+        return code
     if not _is_cached(name):
         raise ModelError(
             f"{where}: {name!r} is neither a folder (looked for {path.absolute()}) nor a model in the hub's cache on "
             f"this machine, and the hub cannot be reached.{similar_folder(path)} {_GIVE}"
         )
-    return {"local_files_only": True}
+    return code | {"local_files_only": True}
 
 
 _GIVE = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a model on the hub."
+
+
+def loading_error(error: Exception) -> str:
+    """Return in a line why a library could not load a model, in our terms if the model has code of its own."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it comes with Python code of its own, which would run with all rights of your account. Give a model of an "
+            "architecture that Transformers contains; or, if you trust the authors of the code, set "
+            "model.trust_custom_code: true in the experiment of a run."
+        )
+    return first_line(error)
 
 
 def similar_folder(path: Path) -> str:

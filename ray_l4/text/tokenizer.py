@@ -56,7 +56,13 @@ class TaskTokenizer(TextIds):
 
     @classmethod
     def pretrained(
-        cls, name: str | Path, tasks: Sequence[str], spare: int, shared: bool = False, chat: bool = True
+        cls,
+        name: str | Path,
+        tasks: Sequence[str],
+        spare: int,
+        shared: bool = False,
+        chat: bool = True,
+        trusted: bool = False,
     ) -> TaskTokenizer:
         """Build the tokeniser of a pretrained model with the added tokens. Raises as ``load_base``.
 
@@ -68,13 +74,14 @@ class TaskTokenizer(TextIds):
             spare: number of spare task tokens.
             shared: let all tasks use the first one's token (LAMOL-GEN, REFERENCE.md#added-tokens, #other-modes).
             chat: render prompts in the tokeniser's chat template, if it has one.
+            trusted: let code that comes with the model run (``model.trust_custom_code``).
         """
         if (Path(name) / TASK_TOKENS_FILE).is_file():
             saved = cls.load(name)
             return cls(saved.hf, saved.gen, saved.spares, saved.fresh, chat and saved.chat is not None).with_tasks(
                 tasks, shared
             )
-        base = load_base(name)
+        base = load_base(name, trusted)
         return cls._extend(base, tasks, spare, shared, chat and bool(base.chat_template))
 
     @classmethod

@@ -7,6 +7,8 @@ import os
 from collections import deque
 from dataclasses import dataclass
 
+from ray_l4.config.redaction import redacted
+
 LOGGERS = ("ray_l4.coordinator", "ray_l4.exchange", "ray_l4.learner")
 """Each logger has its own file in ``RUN_DIR/logs/``."""
 
@@ -25,8 +27,15 @@ class LogLine:
     text: str
 
 
-class LineFormatter(logging.Formatter):
-    """Puts time, level and process id before a message, and the traceback, if any, after it."""
+class SecretsHidden(logging.Formatter):
+    """Formats a message, and the traceback, if any, after it, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+class LineFormatter(SecretsHidden):
+    """Puts time, level and process id before a message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s [%(process)d] %(message)s")

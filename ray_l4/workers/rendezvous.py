@@ -6,6 +6,7 @@ members meet at a store that none of them owns and that therefore outlives each 
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,8 @@ import torch.distributed as dist
 
 from ray_l4.errors import PeerLostError
 
+_WAITING = 4096
+"""Members that may be about to connect to a store at the same time; the system may allow fewer."""
 _GLOO_THREADS = 2
 """Threads that move bytes while training goes on; gloo's own default."""
 
@@ -45,12 +48,24 @@ class RendezvousStore:
     @classmethod
     def open(cls, host: str, timeout: float) -> RendezvousStore:
         """Open a store at ``host``, an address of this machine, on a free port."""
-        return cls(host, dist.TCPStore(host, 0, is_master=True, wait_for_workers=False), timeout)
+        listener = _listener(host)  # left to itself, the store would listen at all addresses of the machine
+        port = listener.getsockname()[1]
+        taken = listener.detach()  # the store closes it
+        store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=taken)
+        return cls(host, store, timeout)
 
     def members(self, name: str, size: int) -> list[Rendezvous]:
         """Return the rendezvous of each member of a new group. ``name`` must be new to this store."""
         first = Rendezvous(self.host, self.store.port, name, 0, size, self.timeout)
         return [replace(first, rank=rank) for rank in range(size)]
+
+
+def _listener(host: str) -> socket.socket:
+    family, kind, protocol, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.bind(place)
+    listener.listen(_WAITING)
+    return listener
 
 
 def join(rendezvous: Rendezvous, device: torch.device, address: str) -> Any:

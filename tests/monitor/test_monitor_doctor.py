@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError, version
@@ -145,3 +146,34 @@ def test_the_checks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     examine()
     assert list(tmp_path.iterdir()) == []
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode", "found", "advice"),
+    [
+        ({}, None, "drawn for each run", ""),
+        ({"RAY_AUTH_TOKEN": "secret"}, 0o644, "from the environment", ""),
+        ({}, 0o600, "auth_token", ""),
+        ({}, 0o640, "auth_token", "chmod 600 .*auth_token"),
+        ({"RAY_AUTH_MODE": "disabled"}, 0o600, "off", "unset RAY_AUTH_MODE"),
+    ],
+)
+def test_how_ray_is_protected(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variables: dict[str, str],
+    mode: int | None,
+    found: str,
+    advice: str,
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "auth_token"
+    if mode is not None:
+        path.touch()
+        path.chmod(mode)
+    for name, value in ({"RAY_AUTH_TOKEN_PATH": str(path)} | variables).items():
+        monkeypatch.setenv(name, value)
+    finding = find("Ray's token")
+    assert finding.found.endswith(found) and "secret" not in finding.found
+    assert re.search(advice, finding.remedy) and finding.ok == (not advice)

@@ -75,3 +75,15 @@ def test_a_disk_without_room_for_the_log_ends_nothing(tmp_path: Path) -> None:
     with CommandLog(Console(quiet=True), "test") as log:
         log.keep_in(tmp_path / "log")
         log.say("a line")
+
+
+def test_no_secret_is_kept_wherever_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret-of-16-letters")
+    path = tmp_path / "log"
+    with pytest.raises(OSError), CommandLog(Console(quiet=True), "resume s3://me:s3cret@b/x") as log:
+        log.keep_in(path)
+        log.say("key s3cret-of-16-letters")
+        logging.getLogger("other").warning("again s3cret-of-16-letters")
+        raise OSError("cannot read s3://me:s3cret@b/x")
+    text = path.read_text(encoding="utf-8")
+    assert "s3cret" not in text and text.count("***") == 4

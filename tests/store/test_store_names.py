@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.store.names import LONGEST, file_part, folder_name, make_new_folder
+from ray_l4.store.names import LONGEST, file_part, folder_name, make_new_folder, make_private
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=400)
 
@@ -48,3 +50,18 @@ def test_everyone_who_asks_for_a_new_folder_gets_another(tmp_path: Path) -> None
         folders = list(threads.map(make_new_folder, [tmp_path / "runs" / "now"] * 16))
     assert sorted(folder.name for folder in folders) == sorted(["now", *(f"now-{number}" for number in range(2, 17))])
     assert all(folder.is_dir() for folder in folders)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_private_folder_is_closed_to_others_whatever_the_umask(tmp_path: Path, umask: int, there: bool) -> None:
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    before = os.umask(umask)
+    try:
+        make_private(folder)
+        new = make_new_folder(tmp_path / "c")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(new.stat().st_mode) == 0o700

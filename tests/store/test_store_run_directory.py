@@ -368,3 +368,16 @@ def test_an_unfinished_run_has_no_summary(run: RunDirectory) -> None:
         run.summary()
     write_json(run.path / "summary.json", {"seed": 0})
     assert run.summary() == {"seed": 0}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_directory_is_closed_to_others_until_its_owner_shares_it(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    run = RunDirectory.create(folder, EXPERIMENT, CLUSTER, {})
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    with run.lock():
+        run.save_state(RunState(stages_done=1))
+    assert folder.stat().st_mode & 0o777 == 0o755

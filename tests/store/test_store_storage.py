@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from ray_l4.errors import ClusterError, ConfigError
-from ray_l4.store.storage import Storage, absolute_address, join_address, redacted, split_address, with_timeout
+from ray_l4.store.storage import Storage, absolute_address, join_address, split_address, with_timeout
 from tests.store.unreliable import BrokenConnectionError, Unreliable, mock
 
 
@@ -137,8 +137,6 @@ def test_a_relative_address_refers_to_the_current_folder(tmp_path: Path, monkeyp
 
 
 def test_passwords_are_not_shown() -> None:
-    assert redacted("s3://key:s3cret@bucket/x: no") == "s3://key:***@bucket/x: no"
-    assert redacted("abfs://container@account/x") == "abfs://container@account/x"
     with pytest.raises(ConfigError) as caught:
         Storage.at("ftp://me:s3cret@host/x", "run")
     assert "s3cret" not in str(caught.value)

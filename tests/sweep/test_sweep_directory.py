@@ -164,3 +164,12 @@ def test_one_sweep_at_a_time(directory: SweepDirectory) -> None:
         pass
     with directory.lock():
         pass
+
+
+def test_the_folder_of_a_sweep_is_closed_to_others_until_its_owner_shares_it(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path / "sweep")
+    with directory.lock():
+        assert directory.path.stat().st_mode & 0o777 == 0o700
+    directory.path.chmod(0o755)
+    with directory.lock():
+        assert directory.path.stat().st_mode & 0o777 == 0o755

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -13,6 +14,7 @@ from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError
 from ray_l4.learner.model_config import pretrained_config
 from ray_l4.learner.models import build_model
+from ray_l4.learner.pretrained import load_pretrained
 from ray_l4.text import model_location
 from ray_l4.text.base_tokenizer import load_base
 from ray_l4.text.model_location import located
@@ -44,7 +46,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_a_folder_needs_no_hub(tmp_path: Path, connections: list[object]) -> None:
-    assert located(str(tmp_path)) == {}
+    assert located(str(tmp_path)) == {"trust_remote_code": False}
     assert not connections
 
 
@@ -79,7 +81,7 @@ def test_a_name_for_the_hub_is_tried_there_once(
 
 def test_a_cached_model_is_read_without_the_hub(monkeypatch: pytest.MonkeyPatch, connections: list[object]) -> None:
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: f"/cache/{file}")
-    assert located("some/model") == {"local_files_only": True}
+    assert located("some/model") == {"trust_remote_code": False, "local_files_only": True}
     assert len(connections) == 1
 
 
@@ -87,7 +89,7 @@ def test_a_hub_that_answers_is_asked_by_the_libraries(monkeypatch: pytest.Monkey
     one, other = socket.socketpair()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "create_connection", lambda *arguments: one)
-    assert located("some/model") == {}
+    assert located("some/model") == {"trust_remote_code": False}
     other.close()
 
 
@@ -112,3 +114,28 @@ def test_everything_that_loads_a_model_looks_for_it_first(tmp_path: Path) -> Non
     ):
         with pytest.raises(ModelError, match=f"model.name: there is no folder {name}"):
             load()
+
+
+CODE = """
+from pathlib import Path
+Path({ran!r}).touch()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [pretrained_config, lambda name: load_pretrained(name, "MODEL"), load_base])
+def test_code_of_a_model_is_refused_without_a_question(
+    tmp_path: Path, load: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    classes = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.OwnModel",
+        "AutoTokenizer": [None, "own.T"],
+    }
+    (tmp_path / "own.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": classes}))
+    with pytest.raises(ModelError, match=r"comes with Python code of its own.*model\.trust_custom_code: true"):
+        load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

@@ -90,3 +90,14 @@ def test_every_step_is_logged_only_if_the_variable_is_set(
         detach(own)
     expected = ["a step", "a stage"] if level == logging.DEBUG else ["a stage"]
     assert [line.text.rpartition("] ")[2] for line in own.take()] == expected
+
+
+def test_a_line_and_its_traceback_carry_no_secret(buffer: LogBuffer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "of-the-environment")
+    try:
+        raise ConnectionError("s3://me:of-the-address@bucket")
+    except ConnectionError as error:
+        logging.getLogger("ray_l4.learner").error("refused: of-the-environment", exc_info=error)
+    (line,) = buffer.take()
+    assert "refused: ***\n" in line.text and line.text.endswith("s3://me:***@bucket")
+    assert "of-the-" not in line.text
