@@ -22,8 +22,10 @@ LEAST_RISE = 0.5
 PEERS = 1.5
 """It must also be so many times that of the best peer, or be back where the stage began."""
 BEHIND = 2.0
-"""A student that has unlearned nothing diverges if its loss is above that at its beginning, and so many times that of
-the best peer."""
+"""A student that has unlearned nothing diverges if its loss is so many times that of the best peer,"""
+LITTLE = 0.7
+"""and still at least this share of what it was in the first steps of whoever began best. In runs that went well, the
+loss was at most 1.7 times that of the best peer."""
 EQUAL = 1e-3
 """Peers have collapsed if their predictions differ by less than this share of the loss. In runs that went well, it was
 at least 0.006."""
@@ -117,7 +119,8 @@ class TroubledTraining:
         )
         has_risen = own.loss >= max(RISE * own.best, own.best + LEAST_RISE)
         is_alone = own.loss >= PEERS * peer or own.loss >= own.first
-        is_behind = own.loss >= own.first and own.loss >= max(BEHIND * peer, peer + LEAST_RISE)
+        begin = min(other.first for other in self._students.values())
+        is_behind = own.loss >= LITTLE * begin and own.loss >= max(BEHIND * peer, peer + LEAST_RISE)
         if not own.holds("divergence", (has_risen and is_alone) or is_behind):
             return None
         limit = RISE * (peer if is_behind and not has_risen else own.best)

@@ -87,7 +87,7 @@ class StageTrainer:
         training = StageTraining(context, self._plan, self._membership, assignments, last_steps, self._states)
         training.poll = self._poll
         graph = self._plan.topology_of(stages[0], self._membership.topology)
-        training.watch = TrainingWatch(context, stages, graph, state)
+        training.watch = TrainingWatch(context, stages, graph, state).see
         if state is not None:
             training.continue_from(state)
         return training
@@ -166,8 +166,8 @@ class StageTraining:
         self._rows: dict[int, list[dict[str, Any]]] = {own.stage: [] for own in assignments}
         self.poll: Callable[[], None] = lambda: None
         """Called after every step."""
-        self.watch: TrainingWatch | None = None
-        """Warns of training that goes wrong."""
+        self.watch: Callable[[int, int, StepFigures], None] = lambda stage, step, figures: None
+        """Called with stage and step, and the figures of the students that learned in it."""
         self.losses: Callable[[], Mapping[str, Sequence[Mapping[str, float]]]] = dict
         """Returns the validation losses of the finished epochs, which belong to a state."""
         self.where = " and ".join(context.setup.stages[stage].name for stage in sorted({a.stage for a in assignments}))
@@ -299,12 +299,12 @@ class StageTraining:
 
     def _watch(self, step: int, figures: StepFigures) -> None:
         """Show the figures of a step to whoever warns of training that goes wrong."""
-        by_stage: dict[int, dict[int, Mapping[str, float]]] = {}
+        by_stage: dict[int, dict[int, dict[str, float]]] = {}
         for own in self._assignments:
             if own.slot in figures:
                 by_stage.setdefault(own.stage, {})[own.student] = figures[own.slot]
-        for stage, learned in by_stage.items() if self.watch is not None else ():
-            self.watch.see(stage, step, learned)
+        for stage, learned in by_stage.items():
+            self.watch(stage, step, learned)
 
     def _on_step(self, epoch: int) -> Callable[[int, StepFigures], None]:
         """Return the callback that shows the figures of a step and adds them to those of the epoch."""

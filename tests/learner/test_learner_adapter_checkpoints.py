@@ -100,9 +100,20 @@ def edit(folder: Path, **changes: object) -> None:
 )
 def test_a_damaged_checkpoint_is_refused(gpt2: Path, tmp_path: Path, damage: object, message: str) -> None:
     folder = adapted.save_checkpoint(tmp_path, *build(gpt2))
+    (folder / "SHA256SUMS").unlink()  # as of an earlier version
     damage(folder)  # type: ignore[operator]
     with pytest.raises(ModelError, match=message):
         load_folder(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_flipped_bit_is_noticed(gpt2: Path, tmp_path: Path, name: str) -> None:
+    path = adapted.save_checkpoint(tmp_path, *build(gpt2)) / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    with pytest.raises(ModelError, match=rf"{path} is damaged: its SHA-256 is not the one"):
+        load_folder(path.parent)
 
 
 def test_a_run_cannot_start_from_adapters(gpt2: Path, tmp_path: Path) -> None:

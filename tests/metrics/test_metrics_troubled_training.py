@@ -40,6 +40,11 @@ CASES: dict[str, tuple[list[Figures], set[tuple[str, int]]]] = {
     "one of two rises": (together(GOOD, RISING), {("divergence", 1)}),
     "one of three rises": (together(RISING, GOOD, GOOD), {("divergence", 0)}),
     "one never learns": (together(GOOD, STUCK), {("divergence", 1)}),
+    "one explodes at once and is still far behind": (
+        together(GOOD, curve(lambda t: 4 + 60 * math.exp(-t / 40))),
+        {("divergence", 1)},
+    ),
+    "one learns more slowly": (together(GOOD, curve(lambda t: 0.2 + 4 * math.exp(-t / 100))), set()),
     "a student alone forgets all that it learned": (
         together(curve(lambda t: healthy(t) if t < 150 else 5.0)),
         {("divergence", 0)},

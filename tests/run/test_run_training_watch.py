@@ -21,16 +21,19 @@ from ray_l4.store.warnings import TrainingWarning, read_warnings, write_warnings
 from tests.run import run_fixtures as small
 from tests.run.test_run_states import StopAfter
 
+MODEL = {"from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 96, "vocabulary": 400, "dropout": 0.0}}
 LONG: dict[str, Any] = {
+    "model": MODEL,
     "stream": [{"name": "mini.woz", "train": 120, "test": 4}],
-    "training": {"epochs": 3, "batch_size": 4},
+    "training": {"epochs": 4, "batch_size": 4},
+    "optim": {"variant": "torch", "lr": 1e-2},
     "checkpoint": {"every_steps": 20},
 }
 PROFILE = small.cluster("in_process")
 CASES: dict[str, tuple[dict[str, Any], set[tuple[str, int]]]] = {
     "healthy": ({"peers": {"init": "own"}}, set()),
     "a hundred times the learning rate": (
-        {"peers": {"init": "own", "each": [{}, {"lr": 0.3}]}},
+        {"peers": {"init": "own", "each": [{}, {"lr": 1.0}]}},
         {("divergence", 1)},
     ),
     "peers that are equal": ({"distillation": {"weight": 10.0}}, {("collapse", 0), ("collapse", 1)}),
