@@ -30,7 +30,10 @@ _STUDENTS = "students"
 class Spawner(Protocol):
     """Starts the workers of one run."""
 
-    rpc: Rpc
+    @property
+    def rpc(self) -> Rpc:
+        """By which the workers are called."""
+
     peers: Sequence[int]
     """The peer of each slot; models that are trained independently of each other are all peer 0."""
     rendezvous: RendezvousStore | None

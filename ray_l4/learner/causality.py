@@ -19,8 +19,8 @@ def refuse_if_not_causal(model: PreTrainedModel, name: str, where: str) -> None:
     """
     if model.config.is_encoder_decoder:
         raise ModelError(
-            f"{where}: {name!r} ({type(model).__name__}) has an encoder by its config.json (is_encoder_decoder). Give a "
-            "model that only decodes, such as one of GPT-2's or Llama's kind."
+            f"{where}: {name!r} ({type(model).__name__}) has an encoder by its config.json (is_encoder_decoder). Give "
+            "a model that only decodes, such as one of GPT-2's or Llama's kind."
         )
     was_training = model.training
     model.eval()

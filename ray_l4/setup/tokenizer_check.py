@@ -31,8 +31,8 @@ def refuse_other_tokenizers(experiment: ExperimentConfig, training: Mapping[str,
     for peer, model in enumerate(own):
         if model.name is None or model.name == common.name:
             continue
-        bases = [load_base(str(each.name), each.trust_custom_code) for each in (common, model)]
-        found = difference(*bases, list(_probes(training))) or _rows(common, model)
+        first, second = (load_base(str(each.name), each.trust_custom_code) for each in (common, model))
+        found = difference(first, second, list(_probes(training))) or _rows(common, model)
         if found is not None:
             others = [str(other) for other, theirs in enumerate(own) if theirs.name == common.name]
             who = f"peer {', '.join(others)}" if others else "model.name"

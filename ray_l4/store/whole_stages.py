@@ -83,8 +83,8 @@ def return_to(run: RunDirectory, stages: int, save: Callable[[], None]) -> None:
     _remove(list(_of_stages(run.path / "replay", stages + 1)))
     save()
     for path in list(_of_stages(run.path / "checkpoints", stages)):
-        for folder in list(path.glob("epoch-*/student-*")):
-            remove_if_there(folder)
+        for student in list(path.glob("epoch-*/student-*")):
+            remove_if_there(student)
 
 
 def _damaged_result(run: RunDirectory, needed: Needed, stage: int) -> str | None:

@@ -85,6 +85,13 @@ def test_the_same_architecture_as_a_decoder_passes() -> None:
     refuse_if_not_causal(untrained(RobertaConfig(**SIZES, is_decoder=True)), "m", "model.name")
 
 
+def test_a_model_whose_settings_name_an_encoder_is_refused() -> None:
+    model = untrained(CAUSAL[0])
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ModelError, match=r"'m' [(].*has an encoder"):
+        refuse_if_not_causal(model, "m", "model.name")
+
+
 def test_they_are_refused_when_they_are_loaded(tmp_path: Path) -> None:
     tok = small.tokenizer()
     untrained(RobertaConfig(**SIZES | {"vocab_size": tok.size})).save_pretrained(tmp_path)
