@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 
-if __name__ == "__main__":  # python -m ray_l4.cli.main: as the command does, which handles signals before slow imports
-    from ray_l4.cli.__main__ import main as run_command_line
-
-    run_command_line()
+if __name__ == "__main__":  # python -m ray_l4.cli.main: as python -m ray_l4.cli, which handles signals before all else
+    runpy.run_module("ray_l4.cli", run_name="__main__", alter_sys=True)
     sys.exit()
 
 from typing import Annotated

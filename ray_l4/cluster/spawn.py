@@ -88,7 +88,9 @@ class RaySpawner:
         reservation: Reservation,
     ) -> None:
         """``lost``: slots without a reservation, because their students were lost before the run was resumed."""
-        self.rpc = RayRpc()
+        rpc = RayRpc()
+        self.rpc: Rpc = rpc
+        self._pulses = rpc.pulses
         self.peers = peers
         self.rendezvous = _rendezvous_store(cluster) if cluster.forms_groups else None
         self._cluster = cluster
@@ -131,7 +133,7 @@ class RaySpawner:
         worker = actor.options(
             **_share(resources), max_restarts=0, max_task_retries=0, scheduling_strategy=place
         ).remote(*arguments, pulse=(pulse.name, pulse.limit))
-        self.rpc.pulses.watch(worker, who, pulse, team)
+        self._pulses.watch(worker, who, pulse, team)
         return worker
 
 

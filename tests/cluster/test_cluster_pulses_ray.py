@@ -83,6 +83,7 @@ def test_one_that_is_stopped_for_less_than_the_limit_is_well(pair: tuple[RayRpc,
 @pytest.mark.parametrize("how", ["stopped", "stuck in native code"])
 def test_one_that_hangs_is_noticed_whoever_is_waited_for(how: str, pair: tuple[RayRpc, list[Any], list[int]]) -> None:
     rpc, workers, pids = pair
+    time.sleep(LIMIT / 3)  # some beats after it has started
     rpc.call(workers[1], Calls.hang, 60) if how != "stopped" else os.kill(pids[1], signal.SIGSTOP)
     began = time.monotonic()
     with pytest.raises(PeerLostError) as caught:

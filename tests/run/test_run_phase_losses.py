@@ -60,22 +60,21 @@ def struck_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path, p
 VALIDATED = small.quick("l4", evaluation={"validation": 0.4})
 DISTILLED = small.quick("l2kd-seq")
 CASES = {
-    "a student, in validation": (VALIDATED, "Student", "validation", 2),
-    "a student, while replay is generated": (small.quick("l4"), "Student", "replay", 2),
-    "a student, while its teacher's answers are generated": (DISTILLED, "Student", "replay", 4),
-    "an evaluator, while its teacher's answers are generated": (DISTILLED, "Evaluator", "replay", 4),
-    "a student, in the last scoring": (small.quick("finetune"), "Student", "scoring", 1),
+    "in validation": (VALIDATED, "validation", 2),
+    "while replay is generated": (small.quick("l4"), "replay", 2),
+    "while its teacher's answers are generated": (DISTILLED, "replay", 4),
+    "in the last scoring": (small.quick("finetune"), "scoring", 1),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_that_dies_is_replaced_in_every_phase(case: str, tmp_path: Path, ray_cluster: None) -> None:
-    config, title, phase, occurrence = CASES[case]
+def test_a_student_that_dies_is_replaced_in_every_phase(case: str, tmp_path: Path, ray_cluster: None) -> None:
+    config, phase, occurrence = CASES[case]
     expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
-    others, struck = set(actor_processes(title)), []
+    others, struck = set(actor_processes("Student")), []
 
     def strike() -> None:
-        victim = min(set(actor_processes(title)) - others)
+        victim = min(set(actor_processes("Student")) - others)
         os.kill(victim, signal.SIGKILL)
         struck.append(victim)
 

@@ -46,6 +46,7 @@ def warned(lines: list[str]) -> list[str]:
     return [line for line in lines if "diverges:" in line or "learns nothing from its peers any more" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_warns_of_what_goes_wrong_and_of_nothing_else(case: str, tmp_path: Path) -> None:
     changes, expected = CASES[case]
@@ -62,6 +63,7 @@ def test_a_run_warns_of_what_goes_wrong_and_of_nothing_else(case: str, tmp_path:
         assert "learns nothing from its peers" in render([finished]) or own.kind != "collapse"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_warns_once_and_at_the_same_step(tmp_path: Path) -> None:
     config = small.experiment(**LONG, distillation={"weight": 10.0})
     expected, _ = small.complete_run(config, PROFILE, tmp_path / "expected")
