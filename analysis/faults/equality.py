@@ -28,11 +28,6 @@ def differences(found: Path, expected: Path) -> list[str]:
     return lines + _repeated(found)
 
 
-def steps_on_record(run: Path) -> int:
-    """Return the number of steps in a run directory, each student's counted by itself."""
-    return sum(pq.read_metadata(path).num_rows for path in run.glob("steps/*.parquet"))
-
-
 def _weights(path: Path) -> bytes:
     return path.read_bytes()
 

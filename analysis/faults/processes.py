@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +28,19 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, oldest first."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process is there and not stopped."""
+    return state_of(pid) not in ("", "T", "Z", "X")
 
 
 def start_of(pid: int) -> int:
@@ -57,28 +69,24 @@ class Processes:
     def __init__(self, mark: str) -> None:
         self._needle = f"{MARK}={mark}\0".encode()
         self._strangers: set[int] = set()
+        self._begun: dict[int, int] = {}
         self._next_scan = 0.0
         self.titles: dict[int, str] = {}
-        self.backwards: Counter[int] = Counter()
-        """Training steps begun, by process: how often it was seen to enter ``backward``."""
-        self.last_forward = 0.0
-        """Monotonic time at which a student was last seen in ``forward``."""
+        self._forwards: dict[int, float] = {}
 
     def poll(self) -> None:
         """Look at all processes."""
         now = time.monotonic()
         if now >= self._next_scan:
             self._scan()
-            self._next_scan = now + _SCAN_SECONDS
+            self._next_scan = time.monotonic() + _SCAN_SECONDS
         for pid, before in list(self.titles.items()):
             if before and not before.startswith("ray::"):
                 continue
             title = read_title(pid)
             self.titles[pid] = title or before
             if title == "ray::Student.forward":
-                self.last_forward = now
-            if title == "ray::Student.backward" and title != before:
-                self.backwards[pid] += 1
+                self._forwards[pid] = now
 
     def of_kind(self, kind: str, since: int | None = None) -> list[int]:
         """Return the processes of a kind that run and are not stopped, oldest first.
@@ -87,21 +95,26 @@ class Processes:
         """
         begun = {pid: start_of(pid) for pid, title in self.titles.items() if kind_of(title) == kind}
         earliest = 0 if since is None else start_of(since)
-        return [pid for pid in sorted(begun, key=lambda p: (begun[p], p)) if begun[pid] >= earliest and self._runs(pid)]
+        return [pid for pid in sorted(begun, key=lambda p: (begun[p], p)) if begun[pid] >= earliest and runs(pid)]
 
     def doing(self, *calls: str) -> list[int]:
         """Return the actors that are seen in one of these calls, such as ``Student.forward``."""
         wanted = {f"ray::{call}" for call in calls}
-        return [pid for pid, title in self.titles.items() if title in wanted and self._runs(pid)]
+        return [pid for pid, title in self.titles.items() if title in wanted and runs(pid)]
+
+    def last_forward(self, since: int | None) -> float:
+        """Return the monotonic time at which a student was last seen to learn; 0 if none was.
+
+        ``since``: a process; students that are older than that do not count.
+        """
+        earliest = 0 if since is None else start_of(since)
+        return max((when for pid, when in self._forwards.items() if self._begun[pid] >= earliest), default=0.0)
 
     def alive(self) -> Mapping[int, str]:
         """Return all marked processes that have not ended, stopped ones included, with their titles."""
         self._strangers.clear()
         self._scan()
         return dict(self.titles)
-
-    def _runs(self, pid: int) -> bool:
-        return state_of(pid) not in ("", "T", "Z", "X")
 
     def _scan(self) -> None:
         there = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
@@ -117,6 +130,6 @@ class Processes:
             except OSError:
                 own = False
             if own and state_of(pid) not in ("", "Z", "X"):
-                self.titles[pid] = read_title(pid)
+                self.titles[pid], self._begun[pid] = read_title(pid), start_of(pid)
             elif not own:
                 self._strangers.add(pid)

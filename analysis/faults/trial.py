@@ -4,299 +4,211 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from analysis.faults.equality import differences, steps_on_record
-from analysis.faults.fault import Fault
-from analysis.faults.injection import ActorKiller, fill_disk, send, slow_down
-from analysis.faults.processes import MARK, Processes, kind_of
-from analysis.faults.subjects import Nodes, command, environment
+from analysis.faults.command import Command, GivenUpError
+from analysis.faults.equality import differences
+from analysis.faults.fault import COMMON, Fault
+from analysis.faults.injection import ActorKiller, send, strike
+from analysis.faults.moments import Moments
+from analysis.faults.outcome import Outcome, Record
+from analysis.faults.processes import Processes, kind_of, runs
+from analysis.faults.recovery import Recovery, Results
+from analysis.faults.steps import dealt_out, repeated_steps
+from analysis.faults.subjects import Nodes, stages_of
 
-RECOVERY_LIMIT = 120.0
+RECOVERY_LIMIT = 150.0
 """Seconds without progress after which the command counts as hung."""
-_PHASE_LIMIT = 120.0
-_END_LIMIT = 240.0
-_STEPS_AGAIN = 5
-"""Training is going on again when two students have begun so many more steps each: more than were under way."""
+_END_LIMIT = 300.0
+"""Seconds in which a run that gets no more faults ends, or the next moment comes."""
 _GONE_SECONDS = 10.0
 """No process of a run may outlive its command by more."""
-_MOST_COMMANDS = 6
-_PAUSE = 0.002
-
-
-@dataclass
-class Record:
-    """What one fault did."""
-
-    fault: Fault
-    recovery_seconds: float | None = None
-    """From the fault until the run made progress again; None if it never did."""
-    commands: int = 0
-    """Commands that had to be typed."""
-    exit_codes: list[int] = field(default_factory=list)
-    """With which the command ended because of it."""
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Outcome:
-    """What a run with all its faults came to."""
-
-    subject: str
-    records: list[Record]
-    not_reached: list[Fault]
-    differences: list[str]
-    left: list[str]
-    """Processes that outlived the command by ``_GONE_SECONDS``."""
-    steps_again: int
-    """Steps of one student that were seen to begin, beyond those on record. Processes are watched from outside, so a
-    step that begins and ends between two looks is not counted."""
-    seconds: float
+_FULL_DISK_CODE = 5
+_SOON = 0.3
+"""Seconds that a phase may be away before it counts as over."""
+_PAUSE, _LONG_PAUSE = 0.002, 0.02
+"""Seconds between two looks: at what actors do, and at what is on disk."""
 
 
 class Trial:
     """One run."""
 
     def __init__(self, subject: str, files: tuple[Path, Path], seed: int, nodes: Nodes | None, mark: str) -> None:
-        self._subject, self._files, self._nodes = subject, files, nodes
-        self._run = files[0].parent / "run"
+        self._subject, self._nodes = subject, nodes
         self._random = random.Random(seed)
-        self._mark = mark
         self._processes = Processes(mark)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._commands = 0
+        self._command = Command(files, mark, supervised=nodes is None)
+        self._moments = Moments(self._command, self._processes, nodes, self._random)
+        self._results = Results(self._command.run)
+        self._stages = stages_of(subject)
         self._records: list[Record] = []
-        self._began = 0.0
-        self._next_look = 0.0
+        self._times: list[float] = []
+        """When each of the faults was injected, in seconds since the epoch."""
         self._killer: ActorKiller | None = None
 
     def carry_out(self, faults: Sequence[Fault], expected: Path) -> Outcome:
         """Run, inject every fault whose phase comes, go on to the end with ``resume`` where needed, and compare."""
         began = time.monotonic()
-        not_reached, found = list(faults), ["the run did not finish"]
+        pending, found = list(faults), ["the run did not finish"]
         try:
-            self._type()
-            for fault in faults:
-                victim = self._reach(fault)
-                if victim is not None:
-                    not_reached.remove(fault)
-                    self._strike(fault, victim)
-            if self._finish():
-                found = differences(self._run, expected)
-        except _GivenUpError as error:
-            self._records[-1].notes.append(f"given up: {error}")
+            self._command.type()
+            while pending and (chosen := self._next(self._with_means(pending))) is not None:
+                fault, victim = chosen
+                if fault in pending:
+                    pending.remove(fault)
+                self._befall(fault, victim, fault.ends_session and any(f.phase == "resume" for f in pending))
+            if self._until(lambda: False, _END_LIMIT) or self._command.exit_code == 0:
+                found = differences(self._command.run, expected)
+        except GivenUpError as error:
+            found.append(str(error))
         try:
             left = self._left()
         finally:
             self._end_all()
-        again = max(0, sum(self._processes.backwards.values()) - steps_on_record(expected))
-        return Outcome(self._subject, self._records, not_reached, found, left, again, time.monotonic() - began)
-
-    # --- the command
-
-    def _type(self) -> None:
-        experiment, profile = self._files
-        arguments: tuple[str | Path, ...] = ("run", experiment, "--cluster", profile, "--run-dir", self._run)
-        if (self._run / "config.yaml").is_file():
-            arguments = ("resume", self._run)
-        with (self._run.parent / "output.txt").open("ab") as output:
-            self._process = subprocess.Popen(
-                command(*arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=environment({MARK: self._mark}),
-            )
-        self._commands += 1
-        self._began = time.monotonic()
-
-    def _poll(self) -> bool:
-        """Look at everything; type ``resume`` if the command has failed. Returns whether the run is finished."""
-        self._processes.poll()
-        assert self._process is not None
-        code = self._process.poll()
-        if code == 0:
-            return True
-        if code is not None:
-            if self._records:
-                self._records[-1].exit_codes.append(code)
-            self._type_again(f"the command ended with {code}")
-        return False
-
-    def _type_again(self, why: str) -> None:
-        if self._commands >= _MOST_COMMANDS:
-            raise _GivenUpError(why)
-        if self._records:
-            self._records[-1].commands += 1
-        self._type()
-
-    def _until(self, condition: Callable[[], bool], limit: float) -> bool:
-        """Poll until ``condition``; False after ``limit`` seconds, or if the run is finished before."""
-        deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
-            if self._poll():
-                return False
-            if condition():
-                return True
-            time.sleep(_PAUSE)
-        return False
-
-    def _pause(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self._processes.poll()
-            time.sleep(_PAUSE)
+        again = dealt_out(repeated_steps(self._command.run), self._times)
+        for record, steps in zip(self._records, again, strict=True):
+            record.steps_again = steps
+        return Outcome(self._subject, self._records, pending, found, left, time.monotonic() - began)
 
     # --- the moment
 
-    def _reach(self, fault: Fault) -> int | None:
-        """Wait for a random moment of the fault's phase; returns the victim, or None if the moment does not come."""
-        if fault.phase == "resume" and self._commands == 1 and not self._interrupt():
-            return None
-        if fault.what == "ray_kill" and not self._join(fault):
-            return None
-        steps = fault.phase in ("forward", "exchange", "backward")
-        if self._phase(fault.phase):  # not only its first moment
-            self._pause(self._random.uniform(0.0, 0.5))
-        for _ in range(self._random.randrange(1, 25 if steps else 3)):
-            if not self._until(lambda: self._phase(fault.phase), _PHASE_LIMIT):
-                return None
-            self._until(lambda: not self._phase(fault.phase) or not steps, 1.0)
-        longest = 0.004 if steps else 2.0 if fault.phase in ("start", "resume") else 0.05
-        delay = self._random.uniform(0.0, longest)
-        victims: list[int] = []
+    def _with_means(self, pending: Sequence[Fault]) -> list[Fault]:
+        """Return the faults that may come next: before one in ``resume`` can come, something has to end a session."""
+        means = [fault for fault in pending if fault.ends_session and fault.phase not in ("start", "resume")]
+        if any(fault.phase == "resume" for fault in pending) and not means:
+            phase = self._random.choice(("forward", "exchange", "backward"))
+            return [*pending, Fault("kill", "command", phase)]
+        return list(pending)
 
-        def now() -> bool:
-            nonlocal victims
+    def _next(self, pending: Sequence[Fault]) -> tuple[Fault, int] | None:
+        """Wait for a moment of whichever phase comes first. Returns the fault and its victim; None if none comes."""
+        deadline = time.monotonic() + _END_LIMIT
+        while self._until(lambda: bool(self._possible(pending)), deadline - time.monotonic()):
+            possible = self._possible(pending)
+            if not possible:
+                continue
+            fault = self._random.choice(possible)
+            rarer = [other for other in pending if other.phase not in COMMON and fault.phase in COMMON]
+            if self._until(lambda: bool(self._possible(rarer)), self._moments.delay(fault.phase)):  # noqa: B023
+                continue
+            victims = self._soon(fault)
+            if victims:
+                return fault, self._random.choice(victims)
+        return None
+
+    def _possible(self, pending: Sequence[Fault]) -> list[Fault]:
+        """Return the faults whose phase it is and that have a victim; if there are any, those in rare phases only."""
+        possible = [fault for fault in pending if self._victims(fault)]
+        return [fault for fault in possible if fault.phase not in COMMON] or possible
+
+    def _soon(self, fault: Fault) -> list[int]:
+        """Return whom a fault may befall as soon as that is possible again: phases of a step come and go."""
+        deadline = time.monotonic() + _SOON
+        while True:
+            self._moments.look()
             victims = self._victims(fault)
-            return bool(victims) and self._phase(fault.phase)
-
-        if not self._until(now, _PHASE_LIMIT):
-            return None
-        self._pause(delay)
-        return self._random.choice(victims)
-
-    def _interrupt(self) -> bool:
-        """Kill the command in training, so that there is something to resume: a fault of its own."""
-        fault = Fault("kill", "command", "forward")
-        victim = self._reach(fault)
-        if victim is not None:
-            self._strike(fault, victim)
-        return victim is not None
-
-    def _join(self, fault: Fault) -> bool:
-        if not self._until(lambda: bool(self._processes.of_kind("raylet") and self._victims(fault)), _PHASE_LIMIT):
-            return False
-        self._killer = ActorKiller(self._processes.of_kind("raylet")[-1])
-        return self._killer.ready
-
-    def _phase(self, phase: str) -> bool:
-        doing, trained = self._processes.doing, self._processes.last_forward
-        if phase in ("start", "resume"):
-            return trained < self._began and (phase == "start" or self._commands > 1)
-        if phase == "exchange":  # one waits for the predictions of the other
-            students = self._processes.of_kind("student")
-            return 0 < len(doing("Student.backward")) < len(students)
-        if phase == "transition" and trained:
-            with suppress(OSError):
-                return (self._run / "state.json").stat().st_mtime > time.time() - (time.monotonic() - trained)
-        return bool(doing(*_CALLS.get(phase, ())))
+            if victims or time.monotonic() > deadline:
+                return victims
+            time.sleep(_PAUSE)
 
     def _victims(self, fault: Fault) -> list[int]:
-        if fault.whom == "command":
-            assert self._process is not None
-            return [self._process.pid]
-        if fault.whom == "node":
-            return self._nodes.with_raylet(self._processes.of_kind("raylet")) if self._nodes else []
-        assert self._process is not None  # those of an earlier command may not have ended yet
-        return self._processes.of_kind(fault.whom, since=self._process.pid)
+        victims = self._moments.victims(fault)
+        return victims if not victims or fault.what != "ray_kill" or self._has_killer() else []
+
+    def _has_killer(self) -> bool:
+        """Return whether a driver has joined the Ray session that there is now; start one if there is none."""
+        raylets = self._processes.of_kind("raylet", self._command.driver())
+        if self._killer is not None and self._killer.raylet not in raylets:
+            self._killer.close()
+            self._killer = None
+        if self._killer is None and raylets:
+            with suppress(OSError):
+                self._killer = ActorKiller(raylets[-1])
+        return self._killer is not None and self._killer.is_ready()
 
     # --- the fault, and what comes after it
 
-    def _strike(self, fault: Fault, victim: int) -> None:
+    def _befall(self, fault: Fault, victim: int, another_comes_first: bool) -> None:
+        """Inject a fault and wait for the recovery, unless another fault is meant to come during it."""
         record = Record(fault)
+        recovery = Recovery(fault, self._processes, self._results, self._stages)
         self._records.append(record)
-        processes = self._processes
-        before = _Before(dict(processes.backwards), frozenset(processes.titles), self._files_there())
+        self._times.append(time.time())
         began = time.monotonic()
-        if not self._inject(fault, victim):
+        if not strike(fault, victim, self._wait, self._killer, self._nodes):
             record.notes.append("the victim had just ended")
-        progressed = self._until(lambda: self._progress(fault, victim, before), RECOVERY_LIMIT)
-        assert self._process is not None
-        if self._process.poll() == 0 or progressed:
+        if fault.what == "ray_kill" and self._killer is not None:
+            self._killer.close()
+            self._killer = None
+        if fault.stops_command:
+            self._await_stop(record)
+            began = time.monotonic()  # now there is space, and a person types
+        if another_comes_first:
+            record.progress = "another fault came first"
+            return
+        self._await_recovery(record, recovery, began)
+        if not fault.replaces and not runs(victim) and self._command.exit_code is None:
+            record.notes.append("a slow process was replaced")
+
+    def _await_recovery(self, record: Record, recovery: Recovery, began: float) -> None:
+        def has_recovered() -> bool:
+            record.progress = recovery.progress()
+            return bool(record.progress)
+
+        recovered = self._until(has_recovered, RECOVERY_LIMIT, _LONG_PAUSE)
+        if recovered or self._command.exit_code == 0:
+            record.progress = record.progress or "end of the run"
             record.recovery_seconds = time.monotonic() - began
             return
         record.notes.append(f"no progress within {RECOVERY_LIMIT:g} s")
-        send(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._command.kill()
 
-    def _inject(self, fault: Fault, victim: int) -> bool:
-        if fault.what == "slow":
-            return slow_down(victim, self._pause)
-        if fault.what == "disk_full":
-            return fill_disk(victim, self._pause)
-        if fault.what == "ray_kill":
-            assert self._killer is not None
-            try:
-                return self._killer.kill(victim)
-            finally:
-                self._killer.close()
-                self._killer = None
-        if fault.what == "node":
-            assert self._nodes is not None
-            self._nodes.remove(victim)
-            return True
-        return send(victim, signal.SIGSTOP if fault.what == "stop" else signal.SIGKILL)
+    def _await_stop(self, record: Record) -> None:
+        """Wait until a command that cannot write has stopped, as it should: with code 5, naming the file."""
+        deadline = time.monotonic() + _END_LIMIT
+        while self._command.exit_code is None and time.monotonic() < deadline:
+            self._wait(_LONG_PAUSE)
+        said = self._command.last_words()
+        if self._command.exit_code != _FULL_DISK_CODE or str(self._command.run) not in said or "Traceback" in said:
+            record.notes.append(f"the command ended with {self._command.exit_code}, saying: {said}")
 
-    def _progress(self, fault: Fault, victim: int, before: _Before) -> bool:
-        """Whether the run has done something that it could not have had under way before the fault."""
-        now, steps, there, files = self._processes.backwards, before.steps, before.there, before.files
-        ahead = [pid for pid in now if pid != victim and now[pid] >= steps.get(pid, 0) + _STEPS_AGAIN]
-        if fault.what == "slow":
-            ahead = [pid for pid in now if now[pid] >= steps.get(pid, 0) + _STEPS_AGAIN]
-        if fault.whom == "command":  # what it left behind does not count
-            ahead = [pid for pid in ahead if pid not in there]
-            if len(ahead) >= _LEARNING.get(self._subject, 2):
+    # --- the command
+
+    def _until(self, condition: Callable[[], bool], limit: float, pause: float = _PAUSE) -> bool:
+        """Look until ``condition``; False after ``limit`` seconds, or if the run is finished before.
+
+        Types ``resume`` if the command has failed.
+        """
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            self._moments.look()
+            code = self._command.exit_code
+            if code == 0:
+                return False
+            if code is not None:
+                if self._records:
+                    self._records[-1].exit_codes.append(code)
+                    self._records[-1].commands += 1
+                self._command.type()
+            if condition():
                 return True
-            return any(pid not in there for pid in self._processes.doing(*_WORK))
-        if fault.whom == "evaluator":
-            if any(pid not in there for pid in self._processes.doing(*_WORK)):
-                return True
-        elif len(ahead) >= _LEARNING.get(self._subject, 2):
-            return True
-        if time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + 0.1
-        kinds: tuple[str, ...] = (
-            ("scores", "replay") if fault.whom == "evaluator" else ("checkpoints", "replay", "scores")
-        )
-        if fault.whom in ("student", "node"):  # evaluators go on
-            kinds = ("checkpoints",)
-        return any(file.startswith(kinds) for file in self._files_there() - files)
+            time.sleep(pause)
+        return False
 
-    def _files_there(self) -> frozenset[str]:
-        found = (
-            path.relative_to(self._run)
-            for name in ("scores", "replay", "checkpoints")
-            for path in (self._run / name).glob("**/*.*")
-        )
-        return frozenset(str(path) for path in found if ".part" not in str(path) and path.suffix in _WHOLE)
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._moments.look()
+            time.sleep(_PAUSE)
 
-    def _finish(self) -> bool:
-        assert self._process is not None
-        finished = self._until(lambda: False, _END_LIMIT) or self._process.poll() == 0
-        if not finished and self._records:
-            self._records[-1].notes.append(f"the run did not end within {_END_LIMIT:g} s")
-        return finished
+    # --- the end
 
     def _left(self) -> list[str]:
+        """Return what outlives the command by too long."""
         deadline = time.monotonic() + _GONE_SECONDS
         while (left := self._of_run()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -311,40 +223,9 @@ class Trial:
     def _end_all(self) -> None:
         if self._killer is not None:
             self._killer.close()
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._command.kill()
         for pid in self._of_run():
             send(pid, signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What there was just before a fault."""
-
-    steps: dict[int, int]
-    """Steps begun, by process."""
-    there: frozenset[int]
-    """Processes."""
-    files: frozenset[str]
-
-
-class _GivenUpError(Exception):
-    """The run has needed too many commands."""
-
-
-_CALLS = {
-    "forward": ("Student.forward",),
-    "backward": ("Student.backward",),
-    "checkpoint": ("Student.weights",),
-    "replay": ("Evaluator.replay",),
-    "scoring": ("Evaluator.answer", "Evaluator.score"),
-}
-"""What actors do in a phase."""
-_WORK = ("Evaluator.replay", "Evaluator.answer")
-_LEARNING = {"lamol": 1}
-"""Students of a subject that learn, if not two."""
-_WHOLE = (".safetensors", ".json", ".parquet")
 
 
 def new_mark() -> str:

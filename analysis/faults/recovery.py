@@ -1,0 +1,77 @@
+"""When a run has recovered from a fault: a result is on disk that has never been there before."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from analysis.faults.fault import Fault
+from analysis.faults.processes import Processes
+
+_PATTERNS = (
+    "states/*/position.json",
+    "checkpoints/*/*/*/model.safetensors",
+    "replay/*.parquet",
+    "replay/*.chunks/*.parquet",
+    "scores/*.json",
+    "steps/*.parquet",
+)
+_OF_EVALUATORS = ("replay/", "scores/")
+_LOOK_SECONDS = 0.05
+
+
+class Results:
+    """The results of a run that have ever been on disk: states, checkpoints, replay, scores, figures of epochs."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._ever: set[str] = set()
+        self._next_look = 0.0
+
+    def look(self) -> set[str]:
+        """Return what has come since the last look; nothing if that was just now."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return set()
+        self._next_look = now + _LOOK_SECONDS
+        found = {str(path.relative_to(self._run)) for pattern in _PATTERNS for path in self._run.glob(pattern)}
+        new = {name for name in found - self._ever if "/." not in name}  # under way
+        self._ever |= new
+        return new
+
+    def all_is_learned(self, stages: int) -> bool:
+        """Return whether all stages are committed, so that only scores are missing."""
+        with suppress(OSError, ValueError):
+            return bool(json.loads((self._run / "state.json").read_bytes())["stages_done"] >= stages)
+        return False
+
+
+class Recovery:
+    """Waits for progress after one fault.
+
+    What was under way when a process was lost may still come to the disk. So a new result counts only once there is a
+    process in the place of the lost one.
+    """
+
+    def __init__(self, fault: Fault, processes: Processes, results: Results, stages: int) -> None:
+        self._fault, self._processes, self._results = fault, processes, results
+        self._kind = "raylet" if fault.whom == "node" else _REPLACED_WITH.get(fault.whom, fault.whom)
+        self._there = set(processes.titles)
+        self._waits = fault.replaces and not (fault.whom == "student" and results.all_is_learned(stages))
+        results.look()
+
+    def progress(self) -> str:
+        """Return the result that shows that the run goes on; nothing as long as there is none."""
+        new = self._results.look()
+        if self._waits:
+            self._waits = not any(pid not in self._there for pid in self._processes.of_kind(self._kind))
+            return ""
+        if self._fault.whom == "evaluator" and self._fault.phase in ("replay", "scoring"):
+            new = {name for name in new if name.startswith(_OF_EVALUATORS)}
+        return min(new, default="")
+
+
+_REPLACED_WITH = {"gcs": "coordinator", "raylet": "coordinator", "command": "coordinator", "driver": "coordinator"}
+"""Whose appearance shows that there is a new session."""
