@@ -5,8 +5,8 @@
     python -m analysis.faults --rounds 200 --seed 1 --out FOLDER [--only WHAT,WHOM,PHASE]
 
 Appends a line for each fault and for each run to ``faults.jsonl`` in FOLDER, writes the table to ``faults.md``, and
-prints both as they come. A run that is not as it has to be stays in FOLDER (with ``--keep``, every run). The exit status
-is 1 if there was one, or if fewer faults could be injected. Linux only: processes are seen through ``/proc``.
+prints both as they come. A run that is not as it has to be stays in FOLDER (with ``--keep``, every run). The exit
+status is 1 if there was one, or if fewer faults could be injected. Linux only: processes are seen through ``/proc``.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ COMMON = ("forward", "exchange", "backward", "scoring")
 """Phases that come again soon; the others go first when they come."""
 _SESSION = ("raylet", "gcs", "driver", "command")
 """What ends the Ray session."""
+_ONCE = ("start", "resume")
+"""Phases that come once in a run, as the run recovers before the next fault."""
 _MOST_TRIES = 3
 """Runs in which the moment of a fault may fail to come."""
 
@@ -109,9 +111,12 @@ class Deck:
             self._random.shuffle(self._faults)
             self._pile.extend(self._faults)
         on_nodes = self._pile[0].on_nodes
-        dealt = [fault for fault in self._pile if fault.on_nodes == on_nodes][:most]
-        for fault in dealt:
-            self._pile.remove(fault)
+        dealt: list[Fault] = []
+        for fault in list(self._pile):
+            again = fault.phase in _ONCE and any(other.phase == fault.phase for other in dealt)
+            if len(dealt) < most and fault.on_nodes == on_nodes and not again:
+                dealt.append(fault)
+                self._pile.remove(fault)
         return dealt
 
     def put_back(self, faults: Sequence[Fault]) -> list[Fault]:

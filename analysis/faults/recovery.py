@@ -18,7 +18,8 @@ _PATTERNS = (
     "scores/*.json",
     "steps/*.parquet",
 )
-_OF_EVALUATORS = ("replay/", "scores/")
+_PREFIXES = {"student": ("states/", "checkpoints/", "steps/"), "evaluator": ("replay/", "scores/")}
+"""Whose work which results are; all of them, of anybody else."""
 _LOOK_SECONDS = 0.05
 
 
@@ -56,10 +57,12 @@ class Recovery:
     """
 
     def __init__(self, fault: Fault, processes: Processes, results: Results, stages: int) -> None:
-        self._fault, self._processes, self._results = fault, processes, results
-        self._kind = "raylet" if fault.whom == "node" else _REPLACED_WITH.get(fault.whom, fault.whom)
+        self._processes, self._results = processes, results
+        self._kind = _REPLACED_WITH.get(fault.whom, fault.whom)
         self._there = set(processes.titles)
-        self._waits = fault.replaces and not (fault.whom == "student" and results.all_is_learned(stages))
+        trains = not results.all_is_learned(stages)
+        self._waits = fault.replaces and (trains or self._kind != "student")
+        self._counts = _PREFIXES.get(self._kind, ("",)) if trains or self._kind != "student" else ("",)
         results.look()
 
     def progress(self) -> str:
@@ -68,10 +71,8 @@ class Recovery:
         if self._waits:
             self._waits = not any(pid not in self._there for pid in self._processes.of_kind(self._kind))
             return ""
-        if self._fault.whom == "evaluator" and self._fault.phase in ("replay", "scoring"):
-            new = {name for name in new if name.startswith(_OF_EVALUATORS)}
-        return min(new, default="")
+        return min((name for name in new if name.startswith(self._counts)), default="")
 
 
-_REPLACED_WITH = {"gcs": "coordinator", "raylet": "coordinator", "command": "coordinator", "driver": "coordinator"}
-"""Whose appearance shows that there is a new session."""
+_REPLACED_WITH = {"node": "student"} | dict.fromkeys(("gcs", "raylet", "command", "driver"), "coordinator")
+"""Whose appearance shows that what was lost has been replaced, if not that of its own kind."""
