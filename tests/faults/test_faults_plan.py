@@ -26,6 +26,8 @@ from analysis.faults.recovery import Recovery, Results
 from analysis.faults.steps import dealt_out, repeated_steps
 from analysis.faults.table import json_lines, markdown
 from ray_l4.workers.log import DEBUG_VARIABLE
+from tests.faults.test_faults_sessions import RUNS as RUNS_OF_SESSIONS
+from tests.faults.test_faults_workers import RUNS as RUNS_OF_WORKERS
 from tests.run.run_fixtures import cluster, complete_run, quick
 
 FAULTS = every_fault()
@@ -232,3 +234,11 @@ def test_a_new_result_counts_once_there_is_a_process_in_the_place_of_the_lost_on
     late = Recovery(Fault("kill", "student", "scoring"), processes, results, 2)
     write("scores/b.json")
     assert late.progress() == "scores/b.json", "no student is needed any more"
+
+
+def test_the_runs_of_the_tests_get_at_least_twenty_faults_of_every_kind() -> None:
+    faults = [fault for run in (*RUNS_OF_WORKERS.values(), *RUNS_OF_SESSIONS.values()) for fault in run.faults]
+    assert len(faults) >= 20
+    assert {fault.what for fault in faults} == VICTIMS.keys()
+    assert {fault.phase for fault in faults} == set(PHASES)
+    assert set(faults) <= set(FAULTS)
