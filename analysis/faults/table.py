@@ -27,7 +27,7 @@ def markdown(outcomes: Sequence[Outcome], not_reached: Sequence[Fault] = ()) -> 
     by_itself = [record for record in everything if not record.fault.allowed_commands]
     lines = [_row(f"{what} {whom}", records) for (what, whom), records in sorted(rows.items())]
     lines += [_row("all that need no command", by_itself), _row("all", everything)]
-    measured = [record for record in everything if record.recovery_seconds is not None]
+    overtaken = [record for record in everything if record.recovery_seconds is None and not record.notes]
     complaints = [f"- run {number}: {line}" for number, o in enumerate(outcomes) for line in o.complaints]
     totals = {
         "faults": len(everything),
@@ -36,7 +36,7 @@ def markdown(outcomes: Sequence[Outcome], not_reached: Sequence[Fault] = ()) -> 
         "processes left behind": sum(len(outcome.left) for outcome in outcomes),
         "steps done again": sum(record.steps_again for record in everything),
         "commands typed that should not be needed": sum(record.needless_commands for record in everything),
-        "faults followed by another before the recovery": len(everything) - len(measured),
+        "faults followed by another before the recovery": len(overtaken),
         "faults whose moment did not come": len(not_reached),
         "minutes": round(sum(outcome.seconds for outcome in outcomes) / 60),
     }

@@ -18,6 +18,7 @@ from ray_l4.cluster.connection import check_session, connect, node_resources
 from ray_l4.cluster.placement import room_for
 from ray_l4.cluster.reservation import reserve
 from ray_l4.cluster.rpc import RayRpc, get
+from ray_l4.cluster.session_watch import SessionWatch
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
@@ -133,6 +134,7 @@ class RaySession:
         self._earlier: list[str] = []
         self._budget = RestartBudget(cluster.restarts.most, cluster.restarts.backoff)
         self._failure: RayL4Error | None = None
+        self._watch: SessionWatch | None = None
 
     def begin(self) -> None:
         setup, cluster, directory = self._given
@@ -141,6 +143,8 @@ class RaySession:
             if not ray.is_initialized():
                 connect(students, cluster)
                 started.callback(_shut_down)
+            self._watch = SessionWatch(cluster.timeouts.control)
+            started.callback(self._watch.close)
             most = room_for(students, most_slots(setup, students), cluster, node_resources())
             reservation = reserve(students, most, cluster)
             started.callback(reservation.release)
@@ -170,7 +174,10 @@ class RaySession:
                 self.snapshot()
                 silence = self._coordinator.silence()
                 how = None if silence is None else f"has not answered for {silence:.0f} s (timeouts.control)"
-            if how is not None:
+            lost = None if self._watch is None else self._watch.loss()
+            if lost is not None:
+                self._failure = self._unrecovered(f"out of reach, last seen in {headline(self._last)}", lost)
+            elif how is not None:
                 self._replace_coordinator(how)
             if time.monotonic() >= deadline:
                 return self._failure is not None
@@ -184,7 +191,11 @@ class RaySession:
 
     def close(self) -> None:
         limit = self._given[1].timeouts.stop
-        with self._started.pop_all():
+        with self._started.pop_all() as started:
+            if self._watch is not None and self._watch.loss() is not None:
+                started.pop_all()  # nothing would answer; all of it ends with this process
+                self._watch.close()
+                return
             if self._coordinator is not None and self._failure is None and ray.is_initialized():
                 self._coordinator.stop()
                 if not self._coordinator.wait(limit):
@@ -201,17 +212,21 @@ class RaySession:
             time.sleep(wait)
             self._coordinator = self._start()
         except RayL4Error as error:
-            kind = SessionLostError if isinstance(error, SessionLostError) else ClusterError
-            self._failure = kind(
-                f"coordinator: it {how}, last seen in {where}; it could not be replaced: {error}. What is on disk is "
-                f"kept. To continue: ray-l4 resume {directory.path}"
-            )
-            self._failure.exit_code = error.exit_code
+            self._failure = self._unrecovered(f"it {how}, last seen in {where}; it could not be replaced", error)
             return
         line = f"the coordinator {how}, last seen in {where}; another one goes on from what is on disk"
         log.warning("%s", line)
         self._earlier = [*self._last.events, line]
         self._last = replace(self._last, events=self._earlier)
+
+    def _unrecovered(self, what: str, cause: RayL4Error) -> RayL4Error:
+        """Return the error that ends the run, with its cause and its exit code."""
+        kind = SessionLostError if isinstance(cause, SessionLostError) else ClusterError
+        failure = kind(
+            f"coordinator: {what}: {cause}. What is on disk is kept. To continue: ray-l4 resume {self._given[2].path}"
+        )
+        failure.exit_code = cause.exit_code
+        return failure
 
     def _end_coordinator(self) -> None:
         if self._coordinator is not None and ray.is_initialized():
