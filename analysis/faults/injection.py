@@ -11,14 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.faults.fault import Fault
 from analysis.faults.processes import environment
-from analysis.faults.subjects import Nodes
 
 SLOW_SECONDS = 0.7
 """A slow process stands still so long, three times: less than any time limit of the run."""
-
-Wait = Callable[[float], None]
 
 _KILL_ACTOR = """
 import sys, ray
@@ -40,6 +36,7 @@ class ActorKiller:
     def __init__(self, raylet: int) -> None:
         """Have a driver join the Ray of a raylet, without waiting. Raises OSError if the raylet has ended."""
         self.raylet = raylet
+        self.has_killed = False
         words = Path(f"/proc/{raylet}/cmdline").read_bytes().decode(errors="replace").split("\0")
         address = next((word.partition("=")[2] for word in words if word.startswith("--gcs-address=")), "")
         self._process = subprocess.Popen(
@@ -57,6 +54,7 @@ class ActorKiller:
 
     def kill(self, pid: int) -> bool:
         """Kill the actor in process ``pid``; False if that failed."""
+        self.has_killed = True
         output, _ = self._process.communicate(f"{pid}\n", timeout=30.0)
         return "killed" in output
 
@@ -64,22 +62,6 @@ class ActorKiller:
         """End the driver."""
         self._process.kill()
         self._process.wait()
-
-
-def strike(fault: Fault, victim: int, wait: Wait, killer: ActorKiller | None, nodes: Nodes | None) -> bool:
-    """Inject a fault; False if the victim has just ended. ``wait`` waits for some seconds."""
-    if fault.what == "slow":
-        return slow_down(victim, wait)
-    if fault.what == "disk_full":
-        return fill_disk(victim)
-    if fault.what == "ray_kill":
-        assert killer is not None, "a ray.kill needs a driver that has joined"
-        return killer.kill(victim)
-    if fault.what == "node":
-        assert nodes is not None, "there are no nodes"
-        nodes.remove(victim)
-        return True
-    return send(victim, signal.SIGSTOP if fault.what == "stop" else signal.SIGKILL)
 
 
 def send(pid: int, number: signal.Signals) -> bool:
@@ -91,8 +73,8 @@ def send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-def slow_down(pid: int, wait: Wait) -> bool:
-    """Stop a process and let it go on, three times."""
+def slow_down(pid: int, wait: Callable[[float], None]) -> bool:
+    """Stop a process and let it go on, three times. ``wait`` waits for some seconds."""
     for _ in range(3):
         if not send(pid, signal.SIGSTOP):
             return False
