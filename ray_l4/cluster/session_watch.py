@@ -33,7 +33,8 @@ class SessionWatch:
         self._node_is_gone = False
         self._doubted: float | None = None
         self._closed = threading.Event()
-        threading.Thread(target=self._ask, name="session watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._ask, name="session watch", daemon=True)
+        self._thread.start()
 
     def loss(self) -> SessionLostError | None:
         """Return the error if the session is lost."""
@@ -52,8 +53,9 @@ class SessionWatch:
         )
 
     def close(self) -> None:
-        """Ask no more."""
+        """Ask no more. Ray may be shut down now: a question would start it anew."""
         self._closed.set()
+        self._thread.join(self._interval)
 
     def _ask(self) -> None:
         while not self._node_is_gone and not self._closed.wait(self._interval):
