@@ -94,6 +94,8 @@ def check_session() -> None:
 
 def own_node_is_alive() -> bool:
     """Return whether the cluster takes this process's node for alive. Raises SessionLostError if it does not answer."""
+    if not ray.is_initialized():  # a question would start a cluster
+        raise SessionLostError("ray: this process has left the cluster")
     try:
         here = ray.get_runtime_context().get_node_id()
         return any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
