@@ -64,6 +64,8 @@ class Trial:
                 found = differences(self._command.run, expected)
         except GivenUpError as error:
             found.append(str(error))
+        finally:
+            self._injector.close()
         try:
             left = self._left()
         finally:
@@ -138,7 +140,6 @@ class Trial:
         return {pid: title for pid, title in alive.items() if not self._has_nodes or kind_of(title) in actors}
 
     def _end_all(self) -> None:
-        self._injector.close()
         self._command.kill()
         for pid in self._of_run():
             send(pid, signal.SIGKILL)
