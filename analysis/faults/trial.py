@@ -54,19 +54,11 @@ class Trial:
         began = time.monotonic()
         pending, found = list(faults), ["the run did not finish"]
         try:
-            self._command.type()
-            while pending and (chosen := self._choice.next(pending, _END_LIMIT)) is not None:
-                fault, victim = chosen
-                if fault in pending:
-                    pending.remove(fault)
-                self._befall(fault, victim, fault.ends_session and any(f.phase == "resume" for f in pending))
-            if self._watching.end(_END_LIMIT):
-                found = differences(self._command.run, expected)
-        except GivenUpError as error:
-            found.append(str(error))
-        finally:
-            self._injector.close()
-        try:
+            try:
+                found = self._disturb(pending, expected)
+            except GivenUpError as error:
+                found.append(str(error))
+            self._injector.close()  # it is no process of the run
             left = self._left()
         finally:
             self._end_all()
@@ -74,6 +66,18 @@ class Trial:
         for record, steps in zip(self._records, again, strict=True):
             record.steps_again = steps
         return Outcome(self._subject, self._records, pending, found, left, time.monotonic() - began)
+
+    def _disturb(self, pending: list[Fault], expected: Path) -> list[str]:
+        """Go through a run with its faults; those that were injected leave ``pending``. Returns what differs then."""
+        self._command.type()
+        while pending and (chosen := self._choice.next(pending, _END_LIMIT)) is not None:
+            fault, victim = chosen
+            if fault in pending:
+                pending.remove(fault)
+            self._befall(fault, victim, fault.ends_session and any(f.phase == "resume" for f in pending))
+        if self._watching.end(_END_LIMIT):
+            return differences(self._command.run, expected)
+        return ["the run did not finish"]
 
     def _victims(self, fault: Fault) -> list[int]:
         victims = self._moments.victims(fault)
@@ -140,6 +144,7 @@ class Trial:
         return {pid: title for pid, title in alive.items() if not self._has_nodes or kind_of(title) in actors}
 
     def _end_all(self) -> None:
+        self._injector.close()
         self._command.kill()
         for pid in self._of_run():
             send(pid, signal.SIGKILL)
