@@ -50,6 +50,7 @@ class ActorKiller:
 
     def is_ready(self) -> bool:
         """Return whether it has joined."""
+        assert self._process.stdout is not None, "it has a pipe"
         return bool(select.select([self._process.stdout], [], [], 0.0)[0]) and self._process.poll() is None
 
     def kill(self, pid: int) -> bool:
