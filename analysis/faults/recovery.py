@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from analysis.faults.fault import Fault
-from analysis.faults.processes import Processes
+from analysis.faults.processes import Processes, kind_of
 
 _PATTERNS = (
     "states/*/position.json",
@@ -59,7 +59,7 @@ class Recovery:
     def __init__(self, fault: Fault, processes: Processes, results: Results, stages: int) -> None:
         self._processes, self._results = processes, results
         self._kind = _REPLACED_WITH.get(fault.whom, fault.whom)
-        self._there = set(processes.titles)
+        self._there = self._of_kind()
         trains = not results.all_is_learned(stages)
         self._waits = fault.replaces and (trains or self._kind != "student")
         self._counts = _PREFIXES.get(self._kind, ("",)) if trains or self._kind != "student" else ("",)
@@ -69,9 +69,13 @@ class Recovery:
         """Return the result that shows that the run goes on; nothing as long as there is none."""
         new = self._results.look()
         if self._waits:
-            self._waits = not any(pid not in self._there for pid in self._processes.of_kind(self._kind))
+            self._waits = self._of_kind() <= self._there
             return ""
         return min((name for name in new if name.startswith(self._counts)), default="")
+
+    def _of_kind(self) -> set[int]:
+        """Return all processes of the kind. An idle process of Ray is none of them, and may become one."""
+        return {pid for pid, title in self._processes.titles.items() if kind_of(title) == self._kind}
 
 
 _REPLACED_WITH = {"node": "student"} | dict.fromkeys(("gcs", "raylet", "command", "driver"), "coordinator")

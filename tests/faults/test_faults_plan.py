@@ -208,7 +208,7 @@ def test_the_coordinator_logs_the_steps_that_are_counted(tmp_path: Path, monkeyp
 
 def test_a_new_result_counts_once_there_is_a_process_in_the_place_of_the_lost_one(tmp_path: Path) -> None:
     processes, results = Processes("nobody's"), Results(tmp_path)
-    processes.titles[1] = "ray::Student"
+    processes.titles |= {1: "ray::Student", 2: "ray::IDLE"}
 
     def write(name: str) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def test_a_new_result_counts_once_there_is_a_process_in_the_place_of_the_lost_on
     recovery = Recovery(Fault("kill", "student", "forward"), processes, results, 2)
     write("states/stage-0.steps-20/position.json")
     assert not recovery.progress(), "it was under way"
-    processes.titles[os.getpid()] = "ray::Student.forward"
+    processes.titles[2] = "ray::Student.forward"
     assert not recovery.progress()
     shutil.rmtree(tmp_path / "states/stage-0.steps-10")
     write("states/stage-0.steps-10/position.json")
