@@ -12,6 +12,8 @@ MARK = "RAY_L4_FAULTS_MARK"
 _ACTORS = {"ray::Student": "student", "ray::Evaluator": "evaluator", "ray::CoordinatorActor": "coordinator"}
 _PROGRAMS = {"raylet": "raylet", "gcs_server": "gcs"}
 _SCAN_SECONDS = 0.1
+_LOOKS = 10
+"""A process that is not marked is looked at again so often: while it begins, its environment is empty."""
 
 
 def read_title(pid: int) -> str:
@@ -68,7 +70,8 @@ class Processes:
 
     def __init__(self, mark: str) -> None:
         self._needle = f"{MARK}={mark}\0".encode()
-        self._strangers: set[int] = set()
+        self._looks: dict[int, int] = {}
+        """How often a process that is not marked was looked at."""
         self._begun: dict[int, int] = {}
         self._next_scan = 0.0
         self.titles: dict[int, str] = {}
@@ -112,19 +115,20 @@ class Processes:
 
     def alive(self) -> Mapping[int, str]:
         """Return all marked processes that have not ended, stopped ones included, with their titles."""
-        self._strangers.clear()
+        self._looks.clear()
         self._scan()
         return dict(self.titles)
 
     def _scan(self) -> None:
         there = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-        self._strangers &= there
+        self._looks = {pid: looks for pid, looks in self._looks.items() if pid in there}
         for pid, title in list(self.titles.items()):
             if pid not in there or state_of(pid) in ("", "Z", "X"):
                 del self.titles[pid]
             elif not title.startswith("ray::"):  # a worker of Ray begins as any other Python process
                 self.titles[pid] = read_title(pid)
-        for pid in there - self._strangers - self.titles.keys():
+        strangers = {pid for pid, looks in self._looks.items() if looks >= _LOOKS}
+        for pid in there - strangers - self.titles.keys():
             try:
                 own = self._needle in Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:
@@ -132,4 +136,4 @@ class Processes:
             if own and state_of(pid) not in ("", "Z", "X"):
                 self.titles[pid], self._begun[pid] = read_title(pid), start_of(pid)
             elif not own:
-                self._strangers.add(pid)
+                self._looks[pid] = self._looks.get(pid, 0) + 1
