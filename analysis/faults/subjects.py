@@ -72,11 +72,11 @@ class References:
     """The undisturbed runs, in one process each, made when they are first asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def of(self, subject: str) -> Path:
         """Return the run directory of the undisturbed run. Raises CalledProcessError if it fails."""
-        run = self._folder / subject / "run"
+        run = self.folder / subject / "run"
         if not (run / "summary.json").is_file():
             experiment, _ = write_files(subject, run.parent)
             profile = run.parent / "in_process.yaml"

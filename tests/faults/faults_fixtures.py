@@ -33,7 +33,7 @@ def check(run: Disturbed, references: References, folder: Path) -> None:
 
     On a busy machine, a short phase may be over before its fault; no more than one may be missed so.
     """
-    with FileLock(f"{folder.parent}.lock"):
+    with FileLock(f"{references.folder}.lock"):  # another test process may need the same one
         references.of(run.subject)
     outcome = one_run(run.faults, run.subject, 1, folder, references)
     assert outcome.complaints == [], outcome
