@@ -89,7 +89,12 @@ class Processes:
             title = read_title(pid)
             self.titles[pid] = title or before
             if title == "ray::Student.forward":
-                self._forwards[pid] = now
+                self.note_forward(pid, now)
+
+    def note_forward(self, pid: int, when: float) -> None:
+        """Note the monotonic time at which a student was seen to learn."""
+        self._forwards[pid] = when
+        self._begun.setdefault(pid, start_of(pid))
 
     def of_kind(self, kind: str, since: int | None = None) -> list[int]:
         """Return the processes of a kind that run and are not stopped, oldest first.
