@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -143,7 +144,7 @@ class RaySession:
             if not ray.is_initialized():
                 connect(students, cluster)
                 started.callback(_shut_down)
-            self._watch = SessionWatch(cluster.timeouts.control)
+            self._watch = SessionWatch(cluster.timeouts.control, self._end_process)
             started.callback(self._watch.close)
             most = room_for(students, most_slots(setup, students), cluster, node_resources())
             reservation = reserve(students, most, cluster)
@@ -227,6 +228,12 @@ class RaySession:
         )
         failure.exit_code = cause.exit_code
         return failure
+
+    def _end_process(self, loss: SessionLostError) -> None:
+        """End this process, whose main thread waits for a Ray session that will not answer."""
+        failure = self._unrecovered(f"out of reach, last seen in {headline(self._last)}", loss)
+        os.write(2, f"error: {failure}\n".encode())  # not through Python's streams, which may be in use
+        os._exit(failure.exit_code)
 
     def _end_coordinator(self) -> None:
         if self._coordinator is not None and ray.is_initialized():

@@ -13,7 +13,7 @@ from ray_l4.errors import SessionLostError
 
 
 def watch(is_alive: Callable[[], bool], grace: float = 0.0) -> SessionWatch:
-    return SessionWatch(0.3, is_alive, interval=0.01, grace=grace)
+    return SessionWatch(0.3, lambda loss: None, is_alive, interval=0.01, grace=grace)
 
 
 def loss_within(watched: SessionWatch, seconds: float) -> SessionLostError | None:
@@ -64,10 +64,32 @@ def test_a_session_that_answers_now_and_then_is_not_lost(pause: float) -> None:
 def test_a_process_that_stood_still_itself_asks_again_before_it_gives_up() -> None:
     """As after Ctrl-Z and fg: no answer for longer than the limit, because nobody asked."""
     asked = threading.Event()
-    watched = SessionWatch(0.1, lambda: asked.wait() or True, interval=0.01, grace=5.0)
+    watched = SessionWatch(0.1, lambda loss: None, lambda: asked.wait() or True, interval=0.01, grace=5.0)
     time.sleep(0.3)
     assert watched.loss() is None
     asked.set()
     time.sleep(0.1)
     assert watched.loss() is None
     watched.close()
+
+
+@pytest.mark.parametrize("heeded", [True, False])
+def test_a_loss_that_nobody_asks_for_is_told_to_whoever_can_end_the_process(heeded: bool) -> None:
+    """The main thread may be in a call to a raylet that is stopped: no time limit of Ray ends it."""
+    told: list[SessionLostError] = []
+    watched = SessionWatch(0.3, told.append, lambda: False, interval=0.1)
+    deadline = time.monotonic() + (1.5 if heeded else 20.0)
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.02)
+        if heeded:
+            watched.loss()
+    assert len(told) == (0 if heeded else 1)
+    watched.close()
+
+
+def test_a_watch_that_is_closed_tells_nobody() -> None:
+    told: list[SessionLostError] = []
+    watched = SessionWatch(0.1, told.append, lambda: True, interval=0.02, grace=0.0)
+    watched.close()
+    time.sleep(0.6)
+    assert told == []
