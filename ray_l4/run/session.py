@@ -193,9 +193,8 @@ class RaySession:
     def close(self) -> None:
         limit = self._given[1].timeouts.stop
         with self._started.pop_all() as started:
-            if self._watch is not None and self._watch.loss() is not None:
-                started.pop_all()  # nothing would answer; all of it ends with this process
-                self._watch.close()
+            if self._session_is_lost():
+                started.pop_all()  # calls would wait for ever; all of it ends with this process
                 return
             if self._coordinator is not None and self._failure is None and ray.is_initialized():
                 self._coordinator.stop()
@@ -228,6 +227,11 @@ class RaySession:
         )
         failure.exit_code = cause.exit_code
         return failure
+
+    def _session_is_lost(self) -> bool:
+        if isinstance(self._failure, SessionLostError):
+            return True
+        return self._watch is not None and self._watch.loss() is not None
 
     def _end_process(self, loss: SessionLostError) -> None:
         """End this process, whose main thread waits for a Ray session that will not answer."""
