@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.out.exists() and any(given.out.iterdir()):
         parser.error(f"--out {given.out}: is not empty. Name a new folder.")
     given.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and the run under way is ended
     status = Campaign(faults, given.seed, given.out, keep=given.keep).carry_out(given.rounds, given.per_run)
     print((given.out / "faults.md").read_text(encoding="utf-8"))
     return status
