@@ -36,7 +36,7 @@ _EXPERIMENT: dict[str, Any] = {
 
 SUBJECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "l4": ({"method": "l4"}, {}),
-    "validation": ({"method": "l4", "data": {"validation": {"per_task": 8}}}, {}),
+    "validation": ({"method": "l4", "evaluation": {**_EXPERIMENT["evaluation"], "validation": 0.1}}, {}),
     "lamol": ({"method": "lamol"}, {}),
     "collective": ({"method": "l4"}, {"exchange": {"transport": "collective"}}),
 }

@@ -24,7 +24,9 @@ from analysis.faults.outcome import Outcome, Record
 from analysis.faults.processes import MARK, Processes, kind_of
 from analysis.faults.recovery import Recovery, Results
 from analysis.faults.steps import dealt_out, repeated_steps
+from analysis.faults.subjects import SUBJECTS, stages_of, write_files
 from analysis.faults.table import json_lines, markdown
+from ray_l4.config.loading import load_cluster, load_experiment
 from ray_l4.workers.log import DEBUG_VARIABLE
 from tests.faults.test_faults_sessions import RUNS as RUNS_OF_SESSIONS
 from tests.faults.test_faults_workers import RUNS as RUNS_OF_WORKERS
@@ -74,6 +76,14 @@ def test_a_fault_whose_moment_does_not_come_is_tried_again_and_given_up_at_last(
 )
 def test_a_selection(only: str | None, condition: object) -> None:
     assert selected(FAULTS, only) == [fault for fault in FAULTS if condition(fault)]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
+def test_the_files_of_every_subject_are_valid(subject: str, address: str | None, tmp_path: Path) -> None:
+    experiment, profile = write_files(subject, tmp_path, address)
+    assert len(load_experiment(experiment).stream) == stages_of(subject) == 3
+    assert load_cluster(str(profile)).ray.address == address
 
 
 @pytest.mark.parametrize(
