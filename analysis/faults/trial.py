@@ -80,8 +80,7 @@ class Trial:
         return ["the run did not finish"]
 
     def _victims(self, fault: Fault) -> list[int]:
-        victims = self._moments.victims(fault)
-        return victims if victims and self._injector.can(fault) else []
+        return self._moments.victims(fault) if self._injector.can(fault) else []  # prepared before its moment comes
 
     def _note_exit(self, code: int) -> None:
         """Note that a command ended early, and that another one is typed, because of the newest fault."""
