@@ -19,15 +19,20 @@ SLOW_SECONDS = 0.7
 _KILL_ACTOR = """
 import sys, ray
 from ray._private import state
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2 as pb, gcs_service_pb2_grpc as grpc
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 print("ready", flush=True)
 pid = int(sys.stdin.readline())
 for key, actor in state.actors().items():
     if actor["State"] == "ALIVE" and actor["Pid"] == pid:
-        ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID.from_hex(key), True)
+        request = pb.KillActorViaGcsRequest(actor_id=bytes.fromhex(key), force_kill=True, no_restart=True)
+        grpc.ActorInfoGcsServiceStub(init_grpc_channel(sys.argv[1])).KillActorViaGcs(request, timeout=20)
         print("killed", flush=True)
 """
-"""A second driver that joins the run's Ray and ends an actor, which has no name, by its process."""
+"""A second driver: it joins the run's Ray and has its control store end the actor of a process, as ``ray.kill``
+does.
+It has no handle of the actor."""
 
 
 class ActorKiller:

@@ -96,7 +96,8 @@ class Trial:
         self._times.append(time.time())
         began = time.monotonic()
         if not self._injector.strike(fault, victim, self._watching.wait):
-            record.notes.append("the victim had just ended")
+            record.notes.append("it could not be injected: the victim had just ended")
+            return
         if fault.stops_command:
             self._await_stop(record)
             began = time.monotonic()  # now there is space, and a person types
