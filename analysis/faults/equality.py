@@ -17,7 +17,7 @@ def differences(found: Path, expected: Path) -> list[str]:
     """Return what differs between the results in two run directories, one line each; empty if they are equal."""
     lines = []
     for pattern, read in _READERS.items():
-        mine, theirs = ({str(path.relative_to(run)): path for path in run.glob(pattern)} for run in (found, expected))
+        mine, theirs = (_files(run, pattern) for run in (found, expected))
         lines += [f"{name}: missing" for name in sorted(theirs.keys() - mine.keys())]
         lines += [
             f"{name}: there is no such file in the undisturbed run" for name in sorted(mine.keys() - theirs.keys())
@@ -28,9 +28,10 @@ def differences(found: Path, expected: Path) -> list[str]:
     return lines + _repeated(found)
 
 
-def steps_on_record(run: Path) -> int:
-    """Return the number of steps in a run directory, each student's counted by itself."""
-    return sum(pq.read_metadata(path).num_rows for path in run.glob("steps/*.parquet"))
+def _files(run: Path, pattern: str) -> dict[str, Path]:
+    """Return the files of a run that match, by name; without what a killed process had begun to write."""
+    found = {str(path.relative_to(run)): path for path in run.glob(pattern)}
+    return {name: path for name, path in found.items() if "/." not in name}
 
 
 def _weights(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,8 @@ MARK = "RAY_L4_FAULTS_MARK"
 _ACTORS = {"ray::Student": "student", "ray::Evaluator": "evaluator", "ray::CoordinatorActor": "coordinator"}
 _PROGRAMS = {"raylet": "raylet", "gcs_server": "gcs"}
 _SCAN_SECONDS = 0.1
+_LOOKS = 10
+"""A process that is not marked is looked at again so often: while it begins, its environment is empty."""
 
 
 def read_title(pid: int) -> str:
@@ -29,6 +30,19 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, oldest first."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process is there and not stopped."""
+    return state_of(pid) not in ("", "T", "Z", "X")
 
 
 def start_of(pid: int) -> int:
@@ -56,29 +70,31 @@ class Processes:
 
     def __init__(self, mark: str) -> None:
         self._needle = f"{MARK}={mark}\0".encode()
-        self._strangers: set[int] = set()
+        self._looks: dict[int, int] = {}
+        """How often a process that is not marked was looked at."""
+        self._begun: dict[int, int] = {}
         self._next_scan = 0.0
         self.titles: dict[int, str] = {}
-        self.backwards: Counter[int] = Counter()
-        """Training steps begun, by process: how often it was seen to enter ``backward``."""
-        self.last_forward = 0.0
-        """Monotonic time at which a student was last seen in ``forward``."""
+        self._forwards: dict[int, float] = {}
 
     def poll(self) -> None:
         """Look at all processes."""
         now = time.monotonic()
         if now >= self._next_scan:
             self._scan()
-            self._next_scan = now + _SCAN_SECONDS
+            self._next_scan = time.monotonic() + _SCAN_SECONDS
         for pid, before in list(self.titles.items()):
             if before and not before.startswith("ray::"):
                 continue
             title = read_title(pid)
             self.titles[pid] = title or before
             if title == "ray::Student.forward":
-                self.last_forward = now
-            if title == "ray::Student.backward" and title != before:
-                self.backwards[pid] += 1
+                self.note_forward(pid, now)
+
+    def note_forward(self, pid: int, when: float) -> None:
+        """Note the monotonic time at which a student was seen to learn."""
+        self._forwards[pid] = when
+        self._begun.setdefault(pid, start_of(pid))
 
     def of_kind(self, kind: str, since: int | None = None) -> list[int]:
         """Return the processes of a kind that run and are not stopped, oldest first.
@@ -87,36 +103,42 @@ class Processes:
         """
         begun = {pid: start_of(pid) for pid, title in self.titles.items() if kind_of(title) == kind}
         earliest = 0 if since is None else start_of(since)
-        return [pid for pid in sorted(begun, key=lambda p: (begun[p], p)) if begun[pid] >= earliest and self._runs(pid)]
+        return [pid for pid in sorted(begun, key=lambda p: (begun[p], p)) if begun[pid] >= earliest and runs(pid)]
 
     def doing(self, *calls: str) -> list[int]:
         """Return the actors that are seen in one of these calls, such as ``Student.forward``."""
         wanted = {f"ray::{call}" for call in calls}
-        return [pid for pid, title in self.titles.items() if title in wanted and self._runs(pid)]
+        return [pid for pid, title in self.titles.items() if title in wanted and runs(pid)]
+
+    def last_forward(self, since: int | None) -> float:
+        """Return the monotonic time at which a student was last seen to learn; 0 if none was.
+
+        ``since``: a process; students that are older than that do not count.
+        """
+        earliest = 0 if since is None else start_of(since)
+        return max((when for pid, when in self._forwards.items() if self._begun[pid] >= earliest), default=0.0)
 
     def alive(self) -> Mapping[int, str]:
         """Return all marked processes that have not ended, stopped ones included, with their titles."""
-        self._strangers.clear()
+        self._looks.clear()
         self._scan()
         return dict(self.titles)
 
-    def _runs(self, pid: int) -> bool:
-        return state_of(pid) not in ("", "T", "Z", "X")
-
     def _scan(self) -> None:
         there = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-        self._strangers &= there
+        self._looks = {pid: looks for pid, looks in self._looks.items() if pid in there}
         for pid, title in list(self.titles.items()):
             if pid not in there or state_of(pid) in ("", "Z", "X"):
                 del self.titles[pid]
             elif not title.startswith("ray::"):  # a worker of Ray begins as any other Python process
                 self.titles[pid] = read_title(pid)
-        for pid in there - self._strangers - self.titles.keys():
+        strangers = {pid for pid, looks in self._looks.items() if looks >= _LOOKS}
+        for pid in there - strangers - self.titles.keys():
             try:
                 own = self._needle in Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:
                 own = False
             if own and state_of(pid) not in ("", "Z", "X"):
-                self.titles[pid] = read_title(pid)
+                self.titles[pid], self._begun[pid] = read_title(pid), start_of(pid)
             elif not own:
-                self._strangers.add(pid)
+                self._looks[pid] = self._looks.get(pid, 0) + 1

@@ -5,59 +5,56 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from statistics import median
 
-from analysis.faults.fault import PHASES
-from analysis.faults.trial import Outcome, Record
+from analysis.faults.fault import PHASES, Fault
+from analysis.faults.outcome import Outcome, Record
 from ray_l4.report.markdown import table
 
-HEADER = ("fault", "phases", "faults", "by itself", "recovery s, median", "recovery s, max", "commands typed")
+HEADER = ("fault", "phases", "faults", "recovery s, median", "recovery s, max", "steps again, max", "commands typed")
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return a table with a row for each kind of fault, and a line of totals."""
+def markdown(outcomes: Sequence[Outcome], not_reached: Sequence[Fault] = ()) -> str:
+    """Return a table with a row for each kind of fault, what it adds up to, and what is not as it has to be.
+
+    ``not_reached``: faults whose moment did not come in any run.
+    """
     rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in _records(outcomes):
         rows[record.fault.what, record.fault.whom].append(record)
-    lines = [_row(f"{what} {whom}", records) for (what, whom), records in sorted(rows.items())]
     everything = list(_records(outcomes))
-    lines.append(_row("all", everything))
-    different = [outcome for outcome in outcomes if outcome.differences]
+    by_itself = [record for record in everything if not record.fault.allowed_commands]
+    lines = [_row(f"{what} {whom}", records) for (what, whom), records in sorted(rows.items())]
+    lines += [_row("all that need no command", by_itself), _row("all", everything)]
+    overtaken = [record for record in everything if record.recovery_seconds is None and not record.notes]
+    complaints = [f"- run {number}: {line}" for number, o in enumerate(outcomes) for line in o.complaints]
+    totals = {
+        "faults": len(everything),
+        "runs": len(outcomes),
+        "results lost or different": sum(len(outcome.differences) for outcome in outcomes),
+        "processes left behind": sum(len(outcome.left) for outcome in outcomes),
+        "steps done again": sum(record.steps_again for record in everything),
+        "commands typed that should not be needed": sum(record.needless_commands for record in everything),
+        "faults followed by another before the recovery": len(overtaken),
+        "faults whose moment did not come": len(not_reached),
+        "minutes": round(sum(outcome.seconds for outcome in outcomes) / 60),
+    }
     return "\n".join(
         [
             table(HEADER, lines),
             "",
-            f"Runs: {len(outcomes)}; with results that are lost or differ: {len(different)}; "
-            f"that left processes behind: {sum(bool(o.left) for o in outcomes)}. "
-            f"Steps done again: {sum(o.steps_again for o in outcomes)}. "
-            f"Commands typed beyond one for each killed command: {sum(_needless(r) for r in everything)}. "
-            f"Faults whose moment did not come: {sum(len(o.not_reached) for o in outcomes)}. "
-            f"Seconds: {sum(o.seconds for o in outcomes):.0f}.",
+            *(f"- {name}: {value}" for name, value in totals.items()),
+            *(["", "Not as it has to be:", "", *complaints] if complaints else []),
         ]
     )
-
-
-def failed(outcomes: Sequence[Outcome]) -> bool:
-    """Return whether a result was lost or differs."""
-    return any(outcome.differences for outcome in outcomes)
 
 
 def json_lines(outcome: Outcome) -> Iterator[str]:
     """Yield a line for each fault of a run, and one for the run."""
     for record in outcome.records:
-        fault = record.fault
-        yield json.dumps(
-            {
-                "what": fault.what,
-                "whom": fault.whom,
-                "phase": fault.phase,
-                "subject": outcome.subject,
-                "recovery_seconds": record.recovery_seconds,
-                "commands": record.commands,
-                "exit_codes": record.exit_codes,
-                "notes": record.notes,
-            }
-        )
+        values = asdict(record)
+        yield json.dumps({**values.pop("fault"), "subject": outcome.subject, **values})
     yield json.dumps(
         {
             "run": outcome.subject,
@@ -65,7 +62,6 @@ def json_lines(outcome: Outcome) -> Iterator[str]:
             "not_reached": [str(fault) for fault in outcome.not_reached],
             "differences": outcome.differences,
             "left": outcome.left,
-            "steps_again": outcome.steps_again,
             "seconds": outcome.seconds,
         }
     )
@@ -75,19 +71,15 @@ def _records(outcomes: Sequence[Outcome]) -> Iterator[Record]:
     return (record for outcome in outcomes for record in outcome.records)
 
 
-def _needless(record: Record) -> int:
-    return max(0, record.commands - record.fault.allowed_commands)
-
-
 def _row(name: str, records: Sequence[Record]) -> list[str]:
     seconds = [r.recovery_seconds for r in records if r.recovery_seconds is not None]
     phases = {r.fault.phase for r in records}
     return [
         name,
-        ", ".join(phase for phase in PHASES if phase in phases) if name != "all" else "",
+        ", ".join(phase for phase in PHASES if phase in phases) if not name.startswith("all") else "",
         str(len(records)),
-        str(sum(not r.commands and r.recovery_seconds is not None for r in records)),
         f"{median(seconds):.1f}" if seconds else "",
         f"{max(seconds):.1f}" if seconds else "",
+        str(max((r.steps_again for r in records), default=0)),
         str(sum(r.commands for r in records)),
     ]

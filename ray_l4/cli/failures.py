@@ -7,8 +7,9 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ray_l4.config.redaction import redacted
 from ray_l4.config.text import shown
@@ -71,6 +72,14 @@ def print_failure(error: Exception, message: str) -> None:
         sys.stderr.write(redacted(_tidy("".join(traceback.format_exception(error)))))
     console = Console(stderr=True, highlight=False)
     console.print(Text.assemble(("error:", "bold red"), " ", redacted(message)), soft_wrap=True)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process without the clean-up of libraries, which would wait for a Ray session that does not answer."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody may be reading any more
+            stream.flush()
+    os._exit(code)
 
 
 def _tidy(text: str) -> str:

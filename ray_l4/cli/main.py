@@ -29,7 +29,7 @@ from ray_l4.cli import (
     sweeps,
     tables,
 )
-from ray_l4.cli.failures import explain, print_failure, set_debug
+from ray_l4.cli.failures import end_at_once, explain, print_failure, set_debug
 from ray_l4.cli.home import HomeGroup
 from ray_l4.errors import SessionLostError
 from ray_l4.workers.log import DEBUG_VARIABLE
@@ -98,6 +98,8 @@ def main() -> None:
                 raise
             message, code = explained
             print_failure(error, message)
+            if isinstance(error, SessionLostError):
+                end_at_once(code)
             sys.exit(code)
         finally:
             supervision.say_end()

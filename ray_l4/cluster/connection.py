@@ -100,13 +100,19 @@ def check_cluster(peers: int, cluster: ClusterConfig) -> None:
 
 def check_session() -> None:
     """Raise SessionLostError if this process's node no longer belongs to a Ray cluster that answers."""
+    if not own_node_is_alive():
+        raise SessionLostError("ray: the node manager (raylet) of this machine is gone")
+
+
+def own_node_is_alive() -> bool:
+    """Return whether the cluster takes this process's node for alive. Raises SessionLostError if it does not answer."""
+    if not ray.is_initialized():  # a question would start a cluster
+        raise SessionLostError("ray: this process has left the cluster")
     try:
         here = ray.get_runtime_context().get_node_id()
-        alive = any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
+        return any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise SessionLostError(f"ray: the cluster does not answer any more ({first_line(error)})") from error
-    if not alive:
-        raise SessionLostError("ray: the node manager (raylet) of this machine is gone")
 
 
 def check_answers(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ray_l4.cluster.connection import check_session, connect, node_resources
 from ray_l4.cluster.placement import room_for
 from ray_l4.cluster.reservation import reserve
 from ray_l4.cluster.rpc import RayRpc, get
+from ray_l4.cluster.session_watch import SessionWatch
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
@@ -133,6 +135,7 @@ class RaySession:
         self._earlier: list[str] = []
         self._budget = RestartBudget(cluster.restarts.most, cluster.restarts.backoff)
         self._failure: RayL4Error | None = None
+        self._watch: SessionWatch | None = None
 
     def begin(self) -> None:
         setup, cluster, directory = self._given
@@ -141,6 +144,8 @@ class RaySession:
             if not ray.is_initialized():
                 connect(students, cluster)
                 started.callback(_shut_down)
+            self._watch = SessionWatch(cluster.timeouts.control, self._end_process)
+            started.callback(self._watch.close)
             most = room_for(students, most_slots(setup, students), cluster, node_resources())
             reservation = reserve(students, most, cluster)
             started.callback(reservation.release)
@@ -170,7 +175,10 @@ class RaySession:
                 self.snapshot()
                 silence = self._coordinator.silence()
                 how = None if silence is None else f"has not answered for {silence:.0f} s (timeouts.control)"
-            if how is not None:
+            lost = None if self._watch is None else self._watch.loss()
+            if lost is not None:
+                self._failure = self._unrecovered(f"out of reach, last seen in {headline(self._last)}", lost)
+            elif how is not None:
                 self._replace_coordinator(how)
             if time.monotonic() >= deadline:
                 return self._failure is not None
@@ -184,7 +192,10 @@ class RaySession:
 
     def close(self) -> None:
         limit = self._given[1].timeouts.stop
-        with self._started.pop_all():
+        with self._started.pop_all() as started:
+            if self._session_is_lost():
+                started.pop_all()  # calls would wait for ever; all of it ends with this process
+                return
             if self._coordinator is not None and self._failure is None and ray.is_initialized():
                 self._coordinator.stop()
                 if not self._coordinator.wait(limit):
@@ -201,17 +212,32 @@ class RaySession:
             time.sleep(wait)
             self._coordinator = self._start()
         except RayL4Error as error:
-            kind = SessionLostError if isinstance(error, SessionLostError) else ClusterError
-            self._failure = kind(
-                f"coordinator: it {how}, last seen in {where}; it could not be replaced: {error}. What is on disk is "
-                f"kept. To continue: ray-l4 resume {directory.path}"
-            )
-            self._failure.exit_code = error.exit_code
+            self._failure = self._unrecovered(f"it {how}, last seen in {where}; it could not be replaced", error)
             return
         line = f"the coordinator {how}, last seen in {where}; another one goes on from what is on disk"
         log.warning("%s", line)
         self._earlier = [*self._last.events, line]
         self._last = replace(self._last, events=self._earlier)
+
+    def _unrecovered(self, what: str, cause: RayL4Error) -> RayL4Error:
+        """Return the error that ends the run, with its cause and its exit code."""
+        kind = SessionLostError if isinstance(cause, SessionLostError) else ClusterError
+        failure = kind(
+            f"coordinator: {what}: {cause}. What is on disk is kept. To continue: ray-l4 resume {self._given[2].path}"
+        )
+        failure.exit_code = cause.exit_code
+        return failure
+
+    def _session_is_lost(self) -> bool:
+        if isinstance(self._failure, SessionLostError):
+            return True
+        return self._watch is not None and self._watch.loss() is not None
+
+    def _end_process(self, loss: SessionLostError) -> None:
+        """End this process, whose main thread waits for a Ray session that will not answer."""
+        failure = self._unrecovered(f"out of reach, last seen in {headline(self._last)}", loss)
+        os.write(2, f"error: {failure}\n".encode())  # not through Python's streams, which may be in use
+        os._exit(failure.exit_code)
 
     def _end_coordinator(self) -> None:
         if self._coordinator is not None and ray.is_initialized():

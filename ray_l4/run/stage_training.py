@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from ray_l4.setup.stage_plan import Assignment, StagePlan
 from ray_l4.store.records import write_steps
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.states import State
+
+log = logging.getLogger("ray_l4.coordinator")
 
 
 class StageTrainer:
@@ -321,6 +324,7 @@ class StageTraining:
                 _, own = by_slot[slot]
                 key = {"stage": own.stage, "epoch": epoch, "step": step, "student": own.student}
                 self._rows[own.stage].append({**key, **values})
+                log.debug("figures of stage %d, step %d, student %d", own.stage, step, own.student)
                 if values.get("skipped"):
                     limit = self._context.setup.experiment.training.most_skipped
                     self._context.progress.add_event(skipped_warning(own, step, self._rows[own.stage], limit))
