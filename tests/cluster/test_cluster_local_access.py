@@ -47,6 +47,8 @@ def answers(gcs: str, clients: Mapping[str, Mapping[str, str]]) -> dict[str, str
 def test_a_run_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in (*local_access.TOKEN_VARIABLES, "RAY_AUTH_MODE"):
         monkeypatch.delenv(variable, raising=False)
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run = tmp_path / "run"
     (tmp_path / "experiment.yaml").write_text(dump_yaml(long_enough()))
@@ -75,7 +77,7 @@ def test_a_run_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         commands = "".join(text_of(process, "cmdline") for process in processes)
         written = [file for root in (*folders, run) for file in root.rglob("*") if file.is_file()]
         holding = [str(file) for file in written if token.encode() in file.read_bytes()]
-        modes = {str(folder): stat.S_IMODE(folder.stat().st_mode) for folder in (*folders, run)}
+        modes = {str(folder): stat.S_IMODE(folder.stat().st_mode) for folder in (temporary_folder()[0], run)}
     finally:
         background.process.kill()
         background.process.communicate()
