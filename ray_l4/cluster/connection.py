@@ -15,12 +15,11 @@ from ray.exceptions import AuthenticationError, RayError
 
 from ray_l4.cluster.local_access import draw_token, on_loopback
 from ray_l4.cluster.placement import check_room, local_resources
-from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
+from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder, temporary_folder
 from ray_l4.cluster.watchdog import Watchdog
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError, SessionLostError, first_line
 from ray_l4.store.full_disk import is_full_disk
-from ray_l4.store.names import PRIVATE
 from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
@@ -42,6 +41,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             "object_store_memory": cluster.ray.object_store_memory,
             "include_dashboard": cluster.ray.dashboard,
             "address": "local",
+            "_temp_dir": str(temporary_folder()[0].absolute() / "ray"),
         }
         draw_token()
     else:
@@ -55,9 +55,7 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         with on_loopback() if cluster.ray.address is None else nullcontext():
             ray.init(**options)
         if watchdog is not None:
-            session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-            watchdog.watch(session)
-            session.chmod(PRIVATE)  # its logs and spilled objects; Ray creates it readable for everyone
+            watchdog.watch(Path(ray._private.worker.global_worker.node.get_session_dir_path()))
     except AuthenticationError as error:
         raise ClusterError(
             f"ray.address: the cluster at {cluster.ray.address or 'this machine'} refuses this command's token, or got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 LISTENS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
@@ -38,10 +39,12 @@ def listening(processes: Iterable[int]) -> list[tuple[str, Address, int]]:
 
 def open_files(process: int) -> set[str]:
     """What the descriptors of a process refer to."""
-    try:
-        return {str(entry.readlink()) for entry in Path(f"/proc/{process}/fd").iterdir()}
-    except OSError:  # it has just ended
-        return set()
+    found = set()
+    with suppress(OSError):  # it has just ended
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):  # it has just been closed, as the one that lists this folder
+                found.add(str(entry.readlink()))
+    return found
 
 
 def text_of(process: int, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -21,7 +22,15 @@ from tests.run.run_fixtures import cluster, long_enough
 CLIENT = """
 import sys
 from ray._raylet import GcsClient
-print("nodes:", len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)))
+from ray.exceptions import AuthenticationError
+for attempt in range(3):
+    try:
+        print("nodes:", len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=20)))
+        break
+    except AuthenticationError:
+        raise
+    except Exception as error:  # a busy machine answers late
+        print(repr(error))
 """
 """Another program of this machine, which asks the cluster for its nodes."""
 
@@ -46,6 +55,8 @@ def answers(gcs: str, clients: Mapping[str, Mapping[str, str]]) -> dict[str, str
 @pytest.mark.end_to_end
 def test_a_run_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in (*local_access.TOKEN_VARIABLES, "RAY_AUTH_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run = tmp_path / "run"
@@ -75,7 +86,7 @@ def test_a_run_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         commands = "".join(text_of(process, "cmdline") for process in processes)
         written = [file for root in (*folders, run) for file in root.rglob("*") if file.is_file()]
         holding = [str(file) for file in written if token.encode() in file.read_bytes()]
-        modes = {str(folder): stat.S_IMODE(folder.stat().st_mode) for folder in (*folders, run)}
+        modes = {str(folder): stat.S_IMODE(folder.stat().st_mode) for folder in (temporary_folder()[0], run)}
     finally:
         background.process.kill()
         background.process.communicate()
@@ -85,7 +96,8 @@ def test_a_run_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [place for place in sockets if not place[1].is_loopback] == []
     assert "RAY_AUTH_MODE=token" in variables and len(token) == 64
     assert "nodes: 1" in told["right"], told
-    assert [name for name in ("none", "wrong") if "InvalidAuthToken" not in told[name] or "nodes:" in told[name]] == []
+    assert "nodes:" not in told["none"] + told["wrong"], told
+    assert all(re.search("InvalidAuthToken|Unauthenticated", told[name]) for name in ("none", "wrong")), told
     assert token not in commands and holding == []
     assert len(folders) == 1 and set(modes.values()) == {0o700}, modes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from ray_l4.cluster.connection import check_cluster
-from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder
+from ray_l4.cluster.temporary_folder import (
+    check_temporary_folder,
+    full_temporary_folder,
+    refuse_shared,
+    temporary_folder,
+)
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ClusterError
 
@@ -66,3 +72,19 @@ def test_a_full_disk_and_a_folder_that_cannot_be_made_are_named(
     with pytest.raises(ClusterError, match="RAY_TMPDIR: Ray cannot create a folder in /dev/null"):
         check_temporary_folder()
     assert "ray.object_store_memory" in full_temporary_folder()
+
+
+def test_the_default_folder_is_the_users_alone(tmp_path: Path) -> None:
+    folder, variable = temporary_folder()
+    assert (folder, variable) == (Path(f"/tmp/ray-l4-{os.getuid()}"), None)
+    check_temporary_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    private, shared, link = (tmp_path / name for name in ("private", "shared", "link"))
+    private.mkdir(mode=0o700)
+    shared.mkdir()
+    shared.chmod(0o755)
+    link.symlink_to(private)
+    refuse_shared(private)
+    for refused in (shared, link):
+        with pytest.raises(ClusterError, match=r"not a folder of yours with mode 700.* chmod 700 .* RAY_TMPDIR="):
+            refuse_shared(refused)
