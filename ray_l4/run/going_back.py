@@ -31,15 +31,16 @@ def whole_part(run: RunDirectory, setup: Setup) -> Whole:
 def go_back_if_damaged(run: RunDirectory, setup: Setup, tell: Callable[[str], None]) -> None:
     """Before a run goes on, return it to its last stage that is whole. ``tell`` gets a warning if it was damaged.
 
-    Raises RunDirectoryError if the run has finished and holds no checkpoint at all: they were hardly lost by accident.
+    Raises RunDirectoryError if there is no checkpoint at all: somebody removed them, or their disk is not mounted, and
+    all results would be lost as well.
     """
     whole = whole_part(run, setup)
     if whole.damage is None:
         return
-    if (run.path / "summary.json").is_file() and not checkpoints(run):
+    if not checkpoints(run):
         raise RunDirectoryError(
-            f"{run.path}: has finished, and its checkpoints were removed: {whole.damage}. Nothing is done, so that its "
-            "results stay. To learn from the beginning again, remove its summary.json, or start a new run."
+            f"{run.path / 'checkpoints'}: holds no checkpoint, although stages are done: {whole.damage}. Nothing is "
+            "changed, so that the results stay. Bring the checkpoints back, or start a new run with another --run-dir."
         )
     state = run.state()
     tell(_warning(setup, whole.damage, whole.stages))

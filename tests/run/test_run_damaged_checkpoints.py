@@ -174,15 +174,18 @@ def test_a_damaged_checkpoint_is_not_evaluated(
         build_model(ModelConfig(name=str(folder)), TaskTokenizer.load(finished_stage(undisturbed("lamol", {}))), 0)
 
 
-def test_a_finished_run_whose_checkpoints_were_removed_keeps_its_results(
-    undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_whose_checkpoints_were_removed_keeps_its_results(
+    finished: bool, undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path
 ) -> None:
     run = RunDirectory(shutil.copytree(undisturbed("lamol", {}).path, tmp_path / "run"))
     shutil.rmtree(run.path / "checkpoints")
+    if not finished:
+        (run.path / "summary.json").unlink()
     setup = small.prepare(small.quick("lamol"))
-    with pytest.raises(RunDirectoryError, match="has finished, and its checkpoints were removed"):
+    with pytest.raises(RunDirectoryError, match="holds no checkpoint, although stages are done"):
         small.start(setup, small.cluster("in_process"), run)
-    assert run.summary() and run.scores(), "nothing is removed"
+    assert run.scores() and (run.path / "summary.json").is_file() == finished, "nothing is removed"
 
 
 def test_damaged_teachers_are_trained_again(tmp_path: Path) -> None:
