@@ -12,7 +12,7 @@ PHASES = ("start", "forward", "exchange", "backward", "checkpoint", "transition"
 
 VICTIMS: dict[str, tuple[str, ...]] = {
     "kill": ("student", "evaluator", "coordinator", "raylet", "gcs", "driver", "command"),
-    "stop": ("student", "evaluator", "coordinator", "raylet", "gcs"),
+    "stop": ("student", "evaluator", "coordinator", "raylet", "gcs", "driver"),
     "ray_kill": ("student", "evaluator", "coordinator"),
     "slow": ("student", "evaluator", "coordinator"),
     "disk_full": ("coordinator",),

@@ -71,7 +71,7 @@ def run(
         if supervision.wanted(supervise, lambda: _starts_ray(profile)):
             refuse_taken(folder)
             named = [] if run_dir is not None else ["--run-dir", str(folder)]
-            raise typer.Exit(supervision.supervise([*sys.argv[1:], *named], folder, profile.restarts))
+            raise typer.Exit(supervision.supervise([*sys.argv[1:], *named], folder, profile))
         from rich.console import Console
 
         from ray_l4.run import execute
@@ -112,7 +112,7 @@ def resume(
     profile = tracked(load_cluster(cluster) if cluster else directory.cluster(), track)
     if supervision.wanted(supervise, lambda: _starts_ray(profile)):
         given = [*_pair("--cluster", cluster), *_pair("--track", track)]
-        raise typer.Exit(supervision.supervise(["resume", str(folder), *given], folder, profile.restarts))
+        raise typer.Exit(supervision.supervise(["resume", str(folder), *given], folder, profile))
     from rich.console import Console
 
     from ray_l4.run import execute

@@ -1,18 +1,21 @@
 """``--supervise``: the command runs in a process of its own, and is started again when Ray ends it or its session dies.
 
 Ray's library ends the process that uses it when the cluster's control store (GCS) is gone, so the supervisor is another
-process: it imports neither Ray nor PyTorch, and passes signals and the exit code through. A command that ends by itself
-says so on a pipe; one that ends without a word, or says that its session is lost, goes on in a new session.
+process: it imports neither Ray nor PyTorch, and passes signals and the exit code through. A command says on a pipe that
+it is alive, every second, and how it ends. One that ends without a word, says that its session is lost, or falls
+silent, goes on in a new session.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,39 +25,54 @@ from typing import TYPE_CHECKING
 from ray_l4.cli import interruption
 
 if TYPE_CHECKING:
-    from ray_l4.config.cluster import RestartConfig
+    from ray_l4.config.cluster import ClusterConfig
 
-_ENDED, _LOST = b"e", b"l"
-"""What a command says: that it ends by itself, or that its Ray session has died."""
+_ENDED, _LOST, _ALIVE = b"e", b"l", b"."
+"""What a command says: that it ends by itself, that its Ray session has died, or that it is alive."""
+_BEAT = 1.0
+"""Seconds between two signs of life."""
+_speaking = threading.Lock()
 
 _PR_SET_PDEATHSIG = 1
 
 
 def begin() -> None:
-    """In a supervised command, before anything else: end with the supervisor, even if that is killed."""
+    """In a supervised command, before anything else: end with the supervisor, even if that is killed; show life."""
     if interruption.SUPERVISED in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(os.environ[interruption.SUPERVISED].split(":")[1]):
             os._exit(1)  # it was killed before the line above
+        threading.Thread(target=_beat, name="signs of life", daemon=True).start()
+
+
+def _beat() -> None:
+    while True:
+        with _speaking:
+            if interruption.SUPERVISED not in os.environ:
+                return  # the last word has been said
+            os.write(int(os.environ[interruption.SUPERVISED].split(":")[0]), _ALIVE)
+        time.sleep(_BEAT)
 
 
 def say_end(*, session_lost: bool = False) -> None:
     """In a supervised command: say that it ends by itself, or that it needs a new Ray session."""
-    if interruption.SUPERVISED in os.environ:
-        pipe = int(os.environ.pop(interruption.SUPERVISED).split(":")[0])
-        os.write(pipe, _LOST if session_lost else _ENDED)
+    with _speaking:
+        if interruption.SUPERVISED in os.environ:
+            pipe = int(os.environ.pop(interruption.SUPERVISED).split(":")[0])
+            os.write(pipe, _LOST if session_lost else _ENDED)
 
 
-def supervise(arguments: Sequence[str], folder: Path, restarts: RestartConfig) -> int:
+def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) -> int:
     """Run ``ray-l4`` with these arguments, then ``resume`` as often as needed; return the exit code.
 
-    ``folder``: the run directory. Raises SessionLostError if session after session dies without progress.
+    ``folder``: the run directory. ``cluster``: how often to restart, and after which silence. Raises SessionLostError
+    if session after session dies without progress.
     """
     from ray_l4.cluster.watchdog import end_processes, pattern_of
     from ray_l4.errors import SessionLostError
     from ray_l4.run.restart_budget import RestartBudget, RestartsSpentError, progress_on_disk
 
-    budget, child = RestartBudget(restarts.most, restarts.backoff), _Child()
+    budget, child = RestartBudget(cluster.restarts.most, cluster.restarts.backoff), _Child(cluster.timeouts.control)
     while True:
         code, said = child.run([*arguments, "--no-supervise"])
         if said == _ENDED or child.stopped or code == interruption.EXIT_CODE:
@@ -72,7 +90,7 @@ def supervise(arguments: Sequence[str], folder: Path, restarts: RestartConfig) -
                 f"the Ray session of the run died, and none was started in its place: {error}. What is on disk is "
                 f"kept. To continue: ray-l4 resume {shlex.quote(str(folder))}"
             ) from error
-        how = "its Ray session died" if said == _LOST else f"its process ended with {code}"
+        how = "its Ray session died" if said == _LOST else child.silence or f"its process ended with {code}"
         print(f"the run was cut off ({how}); it goes on in a new Ray session in {wait:g} s", flush=True)
         time.sleep(wait)
         if (folder / "config.yaml").is_file():  # with the profile of the start, which is kept there
@@ -84,9 +102,13 @@ def supervise(arguments: Sequence[str], folder: Path, restarts: RestartConfig) -
 class _Child:
     """The command that runs now, and whether the user has asked it to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float) -> None:
+        """``limit``: seconds without a sign of life after which a command is killed."""
         self.stopped = False
         self.pid = 0
+        self.silence: str | None = None
+        """How the last command hung, if it did."""
+        self._limit = limit
         self._process: subprocess.Popen[bytes] | None = None
         for number in interruption.handled():
             signal.signal(number, self._forward)
@@ -109,11 +131,28 @@ class _Child:
             self.pid = self._process.pid
             if self.stopped:
                 self._process.terminate()
+            last = self._listen(self._process, said.fileno())
             code = self._process.wait()
             self._process = None
-            os.set_blocking(said.fileno(), False)  # a process that it left may hold the pipe
-            words = said.read() or b""
-        return (128 - code if code < 0 else code), words[-1:]
+        return (128 - code if code < 0 else code), last
+
+    def _listen(self, process: subprocess.Popen[bytes], pipe: int) -> bytes:
+        """Return the last word of a command, once it has ended. One that falls silent is killed."""
+        self.silence = None
+        last, heard = b"", time.monotonic()
+        while True:
+            ended = process.poll() is not None  # before the pipe is read: nothing comes after that
+            words = os.read(pipe, 2**16) if select.select([pipe], [], [], 0 if ended else _BEAT)[0] else b""
+            if words:
+                last, heard = words[-1:], time.monotonic()
+            elif ended:
+                return last
+            elif time.monotonic() - heard > self._limit:
+                self.silence = f"its process showed no sign of life for {self._limit:g} s (timeouts.control)"
+                process.kill()
+                process.wait()
+            else:
+                time.sleep(_BEAT / 10)  # at the end of the pipe, reading does not wait
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True

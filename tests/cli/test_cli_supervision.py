@@ -20,7 +20,11 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.ray]
 
 SETTINGS = ["--set", "cluster.students.cpus=0.5", "--set", "cluster.evaluators.count=1"]
 STREAM = [{"name": "mini.woz", "train": 24, "test": 6}, {"name": "mini.rest", "train": 1600, "test": 6}]
-VICTIMS = {"GCS": "/gcs_server", "raylet": "/raylet/raylet"}
+VICTIMS = {
+    "GCS": ("/gcs_server", signal.SIGKILL),
+    "raylet": ("/raylet/raylet", signal.SIGKILL),
+    "hanging command": ("--no-supervise", signal.SIGSTOP),
+}
 
 
 def process_with(command: BackgroundCommand, words: str) -> int:
@@ -43,8 +47,9 @@ def begin_second_stage(start: Start, folder: Path, *options: str) -> BackgroundC
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_run_outlives_its_ray_session(tmp_path: Path, start: Start, victim: str) -> None:
-    command = begin_second_stage(start, tmp_path, "--supervise")
-    os.kill(process_with(command, VICTIMS[victim]), signal.SIGKILL)
+    command = begin_second_stage(start, tmp_path, "--supervise", "--set", "cluster.timeouts.control=15")
+    words, number = VICTIMS[victim]
+    os.kill(process_with(command, words), number)
     code, output, errors = command.end()
     assert code == 0, errors
     assert "it goes on in a new Ray session" in output

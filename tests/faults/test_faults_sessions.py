@@ -31,7 +31,7 @@ RUNS = {
         [
             Fault("kill", "raylet", "forward"),
             Fault("kill", "gcs", "replay"),
-            Fault("kill", "driver", "scoring"),
+            Fault("stop", "driver", "scoring"),
             Fault("kill", "command", "backward"),
             Fault("kill", "coordinator", "resume"),
         ],
