@@ -197,8 +197,12 @@ def damaged_bytes(draw: Draw, data: bytes) -> bytes:
 
 @st.composite
 def damaged_json(draw: Draw, data: bytes) -> bytes:
-    """Draw the bytes of a JSON file with a damaged value."""
-    return draw(damaged_tree(json.loads(data))).encode("utf-8", errors="surrogatepass")
+    """Draw the bytes of a JSON file with a damaged value; of one that is damaged already, any bytes."""
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return draw(damaged_bytes(data))
+    return draw(damaged_tree(tree)).encode("utf-8", errors="surrogatepass")
 
 
 _COLUMNS: tuple[Callable[[int], pa.Array], ...] = (
@@ -227,8 +231,14 @@ _COLUMNS: tuple[Callable[[int], pa.Array], ...] = (
 
 @st.composite
 def damaged_table(draw: Draw, data: bytes) -> bytes:
-    """Draw the bytes of a Parquet file in which a column has another type, other values or another name, or is gone."""
-    table = pq.read_table(io.BytesIO(data))
+    """Draw the bytes of a Parquet file in which a column has another type, other values or another name, or is gone.
+
+    Of a file that is damaged already, draw any bytes.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (OSError, ValueError, pa.ArrowException):
+        return draw(damaged_bytes(data))
     for _ in range(draw(st.sampled_from([1, 1, 2]))):
         if not table.num_columns:
             break

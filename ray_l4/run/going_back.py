@@ -34,6 +34,8 @@ def go_back_if_damaged(run: RunDirectory, setup: Setup, tell: Callable[[str], No
     Raises RunDirectoryError if there is no checkpoint at all: somebody removed them, or their disk is not mounted, and
     all results would be lost as well.
     """
+    if not run.state().stages_done:
+        return
     whole = whole_part(run, setup)
     if whole.damage is None:
         return

@@ -41,7 +41,12 @@ def test_a_score_that_is_missing_or_double_is_noticed(
 ) -> None:
     run = RunDirectory(tmp_path)
     for student in range(2):
-        write_score(run, Cell(0, 1, student, "mini.sql"), {"task": "mini.sql"}, {"prediction": ["a"]})
+        write_score(
+            run,
+            Cell(0, 1, student, "mini.sql"),
+            {"task": "mini.sql", "headline": "em", "values": {"em": 1.0}},
+            {"prediction": ["a"]},
+        )
     (tmp_path / "logs").mkdir()
     log = [f"12:00:00 INFO student {student} after mini.sql, epoch 1: mini.sql lfem 12.5\n" for student in lines]
     (tmp_path / "logs" / "coordinator.log").write_text("".join(log) + "12:00:01 INFO stages done: 1 of 1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_same_architecture_as_a_decoder_passes() -> None:
 
 
 def test_a_model_whose_settings_name_an_encoder_is_refused() -> None:
-    model = untrained(CAUSAL[0])
+    model = untrained(copy.deepcopy(CAUSAL[0]))
     model.config.is_encoder_decoder = True
     with pytest.raises(ModelError, match=r"'m' [(].*has an encoder"):
         refuse_if_not_causal(model, "m", "model.name")

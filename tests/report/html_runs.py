@@ -148,7 +148,7 @@ def as_an_older_version_left_it(run: RunDirectory) -> None:
     change_summary(run, lambda summary: {key: summary[key] for key in summary if key not in ("variant", "stages")})
     change_summary(run, lambda summary: summary | {"exchange": {"bytes_per_step": 2e6, "wait_fraction": 0.25}})
     for path in (run.path / "steps").glob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns("bytes_received"), path)
+        pq.write_table(pq.read_table(path).drop_columns("bytes_received").replace_schema_metadata(None), path)
 
 
 def change_summary(run: RunDirectory, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from ray_l4.metrics.registry import item_scores, score
 from ray_l4.report.summary import summarise
 from ray_l4.run.rescoring import Change, rescore
 from ray_l4.store.run_directory import Cell, RunDirectory, read_json
+from ray_l4.store.sealed import write_record
 from tests.run.rescoring_fixtures import METRIC_OF, answers, finished
 
 
@@ -135,7 +136,7 @@ def test_a_test_example_that_the_run_left_out_is_not_missed(tmp_path: Path) -> N
     for path in run.path.glob("predictions/*mini.sql*"):
         pq.write_table(pq.read_table(path).take([0, 2, 3, 4]), path)
     for path in run.path.glob("scores/*mini.sql*"):
-        path.write_text(path.read_text().replace('"examples": 5', '"examples": 4'))
+        write_record(path, read_json(path) | {"examples": 4})
     rescore(run, write=True)
     assert run.scores()[Cell(0, 1, 0, "mini.sql")]["values"]["lfem"] == pytest.approx(75.0), "the last one is wrong"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ray_l4.report.markdown import run_report
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import start
 from ray_l4.run.validation import ValidationCurve
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.workers import student as student_module
 from tests.run import run_fixtures as small
 
@@ -44,7 +43,7 @@ def validated(method: str, **evaluation: Any) -> ExperimentConfig:
 
 def records(run: RunDirectory) -> dict[int, dict[str, Any]]:
     found = sorted((run.path / "validation").iterdir())
-    return {int(path.stem.partition("-")[2]): json.loads(path.read_text()) for path in found}
+    return {int(path.stem.partition("-")[2]): read_json(path) for path in found}
 
 
 def check_records(run: RunDirectory, summary: dict[str, Any]) -> None:

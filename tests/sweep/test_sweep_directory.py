@@ -46,6 +46,12 @@ def finish(directory: SweepDirectory, one: Trial) -> None:
         "seed": one.experiment.seed,
         "peers": 1,
         "final": {"0": dict.fromkeys(one.stream, score)},
+        "name": one.experiment.name,
+        "score_matrix": {"0": [[score] * len(one.stream)] * len(one.stream)},
+        "wall_seconds": 1.0,
+        "peak_memory_bytes": {},
+        "exchange": {},
+        "replay": {},
     }
     write_json(path / "summary.json", summary)
 
