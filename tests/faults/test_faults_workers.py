@@ -26,7 +26,7 @@ RUNS = {
     "evaluators": Disturbed(
         "validation",
         [
-            Fault("ray_kill", "evaluator", "start"),
+            Fault("kill", "evaluator", "start"),
             Fault("kill", "student", "checkpoint"),
             Fault("kill", "evaluator", "replay"),
             Fault("stop", "evaluator", "scoring"),
