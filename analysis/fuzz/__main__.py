@@ -40,11 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = {name: max(1, given.inputs * KINDS[name].share // shares) for name in given.kind}
         jobs = [Job(name, count, given.seed) for name, count in counts.items()]
         with ThreadPoolExecutor(given.workers) as pool:
-            found = dict(zip(counts, pool.map(lambda job: run_job(job, material), jobs), strict=True))
+            found = dict(zip(counts, pool.map(lambda job: _told(run_job(job, material), job), jobs), strict=True))
     _print(found, time.monotonic() - begun)
     for name, one in found.items():
         _write(one, given.out / name)
     return 1 if any(one.numbers for one in found.values()) else 0
+
+
+def _told(found: Found, job: Job) -> Found:
+    """Say that a job is done: all of them take a while."""
+    print(f"{job.kind}: {found.inputs:,} inputs, {sum(found.numbers.values())} failures", file=sys.stderr, flush=True)
+    return found
 
 
 def _material(folder: Path) -> Path:

@@ -31,7 +31,6 @@ RUNS = {
         [
             Fault("kill", "raylet", "forward"),
             Fault("kill", "gcs", "replay"),
-            Fault("stop", "driver", "scoring"),
             Fault("kill", "command", "backward"),
             Fault("kill", "coordinator", "resume"),
         ],

@@ -61,7 +61,6 @@ VALIDATED = small.quick("l4", evaluation={"validation": 0.4})
 DISTILLED = small.quick("l2kd-seq")
 CASES = {
     "in validation": (VALIDATED, "validation", 2),
-    "while replay is generated": (small.quick("l4"), "replay", 2),
     "while its teacher's answers are generated": (DISTILLED, "replay", 4),
     "in the last scoring": (small.quick("finetune"), "scoring", 1),
 }
