@@ -107,7 +107,7 @@ def resume(
     from ray_l4.store.run_directory import RunDirectory
 
     directory = RunDirectory.open(folder)
-    if (folder / "summary.json").is_file():
+    if directory.is_complete():
         raise RunDirectoryError(f"{folder}: this run has finished. Report it with: ray-l4 report {folder}")
     profile = tracked(load_cluster(cluster) if cluster else directory.cluster(), track)
     if supervision.wanted(supervise, lambda: _starts_ray(profile)):
@@ -117,7 +117,8 @@ def resume(
 
     from ray_l4.run import execute
 
-    execute.resume(directory, profile, Console())
+    go_on = execute.conclude if directory.has_finished() else execute.resume
+    go_on(directory, profile, Console())
 
 
 def _starts_ray(profile: ClusterConfig) -> bool:

@@ -71,6 +71,7 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
     from ray_l4.cluster.watchdog import end_processes, pattern_of
     from ray_l4.errors import SessionLostError
     from ray_l4.run.restart_budget import RestartBudget, RestartsSpentError, progress_on_disk
+    from ray_l4.store.run_directory import RunDirectory
 
     budget, child = RestartBudget(cluster.restarts.most, cluster.restarts.backoff), _Child(cluster.timeouts.control)
     while True:
@@ -79,7 +80,7 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
             return code
         # What is left of the session must be gone: its coordinator could still write.
         gone = end_processes(pattern_of(child.pid, []))
-        if (folder / "summary.json").is_file():
+        if RunDirectory(folder).is_complete():
             return 0  # it died when all was done
         try:
             if not gone:

@@ -139,6 +139,19 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: Comm
         raise
     finally:
         session.close()
+    _conclude(finished, cluster, log)
+
+
+def conclude(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
+    """Do what is left to do for a run whose command was killed when the last score had been written."""
+    with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
+        log.keep_in(directory.log(_COMMAND_LOG))
+        _conclude(FinishedRun.open(directory.path), _with_absolute_storage(cluster), log)
+
+
+def _conclude(finished: FinishedRun, cluster: ClusterConfig, log: CommandLog) -> None:
+    """Write and print the results, and bring the copy of the run directory up to date."""
+    directory = finished.directory
     write_text(directory.path / "report.md", run_report(finished))
     log.say(comparison([finished]))
     log.say(_next_steps(finished))

@@ -238,9 +238,17 @@ class RunDirectory:
         """Return the number of steps of the first ``stages`` stages, each counted once for all its students."""
         return len({(row["stage"], row["step"]) for row in self.step_figures() if row["stage"] < stages})
 
+    def has_finished(self) -> bool:
+        """Return whether the run has finished. Its command may have ended before it wrote ``report.md``."""
+        return (self.path / "summary.json").is_file()
+
+    def is_complete(self) -> bool:
+        """Return whether the run has finished and nothing is left to do."""
+        return self.has_finished() and (self.path / "report.md").is_file()
+
     def summary(self) -> dict[str, Any]:
         """Read the result of a finished run. Raises RunDirectoryError if the run has not finished."""
-        if not (self.path / "summary.json").is_file():
+        if not self.has_finished():
             raise RunDirectoryError(
                 f"{self.path}: has no summary.json: the run did not finish. Resume it: ray-l4 resume {self.path}"
             )

@@ -62,6 +62,20 @@ def test_replay_of_which_nothing_is_valid_draws_a_warning_everywhere(finished: R
         assert warning in text
 
 
+def test_a_command_that_died_at_the_very_end_leaves_its_report_to_resume(
+    finished: RunDirectory, command: InThisProcess, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    report, summary = tmp_path / "run" / "report.md", tmp_path / "run" / "summary.json"
+    expected = report.read_text(encoding="utf-8"), summary.read_bytes()
+    report.unlink()
+    result = command("resume", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "ray-l4 evaluate " in result.stdout and "learning" not in result.stdout
+    assert (report.read_text(encoding="utf-8"), summary.read_bytes()) == expected
+    refused(command("resume", tmp_path / "run"), RUN_DIRECTORY, "has finished")
+
+
 def test_the_end_of_a_run_prints_commands_that_work(
     finished: RunDirectory, command: InThisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,11 +41,11 @@ def begin_second_stage(start: Start, folder: Path, *options: str) -> BackgroundC
 
 def test_a_run_outlives_a_command_that_hangs(tmp_path: Path, start: Start) -> None:
     """That it outlives its raylet and GCS is shown in tests/faults."""
-    command = begin_second_stage(start, tmp_path, "--supervise", "--set", "cluster.timeouts.control=15")
+    command = begin_second_stage(start, tmp_path, "--supervise", "--set", "cluster.timeouts.control=5")
     os.kill(process_with(command, "--no-supervise"), signal.SIGSTOP)
     code, output, errors = command.end()
     assert code == 0, errors
-    assert "no sign of life for 15 s (timeouts.control)); it goes on in a new Ray session" in output
+    assert "no sign of life for 5 s (timeouts.control)); it goes on in a new Ray session" in output
     assert (
         ray_l4("run", tmp_path / "experiment.yaml", "--cluster", IN_PROCESS, "--run-dir", tmp_path / "e").returncode
         == 0
