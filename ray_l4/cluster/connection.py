@@ -27,7 +27,10 @@ _GCS_TIMEOUT = "10"
 
 
 def connect(peers: int, cluster: ClusterConfig) -> None:
-    """Join the profile's cluster, or start one on this machine. Raises ClusterError if neither is possible."""
+    """Join the profile's cluster, or start one on this machine.
+
+    Raises ClusterError if neither is possible, and SessionLostError if one that starts here loses a process meanwhile.
+    """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if cluster.ray.address is None:
         resources = local_resources(cluster)
@@ -61,11 +64,12 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             f"ray.address: the cluster at {cluster.ray.address or 'this machine'} refuses this command's token, or got "
             "none. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token."
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, no time or no disk
+    except Exception as error:  # Ray raises this very class, too, if its raylet dies or hangs while it starts
         where = cluster.ray.address or "this machine"
         if is_full_disk(error):
             raise ClusterError(f"ray: cannot start on {where}: {full_temporary_folder()}.") from error
-        raise ClusterError(
+        may_work_later = cluster.ray.address is None and not isinstance(error, ValueError)
+        raise (SessionLostError if may_work_later else ClusterError)(
             f"ray.address: cannot use a Ray cluster at {where}: {str(error).strip() or type(error).__name__}. "
             "Is it running (ray status), and reachable from here?"
         ) from error

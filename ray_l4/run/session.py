@@ -142,7 +142,7 @@ class RaySession:
         students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
             if not ray.is_initialized():
-                connect(students, cluster)
+                self._connect(students, cluster)
                 started.callback(_shut_down)
             self._watch = SessionWatch(cluster.timeouts.control, self._end_process)
             started.callback(self._watch.close)
@@ -232,6 +232,18 @@ class RaySession:
         if isinstance(self._failure, SessionLostError):
             return True
         return self._watch is not None and self._watch.loss() is not None
+
+    def _connect(self, students: int, cluster: ClusterConfig) -> None:
+        """Start Ray or join it. If it takes longer than ``timeouts.start``, Ray hangs, which nothing can interrupt."""
+        limit = cluster.timeouts.start
+        late = SessionLostError(f"ray: it has not started within {limit:g} s (timeouts.start)")
+        timer = threading.Timer(limit, self._end_process, [late])
+        timer.daemon = True
+        timer.start()
+        try:
+            connect(students, cluster)
+        finally:
+            timer.cancel()
 
     def _end_process(self, loss: SessionLostError) -> None:
         """End this process, whose main thread waits for a Ray session that will not answer."""
