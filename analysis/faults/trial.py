@@ -103,6 +103,9 @@ class Trial:
             began = time.monotonic()  # now there is space, and a person types
         if another_comes_first:
             record.progress = "another fault came first"
+            self._watching.until(
+                lambda: not runs(victim), RECOVERY_LIMIT, LONG_PAUSE
+            )  # until then, its session goes on
             return
         self._await_recovery(record, recovery, began)
         if not fault.replaces and not runs(victim) and self._command.exit_code is None:
