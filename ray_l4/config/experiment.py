@@ -298,7 +298,7 @@ class PeerConfig(Strict):
 class PeersConfig(Strict):
     """Peers, and which peer learns from which."""
 
-    count: Count | None = None
+    count: Annotated[Count, Field(le=1024)] | None = None
     """Number of peers. If not given, the method's default (2 for ``l4``)."""
     init: Literal["shared", "own"] = "shared"
     """Random initial weights, of new tokens or of the whole model: ``shared`` by all peers, or each peer's ``own``."""

@@ -12,15 +12,15 @@ from ray_l4.config.fields import Count, Fraction, Strict
 class FromScratch(Strict):
     """A GPT-2 of the given size with random weights, and a byte-level BPE trained on the text of the stream."""
 
-    layers: Count = 4
+    layers: Annotated[Count, Field(le=512)] = 4
     """Number of transformer blocks."""
-    width: Count = 256
+    width: Annotated[Count, Field(le=2**17)] = 256
     """Size of the hidden state."""
-    heads: Count = 4
+    heads: Annotated[Count, Field(le=2**12)] = 4
     """Number of attention heads; must divide ``width``."""
-    positions: Count = 512
+    positions: Annotated[Count, Field(le=2**22)] = 512
     """Maximum sequence length in tokens."""
-    vocabulary: Annotated[int, Field(ge=300)] = 2000
+    vocabulary: Annotated[int, Field(ge=300, le=2**22)] = 2000
     """Maximum vocabulary size of the byte-level BPE, without task tokens."""
     dropout: Fraction = 0.1
     """Dropout rate of embeddings, attention and residual branches."""
