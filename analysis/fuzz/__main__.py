@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 import tempfile
 import time
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from analysis.fuzz.inputs import KINDS
+from analysis.fuzz.kinds import KINDS
 from analysis.fuzz.material import build
 from analysis.fuzz.mutations import Instead
 from analysis.fuzz.workers import Found, Job, preload, run_job
@@ -85,7 +84,7 @@ def _print(found: dict[str, Found], seconds: float) -> None:
 
 
 def _write(found: Found, folder: Path) -> None:
-    """Write the inputs that failed: as text for people, and pickled to run them again."""
+    """Write the inputs that failed. The same seed and kind draw them again."""
     for number, (defect, shown) in enumerate(found.failures.items()):
         for index, (given, outcome) in enumerate(shown):
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +93,7 @@ def _write(found: Found, folder: Path) -> None:
                 for name, content in given.files.items()
             ]
             text = "\n".join([defect, repr(given.arguments), f"base {given.base}", *files, "", outcome.error])
-            path = folder / f"{number}-{index}"
-            path.with_suffix(".txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-            path.with_suffix(".pickle").write_bytes(pickle.dumps(given))
+            (folder / f"{number}-{index}.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 if __name__ == "__main__":

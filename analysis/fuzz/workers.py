@@ -5,24 +5,28 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
-import pickle
 import resource
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from analysis.fuzz.calls import Outcome, call
-from analysis.fuzz.inputs import KINDS, Input
+from analysis.fuzz.inputs import Input
+from analysis.fuzz.kinds import KINDS
 
 LIMIT = 10.0
 """Seconds that a command may take."""
 MEMORY = 12 * 2**30
 """Bytes of address space that a command may use, so that a huge number cannot take the whole machine."""
 HANG = "takes longer than the limit"
+_forking = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,6 @@ class Found:
             if len(shown) < 3:
                 shown.append((given, outcome))
 
-    def merge(self, other: Found) -> None:
-        """Add what another worker found."""
-        self.inputs += other.inputs
-        for mine, theirs in ((self.codes, other.codes), (self.numbers, other.numbers)):
-            for name, count in theirs.items():
-                mine[name] = mine.get(name, 0) + count
-        for defect, shown in other.failures.items():
-            self.failures.setdefault(defect, []).extend(shown)
-
 
 def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1] if text.strip() else ""
@@ -92,32 +87,24 @@ def each_input(job: Job, material: Path, use: Callable[[Input], None]) -> None:
     example()
 
 
-def work(job: Job, material: Path, report: Path) -> None:
-    """Run a job; write every input before it begins and what was found, for the process that started this one."""
+def work(job: Job, material: Path, stack: Path, results: Connection) -> None:
+    """Run a job; send every input before it begins, and how it ended. A hang leaves its traceback in ``stack``."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    found, kind = Found(), KINDS[job.kind]
-    with (report / "stack").open("w") as stack, tempfile.TemporaryDirectory(dir=report) as scratch:
+    with stack.open("w") as traces, tempfile.TemporaryDirectory(dir=stack.parent) as scratch:
 
         def use(drawn: Input) -> None:
-            (report / "current").write_bytes(pickle.dumps(drawn))
+            results.send(drawn)
             folder = Path(scratch) / "input"
             folder.mkdir()
-            faulthandler.dump_traceback_later(LIMIT, exit=True, file=stack)
+            faulthandler.dump_traceback_later(LIMIT, exit=True, file=traces)
             try:
                 outcome = call(drawn, folder)
             finally:
                 faulthandler.cancel_dump_traceback_later()
             shutil.rmtree(folder, ignore_errors=True)
-            found.add(drawn, outcome, kind.codes)
-            _save(found, report)  # each time: a later input may end the process
+            results.send(outcome)
 
         each_input(job, material, use)
-    (report / "current").unlink(missing_ok=True)
-
-
-def _save(found: Found, report: Path) -> None:
-    (report / "found.part").write_bytes(pickle.dumps(found))
-    (report / "found.part").replace(report / "found")
 
 
 def preload() -> None:
@@ -141,21 +128,34 @@ def run_job(job: Job, material: Path) -> Found:
     """Run a job in worker processes: another one goes on, with another seed, where an input ended the last."""
     total, attempt = Found(), 0
     while total.inputs < job.count:
-        with tempfile.TemporaryDirectory() as name:
-            report = Path(name)
-            rest = Job(job.kind, job.count - total.inputs, job.seed + 1_000_003 * attempt)
-            process = multiprocessing.get_context("fork").Process(target=work, args=(rest, material, report))
-            process.start()
-            process.join()
-            before = total.inputs
-            if (report / "found").is_file():
-                total.merge(pickle.loads((report / "found").read_bytes()))
-            if (report / "current").is_file():
-                given: Input = pickle.loads((report / "current").read_bytes())
-                stack = (report / "stack").read_text(encoding="utf-8")
-                defect = HANG if stack else f"ended the process with {process.exitcode}"
-                total.add(given, Outcome(None, stack, defect), KINDS[job.kind].codes)
-            if total.inputs == before or not process.exitcode:
-                break  # hypothesis has no further inputs of this kind
-            attempt += 1
+        before = total.inputs
+        rest = Job(job.kind, job.count - before, job.seed + 1_000_003 * attempt)
+        ended_early = _run_worker(rest, material, total)
+        if total.inputs == before or not ended_early:
+            break  # hypothesis has no further inputs of this kind
+        attempt += 1
     return total
+
+
+def _run_worker(job: Job, material: Path, found: Found) -> bool:
+    """Run a job in one process until it ends; return whether an input ended it."""
+    context, codes = multiprocessing.get_context("fork"), KINDS[job.kind].codes
+    with tempfile.TemporaryDirectory() as name:
+        stack = Path(name) / "stack"
+        with _forking:  # another worker, forked in between, would hold this one's end of the pipe open
+            results, sending = context.Pipe(duplex=False)
+            process = context.Process(target=work, args=(job, material, stack, sending))
+            process.start()
+            sending.close()
+        given: Input | None = None
+        with results, suppress(EOFError):
+            while True:
+                given = results.recv()
+                found.add(given, results.recv(), codes)
+                given = None
+        process.join()
+        if given is not None:
+            trace = stack.read_text(encoding="utf-8")
+            defect = HANG if trace else f"ended the process with {process.exitcode}"
+            found.add(given, Outcome(None, trace, defect), codes)
+        return bool(process.exitcode)

@@ -12,7 +12,8 @@ import pytest
 
 from analysis.fuzz import workers
 from analysis.fuzz.calls import Outcome, call
-from analysis.fuzz.inputs import KINDS, Input
+from analysis.fuzz.inputs import Input
+from analysis.fuzz.kinds import KINDS
 from analysis.fuzz.workers import HANG, Found, Job, each_input, run_job
 
 
