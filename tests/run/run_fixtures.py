@@ -183,6 +183,41 @@ def stopped_run(config: ExperimentConfig, folder: Path, line: str, occurrence: i
     return setup, run
 
 
+class StopAfter(Progress):
+    """A record that stops its run after some steps."""
+
+    def __init__(self, context: RunContext, steps: int) -> None:
+        super().__init__()
+        self._stop = context.stop
+        self._left = steps
+
+    def record_step(self, step: int, figures: Mapping[int, dict[str, float]], seconds: float) -> None:
+        super().record_step(step, figures, seconds)
+        self._left -= 1
+        if not self._left:
+            self._stop.set()
+
+
+def run_with_stops(
+    setup: Setup, profile: ClusterConfig, run: RunDirectory, steps: int, on_stop: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Complete a run in this process that is stopped after every so many steps; return its summary.
+
+    ``on_stop`` is called after each stop, of which there are two at least.
+    """
+    for stops in range(20):
+        context = new_context(setup, profile, run)
+        try:
+            stopping = replace(context, progress=StopAfter(context, steps))
+            summary = Coordinator(stopping, LocalSpawner, setup.topology.size).run()
+        except StoppedError:
+            on_stop()
+        else:
+            assert stops >= 2
+            return summary
+    pytest.fail("the run does not come to its end")
+
+
 @contextmanager
 def pretended_nodes() -> Iterator[Cluster]:
     """An empty cluster to which nodes can be added: Ray runs one node manager for each of them on this machine.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import pytest
 
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.errors import DependencyLostError, PeerLostError, RunDirectoryError
-from ray_l4.monitor.progress import Progress
-from ray_l4.run.context import RunContext, StoppedError
+from ray_l4.run.context import StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.store import states as files
 from ray_l4.store.run_directory import RunDirectory
@@ -32,21 +30,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class StopAfter(Progress):
-    """A record that stops its run after some steps."""
-
-    def __init__(self, context: RunContext, steps: int) -> None:
-        super().__init__()
-        self._stop = context.stop
-        self._left = steps
-
-    def record_step(self, step: int, figures: Mapping[int, dict[str, float]], seconds: float) -> None:
-        super().record_step(step, figures, seconds)
-        self._left -= 1
-        if not self._left:
-            self._stop.set()
-
-
 def figures(run: RunDirectory, left_out: str = "_seconds") -> list[dict[str, Any]]:
     """The figures of all steps but their times."""
     return [{k: v for k, v in row.items() if not re.search(left_out, k)} for row in run.step_figures()]
@@ -58,17 +41,11 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(case: 
     config, profile = small.quick(method, **changes), small.cluster("in_process")
     expected, _ = small.complete_run(config, profile, tmp_path / "expected")
     setup, run = small.new_run(config, profile, tmp_path / "run")
-    stops, summary = 0, None
-    while summary is None:
-        context = new_context(setup, profile, run)
-        context = replace(context, progress=StopAfter(context, 13))
-        try:
-            summary = Coordinator(context, LocalSpawner, setup.topology.size).run()
-        except StoppedError:
-            stops += 1
-            assert stops < 20
-            assert files.states(run, run.state().stages_done), "the stage goes on from where it was"
-    assert stops >= 2
+
+    def look() -> None:
+        assert files.states(run, run.state().stages_done), "the stage goes on from where it was"
+
+    small.run_with_stops(setup, profile, run, 13, look)
     small.assert_equal(run, expected)
     # What a student sends while it waits for its turn counts for its own next step, and is not part of a state.
     left_out = "_seconds|bytes_sent" if case == "students in turn" else "_seconds"
@@ -127,7 +104,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path) -> None:
     expected, _ = small.complete_run(config, profile, tmp_path / "expected")
     setup, run = small.new_run(config, profile, tmp_path / "run")
     context = new_context(setup, profile, run)
-    context = replace(context, progress=StopAfter(context, 14))
+    context = replace(context, progress=small.StopAfter(context, 14))
     with pytest.raises(StoppedError):
         Coordinator(context, LocalSpawner, 1).run()
     newest, older = files.states(run, 0)
@@ -176,19 +153,13 @@ def test_without_a_peer_states_are_taken_of_students_that_are_level_again(
     dead[0] = False
     config = small.quick("l4", peers=peers, checkpoint={"every_steps": 1})
     setup, run = small.new_run(config, profile, tmp_path / "run")
-    stops, summary = 0, None
-    while summary is None:
-        context = new_context(setup, profile, run)
-        context = replace(context, progress=StopAfter(context, 14))
-        try:
-            summary = Coordinator(context, LocalSpawner, 3).run()
-        except StoppedError:
-            stops += 1
-            assert stops < 20
-            # A stop while one is behind the others writes no state; the one before the loss is there.
-            newest = files.read_position(files.states(run, run.state().stages_done)[0])
-            assert len({worker.next_step for worker in newest.workers}) == 1
-    assert stops >= 3 and list(summary["lost_students"]) == ["2"]
+
+    def look() -> None:
+        # A stop while one is behind the others writes no state; the one before the loss is there.
+        newest = files.read_position(files.states(run, run.state().stages_done)[0])
+        assert len({worker.next_step for worker in newest.workers}) == 1
+
+    assert list(small.run_with_stops(setup, profile, run, 14, look)["lost_students"]) == ["2"]
     small.assert_equal(run, expected)
 
 

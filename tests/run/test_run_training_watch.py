@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.errors import RunDirectoryError
 from ray_l4.methods import Topology, complete, isolated, taught
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.page import render
 from ray_l4.report.markdown import run_report
-from ray_l4.run.context import StoppedError
-from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.training_watch import taught_by_peers
 from ray_l4.store.warnings import TrainingWarning, read_warnings, write_warnings
 from tests.run import run_fixtures as small
-from tests.run.test_run_states import StopAfter
 
 MODEL = {"from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 96, "vocabulary": 400, "dropout": 0.0}}
 LONG: dict[str, Any] = {
@@ -68,16 +63,7 @@ def test_a_run_that_is_stopped_and_resumed_warns_once_and_at_the_same_step(tmp_p
     config = small.experiment(**LONG, distillation={"weight": 10.0})
     expected, _ = small.complete_run(config, PROFILE, tmp_path / "expected")
     setup, run = small.new_run(config, PROFILE, tmp_path / "run")
-    stops, summary = 0, None
-    while summary is None:
-        context = new_context(setup, PROFILE, run)
-        context = replace(context, progress=StopAfter(context, 33))
-        try:
-            summary = Coordinator(context, LocalSpawner, setup.topology.size).run()
-        except StoppedError:
-            stops += 1
-            assert stops < 9
-    assert stops >= 2
+    small.run_with_stops(setup, PROFILE, run, 33)
     assert read_warnings(run) == read_warnings(expected)
     log = run.log("coordinator").read_text(encoding="utf-8").splitlines()
     assert len(warned(log)) == len(read_warnings(expected)) == 2
