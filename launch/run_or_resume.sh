@@ -17,7 +17,7 @@ cd "$ROOT"
 # The process that ray-l4 will have, for a caller that has signals to pass on (launch/slurm/common.sh).
 [[ -z ${RAY_L4_PID_FILE:-} ]] || echo "$$" >"$RAY_L4_PID_FILE"
 PATH="$VENV/bin:$PATH" # a container image has ray-l4 elsewhere, and no .venv
-if [[ -f $run_dir/summary.json ]]; then
+if [[ -f $run_dir/summary.json && -f $run_dir/report.md ]]; then
   say "$run_dir: this run has already finished"
 elif [[ -f $run_dir/config.yaml ]]; then
   exec ray-l4 resume --supervise "$run_dir"

@@ -26,13 +26,13 @@ _EXPERIMENT: dict[str, Any] = {
         {"name": "mini.sql", "train": 80, "test": 8},
     ],
     "model": {"from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 96, "vocabulary": 400}},
-    "training": {"epochs": 3, "batch_size": 4},
+    "training": {"epochs": 2, "batch_size": 4},
     "optim": {"variant": "torch", "lr": 1e-2, "eps": 1e-8, "warmup": 0.1},
     "replay": {"ratio": 0.4, "chunk": 4, "max_length": 64},
     "evaluation": {"chunk": 2, "max_new_tokens": 12, "when": "epoch"},
     "checkpoint": {"every_steps": 10},
 }
-"""Three stages of some seventy steps, with a state every ten: a fault falls into the middle of something."""
+"""Three stages of some fifty steps, with a state every ten: a fault falls into the middle of something."""
 
 SUBJECTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "l4": ({"method": "l4"}, {}),

@@ -31,6 +31,8 @@ _ENDED, _LOST, _ALIVE = b"e", b"l", b"."
 """What a command says: that it ends by itself, that its Ray session has died, or that it is alive."""
 _BEAT = 1.0
 """Seconds between two signs of life."""
+_MOST_DOUBTS = 3
+"""Beats that are awaited after the limit: both processes may have been suspended until then."""
 _speaking = threading.Lock()
 
 _PR_SET_PDEATHSIG = 1
@@ -76,8 +78,10 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
     budget, child = RestartBudget(cluster.restarts.most, cluster.restarts.backoff), _Child(cluster.timeouts.control)
     while True:
         code, said = child.run([*arguments, "--no-supervise"])
-        if said == _ENDED or child.stopped or code == interruption.EXIT_CODE:
+        if said == _ENDED or code == interruption.EXIT_CODE:
             return code
+        if child.stopped:  # before it could heed the signal, or while it was being ended for another reason
+            return interruption.EXIT_CODE
         # What is left of the session must be gone: its coordinator could still write.
         gone = end_processes(pattern_of(child.pid, []))
         if RunDirectory(folder).is_complete():
@@ -93,8 +97,8 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
             ) from error
         how = "its Ray session died" if said == _LOST else child.silence or f"its process ended with {code}"
         print(f"the run was cut off ({how}); it goes on in a new Ray session in {wait:g} s", flush=True)
-        time.sleep(wait)
-        if (folder / "config.yaml").is_file():  # with the profile of the start, which is kept there
+        child.wait_unless_stopped(wait)
+        if (folder / "config.yaml").is_file() and arguments[0] != "resume":  # with the profile of the start, kept there
             arguments = ["resume", str(folder)]
         if child.stopped:
             return interruption.EXIT_CODE
@@ -113,6 +117,12 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
         for number in interruption.handled():
             signal.signal(number, self._forward)
+
+    def wait_unless_stopped(self, seconds: float) -> None:
+        """Wait, but not once the user has asked to stop."""
+        deadline = time.monotonic() + seconds
+        while not self.stopped and time.monotonic() < deadline:
+            time.sleep(_BEAT / 10)
 
     def run(self, arguments: Sequence[str]) -> tuple[int, bytes]:
         """Run a command to its end; return its exit code as shells report it, and what it said."""
@@ -140,15 +150,15 @@ class _Child:
     def _listen(self, process: subprocess.Popen[bytes], pipe: int) -> bytes:
         """Return the last word of a command, once it has ended. One that falls silent is killed."""
         self.silence = None
-        last, heard = b"", time.monotonic()
+        last, heard, doubts = b"", time.monotonic(), 0
         while True:
             ended = process.poll() is not None  # before the pipe is read: nothing comes after that
             words = os.read(pipe, 2**16) if select.select([pipe], [], [], 0 if ended else _BEAT)[0] else b""
             if words:
-                last, heard = words[-1:], time.monotonic()
+                last, heard, doubts = words[-1:], time.monotonic(), 0
             elif ended:
                 return last
-            elif time.monotonic() - heard > self._limit:
+            elif time.monotonic() - heard > self._limit and (doubts := doubts + 1) > _MOST_DOUBTS:
                 self.silence = f"its process showed no sign of life for {self._limit:g} s (timeouts.control)"
                 process.kill()
                 process.wait()

@@ -52,6 +52,9 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
             options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
         check_answers(cluster.ray.address)
+    limit = threading.Timer(cluster.timeouts.start, _end_process, [cluster.timeouts.start])
+    limit.daemon = True
+    limit.start()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     watchdog = Watchdog() if cluster.ray.address is None else None
     try:
@@ -74,9 +77,17 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
             "Is it running (ray status), and reachable from here?"
         ) from error
     finally:
+        limit.cancel()
         # Ray installs its own handler, which ends the process at once.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _end_process(limit: float) -> None:
+    """End this process: nothing can interrupt Ray when it waits for a cluster that does not answer."""
+    message = f"error: ray: the cluster has not started, or was not joined, within {limit:g} s (timeouts.start)\n"
+    os.write(2, message.encode())  # not through Python's streams, which may be in use
+    os._exit(SessionLostError.exit_code)
 
 
 def check_cluster(peers: int, cluster: ClusterConfig) -> None:

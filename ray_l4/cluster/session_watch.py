@@ -60,8 +60,9 @@ class SessionWatch:
         if silence <= self._limit:
             self._doubted = None
             return None
-        self._doubted = now if self._doubted is None else self._doubted
-        if now - self._doubted < self._grace:
+        doubted = self._doubted  # read once: another thread may be here, too
+        self._doubted = doubted = now if doubted is None else doubted
+        if now - doubted < self._grace:
             return None
         return SessionLostError(
             f"ray: no answer from the cluster's control store (GCS) for {silence:.0f} s (timeouts.control): {self._why}"

@@ -16,6 +16,10 @@ _SECRET_NAME = (
 _NAMED = re.compile(rf"(?i)(?<![\w-])((?:--?)?(?:[\w-]+\.)*{_SECRET_NAME})(=|:\s*)([^\s&,;\"'}}]+)")
 _OPTION = re.compile(rf"(?i)--?(?:[\w-]+\.)*{_SECRET_NAME}")
 _PASSWORD = re.compile(r"(?<=//)([^/@:\s]*):[^/@\s]*@")
+_USER = re.compile(r"(?i)(?<=\bhttps://)[^/@:\s]+(?=@)|(?<=\bhttp://)[^/@:\s]+(?=@)")
+"""Who is in front of a host without a password: a token, as a rule. Other schemes have names of containers there."""
+_IN_TEXT = re.compile(rf"(?i)([?&]{_SECRET_NAME}=|(?<!\S)--?(?:[\w-]+\.)*{_SECRET_NAME}[= ])([^\s&,;\"']+)")
+"""Options of addresses and of commands within a text."""
 _RECOGNISED = re.compile(r"\b(hf_|gh[opsu]_|github_pat_|glpat-|sk-)[\w-]{16,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b")
 """Tokens that services mark by how they begin."""
 _ENVIRONMENT = re.compile(rf"(?i){_SECRET_NAME}")
@@ -24,13 +28,15 @@ _SHORTEST = 8
 
 
 def redacted(text: str) -> str:
-    """Return ``text`` without passwords of addresses, tokens of services, and secrets that this process was given.
+    """Return ``text`` without what is secret in it.
 
-    The last are the values of environment variables whose names say so, such as ``WANDB_API_KEY``.
+    That is passwords of addresses, tokens of services, values of options that are secret by their names, and values of
+    environment variables of this process whose names say so, such as ``WANDB_API_KEY``.
     """
     for secret in _given():
         text = text.replace(secret, HIDDEN)
-    text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = _USER.sub(HIDDEN, _PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+    text = _IN_TEXT.sub(rf"\1{HIDDEN}", text)
     return _RECOGNISED.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}", text)
 
 

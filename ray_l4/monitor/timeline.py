@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray_l4.errors import DamagedError
 from ray_l4.store.records import write_timeline
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.tables import read_table
+
+log = logging.getLogger("ray_l4.coordinator")
 
 
 class Timeline:
@@ -18,7 +22,11 @@ class Timeline:
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         path = run.path / "timeline.parquet"
-        table = read_table(path, ("lane", "kind", "label", "start", "end"))
+        try:
+            table = read_table(path, ("lane", "kind", "label", "start", "end"))
+        except DamagedError as error:
+            log.warning("%s A new timeline is begun.", error)
+            table = None
         self._spans: list[dict[str, Any]] = [] if table is None else table.to_pylist()
 
     def add(self, lane: str, kind: str, label: str, seconds: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.store.run_directory import read_json, why_no_run
+from ray_l4.store.run_directory import RunDirectory, read_json, why_no_run
 
 SWEEP_FILE = "sweep.json"
 
@@ -69,16 +69,11 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
     for path in runs:
         kept.setdefault(path.resolve(), path)  # of several names of a run, the first
     return FoundRuns(
-        tuple(path for path in kept.values() if has_finished(path)),
-        tuple(path for path in kept.values() if not has_finished(path)),
+        tuple(path for path in kept.values() if RunDirectory(path).has_finished()),
+        tuple(path for path in kept.values() if not RunDirectory(path).has_finished()),
         tuple(sweeps),
         tuple(dict.fromkeys(others)),
     )
-
-
-def has_finished(path: Path) -> bool:
-    """Return whether the run in ``path`` has finished."""
-    return (path / "summary.json").is_file()
 
 
 def read_sweep(folder: Path) -> Sweep:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_l4.cluster.reservation import Reservation
@@ -38,9 +38,12 @@ class CoordinatorActor:
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
         self._failure: Exception | None = None
+        self._writing = ExitStack()  # ends with this process
         try:
             make_spawner = partial(RaySpawner, reservation=reservation)
-            context = new_context(setup, cluster, RunDirectory.open(directory))
+            run = RunDirectory.open(directory)
+            self._writing.enter_context(run.writing())
+            context = new_context(setup, cluster, run)
             self._coordinator = Coordinator(context, make_spawner, reservation.students)
         except Exception as error:
             self._failure = error
@@ -107,6 +110,8 @@ class CoordinatorProcess:
             ray.get(self.running, timeout=self._limits.control)
         except RayTaskError:
             return None
+        except OutOfMemoryError:
+            return "was killed because its machine ran out of memory"
         except RayActorError as error:
             return None if error.actor_init_failed else "died"
         except RayError:

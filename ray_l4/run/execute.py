@@ -86,10 +86,7 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
         experiment, manifest = directory.experiment(), directory.manifest()
         fingerprint = begun_fingerprint(directory)
         check_experiment(directory.path / "config.yaml", experiment, manifest)
-        mirror = mirror_of(directory, cluster)
-        if mirror is not None:
-            with console.status("checking storage_path"):
-                mirror.check(directory.path, new=False)
+        _check_mirror(directory, cluster, console)
         with console.status("reading and tokenising data"):
             setup = _prepared(experiment, cluster, directory.state().lost_students)
         if setup.fingerprint() != fingerprint:
@@ -142,23 +139,35 @@ def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: Comm
     _conclude(finished, cluster, log)
 
 
+def _check_mirror(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
+    """Raise RunDirectoryError if the copy of a run that goes on is that of another one."""
+    mirror = mirror_of(directory, cluster)
+    if mirror is not None:
+        with console.status("checking storage_path"):
+            mirror.check(directory.path, new=False)
+
+
 def conclude(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
     """Do what is left to do for a run whose command was killed when the last score had been written."""
+    cluster = _with_absolute_storage(cluster)
     with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
         log.keep_in(directory.log(_COMMAND_LOG))
-        _conclude(FinishedRun.open(directory.path), _with_absolute_storage(cluster), log)
+        _check_mirror(directory, cluster, console)
+        _conclude(FinishedRun.open(directory.path), cluster, log)
 
 
 def _conclude(finished: FinishedRun, cluster: ClusterConfig, log: CommandLog) -> None:
     """Write and print the results, and bring the copy of the run directory up to date."""
     directory = finished.directory
-    write_text(directory.path / "report.md", run_report(finished))
-    log.say(comparison([finished]))
-    log.say(_next_steps(finished))
     mirror = mirror_of(directory, cluster)
     if mirror is not None:
         with log.console.status(f"copying to {mirror.address}"):
             mirror.push(directory.path)
+    write_text(directory.path / "report.md", run_report(finished))  # last: a resume of what has none begins here
+    log.say(comparison([finished]))
+    log.say(_next_steps(finished))
+    if mirror is not None:
+        mirror.push(directory.path)
         # Not kept in the log, which the copy has as it is now.
         log.console.print(f"copy of the run directory: {mirror.address}", highlight=False, soft_wrap=True)
 

@@ -10,7 +10,7 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.setup.setup import Setup
 from ray_l4.store.checkpoints import checkpoints
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.store.whole_stages import Needed, Whole, return_to, whole_stages
+from ray_l4.store.whole_stages import Needed, Whole, damaged_scores, return_to, whole_stages
 
 
 def whole_part(run: RunDirectory, setup: Setup) -> Whole:
@@ -34,6 +34,9 @@ def go_back_if_damaged(run: RunDirectory, setup: Setup, tell: Callable[[str], No
     Raises RunDirectoryError if there is no checkpoint at all: somebody removed them, or their disk is not mounted, and
     all results would be lost as well.
     """
+    for path, damage in damaged_scores(run):
+        tell(f"warning: {str(damage).rstrip('.')}. The score is taken again.")
+        path.unlink()
     if not run.state().stages_done:
         return
     whole = whole_part(run, setup)
@@ -60,9 +63,12 @@ def go_back(
 ) -> int:
     """Return a run that found ``damage`` to its last whole stage. Returns how many stages are done then.
 
-    If all finished stages are whole, the one under way begins again. ``disk``: the thread that writes checkpoints.
+    If all finished stages are whole, a checkpoint of the one under way may be damaged: it begins again. Anything else
+    is raised, since learning again would not mend it. ``disk``: the thread that writes checkpoints.
     """
     whole = whole_part(run, setup)
+    if whole.damage is None and not str(damage).startswith(str(run.path / "checkpoints")):
+        raise damage
     tell(_warning(setup, whole.damage or str(damage), whole.stages))
     disk.submit(return_to, run, whole.stages, partial(save, whole.stages)).result()
     return whole.stages

@@ -46,8 +46,13 @@ class RestartBudget:
 def progress_on_disk(run: Path) -> Hashable:
     """Return which results of the run, and of its teachers, are on disk: files that a repeated stage writes again.
 
-    Logs, curves and the timeline grow without progress and do not count.
+    Logs, curves and the timeline grow without progress and do not count, nor do temporary files, which hide.
     """
-    parts = ("states/*/position.json", "checkpoints/*/*/*", "replay/*", "distil/*", "scores/*.json", "guards/*")
-    folders = [run, run / "teachers"]
-    return frozenset(str(path) for folder in folders for part in parts for path in folder.glob(part))
+    results = ("states/*/position.json", "checkpoints/*/*/*", "replay/*", "replay/*/*", "distil/*", "scores/*.json")
+    found = {
+        path.relative_to(run)
+        for folder in (run, run / "teachers")
+        for result in (*results, "guards/*.safetensors")
+        for path in folder.glob(result)
+    }
+    return frozenset(path for path in found if not any(part.startswith(".") for part in path.parts))

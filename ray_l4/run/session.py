@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import OutOfDiskError
+from ray.exceptions import OutOfDiskError, RayError
 
 from ray_l4.cluster.connection import check_session, connect, node_resources
 from ray_l4.cluster.placement import room_for
@@ -23,7 +23,7 @@ from ray_l4.cluster.session_watch import SessionWatch
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.cluster.temporary_folder import full_temporary_folder
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.errors import ClusterError, RayL4Error, SessionLostError
+from ray_l4.errors import ClusterError, RayL4Error, SessionLostError, first_line
 from ray_l4.monitor.live_view import headline
 from ray_l4.monitor.progress import ProgressSnapshot
 from ray_l4.run.coordinator import Coordinator, new_context
@@ -142,19 +142,21 @@ class RaySession:
         students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
             if not ray.is_initialized():
-                self._connect(students, cluster)
+                connect(students, cluster)
                 started.callback(_shut_down)
             self._watch = SessionWatch(cluster.timeouts.control, self._end_process)
             started.callback(self._watch.close)
-            most = room_for(students, most_slots(setup, students), cluster, node_resources())
-            reservation = reserve(students, most, cluster)
-            started.callback(reservation.release)
             try:
+                most = room_for(students, most_slots(setup, students), cluster, node_resources())
+                reservation = reserve(students, most, cluster)
+                started.callback(reservation.release)
                 shared = ray.put(setup)
+                self._start = partial(CoordinatorProcess, shared, cluster, directory, reservation)
+                self._coordinator = self._start()
             except OutOfDiskError as error:
                 raise ClusterError(f"ray: no room for the data: {full_temporary_folder()}.") from error
-            self._start = partial(CoordinatorProcess, shared, cluster, directory, reservation)
-            self._coordinator = self._start()
+            except (RayError, ConnectionError) as error:
+                raise SessionLostError(f"ray: the cluster was lost at the start: {first_line(error)}") from error
             started.callback(self._end_coordinator)
             self._started = started.pop_all()
 
@@ -232,18 +234,6 @@ class RaySession:
         if isinstance(self._failure, SessionLostError):
             return True
         return self._watch is not None and self._watch.loss() is not None
-
-    def _connect(self, students: int, cluster: ClusterConfig) -> None:
-        """Start Ray or join it. If it takes longer than ``timeouts.start``, Ray hangs, which nothing can interrupt."""
-        limit = cluster.timeouts.start
-        late = SessionLostError(f"ray: it has not started within {limit:g} s (timeouts.start)")
-        timer = threading.Timer(limit, self._end_process, [late])
-        timer.daemon = True
-        timer.start()
-        try:
-            connect(students, cluster)
-        finally:
-            timer.cancel()
 
     def _end_process(self, loss: SessionLostError) -> None:
         """End this process, whose main thread waits for a Ray session that will not answer."""

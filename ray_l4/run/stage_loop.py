@@ -62,6 +62,8 @@ class StageLoop:
         self._membership = membership
         self._evaluators = evaluators
         self._lost_before: Collection[int] = ()
+        self._forgets = False
+        """Whether the scores of the epochs that are learned next are taken again."""
         """The students that were lost before the attempt that failed last."""
         self._disk = disk
         self._run_log = RunLog(context.directory)
@@ -155,6 +157,9 @@ class StageLoop:
         training = self._trainer.begin(assignments, state, self._between)
         position = None if state is None else state.position
         first, losses = (1, {}) if position is None else (position.epoch, position.validation)
+        if self._forgets:  # without a peer, what is learned again ends with other weights
+            self._scoring.forget(self._state.stages_done, first)
+            self._forgets = False
         if first > 1:
             for stage in sorted({own.stage for own in assignments}):
                 self._scoring.request_begun(stage, first, self._checkpoints.descriptions)
@@ -227,8 +232,8 @@ class StageLoop:
         done = self._state.stages_done
         self._scoring.cancel()
         self._scoring.request_missing(done, self._checkpoints.descriptions)
+        self._forgets = self._forgets or with_other_weights
         if with_other_weights:
-            self._scoring.forget(done, self._states.first_epoch(done))
             for evaluator in self._evaluators:  # a checkpoint of the same name has other weights
                 evaluator.forget()
 

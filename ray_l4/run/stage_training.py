@@ -285,6 +285,7 @@ class StageTraining:
         """
         membership = self._membership
         roll = membership.roll_call()
+        self._states.finish()  # one that was asked for in the steps under way is not taken
         if not roll.lost or membership.topology.frozen & roll.lost.keys() or not roll.next_steps:
             raise error
         membership.drop(roll.lost)

@@ -6,23 +6,23 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.rpc import PerRank
-from ray_l4.errors import PeerError, RunDirectoryError
+from ray_l4.errors import DamagedError, PeerError
 from ray_l4.run.context import RunContext
 from ray_l4.run.state_keeper import StateKeeper
 from ray_l4.setup.stage_plan import Assignment
+from ray_l4.store.atomic import remove_if_there
 from ray_l4.store.states import (
     Learning,
     Position,
     State,
     discard_states,
-    read_position,
     read_state,
     states,
     write_state,
@@ -95,36 +95,36 @@ class States:
     def newest(self, assignments: Sequence[Assignment]) -> State | None:
         """Return the newest state from which these assignments can continue; None to begin with the stage's start.
 
-        A damaged state is passed over, with a warning.
+        A newer one that is damaged or does not fit is removed, with a warning: it would count as the newest for ever.
+        Raises RunDirectoryError if one cannot be read.
         """
         self.finish()
         run = self._context.directory
         for folder in states(run, min(own.stage for own in assignments)):
             try:
                 state = read_state(folder)
-            except RunDirectoryError as error:
-                self._context.progress.add_event(f"warning: {error} An earlier state is used.")
-                continue
-            known = {(own.slot, own.student, own.stage) for own in state.position.workers}
-            if known >= {(own.slot, own.student, own.stage) for own in assignments} and self._has_ranks(state):
+                why = self._unfit(folder, state, assignments)
+            except DamagedError as error:
+                why = str(error)
+            if why is None:
                 return state
+            self._context.progress.add_event(f"warning: {why} It is removed; the run goes on from before it.")
+            self._disk.submit(remove_if_there, folder).result()
         return None
-
-    def first_epoch(self, stage: int) -> int:
-        """Return the epoch with which a stage under way would go on."""
-        for folder in states(self._context.directory, stage):
-            with suppress(RunDirectoryError):
-                return read_position(folder).epoch
-        return 1
 
     def discard(self, stage: int) -> None:
         """Remove the states of a finished stage and of earlier ones, in the background."""
         self._disk.submit(discard_states, self._context.directory, stage).add_done_callback(_log_error)
 
-    def _has_ranks(self, state: State) -> bool:
-        """Return whether a state is of students with as many ranks as they have now."""
+    def _unfit(self, folder: Path, state: State, assignments: Sequence[Assignment]) -> str | None:
+        """Return why ``assignments`` cannot continue from a state; None if they can."""
         ranks = self._context.cluster.students.shards_per_student
-        return all(len(parts) == ranks for parts in state.parts.values())
+        if any(len(parts) != ranks for parts in state.parts.values()):
+            return f"{folder} is of students of another number of ranks."
+        known = {(own.slot, own.student, own.stage) for own in state.position.workers}
+        if not known >= {(own.slot, own.student, own.stage) for own in assignments}:
+            return f"{folder} is of other students than those that learn now."
+        return None
 
     def _is_written(self) -> bool:
         if self._writing is not None and not self._writing.done():
@@ -139,8 +139,8 @@ class States:
         names = {f"student {slot}, state": references for slot, references in asked.items()}
         values = self._membership.students[0].rpc.get_all(names, limit)
         parts = {slot: values[f"student {slot}, state"] for slot in asked}
-        write_state(self._context.directory, position, figures, parts)
-        discard_states(self._context.directory, position.stage, self._config.states)
+        newest = write_state(self._context.directory, position, figures, parts)
+        discard_states(self._context.directory, position.stage, self._config.states, newest)
         log.info("state of stage %d, epoch %d, %d steps", position.stage, position.epoch, position.num_steps)
 
     def _log_failure(self, writing: Future[None]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
+from ray_l4.errors import DamagedError
 from ray_l4.methods import Topology
 from ray_l4.metrics.troubled_training import Trouble, TroubledTraining
 from ray_l4.run.context import RunContext
 from ray_l4.store.states import State
 from ray_l4.store.warnings import TrainingWarning, read_warnings, write_warnings
+
+log = logging.getLogger("ray_l4.coordinator")
 
 
 class TrainingWatch:
@@ -29,12 +33,19 @@ class TrainingWatch:
     def see(self, stage: int, step: int, figures: Mapping[int, Mapping[str, float]]) -> None:
         """Add the figures of a step by student, and warn of what has newly gone wrong, unless the run has before."""
         for trouble in self._watched[stage].add(step, figures):
-            known = read_warnings(self._context.directory)
+            known = self._known()
             place = (trouble.kind, stage, trouble.student)
             if place not in [(own.kind, own.stage, own.student) for own in known]:
                 message = self._message(stage, trouble)
                 write_warnings(self._context.directory, [*known, TrainingWarning(*place, trouble.step, message)])
                 self._context.progress.add_event(f"warning: {message}")
+
+    def _known(self) -> list[TrainingWarning]:
+        try:
+            return read_warnings(self._context.directory)
+        except DamagedError as error:
+            log.warning("%s They are begun anew.", error)
+            return []
 
     def _message(self, stage: int, trouble: Trouble) -> str:
         name = self._context.setup.stages[stage].name
@@ -42,9 +53,13 @@ class TrainingWatch:
 
     def _earlier(self, state: State) -> list[Mapping[str, Any]]:
         """Return the figures of the steps before ``state``, of all epochs."""
-        rows = self._context.directory.step_figures()
-        epochs = [row for row in rows if row["stage"] in self._watched and row["epoch"] < state.position.epoch]
-        return [*epochs, *(row for row in state.figures if row["stage"] in self._watched)]
+        found: list[Mapping[str, Any]] = [row for row in state.figures if row["stage"] in self._watched]
+        for stage, epoch in product(self._watched, range(1, state.position.epoch)):
+            try:
+                found += self._context.directory.epoch_figures(stage, epoch)
+            except DamagedError as error:
+                log.warning("%s Training is watched without these steps.", error)
+        return found
 
 
 def taught_by_peers(topology: Topology) -> Collection[int]:

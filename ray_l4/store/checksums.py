@@ -10,13 +10,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ray_l4.store.atomic import write_text
 
 SUMS = "SHA256SUMS"
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-_UNCHECKED = "cannot be checked: "
 _ON_PURPOSE = f"if it was changed on purpose, delete {SUMS}"
 
 
@@ -27,40 +27,40 @@ def write_sums(folder: Path) -> None:
 
 def add_sum(path: Path) -> None:
     """Write the checksum of one file anew, beside those of the other files of its folder."""
-    known = _read(path.parent)
-    known = {} if isinstance(known, str) or known is None else known
+    found = _read(path.parent)
+    known = {} if found is None else dict(found.known)
     known.pop(path.name, None)
     _write(path.parent, {file.name: known.get(file.name) or _sum(file) for file in _files(path.parent)})
 
 
 def remove_sums(folder: Path, names: set[str]) -> None:
     """Forget the checksums of files that were removed."""
-    known = _read(folder)
-    if isinstance(known, dict) and names & known.keys():
-        _write(folder, {name: known[name] for name in known if name not in names})
+    found = _read(folder)
+    if found is not None and names & found.known.keys():
+        _write(folder, {name: digest for name, digest in found.known.items() if name not in names})
 
 
 def damage_of(path: Path) -> str | None:
     """Return how a file differs from what was written, worded to follow its path; None if it does not.
 
-    Raises OSError if it cannot be read.
+    Only its own line of the list counts. Raises OSError if it cannot be read.
     """
-    known = _read(path.parent)
-    if known is None:
-        return None
-    return known if isinstance(known, str) else _damage(path, known)
+    found = _read(path.parent)
+    return None if found is None else _damage(path, found.known)
 
 
 def damaged_in(folder: Path, *, except_for: str = "") -> str | None:
-    """Return the first file of ``folder`` that is not as it was written, and how; None if all are.
+    """Return the first file of ``folder`` that is not as it was written, and how; None if all and their list are.
 
     ``except_for``: the end of the names of files that are not looked at. Raises OSError if one cannot be read.
     """
-    known = _read(folder)
-    if isinstance(known, str):
-        return known.removeprefix(_UNCHECKED)
-    for name in sorted(known or ()):
-        how = None if except_for and name.endswith(except_for) else _damage(folder / name, known or {})
+    found = _read(folder)
+    if found is None:
+        return None
+    if not found.is_whole:
+        return f"{folder / SUMS} is damaged"
+    for name in sorted(found.known):
+        how = None if except_for and name.endswith(except_for) else _damage(folder / name, found.known)
         if how is not None:
             return f"{folder / name} {how}"
     return None
@@ -89,15 +89,21 @@ def _write(folder: Path, sums: Mapping[str, str]) -> None:
     write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
 
 
-def _read(folder: Path) -> dict[str, str] | str | None:
-    """Return name -> checksum of the files of a folder; None if they have none; that the list is damaged, if it is."""
+class _Sums(NamedTuple):
+    """The list of a folder."""
+
+    known: Mapping[str, str]
+    """Name -> checksum."""
+    is_whole: bool
+    """Whether all lines of the list could be read."""
+
+
+def _read(folder: Path) -> _Sums | None:
+    """Return the checksums of the files of a folder; None if they have none."""
     try:
-        text = (folder / SUMS).read_text(encoding="utf-8")
+        text = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        return f"{_UNCHECKED}{folder / SUMS} is damaged"
     lines = [_LINE.fullmatch(line) for line in text.splitlines()]
-    if not lines or not all(lines):
-        return f"{_UNCHECKED}{folder / SUMS} is damaged"
-    return {line[2].removeprefix("./"): line[1] for line in lines if line}
+    known = {line[2].removeprefix("./"): line[1] for line in lines if line}
+    return _Sums(known, bool(lines) and all(lines))

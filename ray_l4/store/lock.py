@@ -1,8 +1,8 @@
 """The lock of a folder into which one process at a time may write.
 
-It is ``flock`` of the file ``.lock``, which ends with its process, however that ends. Some network file systems do not
-serve locks. There, a file ``.lock.held`` is the lock: it is created by one process alone, and names it. One that a
-process of this machine left is taken over; one of another machine, which may still be at work, is not.
+It is ``flock`` of a file, such as ``.lock``, which ends with its process, however that ends. Some network file systems
+do not serve locks. There, a file ``.lock.held`` is the lock: it is created by one process alone, and names it. One that
+a process of this machine left is taken over; one of another machine, which may still be at work, is not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -22,30 +23,36 @@ from typing import TextIO
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.unwritable import naming_unwritable
 
-LOCK, HELD = ".lock", ".lock.held"
+LOCK = ".lock"
 _NOT_SERVED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_NAP = 0.1
+"""Seconds between two attempts."""
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``. Raises RunDirectoryError if another process does, or if it cannot be written."""
-    with _opened(folder / LOCK) as file:
+def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock of ``folder``: the file ``name``, or where locks are not served, ``NAME.held``.
+
+    ``patience``: seconds to wait for another process. Raises RunDirectoryError if one holds it for longer, or if the
+    file cannot be written.
+    """
+    with _opened(folder / name) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _within(patience, lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB), BlockingIOError)
         except BlockingIOError:
             file.seek(0)
             raise _in_use(folder, file.read()) from None
         except OSError as error:
             if error.errno not in _NOT_SERVED:
                 raise RunDirectoryError(
-                    f"{folder / LOCK}: cannot be locked ({error.strerror}), so another process could write there as "
+                    f"{folder / name}: cannot be locked ({error.strerror}), so another process could write there as "
                     "well. Use a folder on another file system (--run-dir)."
                 ) from error
-            with _held(folder):
+            with _held(folder, f"{name}.held", patience):
                 yield
             return
-        with naming_unwritable(folder / LOCK):
+        with naming_unwritable(folder / name):
             file.truncate(0)
             file.write(_own())
             file.flush()
@@ -53,15 +60,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, name: str, patience: float) -> Iterator[None]:
     """Hold the lock by a file that no other process can create meanwhile."""
-    path = folder / HELD
-    with naming_unwritable(path), _one_of_this_machine(folder):
-        if path.exists() and _has_ended(path.read_text(encoding="utf-8")):
-            path.unlink()
+    path = folder / name
+    with naming_unwritable(path):
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(_own())
+            _within(patience, lambda: _take(folder, path), FileExistsError)
         except FileExistsError:
             holder = path.read_text(encoding="utf-8")
             raise _in_use(folder, holder, f" If that process has ended, remove {path}.") from None
@@ -69,6 +73,27 @@ def _held(folder: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _take(folder: Path, path: Path) -> None:
+    with _one_of_this_machine(folder):
+        if path.exists() and _has_ended(path.read_text(encoding="utf-8")):
+            path.unlink()
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_own())
+
+
+def _within(patience: float, attempt: Callable[[], None], refusal: type[OSError]) -> None:
+    """Make an attempt until it is not refused; after ``patience`` seconds, the refusal is raised."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            attempt()
+            return
+        except refusal:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_NAP)
 
 
 def _has_ended(holder: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import platform
 import re
@@ -24,8 +25,11 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.redaction import redacted
 from ray_l4.errors import ClusterError, RunDirectoryError
 from ray_l4.store.atomic import write_folder
+from ray_l4.store.names import make_private
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.storage import FAILURES, Storage, join_address, split_address, with_timeout
+
+log = logging.getLogger("ray_l4.coordinator")
 
 _Result = TypeVar("_Result")
 Version: TypeAlias = tuple[int, int]
@@ -35,7 +39,7 @@ MIRROR_NAME_KEY = "mirror"
 """Manifest key of the copy's name, which stays the same if the run directory is renamed."""
 
 _VERSIONS_FILE = ".mirror.json"
-_NOT_COPIED = re.compile(r"\.lock(\.held)?|\.mirror\.json|\..*\.(part|old|gone)")
+_NOT_COPIED = re.compile(r"\.lock(\..*)?|\.mirror\.json|\..*\.(part|old|gone)")
 """Names of files and folders that are not part of the results."""
 
 _WRITTEN_LAST = ("state.json", "summary.json", "config.yaml")
@@ -111,7 +115,12 @@ class Mirror:
             missing = [name for name in ("config.yaml", "state.json") if name not in sizes]
             if missing:
                 raise RunDirectoryError(f"{self.address}: not the copy of a run (no {' and no '.join(missing)} in it)")
-            write_folder(folder, lambda temporary: self._unless_stalled(lambda: self._download(sizes, temporary)))
+
+            def fill(temporary: Path) -> None:
+                make_private(temporary)
+                self._unless_stalled(lambda: self._download(sizes, temporary))
+
+            write_folder(folder, fill)
 
     @property
     def _storage(self) -> Storage:
@@ -188,8 +197,13 @@ class Mirror:
         self._storage.write(_VERSIONS_FILE, io.BytesIO(json.dumps(versions).encode()))
 
     def _read_versions(self) -> dict[str, Version]:
-        versions = json.loads(self._storage.read(_VERSIONS_FILE))
-        return {name: (num_bytes, modified) for name, (num_bytes, modified) in versions.items()}
+        """Read the list of versions. A damaged one is as good as none: everything is copied again."""
+        try:
+            versions = json.loads(self._storage.read(_VERSIONS_FILE))
+            return {name: (int(num_bytes), int(modified)) for name, (num_bytes, modified) in versions.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("%s/%s: damaged; all files are copied again (%s)", self.address, _VERSIONS_FILE, error)
+            return {}
 
     def _download(self, sizes: Mapping[str, int], folder: Path) -> None:
         """Download all files to ``folder``. They keep their times, so that the next push does not copy them again."""
@@ -220,7 +234,10 @@ def mirror_of(run: RunDirectory, cluster: ClusterConfig) -> Mirror | None:
 
 
 def _same_yaml(one: bytes, other: bytes) -> bool:
-    return one == other or yaml.safe_load(one) == yaml.safe_load(other)
+    try:
+        return one == other or yaml.safe_load(one) == yaml.safe_load(other)
+    except yaml.YAMLError:
+        return False
 
 
 def _files(run_path: Path) -> Iterator[tuple[str, Version]]:

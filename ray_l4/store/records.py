@@ -19,7 +19,7 @@ from ray_l4.store.checksums import add_sum, write_sums
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.sealed import write_record
 from ray_l4.store.tables import read_table
-from ray_l4.store.weight_files import damage
+from ray_l4.store.weight_files import find_damage
 
 log = logging.getLogger("ray_l4.coordinator")
 
@@ -98,12 +98,16 @@ def read_weights(folder: Path) -> np.ndarray:
 def undamaged(path: Path) -> np.ndarray:
     """Read the bytes of a safetensors file.
 
-    Raises DamagedError if it is missing, not as long as its header says, or has not the checksum of its folder.
+    Raises DamagedError if it is missing, not as long as its header says, or has not the checksum of its folder, and
+    RunDirectoryError if the storage does not read it.
     """
-    damaged = damage(path) if path.is_file() else "is missing"
-    if damaged is not None:
-        raise DamagedError(f"{path} {damaged}. {_LOST_FILE}")
-    return np.fromfile(path, dtype=np.uint8)
+    try:
+        damaged = find_damage(path) if path.is_file() else "is missing"
+        if damaged is None:
+            return np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error.strerror}). Resume the run when it can.") from error
+    raise DamagedError(f"{path} {damaged}. {_LOST_FILE}")
 
 
 def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predictions: Mapping[str, list[Any]]) -> None:
@@ -114,7 +118,7 @@ def write_score(run: RunDirectory, cell: Cell, record: Mapping[str, Any], predic
 
 def write_steps(run: RunDirectory, stage: int, epoch: int, rows: Sequence[Mapping[str, float]]) -> None:
     """Write the figures of one epoch."""
-    write_table(run.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet", steps_table(rows))
+    write_table(run.steps(stage, epoch), steps_table(rows))
 
 
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

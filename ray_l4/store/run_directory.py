@@ -25,10 +25,11 @@ During a run only the coordinator writes here, so nodes do not need to share a d
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -40,12 +41,14 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import finish_replacements, write_text
-from ray_l4.store.lock import locked
+from ray_l4.store.lock import LOCK, locked
 from ray_l4.store.names import file_part, make_private
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
 from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
 from ray_l4.store.unwritable import unwritable_message
+
+log = logging.getLogger("ray_l4.coordinator")
 
 
 class RunState(BaseModel):
@@ -85,8 +88,13 @@ class Cell:
         return f"{self.checkpoint}.{file_part(self.task)}"
 
 
+_STEP = ("stage", "step", "student")
+"""Columns that say which step of whom figures are of."""
 SECONDS = ("forward_seconds", "wait_seconds", "backward_seconds", "idle_seconds")
 """Columns of a step's figures whose sum is the time of a student's steps."""
+_WRITER = f"{LOCK}.writer"
+_WRITER_PATIENCE = 20.0
+"""Seconds for a coordinator to end whose command has been killed."""
 _CLAIM = ".claim"
 """File that is there while a run directory is created."""
 _REPLACED = ("checkpoints", "states", "guards", "replay", "debug", "teachers")
@@ -141,8 +149,23 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the directory for this process. Raises RunDirectoryError if another process holds the lock."""
+        """Lock the directory for this process, the command.
+
+        Raises RunDirectoryError if another command holds the lock, or if one that was killed has left a coordinator
+        that still writes.
+        """
         with locked(self.path):
+            with self.writing():
+                pass
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Lock the directory for the coordinator, and put in order what one that ended while it wrote has left.
+
+        Waits for one that is about to end. Raises RunDirectoryError if it does not.
+        """
+        with locked(self.path, _WRITER, patience=_WRITER_PATIENCE):
             for name in _REPLACED:
                 finish_replacements(self.path / name)
             yield
@@ -211,16 +234,24 @@ class RunDirectory:
         """Return the file of the state of a student's guard after ``stage``."""
         return self.path / "guards" / f"stage-{stage}.student-{student}.safetensors"
 
+    def steps(self, stage: int, epoch: int) -> Path:
+        """Return the file of the figures of an epoch's steps."""
+        return self.path / "steps" / f"stage-{stage}.epoch-{epoch}.parquet"
+
     def scores(self) -> dict[Cell, dict[str, Any]]:
         """Read all scores. Raises RunDirectoryError if one of them is damaged."""
         found: dict[Cell, dict[str, Any]] = {}
+        for path, cell in self.score_files():
+            record = read_record(path, Score)
+            found[replace(cell, task=str(record.get("task", cell.task)))] = record
+        return found
+
+    def score_files(self) -> Iterator[tuple[Path, Cell]]:
+        """Yield the files of all scores. The task is that of the file's name, which may be shortened."""
         for path in sorted((self.path / "scores").glob("stage-*.json")):
             match = _CELL.fullmatch(path.name)
             if match:
-                record = read_record(path, Score)
-                task = str(record.get("task", unquote(match[4])))  # the name of the file may be shortened
-                found[Cell(int(match[1]), int(match[2]), int(match[3]), task)] = record
-        return found
+                yield path, Cell(int(match[1]), int(match[2]), int(match[3]), unquote(match[4]))
 
     def score(self, cell: Cell) -> dict[str, Any]:
         """Read one score; empty if there is none. Raises RunDirectoryError if it is damaged."""
@@ -229,14 +260,30 @@ class RunDirectory:
 
     def step_figures(self) -> Sequence[dict[str, Any]]:
         """Read the figures of all steps and students, in order of stage, step and student."""
-        needed = ("stage", "step", "student")
-        tables = (read_table(path, needed, optional=None) for path in (self.path / "steps").glob("*.parquet"))
+        tables = (read_table(path, _STEP, optional=None) for path in (self.path / "steps").glob("*.parquet"))
         rows = [row for table in tables if table is not None for row in table.to_pylist()]
         return sorted(rows, key=lambda row: (row["stage"], row["step"], row["student"]))
 
+    def epoch_figures(self, stage: int, epoch: int) -> list[dict[str, Any]]:
+        """Read the figures of the steps of an epoch; none if there are none. Raises RunDirectoryError if damaged."""
+        table = read_table(self.steps(stage, epoch), _STEP, optional=None)
+        return [] if table is None else table.to_pylist()
+
     def num_steps(self, stages: int) -> int:
-        """Return the number of steps of the first ``stages`` stages, each counted once for all its students."""
-        return len({(row["stage"], row["step"]) for row in self.step_figures() if row["stage"] < stages})
+        """Return the number of steps of the first ``stages`` stages, each counted once for all its students.
+
+        A damaged file is left out, with a warning: training does not need it.
+        """
+        found = 0
+        for path in (self.path / "steps").glob("*.parquet"):
+            try:
+                table = read_table(path, _STEP)
+            except DamagedError as error:
+                log.warning("%s Its steps are not counted.", error)
+                continue
+            rows = {} if table is None else table.select(["stage", "step"]).to_pydict()
+            found += len({step for stage, step in zip(*rows.values(), strict=True) if stage < stages}) if rows else 0
+        return found
 
     def has_finished(self) -> bool:
         """Return whether the run has finished. Its command may have ended before it wrote ``report.md``."""

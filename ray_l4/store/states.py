@@ -130,10 +130,15 @@ def read_position(folder: Path) -> Position:
 
 @contextmanager
 def _naming_damage(folder: Path) -> Iterator[None]:
-    """Within this context, raise DamagedError for whatever is wrong with the content of a state's files."""
+    """Within this context, raise DamagedError for whatever is wrong with the content of a state's files.
+
+    A file that the storage does not read raises RunDirectoryError.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise RunDirectoryError(f"{error.filename or folder}: cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{folder}: damaged ({type(error).__name__}: {error}).") from error
 
 
@@ -145,12 +150,18 @@ def newest_step(run: RunDirectory, stage: int) -> int:
     return 0
 
 
-def discard_states(run: RunDirectory, before_stage: int, keep: int = 0) -> None:
-    """Remove the states of stages before ``before_stage``, and of that stage all but the newest ``keep``."""
+def discard_states(run: RunDirectory, before_stage: int, keep: int = 0, newest: Path | None = None) -> None:
+    """Remove the states of stages before ``before_stage``, and of that stage all but the newest ``keep``.
+
+    ``newest``: the one that was written last. Those with more steps are older ones of more students, of whom one has
+    been lost since, and are removed as well.
+    """
     for path, name in list(_folders(run)):
         if int(name[1]) < before_stage:
             remove_if_there(path)
-    for path in states(run, before_stage)[keep:]:
+    found = states(run, before_stage)
+    further = 0 if newest is None else found.index(newest)
+    for path in (*found[:further], *found[further + keep :]):
         remove_if_there(path)
 
 

@@ -5,6 +5,7 @@ A column of one name has one type in all files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -82,7 +83,10 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
             others = present if optional is None else [name for name in optional if name in present]
             table = file.read(list(dict.fromkeys([*columns, *others])))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DamagedError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
+        # Errors of the system have a number; Arrow raises OSError without one for damage, too.
+        unreadable = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EISDIR, errno.ELOOP)
+        failure = RunDirectoryError if unreadable else DamagedError  # the storage may answer again
+        raise failure(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
     for name in table.column_names:
         kind = _KINDS.get(name)
         wrong = None if kind is None else _wrong(table.column(name), kind, kind.missing or name not in columns)

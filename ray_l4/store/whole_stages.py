@@ -12,7 +12,7 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import remove_if_there
 from ray_l4.store.checkpoints import checkpoints
 from ray_l4.store.checksums import remove_sums
-from ray_l4.store.record_types import Validation
+from ray_l4.store.record_types import Score, Validation
 from ray_l4.store.run_directory import Cell, RunDirectory, read_record
 from ray_l4.store.weight_files import find_damage, find_damaged_file
 
@@ -70,6 +70,16 @@ def whole_stages(run: RunDirectory, needed: Needed, done: int) -> Whole:
             "the run. If the file is lost, remove it: a resumed run then goes back to the stage before it."
         ) from error
     return Whole(done, found)
+
+
+def damaged_scores(run: RunDirectory) -> Iterator[tuple[Path, DamagedError]]:
+    """Yield the scores that are damaged and can be taken again, since the checkpoint is there."""
+    for path, cell in run.score_files():
+        try:
+            read_record(path, Score)
+        except DamagedError as error:
+            if run.checkpoint(cell.stage, cell.epoch, cell.student).is_dir():
+                yield path, error
 
 
 def return_to(run: RunDirectory, stages: int, save: Callable[[], None]) -> None:

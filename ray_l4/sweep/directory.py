@@ -97,7 +97,7 @@ class SweepDirectory:
         """Write the report of each run that was killed after writing its summary and before its report."""
         for entry in self._recorded()["trials"]:
             run = RunDirectory(self.path / entry["folder"])
-            if _has_finished(run.path) and not (run.path / "report.md").is_file():
+            if run.has_finished() and not (run.path / "report.md").is_file():
                 write_text(run.path / "report.md", run_report(FinishedRun.open(run.path)))
 
     def discard(self, trial: Trial) -> None:
@@ -109,7 +109,7 @@ class SweepDirectory:
         """Write the table of all finished trials to ``table.md`` and return it; None if no trial has finished."""
         record = self._recorded()
         runs = [RunDirectory(self.path / entry["folder"]) for entry in record["trials"]]
-        finished = [FinishedRun.open(run.path) for run in runs if _has_finished(run.path)]
+        finished = [FinishedRun.open(run.path) for run in runs if run.has_finished()]
         if not finished:
             return None
         missing = len(runs) - len(finished)
@@ -142,11 +142,7 @@ class SweepDirectory:
                 _check_only_run_files(path)
             return "new"
         _check_same_settings(path, RunDirectory(path).experiment(), trial.experiment)
-        return "done" if _has_finished(path) else "begun"
-
-
-def _has_finished(path: Path) -> bool:
-    return (path / "summary.json").is_file()
+        return "done" if RunDirectory(path).has_finished() else "begun"
 
 
 def _entry(trial: Trial) -> dict[str, object]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 import pytest
 import ray
 
@@ -34,3 +37,27 @@ def test_a_local_ray_that_does_not_start(
     with pytest.raises(ClusterError, match="cannot use a Ray cluster at this machine") as caught:
         connection.connect(1, ClusterConfig())
     assert type(caught.value) is kind and str(error).rstrip(".") in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
+def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can interrupt Ray's own start; a stopped control store kept it waiting without bound."""
+    ended: list[int] = []
+    hangs = threading.Event()
+
+    def end(code: int) -> None:
+        ended.append(code)
+        hangs.set()
+
+    def init(**options: object) -> None:
+        assert hangs.wait(20.0)
+        raise ConnectionError("the process would have ended by now")
+
+    monkeypatch.setattr(connection, "Watchdog", NoWatchdog)
+    monkeypatch.setattr(connection, "check_answers", lambda address: None)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(os, "_exit", end)
+    profile = ClusterConfig.model_validate({"ray": {"address": address}, "timeouts": {"start": 0.2}})
+    with pytest.raises(ClusterError, match="would have ended"):
+        connection.connect(1, profile)
+    assert ended == [6]

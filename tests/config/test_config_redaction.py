@@ -40,6 +40,11 @@ def test_a_command_line_is_kept_without_secrets(words: list[str], kept: str | No
         ("abfs://container@account/x", "abfs://container@account/x"),
         (f"https://user:{SECRET}@host, twice: http://a:{SECRET}@b", "https://user:***@host, twice: http://a:***@b"),
         (f"401 for hf_{SECRET}", "401 for hf_***"),
+        (f"no s3://b/x?secret_key={SECRET}&scheme=http.", "no s3://b/x?secret_key=***&scheme=http."),
+        (f"failed: tool --token {SECRET} --seed 1", "failed: tool --token *** --seed 1"),
+        (f"failed: tool --api-key={SECRET}", "failed: tool --api-key=***"),
+        (f"git clone https://{SECRET}@host/x", "git clone https://***@host/x"),
+        ("run --key-column a and a --monkey b", "run --key-column a and a --monkey b"),
         ("12 tokens: 3 per second; key: value", "12 tokens: 3 per second; key: value"),
     ],
 )

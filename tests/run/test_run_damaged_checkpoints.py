@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_l4.config.model import ModelConfig
-from ray_l4.errors import ModelError, PeerLostError, RunDirectoryError
+from ray_l4.errors import DamagedError, ModelError, PeerLostError, RunDirectoryError
 from ray_l4.learner.models import build_model, load_folder
-from ray_l4.run.going_back import whole_part
+from ray_l4.run.going_back import go_back, whole_part
 from ray_l4.run.session import Session
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -214,3 +215,38 @@ def test_storage_that_cannot_be_read_now_is_not_taken_for_damaged(
     with pytest.raises(RunDirectoryError, match=r"student-0/\S+: cannot be read \(Input/output error\)"):
         small.start(setup, small.cluster("in_process"), run)
     assert run.state().stages_done == 1 and small.weights(run), "nothing is removed"
+
+
+UNNEEDED: dict[str, Callable[[RunDirectory], Path]] = {
+    "the timeline": lambda run: run.path / "timeline.parquet",
+    "figures of steps": lambda run: run.steps(0, 1),
+    "a score": lambda run: min((run.path / "scores").glob("stage-0.*.json")),
+}
+
+
+@pytest.mark.parametrize("name", UNNEEDED)
+def test_a_damaged_file_that_training_does_not_need_stops_no_run(
+    name: str, undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path
+) -> None:
+    expected = undisturbed("lamol", {})
+    setup, run = small.new_run(small.quick("lamol"), small.cluster("in_process"), tmp_path / "run")
+    small.finish(small.start(setup, small.cluster("in_process"), run))
+    (run.path / "summary.json").unlink()
+    run.save_state(run.state().model_copy(update={"stages_done": 1}))
+    path = UNNEEDED[name](run)
+    flip(path, len(path.read_bytes()) // 2)
+    session = small.start(setup, small.cluster("in_process"), run)
+    small.finish(session)
+    assert not warnings_of(session), "no stage is learned again"
+    small.assert_equal(run, expected)
+
+
+def test_damage_that_learning_again_would_not_mend_ends_the_run(
+    undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path
+) -> None:
+    run = RunDirectory(shutil.copytree(undisturbed("lamol", {}).path, tmp_path / "run"))
+    setup, before = small.prepare(small.quick("lamol")), sorted(run.path.rglob("*"))
+    damage = DamagedError(f"{run.path / 'teachers'}: damaged")
+    with ThreadPoolExecutor(1) as disk, pytest.raises(DamagedError, match="teachers: damaged"):
+        go_back(run, setup, damage, lambda done: pytest.fail("nothing is undone"), disk, pytest.fail)
+    assert sorted(run.path.rglob("*")) == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,8 @@ def test_evaluators_may_die_and_stop_as_often_as_they_like_while_scores_come_in(
     for number in [signal.SIGKILL] * KILLS + [signal.SIGSTOP]:
         scores = len(list(run.scores()))
         until(lambda scores=scores: len(list(run.scores())) > scores)  # type: ignore[misc]
-        (victim,) = set(actor_processes("Evaluator")) - others - set(struck)
+        until(lambda: len(_alive(others, struck)) == 1)  # a score may come in before the next evaluator is there
+        (victim,) = _alive(others, struck)
         os.kill(victim, number)
         struck.append(victim)
     summary = small.finish(session)
@@ -50,3 +51,8 @@ def test_evaluators_may_die_and_stop_as_often_as_they_like_while_scores_come_in(
     assert log.count("evaluator 0 is replaced") == KILLS + 1
     assert "no sign of life for 4 s (timeouts.control)" in log
     until(lambda: not any(Path(f"/proc/{process}").exists() for process in struck))
+
+
+def _alive(others: set[int], struck: Sequence[int]) -> set[int]:
+    """Return the evaluators of this test that were not struck."""
+    return set(actor_processes("Evaluator")) - others - set(struck)

@@ -10,10 +10,8 @@ from types import FrameType
 
 import pytest
 
-from ray_l4.errors import SessionLostError
-from ray_l4.run import session as session_module
 from ray_l4.run.coordinator import Coordinator
-from ray_l4.run.session import LocalSession, RaySession, open_session
+from ray_l4.run.session import LocalSession, open_session
 from tests.run import run_fixtures as small
 
 
@@ -74,29 +72,3 @@ def test_a_session_that_has_not_begun_is_closed_at_once(session: LocalSession) -
     began = time.monotonic()
     session.close()
     assert time.monotonic() - began < 1
-
-
-def test_a_ray_that_hangs_while_it_starts_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing can interrupt Ray's own start; a stopped control store kept it waiting without bound."""
-    profile = small.cluster("object_store", timeouts={"start": 0.2})
-    setup, run = small.new_run(small.quick("lamol"), profile, tmp_path / "run")
-    opened = open_session(setup, profile, run)
-    assert isinstance(opened, RaySession)
-    ended: list[SessionLostError] = []
-    hangs = threading.Event()
-
-    def end(loss: SessionLostError) -> None:
-        ended.append(loss)
-        hangs.set()
-
-    def connect(*given: object) -> None:
-        assert hangs.wait(20.0)
-        raise loss_of_the_test
-
-    loss_of_the_test = SessionLostError("the process would have ended by now")
-    monkeypatch.setattr(session_module.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(session_module, "connect", connect)
-    monkeypatch.setattr(opened, "_end_process", end)
-    with pytest.raises(SessionLostError, match="would have ended"):
-        opened.begin()
-    assert [str(loss) for loss in ended] == ["ray: it has not started within 0.2 s (timeouts.start)"]

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from ray_l4.cluster.spawn import LocalSpawner
+from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import DependencyLostError, PeerLostError, RunDirectoryError
 from ray_l4.run.context import StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
+from ray_l4.run.states import States
+from ray_l4.setup.setup import Setup
 from ray_l4.store import states as files
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.workers.evaluator import Evaluator
@@ -99,14 +102,17 @@ def _lost_1(membership: Any) -> Any:
     return RollCall({1: "its process died"}, {0: 0})
 
 
+def stopped_after(steps: int, setup: Setup, profile: ClusterConfig, run: RunDirectory) -> None:
+    context = new_context(setup, profile, run)
+    Coordinator(replace(context, progress=small.StopAfter(context, steps)), LocalSpawner, 1).run()
+
+
 def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path) -> None:
     config, profile = small.quick("lamol", checkpoint={"every_steps": 3}), small.cluster("in_process")
     expected, _ = small.complete_run(config, profile, tmp_path / "expected")
     setup, run = small.new_run(config, profile, tmp_path / "run")
-    context = new_context(setup, profile, run)
-    context = replace(context, progress=small.StopAfter(context, 14))
     with pytest.raises(StoppedError):
-        Coordinator(context, LocalSpawner, 1).run()
+        stopped_after(14, setup, profile, run)
     newest, older = files.states(run, 0)
     part = newest / "student-0.rank-0.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
@@ -115,7 +121,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path) -> None:
     assert files.read_state(older).position.num_steps < files.read_position(newest).num_steps
     session = small.start(setup, profile, run)
     small.finish(session)
-    assert any("An earlier state is used" in line for line in session.snapshot().events)
+    assert any("goes on from before it" in line for line in session.snapshot().events)
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
 
@@ -192,3 +198,38 @@ def test_states_are_found_the_newest_first(tmp_path: Path) -> None:
     assert [files.read_position(folder).num_steps for folder in files.states(run, 0)] == [100, 12, 9, 8]
     files.discard_states(run, 0, keep=2)
     assert [files.read_position(folder).num_steps for folder in files.states(run, 0)] == [100, 12]
+
+
+def test_a_state_of_fewer_students_stays_although_it_adds_up_to_fewer_steps(tmp_path: Path) -> None:
+    _, run = small.new_run(small.quick("l4"), small.cluster("in_process"), tmp_path / "run")
+    for steps in (297, 300, 240):
+        (run.path / "states" / f"stage-1.steps-{steps}").mkdir(parents=True)
+    files.discard_states(run, 1, 2, run.path / "states" / "stage-1.steps-240")
+    assert [path.name for path in files.states(run, 1)] == ["stage-1.steps-240"]
+    (run.path / "states" / "stage-1.steps-244").mkdir()
+    (run.path / "states" / "stage-1.steps-248").mkdir()
+    files.discard_states(run, 1, 2, run.path / "states" / "stage-1.steps-248")
+    assert [path.name for path in files.states(run, 1)] == ["stage-1.steps-248", "stage-1.steps-244"]
+
+
+@pytest.mark.parametrize("change", ["damage", "ranks"])
+def test_a_state_that_cannot_be_used_makes_room_for_new_ones(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of more steps than the next ones are, and would be taken for the newest for ever."""
+    config, profile = small.quick("lamol", checkpoint={"every_steps": 3, "states": 1}), small.cluster("in_process")
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    with pytest.raises(StoppedError):
+        stopped_after(15, setup, profile, run)
+    (unusable,) = files.states(run, 0)
+    before = files.read_position(unusable).num_steps
+    if change == "damage":
+        part = unusable / "student-0.rank-0.safetensors"
+        part.write_bytes(part.read_bytes()[:-1])
+    else:
+        monkeypatch.setattr(States, "_unfit", lambda *_: "it is of students of another number of ranks.")
+    with pytest.raises(StoppedError):
+        stopped_after(8, setup, profile, run)
+    monkeypatch.undo()
+    (newest,) = files.states(run, 0)
+    assert 8 <= files.read_position(newest).num_steps < before

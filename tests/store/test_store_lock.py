@@ -6,13 +6,17 @@ import errno
 import fcntl
 import os
 import platform
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_l4.errors import RunDirectoryError, UnwritableError
-from ray_l4.store.lock import HELD, LOCK, locked
+from ray_l4.store.lock import LOCK, locked
+
+HELD = f"{LOCK}.held"
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP])
@@ -21,7 +25,7 @@ def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     original = fcntl.flock
 
     def flock(file: Any, operation: int) -> None:
-        if Path(file.name).name == LOCK:
+        if Path(file.name).name == LOCK and request.param is not None:
             raise OSError(request.param, os.strerror(request.param))
         original(file, operation)
 
@@ -36,6 +40,27 @@ def test_a_file_is_the_lock_where_none_is_served(tmp_path: Path, without_locks: 
             pass
         assert (tmp_path / HELD).exists(), "the other one's attempt changes nothing"
     assert not (tmp_path / HELD).exists()
+
+
+@pytest.mark.parametrize("without_locks", [None, errno.ENOLCK], indirect=True)
+def test_one_waits_for_a_lock_that_is_about_to_be_free(tmp_path: Path, without_locks: None) -> None:
+    ended = threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path):
+            held.set()
+            time.sleep(0.5)
+            ended.set()
+
+    held, holder = threading.Event(), threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(10.0)
+    with pytest.raises(RunDirectoryError, match="in use by"), locked(tmp_path, patience=0.1):
+        pass
+    assert not ended.is_set()
+    with locked(tmp_path, patience=10.0):
+        assert ended.is_set()
+    holder.join()
 
 
 @pytest.mark.parametrize("mine", [True, False])

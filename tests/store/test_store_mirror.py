@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -116,8 +117,21 @@ def test_a_pulled_run_does_not_need_to_be_copied_again(run: RunDirectory, storag
     again = tmp_path / "elsewhere" / "again"
     Mirror.at(str(storage / "one")).pull(again)
     assert tree(again) == expected
+    assert stat.S_IMODE(again.stat().st_mode) == 0o700, "closed to others as the run was"
     assert RunDirectory.open(again).experiment() == EXPERIMENT
     assert Mirror(str(storage), "one").push(again) == 0
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"a": 1}'])
+def test_a_damaged_list_of_versions_costs_a_copy_and_nothing_else(
+    damaged: str, run: RunDirectory, storage: Path, tmp_path: Path
+) -> None:
+    Mirror(str(storage), "one").push(run.path)
+    (storage / "one" / ".mirror.json").write_text(damaged, encoding="utf-8")
+    assert Mirror(str(storage), "one").push(run.path) > 1
+    (storage / "one" / ".mirror.json").write_text(damaged, encoding="utf-8")
+    Mirror.at(str(storage / "one")).pull(tmp_path / "again")
+    assert tree(tmp_path / "again") == tree(run.path)
 
 
 def test_files_that_change_or_disappear_during_a_push(run: RunDirectory, storage: Path) -> None:

@@ -147,6 +147,17 @@ def test_only_one_process_at_a_time_holds_the_lock(run: RunDirectory) -> None:
         pass
 
 
+def test_a_coordinator_that_outlives_its_command_is_waited_for_and_named(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_l4.store.run_directory._WRITER_PATIENCE", 0.1)
+    refused = pytest.raises(RunDirectoryError, match=r"in use by process \d+")
+    with run.writing(), refused, RunDirectory.open(run.path).lock():
+        pass
+    with run.lock(), run.writing():
+        pass
+
+
 def test_an_error_releases_the_lock(run: RunDirectory) -> None:
     with pytest.raises(KeyboardInterrupt), run.lock():
         raise KeyboardInterrupt
