@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.run.command_log import CommandLog
-from ray_l4.run.session import open_session
+from ray_l4.run.session import Session, open_session
 from ray_l4.run.teachers import named_teachers
 from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.rank_check import check_ranks
@@ -70,9 +71,10 @@ def run(
             setup = _prepared(experiment, cluster)
         directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **_manifest(command, setup)})
         with directory.lock():
-            log.keep_in(directory.log(_COMMAND_LOG))
-            write_folder(directory.path / "tokenizer", setup.tokenizer.save)
-            _go(setup, cluster, directory, log)
+            with _resumable(directory, log):
+                log.keep_in(directory.log(_COMMAND_LOG))
+                session = _session(setup, cluster, directory, log)
+            _go(session, cluster, directory, log)
 
 
 def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
@@ -82,27 +84,37 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
     """
     cluster = _with_absolute_storage(cluster)
     with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
-        log.keep_in(directory.log(_COMMAND_LOG))
-        experiment, manifest = directory.experiment(), directory.manifest()
-        fingerprint = begun_fingerprint(directory)
-        check_experiment(directory.path / "config.yaml", experiment, manifest)
-        _check_mirror(directory, cluster, console)
-        with console.status("reading and tokenising data"):
-            setup = _prepared(experiment, cluster, directory.state().lost_students)
-        if setup.fingerprint() != fingerprint:
-            raise RunDirectoryError(
-                f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
-                "be comparable. Restore the old data, or start a new run."
-            )
-        changed = changed_versions(begun_versions(directory), {"python": _python(), **_versions()})
-        if changed:
-            log.say(
-                f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
-                "of a run that was not interrupted."
-            )
-        write_folder(directory.path / "tokenizer", setup.tokenizer.save)
-        write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
-        _go(setup, cluster, directory, log)
+        with _resumable(directory, log):
+            log.keep_in(directory.log(_COMMAND_LOG))
+            setup = _setup_again(directory, cluster, log)
+            write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
+            session = _session(setup, cluster, directory, log)
+        _go(session, cluster, directory, log)
+
+
+def _setup_again(directory: RunDirectory, cluster: ClusterConfig, log: CommandLog) -> Setup:
+    """Return the setup of a run that goes on.
+
+    Raises RunDirectoryError if it is not that with which the run began, or if its copy belongs to another run.
+    """
+    experiment, manifest = directory.experiment(), directory.manifest()
+    fingerprint = begun_fingerprint(directory)
+    check_experiment(directory.path / "config.yaml", experiment, manifest)
+    _check_mirror(directory, cluster, log.console)
+    with log.console.status("reading and tokenising data"):
+        setup = _prepared(experiment, cluster, directory.state().lost_students)
+    if setup.fingerprint() != fingerprint:
+        raise RunDirectoryError(
+            f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
+            "be comparable. Restore the old data, or start a new run."
+        )
+    changed = changed_versions(begun_versions(directory), {"python": _python(), **_versions()})
+    if changed:
+        log.say(
+            f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
+            "of a run that was not interrupted."
+        )
+    return setup
 
 
 def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
@@ -123,20 +135,32 @@ def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collec
     return setup
 
 
-def _go(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: CommandLog) -> None:
+def _session(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: CommandLog) -> Session:
+    write_folder(directory.path / "tokenizer", setup.tokenizer.save)
     log.say(f"run directory: {directory.path}")
-    session = open_session(setup, cluster, directory)
+    return open_session(setup, cluster, directory)
+
+
+def _go(session: Session, cluster: ClusterConfig, directory: RunDirectory, log: CommandLog) -> None:
     try:
-        with log.console.status("starting"):
-            session.begin()
-        watch(session, log.console, log.say)
-        finished = FinishedRun(session.result(), directory)
-    except KeyboardInterrupt:
-        log.say(f"stopping; to continue: ray-l4 resume {shlex.quote(str(directory.path))}")
-        raise
+        with _resumable(directory, log):
+            with log.console.status("starting"):
+                session.begin()
+            watch(session, log.console, log.say)
+            finished = FinishedRun(session.result(), directory)
     finally:
         session.close()
     _conclude(finished, cluster, log)
+
+
+@contextmanager
+def _resumable(directory: RunDirectory, log: CommandLog) -> Iterator[None]:
+    """Within this context, a command that is stopped says how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.say(f"stopping; to continue: ray-l4 resume {shlex.quote(str(directory.path))}")
+        raise
 
 
 def _check_mirror(directory: RunDirectory, cluster: ClusterConfig, console: Console) -> None:
