@@ -1,4 +1,7 @@
-"""Whether the results of two runs are equal, bit for bit: weights, scores, answers, replay, figures of all steps."""
+"""Whether the results of two runs are equal, bit for bit.
+
+Weights, scores, answers, replay, guards, validation, warnings, the summary, and figures of all steps.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-_TIMES = "_seconds"
-"""End of the names of columns that hold durations, in which runs differ."""
+from ray_l4.store.sealed import SEAL
+
+_TIMES = "seconds"
+"""End of the names of columns and values that hold durations, in which runs differ."""
+_OF_THE_PROCESSES = ("peak_memory_bytes", "restarts", "exchange", SEAL)
+"""What else of a record tells how a run was carried out, not what it learned; and the checksum, which covers both."""
 
 
 def differences(found: Path, expected: Path) -> list[str]:
@@ -38,9 +45,10 @@ def _weights(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _score(path: Path) -> Any:
+def _record(path: Path) -> str:
+    """Return a record as text: NaN equals itself."""
     record = json.loads(path.read_bytes())
-    return {key: value for key, value in record.items() if not key.endswith("seconds")}
+    return repr({k: v for k, v in record.items() if not k.endswith(_TIMES) and k not in _OF_THE_PROCESSES})
 
 
 def _rows(path: Path) -> list[str]:
@@ -56,13 +64,16 @@ def _steps(path: Path) -> list[str]:
 
 
 _READERS: dict[str, Any] = {
-    "checkpoints/*/*/*/model.safetensors": _weights,
-    "scores/*.json": _score,
+    "checkpoints/*/*/*/*.safetensors": _weights,
+    "scores/*.json": _record,
+    "validation/*.json": _record,
+    "warnings.json": _record,
+    "summary.json": _record,
     "predictions/*.parquet": _rows,
     "replay/*.parquet": _rows,
     "guards/*.safetensors": _weights,
     "steps/*.parquet": _steps,
-    "teachers/checkpoints/*/*/*/model.safetensors": _weights,
+    "teachers/checkpoints/*/*/*/*.safetensors": _weights,
 }
 
 

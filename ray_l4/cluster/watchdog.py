@@ -47,10 +47,6 @@ class Watchdog:
         """Name the folder of the Ray session that has started. It is removed in the end."""
         os.write(self._pipe, f"{session}\n".encode())
 
-    def close(self) -> None:
-        """End what is left of the sessions now."""
-        os.close(self._pipe)
-
 
 def pattern_of(command: int, sessions: list[Path]) -> re.Pattern[bytes]:
     """Return what the command line or an open file of a process of these sessions contains.

@@ -27,6 +27,7 @@ from analysis.faults.steps import dealt_out, repeated_steps
 from analysis.faults.subjects import SUBJECTS, stages_of, write_files
 from analysis.faults.table import json_lines, markdown
 from ray_l4.config.loading import load_cluster, load_experiment
+from ray_l4.store.sealed import write_record
 from ray_l4.workers.log import DEBUG_VARIABLE
 from tests.faults.test_faults_sessions import RUNS as RUNS_OF_SESSIONS
 from tests.faults.test_faults_workers import RUNS as RUNS_OF_WORKERS
@@ -102,11 +103,15 @@ def test_what_a_process_is(title: str, kind: str) -> None:
     assert kind_of(title) == kind
 
 
-def write_run(folder: Path, weights: bytes = b"w", loss: float = float("nan"), repeats: int = 1) -> Path:
+def write_run(
+    folder: Path, weights: bytes = b"w", loss: float = float("nan"), repeats: int = 1, epoch: int = 1
+) -> Path:
     for place in ("checkpoints/stage-0/epoch-1/student-0", "steps", "scores"):
         (folder / place).mkdir(parents=True)
     (folder / "checkpoints/stage-0/epoch-1/student-0/model.safetensors").write_bytes(weights)
     (folder / "scores/stage-0.epoch-1.student-0.a.json").write_text('{"values": {"em": 1.0}}')
+    summary = {"validation": {"0": epoch}, "final": loss, "wall_seconds": time.perf_counter(), "restarts": id(folder)}
+    write_record(folder / "summary.json", summary)
     row = {"stage": 0, "step": 3, "student": 0, "loss": loss, "wait_seconds": time.perf_counter()}
     pq.write_table(pa.Table.from_pylist([row] * repeats), folder / "steps/stage-0.epoch-1.parquet")
     return folder
@@ -125,6 +130,8 @@ def test_every_difference_is_found(tmp_path: Path) -> None:
     assert any("model.safetensors: differs" in line for line in differences(write_run(tmp_path / "w", b"v"), expected))
     assert any("steps" in line for line in differences(write_run(tmp_path / "l", loss=2.0), expected))
     assert any("2 times" in line for line in differences(write_run(tmp_path / "r", loss=1.0, repeats=2), expected))
+    chosen = write_run(tmp_path / "chosen", loss=1.0, epoch=2)
+    assert differences(chosen, expected) == ["summary.json: differs"]
     lost = write_run(tmp_path / "lost", loss=1.0)
     (lost / "scores/stage-0.epoch-1.student-0.a.json").unlink()
     assert differences(lost, expected) == ["scores/stage-0.epoch-1.student-0.a.json: missing"]

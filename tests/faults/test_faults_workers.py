@@ -47,4 +47,4 @@ RUNS = {
 def test_after_faults_of_workers_the_results_are_those_of_the_undisturbed_run(
     name: str, references: References, tmp_path: Path
 ) -> None:
-    check(RUNS[name], references, tmp_path / "run")
+    check(RUNS[name], references, tmp_path)
