@@ -24,7 +24,7 @@ RUNS = {
         ],
     ),
     "evaluators": Disturbed(
-        "validation",
+        "lamol",
         [
             Fault("kill", "evaluator", "start"),
             Fault("kill", "student", "checkpoint"),

@@ -14,7 +14,7 @@ import pytest
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import DamagedError, ModelError, PeerLostError, RunDirectoryError
 from ray_l4.learner.models import build_model, load_folder
-from ray_l4.run.going_back import go_back, whole_part
+from ray_l4.run.going_back import go_back, go_back_if_damaged, whole_part
 from ray_l4.run.session import Session
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -115,6 +115,52 @@ def test_a_resumed_run_goes_back_to_the_last_whole_stage(
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
     assert whole_part(run, setup).damage is None
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_a_run_goes_back(
+    undisturbed: Callable[[str, dict[str, Any]], RunDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far it got, the next one goes back as well, and the run ends as an undisturbed one."""
+    expected = undisturbed("lamol", {})
+    setup, stopped = small.stopped_run(small.quick("lamol"), tmp_path / "stopped", "learning mini.woz")
+    flip(finished_stage(stopped) / "model.safetensors")
+
+    class KilledError(Exception):
+        """Stands for the end of the process."""
+
+    deaths = 0
+    for after in range(99):
+        folder, left = tmp_path / str(after), [after]
+        shutil.copytree(stopped.path, folder)
+        run = RunDirectory.open(folder)
+        monkeypatch.undo()
+        for module, name in ((Path, "unlink"), (shutil, "rmtree"), (RunDirectory, "save_state")):
+            monkeypatch.setattr(module, name, _until(getattr(module, name), left, KilledError))
+        try:
+            go_back_if_damaged(run, setup, lambda line: None)
+        except KilledError:
+            deaths += 1
+        monkeypatch.undo()
+        small.finish(small.start(setup, small.cluster("in_process"), run))
+        small.assert_equal(run, expected)
+        assert figures(run) == figures(expected)
+        shutil.rmtree(folder)
+        if left[0] >= 0:
+            break
+    assert deaths > 4, "several files and folders were to be removed"
+
+
+def _until(change: Callable[..., Any], left: list[int], error: type[Exception]) -> Callable[..., Any]:
+    """Return ``change`` for the first ``left`` calls, and what raises ``error`` after that."""
+
+    def changed(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return change(*arguments, **named)
+
+    return changed
 
 
 def test_of_three_stages_the_last_whole_one_is_used(tmp_path: Path) -> None:

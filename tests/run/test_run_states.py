@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +56,29 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_an_undisturbed_one(case: 
     left_out = "_seconds|bytes_sent" if case == "students in turn" else "_seconds"
     assert figures(run, left_out) == figures(expected, left_out)
     assert not list((run.path / "states").glob("*")), "states are removed with the end of their stage"
+
+
+def test_states_are_taken_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every minute by ``every_minutes``, however many steps it took."""
+    clock, taken = [0.0], list[int]()
+
+    def write(run: RunDirectory, position: files.Position, *others: Any) -> Path:
+        taken.append(position.num_steps)
+        return files.write_state(run, position, *others)
+
+    def backward(self: Student, fence: int, step: int, *tickets: Any) -> dict[str, float]:
+        clock[0] += 12.0
+        return original(self, fence, step, *tickets)
+
+    original = Student.backward
+    monkeypatch.setattr(Student, "backward", backward)
+    monkeypatch.setattr("ray_l4.run.states.write_state", write)
+    monkeypatch.setattr("ray_l4.run.states.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    config = small.quick("finetune", checkpoint={"every_minutes": 1})
+    small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
+    assert taken[0] == 5 and len(taken) > 3, "five steps of 12 s make a minute"
+    steps = [later - earlier for earlier, later in pairwise(taken) if later > earlier]
+    assert min(steps) >= 5, "later if one that comes due has to wait for the one before"
 
 
 def test_replay_on_record_is_not_generated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
