@@ -41,7 +41,7 @@ class Moments:
 
     def victims(self, fault: Fault) -> list[int]:
         """Return the processes that the fault may befall now, if the run is in its phase; none if it is not."""
-        return self._processes_of(fault.whom) if self._is_in(fault.phase) else []
+        return self._processes_of(fault.whom) if self._is_in(fault.phase, fault.whom) else []
 
     def delay(self, phase: str) -> float:
         """Return how many seconds to wait in a phase, so that not only its first moments are tried."""
@@ -60,14 +60,15 @@ class Moments:
         since = None if self._nodes else driver  # those of an earlier session may not have ended yet
         return self._processes.of_kind(whom, since)
 
-    def _is_in(self, phase: str) -> bool:
-        doing = self._processes.doing
-        trained = self._processes.last_forward(self._drivers[-1] if self._drivers else None)
-        if phase in ("start", "resume"):
-            return not trained and (phase == "start") == (len(self._drivers) <= 1)
+    def _is_in(self, phase: str, whom: str) -> bool:
+        doing, driver = self._processes.doing, self._drivers[-1] if self._drivers else None
+        if phase in ("start", "resume"):  # an evaluator starts while the students learn already
+            worker = "evaluator" if whom == "evaluator" else "student"
+            return not self._processes.last_work(worker, driver) and (phase == "start") == (len(self._drivers) <= 1)
         if phase == "exchange":  # one waits for the predictions of the other
             return 0 < len(doing("Student.backward")) < len(self._processes.of_kind("student"))
         if phase == "transition":  # a stage is committed, and the next one is not yet learned
+            trained = self._processes.last_work("student", driver)
             with suppress(OSError):
                 committed = (self._command.run / "state.json").stat().st_mtime
                 return trained > 0.0 and committed > time.time() - (time.monotonic() - trained)

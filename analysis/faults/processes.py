@@ -11,6 +11,7 @@ MARK = "RAY_L4_FAULTS_MARK"
 
 _ACTORS = {"ray::Student": "student", "ray::Evaluator": "evaluator", "ray::CoordinatorActor": "coordinator"}
 _PROGRAMS = {"raylet": "raylet", "gcs_server": "gcs"}
+_WORK = {"ray::Student.forward", "ray::Evaluator.replay", "ray::Evaluator.answer", "ray::Evaluator.score"}
 _SCAN_SECONDS = 0.1
 _LOOKS = 10
 """A process that is not marked is looked at again so often: while it begins, its environment is empty."""
@@ -73,9 +74,11 @@ class Processes:
         self._looks: dict[int, int] = {}
         """How often a process that is not marked was looked at."""
         self._begun: dict[int, int] = {}
+        self._kinds: dict[int, str] = {}
         self._next_scan = 0.0
         self.titles: dict[int, str] = {}
-        self._forwards: dict[int, float] = {}
+        self._worked: dict[int, float] = {}
+        """Students that were seen to learn, and evaluators that were seen at work, and when they last were."""
 
     def poll(self) -> None:
         """Look at all processes."""
@@ -88,13 +91,14 @@ class Processes:
                 continue
             title = read_title(pid)
             self.titles[pid] = title or before
-            if title == "ray::Student.forward":
-                self.note_forward(pid, now)
+            if title in _WORK:
+                self.note_work(kind_of(title), pid, now)
 
-    def note_forward(self, pid: int, when: float) -> None:
-        """Note the monotonic time at which a student was seen to learn."""
-        self._forwards[pid] = when
+    def note_work(self, kind: str, pid: int, when: float) -> None:
+        """Note the monotonic time at which a student was seen to learn, or an evaluator at work."""
+        self._worked[pid] = when
         self._begun.setdefault(pid, start_of(pid))
+        self._kinds[pid] = kind
 
     def of_kind(self, kind: str, since: int | None = None) -> list[int]:
         """Return the processes of a kind that run and are not stopped, oldest first.
@@ -110,13 +114,14 @@ class Processes:
         wanted = {f"ray::{call}" for call in calls}
         return [pid for pid, title in self.titles.items() if title in wanted and runs(pid)]
 
-    def last_forward(self, since: int | None) -> float:
-        """Return the monotonic time at which a student was last seen to learn; 0 if none was.
+    def last_work(self, kind: str, since: int | None) -> float:
+        """Return the monotonic time at which a student was last seen to learn, or an evaluator at work; 0 if never.
 
-        ``since``: a process; students that are older than that do not count.
+        ``since``: a process; workers that are older than that do not count.
         """
         earliest = 0 if since is None else start_of(since)
-        return max((when for pid, when in self._forwards.items() if self._begun[pid] >= earliest), default=0.0)
+        own = (pid for pid in self._worked if self._kinds[pid] == kind and self._begun[pid] >= earliest)
+        return max((self._worked[pid] for pid in own), default=0.0)
 
     def alive(self) -> Mapping[int, str]:
         """Return all marked processes that have not ended, stopped ones included, with their titles."""

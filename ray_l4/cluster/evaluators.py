@@ -1,20 +1,15 @@
-"""The evaluators of a run: started, watched, replaced and ended."""
+"""The evaluators of a run: started, replaced and ended. ``WorkQueue`` waits for them, and notices their loss."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import overload
 
 from ray_l4.cluster.handles import EvaluatorHandle
-from ray_l4.cluster.rpc import get
-from ray_l4.errors import PeerError, PeerLostError
 
 MOST_DEATHS = 3
 """Deaths of one evaluator at its start, one after the other, or of evaluators at one job, before the run ends."""
-
-_NAP_SECONDS = 0.05
 
 log = logging.getLogger("ray_l4.coordinator")
 
@@ -52,34 +47,6 @@ class Evaluators(Sequence[EvaluatorHandle]):
         log.warning("evaluator %d is replaced: %s", index, why)
         self._handles[index].end()
         self._handles[index] = self._start(index)
-
-    def await_start(self, limit: float) -> None:
-        """Wait until all are ready; one that dies, hangs or is late (``limit`` seconds) is started again.
-
-        Raises the error of one that fails, PeerError for one that was lost ``MOST_DEATHS`` times.
-        """
-        starting = {index: (own.ready(), time.monotonic()) for index, own in enumerate(self._handles)}
-        deaths = dict.fromkeys(starting, 0)
-        while starting:
-            for index, (reference, since) in list(starting.items()):
-                handle = self._handles[index]
-                try:
-                    overdue = time.monotonic() - since > limit
-                    if handle.rpc.ready([reference]) or overdue:
-                        get(handle.rpc, reference, 0 if overdue else limit, f"evaluator {index}, start")
-                        del starting[index]
-                    elif (why := handle.silence()) is not None:
-                        raise PeerLostError(f"evaluator {index}, start: {why}")
-                except PeerLostError as error:
-                    deaths[index] += 1
-                    if not self.replaceable:
-                        raise
-                    if deaths[index] == MOST_DEATHS:
-                        raise PeerError(f"{error}; it was started {MOST_DEATHS} times") from error
-                    self.replace(index, str(error))
-                    starting[index] = self._handles[index].ready(), time.monotonic()
-            if starting:
-                time.sleep(_NAP_SECONDS)
 
     def end(self) -> None:
         """End all evaluators."""

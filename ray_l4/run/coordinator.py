@@ -97,9 +97,9 @@ class Coordinator:
         lost = context.directory.state().lost_students
         spawner = self._make_spawner(setup, context.cluster, plan.peers, lost)
         membership = Membership(spawner, context.cluster, setup.topology, lost)
-        evaluators = spawner.evaluators()
+        evaluators = None if self._begins_with_training() else spawner.evaluators()
         membership.await_start()
-        evaluators.await_start(context.cluster.timeouts.start)
+        evaluators = evaluators or spawner.evaluators()  # they load their libraries while the students learn
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk") as disk:
             loop = StageLoop(context, state, plan, spawner, membership, evaluators, teachers, disk)
             try:
@@ -108,6 +108,12 @@ class Coordinator:
                 loop.fetch_logs()
         membership.end()
         evaluators.end()
+
+    def _begins_with_training(self) -> bool:
+        """Return whether students learn at once; otherwise evaluators may have to generate replay first."""
+        run = self._context.directory
+        stages_done = run.state().stages_done
+        return stages_done == 0 or newest_step(run, stages_done) > 0
 
     def _train_teachers(self) -> tuple[RunDirectory | None, float]:
         """Train the task teachers if they are not trained yet.

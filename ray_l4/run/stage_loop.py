@@ -62,9 +62,9 @@ class StageLoop:
         self._membership = membership
         self._evaluators = evaluators
         self._lost_before: Collection[int] = ()
+        """The students that were lost before the attempt that failed last."""
         self._forgets = False
         """Whether the scores of the epochs that are learned next are taken again."""
-        """The students that were lost before the attempt that failed last."""
         self._disk = disk
         self._run_log = RunLog(context.directory)
         limits = context.cluster.timeouts

@@ -53,7 +53,7 @@ class _Running:
 
 
 class WorkQueue:
-    """Hands jobs to evaluators, and a job whose evaluator is lost to another one.
+    """Hands jobs to evaluators once they are ready, and a job whose evaluator is lost to another one.
 
     A lost evaluator is replaced, however many were lost before: only a job that was under way at several losses, or an
     evaluator that cannot start, ends the run. The result of a job is taken once, from the call that counts.
@@ -62,8 +62,7 @@ class WorkQueue:
     def __init__(
         self, rpc: Rpc, evaluators: Evaluators, timeout: float, timeline: Timeline, start_timeout: float = math.inf
     ) -> None:
-        """``timeout``: seconds that one job may take. ``start_timeout``: seconds without any evaluator that is ready,
-        while others are started in their places."""
+        """``timeout``: seconds that one job may take. ``start_timeout``: seconds until an evaluator has to be ready."""
         self._rpc = rpc
         self._evaluators = evaluators
         self._timeout = timeout
@@ -71,9 +70,12 @@ class WorkQueue:
         self._timeline = timeline
         self._waiting: deque[_Task] = deque()
         self._running: dict[Ref[Any], _Running] = {}
-        self._idle = list(range(len(evaluators)))
-        self._starting: dict[Ref[None], tuple[int, float]] = {}
-        """Evaluators that were started in place of lost ones, and since when they have been starting."""
+        self._idle: list[int] = []
+        now = time.monotonic()
+        self._starting: dict[Ref[None], tuple[int, float]] = {
+            evaluator.ready(): (index, now) for index, evaluator in enumerate(evaluators)
+        }
+        """Evaluators that are not ready yet, and since when they have been starting."""
         self._failed_starts: Counter[int] = Counter()
         """How often in a row an evaluator was lost before it was ready."""
 
@@ -185,11 +187,15 @@ class WorkQueue:
                 self._idle.remove(evaluator)
                 self._replace(evaluator, why)
         for reference, (evaluator, since) in list(self._starting.items()):
-            late = time.monotonic() - since > self._start_timeout and len(self._starting) == len(self._evaluators)
-            why = f"not ready within {self._start_timeout:g} s (timeouts.start)" if late else None
-            why = why or self._evaluators[evaluator].silence()
-            if why is not None:
-                self._lose_start(reference, PeerLostError(f"evaluator {evaluator}, start: {why}"))
+            why = self._evaluators[evaluator].silence()
+            late = f"not ready within {self._start_timeout:g} s (timeouts.start)"
+            if why is None and time.monotonic() - since <= self._start_timeout:
+                continue
+            if why is None and len(self._starting) < len(self._evaluators):  # there may be no room for it; others work
+                del self._starting[reference]
+                self._replace(evaluator, late)
+                continue
+            self._lose_start(reference, PeerLostError(f"evaluator {evaluator}, start: {why or late}"))
 
     def _replace(self, evaluator: int, why: str) -> None:
         self._evaluators.replace(evaluator, why)

@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_l4.cluster import membership as membership_module
-from ray_l4.cluster.evaluators import Evaluators
-from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.membership import Membership, levelled
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.cluster import ClusterConfig
@@ -136,24 +134,19 @@ def test_lost_students_cannot_be_changed_from_outside() -> None:
 # --- start
 
 
-def test_start_waits_for_every_student_and_evaluator() -> None:
+def test_start_waits_for_every_student() -> None:
     team = Team(complete(3), lost={1: "gone"})
     team.membership.await_start()
-    Evaluators([EvaluatorHandle(team.rpc, Member(0)) for _ in range(2)]).await_start(7.0)
-    who = ["student 0, start", "student 2, start", "evaluator 0, start", "evaluator 1, start"]
-    assert [own for own, _ in team.rpc.waits] == who
+    assert [own for own, _ in team.rpc.waits] == ["student 0, start", "student 2, start"]
     assert all(seconds == pytest.approx(7.0, abs=2.0) for _, seconds in team.rpc.waits)
 
 
-@pytest.mark.parametrize("who", ["student", "evaluator"])
-def test_what_keeps_a_worker_from_starting_is_raised(who: str) -> None:
+def test_what_keeps_a_student_from_starting_is_raised() -> None:
     error = ModelError("no such model")
     team = Team(complete(2))
-    evaluator = Member(0)
-    (team.members[1] if who == "student" else evaluator).error = error
+    team.members[1].error = error
     with pytest.raises(ModelError) as caught:
         team.membership.await_start()
-        Evaluators([EvaluatorHandle(team.rpc, evaluator)]).await_start(7.0)
     assert caught.value is error
 
 

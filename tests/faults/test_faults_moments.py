@@ -57,7 +57,7 @@ def phases(command: Command, workers: list[int], first: str, second: str) -> set
     moments = Moments(command, processes, None, random.Random(0))
     moments.look()
     processes.titles = dict(zip(workers, (f"ray::{first}", f"ray::{second}"), strict=True))
-    processes.note_forward(workers[0], time.monotonic())
+    processes.note_work("student", workers[0], time.monotonic())
     return {phase for phase in PHASES if moments.victims(Fault("kill", "command", phase))}
 
 
@@ -89,13 +89,26 @@ def test_a_run_starts_until_a_student_learns_and_is_between_stages_once_one_is_c
     assert moments.victims(Fault("kill", "student", "start")) == sorted(workers)
     assert moments.victims(Fault("kill", "evaluator", "start")) == []
     assert moments.victims(Fault("kill", "command", "resume")) == [], "it is the first session"
-    processes.note_forward(workers[0], time.monotonic() - 0.1)
+    processes.note_work("student", workers[0], time.monotonic() - 0.1)
     assert moments.victims(Fault("kill", "student", "start")) == []
     command.run.mkdir()
     (command.run / "state.json").touch()
     assert moments.victims(Fault("kill", "command", "transition")) == [command.pid]
-    processes.note_forward(workers[0], time.monotonic() + 1.0)
+    processes.note_work("student", workers[0], time.monotonic() + 1.0)
     assert moments.victims(Fault("kill", "command", "transition")) == []
+
+
+def test_an_evaluator_starts_while_students_learn_until_it_works(command: Command, workers: list[int]) -> None:
+    processes = Processes("nobody's")
+    moments = Moments(command, processes, None, random.Random(0))
+    moments.look()
+    student, evaluator = workers
+    processes.titles = {student: "ray::Student.forward", evaluator: "ray::Evaluator"}
+    processes.note_work("student", student, time.monotonic())
+    assert moments.victims(Fault("kill", "evaluator", "start")) == [evaluator]
+    assert moments.victims(Fault("kill", "student", "start")) == []
+    processes.note_work("evaluator", evaluator, time.monotonic())
+    assert moments.victims(Fault("kill", "evaluator", "start")) == []
 
 
 def test_what_is_known_of_a_process(workers: list[int]) -> None:

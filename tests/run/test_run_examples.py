@@ -31,6 +31,9 @@ from tests.run.worker_fixtures import StandIn
 class Generator:
     """Generates, from weights and a seed, token ids of which a third are no valid pseudo-example."""
 
+    def ready(self) -> None:
+        """An object of this process is."""
+
     def __init__(self, setup: Setup) -> None:
         self.ans = setup.tokenizer.ans
 

@@ -116,6 +116,9 @@ def test_every_pseudo_example_has_a_seed_of_its_own(tok: TaskTokenizer) -> None:
 class Parrot:
     """An evaluator whose pseudo-examples show their task token and seed; those with an odd seed have no ANS token."""
 
+    def ready(self) -> None:
+        """An object of this process is."""
+
     def __init__(self, tok: TaskTokenizer) -> None:
         self.tok = tok
         self.asked: list[tuple[str, Any, Any, list[int], list[int]]] = []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.cluster.evaluators import Evaluators
+from ray_l4.cluster.evaluators import MOST_DEATHS, Evaluators
 from ray_l4.cluster.handles import EvaluatorHandle
 from ray_l4.cluster.rpc import LocalRpc, Ref
 from ray_l4.errors import DependencyLostError, PeerError, PeerLostError
@@ -22,17 +22,24 @@ from ray_l4.store.run_directory import RunDirectory
 
 
 class Manual:
-    """An RPC whose references count its calls; ``finish`` makes some ready."""
+    """An RPC whose references count its calls; ``finish`` makes some ready. Evaluators are ready once they started."""
 
     def __init__(self) -> None:
         self.submitted: list[tuple[Any, str, tuple[Any, ...]]] = []
-        self.finished: dict[int, Any] = {}
+        self.finished: dict[Any, Any] = {}
 
     def call(self, worker: Any, method: Callable[..., Any], *arguments: Any) -> Any:
+        if method.__name__ == "ready":
+            self.finish(("ready", worker), self.how_started(worker))
+            return "ready", worker
         self.submitted.append((worker, method.__name__, arguments))
         return len(self.submitted) - 1
 
-    def finish(self, reference: int, value: Any = None) -> None:
+    def how_started(self, worker: Any) -> PeerError | None:
+        """Return the error of a worker that cannot start."""
+        return None
+
+    def finish(self, reference: Any, value: Any = None) -> None:
         self.finished[reference] = value
 
     def ready(self, references: Sequence[Any]) -> list[Any]:
@@ -253,6 +260,9 @@ def test_every_job_is_done_once_however_the_workers_finish(workers: int, count: 
 class Shouting:
     """An evaluator whose scores are the names in capitals."""
 
+    def ready(self) -> None:
+        """An object of this process is."""
+
     def score(self, name: str, predictions: Sequence[str]) -> str:
         return name.upper()
 
@@ -323,22 +333,26 @@ class Spans:
 
 
 class Mortal(Manual):
-    """An RPC whose evaluators may die; each new one is ready at once."""
+    """An RPC whose evaluators may die."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ended: list[Any] = []
         self.silent: set[Any] = set()
         """Evaluators that hang."""
+        self.slow: set[Any] = set()
+        """Evaluators that are never ready."""
+        self.stillborn: dict[Any, PeerError] = {}
+        """Evaluators that cannot start, and how they fail."""
+
+    def how_started(self, worker: Any) -> PeerError | None:
+        return self.stillborn.get(worker)
+
+    def ready(self, references: Sequence[Any]) -> list[Any]:
+        return [own for own in super().ready(references) if own not in [("ready", worker) for worker in self.slow]]
 
     def silence(self, worker: Any) -> str | None:
         return "no sign of life" if worker in self.silent else None
-
-    def call(self, worker: Any, method: Callable[..., Any], *arguments: Any) -> Any:
-        reference = super().call(worker, method, *arguments)
-        if method.__name__ == "ready":
-            self.finish(reference)
-        return reference
 
     def get_all(self, references: Mapping[str, Sequence[Any]], timeout: float) -> dict[str, list[Any]]:
         for who, owns in references.items():
@@ -358,9 +372,9 @@ class Mortal(Manual):
         return [call for call in calls if call[0] not in self.finished]
 
 
-def mortal(count: int, timeout: float = 30) -> tuple[Mortal, Evaluators, WorkQueue]:
+def mortal(count: int, timeout: float = 30, rpc: Mortal | None = None) -> tuple[Mortal, Evaluators, WorkQueue]:
     """A queue whose evaluators are numbered in the order in which they were started."""
-    rpc, started = Mortal(), iter(range(1000))
+    rpc, started = rpc or Mortal(), iter(range(1000))
 
     def start(index: int) -> EvaluatorHandle:
         return EvaluatorHandle(rpc, next(started))  # type: ignore[arg-type]
@@ -442,3 +456,68 @@ def test_what_a_job_was_given_being_lost_is_no_fault_of_its_evaluator() -> None:
     with pytest.raises(DependencyLostError):
         queue.poll()
     assert rpc.ended == []
+
+
+@pytest.mark.parametrize("deaths", range(MOST_DEATHS))
+def test_an_evaluator_that_dies_at_its_start_is_started_again(deaths: int) -> None:
+    rpc = Mortal()
+    rpc.stillborn = dict.fromkeys(range(deaths), PeerLostError("its process died"))
+    _, pool, queue = mortal(1, rpc=rpc)
+    queue.add(jobs(["a"]))
+    for _ in range(deaths + 1):
+        queue.poll()
+    assert rpc.ended == list(range(deaths)) and pool[0].worker == deaths
+    assert [worker for _, worker, _ in rpc.served()] == [deaths]
+
+
+def test_one_that_dies_at_every_start_ends_the_run_with_the_cause() -> None:
+    rpc = Mortal()
+    rpc.stillborn = dict.fromkeys(range(9), PeerLostError("its process died"))
+    _, _, queue = mortal(1, rpc=rpc)
+    with pytest.raises(PeerError, match="evaluator 0, start: its process died; it was started 3 times"):
+        queue.wait(lambda: False, lambda: None)
+    assert rpc.ended == [0, 1]
+
+
+def test_an_error_that_another_start_would_meet_again_is_raised_at_once() -> None:
+    rpc = Mortal()
+    rpc.stillborn = {0: PeerError("no such model")}
+    _, _, queue = mortal(2, rpc=rpc)
+    with pytest.raises(PeerError, match="no such model"):
+        queue.poll()
+    assert rpc.ended == []
+
+
+def test_one_that_hangs_at_its_start_is_started_again() -> None:
+    rpc = Mortal()
+    rpc.slow.add(0)
+    _, pool, queue = mortal(1, rpc=rpc)
+    queue.poll()
+    assert pool[0].worker == 0, "it takes its time"
+    rpc.silent.add(0)
+    queue.poll()
+    assert rpc.ended == [0] and pool[0].worker == 1
+
+
+@pytest.mark.parametrize("others_work", [True, False])
+def test_one_that_is_never_ready_is_started_again(others_work: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without end while another one works, as there may be no room for it now; three times if there is none."""
+    clock, rpc = Clock(monkeypatch), Mortal()
+    _, pool, queue = mortal(1 + others_work, rpc=rpc)
+    rpc.slow.update({0, *range(2, 99)} if others_work else range(99))
+    for number in range(2 if not others_work else 9):
+        queue.poll()
+        clock.now += 99
+        queue.poll()
+        assert len(rpc.ended) == number, "not before the limit"
+        clock.now += 2
+        queue.poll()
+        assert len(rpc.ended) == number + 1
+    if others_work:
+        queue.add(jobs(["a"]))
+        queue.poll()
+        assert [worker for _, worker, _ in rpc.served()] == [1] and pool[1].worker == 1
+        return
+    clock.now += 101
+    with pytest.raises(PeerError, match=r"not ready within 100 s \(timeouts.start\); it was started 3 times"):
+        queue.poll()
