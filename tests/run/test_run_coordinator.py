@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ray_l4.cluster.membership import Membership
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import start
@@ -56,6 +59,33 @@ def test_curves_of_a_stage_learned_again_replace_the_first_ones(tmp_path: Path) 
     run.save_state(RunState(stages_done=1))
     small.finish(start(setup, profile, run))
     assert [event.step for event in curves(run).Scalars("loss/student-0")] == list(range(steps))
+
+
+def test_evaluators_start_after_the_students_unless_replay_may_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, config = small.cluster("in_process"), small.quick("lamol")
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    started: list[tuple[str, int, bool]] = []
+
+    def noting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            done = run.state().stages_done
+            started.append((name, done, any(run.path.glob(f"states/stage-{done}.*"))))
+            return original(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(Membership, "await_start", noting("students", Membership.await_start))
+    monkeypatch.setattr(LocalSpawner, "evaluators", noting("evaluators", LocalSpawner.evaluators))
+    small.run_with_stops(setup, profile, run, 13)
+    run.save_state(RunState(stages_done=1))
+    small.finish(start(setup, profile, run))
+    assert [name for name, _, _ in started[:2]] == ["students", "evaluators"]
+    assert ("students", 1, True) in started, "a state of the second stage: it had its replay"
+    for (first, done, has_state), _ in zip(started[::2], started[1::2], strict=True):
+        assert first == ("evaluators" if done == 1 and not has_state else "students")
+    assert started[-2][0] == "evaluators"
 
 
 def curves(run: RunDirectory) -> EventAccumulator:
