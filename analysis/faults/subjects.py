@@ -15,7 +15,7 @@ import yaml
 from analysis.faults.processes import children_of, kind_of, read_title
 
 _LIMIT = 300.0
-_TIMEOUTS = {"start": 60, "step": 15, "work": 30, "control": 5}
+_TIMEOUTS = {"start": 45, "step": 15, "work": 30, "control": 5}
 """Short, so that what hangs is noticed soon."""
 
 _EXPERIMENT: dict[str, Any] = {

@@ -9,9 +9,10 @@ import resource
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from analysis.fuzz.inputs import Input
 from analysis.fuzz.kinds import KINDS
 
 LIMIT = 10.0
-"""Seconds that a command may take."""
+"""Seconds that a command may take. One that takes longer is slow."""
+PATIENCE = 60.0
+"""Seconds after which a command that has not ended counts as one that hangs."""
 MEMORY = 12 * 2**30
 """Bytes of address space that a command may use, so that a huge number cannot take the whole machine."""
-HANG = "takes longer than the limit"
+HANG = "does not end"
+SLOW = "takes longer than the limit"
 _forking = threading.Lock()
 
 
@@ -56,6 +60,8 @@ class Found:
         name = "hang" if outcome.defect == HANG else "traceback" if outcome.code is None else str(outcome.code)
         self.codes[name] = self.codes.get(name, 0) + 1
         defect = outcome.defect
+        if defect == SLOW:
+            self.codes["slow"] = self.codes.get("slow", 0) + 1
         if outcome.code is not None and outcome.code not in allowed:
             defect = f"exit code {outcome.code} of {given.arguments[0]}: {_last_line(outcome.error)[:60]}"
         if defect:
@@ -96,11 +102,14 @@ def work(job: Job, material: Path, stack: Path, results: Connection) -> None:
             results.send(drawn)
             folder = Path(scratch) / "input"
             folder.mkdir()
-            faulthandler.dump_traceback_later(LIMIT, exit=True, file=traces)
+            began = time.monotonic()
+            faulthandler.dump_traceback_later(PATIENCE, exit=True, file=traces)
             try:
                 outcome = call(drawn, folder)
             finally:
                 faulthandler.cancel_dump_traceback_later()
+            if time.monotonic() - began > LIMIT and not outcome.defect:
+                outcome = replace(outcome, defect=SLOW)
             shutil.rmtree(folder, ignore_errors=True)
             results.send(outcome)
 

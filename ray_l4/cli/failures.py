@@ -17,6 +17,8 @@ from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.store.full_disk import full_disk_message, is_full_disk
 from ray_l4.workers.log import DEBUG_VARIABLE
 
+_MOST_LINES = 50
+"""Lines of a message that are shown; a file may have a mistake in each of its lines."""
 _NAMES = (errno.ENAMETOOLONG,)
 """Errors of a path that no file can have."""
 
@@ -70,8 +72,11 @@ def print_failure(error: Exception, message: str) -> None:
 
     if DEBUG_VARIABLE in os.environ:
         sys.stderr.write(redacted(_tidy("".join(traceback.format_exception(error)))))
+    lines = redacted(message).splitlines()
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES:,} more lines"]
     console = Console(stderr=True, highlight=False)
-    console.print(Text.assemble(("error:", "bold red"), " ", redacted(message)), soft_wrap=True)
+    console.print(Text.assemble(("error:", "bold red"), " ", "\n".join(lines)), soft_wrap=True)
 
 
 def end_at_once(code: int) -> NoReturn:

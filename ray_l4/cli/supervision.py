@@ -82,8 +82,8 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
             return code
         if child.stopped:  # before it could heed the signal, or while it was being ended for another reason
             return interruption.EXIT_CODE
-        # What is left of the session must be gone: its coordinator could still write.
-        gone = end_processes(pattern_of(child.pid, []))
+        # What is left of the session must be gone: its coordinator could still write. What it writes is whole anyway.
+        gone = end_processes(pattern_of(child.pid, []), gently=False)
         if RunDirectory(folder).is_complete():
             return 0  # it died when all was done
         try:

@@ -48,10 +48,12 @@ def table(
     over_epochs: OverEpochsOption = False,
 ) -> None:
     """Print finished runs as a table: variants by tasks, mean and deviation over seeds, beside published values."""
-    from ray_l4.report.out_file import write_out
+    from ray_l4.report.out_file import check_file, write_out
     from ray_l4.report.tables.build import build, chosen_table
     from ray_l4.report.tables.render import format_of
 
+    if out is not None:
+        check_file(out, "--out")
     render = format_of(format, out)
     results = _load(runs, partial, over_epochs)
     text = render(build(results, chosen_table(results, table), student))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.exceptions import AuthenticationError, RayError
 
 from ray_l4.cluster.local_access import draw_token, on_loopback
@@ -126,6 +127,16 @@ def own_node_is_alive() -> bool:
         return any(node["Alive"] and node["NodeID"] == here for node in ray.nodes())
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise SessionLostError(f"ray: the cluster does not answer any more ({first_line(error)})") from error
+
+
+def dead_process() -> str | None:
+    """Return what has died of the local Ray that this process started, the raylet or the GCS; None if neither has.
+
+    Asks the operating system, and so never waits.
+    """
+    node = ray._private.worker._global_node
+    dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
+    return next((kind for kind in dead if kind in (PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET)), None)
 
 
 def check_answers(address: str) -> None:

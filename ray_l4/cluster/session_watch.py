@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ray_l4.cluster.connection import own_node_is_alive
+from ray_l4.cluster.connection import dead_process, own_node_is_alive
 from ray_l4.errors import SessionLostError
 
 _INTERVAL = 1.0
@@ -26,19 +26,23 @@ class SessionWatch:
         limit: float,
         on_unheeded: Callable[[SessionLostError], None],
         is_alive: Callable[[], bool] = own_node_is_alive,
+        dead: Callable[[], str | None] = dead_process,
         interval: float = _INTERVAL,
         grace: float = _GRACE,
     ) -> None:
         """Begin to ask.
 
         ``limit``: seconds without an answer after which the session is lost. ``on_unheeded`` is called on another
-        thread if nobody calls ``loss`` then: whoever should is waiting for the session.
+        thread if nobody calls ``loss`` then: whoever should is waiting for the session. ``is_alive`` asks the cluster
+        and may wait; ``dead`` returns what has died of a local one.
         """
         self._on_unheeded, self._heeded = on_unheeded, threading.Event()
-        self._limit, self._is_alive, self._interval, self._grace = limit, is_alive, interval, grace
+        self._limit, self._interval, self._grace = limit, interval, grace
+        self._is_alive, self._dead = is_alive, dead
         self._answered = time.monotonic()
         self._why = "it does not answer"
         self._node_is_gone = False
+        self._died: str | None = None
         self._doubted: float | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._ask, name="session watch", daemon=True)
@@ -53,6 +57,8 @@ class SessionWatch:
         return loss
 
     def _verdict(self) -> SessionLostError | None:
+        if self._died is not None:
+            return SessionLostError(f"ray: the {self._died} of this machine has died")
         if self._node_is_gone:
             return SessionLostError("ray: the node manager (raylet) of this machine is gone, or does not answer")
         now = time.monotonic()
@@ -70,6 +76,7 @@ class SessionWatch:
 
     def _judge(self) -> None:
         while not self._closed.wait(self._interval):
+            self._died = self._dead()
             loss = self._verdict()
             if loss is not None:
                 if not self._heeded.wait(_UNHEEDED * self._interval) and not self._closed.is_set():

@@ -18,10 +18,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_BY_ITSELF = 2.0
+_BY_ITSELF = 0.5
 """Seconds for Ray's processes to end by themselves."""
-_AFTER_SIGNAL = 2.0
-"""Seconds for them to end after SIGTERM, and again after SIGKILL."""
+_AFTER_SIGNAL = 1.0
+"""Seconds for them to end after SIGTERM: whoever resumes the run has to wait for its coordinator."""
+_AFTER_KILL = 5.0
+"""Seconds for them to disappear after SIGKILL."""
 _INTERVAL = 0.1
 
 
@@ -97,13 +99,17 @@ def _ancestors(process: int, parents: dict[int, int]) -> Iterator[int]:
         yield process
 
 
-def end_processes(pattern: re.Pattern[bytes]) -> bool:
-    """End all of these processes, also stopped ones, first gently; return whether none is left."""
-    for seconds, number in ((_BY_ITSELF, signal.SIGTERM), (_AFTER_SIGNAL, signal.SIGKILL)):
+def end_processes(pattern: re.Pattern[bytes], *, gently: bool = True) -> bool:
+    """End all of these processes, also stopped ones; return whether none is left.
+
+    ``gently``: give them time to end by themselves, and then after SIGTERM.
+    """
+    steps = ((_BY_ITSELF, signal.SIGTERM), (_AFTER_SIGNAL, signal.SIGKILL)) if gently else ((0.0, signal.SIGKILL),)
+    for seconds, number in steps:
         for process in _left_after(seconds, pattern):
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process, number)
-    return not _left_after(_AFTER_SIGNAL, pattern)
+    return not _left_after(_AFTER_KILL, pattern)
 
 
 def _left_after(seconds: float, pattern: re.Pattern[bytes]) -> list[int]:

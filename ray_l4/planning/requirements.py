@@ -95,9 +95,9 @@ class Estimator:
         stored = cluster.exchange.transport_traits.through_object_store
         key = repr((traits, experiment.model_dump(), exchange, stored, batch, gpu))
         if key not in self._steps:
-            names = " and ".join(map(str, peers))
+            who = f"{len(peers)} peers" if len(peers) > 3 else "peer " + " and ".join(map(str, peers))
             self._tell(
-                f"a step of peer {names}: {batch.examples} examples, {batch.at_once} at a time, of {batch.length} "
+                f"a step of {who}: {batch.examples} examples, {batch.at_once} at a time, of {batch.length} "
                 f"tokens, on a {'GPU' if gpu else 'CPU'}, codec {cluster.exchange.codec}"
             )
             vocabulary = vocabulary_of(experiment)

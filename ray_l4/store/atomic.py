@@ -29,8 +29,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` write a temporary file next to ``path``, then rename it to ``path``."""
-    temporary = _beside(path, "part")
     with naming_unwritable(path):
+        temporary = _beside(path, "part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
@@ -125,6 +125,8 @@ def remove_if_there(path: Path) -> None:
 
 def _beside(path: Path, kind: str) -> Path:
     """Return a new name beside ``path``: processes of other nodes may write into the same folder."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}")
 
 

@@ -14,7 +14,7 @@ from analysis.fuzz import workers
 from analysis.fuzz.calls import Outcome, call
 from analysis.fuzz.inputs import Input
 from analysis.fuzz.kinds import KINDS
-from analysis.fuzz.workers import HANG, Found, Job, each_input, run_job
+from analysis.fuzz.workers import HANG, SLOW, Found, Job, each_input, run_job
 
 
 def drawn(kind: str, count: int, seed: int, material: Path) -> list[Input]:
@@ -72,10 +72,21 @@ def test_an_input_that_hangs_or_ends_the_process_is_counted_once_and_the_others_
         return Outcome(0, "")
 
     monkeypatch.setattr(workers, "call", calls)
-    monkeypatch.setattr(workers, "LIMIT", 0.5)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
     found = run_job(Job("topology", 8, 1), tmp_path)
     assert found.numbers == {HANG: 1, "ended the process with 9": 1}
     assert found.inputs == done.stat().st_size == 8 and found.codes["hang"] == 1
+
+
+def test_an_input_that_takes_long_and_ends_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def calls(given: Input, folder: Path) -> Outcome:
+        time.sleep(0.2)
+        return Outcome(0, "")
+
+    monkeypatch.setattr(workers, "call", calls)
+    monkeypatch.setattr(workers, "LIMIT", 0.1)
+    found = run_job(Job("topology", 1, 1), tmp_path)
+    assert found.numbers == {SLOW: 1} and found.codes == {"0": 1, "slow": 1}
 
 
 @pytest.mark.slow

@@ -113,3 +113,14 @@ def test_errors_that_a_user_can_correct() -> None:
     assert explain(ConfigError("wrong")) == ("wrong", 2)
     assert explain(FileNotFoundError(2, "No such file", "x")) == ("[Errno 2] No such file: 'x'", 1)
     assert explain(ValueError("a defect")) is None
+
+
+def test_of_a_message_of_many_lines_the_first_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DEBUG_VARIABLE, raising=False)
+    failure = ConfigError("\n".join(f"edges.txt:{number}: expected two numbers" for number in range(1, 1051)))
+    print_failure(failure, str(failure))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 51 and lines[-1] == "... and 1,000 more lines"
+    assert lines[0] == "error: edges.txt:1: expected two numbers" and lines[49].startswith("edges.txt:50:")

@@ -30,7 +30,9 @@ def test_a_table_says_what_is_wrong_in_one_message(command: InThisProcess, tmp_p
     refused(command("table", unfinished), RUN_DIRECTORY, f"ray-l4 resume {unfinished}")
     refused(command("table", first, "--table", "l4-tabel1"), CONFIG, "Did you mean 'l4-table1'")
     refused(command("table", first, "--format", "html"), CONFIG, "--format html", "csv, latex, markdown")
-    refused(command("table", first, "--out", first / "config.yaml" / "t.md"), CONFIG, "cannot be written")
+    refused(command("table", first, "--out", first / "config.yaml" / "t.md"), CONFIG, "config.yaml is a file")
+    refused(command("table", first, "--out", tmp_path), CONFIG, "is a folder; expected the name of a file")
+    refused(command("table", first, "--out", ""), CONFIG, "is a folder; expected the name of a file")
 
 
 def test_a_sweep_folder_and_the_pattern_of_all_in_it_are_the_same_table(command: InThisProcess, tmp_path: Path) -> None:

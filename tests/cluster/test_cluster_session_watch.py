@@ -31,6 +31,15 @@ def test_a_node_that_is_gone_is_noticed_at_once() -> None:
     assert time.monotonic() - began < 0.3
 
 
+def test_a_process_of_a_local_ray_that_died_is_noticed_although_every_question_waits() -> None:
+    forever, dead = threading.Event(), ["gcs_server"]
+    watched = SessionWatch(30.0, lambda loss: None, forever.wait, lambda: dead[0], interval=0.01)
+    loss = loss_within(watched, 10.0)
+    dead.clear()
+    forever.set()
+    assert str(loss) == "ray: the gcs_server of this machine has died"
+
+
 def test_a_control_store_that_hangs_is_noticed_although_no_call_to_it_ever_ends() -> None:
     forever = threading.Event()
     loss = loss_within(watch(forever.wait), 10.0)

@@ -265,3 +265,8 @@ def test_a_folder_is_removed_with_those_that_it_leaves_empty(tmp_path: Path) -> 
     remove_if_there(tmp_path / "top/a/b/d")
     assert names(tmp_path / "top") == [], "the folder around all of them stays"
     remove_if_there(tmp_path / "top/a/b/d")
+
+
+def test_a_path_without_a_name_is_named_as_a_folder() -> None:
+    with pytest.raises(UnwritableError, match=r"^\.: cannot be written \(Is a directory\)"):
+        write_text(Path(), "text")
