@@ -18,7 +18,7 @@ import typer
 from analysis.fuzz.inputs import HERE, Input
 from analysis.fuzz.mutations import Content, Instead
 
-_APPENDED = (".lock", "logs")
+_APPENDED = (".lock", ".lock.writer", "logs")
 """Files of a run directory that a command writes in place; all others are replaced, so that links to them are safe."""
 
 

@@ -32,7 +32,7 @@ _ENDED, _LOST, _ALIVE = b"e", b"l", b"."
 _BEAT = 1.0
 """Seconds between two signs of life."""
 _MOST_DOUBTS = 3
-"""Beats that are awaited after the limit: both processes may have been suspended until then."""
+"""Further beats to wait for once the limit is over: both processes may have been suspended until then."""
 _speaking = threading.Lock()
 
 _PR_SET_PDEATHSIG = 1
@@ -81,7 +81,7 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
         if said == _ENDED or code == interruption.EXIT_CODE:
             return code
         if child.stopped:  # before it could heed the signal, or while it was being ended for another reason
-            return interruption.EXIT_CODE
+            return _stopped(folder)
         # What is left of the session must be gone: its coordinator could still write. What it writes is whole anyway.
         gone = end_processes(pattern_of(child.pid, []), gently=False)
         if RunDirectory(folder).is_complete():
@@ -101,7 +101,14 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
         if (folder / "config.yaml").is_file() and arguments[0] != "resume":  # with the profile of the start, kept there
             arguments = ["resume", str(folder)]
         if child.stopped:
-            return interruption.EXIT_CODE
+            return _stopped(folder)
+
+
+def _stopped(folder: Path) -> int:
+    """Say how to continue a run that was stopped between two commands; return the exit code."""
+    if (folder / "config.yaml").is_file():
+        print(f"stopping; to continue: ray-l4 resume {shlex.quote(str(folder))}", flush=True)
+    return interruption.EXIT_CODE
 
 
 class _Child:

@@ -53,11 +53,11 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
             options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
         check_answers(cluster.ray.address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    watchdog = Watchdog() if cluster.ray.address is None else None
     limit = threading.Timer(cluster.timeouts.start, _end_process, [cluster.timeouts.start])
     limit.daemon = True
     limit.start()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    watchdog = Watchdog() if cluster.ray.address is None else None
     try:
         with on_loopback() if cluster.ray.address is None else nullcontext():
             ray.init(**options)

@@ -34,7 +34,7 @@ class SessionWatch:
 
         ``limit``: seconds without an answer after which the session is lost. ``on_unheeded`` is called on another
         thread if nobody calls ``loss`` then: whoever should is waiting for the session. ``is_alive`` asks the cluster
-        and may wait; ``dead`` returns what has died of a local one.
+        and may wait; ``dead`` returns which process of a local one has died.
         """
         self._on_unheeded, self._heeded = on_unheeded, threading.Event()
         self._limit, self._interval, self._grace = limit, interval, grace

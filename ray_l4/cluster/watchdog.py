@@ -104,12 +104,21 @@ def end_processes(pattern: re.Pattern[bytes], *, gently: bool = True) -> bool:
 
     ``gently``: give them time to end by themselves, and then after SIGTERM.
     """
-    steps = ((_BY_ITSELF, signal.SIGTERM), (_AFTER_SIGNAL, signal.SIGKILL)) if gently else ((0.0, signal.SIGKILL),)
-    for seconds, number in steps:
-        for process in _left_after(seconds, pattern):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(process, number)
-    return not _left_after(_AFTER_KILL, pattern)
+    if gently:
+        for process in _left_after(_BY_ITSELF, pattern):
+            _signal(process, signal.SIGTERM)
+        _left_after(_AFTER_SIGNAL, pattern)
+    deadline = time.monotonic() + _AFTER_KILL
+    while (left := processes_of(pattern)) and time.monotonic() < deadline:
+        for process in left:  # also those that began while the others were being ended
+            _signal(process, signal.SIGKILL)
+        time.sleep(_INTERVAL)
+    return not left
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(process, number)
 
 
 def _left_after(seconds: float, pattern: re.Pattern[bytes]) -> list[int]:

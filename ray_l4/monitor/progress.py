@@ -120,6 +120,10 @@ class Progress:
                 self._now.events_before += len(self._now.events) - _EVENTS
                 del self._now.events[:-_EVENTS]
 
+    def warn(self, line: str) -> None:
+        """Add a warning for the user."""
+        self.add_event(f"warning: {line}")
+
     def record_score(self, line: str) -> None:
         """Count one more score, and add a message about it."""
         with self._lock:

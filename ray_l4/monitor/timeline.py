@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +19,14 @@ log = logging.getLogger("ray_l4.coordinator")
 class Timeline:
     """The spans of a run, across all its resumes."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, tell: Callable[[str], None] = log.warning) -> None:
+        """``tell`` is given a warning if those of the run so far are damaged."""
         self._run = run
         path = run.path / "timeline.parquet"
         try:
             table = read_table(path, ("lane", "kind", "label", "start", "end"))
         except DamagedError as error:
-            log.warning("%s A new timeline is begun.", error)
+            tell(f"{str(error).rstrip('.')}. A new timeline begins.")
             table = None
         self._spans: list[dict[str, Any]] = [] if table is None else table.to_pylist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.errors import ConfigError, DamagedError, RunDirectoryError
 from ray_l4.methods import get_method
 from ray_l4.report.run_files import Headline, read_headlines, read_replay
 from ray_l4.report.run_result import RunResult
@@ -22,6 +23,8 @@ from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.tables import read_table
 from ray_l4.store.warnings import read_warnings
 from ray_l4.text.scarce_replay import scarce_replay
+
+log = logging.getLogger("ray_l4.report")
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,18 @@ class FinishedRun(RunResult):
     @cached_property
     def training_warnings(self) -> list[str]:
         """What the user was warned of while the run trained: students that diverged, peers that collapsed."""
-        return [own.message for own in read_warnings(self.directory)]
+        try:
+            return [own.message for own in read_warnings(self.directory)]
+        except DamagedError as error:  # no result
+            return [f"no warnings of the training are known: {error}"]
 
     def timeline(self) -> pa.Table | None:
         """Return the activities: ``lane`` (process), ``kind`` (of activity), ``start`` and ``end`` (UNIX seconds)."""
-        return read_table(self.path / "timeline.parquet", ("lane", "kind", "start", "end"))
+        try:
+            return read_table(self.path / "timeline.parquet", ("lane", "kind", "start", "end"))
+        except DamagedError as error:  # no result
+            log.warning("%s The timeline is left out.", error)
+            return None
 
     def teacher_answers(self, task: str) -> pa.Table | None:
         """Return the ``answer`` of a task's teacher to each training example ``sample_id``."""

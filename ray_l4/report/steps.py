@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_l4.store.run_directory import SECONDS
-from ray_l4.store.tables import read_table
+from ray_l4.store.run_directory import SECONDS, RunDirectory
 
 COLUMNS = (
     *("stage", "epoch", "step", "student", "loss", "lr", "kd_qa", "kd_lm", "bytes_sent"),
@@ -69,9 +68,8 @@ def _means(values_R: np.ndarray, group_R: np.ndarray) -> np.ndarray:
 
 
 def read_steps(folder: Path) -> Steps | None:
-    """Return the steps of the run in ``folder``; None if it has none. Raises RunDirectoryError if a file is damaged."""
-    tables = (read_table(path, COLUMNS, LATER_COLUMNS) for path in sorted((folder / "steps").glob("*.parquet")))
-    files = [_columns(table) for table in tables if table is not None]
+    """Return the steps of the run in ``folder``; None if it has none. Damaged files are left out, with a warning."""
+    files = [_columns(table) for table in RunDirectory(folder).step_tables(COLUMNS, LATER_COLUMNS)]
     if not files:
         return None
     columns = {name: np.concatenate([file[name] for file in files]) for name in (*COLUMNS, *LATER_COLUMNS)}

@@ -151,8 +151,8 @@ def new_context(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -
         cluster=cluster,
         directory=directory,
         progress=progress,
-        curves=_curves(directory, _tracker(directory, setup, cluster, progress)),
-        timeline=Timeline(directory),
+        curves=_curves(directory, _tracker(directory, setup, cluster, progress), progress.warn),
+        timeline=Timeline(directory, progress.warn),
         mirroring=Mirroring(directory, cluster, progress.add_event),
         stop=threading.Event(),
     )
@@ -162,8 +162,11 @@ def _part_of(whole: RunContext, setup: Setup, directory: RunDirectory) -> RunCon
     """Return the context of a part of a run, which has a run directory of its own."""
     go_back_if_damaged(directory, setup, whole.progress.add_event)
     prefix = f"{whole.directory.path.resolve().name}/"
-    curves = _curves(directory, _tracker(directory, setup, whole.cluster, whole.progress, prefix))
-    return replace(whole, setup=setup, directory=directory, curves=curves, timeline=Timeline(directory))
+    tracker = _tracker(directory, setup, whole.cluster, whole.progress, prefix)
+    curves = _curves(directory, tracker, whole.progress.warn)
+    return replace(
+        whole, setup=setup, directory=directory, curves=curves, timeline=Timeline(directory, whole.progress.warn)
+    )
 
 
 def _tracker(
@@ -177,7 +180,7 @@ def _tracker(
     return QueuedWriter(cluster.track, partial(TRACKERS[cluster.track], run), progress.add_event)
 
 
-def _curves(directory: RunDirectory, tracker: QueuedWriter | None) -> Curves:
+def _curves(directory: RunDirectory, tracker: QueuedWriter | None, tell: Callable[[str], None]) -> Curves:
     done = directory.state().stages_done
     kept = newest_step(directory, done)
-    return Curves(directory.path / "tensorboard", directory.num_steps(done), tracker, steps_kept=kept)
+    return Curves(directory.path / "tensorboard", directory.num_steps(done, tell), tracker, steps_kept=kept)

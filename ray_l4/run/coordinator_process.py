@@ -38,7 +38,7 @@ class CoordinatorActor:
 
     def __init__(self, setup: Setup, cluster: ClusterConfig, directory: Path, reservation: Reservation) -> None:
         self._failure: Exception | None = None
-        self._writing = ExitStack()  # ends with this process
+        self._writing = ExitStack()
         try:
             make_spawner = partial(RaySpawner, reservation=reservation)
             run = RunDirectory.open(directory)
@@ -49,9 +49,10 @@ class CoordinatorActor:
             self._failure = error
 
     def run(self) -> dict[str, Any]:
-        if self._failure is not None:
-            raise self._failure
-        return self._coordinator.run()
+        with self._writing:
+            if self._failure is not None:
+                raise self._failure
+            return self._coordinator.run()
 
     @ray.method(concurrency_group="control")
     def snapshot(self) -> ProgressSnapshot:

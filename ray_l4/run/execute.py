@@ -184,14 +184,17 @@ def _conclude(finished: FinishedRun, cluster: ClusterConfig, log: CommandLog) ->
     """Write and print the results, and bring the copy of the run directory up to date."""
     directory = finished.directory
     mirror = mirror_of(directory, cluster)
-    if mirror is not None:
-        with log.console.status(f"copying to {mirror.address}"):
+    with _resumable(directory, log):
+        log.say(comparison([finished]))
+        log.say(_next_steps(finished))
+        if mirror is not None:
+            with log.console.status(f"copying to {mirror.address}"):
+                mirror.push(directory.path)
+        # Written last: resuming a run without it begins here.
+        write_text(directory.path / "report.md", run_report(finished))
+        if mirror is not None:
             mirror.push(directory.path)
-    write_text(directory.path / "report.md", run_report(finished))  # last: a resume of what has none begins here
-    log.say(comparison([finished]))
-    log.say(_next_steps(finished))
     if mirror is not None:
-        mirror.push(directory.path)
         # Not kept in the log, which the copy has as it is now.
         log.console.print(f"copy of the run directory: {mirror.address}", highlight=False, soft_wrap=True)
 

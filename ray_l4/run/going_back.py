@@ -35,7 +35,7 @@ def go_back_if_damaged(run: RunDirectory, setup: Setup, tell: Callable[[str], No
     all results would be lost as well.
     """
     for path, damage in damaged_scores(run):
-        tell(f"warning: {str(damage).rstrip('.')}. The score is taken again.")
+        tell(f"warning: {str(damage).rstrip('.')}. It is removed; a student that is not lost is scored again.")
         path.unlink()
     if not run.state().stages_done:
         return

@@ -46,7 +46,8 @@ class RestartBudget:
 def progress_on_disk(run: Path) -> Hashable:
     """Return which results of the run, and of its teachers, are on disk: files that a repeated stage writes again.
 
-    Logs, curves and the timeline grow without progress and do not count, nor do temporary files, which hide.
+    Logs, curves and the timeline grow without progress and do not count, nor do temporary files, whose names begin with
+    a dot.
     """
     results = ("states/*/position.json", "checkpoints/*/*/*", "replay/*", "replay/*/*", "distil/*", "scores/*.json")
     found = {

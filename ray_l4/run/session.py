@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import OutOfDiskError, RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from ray_l4.cluster.connection import check_session, connect, node_resources
 from ray_l4.cluster.placement import room_for
@@ -155,6 +155,10 @@ class RaySession:
                 self._coordinator = self._start()
             except OutOfDiskError as error:
                 raise ClusterError(f"ray: no room for the data: {full_temporary_folder()}.") from error
+            except ObjectStoreFullError as error:
+                raise ClusterError(
+                    "ray: the object store has no room for the data. Give it more: ray.object_store_memory."
+                ) from error
             except (RayError, ConnectionError) as error:
                 raise SessionLostError(f"ray: the cluster was lost at the start: {first_line(error)}") from error
             started.callback(self._end_coordinator)

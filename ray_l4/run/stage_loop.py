@@ -85,7 +85,7 @@ class StageLoop:
         self._surviving_losses(self._catch_up)
         self._surviving_losses(self._learn_all)
         self._retention.apply(self._state.stages_done)
-        evaluators = {f"evaluator-{i}": [own.peak_memory()] for i, own in enumerate(self._evaluators)}
+        evaluators = {f"evaluator-{i}": [self._evaluators[i].peak_memory()] for i in sorted(self._queue.idle)}
         self._state.commit(len(setup.stages), self._peaks(evaluators), self._membership.lost)
 
     def _learn_all(self) -> None:
@@ -263,7 +263,7 @@ class StageLoop:
                 worker = name + (f".shard-{rank}" if rank else "")
                 try:
                     peaks[worker] = get(self._rpc, reference, self._context.cluster.timeouts.start, worker)
-                except PeerLostError as error:
+                except PeerError as error:
                     if name.startswith("student"):
                         raise
                     log.warning("%s: peak memory unknown: %s", worker, error)  # all its work is done

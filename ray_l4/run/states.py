@@ -108,7 +108,7 @@ class States:
                 why = str(error)
             if why is None:
                 return state
-            self._context.progress.add_event(f"warning: {why} It is removed; the run goes on from before it.")
+            self._context.progress.add_event(f"warning: {why} It is removed; the run goes on from an earlier point.")
             self._disk.submit(remove_if_there, folder).result()
         return None
 
@@ -120,7 +120,7 @@ class States:
         """Return why ``assignments`` cannot continue from a state; None if they can."""
         ranks = self._context.cluster.students.shards_per_student
         if any(len(parts) != ranks for parts in state.parts.values()):
-            return f"{folder} is of students of another number of ranks."
+            return f"{folder} was written by students with another number of ranks."
         known = {(own.slot, own.student, own.stage) for own in state.position.workers}
         if not known >= {(own.slot, own.student, own.stage) for own in assignments}:
             return f"{folder} is of other students than those that learn now."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from itertools import groupby, product
 from typing import Any
@@ -13,8 +12,6 @@ from ray_l4.metrics.troubled_training import Trouble, TroubledTraining
 from ray_l4.run.context import RunContext
 from ray_l4.store.states import State
 from ray_l4.store.warnings import TrainingWarning, read_warnings, write_warnings
-
-log = logging.getLogger("ray_l4.coordinator")
 
 
 class TrainingWatch:
@@ -44,7 +41,7 @@ class TrainingWatch:
         try:
             return read_warnings(self._context.directory)
         except DamagedError as error:
-            log.warning("%s They are begun anew.", error)
+            self._context.progress.warn(f"{error} Starting a new list.")
             return []
 
     def _message(self, stage: int, trouble: Trouble) -> str:
@@ -58,7 +55,7 @@ class TrainingWatch:
             try:
                 found += self._context.directory.epoch_figures(stage, epoch)
             except DamagedError as error:
-                log.warning("%s Training is watched without these steps.", error)
+                self._context.progress.warn(f"{error} Training is watched without these steps.")
         return found
 
 

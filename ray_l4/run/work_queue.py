@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -62,7 +62,7 @@ class WorkQueue:
     def __init__(
         self, rpc: Rpc, evaluators: Evaluators, timeout: float, timeline: Timeline, start_timeout: float = math.inf
     ) -> None:
-        """``timeout``: seconds that one job may take. ``start_timeout``: seconds until an evaluator has to be ready."""
+        """``timeout``: seconds that one job may take. ``start_timeout``: those until an evaluator is ready."""
         self._rpc = rpc
         self._evaluators = evaluators
         self._timeout = timeout
@@ -82,6 +82,11 @@ class WorkQueue:
     def __len__(self) -> int:
         """Return the number of jobs that are waiting or running."""
         return len(self._waiting) + len(self._running)
+
+    @property
+    def idle(self) -> Collection[int]:
+        """The evaluators that are ready and have no job."""
+        return tuple(self._idle)
 
     def add(self, jobs: Sequence[Job[Any]], *, urgent: bool = False) -> None:
         """Queue ``jobs``; urgent ones go before all waiting jobs."""
@@ -213,6 +218,8 @@ class WorkQueue:
         self._idle.append(evaluator)
 
     def _lose_start(self, reference: Ref[None], error: PeerError) -> None:
+        if not self._evaluators.replaceable:
+            raise error
         evaluator, _ = self._starting.pop(reference)
         self._failed_starts[evaluator] += 1
         if self._failed_starts[evaluator] >= MOST_DEATHS:

@@ -1,8 +1,8 @@
 """The lock of a folder into which one process at a time may write.
 
 It is ``flock`` of a file, such as ``.lock``, which ends with its process, however that ends. Some network file systems
-do not serve locks. There, a file ``.lock.held`` is the lock: it is created by one process alone, and names it. One that
-a process of this machine left is taken over; one of another machine, which may still be at work, is not.
+do not support locks. There, a file ``.lock.held`` is the lock: it is created by one process alone, and names it. One
+that a process of this machine left is taken over; one of another machine, which may still be at work, is not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HOLDER = re.compile(r"process (\d+) on (.+)")
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock of ``folder``: the file ``name``, or where locks are not served, ``NAME.held``.
+    """Hold a lock of ``folder``: the file ``name``, or where locks are not supported, ``NAME.held``.
 
     ``patience``: seconds to wait for another process. Raises RunDirectoryError if one holds it for longer, or if the
     file cannot be written.
@@ -101,7 +101,11 @@ def _has_ended(holder: str) -> bool:
     found = _HOLDER.fullmatch(holder.strip())
     if found is None or found[2] != platform.node():
         return False
-    return not Path(f"/proc/{found[1]}").exists()
+    try:
+        state = Path(f"/proc/{found[1]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"  # it has ended, but its parent has not asked how
 
 
 @contextmanager

@@ -27,11 +27,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -48,7 +48,10 @@ from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
 from ray_l4.store.unwritable import unwritable_message
 
-log = logging.getLogger("ray_l4.coordinator")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_log = logging.getLogger("ray_l4.coordinator")
 
 
 class RunState(BaseModel):
@@ -259,30 +262,43 @@ class RunDirectory:
         return read_record(path, Score) if path.is_file() else {}
 
     def step_figures(self) -> Sequence[dict[str, Any]]:
-        """Read the figures of all steps and students, in order of stage, step and student."""
-        tables = (read_table(path, _STEP, optional=None) for path in (self.path / "steps").glob("*.parquet"))
-        rows = [row for table in tables if table is not None for row in table.to_pylist()]
+        """Read the figures of all steps and students, in order of stage, step and student.
+
+        Those in a damaged file are left out, with a warning: nothing that is learned depends on them.
+        """
+        rows = [row for table in self.step_tables(_STEP, optional=None) for row in table.to_pylist()]
         return sorted(rows, key=lambda row: (row["stage"], row["step"], row["student"]))
+
+    def step_tables(
+        self, columns: Sequence[str], optional: Sequence[str] | None = (), tell: Callable[[str], None] = _log.warning
+    ) -> Iterator[pa.Table]:
+        """Yield these columns of the figures of steps, a table for each epoch. ``optional``: see ``read_table``.
+
+        A damaged file is left out, with a warning, which ``tell`` is given.
+        """
+        for path in sorted((self.path / "steps").glob("*.parquet")):
+            try:
+                table = read_table(path, columns, optional)
+            except DamagedError as error:
+                tell(f"{str(error).rstrip('.')}. Its steps are left out.")
+                continue
+            if table is not None:
+                yield table
 
     def epoch_figures(self, stage: int, epoch: int) -> list[dict[str, Any]]:
         """Read the figures of the steps of an epoch; none if there are none. Raises RunDirectoryError if damaged."""
         table = read_table(self.steps(stage, epoch), _STEP, optional=None)
         return [] if table is None else table.to_pylist()
 
-    def num_steps(self, stages: int) -> int:
+    def num_steps(self, stages: int, tell: Callable[[str], None] = _log.warning) -> int:
         """Return the number of steps of the first ``stages`` stages, each counted once for all its students.
 
-        A damaged file is left out, with a warning: training does not need it.
+        A damaged file is left out, with a warning, which ``tell`` is given.
         """
         found = 0
-        for path in (self.path / "steps").glob("*.parquet"):
-            try:
-                table = read_table(path, _STEP)
-            except DamagedError as error:
-                log.warning("%s Its steps are not counted.", error)
-                continue
-            rows = {} if table is None else table.select(["stage", "step"]).to_pydict()
-            found += len({step for stage, step in zip(*rows.values(), strict=True) if stage < stages}) if rows else 0
+        for table in self.step_tables(_STEP, tell=tell):
+            rows = table.select(["stage", "step"]).to_pydict()
+            found += len({step for stage, step in zip(*rows.values(), strict=True) if stage < stages})
         return found
 
     def has_finished(self) -> bool:

@@ -153,8 +153,8 @@ def newest_step(run: RunDirectory, stage: int) -> int:
 def discard_states(run: RunDirectory, before_stage: int, keep: int = 0, newest: Path | None = None) -> None:
     """Remove the states of stages before ``before_stage``, and of that stage all but the newest ``keep``.
 
-    ``newest``: the one that was written last. Those with more steps are older ones of more students, of whom one has
-    been lost since, and are removed as well.
+    ``newest``: the one that was written last. Those with more steps are older: they include a student that has been
+    lost since. They are removed as well.
     """
     for path, name in list(_folders(run)):
         if int(name[1]) < before_stage:

@@ -79,19 +79,20 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] | Non
                 raise RunDirectoryError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
             twice = next((name for name in present if present.count(name) > 1), None)
             if twice is not None:
-                raise RunDirectoryError(f"{path}: has column {twice!r} twice; the run is damaged")
+                raise DamagedError(f"{path}: has column {twice!r} twice; the run is damaged")
             others = present if optional is None else [name for name in optional if name in present]
             table = file.read(list(dict.fromkeys([*columns, *others])))
     except (OSError, ValueError, pa.ArrowException) as error:
         # Errors of the system have a number; Arrow raises OSError without one for damage, too.
         unreadable = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EISDIR, errno.ELOOP)
-        failure = RunDirectoryError if unreadable else DamagedError  # the storage may answer again
-        raise failure(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
+        if unreadable:  # the storage may answer again
+            raise RunDirectoryError(f"{path}: cannot be read ({error})") from error
+        raise DamagedError(f"{path}: cannot be read as Parquet ({error}); the run is damaged") from error
     for name in table.column_names:
         kind = _KINDS.get(name)
         wrong = None if kind is None else _wrong(table.column(name), kind, kind.missing or name not in columns)
         if kind is not None and wrong is not None:
-            raise RunDirectoryError(
+            raise DamagedError(
                 f"{path}: column {name!r} holds {wrong}, expected {kind.name}s; the run is damaged. Restore "
                 "the file from a copy."
             )

@@ -24,6 +24,8 @@ from ray_l4.report.aggregate import aggregate, to_markdown
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.store.atomic import write_text
+from ray_l4.store.lock import LOCK
+from ray_l4.store.mirror import mirror_of
 from ray_l4.store.names import make_private
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.sealed import write_record
@@ -94,11 +96,19 @@ class SweepDirectory:
         return {"sweep": record["title"], "scale": record["scale"]}
 
     def write_missing_reports(self) -> None:
-        """Write the report of each run that was killed after writing its summary and before its report."""
+        """Write the report of each run that was killed after writing its summary and before its report.
+
+        Its copy, if it has one, is brought up to date.
+        """
         for entry in self._recorded()["trials"]:
             run = RunDirectory(self.path / entry["folder"])
             if run.has_finished() and not (run.path / "report.md").is_file():
+                mirror = mirror_of(run, run.cluster())
+                if mirror is not None:
+                    mirror.push(run.path)
                 write_text(run.path / "report.md", run_report(FinishedRun.open(run.path)))
+                if mirror is not None:
+                    mirror.push(run.path)
 
     def discard(self, trial: Trial) -> None:
         """Delete a trial's run directory; for runs that were killed too early to be resumed."""
@@ -124,7 +134,7 @@ class SweepDirectory:
     def _check_identity(self, sweep: Sweep) -> None:
         """Raise RunDirectoryError if the directory holds another sweep, or files that belong to none."""
         if not self.exists:
-            if self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
+            if self.path.exists() and not (self.path.is_dir() and all(_is_lock(own) for own in self.path.iterdir())):
                 raise RunDirectoryError(f"{self.path}: exists already and is not a sweep. Choose another --out.")
             return
         record = self._recorded()
@@ -190,3 +200,7 @@ def describe_states(states: Iterable[TrialState]) -> str:
     """Return the number of trials in each state as a phrase."""
     counts = Counter(states)
     return f"{counts.total()} trials: {counts['done']} already done, {counts['begun']} begun, {counts['new']} new"
+
+
+def _is_lock(path: Path) -> bool:
+    return path.name.startswith(LOCK)

@@ -82,12 +82,16 @@ def test_a_run_without_steps_has_none(tmp_path: Path) -> None:
     assert read_steps(tmp_path) is None
 
 
-def test_a_damaged_file_and_a_foreign_one_are_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_left_out_and_a_foreign_one_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = write_run(tmp_path / "run")
     path = run.path / "steps" / "stage-0.epoch-1.parquet"
     pq.write_table(pa.table({"stage": [0]}), path)
     with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.parquet: has no column 'epoch'"):
         read_steps(run.path)
+    path.unlink()
+    others = read_steps(run.path)
     path.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(RunDirectoryError, match=r"stage-0\.epoch-1\.parquet: cannot be read"):
-        read_steps(run.path)
+    found = read_steps(run.path)
+    assert found is not None and others is not None
+    assert found.columns["step"].tolist() == others.columns["step"].tolist()
+    assert "stage-0.epoch-1.parquet: cannot be read" in caplog.text and "Its steps are left out." in caplog.text

@@ -14,9 +14,12 @@ import pytest
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import DamagedError, ModelError, PeerLostError, RunDirectoryError
 from ray_l4.learner.models import build_model, load_folder
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.markdown import run_report
 from ray_l4.run.going_back import go_back, go_back_if_damaged, whole_part
 from ray_l4.run.session import Session
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.warnings import TrainingWarning, write_warnings
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.workers.student import Student
 from tests.run import run_fixtures as small
@@ -263,10 +266,16 @@ def test_storage_that_cannot_be_read_now_is_not_taken_for_damaged(
     assert run.state().stages_done == 1 and small.weights(run), "nothing is removed"
 
 
+def _warned(run: RunDirectory) -> Path:
+    write_warnings(run, [TrainingWarning("divergence", 0, 0, 7, "student 0 diverges")])
+    return run.path / "warnings.json"
+
+
 UNNEEDED: dict[str, Callable[[RunDirectory], Path]] = {
     "the timeline": lambda run: run.path / "timeline.parquet",
     "figures of steps": lambda run: run.steps(0, 1),
     "a score": lambda run: min((run.path / "scores").glob("stage-0.*.json")),
+    "warnings": _warned,
 }
 
 
@@ -280,11 +289,15 @@ def test_a_damaged_file_that_training_does_not_need_stops_no_run(
     (run.path / "summary.json").unlink()
     run.save_state(run.state().model_copy(update={"stages_done": 1}))
     path = UNNEEDED[name](run)
-    flip(path, len(path.read_bytes()) // 2)
+    cut(path)
     session = small.start(setup, small.cluster("in_process"), run)
     small.finish(session)
+    said = [line for line in session.snapshot().events if "warning: " in line and path.name in line]
+    assert bool(said) == (name != "warnings"), "those are read with the next warning, and for the report"
     assert not warnings_of(session), "no stage is learned again"
     small.assert_equal(run, expected)
+    text = run_report(FinishedRun.open(run.path))
+    assert (str(path) in text) == (name == "warnings")
 
 
 def test_damage_that_learning_again_would_not_mend_ends_the_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from ray_l4.cluster.reservation import Reservation
 from ray_l4.errors import ClusterError
+from ray_l4.run.coordinator import Coordinator
+from ray_l4.run.coordinator_process import CoordinatorActor
 from ray_l4.run.restart_budget import progress_on_disk
 from ray_l4.run.session import start
+from ray_l4.store.run_directory import RunDirectory
 from tests.run import run_fixtures as small
 from tests.run.test_run_faults import actor_processes, outcome, strike
 
@@ -75,3 +80,23 @@ def test_what_counts_as_progress(tmp_path: Path) -> None:
         (tmp_path / name).write_text("more")
         assert progress_on_disk(tmp_path) != before
         before = progress_on_disk(tmp_path)
+
+
+def test_the_folder_is_free_for_another_coordinator_once_the_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only once its process is gone: where locks are not supported, a file would stay, and nobody else resume."""
+    setup, run = small.new_run(small.experiment(), small.cluster("object_store"), tmp_path / "run")
+    actor = CoordinatorActor(setup, small.cluster("object_store"), run.path, Reservation(None, 2, 1))  # type: ignore[arg-type]
+    monkeypatch.setattr(Coordinator, "run", lambda self: locked_now(run))
+    assert actor.run() is True
+    assert locked_now(run) is False
+
+
+def locked_now(run: RunDirectory) -> bool:
+    with (run.path / ".lock.writer").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -107,6 +107,12 @@ def test_a_directory_with_another_sweep_or_other_files_is_refused(directory: Swe
         SweepDirectory(tmp_path / "papers" / "thesis.txt").states(sweep_of(trial("l4")))
 
 
+def test_a_sweep_that_was_cut_off_before_its_record_is_started_again(directory: SweepDirectory) -> None:
+    with directory.lock():
+        pass
+    assert list(directory.states(sweep_of(trial("l4"))).values()) == ["new"]
+
+
 def test_the_record_grows(directory: SweepDirectory) -> None:
     directory.record(sweep_of(trial("l4")))
     directory.record(sweep_of(trial("lamol"), trial("l4")))
