@@ -15,9 +15,11 @@ from unittest.mock import patch
 
 import typer
 
+import ray_l4
 from analysis.fuzz.inputs import HERE, Input
 from analysis.fuzz.mutations import Content, Instead
 
+_PROJECT = Path(ray_l4.__file__).parent
 _APPENDED = (".lock", ".lock.writer", "logs")
 """Files of a run directory that a command writes in place; all others are replaced, so that links to them are safe."""
 
@@ -61,10 +63,8 @@ def _text(stream: io.TextIOWrapper) -> str:
 
 def _place(error: BaseException) -> str:
     """Return the class of an exception, and the last line of the project that it passed."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}ray_l4{os.sep}" in frame.filename
-    ]
-    where = f"{frames[-1].filename.rpartition('ray_l4' + os.sep)[2]}:{frames[-1].lineno}" if frames else "elsewhere"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PROJECT)]
+    where = f"{Path(frames[-1].filename).relative_to(_PROJECT)}:{frames[-1].lineno}" if frames else "elsewhere"
     return f"{type(error).__name__} at {where}"
 
 

@@ -89,7 +89,7 @@ class SweepConfig(Strict):
     """Task orders: lists of task names, or ``all`` permutations. If not given, the order of the stream."""
     grid: Annotated[dict[str, list[Any]], BeforeValidator(check_grid)] = Field(default_factory=dict)
     """Keys of the experiment, each with a list of values. Every variant runs with all combinations."""
-    seeds: Count | Annotated[list[int], Field(min_length=1)] = 1
+    seeds: Annotated[Count, Field(le=2**20)] | Annotated[list[int], Field(min_length=1)] = 1
     """Run seeds: a list, or how many, counting up from the experiment's seed."""
 
     @model_validator(mode="after")

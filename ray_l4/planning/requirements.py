@@ -93,7 +93,7 @@ class Estimator:
         # Of the exchange, what decides which tensors there are, so that profiles of equal shape share one simulation.
         exchange = cluster.exchange.model_dump(exclude={"transport", "steps_ahead"})
         stored = cluster.exchange.transport_traits.through_object_store
-        key = repr((traits, experiment.model_dump(), exchange, stored, batch, gpu))
+        key = repr((traits, _shape(experiment), exchange, stored, batch, gpu))
         if key not in self._steps:
             who = f"{len(peers)} peers" if len(peers) > 3 else "peer " + " and ".join(map(str, peers))
             self._tell(
@@ -106,8 +106,22 @@ class Estimator:
 
     def _decode(self, experiment: ExperimentConfig, batch: BatchShape) -> DecodingMemory:
         length = batch.decoded or batch.length
-        key = repr((experiment.model_dump(), length))
+        key = repr((_shape(experiment), length))
         if key not in self._decoding:
             self._tell(f"an evaluator: {length} tokens")
             self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), length)
         return self._decoding[key]
+
+
+def _shape(experiment: ExperimentConfig) -> object:
+    """Return the settings on which it depends which tensors there are; those of a sweep are, as a rule, others."""
+    return experiment.model_dump(
+        exclude={
+            "name": True,
+            "variant": True,
+            "seed": True,
+            "training": {"epochs"},
+            "optim": {"lr", "beta1", "beta2", "eps", "warmup"},
+            "checkpoint": True,
+        }
+    )

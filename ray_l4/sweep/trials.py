@@ -206,9 +206,9 @@ def _check_order(order: Sequence[str], names: Sequence[str], origin: str) -> Non
         raise ConfigError(f"{prefix}: {', '.join(missing)} is missing; an order lists every task of the stream once")
 
 
-def _seeds(protocol: Protocol, requested: int | Sequence[int] | None) -> list[int]:
-    seeds = protocol.sweep.seeds if requested is None else requested
-    return [protocol.base.seed + index for index in range(seeds)] if isinstance(seeds, int) else list(seeds)
+def _seeds(protocol: Protocol, requested: int | Sequence[int] | None) -> Sequence[int]:
+    seeds, first = protocol.sweep.seeds if requested is None else requested, protocol.base.seed
+    return range(first, first + seeds) if isinstance(seeds, int) else list(seeds)
 
 
 def _check_number_of_trials(

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.end_to_end
 
 def files(folder: Path) -> dict[str, bytes]:
     """Return the contents of all files of a run, except those that belong to one copy alone."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", ".mirror.json"))
+    paths = (
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".lock", ".mirror.json"))
+    )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 from analysis.faults.__main__ import one_run
 from analysis.faults.fault import Fault
 from analysis.faults.subjects import References
+from tests.run.run_fixtures import no_shared_ray
 
 MOST_RUNS = 3
 """Runs in which a fault may be tried."""
@@ -41,7 +42,8 @@ def check(run: Disturbed, references: References, folder: Path) -> None:
         references.of(run.subject)
     missed = list(run.faults)
     for attempt in range(MOST_RUNS):
-        outcome = one_run(missed, run.subject, 1 + attempt, folder / f"run-{attempt}", references)
+        with no_shared_ray():
+            outcome = one_run(missed, run.subject, 1 + attempt, folder / f"run-{attempt}", references)
         assert outcome.complaints == [], outcome
         assert all(record.progress for record in outcome.records), outcome
         missed = list(outcome.not_reached)

@@ -138,6 +138,9 @@ def test_a_run_that_has_finished_is_left_alone(commands: Commands, tmp_path: Pat
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     (tmp_path / "run" / "summary.json").touch()
+    assert commands.run("bash", RUN, tmp_path / "run", QUICKSTART).returncode == 0
+    assert commands.only_call("ray-l4").arguments[0] == "resume", "its report is missing"
+    (tmp_path / "run" / "report.md").touch()
     result = commands.run("bash", RUN, tmp_path / "run", QUICKSTART)
     assert (result.returncode, commands.calls()) == (0, [])
     assert "this run has already finished" in result.stdout

@@ -75,9 +75,9 @@ def test_states_take_as_much_as_predicted_in_a_run(
     """Looked at whenever a state has been written, before older ones are removed: at the fullest."""
     seen: list[int] = []
 
-    def look(run: RunDirectory, stage: int, keep: int = 0) -> None:
+    def look(run: RunDirectory, *arguments: Any) -> None:
         seen.append(sum(file.stat().st_size for file in (run.path / "states").rglob("*.safetensors")))
-        files.discard_states(run, stage, keep)
+        files.discard_states(run, *arguments)
 
     monkeypatch.setattr("ray_l4.run.states.discard_states", look)
     config = runs.quick(method, checkpoint={"every_steps": 5})

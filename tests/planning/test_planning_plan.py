@@ -42,6 +42,18 @@ def test_a_plan_fits_or_names_the_device_that_is_too_small() -> None:
     ]
 
 
+def test_settings_that_change_no_tensor_share_a_simulation() -> None:
+    told: list[str] = []
+    estimator = Estimator(told.append)
+    plans = [
+        make_plan(PlanRequest(experiment(**sections), 8 * GIB), profile(), estimator)
+        for sections in ({}, {"seed": 7}, {"optim": {"lr": 1e-3}}, {"training": {"batch_size": 4, "epochs": 9}})
+    ]
+    assert len({repr(made.requirements) for made in plans}) == 1 and len(told) == 2, "equal students, and an evaluator"
+    make_plan(PlanRequest(experiment(optim={"weight_decay": 0.0}), 8 * GIB), profile(), estimator)
+    assert len(told) > 2, "what is not known to be without effect is simulated"
+
+
 def test_lack_of_room_is_a_problem_of_the_plan_not_an_exception() -> None:
     made = plan(None, ray={"num_cpus": 1})
     assert not made.fits and "no room for 2 students" in made.problems[0]

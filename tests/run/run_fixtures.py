@@ -220,19 +220,25 @@ def run_with_stops(
 
 @contextmanager
 def pretended_nodes() -> Iterator[Cluster]:
-    """An empty cluster to which nodes can be added: Ray runs one node manager for each of them on this machine.
+    """An empty cluster to which nodes can be added: Ray runs one node manager for each of them on this machine."""
+    with no_shared_ray():
+        cluster = Cluster()
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
-    The Ray that tests share makes way meanwhile: a process can have but one.
-    """
+
+@contextmanager
+def no_shared_ray() -> Iterator[None]:
+    """Within this context, the Ray that tests share makes way for another one: a process can have but one."""
     shared = ray.is_initialized()
     ray.shutdown()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    cluster = Cluster()
     try:
-        yield cluster
+        yield
     finally:
-        ray.shutdown()
-        cluster.shutdown()
         signal.signal(signal.SIGTERM, on_sigterm)  # a node in this process puts a handler of its own in place
         if shared:
             connect(1, SHARED)

@@ -70,7 +70,8 @@ def test_a_run_on_several_nodes_goes_on_from_its_copy(
     session = start(setup, mirrored, run)
     while run.state().stages_done == 0:
         assert not session.wait(0.05), session.result()
-    places = where(nodes)
+    while "Evaluator" not in (places := where(nodes)):
+        assert not session.wait(0.05), session.result()
     session.close()
     assert places == {"CoordinatorActor": ["head"], "Student": ["gpus", "head"], "Evaluator": ["scorer"]}
     assert not (run.path / "summary.json").exists()

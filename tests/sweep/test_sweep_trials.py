@@ -253,6 +253,11 @@ def test_permutations_are_counted_before_they_are_built(tmp_path: Path) -> None:
     assert message.startswith("87178291200 trials")
 
 
+def test_seeds_are_counted_before_they_are_listed(tmp_path: Path) -> None:
+    assert "seeds: 3000000000)" in refusal(protocol(tmp_path), SweepRequest(seeds=3_000_000_000))
+    assert "at most 1_048_576" in refusal(protocol(tmp_path, seeds=3_000_000_000), SweepRequest())
+
+
 def test_labels_with_equal_or_too_long_names_are_refused(tmp_path: Path) -> None:
     path = protocol(tmp_path, variants={"a b": {}, "a/b": {"training.epochs": 2}})
     assert "'a b' and 'a/b' would share the run directory" in refusal(path, SweepRequest())
