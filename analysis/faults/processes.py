@@ -46,6 +46,11 @@ def runs(pid: int) -> bool:
     return state_of(pid) not in ("", "T", "Z", "X")
 
 
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended. One that is stopped has not."""
+    return state_of(pid) in ("", "Z", "X")
+
+
 def start_of(pid: int) -> int:
     """Return when a process began, in clock ticks since the machine did; 0 if it is gone."""
     try:
@@ -133,7 +138,7 @@ class Processes:
         there = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
         self._looks = {pid: looks for pid, looks in self._looks.items() if pid in there}
         for pid, title in list(self.titles.items()):
-            if pid not in there or state_of(pid) in ("", "Z", "X"):
+            if pid not in there or has_ended(pid):
                 del self.titles[pid]
             elif not title.startswith("ray::"):  # a worker of Ray begins as any other Python process
                 self.titles[pid] = read_title(pid)
@@ -143,7 +148,7 @@ class Processes:
                 own = self._needle in Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:
                 own = False
-            if own and state_of(pid) not in ("", "Z", "X"):
+            if own and not has_ended(pid):
                 self.titles[pid], self._begun[pid] = read_title(pid), start_of(pid)
             elif not own:
                 self._looks[pid] = self._looks.get(pid, 0) + 1

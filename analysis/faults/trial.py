@@ -17,7 +17,7 @@ from analysis.faults.injection import send
 from analysis.faults.injector import Injector
 from analysis.faults.moments import Moments
 from analysis.faults.outcome import Outcome, Record
-from analysis.faults.processes import Processes, kind_of, runs
+from analysis.faults.processes import Processes, has_ended, kind_of, runs
 from analysis.faults.recovery import Recovery, Results
 from analysis.faults.steps import dealt_out, repeated_steps
 from analysis.faults.subjects import Nodes, stages_of
@@ -103,9 +103,8 @@ class Trial:
             began = time.monotonic()  # now there is space, and a person types
         if another_comes_first:
             record.progress = "another fault came first"
-            self._watching.until(
-                lambda: not runs(victim), RECOVERY_LIMIT, LONG_PAUSE
-            )  # until then, its session goes on
+            # Until then, its session goes on. One that is stopped is ended later.
+            self._watching.until(lambda: has_ended(victim), RECOVERY_LIMIT, LONG_PAUSE)
             return
         self._await_recovery(record, recovery, began)
         if not fault.replaces and not runs(victim) and self._command.exit_code is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from analysis.faults.command import Command, GivenUpError
 from analysis.faults.fault import PHASES, Fault
 from analysis.faults.moments import Moments
-from analysis.faults.processes import Processes, children_of, runs, start_of
+from analysis.faults.processes import Processes, children_of, has_ended, runs, start_of
 from analysis.faults.watching import Watching
 
 
@@ -115,6 +116,11 @@ def test_what_is_known_of_a_process(workers: list[int]) -> None:
     assert set(workers) <= set(children_of(os.getpid()))
     assert start_of(workers[0]) >= start_of(os.getpid()) > 0
     assert runs(workers[0]) and not runs(2**22 + 1) and children_of(2**22 + 1) == []
+    os.kill(workers[0], signal.SIGSTOP)
+    while runs(workers[0]):
+        time.sleep(0.01)
+    assert not has_ended(workers[0]), "it may go on"
+    assert has_ended(2**22 + 1)
 
 
 def test_resume_is_typed_whenever_a_command_has_ended_early_and_not_for_ever(tmp_path: Path) -> None:
