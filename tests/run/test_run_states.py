@@ -146,7 +146,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path: Path) -> None:
     assert files.read_state(older).position.num_steps < files.read_position(newest).num_steps
     session = small.start(setup, profile, run)
     small.finish(session)
-    assert any("goes on from before it" in line for line in session.snapshot().events)
+    assert any("goes on from an earlier point" in line for line in session.snapshot().events)
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
 
