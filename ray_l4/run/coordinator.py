@@ -99,7 +99,8 @@ class Coordinator:
         membership = Membership(spawner, context.cluster, setup.topology, lost)
         evaluators = None if self._begins_with_training() else spawner.evaluators()
         membership.await_start()
-        evaluators = evaluators or spawner.evaluators()  # they load their libraries while the students learn
+        if evaluators is None:  # they load their libraries while the students learn
+            evaluators = spawner.evaluators()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk") as disk:
             loop = StageLoop(context, state, plan, spawner, membership, evaluators, teachers, disk)
             try:

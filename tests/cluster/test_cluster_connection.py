@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -61,3 +63,29 @@ def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, mon
     with pytest.raises(ClusterError, match="would have ended"):
         connection.connect(1, profile)
     assert ended == [6]
+
+
+LOCAL_RAY = """
+import os, time
+from ray_l4.cluster.connection import connect, dead_process
+from ray_l4.config.cluster import ClusterConfig
+import ray
+assert dead_process() is None, "there is no Ray"
+connect(1, ClusterConfig.model_validate({"ray": {"num_cpus": 1, "object_store_memory": 80_000_000}}))
+assert dead_process() is None
+processes = ray._private.worker._global_node.all_processes
+os.kill(processes["gcs_server"][0].process.pid, 9)
+deadline = time.monotonic() + 5.0
+while (dead := dead_process()) is None and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(dead, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.processes
+def test_the_death_of_a_local_gcs_is_seen_without_asking_it() -> None:
+    """With the real Ray: the table of processes that is asked is not part of its public interface."""
+    ended = subprocess.run([sys.executable, "-c", LOCAL_RAY], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split()[-1:] == ["gcs_server"], ended.stderr

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,6 +120,34 @@ def test_after_a_loss_all_go_back_to_the_newest_state(
     assert summary["restarts"] == 4
     again = len(learned) - len(figures(expected))
     assert again <= 4 * 2 * (steps + profile.exchange.steps_ahead + 1)
+
+
+def test_a_state_that_is_being_written_at_a_loss_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its students have handed it over, so whoever is lost now does not take it along, however slow the disk is."""
+    config, profile = small.quick("l4", checkpoint={"every_steps": 5}), small.cluster("in_process")
+    begun, lost_while_writing = Event(), list[bool]()
+    original, returned_to = Student.backward, list[int]()
+
+    def write(run: RunDirectory, position: files.Position, *others: Any) -> Path:
+        begun.set()
+        time.sleep(0.3)
+        folder = files.write_state(run, position, *others)
+        begun.clear()
+        return folder
+
+    def backward(self: Student, fence: int, step: int, *tickets: Any) -> dict[str, float]:
+        if self.peer == 1 and not lost_while_writing and begun.is_set():
+            lost_while_writing.append(True)
+            raise PeerLostError("student 1: its process died")
+        if lost_while_writing and not returned_to:
+            returned_to.append(step)
+        return original(self, fence, step, *tickets)
+
+    monkeypatch.setattr("ray_l4.run.states.write_state", write)
+    monkeypatch.setattr(Student, "backward", backward)
+    monkeypatch.setattr("ray_l4.cluster.membership.Membership.roll_call", _lost_1)
+    small.complete_run(config, profile, tmp_path / "run")
+    assert lost_while_writing and returned_to == [5], "the first state, which was not on disk yet"
 
 
 def _lost_1(membership: Any) -> Any:
