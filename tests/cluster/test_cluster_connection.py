@@ -19,6 +19,14 @@ class NoWatchdog:
     """Nothing is started that would have to be watched."""
 
 
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Without what a real start changes in this process: its token is that of the Ray that the tests share."""
+    monkeypatch.setattr(connection, "Watchdog", NoWatchdog)
+    monkeypatch.setattr(connection, "draw_token", lambda: None)
+    return monkeypatch
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -29,20 +37,19 @@ class NoWatchdog:
     ],
 )
 def test_a_local_ray_that_does_not_start(
-    error: Exception, kind: type[ClusterError], monkeypatch: pytest.MonkeyPatch
+    error: Exception, kind: type[ClusterError], stand_in: pytest.MonkeyPatch
 ) -> None:
     def init(**options: object) -> None:
         raise error
 
-    monkeypatch.setattr(connection, "Watchdog", NoWatchdog)
-    monkeypatch.setattr(ray, "init", init)
+    stand_in.setattr(ray, "init", init)
     with pytest.raises(ClusterError, match="cannot use a Ray cluster at this machine") as caught:
         connection.connect(1, ClusterConfig())
     assert type(caught.value) is kind and str(error).rstrip(".") in str(caught.value)
 
 
 @pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
-def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, stand_in: pytest.MonkeyPatch) -> None:
     """Nothing can interrupt Ray's own start; a stopped control store kept it waiting without bound."""
     ended: list[int] = []
     hangs = threading.Event()
@@ -55,10 +62,9 @@ def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, mon
         assert hangs.wait(20.0)
         raise ConnectionError("the process would have ended by now")
 
-    monkeypatch.setattr(connection, "Watchdog", NoWatchdog)
-    monkeypatch.setattr(connection, "check_answers", lambda address: None)
-    monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(os, "_exit", end)
+    stand_in.setattr(connection, "check_answers", lambda address: None)
+    stand_in.setattr(ray, "init", init)
+    stand_in.setattr(os, "_exit", end)
     profile = ClusterConfig.model_validate({"ray": {"address": address}, "timeouts": {"start": 0.2}})
     with pytest.raises(ClusterError, match="would have ended"):
         connection.connect(1, profile)
