@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,15 @@ import safetensors.torch
 import torch
 
 from ray_l4.errors import ConfigError, PeerLostError
+from ray_l4.run.session import start
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import prepare
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.states import states
 from ray_l4.workers.ranks import other_ranks, sharding_of
 from ray_l4.workers.rendezvous import RendezvousStore, join
 from tests.run import run_fixtures as small
+from tests.run.test_run_faults import actor_processes, outcome, strike
 
 TOLERANCE = 1e-5
 
@@ -87,6 +93,28 @@ def assert_same_figures(run: RunDirectory, expected: RunDirectory) -> None:
     for name in ("samples", "tokens"):
         assert [row[name] for row in mine] == [row[name] for row in theirs]
     assert all(row["bytes_sent"] > 0 for row in mine)
+
+
+def test_a_rank_that_dies_is_replaced_from_the_newest_state(tmp_path: Path, ray_cluster: None) -> None:
+    """Every rank has its own part of a state: its slices of weights and moments."""
+    stream = [{"name": "mini.woz", "train": 80, "test": 4}, {"name": "mini.sql", "train": 8, "test": 4}]
+    config = small.long_enough(stream=stream, checkpoint={"every_steps": 5})
+    ranks = {"cpus": 0.5, "shards_per_student": 2, "sharding": "full"}
+    profile = small.cluster("collective", students=ranks, evaluators={"count": 1})
+    expected, _ = small.complete_run(config, profile, tmp_path / "expected")
+    setup, run = small.new_run(config, profile, tmp_path / "run")
+    before = set(actor_processes("Student"))
+    session = start(setup, profile, run)
+    deadline = time.monotonic() + small.LIMIT
+    while not states(run, 0) and time.monotonic() < deadline:
+        assert not session.wait(0.05), session.result()
+    strike(session, "training", "Student", before, signal.SIGKILL, max)
+    summary, events = outcome(session)
+    small.assert_equal(run, expected)
+    assert summary["restarts"] == 1
+    assert re.search(r"is lost and replaced(.|\n)*going on after \d", events), events
+    steps = [(row["stage"], row["student"], row["step"]) for row in run.step_figures()]
+    assert len(steps) == len(set(steps)) == len(expected.step_figures())
 
 
 def test_micro_batches_without_ranks_learn_the_same(reference: small.Finished, tmp_path: Path) -> None:
