@@ -20,6 +20,7 @@ from ray_l4.cli.model_options import (
     StageOption,
     StudentOption,
     TaskOption,
+    TrustOption,
     check_device,
     given,
     sections,
@@ -73,6 +74,7 @@ def ask(
     top_k: TopKOption = None,
     max_new_tokens: NewTokensOption = None,
     seed: SeedOption = None,
+    trust_custom_code: TrustOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Ask a model: print its answer to one question, or begin a dialogue if none is given.
@@ -91,7 +93,9 @@ def ask(
         tasks=[task] if task else (),
         experiment=experiment,
         overrides=set_ or (),
-        sections=sections(evaluation=given(top_k=_top_k(top_k, set_ or ()))),
+        sections=sections(
+            evaluation=given(top_k=_top_k(top_k, set_ or ())), model=given(trust_custom_code=trust_custom_code or None)
+        ),
         seed=seed,
     )
     found, name = one_inspected(model, settings)

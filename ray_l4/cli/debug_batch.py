@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_l4.cli.model_options import TrustOption
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
 def debug_batch(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the run that stopped.")],
     student: Annotated[int | None, typer.Option(min=0, help="The failed step of this student only.")] = None,
+    trust_custom_code: TrustOption = False,
 ) -> None:
     """Repeat the steps of a run whose loss or gradient was not finite, and show where that begins."""
     from ray_l4.store.failed_steps import failed_steps
@@ -38,7 +41,7 @@ def debug_batch(
     from ray_l4.setup.failed_step import repeat
 
     for place in places:
-        _show(Console(highlight=False), place, repeat(run, place))
+        _show(Console(highlight=False), place, repeat(run, place, trust_custom_code))
 
 
 def _show(console: Console, place: StepPlace, repeated: Repeated) -> None:

@@ -18,6 +18,7 @@ from ray_l4.cli.model_options import (
     SettingOption,
     StageOption,
     StudentOption,
+    TrustOption,
     check_device,
     given,
     sections,
@@ -76,6 +77,7 @@ def evaluate(
     max_length: MaxLengthOption = None,
     seed: SeedOption = None,
     show: ShowOption = 0,
+    trust_custom_code: TrustOption = False,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
     output: OutputOption = None,
@@ -100,7 +102,9 @@ def evaluate(
         experiment=experiment,
         overrides=set_ or (),
         sections=sections(
-            evaluation=given(limit=limit, top_k=top_k), model=given(max_length=max_length), data=given(raw=raw)
+            evaluation=given(limit=limit, top_k=top_k),
+            model=given(max_length=max_length, trust_custom_code=trust_custom_code or None),
+            data=given(raw=raw),
         ),
         seed=seed,
     )

@@ -18,6 +18,7 @@ from ray_l4.cli.model_options import (
     StageOption,
     StudentOption,
     TaskOption,
+    TrustOption,
     check_device,
     given,
     sections,
@@ -49,6 +50,7 @@ def generate(
         int | None, typer.Option(min=2, help="Maximum length in tokens; as the run if not given.")
     ] = None,
     seed: SeedOption = None,
+    trust_custom_code: TrustOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Print pseudo-examples of a task that a checkpoint has learned, one JSON object per line.
@@ -65,7 +67,7 @@ def generate(
         tasks=[task] if task else (),
         experiment=experiment,
         overrides=set_ or (),
-        sections=sections(replay=sampling),
+        sections=sections(replay=sampling, model=given(trust_custom_code=trust_custom_code or None)),
         seed=seed,
     )
     found, name = one_inspected(model, settings)
@@ -81,6 +83,7 @@ def merge(
         Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a checkpoint with adapters (model.lora).")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the merged model.")],
+    trust_custom_code: TrustOption = False,
 ) -> None:
     """Merge the adapters of a checkpoint into their model.
 
@@ -92,5 +95,5 @@ def merge(
 
     from ray_l4.learner.inspection import merge_folder
 
-    merge_folder(checkpoint, out)
+    merge_folder(checkpoint, out, trust_custom_code)
     typer.echo(f"wrote {out}")

@@ -40,6 +40,12 @@ SettingOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the run's config.yaml. Repeatable."),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-custom-code", help="Run the Python code that comes with the model, with all rights of your account."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of sampling; the run's if not given.")]
 

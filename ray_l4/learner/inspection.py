@@ -74,15 +74,16 @@ class LoadedModel:
                     yield {"valid": False, "reason": str(parsed), "text": tokenizer.decode(ids.tolist()[1:]).strip()}
 
 
-def merge_folder(folder: Path, out: Path) -> None:
+def merge_folder(folder: Path, out: Path, trusted: bool = False) -> None:
     """Merge the adapters of the checkpoint in ``folder`` into their base model, and write it to the new folder ``out``.
 
     ``AutoModelForCausalLM.from_pretrained`` loads it without peft. The tokeniser with its task tokens is copied.
+    ``trusted``: let code that comes with the base model run.
     Raises ConfigError if ``out`` exists, ModelError if there are no adapters or their base model is not found.
     """
     if out.exists():
         raise ConfigError(f"{out}: exists already. Name a new folder for the merged model.")
-    tuned, tokenizer = load_adapters(folder)
+    tuned, tokenizer = load_adapters(folder, trusted=trusted)
     merged = tuned.merge_and_unload()
 
     def fill(beside: Path) -> None:

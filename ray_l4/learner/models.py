@@ -186,8 +186,17 @@ def load_bytes(
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the model's configuration as JSON values; that of its adapters, if it has any, is under ``ADAPTERS``."""
+    """Return the model's configuration as JSON values; that of its adapters, if it has any, is under ``ADAPTERS``.
+
+    Code that came with the model is referred to where it is, as Transformers does with that of a model on the hub.
+    """
     description: dict[str, Any] = model.config.to_dict()
+    origin = Path(model.name_or_path).absolute()
+    if "auto_map" in description and origin.is_dir():
+        description["auto_map"] = {
+            name: f"{origin}--{reference}" if isinstance(reference, str) and "--" not in reference else reference
+            for name, reference in description["auto_map"].items()
+        }
     return description | ({ADAPTERS: adapter_settings(model)} if has_adapters(model) else {})
 
 
@@ -218,18 +227,18 @@ def _undropped(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in description.items() if "drop" not in key}
 
 
-def load_folder(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, TaskTokenizer]:
+def load_folder(folder: Path, dtype: str = "float32", trusted: bool = False) -> tuple[PreTrainedModel, TaskTokenizer]:
     """Load a checkpoint of a run, or any model folder whose tokeniser has the task tokens.
 
-    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder holds no model or no such
-    tokeniser, or adapters whose base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). ``trusted``: let code that comes with the model run. Raises
+    ModelError if the folder holds no model or no such tokeniser, or adapters whose base model is not found.
     """
     if (folder / ADAPTER_CONFIG).is_file():
-        tuned, tokenizer = load_adapters(folder, dtype)
+        tuned, tokenizer = load_adapters(folder, dtype, trusted)
         return tuned.model, tokenizer
     refuse_damaged(folder)
     tokenizer = TaskTokenizer.load(folder)
-    model = load_pretrained(str(folder), "model.name", dtype)
+    model = load_pretrained(str(folder), "model.name", dtype, trusted)
     grow(model, tokenizer.size)
     return model, tokenizer
 
@@ -244,11 +253,11 @@ def refuse_damaged(folder: Path) -> None:
         raise ModelError(f"model.name: {damaged}. Copy the checkpoint again, or take another one.")
 
 
-def load_adapters(folder: Path, dtype: str = "float32") -> tuple[LoraModel, TaskTokenizer]:
+def load_adapters(folder: Path, dtype: str = "float32", trusted: bool = False) -> tuple[LoraModel, TaskTokenizer]:
     """Load a checkpoint that holds adapters, with its base model; ``merge_and_unload()`` of the model merges the two.
 
-    ``dtype``: type of the weights (``ModelConfig.dtype``). Raises ModelError if the folder is not such a checkpoint, or
-    if the base model is not found.
+    ``dtype``: type of the weights (``ModelConfig.dtype``). ``trusted``: let code that comes with the base model run.
+    Raises ModelError if the folder is not such a checkpoint, or if the base model is not found.
     """
     refuse_damaged(folder)
     tokenizer = TaskTokenizer.load(folder)
@@ -257,7 +266,7 @@ def load_adapters(folder: Path, dtype: str = "float32") -> tuple[LoraModel, Task
             raise ModelError(f"{folder}: no {name}; expected a checkpoint of a run with adapters (model.lora)")
     settings = read_settings(folder)
     where = f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
-    model = load_pretrained(settings.base_model_name_or_path, where, dtype)
+    model = load_pretrained(settings.base_model_name_or_path, where, dtype, trusted)
     grow(model, tokenizer.size)
     tuned = inject(model, settings)
     damaged = damage(folder / ADAPTER_WEIGHTS)

@@ -21,6 +21,9 @@ from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
 
+_TRUST = "model.trust_custom_code="
+"""Beginning of the override that lets code of a model run."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -153,7 +156,11 @@ def one_inspected(model: str, settings: Settings) -> tuple[Inspected, str]:
 
 def _of_run(found: Checkpoint, settings: Settings) -> Inspected:
     path = settings.experiment or found.run.path / "config.yaml"
-    experiment = _changed(load_experiment(path, settings.overrides), settings)
+    experiment = load_experiment(path, settings.overrides)
+    if settings.experiment is None and not any(each.startswith(_TRUST) for each in settings.overrides):
+        # Whoever made the run trusted the code of its model. Whoever looks at the run may not.
+        experiment = with_sections(experiment, {"model": {"trust_custom_code": False}}, None)
+    experiment = _changed(experiment, settings)
     stages = get_method(experiment.method).kind.stages([task.name for task in experiment.stream])
     if found.stage >= len(stages):
         raise RunDirectoryError(

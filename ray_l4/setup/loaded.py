@@ -55,7 +55,7 @@ def load_inspected(found: Inspected, device: str) -> LoadedModel:
     place = device_named(device)
     own = peer_experiment(found.experiment, found.student).model
     if found.folder is not None:
-        model, tokenizer = load_folder(found.folder, own.dtype)
+        model, tokenizer = load_folder(found.folder, own.dtype, own.trust_custom_code)
         _refuse_other_template(found, own, tokenizer)
     else:
         # Only a model from scratch needs training examples: its tokeniser is trained on them.

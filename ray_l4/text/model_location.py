@@ -53,7 +53,8 @@ def loading_error(error: Exception) -> str:
         return (
             "it comes with Python code of its own, which would run with all rights of your account. Give a model of an "
             "architecture that Transformers contains; or, if you trust the authors of the code, set "
-            "model.trust_custom_code: true in the experiment of a run."
+            "model.trust_custom_code: true in the experiment of a run, or give --trust-custom-code to a command on "
+            "models."
         )
     return first_line(error)
 

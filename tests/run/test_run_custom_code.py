@@ -10,12 +10,14 @@ from transformers import GPT2Config, dynamic_module_utils
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import ModelError
+from ray_l4.errors import ModelError, PeerError
 from ray_l4.planning.meta_models import meta_model, vocabulary_of
 from ray_l4.setup.setup import prepare
+from tests.cli.cli_fixtures import InThisProcess, refused
 from tests.learner.adapter_fixtures import save_base
 from tests.run import run_fixtures as small
 
+MODEL = ModelError.exit_code
 CODE = """
 from pathlib import Path
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -36,6 +38,12 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
     return save_base(tmp_path / "plain", GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=160))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    """Function that runs ``ray-l4`` in this process."""
+    return InThisProcess(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -84,3 +92,57 @@ def test_a_plan_follows_the_same_setting(own: Path, plain: Path) -> None:
     assert sizes[0] == sizes[1]
     with pytest.raises(ModelError, match="trust_custom_code"):
         vocabulary_of(experiment(own))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapters", [False, True], ids=["weights", "adapters"])
+def test_commands_on_a_run_have_to_be_told_to_trust_the_code_too(
+    adapters: bool, own: Path, tmp_path: Path, command: InThisProcess
+) -> None:
+    lora = {"lora": {"rank": 2, "targets": ["c_attn"]}} if adapters else {}
+    config = experiment(own, trust_custom_code=True, **lora)
+    run, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
+    refused(command("evaluate", run.path), MODEL, "code of its own", "--trust-custom-code")
+    question = ("ask", run.path, "--task", "mini.woz", "--context", "a", "--question", "b")
+    refused(command(*question), MODEL, "--trust-custom-code")
+    assert command(*question, "--trust-custom-code").returncode == 0
+    refused(command("generate", run.path, "--task", "mini.woz", "-n", "1"), MODEL, "--trust-custom-code")
+    for trust in (["--trust-custom-code"], ["--set", "model.trust_custom_code=true"]):
+        scored = command("evaluate", run.path, "--json", *trust)
+        assert scored.returncode == 0, scored.stderr
+        found = [json.loads(line) for line in scored.stdout.splitlines()]
+        recorded = [cell for cell in run.scores() if cell.stage == 1]
+        assert len(found) == len(recorded) == 4
+        for cell in recorded:
+            (row,) = [row for row in found if (row["student"], row["task"]) == (cell.student, cell.task)]
+            assert row.items() >= run.scores()[cell]["values"].items()
+    example = command("generate", run.path, "--task", "mini.woz", "-n", "1", "--trust-custom-code")
+    assert example.returncode == 0 and json.loads(example.stdout)["valid"] in (True, False)
+    if adapters:
+        checkpoint = run.checkpoint(1, 3, 0)
+        refused(command("merge", checkpoint, tmp_path / "merged"), MODEL, "--trust-custom-code")
+        merged = command("merge", checkpoint, tmp_path / "merged", "--trust-custom-code")
+        assert merged.returncode == 0, merged.stderr
+        assert (tmp_path / "merged" / "own_gpt.py").is_file(), "the merged model takes its code along"
+
+
+@pytest.mark.slow
+def test_a_peer_of_somebody_elses_run_is_not_trusted_either(
+    own: Path, plain: Path, tmp_path: Path, command: InThisProcess
+) -> None:
+    """The longest sequence of a run depends on the models of all its peers."""
+    peers = {"each": [{}, {"model": {"name": str(own), "trust_custom_code": True}}]}
+    config = small.quick("l4", model={"name": str(plain)}, peers=peers)
+    run, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
+    refused(command("evaluate", run.path, "--student", "0"), MODEL, "code of its own", "--trust-custom-code")
+    assert command("evaluate", run.path, "--student", "0", "--trust-custom-code").returncode == 0
+
+
+def test_a_failed_step_is_repeated_with_code_that_is_trusted(own: Path, tmp_path: Path, command: InThisProcess) -> None:
+    config = small.quick(
+        "l4", model={"name": str(own), "trust_custom_code": True}, optim={"variant": "torch", "lr": 1e30, "warmup": 0.0}
+    )
+    with pytest.raises(PeerError, match="not finite"):
+        small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
+    refused(command("debug-batch", tmp_path / "run"), MODEL, "--trust-custom-code")
+    assert command("debug-batch", tmp_path / "run", "--trust-custom-code").returncode == 0
