@@ -93,10 +93,9 @@ def ask(
         tasks=[task] if task else (),
         experiment=experiment,
         overrides=set_ or (),
-        sections=sections(
-            evaluation=given(top_k=_top_k(top_k, set_ or ())), model=given(trust_custom_code=trust_custom_code or None)
-        ),
+        sections=sections(evaluation=given(top_k=_top_k(top_k, set_ or ()))),
         seed=seed,
+        trusts_code=trust_custom_code,
     )
     found, name = one_inspected(model, settings)
     given_context, given_question = (_text(value) for value in (context, question))

@@ -102,11 +102,10 @@ def evaluate(
         experiment=experiment,
         overrides=set_ or (),
         sections=sections(
-            evaluation=given(limit=limit, top_k=top_k),
-            model=given(max_length=max_length, trust_custom_code=trust_custom_code or None),
-            data=given(raw=raw),
+            evaluation=given(limit=limit, top_k=top_k), model=given(max_length=max_length), data=given(raw=raw)
         ),
         seed=seed,
+        trusts_code=trust_custom_code,
     )
     if settings.task and len(settings.tasks) != 1:
         raise ConfigError(_ONE_TASK)

@@ -67,8 +67,9 @@ def generate(
         tasks=[task] if task else (),
         experiment=experiment,
         overrides=set_ or (),
-        sections=sections(replay=sampling, model=given(trust_custom_code=trust_custom_code or None)),
+        sections=sections(replay=sampling),
         seed=seed,
+        trusts_code=trust_custom_code,
     )
     found, name = one_inspected(model, settings)
 

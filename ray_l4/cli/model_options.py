@@ -43,7 +43,8 @@ SettingOption = Annotated[
 TrustOption = Annotated[
     bool,
     typer.Option(
-        "--trust-custom-code", help="Run the Python code that comes with the model, with all rights of your account."
+        "--trust-custom-code",
+        help="Run the Python code that comes with the model or is named in its files, with all rights of your account.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]

@@ -54,7 +54,8 @@ class ModelConfig(Strict):
     """Size of a GPT-2 with random weights, instead of ``name``."""
     trust_custom_code: bool = False
     """Run the Python code that comes with the model (``auto_map`` in its ``config.json``), in every process that loads
-    it, with all rights of your account. If false, such a model is refused."""
+    it, with all rights of your account. If false, Transformers' own code is run, and a model of an architecture that it
+    does not contain is refused."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of matrix products. Losses and the optimiser always use float32, and so do weights by default (see
     ``dtype``)."""

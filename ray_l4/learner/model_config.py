@@ -28,7 +28,7 @@ def pretrained_config(name: str, trusted: bool = False) -> Any:
 
     try:
         return AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged config.json, or the model's own code, raises errors of any class
         raise ModelError(f"model.name: no model configuration at {name!r}: {loading_error(error)}") from error
 
 

@@ -25,10 +25,11 @@ from ray_l4.learner.adapters import (
     load_adapter_state,
     read_settings,
 )
+from ray_l4.learner.custom_code import code_of
 from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.checksums import damaged_in
-from ray_l4.store.records import ADAPTER_WEIGHTS, ADAPTERS
+from ray_l4.store.records import ADAPTER_WEIGHTS, ADAPTERS, CODE
 from ray_l4.store.weight_files import damage
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -186,18 +187,19 @@ def load_bytes(
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the model's configuration as JSON values; that of its adapters, if it has any, is under ``ADAPTERS``.
+    """Return the model's configuration as JSON values.
 
-    Code that came with the model is referred to where it is, as Transformers does with that of a model on the hub.
+    That of its adapters, if it has any, is under ``ADAPTERS``, and the code that came with it under ``CODE``.
     """
     description: dict[str, Any] = model.config.to_dict()
-    origin = Path(model.name_or_path).absolute()
-    if "auto_map" in description and origin.is_dir():
-        description["auto_map"] = {
-            name: f"{origin}--{reference}" if isinstance(reference, str) and "--" not in reference else reference
-            for name, reference in description["auto_map"].items()
-        }
-    return description | ({ADAPTERS: adapter_settings(model)} if has_adapters(model) else {})
+    if has_adapters(model):
+        description[ADAPTERS] = adapter_settings(model)
+    elif code := code_of(model):
+        # Transformers looks for a file of its own for every class, in the folder of the weights.
+        references = {name: str(own).rpartition("--")[2] for name, own in description.get("auto_map", {}).items()}
+        known = {name: own for name, own in references.items() if f"{own.partition('.')[0]}.py" in code}
+        description |= {"auto_map": known, CODE: code}
+    return description
 
 
 def from_description(description: Mapping[str, Any]) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import pick_device
 from ray_l4.learner.repeated_step import Finding, RepeatedStep
 from ray_l4.methods import get_method, peer_experiment
-from ray_l4.setup.other_settings import with_sections
+from ray_l4.setup.inspected import check_trust
 from ray_l4.store.failed_steps import BATCH, GUARD, MEMORY, TARGETS, WHY, StepPlace
 from ray_l4.store.records import read_weights, undamaged
 from ray_l4.store.run_directory import RunDirectory, read_json
@@ -38,11 +38,11 @@ class Repeated:
     finding: Finding
 
 
-def repeat(run: RunDirectory, place: StepPlace, trusted: bool = False) -> Repeated:
+def repeat(run: RunDirectory, place: StepPlace, trusts_code: bool = False) -> Repeated:
     """Repeat a failed step in this process, with the weights, batch and teachers' predictions that it had.
 
-    ``trusted``: let code that comes with the model run, whatever the run's own settings say. Raises ConfigError if its
-    student had several ranks, RunDirectoryError if a file is missing or damaged.
+    ``trusts_code``: whether code that comes with the model may run. Raises ConfigError if its student had several
+    ranks, ModelError if code would have to run and may not, RunDirectoryError if a file is missing or damaged.
     """
     folder = place.folder(run)
     damaged = damaged_file(folder)
@@ -54,8 +54,8 @@ def repeat(run: RunDirectory, place: StepPlace, trusted: bool = False) -> Repeat
             f"{folder}: student {place.student} had {why['ranks']} ranks (students.shards_per_student); only a step of "
             "a student with one rank can be repeated. Its batch and weights are in that folder."
         )
-    experiment = with_sections(run.experiment(), {"model": {"trust_custom_code": trusted}}, None)
-    cluster = run.cluster()
+    experiment, cluster = run.experiment(), run.cluster()
+    check_trust(experiment, str(run.path), trusts_code)
     if cluster.students.threads is not None:
         torch.set_num_threads(cluster.students.threads)  # the order of sums depends on it
     device = pick_device(cluster.students.gpus)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.config.loading import load_experiment
-from ray_l4.errors import ConfigError, RunDirectoryError, nearest
-from ray_l4.methods import get_method
+from ray_l4.errors import ConfigError, ModelError, RunDirectoryError, nearest
+from ray_l4.methods import all_models, get_method
 from ray_l4.methods.copying import changed
 from ray_l4.setup.named_model import hub_note, run_or_model
 from ray_l4.setup.other_settings import default_experiment, with_model, with_sections
@@ -20,9 +20,6 @@ from ray_l4.store.checkpoints import Checkpoint, Wanted, checkpoint_at, is_model
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
-
-_TRUST = "model.trust_custom_code="
-"""Beginning of the override that lets code of a model run."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,8 @@ class Settings:
     """Section of the experiment -> its keys and their values."""
     seed: int | None = None
     """The run seed."""
+    trusts_code: bool = False
+    """Whether code that comes with a model may run. For a model outside a run, it then does."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,20 @@ def inspected(model: str | None, settings: Settings) -> list[Inspected]:
     found = _found(model, settings)
     for each in found:
         _check_wanted(each, settings.wanted)
+        check_trust(each.experiment, each.name, settings.trusts_code)
     return found
+
+
+def check_trust(experiment: ExperimentConfig, name: str, trusts_code: bool) -> None:
+    """Raise ModelError if code of a model would run only because the experiment, of somebody else perhaps, says so.
+
+    ``trusts_code``: what the command line says. ``name``: that of the model or run, for the message.
+    """
+    if not trusts_code and any(model.trust_custom_code for model in all_models(experiment)):
+        raise ModelError(
+            f"{name}: its settings (model.trust_custom_code: true) let Python code that comes with the model run, with "
+            "all rights of your account. If you trust the authors of the code, give --trust-custom-code."
+        )
 
 
 def _found(model: str | None, settings: Settings) -> list[Inspected]:
@@ -156,11 +168,7 @@ def one_inspected(model: str, settings: Settings) -> tuple[Inspected, str]:
 
 def _of_run(found: Checkpoint, settings: Settings) -> Inspected:
     path = settings.experiment or found.run.path / "config.yaml"
-    experiment = load_experiment(path, settings.overrides)
-    if settings.experiment is None and not any(each.startswith(_TRUST) for each in settings.overrides):
-        # Whoever made the run trusted the code of its model. Whoever looks at the run may not.
-        experiment = with_sections(experiment, {"model": {"trust_custom_code": False}}, None)
-    experiment = _changed(experiment, settings)
+    experiment = with_sections(load_experiment(path, settings.overrides), settings.sections, settings.seed)
     stages = get_method(experiment.method).kind.stages([task.name for task in experiment.stream])
     if found.stage >= len(stages):
         raise RunDirectoryError(
@@ -203,7 +211,8 @@ def _defaults(model: str, settings: Settings) -> ExperimentConfig:
 
 
 def _changed(experiment: ExperimentConfig, settings: Settings) -> ExperimentConfig:
-    return with_sections(experiment, settings.sections, settings.seed)
+    model = {**settings.sections.get("model", {}), **({"trust_custom_code": True} if settings.trusts_code else {})}
+    return with_sections(experiment, {**settings.sections, "model": model}, settings.seed)
 
 
 def _stream(experiment: ExperimentConfig) -> tuple[str, ...]:

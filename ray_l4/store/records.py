@@ -30,6 +30,9 @@ _LOST_FILE = "Restore it from a copy of the run (ray-l4 resume ADDRESS --run-dir
 ADAPTERS = "adapters"
 """Key of a model description for the configuration of its adapters, if the model has any."""
 
+CODE = "code"
+"""Key of a model description for the Python files that came with the model, if any: name -> text."""
+
 STEPS = pa.schema(
     [
         ("stage", pa.int32()),
@@ -69,16 +72,19 @@ pass."""
 def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str, Any], tokenizer: Path) -> None:
     """Write a folder for ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``.
 
-    ``weights`` are safetensors bytes, ``description`` is the model's ``config.json``, ``tokenizer`` a folder to copy.
-    If the description has adapters, the weights are only those of the adapters, and peft's
+    ``weights`` are safetensors bytes, ``description`` is the model's ``config.json`` and ``CODE``, ``tokenizer`` a
+    folder to copy. If the description has adapters, the weights are only those of the adapters, and peft's
     ``AutoPeftModelForCausalLM.from_pretrained`` loads the folder.
     """
-    adapters = description.get(ADAPTERS)
+    adapters, code = description.get(ADAPTERS), description.get(CODE, {})
+    settings = adapters or {key: value for key, value in description.items() if key != CODE}
 
     def fill(temporary: Path) -> None:
         for file in tokenizer.iterdir():
             (temporary / file.name).write_bytes(file.read_bytes())
-        write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(adapters or description))
+        for name, text in code.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        write_json(temporary / (ADAPTER_CONFIG if adapters else CONFIG), dict(settings))
         write_bytes(temporary / (ADAPTER_WEIGHTS if adapters else WEIGHTS), weights)
         write_sums(temporary)
 

@@ -22,8 +22,8 @@ def located(name: str, where: str = "model.name", trusted: bool = False) -> dict
     """Return the arguments with which the libraries load a model: no code that comes with it, no unreachable hub.
 
     ``where``: the key or file that names the model, for messages. ``trusted``: let code that comes with it run
-    (``model.trust_custom_code``). Raises ModelError, saying where it was looked for, if
-    there is no such folder and it cannot be on the hub: the libraries would try to connect for half a minute.
+    (``model.trust_custom_code``). Raises ModelError, saying where it was looked for, if there is no such folder and it
+    cannot be on the hub: the libraries would try to connect for half a minute.
     """
     # Said outright: without it, Transformers asks at the terminal whether to run code that comes with a model.
     code = {"trust_remote_code": trusted}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,9 @@ MODEL = ModelError.exit_code
 CODE = """
 from pathlib import Path
 from transformers import GPT2Config, GPT2LMHeadModel
+from .own_parts import RAN
 
-Path({ran!r}).touch()
+Path(RAN).touch()
 
 class OwnConfig(GPT2Config):
     model_type = "own"
@@ -32,10 +35,17 @@ class OwnModel(GPT2LMHeadModel):
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copies that the library makes of code are kept out of the home folder, in one place: it is a package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
 @pytest.fixture
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pretrained GPT-2. Copies that the library makes of code are kept out of the home folder."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    """A pretrained GPT-2."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
     return save_base(tmp_path / "plain", GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=160))
 
@@ -53,7 +63,8 @@ def own(plain: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     for file in plain.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "own_gpt.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    (folder / "own_gpt.py").write_text(CODE)
+    (folder / "own_parts.py").write_text(f"RAN = {str(tmp_path / 'ran')!r}\n")
     settings = json.loads((plain / "config.json").read_text())
     classes = {"AutoConfig": "own_gpt.OwnConfig", "AutoModelForCausalLM": "own_gpt.OwnModel"}
     (folder / "config.json").write_text(
@@ -102,20 +113,20 @@ def test_commands_on_a_run_have_to_be_told_to_trust_the_code_too(
     lora = {"lora": {"rank": 2, "targets": ["c_attn"]}} if adapters else {}
     config = experiment(own, trust_custom_code=True, **lora)
     run, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
-    refused(command("evaluate", run.path), MODEL, "code of its own", "--trust-custom-code")
+    for words in (["evaluate", run.path], ["evaluate", run.path, "--experiment", run.path / "config.yaml"]):
+        refused(command(*words), MODEL, str(run.path), "give --trust-custom-code")
     question = ("ask", run.path, "--task", "mini.woz", "--context", "a", "--question", "b")
     refused(command(*question), MODEL, "--trust-custom-code")
     assert command(*question, "--trust-custom-code").returncode == 0
     refused(command("generate", run.path, "--task", "mini.woz", "-n", "1"), MODEL, "--trust-custom-code")
-    for trust in (["--trust-custom-code"], ["--set", "model.trust_custom_code=true"]):
-        scored = command("evaluate", run.path, "--json", *trust)
-        assert scored.returncode == 0, scored.stderr
-        found = [json.loads(line) for line in scored.stdout.splitlines()]
-        recorded = [cell for cell in run.scores() if cell.stage == 1]
-        assert len(found) == len(recorded) == 4
-        for cell in recorded:
-            (row,) = [row for row in found if (row["student"], row["task"]) == (cell.student, cell.task)]
-            assert row.items() >= run.scores()[cell]["values"].items()
+    scored = command("evaluate", run.path, "--json", "--trust-custom-code")
+    assert scored.returncode == 0, scored.stderr
+    found = [json.loads(line) for line in scored.stdout.splitlines()]
+    recorded = [cell for cell in run.scores() if cell.stage == 1]
+    assert len(found) == len(recorded) == 4
+    for cell in recorded:
+        (row,) = [row for row in found if (row["student"], row["task"]) == (cell.student, cell.task)]
+        assert row.items() >= run.scores()[cell]["values"].items()
     example = command("generate", run.path, "--task", "mini.woz", "-n", "1", "--trust-custom-code")
     assert example.returncode == 0 and json.loads(example.stdout)["valid"] in (True, False)
     if adapters:
@@ -127,6 +138,33 @@ def test_commands_on_a_run_have_to_be_told_to_trust_the_code_too(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_takes_its_code_along(own: Path, tmp_path: Path, command: InThisProcess) -> None:
+    run, _ = small.complete_run(experiment(own, trust_custom_code=True), small.cluster("in_process"), tmp_path / "run")
+    checkpoint = tmp_path / "copied--to another place"
+    shutil.copytree(run.checkpoint(1, 3, 1), checkpoint)
+    shutil.rmtree(own)
+    words = ("evaluate", checkpoint, "--task", "mini.woz", "--limit", "3")
+    refused(command(*words), MODEL, "code of its own", "give --trust-custom-code")
+    result = command(*words, "--trust-custom-code")
+    assert result.returncode == 0 and json.loads(result.stdout)["examples"] == 3, result.stderr
+    with (checkpoint / "own_parts.py").open("a") as file:
+        file.write("# changed\n")
+    refused(command(*words, "--trust-custom-code"), MODEL, "own_parts.py")
+
+
+@pytest.mark.slow
+def test_a_run_with_code_for_a_known_architecture_is_not_scored_with_another_code(
+    own: Path, tmp_path: Path, command: InThisProcess
+) -> None:
+    """Without trust, Transformers would silently take its own class of that architecture."""
+    settings = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(settings | {"model_type": "gpt2"}))
+    run, _ = small.complete_run(experiment(own, trust_custom_code=True), small.cluster("in_process"), tmp_path / "run")
+    assert (run.checkpoint(1, 3, 0) / "own_gpt.py").is_file(), "it was trained with the code"
+    refused(command("evaluate", run.path), MODEL, "give --trust-custom-code")
+
+
+@pytest.mark.slow
 def test_a_peer_of_somebody_elses_run_is_not_trusted_either(
     own: Path, plain: Path, tmp_path: Path, command: InThisProcess
 ) -> None:
@@ -134,7 +172,7 @@ def test_a_peer_of_somebody_elses_run_is_not_trusted_either(
     peers = {"each": [{}, {"model": {"name": str(own), "trust_custom_code": True}}]}
     config = small.quick("l4", model={"name": str(plain)}, peers=peers)
     run, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
-    refused(command("evaluate", run.path, "--student", "0"), MODEL, "code of its own", "--trust-custom-code")
+    refused(command("evaluate", run.path, "--student", "0"), MODEL, str(run.path), "give --trust-custom-code")
     assert command("evaluate", run.path, "--student", "0", "--trust-custom-code").returncode == 0
 
 
