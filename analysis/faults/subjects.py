@@ -88,9 +88,16 @@ class References:
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a command: every step is logged, and Ray notices a node that hangs."""
+    """Return the environment of a command: every step is logged."""
     return {**os.environ, **_ENVIRONMENT, **extra}
 
+
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "300",
+    "RAY_L4_DEBUG": "1",
+}
 
 _FAST_CHECKS = {
     "health_check_initial_delay_ms": 0,
@@ -98,15 +105,7 @@ _FAST_CHECKS = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 2,
 }
-"""A node that does not answer is given up after some five seconds: Ray's own patience is half a minute."""
-
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "COLUMNS": "300",
-    "RAY_L4_DEBUG": "1",
-    **{f"RAY_{name}": str(value) for name, value in _FAST_CHECKS.items()},
-}
+"""A pretended node that does not answer is given up after some five seconds: Ray's own patience is a minute."""
 
 
 class Nodes:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import ray
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.exceptions import AuthenticationError, RayError
 
-from ray_l4.cluster.local_access import draw_token, on_loopback
+from ray_l4.cluster.local_access import draw_token, on_loopback, variables
 from ray_l4.cluster.placement import check_room, local_resources
 from ray_l4.cluster.temporary_folder import check_temporary_folder, full_temporary_folder, temporary_folder
 from ray_l4.cluster.watchdog import Watchdog
@@ -25,6 +25,8 @@ from ray_l4.workers.log import DEBUG_VARIABLE
 
 _CONNECT_TIMEOUT = 10.0
 _GCS_TIMEOUT = "10"
+_NODE_CHECKS = 3
+"""Checks of a node manager without an answer after which it is given up."""
 
 
 def connect(peers: int, cluster: ClusterConfig) -> None:
@@ -59,7 +61,10 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
     limit.daemon = True
     limit.start()
     try:
-        with on_loopback() if cluster.ray.address is None else nullcontext():
+        with ExitStack() as settings:
+            if cluster.ray.address is None:
+                settings.enter_context(on_loopback())
+                settings.enter_context(variables(_node_checks(cluster.timeouts.control)))
             ray.init(**options)
         if watchdog is not None:
             watchdog.watch(Path(ray._private.worker.global_worker.node.get_session_dir_path()))
@@ -82,6 +87,17 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         # Ray installs its own handler, which ends the process at once.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _node_checks(limit: float) -> dict[str, str]:
+    """Return how Ray's control store checks on a node manager: it gives one up that has not answered for ``limit``
+    seconds. Its own patience is a minute, whatever the limit."""
+    share = limit / _NODE_CHECKS
+    milliseconds = {"timeout_ms": 2 * share / 3, "period_ms": share / 3}
+    return {
+        "RAY_health_check_failure_threshold": str(_NODE_CHECKS),
+        **{f"RAY_health_check_{name}": str(max(round(1000 * value), 1)) for name, value in milliseconds.items()},
+    }
 
 
 def _end_process(limit: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from ray._private import ray_constants
@@ -45,12 +45,21 @@ def on_loopback() -> Iterator[None]:
         yield
         return
     before = ray_constants.ENABLE_RAY_CLUSTER
-    added = {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
-    os.environ.update(added)
     ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with variables(_LOOPBACK):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Let processes that start within the block have these environment variables, unless the user has set them."""
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
         for name in added:
             del os.environ[name]

@@ -124,7 +124,7 @@ class TimeoutConfig(Strict):
     work: Seconds = 7200
     """For one work item of an evaluator: a few batches of a test set, or one chunk of replay."""
     control: Seconds = 60
-    """For a process to show that it is alive: the coordinator, a student, an evaluator."""
+    """For a process to show that it is alive: the coordinator, a student, an evaluator, and those of a local Ray."""
     stop: Seconds = 60
     """For a run to end after Ctrl-C or SIGTERM: the step under way, and what is then written to disk."""
 

@@ -72,15 +72,28 @@ def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, sta
 
 
 LOCAL_RAY = """
-import os, time
-from ray_l4.cluster.connection import connect, dead_process
+import os, signal, time
+from ray_l4.cluster.connection import connect, dead_process, own_node_is_alive
 from ray_l4.config.cluster import ClusterConfig
 import ray
 assert dead_process() is None, "there is no Ray"
-connect(1, ClusterConfig.model_validate({"ray": {"num_cpus": 1, "object_store_memory": 80_000_000}}))
-assert dead_process() is None
+profile = {"ray": {"num_cpus": 1, "object_store_memory": 80_000_000}, "timeouts": {"control": 4}}
+connect(1, ClusterConfig.model_validate(profile))
+assert dead_process() is None and own_node_is_alive()
 processes = ray._private.worker._global_node.all_processes
-os.kill(processes["gcs_server"][0].process.pid, 9)
+"""
+STOPPED_RAYLET = """
+time.sleep(6)  # the control store gives a new node five seconds before it checks on it
+began = time.monotonic()
+os.kill(processes["raylet"][0].process.pid, signal.SIGSTOP)
+while own_node_is_alive() and time.monotonic() < began + 30.0:
+    time.sleep(0.1)
+print(time.monotonic() - began, flush=True)
+os.kill(processes["raylet"][0].process.pid, signal.SIGKILL)
+os._exit(0)
+"""
+DEAD_GCS = """
+os.kill(processes["gcs_server"][0].process.pid, signal.SIGKILL)
 deadline = time.monotonic() + 5.0
 while (dead := dead_process()) is None and time.monotonic() < deadline:
     time.sleep(0.05)
@@ -89,9 +102,23 @@ os._exit(0)
 """
 
 
+def printed(what_happens: str) -> str:
+    """The last word that a process prints which starts a local Ray, to which something happens."""
+    words = [sys.executable, "-c", LOCAL_RAY + what_happens]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split(), ended.stderr
+    return ended.stdout.split()[-1]
+
+
 @pytest.mark.ray
 @pytest.mark.processes
 def test_the_death_of_a_local_gcs_is_seen_without_asking_it() -> None:
     """With the real Ray: the table of processes that is asked is not part of its public interface."""
-    ended = subprocess.run([sys.executable, "-c", LOCAL_RAY], capture_output=True, text=True, timeout=120)
-    assert ended.stdout.split()[-1:] == ["gcs_server"], ended.stderr
+    assert printed(DEAD_GCS) == "gcs_server"
+
+
+@pytest.mark.ray
+@pytest.mark.processes
+def test_a_local_raylet_that_hangs_is_given_up_within_the_time_of_a_process() -> None:
+    """Ray's own patience is a minute, however short ``timeouts.control`` is."""
+    assert 1.0 < float(printed(STOPPED_RAYLET)) < 15.0
