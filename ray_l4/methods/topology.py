@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from ray_l4.errors import ConfigError
@@ -36,11 +37,22 @@ class Topology:
 
     def teachers_of(self, peer: int) -> tuple[int, ...]:
         """Return the peers that ``peer`` learns from, in ascending order."""
-        return tuple(sorted(teacher for teacher, student in self.edges if student == peer))
+        return self._teachers.get(peer, ())
 
     def teaches(self, peer: int) -> bool:
         """Return whether any peer learns from ``peer``."""
-        return any(teacher == peer for teacher, _ in self.edges)
+        return peer in self._teaching
+
+    @cached_property
+    def _teachers(self) -> Mapping[int, tuple[int, ...]]:
+        found: dict[int, list[int]] = {}
+        for teacher, student in sorted(self.edges):
+            found.setdefault(student, []).append(teacher)
+        return {student: tuple(teachers) for student, teachers in found.items()}
+
+    @cached_property
+    def _teaching(self) -> frozenset[int]:
+        return frozenset(teacher for teacher, _ in self.edges)
 
     def without(self, peers: Collection[int]) -> Topology:
         """Return the topology after the loss of ``peers``: the others keep their numbers and their present teachers."""

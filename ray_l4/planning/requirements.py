@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.cluster import ClusterConfig, ExchangeConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.methods import graph_of, peer_experiment
+from ray_l4.methods.copying import changed
 from ray_l4.planning.batch_shape import BatchShape
 from ray_l4.planning.decoding_memory import DecodingMemory, simulate_decoding
 from ray_l4.planning.meta_models import vocabulary_of
@@ -18,7 +19,10 @@ from ray_l4.planning.processes import (
     one_process,
     rank_process,
 )
-from ray_l4.planning.simulated_step import SimulatedStep, simulate_step
+from ray_l4.planning.simulated_step import SimulatedStep, extrapolated, simulate_step
+
+_FEW = (6, 8)
+"""Numbers of equal peers that are simulated in the place of more."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ class Estimator:
                 f"a step of {who}: {batch.examples} examples, {batch.at_once} at a time, of {batch.length} "
                 f"tokens, on a {'GPU' if gpu else 'CPU'}, codec {cluster.exchange.codec}"
             )
-            vocabulary = vocabulary_of(experiment)
-            self._steps[key] = simulate_step(experiment, cluster.exchange, vocabulary, batch, peers, gpu=gpu)
+            self._steps[key] = _simulated(experiment, cluster.exchange, batch, peers, gpu)
         return self._steps[key]
 
     def _decode(self, experiment: ExperimentConfig, batch: BatchShape) -> DecodingMemory:
@@ -111,6 +114,21 @@ class Estimator:
             self._tell(f"an evaluator: {length} tokens")
             self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), length)
         return self._decoding[key]
+
+
+def _simulated(
+    experiment: ExperimentConfig, exchange: ExchangeConfig, batch: BatchShape, peers: tuple[int, ...], gpu: bool
+) -> SimulatedStep:
+    """Simulate a step of ``peers`` in one process; of many equal ones, steps of a few, from which it follows."""
+    own = experiment.peers
+    if len(peers) <= _FEW[1] or own.each or not isinstance(own.topology, str | None):
+        return simulate_step(experiment, exchange, vocabulary_of(experiment), batch, peers, gpu=gpu)
+    few = [changed(experiment, peers=changed(own, count=count)) for count in _FEW]
+    sizes = [graph_of(each).size for each in few]
+    fewer, more = (
+        _simulated(each, exchange, batch, tuple(range(size)), gpu) for each, size in zip(few, sizes, strict=True)
+    )
+    return extrapolated(fewer, more, (len(peers) - sizes[1]) / (sizes[1] - sizes[0]))
 
 
 def _shape(experiment: ExperimentConfig) -> object:

@@ -98,6 +98,25 @@ def simulate_step(
         )
 
 
+def extrapolated(fewer: SimulatedStep, more: SimulatedStep, differences: float) -> SimulatedStep:
+    """Return the step of a process with so many more equal peers than ``more`` has that what distinguishes it from
+    ``fewer`` comes that many ``differences`` times again.
+
+    Memory and traffic grow by the same amount with every peer, as the peers' graphs and payloads are held together.
+    """
+
+    def grown(before: int, after: int) -> int:
+        return round(after + differences * (after - before))
+
+    return replace(
+        more,
+        tensors={name: grown(fewer.tensors.get(name, 0), size) for name, size in more.tensors.items()},
+        resident=grown(fewer.resident, more.resident),
+        between=grown(fewer.between, more.between),
+        received=grown(fewer.received, more.received),
+    )
+
+
 class _SimulatedRank(Alone):
     """One rank of a student that takes from its model's structure what it cannot tell from values."""
 

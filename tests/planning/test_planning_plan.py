@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ConfigError, ModelError
+from ray_l4.planning import requirements
 from ray_l4.planning.plan import Advice, Plan, PlanRequest, advise, make_plan
 from ray_l4.planning.requirements import Estimator
 from ray_l4.planning.view import as_json, tables
@@ -52,6 +53,20 @@ def test_settings_that_change_no_tensor_share_a_simulation() -> None:
     assert len({repr(made.requirements) for made in plans}) == 1 and len(told) == 2, "equal students, and an evaluator"
     make_plan(PlanRequest(experiment(optim={"weight_decay": 0.0}), 8 * GIB), profile(), estimator)
     assert len(told) > 2, "what is not known to be without effect is simulated"
+
+
+@pytest.mark.parametrize("topology", ["complete", "star"])
+def test_the_memory_of_many_equal_peers_in_one_process_follows_from_that_of_a_few(
+    topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = PlanRequest(experiment(peers={"count": 11, "topology": topology}), 8 * GIB)
+    cluster = profile(exchange={"transport": "in_process"})
+    found = make_plan(request, cluster, Estimator()).requirements
+    monkeypatch.setattr(requirements, "_FEW", (11, 12))
+    simulated = make_plan(request, cluster, Estimator()).requirements
+    assert found.received == simulated.received > 0
+    (mine,), (theirs,) = found.processes, simulated.processes
+    assert mine.device == pytest.approx(theirs.device, rel=1e-6)
 
 
 def test_lack_of_room_is_a_problem_of_the_plan_not_an_exception() -> None:
