@@ -92,7 +92,7 @@ def merge(
     """
     from ray_l4.setup.mergeable import check_mergeable
 
-    check_mergeable(checkpoint)
+    check_mergeable(checkpoint, trust_custom_code)
 
     from ray_l4.learner.inspection import merge_folder
 

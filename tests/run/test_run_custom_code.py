@@ -153,15 +153,20 @@ def test_a_checkpoint_takes_its_code_along(own: Path, tmp_path: Path, command: I
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapters", [False, True], ids=["weights", "adapters"])
 def test_a_run_with_code_for_a_known_architecture_is_not_scored_with_another_code(
-    own: Path, tmp_path: Path, command: InThisProcess
+    adapters: bool, own: Path, tmp_path: Path, command: InThisProcess
 ) -> None:
     """Without trust, Transformers would silently take its own class of that architecture."""
     settings = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(settings | {"model_type": "gpt2"}))
-    run, _ = small.complete_run(experiment(own, trust_custom_code=True), small.cluster("in_process"), tmp_path / "run")
-    assert (run.checkpoint(1, 3, 0) / "own_gpt.py").is_file(), "it was trained with the code"
+    config = experiment(own, trust_custom_code=True, **({"lora": {"rank": 2}} if adapters else {}))
+    run, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
+    checkpoint = run.checkpoint(1, 3, 0)
+    assert (checkpoint / "own_gpt.py").is_file() is not adapters, "adapters name the folder of their model"
     refused(command("evaluate", run.path), MODEL, "give --trust-custom-code")
+    if adapters:
+        refused(command("merge", checkpoint, tmp_path / "merged"), MODEL, "give --trust-custom-code")
 
 
 @pytest.mark.slow

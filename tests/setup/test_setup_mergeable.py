@@ -14,7 +14,7 @@ from ray_l4.setup.mergeable import check_mergeable
 def run(tmp_path: Path) -> Path:
     """What marks a run directory, without a checkpoint."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "run" / "config.yaml").write_text("{stream: [mini.woz], model: {name: base}}")
     return tmp_path / "run"
 
 
@@ -33,6 +33,14 @@ def refusal(folder: Path) -> str:
 
 def test_a_checkpoint_passes(run: Path) -> None:
     check_mergeable(checkpoint(run, 0))
+
+
+def test_code_that_its_run_trusted_has_to_be_trusted_again(run: Path) -> None:
+    (run / "config.yaml").write_text("{stream: [mini.woz], model: {name: base, trust_custom_code: true}}")
+    folder = checkpoint(run, 0)
+    with pytest.raises(ModelError, match="give --trust-custom-code"):
+        check_mergeable(folder)
+    check_mergeable(folder, trusts_code=True)
 
 
 def test_a_run_is_refused_with_one_of_its_checkpoints(run: Path) -> None:
