@@ -69,9 +69,13 @@ class Recovery:
         """Return the result that shows that the run goes on; nothing as long as there is none."""
         new = self._results.look()
         if self._waits:
-            self._waits = self._of_kind() <= self._there
+            self._waits = not self.has_replacement()
             return ""
         return min((name for name in new if name.startswith(self._counts)), default="")
+
+    def has_replacement(self) -> bool:
+        """Return whether there is a process of the kind that was not there before the fault."""
+        return not self._of_kind() <= self._there
 
     def _of_kind(self) -> set[int]:
         """Return all processes of the kind. An idle process of Ray is none of them, and may become one."""

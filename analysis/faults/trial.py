@@ -29,6 +29,8 @@ _END_LIMIT = 300.0
 """Seconds in which a run that gets no more faults ends, or the next moment comes."""
 _GONE_SECONDS = 10.0
 """No process of a run may outlive its command by more."""
+_REPLACED_SECONDS = 20.0
+"""Within which another process is in the place of one that was replaced."""
 _FULL_DISK_CODE = 5
 
 
@@ -107,7 +109,10 @@ class Trial:
             self._watching.until(lambda: has_ended(victim), RECOVERY_LIMIT, LONG_PAUSE)
             return
         self._await_recovery(record, recovery, began)
-        if not fault.replaces and not runs(victim) and self._command.exit_code is None:
+        if fault.replaces or runs(victim):
+            return
+        # It is gone, which is an error unless it had nothing more to do.
+        if self._watching.until(recovery.has_replacement, _REPLACED_SECONDS, LONG_PAUSE):
             record.notes.append("a slow process was replaced")
 
     def _await_recovery(self, record: Record, recovery: Recovery, began: float) -> None:
