@@ -93,11 +93,13 @@ def _node_checks(limit: float) -> dict[str, str]:
     """Return how Ray's control store checks on a node manager: it gives one up that has not answered for ``limit``
     seconds. Its own patience is a minute, whatever the limit."""
     share = limit / _NODE_CHECKS
-    milliseconds = {"timeout_ms": 2 * share / 3, "period_ms": share / 3}
-    return {
-        "RAY_health_check_failure_threshold": str(_NODE_CHECKS),
-        **{f"RAY_health_check_{name}": str(max(round(1000 * value), 1)) for name, value in milliseconds.items()},
+    checks = {
+        "initial_delay_ms": 0,
+        "failure_threshold": _NODE_CHECKS,
+        "timeout_ms": max(round(1000 * 2 * share / 3), 1),
+        "period_ms": max(round(1000 * share / 3), 1),
     }
+    return {f"RAY_health_check_{name}": str(value) for name, value in checks.items()}
 
 
 def _end_process(limit: float) -> None:

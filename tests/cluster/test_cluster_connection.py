@@ -83,7 +83,6 @@ assert dead_process() is None and own_node_is_alive()
 processes = ray._private.worker._global_node.all_processes
 """
 STOPPED_RAYLET = """
-time.sleep(6)  # the control store gives a new node five seconds before it checks on it
 began = time.monotonic()
 os.kill(processes["raylet"][0].process.pid, signal.SIGSTOP)
 while own_node_is_alive() and time.monotonic() < began + 30.0:
