@@ -120,13 +120,14 @@ def _simulated(
     experiment: ExperimentConfig, exchange: ExchangeConfig, batch: BatchShape, peers: tuple[int, ...], gpu: bool
 ) -> SimulatedStep:
     """Simulate a step of ``peers`` in one process; of many equal ones, steps of a few, from which it follows."""
-    own = experiment.peers
+    own, vocabulary = experiment.peers, vocabulary_of(experiment)
     if len(peers) <= _FEW[1] or own.each or not isinstance(own.topology, str | None):
-        return simulate_step(experiment, exchange, vocabulary_of(experiment), batch, peers, gpu=gpu)
+        return simulate_step(experiment, exchange, vocabulary, batch, peers, gpu=gpu)
     few = [changed(experiment, peers=changed(own, count=count)) for count in _FEW]
-    sizes = [graph_of(each).size for each in few]
+    sizes = [graph_of(each).size for each in few]  # with a teacher that does not learn, one more
     fewer, more = (
-        _simulated(each, exchange, batch, tuple(range(size)), gpu) for each, size in zip(few, sizes, strict=True)
+        simulate_step(each, exchange, vocabulary, batch, tuple(range(size)), gpu=gpu)
+        for each, size in zip(few, sizes, strict=True)
     )
     return extrapolated(fewer, more, (len(peers) - sizes[1]) / (sizes[1] - sizes[0]))
 

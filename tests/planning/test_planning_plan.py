@@ -55,11 +55,12 @@ def test_settings_that_change_no_tensor_share_a_simulation() -> None:
     assert len(told) > 2, "what is not known to be without effect is simulated"
 
 
-@pytest.mark.parametrize("topology", ["complete", "star"])
+@pytest.mark.parametrize(("method", "topology"), [("l4", "complete"), ("l4", "star"), ("l2kd-word", None)])
 def test_the_memory_of_many_equal_peers_in_one_process_follows_from_that_of_a_few(
-    topology: str, monkeypatch: pytest.MonkeyPatch
+    method: str, topology: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = PlanRequest(experiment(peers={"count": 11, "topology": topology}), 8 * GIB)
+    """A teacher that does not learn comes in addition."""
+    request = PlanRequest(experiment(method=method, peers={"count": 11, "topology": topology}), 8 * GIB)
     cluster = profile(exchange={"transport": "in_process"})
     found = make_plan(request, cluster, Estimator()).requirements
     monkeypatch.setattr(requirements, "_FEW", (11, 12))
