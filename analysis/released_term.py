@@ -28,7 +28,6 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.model import FromScratch, ModelConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.models import build_model, load_folder
-from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_objective
 from ray_l4.losses.targets import DenseTargets
 from ray_l4.methods import resolved
@@ -174,10 +173,8 @@ def _pair(
 
 
 def _logits(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    logits_of = PositionLogits(model)
-    return {
-        head: logits_of(batch.input_ids_RT, positions.positions_N).logits_NV for head, positions in batch.heads.items()
-    }
+    logits_PV = model(input_ids=batch.input_ids_RT, use_cache=False).logits.flatten(0, 1)
+    return {head: logits_PV[positions.positions_N] for head, positions in batch.heads.items()}
 
 
 def _gradient_norm(model: PreTrainedModel, loss: Tensor) -> float:

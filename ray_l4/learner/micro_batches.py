@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ray_l4.learner.predictions import Predictions
+from ray_l4.learner.predictions import ComputedLogits, Predictions
 from ray_l4.text.batches import Batch, HeadPositions
 from ray_l4.text.heads import Head
 
@@ -95,6 +95,7 @@ def select(batch: Batch, examples: range) -> Batch:
     current = next(iter(heads.values()))
     return Batch(
         input_ids_RT=batch.input_ids_RT[rows_S if examples else slice(1), :length],
+        lengths=[batch.lengths[row] for row in rows_S.tolist()] or [1],
         heads=scored,
         num_examples=len(examples),
         num_current_examples=len((current.positions_N[: current.num_current] // width).unique()),
@@ -118,8 +119,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
-    return Predictions(
-        {head: torch.cat([part.logits[head] for part in parts]) for head in first.logits},
-        {head: torch.cat([part.hidden[head] for part in parts]) for head in first.hidden},
-        first.output,
-    )
+    if first.output is None:
+        return Predictions({head: torch.cat([part.logits[head] for part in parts]) for head in first.logits})
+    hidden = {head: torch.cat([part.hidden[head] for part in parts]) for head in first.hidden}
+    return Predictions(ComputedLogits(hidden, first.output), hidden, first.output)

@@ -82,6 +82,7 @@ def _from_scratch(shape: FromScratch, tokenizer: TaskTokenizer) -> PreTrainedMod
             n_embd=shape.width,
             n_layer=shape.layers,
             n_head=shape.heads,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's GELU, in one operator
             initializer_range=GPT2_INIT_STD * math.sqrt(GPT2_WIDTH / shape.width),
             embd_pdrop=shape.dropout,
             attn_pdrop=shape.dropout,

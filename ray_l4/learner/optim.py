@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any, overload
 
@@ -119,7 +120,10 @@ class ReferenceAdamW(torch.optim.Optimizer):
                 self.state[parameter][moment] = state_dict["state"][key][moment].to(parameter.device)
 
 
-VARIANTS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"reference": ReferenceAdamW, "torch": torch.optim.AdamW}
+VARIANTS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "reference": ReferenceAdamW,
+    "torch": partial(torch.optim.AdamW, fused=True),
+}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from ray_l4.learner.dropout import use_cheap_masks
 from ray_l4.learner.guards import Guard, build_guard
+from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, WholeLogits
 from ray_l4.learner.models import arithmetic
-from ray_l4.learner.position_logits import Outputs
 from ray_l4.learner.sharding import ALONE, Sharding
 
 if TYPE_CHECKING:
@@ -49,27 +52,34 @@ class PeerModel:
         self.sharding = sharding
         self.micro_batch = micro_batch
         self.guard: Guard | None = build_guard(method.guard)
-        self._position_logits = sharding.wrap(model)
         self.device = model.device
+        use_cheap_masks(model)
+        self._position_logits = sharding.wrap(model, partial(arithmetic, experiment.model, self.device))
 
     @property
     def output_layer(self) -> OutputLayer | None:
         """The layer that maps hidden states to logits; None as for ``PositionLogits.output_layer``."""
         return self._position_logits.output_layer
 
-    def outputs(self, batch: Batch) -> dict[Head, Outputs]:
+    def outputs(self, batch: Batch) -> dict[Head, HeadOutputs]:
         """Run the model, keeping the graph; returns head -> outputs at the head's N positions."""
         positions_N = torch.cat([positions.positions_N for positions in batch.heads.values()])
         sizes = [len(positions.positions_N) for positions in batch.heads.values()]
-        with arithmetic(self.experiment.model, self.device):
-            logits_NV, hidden_ND = self._position_logits(batch.input_ids_RT, positions_N)
-        hidden = hidden_ND.split(sizes) if hidden_ND is not None else [None] * len(sizes)
-        outputs = map(Outputs, logits_NV.split(sizes), hidden)
+        found = self._position_logits(batch.input_ids_RT, positions_N, batch.lengths)
+        weights = [1.0 if head == "qa" else self.experiment.training.lm_weight for head in batch.heads]
+        layer, module = self._position_logits.output_layer, self._position_logits.head
+        outputs: Sequence[HeadOutputs]
+        if found.hidden_ND is None or layer is None or module is None:
+            outputs = [WholeLogits(*own) for own in zip(found.logits_NV.split(sizes), weights, strict=True)]
+        else:
+            parts = zip(found.hidden_ND.split(sizes), weights, strict=True)
+            outputs = [HiddenRows(hidden_ND, layer, module, weight) for hidden_ND, weight in parts]
         return dict(zip(batch.heads, outputs, strict=True))
 
     def logits(self, batch: Batch) -> dict[Head, Tensor]:
         """Run the model, keeping the graph; returns head -> logits (N, vocab) at the head's N positions."""
-        return {head: outputs.logits_NV for head, outputs in self.outputs(batch).items()}
+        with arithmetic(self.experiment.model, self.device):
+            return {head: own.whole() for head, own in self.outputs(batch).items()}
 
     def weights(self) -> np.ndarray:
         """Return the whole model's weights as safetensors bytes (uint8).

@@ -6,6 +6,7 @@ are summed over the ranks, never averaged.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ray_l4.learner.buckets import buckets
 from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
-from ray_l4.learner.position_logits import PositionLogits
+from ray_l4.learner.position_logits import Arithmetic, PositionLogits
 
 _BUCKET_BYTES = 2**25
 """Size of the gradients summed in one message: large enough for few messages, small enough to need little memory."""
@@ -41,8 +42,11 @@ class Sharding(Protocol):
     def home(self, device: torch.device) -> torch.device:
         """Return the device on which to build the model for ``wrap``; ``device`` is where the rank learns."""
 
-    def wrap(self, model: PreTrainedModel) -> PositionLogits:
-        """Wrap ``model`` for this rank, reducing it in place to the part that the rank holds."""
+    def wrap(self, model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> PositionLogits:
+        """Wrap ``model`` for this rank, reducing it in place to the part that the rank holds.
+
+        ``arithmetic``: context of its matrix products.
+        """
 
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
         """Sum the gradients over the ranks, in place; returns the sum of ``figures`` (float32) over the ranks."""
@@ -67,8 +71,8 @@ class Alone:
     def home(self, device: torch.device) -> torch.device:
         return device
 
-    def wrap(self, model: PreTrainedModel) -> PositionLogits:
-        return PositionLogits(model)
+    def wrap(self, model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> PositionLogits:
+        return PositionLogits(model, arithmetic=arithmetic)
 
     def add_up(self, model: PreTrainedModel, figures: Tensor) -> Tensor:
         return figures
@@ -123,8 +127,9 @@ class FullyShard:
         # The model moves to the device block by block, each sharded there: the whole of it might not fit.
         return torch.device("cpu")
 
-    def wrap(self, model: PreTrainedModel) -> PositionLogits:
-        module = PositionLogits(model)
+    def wrap(self, model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> PositionLogits:
+        module = PositionLogits(model, arithmetic=arithmetic)
+        module.sharded = True
         for part in (*_blocks(model), module):
             # The outermost module too: otherwise a forward pass without a backward pass leaves stale weights gathered.
             fully_shard(part, mesh=self.mesh, reshard_after_forward=True)

@@ -11,15 +11,17 @@ import torch
 
 from ray_l4.errors import PeerError
 from ray_l4.learner.guards import GuardContext
+from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, continue_backward
 from ray_l4.learner.micro_batches import MicroBatch, concatenate
 from ray_l4.learner.non_finite import non_finite_error, skips
 from ray_l4.learner.optim import build_optimizer
 from ray_l4.learner.peer_model import PeerModel
-from ray_l4.learner.predictions import NOTHING, Predictions
+from ray_l4.learner.predictions import NOTHING, ComputedLogits, Predictions
 from ray_l4.learner.schedule import learning_rate
 from ray_l4.learner.sharding import clip
 from ray_l4.learner.steps import Step, Steps
-from ray_l4.losses.objective import Denominators, ObjectiveSpec, head_gradient
+from ray_l4.losses.head_gradient import head_gradient
+from ray_l4.losses.objective import Denominators, ObjectiveSpec
 from ray_l4.methods import peer_seed
 from ray_l4.seeds import derive
 from ray_l4.text.batches import build_batch
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from ray_l4.learner.position_logits import Outputs
     from ray_l4.losses.targets import Targets
     from ray_l4.text.heads import Head
 
@@ -92,6 +93,7 @@ class StageRun:
             (micro_batch,) = work.micro_batches
             work.outputs = self._run(step, micro_batch)
             predictions = self._predictions(micro_batch, work.outputs) if publish else NOTHING
+            work.published = predictions
         elif publish:
             predictions = self._all_predictions(work)
         self._under_way = work
@@ -118,6 +120,7 @@ class StageRun:
         if work is None or work.number != step:
             raise PeerError(f"{self._where(step)}: backward was called before forward")
         self._check_rows(work, targets)
+        self._take_over_logits(work)
         figures = self._accumulate_all(work, targets)
         values = dict(zip(figures, torch.stack([f.float() for f in figures.values()]).tolist(), strict=True))
         skipped = not np.isfinite(values["loss"]) or not np.isfinite(values["grad_norm"])
@@ -126,6 +129,8 @@ class StageRun:
             raise non_finite_error(self.learner, self.stage, step, values)
         self.num_skipped += skipped
         values["lr"] = self.rate(step)
+        if isinstance(work.published.logits, ComputedLogits):
+            work.published.logits.expire()
         if not skipped:
             self._update(values["lr"])
         self.optimizer.zero_grad(set_to_none=True)
@@ -212,7 +217,7 @@ class StageRun:
         batch = build_batch(table, rows, ("qa",), learner.tokenizer, weight).to(learner.device)
         return learner.logits(batch)["qa"], batch.heads["qa"].targets_N
 
-    def _run(self, step: int, micro_batch: MicroBatch) -> dict[Head, Outputs]:
+    def _run(self, step: int, micro_batch: MicroBatch) -> dict[Head, HeadOutputs]:
         """Run a micro-batch; its dropout is the same whenever it is run in this step."""
         learner = self.learner
         if learner.model.training:
@@ -221,16 +226,17 @@ class StageRun:
             torch.manual_seed(derive(seed, "dropout", learner.peer, self.stage, step, *names))
         return learner.outputs(micro_batch.batch)
 
-    def _predictions(self, micro_batch: MicroBatch, outputs: Mapping[Head, Outputs]) -> Predictions:
+    def _predictions(self, micro_batch: MicroBatch, outputs: Mapping[Head, HeadOutputs]) -> Predictions:
         logits: dict[str, Tensor] = {}
         hidden: dict[str, Tensor] = {}
-        for head, (logits_NV, hidden_ND) in outputs.items():
+        layer = None
+        for head, own in outputs.items():
             count = micro_batch.num_distilled(head)
-            logits[head] = logits_NV.detach()[:count]
-            if hidden_ND is not None:
-                hidden[head] = hidden_ND.detach()[:count]
-        output = self.learner.output_layer
-        return Predictions(logits, hidden, output) if output is not None else Predictions(logits)
+            if isinstance(own, HiddenRows):
+                hidden[head], layer = own.hidden_ND.detach()[:count], own.layer
+            else:
+                logits[head] = own.logits(slice(count))
+        return Predictions(logits) if layer is None else Predictions(ComputedLogits(hidden, layer), hidden, layer)
 
     @torch.no_grad()
     def _all_predictions(self, work: Step) -> Predictions:
@@ -241,18 +247,16 @@ class StageRun:
     def _accumulate(
         self,
         micro_batch: MicroBatch,
-        outputs: Mapping[Head, Outputs],
+        outputs: Mapping[Head, HeadOutputs],
         targets: Sequence[Mapping[str, Targets]],
         denominators: Mapping[Head, Denominators],
     ) -> dict[str, Tensor]:
         """Add a micro-batch's gradients to the parameters' gradients; returns its contribution to the step's losses."""
-        learner = self.learner
         figures: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
-        total = torch.zeros((), device=learner.device)
+        total = torch.zeros((), device=self.learner.device)
         for head, positions in micro_batch.batch.heads.items():
-            losses, gradient_NV = head_gradient(
-                outputs[head].logits_NV,
+            losses = head_gradient(
+                outputs[head],
                 positions.targets_N,
                 positions.weights_N,
                 micro_batch.num_distilled(head),
@@ -261,12 +265,18 @@ class StageRun:
                 denominators[head],
                 micro_batch.distilled[head].start,
             )
-            weight = 1.0 if head == "qa" else learner.experiment.training.lm_weight
-            total = total + weight * losses.total
-            gradients.append(gradient_NV.mul_(weight))
+            total = total + outputs[head].weight * losses.total
             figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
-        torch.autograd.backward([own.logits_NV for own in outputs.values()], gradients)
+        continue_backward(list(outputs.values()))
         return figures | {"loss": total}
+
+    def _take_over_logits(self, work: Step) -> None:
+        """Use the logits again that a codec had computed, instead of computing them twice."""
+        published = work.published.logits
+        known = published.computed if isinstance(published, ComputedLogits) else {}
+        for head, own in (work.outputs or {}).items():
+            if isinstance(own, HiddenRows):
+                own.known_KV = known.get(head)
 
     def _check_rows(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> None:
         for head, distilled in work.micro_batches[-1].distilled.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ray_l4.learner.micro_batches import MicroBatch, split
+from ray_l4.learner.predictions import NOTHING, Predictions
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
 from ray_l4.text.batches import build_batch
@@ -17,8 +18,8 @@ from ray_l4.text.tokens import sequence_lengths
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ray_l4.learner.head_outputs import HeadOutputs
     from ray_l4.learner.peer_model import PeerModel
-    from ray_l4.learner.position_logits import Outputs
 
 
 @dataclass
@@ -32,9 +33,11 @@ class Step:
     """Those of the whole step, over all micro-batches and ranks, as are the two counts below."""
     num_examples: int
     num_tokens: int
-    outputs: Mapping[Head, Outputs] | None = None
+    outputs: Mapping[Head, HeadOutputs] | None = None
     """Outputs of the only micro-batch, with their graph. None if there are several: keeping all their graphs would take
     the memory that splitting saves, so ``backward`` runs them again."""
+    published: Predictions = NOTHING
+    """Those of the only micro-batch, if any were asked for."""
 
 
 class Steps:

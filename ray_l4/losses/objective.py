@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ray_l4.losses.chunked import chunked_gradient
 from ray_l4.losses.distillation import Direction, distillation, mean_log_probs
 from ray_l4.losses.nll import at_least_float32, nll
 from ray_l4.losses.targets import Targets
@@ -77,7 +76,7 @@ def head_objective(
     Raises:
         ValueError: K exceeds N, or a teacher has fewer positions or another vocabulary.
     """
-    _check_rows(len(logits_NV), num_distilled, first, teachers)
+    check_rows(len(logits_NV), num_distilled, first, teachers)
     # Widened once, so that the two gradients are added in float32 and rounded to the type of the logits once.
     logits_NV = at_least_float32(logits_NV)
     label_loss = nll(logits_NV, targets_N, weights_N, denominators.nll)
@@ -87,7 +86,7 @@ def head_objective(
     with torch.no_grad():
         rows = slice(first, first + num_distilled)
         softened = [teacher.log_probs(rows, logits_KV.detach(), spec.temperature) for teacher in teachers]
-        _check_vocabularies(softened, logits_KV)
+        check_vocabularies(softened, logits_KV)
         teacher_KV = mean_log_probs(softened)
     divergence = distillation(logits_KV, teacher_KV, spec.temperature, denominators.kd, spec.direction)
     weight = spec.distillation_weight / (logits_NV.shape[-1] if spec.average == "vocabulary" else 1)
@@ -96,40 +95,8 @@ def head_objective(
     return HeadLoss(total, label_loss.detach(), divergence.detach())
 
 
-def head_gradient(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    weights_N: Tensor,
-    num_distilled: int,
-    teachers: Sequence[Targets],
-    spec: ObjectiveSpec,
-    denominators: Denominators,
-    first: int = 0,
-) -> tuple[HeadLoss, Tensor]:
-    """Return ``head_objective`` and its gradient (num_positions, vocab), computed in chunks (``chunked_gradient``).
-
-    The teachers' predictions are decoded and averaged chunk by chunk too. Arguments and errors as ``head_objective``.
-    """
-    _check_rows(len(logits_NV), num_distilled, first, teachers)
-
-    def rows_objective(logits_MV: Tensor, rows: slice) -> HeadLoss:
-        distilled = slice(min(rows.start, num_distilled), min(rows.stop, num_distilled))
-        return head_objective(
-            logits_MV,
-            targets_N[rows],
-            weights_N[rows],
-            distilled.stop - distilled.start,
-            teachers,
-            spec,
-            denominators,
-            first + distilled.start,
-        )
-
-    scalars, gradient_NV = chunked_gradient(rows_objective, logits_NV)
-    return HeadLoss(*scalars), gradient_NV
-
-
-def _check_rows(num_positions: int, num_distilled: int, first: int, teachers: Sequence[Targets]) -> None:
+def check_rows(num_positions: int, num_distilled: int, first: int, teachers: Sequence[Targets]) -> None:
+    """Raise ValueError if the teachers did not predict all distilled positions; arguments as ``head_objective``."""
     if not 0 <= num_distilled <= num_positions:
         raise ValueError(f"num_distilled is {num_distilled}; expected 0 to {num_positions}, the number of positions")
     for index, teacher in enumerate(teachers):
@@ -140,7 +107,8 @@ def _check_rows(num_positions: int, num_distilled: int, first: int, teachers: Se
             )
 
 
-def _check_vocabularies(softened: Sequence[Tensor], logits_KV: Tensor) -> None:
+def check_vocabularies(softened: Sequence[Tensor], logits_KV: Tensor) -> None:
+    """Raise ValueError if a teacher's log-probabilities have another shape than the student's logits."""
     for index, teacher_KV in enumerate(softened):
         if teacher_KV.shape != logits_KV.shape:
             raise ValueError(

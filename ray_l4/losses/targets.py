@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ray_l4.losses.nll import at_least_float32
+from ray_l4.losses.output_product import output_logits
 
 
-class Targets(Protocol):
+class Targets(ABC):
     """One teacher's predictions for the K distilled positions of a head, independent of how they were sent."""
 
+    may_be_zero: ClassVar[bool] = False
+    """Whether a token may have probability 0, and hence the logarithm minus infinity."""
+
     @property
+    @abstractmethod
     def num_positions(self) -> int:
         """Number of positions, K."""
 
-    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
-        """Return the teacher's log-probabilities at ``temperature`` for M positions, (M, vocab), float32 or wider.
+    @abstractmethod
+    def scores(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+        """Return the teacher's log-probabilities at ``temperature``, up to a constant for each of M positions.
+
+        (M, vocab), float32 or wider, which the caller may overwrite.
 
         Args:
             rows: the positions.
@@ -33,6 +41,10 @@ class Targets(Protocol):
             ValueError: the targets were computed at another temperature.
         """
 
+    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+        """Return the teacher's log-probabilities, (M, vocab); arguments and errors as ``scores``."""
+        return torch.log_softmax(self.scores(rows, student_logits_MV, temperature), dim=-1)
+
 
 def softened(logits_MV: Tensor, temperature: float) -> Tensor:
     """Return log-probabilities at ``temperature``, (rows, vocab), float32 or wider.
@@ -43,8 +55,8 @@ def softened(logits_MV: Tensor, temperature: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DenseTargets:
-    """Log-probabilities (K, vocab) at temperature 1, up to a constant per row."""
+class DenseTargets(Targets):
+    """Log-probabilities (K, vocab) at temperature 1, up to a constant per row: logits, for example."""
 
     log_probs_KV: Tensor
 
@@ -53,13 +65,13 @@ class DenseTargets:
         """Number of positions, K."""
         return len(self.log_probs_KV)
 
-    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
-        """Return the softened log-probabilities of the rows."""
-        return softened(self.log_probs_KV[rows], temperature)
+    def scores(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+        """Soften the rows."""
+        return at_least_float32(self.log_probs_KV[rows]) / temperature
 
 
 @dataclass(frozen=True)
-class FactoredTargets:
+class FactoredTargets(Targets):
     """Hidden states and the output layer. Their product is computed only for the rows requested."""
 
     hidden_KD: Tensor
@@ -74,13 +86,13 @@ class FactoredTargets:
         """Number of positions, K."""
         return len(self.hidden_KD)
 
-    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+    def scores(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
         """Compute the logits of the rows and soften them."""
-        return softened(functional.linear(self.hidden_KD[rows], self.weight_VD, self.bias_V), temperature)
+        return at_least_float32(output_logits(self.hidden_KD[rows], self.weight_VD, self.bias_V)).div_(temperature)
 
 
 @dataclass(frozen=True)
-class TopKTargets:
+class TopKTargets(Targets):
     """The largest log-probabilities of each position at a temperature, and the total of all other tokens (the tail).
 
     The teacher's tail mass R is distributed like the student's own tail: t_v = R q_v / Q, with Q the student's tail
@@ -97,13 +109,14 @@ class TopKTargets:
     rest_K: Tensor
     """(K,) log of the tail mass R; minus infinity if there is no tail."""
     temperature: float
+    may_be_zero: ClassVar[bool] = True
 
     @property
     def num_positions(self) -> int:
         """Number of positions, K."""
         return len(self.ids_KJ)
 
-    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+    def scores(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
         """Return the known entries, with the tail mass distributed over all others in the student's proportions."""
         _require_equal(self.temperature, temperature)
         ids_MJ = self.ids_KJ[rows].long()
@@ -114,7 +127,7 @@ class TopKTargets:
 
 
 @dataclass(frozen=True)
-class SampledTargets:
+class SampledTargets(Targets):
     """Tokens drawn from the teacher's distribution at a temperature, each with an equal share of the probability.
 
     Tokens that were not drawn have probability 0, so these targets are only usable for KL(teacher || student).
@@ -123,13 +136,14 @@ class SampledTargets:
     ids_KS: Tensor
     """(K, draws) token ids, with repetitions."""
     temperature: float
+    may_be_zero: ClassVar[bool] = True
 
     @property
     def num_positions(self) -> int:
         """Number of positions, K."""
         return len(self.ids_KS)
 
-    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+    def scores(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
         """Return the log of each token's share of the draws."""
         _require_equal(self.temperature, temperature)
         ids_MS = self.ids_KS[rows].long()
@@ -141,18 +155,19 @@ class SampledTargets:
 
 
 @dataclass(frozen=True)
-class ProbabilityTargets:
+class ProbabilityTargets(Targets):
     """Probabilities (K, vocab) at a temperature, up to a factor per position; some may be 0."""
 
     probs_KV: Tensor
     temperature: float
+    may_be_zero: ClassVar[bool] = True
 
     @property
     def num_positions(self) -> int:
         """Number of positions, K."""
         return len(self.probs_KV)
 
-    def log_probs(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
+    def scores(self, rows: slice, student_logits_MV: Tensor, temperature: float) -> Tensor:
         """Normalise the probabilities and return their logarithms."""
         _require_equal(self.temperature, temperature)
         probs_MV = at_least_float32(self.probs_KV[rows])

@@ -13,14 +13,22 @@ from ray_l4.planning.memory_trace import MemoryTrace
 def attribute_model(model: Any, trace: MemoryTrace) -> None:
     """Attribute the weights and gradients of ``model``, and all that its forward and backward passes allocate."""
 
-    def after_head(module: nn.Module, inputs: Any, logits: Tensor) -> None:
-        trace.assign(logits, "logits")
+    head = model.get_output_embeddings()
+
+    def after_base(module: nn.Module, inputs: Any, outputs: Any) -> None:
         trace.begin("loss")
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: trace.begin("backward"))
+        if outputs.last_hidden_state.requires_grad:
+            outputs.last_hidden_state.register_hook(before_backward)
+
+    def before_backward(gradient: Tensor) -> None:
+        trace.begin("backward")
+        for parameter in head.parameters():  # whose gradients the loss has added (``learner.head_outputs``)
+            if parameter.grad is not None:
+                trace.assign(parameter.grad, "gradients")
 
     model.base_model.register_forward_pre_hook(lambda *_: trace.begin("activations"))
-    model.get_output_embeddings().register_forward_hook(after_head)
+    model.base_model.register_forward_hook(after_base)
+    head.register_forward_hook(lambda module, inputs, logits: trace.assign(logits, "logits"))
     for parameter in model.parameters():
         trace.assign(parameter, "weights")
         if parameter.requires_grad:

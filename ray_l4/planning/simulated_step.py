@@ -7,7 +7,7 @@ method is counted, not estimated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -19,7 +19,9 @@ from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.learner.learner import Learner
-from ray_l4.learner.position_logits import PositionLogits
+from ray_l4.learner.packed_attention import fused_dropout
+from ray_l4.learner.packing import runs_packed
+from ray_l4.learner.position_logits import Arithmetic, PositionLogits, Traits
 from ray_l4.learner.pretrained import recompute_activations
 from ray_l4.learner.sharding import Alone
 from ray_l4.learner.stage_run import StageRun
@@ -84,6 +86,7 @@ def simulate_step(
         trace = stack.enter_context(MemoryTrace(torch.device("cpu")))
         if gpu:
             stack.enter_context(GpuOperators())
+            stack.enter_context(fused_dropout())
         process = _SimulatedProcess(experiment, exchange, vocabulary, batch, peers, trace, gpu)
         payload = max(process.learn_stage(stage) for stage in range(num_stages))
         model = process.learners[peers[-1]].model
@@ -120,8 +123,9 @@ def extrapolated(fewer: SimulatedStep, more: SimulatedStep, differences: float) 
 class _SimulatedRank(Alone):
     """One rank of a student that takes from its model's structure what it cannot tell from values."""
 
-    def wrap(self, model: PreTrainedModel) -> PositionLogits:
-        return PositionLogits(model, direct=head_is_one_product(model))
+    def wrap(self, model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> PositionLogits:
+        traits = Traits(head_is_one_product(model), runs_packed(model))
+        return PositionLogits(model, traits=traits, arithmetic=arithmetic)
 
 
 class _SimulatedProcess:

@@ -43,6 +43,8 @@ class Batch:
 
     input_ids_RT: Tensor
     """int64, (rows, length of the longest sequence)."""
+    lengths: Sequence[int]
+    """The length of each row without padding."""
     heads: Mapping[Head, HeadPositions]
     num_examples: int
     num_current_examples: int
@@ -92,6 +94,7 @@ def build_batch(
     }
     return Batch(
         input_ids_RT=input_ids_RT,
+        lengths=[len(sequence.ids) for sequence in sequences],
         heads=scored,
         num_examples=len(indices),
         num_current_examples=int(current.sum()),

@@ -159,7 +159,7 @@ def test_bytes_are_those_of_the_definition(three: dict[str, Fidelity]) -> None:
 def test_gradients_are_compared_with_dense_float32(three: dict[str, Fidelity]) -> None:
     error = {name: own.relative_error for name, own in three.items()}
     assert (error["dense float32"], three["dense float32"].cosine) == (0.0, pytest.approx(1.0, abs=1e-12))
-    assert 0 < error["factored float32"] < 1e-5
+    assert error["factored float32"] < 1e-5
     assert 0 < error["mean float32"] < 1e-5  # summed over three peers, minus the student's own
     assert error["mean float32"] < error["dense float16"] < 1e-4 < error["topk float32"] < error["sampled float32"]
     assert three["sampled float32"].cosine < three["topk float32"].cosine < 1

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ray_l4.learner.position_logits import Outputs, PositionLogits
+
 VOCABULARY = 64
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -38,6 +40,21 @@ GEMMA2 = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, query_pre_attn
 def untrained(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def run_whole(chosen: PositionLogits, ids_RT: torch.Tensor, positions_N: torch.Tensor) -> Outputs:
+    """Run a model on rows that have no padding."""
+    outputs: Outputs = chosen(ids_RT, positions_N, [ids_RT.shape[1]] * len(ids_RT))
+    return outputs
+
+
+def logits_at(chosen: PositionLogits, ids_RT: torch.Tensor, positions_N: torch.Tensor) -> torch.Tensor:
+    """Return the logits at some positions of rows that have no padding, with their graph."""
+    hidden_ND, logits_NV = run_whole(chosen, ids_RT, positions_N)
+    if logits_NV is None:
+        assert chosen.head is not None
+        logits_NV = chosen.head(hidden_ND)
+    return logits_NV
 
 
 def tokens(rows: int = 3, time: int = 9) -> torch.Tensor:

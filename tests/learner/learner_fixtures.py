@@ -135,7 +135,9 @@ class Worker:
     run: StageRun
 
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> Predictions:
-        return self.run.forward(step, publish=bool(readers))
+        predictions = self.run.forward(step, publish=bool(readers))
+        predictions.targets()  # as a codec does, before the weights change
+        return predictions
 
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Predictions:
         return self.run.predict(step, student)

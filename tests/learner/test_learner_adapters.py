@@ -22,6 +22,7 @@ from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import adapter_fixtures as adapted
 from tests.learner import learner_fixtures as small
 from tests.learner.adapter_fixtures import IDS, added, build, logits
+from tests.learner.architectures import logits_at
 
 
 @pytest.fixture(scope="module", params=list(adapted.CONFIGS))
@@ -72,7 +73,7 @@ def test_only_adapters_and_new_rows_are_trained(base: Path) -> None:
     assert all(parameter.shape == (len(added(tok)), 32) for parameter in rows.values())
     assert len(trained) - len(rows) == 2 * 2 * (1 if model.config.model_type == "gpt2" else 2)
     # Disturbed, because B starts at zero, which makes the gradient of every A zero.
-    PositionLogits(adapted.disturb(model))(IDS, torch.arange(5)).logits_NV.logsumexp(-1).sum().backward()
+    logits_at(PositionLogits(adapted.disturb(model)), IDS, torch.arange(5)).logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in trained), name
 
@@ -147,7 +148,7 @@ def test_position_logits_equal_those_of_the_model(base: Path) -> None:
     assert chosen.direct
     positions_N = torch.tensor([26, 0, 13, 13])
     expected = model(input_ids=IDS).logits.flatten(0, 1)[positions_N]
-    torch.testing.assert_close(chosen(IDS, positions_N).logits_NV, expected)
+    torch.testing.assert_close(logits_at(chosen, IDS, positions_N), expected)
 
 
 def test_bfloat16_arithmetic_leaves_adapters_in_float32(base: Path) -> None:

@@ -162,6 +162,7 @@ def test_two_epochs_in_turn_equal_two_plain_models(lambda_: float) -> None:
 def test_the_second_student_learns_from_the_first_after_its_epoch() -> None:
     runs = begun(experiment(distillation={"weight": 50_000.0}))
     before = runs[0].predict(0, 1)
+    before.targets()  # before the weights change
     steps = runs[0].sampler.last_step_of(0) + 1
     small.train(runs, {0: range(steps)})
     after = runs[0].predict(0, 1)

@@ -68,7 +68,7 @@ class Calls:
         learner._position_logits.register_forward_hook(self._note)
 
     def _note(self, module: Any, inputs: tuple[Tensor, Tensor], outputs: Any) -> None:
-        self.seen.append((len(inputs[0]), outputs.logits_NV.requires_grad))
+        self.seen.append((len(inputs[0]), outputs.hidden_ND.requires_grad))
 
     def take(self) -> list[tuple[int, bool]]:
         seen, self.seen = self.seen, []
@@ -110,18 +110,18 @@ def test_a_micro_batch_draws_the_same_dropout_when_it_runs_again() -> None:
         for head in HEADS:
             rows = micro_batch.distilled[head]
             assert micro_batch.num_distilled(head) == rows.stop - rows.start
-            assert torch.equal(again[head].logits_NV[: rows.stop - rows.start], published.logits[head][rows])
+            assert torch.equal(again[head].whole()[: rows.stop - rows.start], published.logits[head][rows])
     run.learner.model.eval()
     without = run._run(0, micro_batches[0])
-    assert not torch.equal(without["qa"].logits_NV[:1], published.logits["qa"][:1])
+    assert not torch.equal(without["qa"].whole()[:1], published.logits["qa"][:1])
 
 
 def test_micro_batches_have_different_dropout() -> None:
     run = begun(2, dropout=0.5)[0]
     run.forward(0)
     first, second = under_way(run)
-    same_examples = run._run(0, first)["qa"].logits_NV
-    as_second = run._run(0, replace(first, first=second.first))["qa"].logits_NV
+    same_examples = run._run(0, first)["qa"].whole()
+    as_second = run._run(0, replace(first, first=second.first))["qa"].whole()
     assert not torch.equal(same_examples, as_second)
 
 

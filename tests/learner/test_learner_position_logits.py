@@ -8,7 +8,18 @@ from transformers import PreTrainedConfig
 
 from ray_l4.learner.models import to_bytes
 from ray_l4.learner.position_logits import PositionLogits
-from tests.learner.architectures import COHERE, GEMMA2, GPT2, GRANITE, LLAMA, NEOX, tokens, untrained
+from tests.learner.architectures import (
+    COHERE,
+    GEMMA2,
+    GPT2,
+    GRANITE,
+    LLAMA,
+    NEOX,
+    logits_at,
+    run_whole,
+    tokens,
+    untrained,
+)
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA, NEOX], ids=lambda config: config.model_type)
@@ -20,13 +31,11 @@ def test_a_plain_head_is_applied_to_the_chosen_positions_only(config: PreTrained
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     positions_N = torch.tensor([26, 0, 13, 13])
     expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
-    outputs = chosen(tokens(), positions_N)
-    torch.testing.assert_close(outputs.logits_NV, expected)
+    torch.testing.assert_close(logits_at(chosen, tokens(), positions_N), expected)
     assert rows[-1] == 4
-    layer = chosen.output_layer
-    assert layer is not None and outputs.hidden_ND is not None
-    bias = 0 if layer.bias_V is None else layer.bias_V
-    torch.testing.assert_close(outputs.hidden_ND @ layer.weight_VD.T + bias, expected)
+    layer, outputs = chosen.output_layer, run_whole(chosen, tokens(), positions_N)
+    assert layer is not None and outputs.hidden_ND is not None and outputs.logits_NV is None
+    torch.testing.assert_close(layer.logits(outputs.hidden_ND), expected.detach())
 
 
 @pytest.mark.parametrize("config", [GRANITE, COHERE, GEMMA2], ids=lambda config: config.model_type)
@@ -36,7 +45,7 @@ def test_other_heads_compute_the_logits_of_all_positions(config: PreTrainedConfi
     assert not chosen.direct
     positions_N = torch.tensor([26, 0, 13, 13])
     expected = model(input_ids=tokens()).logits.flatten(0, 1)[positions_N]
-    outputs = chosen(tokens(), positions_N)
+    outputs = run_whole(chosen, tokens(), positions_N)
     torch.testing.assert_close(outputs.logits_NV, expected)
     assert outputs.hidden_ND is None and chosen.output_layer is None
 
@@ -47,7 +56,7 @@ def test_a_soft_cap_is_detected_before_it_takes_effect() -> None:
     chosen = PositionLogits(model)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(100)
-    logits = chosen(tokens(), torch.arange(27)).logits_NV.detach()
+    logits = logits_at(chosen, tokens(), torch.arange(27)).detach()
     assert 20 < float(logits.abs().max()) <= 30
     torch.testing.assert_close(logits, model(input_ids=tokens()).logits.flatten(0, 1).detach())
 
@@ -56,7 +65,7 @@ def test_a_soft_cap_is_detected_before_it_takes_effect() -> None:
 def test_gradients_equal_those_of_the_model(config: PreTrainedConfig) -> None:
     positions_N = torch.tensor([2, 5, 20])
     model, twin = untrained(config), untrained(config)
-    PositionLogits(model)(tokens(), positions_N).logits_NV.logsumexp(-1).sum().backward()
+    logits_at(PositionLogits(model), tokens(), positions_N).logsumexp(-1).sum().backward()
     twin(input_ids=tokens()).logits.flatten(0, 1)[positions_N].logsumexp(-1).sum().backward()
     for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
@@ -79,5 +88,5 @@ def test_padding_on_the_right_does_not_affect_earlier_positions() -> None:
     chosen = PositionLogits(untrained(GPT2))
     padded, longer = tokens(1), tokens(1)
     padded[0, 5:] = 0
-    first, second = (chosen(ids, torch.arange(5)).logits_NV for ids in (padded, longer))
+    first, second = (logits_at(chosen, ids, torch.arange(5)) for ids in (padded, longer))
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -87,3 +87,23 @@ def assert_gradient(actual: Tensor, expected: Tensor, scale: float) -> None:
     """
     rtol = 1e-5 + 1.01 * ROUNDING[actual.dtype]
     torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=1e-6 * scale)
+
+
+class GivenLogits:
+    """Rows of logits that exist already, and the gradient that they are given."""
+
+    def __init__(self, logits_NV: Tensor) -> None:
+        self._logits_NV = logits_NV.detach()
+        self.gradient_NV = torch.full_like(self._logits_NV, torch.nan)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, vocab = self._logits_NV.shape
+        return rows, vocab
+
+    def logits(self, rows: slice) -> Tensor:
+        return self._logits_NV[rows]
+
+    def add_gradient(self, rows: slice, gradient_MV: Tensor) -> None:
+        assert bool(self.gradient_NV[rows].isnan().all()), "every row is given once"
+        self.gradient_NV[rows] = gradient_MV

@@ -1,0 +1,83 @@
+"""Packing: a batch goes through a model as one row of tokens, without padding between its sequences.
+
+Linear layers, norms and dropout act on every token by itself, so they need no rows. Attention does, and gets them from
+``learner.packed_attention``; positions are given explicitly. Whether that is all that an architecture does with a row
+is found out by running it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ray_l4.learner.packed_attention import NAME, Sequences, without_masks
+
+_PROBE_LENGTHS = (5, 3, 6)
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest difference between packed and separate sequences, relative to the largest hidden state, by type."""
+_COARSE = 0.02
+"""The same for narrower types."""
+
+
+def use_packed_attention(model: PreTrainedModel) -> bool:
+    """Switch the attention of ``model`` to that of packed sequences; returns False, without a change, if it cannot.
+
+    The model still runs on grids as before. It is run on a few tokens, to compare packed sequences with separate ones.
+    """
+    was_training = model.training
+    model.eval()
+    separate = [_hidden(model, [length]) for length in _PROBE_LENGTHS]
+    before = model.config._attn_implementation
+    packed_SD = _try_packed(model)
+    model.train(was_training)
+    if packed_SD is None:
+        return False
+    expected_SD = torch.cat(separate)
+    tolerance = _TOLERANCES.get(packed_SD.dtype, _COARSE)
+    fits = bool((packed_SD - expected_SD).abs().max() <= tolerance * expected_SD.abs().max())
+    if not fits:
+        model.set_attn_implementation(before)
+    return fits
+
+
+def runs_packed(model: PreTrainedModel) -> bool:
+    """Do the same without a comparison, for a model whose tensors have no values."""
+    return _try_packed(model) is not None
+
+
+def _try_packed(model: PreTrainedModel) -> Tensor | None:
+    """Switch the attention, and return the hidden states of a few packed tokens; None, without a change, if it fails.
+
+    It fails if an architecture has attention of its own, or takes no explicit positions.
+    """
+    if not getattr(model, "_supports_attention_backend", False) or model.base_model is model:
+        return None
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(NAME)
+        return _hidden(model, _PROBE_LENGTHS, packed=True)
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        model.set_attn_implementation(before)
+        return None
+
+
+def run_packed(model: nn.Module, ids_1S: Tensor, sequences: Sequences) -> Any:
+    """Run ``model`` on packed sequences, (1, num_tokens) ids; returns its outputs."""
+    with without_masks():
+        return model(
+            input_ids=ids_1S, position_ids=sequences.position_ids_S[None], sequences=sequences, use_cache=False
+        )
+
+
+@torch.no_grad()
+def _hidden(model: PreTrainedModel, lengths: tuple[int, ...] | list[int], *, packed: bool = False) -> Tensor:
+    """Return the last hidden states of sequences of some tokens, (num_tokens, width)."""
+    size = model.config.get_text_config().vocab_size
+    ids_S = torch.cat([torch.arange(length) * 7 + length for length in lengths]) % size
+    ids_1S = ids_S[None].to(model.device)
+    if packed:
+        return run_packed(model.base_model, ids_1S, Sequences(lengths, model.device)).last_hidden_state[0]
+    return model.base_model(input_ids=ids_1S, use_cache=False).last_hidden_state[0]
