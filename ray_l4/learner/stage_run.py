@@ -156,10 +156,9 @@ class StageRun:
     def state_dict(self) -> dict[str, Any]:
         """Return the state needed, besides the weights, to continue from here: position and optimiser state.
 
-        The tensors are the optimiser's own, not copies. Raises PeerError while a step is under way.
+        The tensors are the optimiser's own, not copies. A step that ``forward`` has begun is not part of it, as that
+        changed neither weights nor optimiser; it is repeated.
         """
-        if self._under_way is not None:
-            raise PeerError(f"{self._where(self._next_step)}: the state can only be saved between steps")
         return {
             "stage": self.stage,
             "next_step": self._next_step,
