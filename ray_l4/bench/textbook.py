@@ -45,6 +45,8 @@ class TextbookSettings:
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    bfloat16: bool = False
+    """Whether matrix products are computed in bfloat16 (autocast)."""
 
 
 @dataclass(frozen=True)
