@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pyarrow as pa
 
 from ray_l4.config.experiment import EvaluationConfig
 from ray_l4.metrics.registry import METRICS, Item, item_scores, score
+from ray_l4.tasks.slices import slices_of
 from ray_l4.text.assembly import assemble_prompts
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -87,12 +89,19 @@ def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tu
 
     For most metrics, gold answers are encoded and decoded, so that they are cleaned like predictions.
     """
-    rows = examples.select(["references", "sample_id", "meta"]).to_pylist()
 
-    def gold(text: str) -> str:
-        return text if metric in RAW_GOLD_METRICS else tokenizer.decode(tokenizer.encode(text)).strip()
+    def items() -> Iterator[Item]:
+        for part in slices_of(examples.select(["references", "sample_id", "meta"])):
+            rows = part.to_pylist()
+            texts = [text for row in rows for text in row["references"]]
+            if metric not in RAW_GOLD_METRICS:
+                texts = [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
+            gold = iter(texts)
+            for row in rows:
+                references = tuple(islice(gold, len(row["references"])))
+                yield Item("", references, row["sample_id"], row["meta"])
 
-    return tuple(Item("", tuple(gold(text) for text in r["references"]), r["sample_id"], r["meta"]) for r in rows)
+    return tuple(items())
 
 
 def answer_batches(tests: TestSet, config: EvaluationConfig) -> list[list[int]]:

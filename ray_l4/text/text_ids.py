@@ -80,7 +80,12 @@ class TextIds:
         return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._ids([self._lead + stripped if (stripped := text.strip()) else "" for text in texts])
+        led = [self._lead + stripped if (stripped := text.strip()) else "" for text in texts]
+        different = list(dict.fromkeys(led))  # most tasks ask one question of all examples
+        if len(different) == len(led):
+            return self._ids(led)
+        known = dict(zip(different, self._ids(different), strict=True))
+        return [list(known[text]) for text in led]
 
     def _as_token(self, ids: Sequence[int]) -> str:
         found = next(i for i in ids if i in self._reserved)

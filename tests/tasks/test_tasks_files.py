@@ -14,10 +14,10 @@ from ray_l4.tasks.files import (
     find,
     read_json,
     read_json_list,
-    read_lines,
     read_text,
     require_columns,
 )
+from ray_l4.tasks.text_lines import read_lines
 
 Write = Callable[..., Path]
 

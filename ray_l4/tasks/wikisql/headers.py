@@ -11,8 +11,9 @@ from typing import Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.delimited import read_csv
-from ray_l4.tasks.files import find, read_lines, require_columns
+from ray_l4.tasks.files import find, require_columns
 from ray_l4.tasks.rows import BadRecords, Split
+from ray_l4.tasks.text_lines import read_lines
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 READABLE = {"dev": "validation.human_readable.csv", "test": "test.human_readable.csv"}
