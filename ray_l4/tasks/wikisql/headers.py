@@ -78,10 +78,13 @@ def named_columns(sql: dict[str, Any], readable: str) -> dict[int, str]:
     aggregator = AGGREGATORS[sql["agg"]]
     pattern = f"SELECT {aggregator} (.+) FROM table" if aggregator else "SELECT (.+) FROM table"
     if sql["conds"]:
-        conditions = (rf"(.+?) {OPERATORS[op]} {re.escape(_blanks(str(value)))}" for _, op, value in sql["conds"])
+        conditions = (rf"(.+?) {OPERATORS[op]} \{number}" for number, (_, op, _) in enumerate(sql["conds"], start=1))
         pattern += f" WHERE {' AND '.join(conditions)}"
-    match = re.fullmatch(pattern, _blanks(readable))
-    return dict(zip([sql["sel"], *(cond[0] for cond in sql["conds"])], match.groups(), strict=True)) if match else {}
+    # The values stand before the query, each on a line of its own, so that queries of one form share a pattern.
+    values = [_blanks(str(value)) for _, _, value in sql["conds"]]
+    match = re.fullmatch(r"(.*)\n" * len(values) + pattern, "\n".join([*values, _blanks(readable)]))
+    found = match.groups()[len(values) :] if match else ()
+    return dict(zip([sql["sel"], *(cond[0] for cond in sql["conds"])], found, strict=True)) if match else {}
 
 
 def _blanks(text: str) -> str:
