@@ -8,12 +8,12 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.files import read_text
 
-_STREAMS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open}
+_STREAMS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 _BLOCK = 2**18
 """Bytes that are decoded at a time to check a file."""
 
@@ -24,10 +24,11 @@ def check_text(path: Path) -> None:
     Raises:
         DataError: as ``read_text``.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder, whole = codecs.getincrementaldecoder("utf-8")(), True
     try:
         with _opened(path) as file:
-            whole = all(b"\0" not in block and decoder.decode(block) is not None for block in iter(_reader(file), b""))
+            while (block := file.read(_BLOCK)) and (whole := b"\0" not in block):
+                decoder.decode(block)
         decoder.decode(b"", final=True)
     except (OSError, EOFError, ValueError, zlib.error):
         whole = False
@@ -60,8 +61,5 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return _STREAMS.get(path.suffix, open)(path, "rb")
-
-
-def _reader(file: IO[bytes]) -> Callable[[], bytes]:
-    return lambda: file.read(_BLOCK)
+    file: IO[bytes] = _STREAMS.get(path.suffix, open)(path, "rb")
+    return file
