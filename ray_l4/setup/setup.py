@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -108,7 +108,8 @@ class Setup:
                 for column in ("ids", "prompt_length", "gen"):
                     for piece in _list_in_pieces(table.select([column])):
                         digest.update(piece.encode())
-            digest.update(repr(self.tests[name].items).encode())
+            for piece in _tuple_in_pieces(self.tests[name].items):
+                digest.update(piece.encode())
         return digest.hexdigest()
 
 
@@ -119,6 +120,14 @@ def _list_in_pieces(table: pa.Table) -> Iterator[str]:
         inner = repr(part.column(0).to_pylist())[1:-1]
         yield f", {inner}" if number else inner
     yield "]"
+
+
+def _tuple_in_pieces(items: Sequence[object]) -> Iterator[str]:
+    """Yield ``repr`` of the items as a tuple, piece by piece."""
+    yield "("
+    for number, item in enumerate(items):
+        yield f", {item!r}" if number else repr(item)
+    yield ",)" if len(items) == 1 else ")"
 
 
 def prepare(experiment: ExperimentConfig) -> Setup:

@@ -61,5 +61,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    file: IO[bytes] = _STREAMS.get(path.suffix, open)(path, "rb")
+    suffix = path.suffix if path.stat().st_size else ""  # bz2 takes an empty file for a damaged one
+    file: IO[bytes] = _STREAMS.get(suffix, open)(path, "rb")
     return file
