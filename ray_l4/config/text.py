@@ -30,7 +30,7 @@ def shown(text: str, most: int = 80) -> str:
 
 def is_blank(text: str) -> bool:
     """Return whether a text has no visible character: it is empty, or holds only spaces and characters of no width."""
-    return all(unicodedata.category(char) in _INVISIBLE or char in _EMPTY_GLYPHS for char in text)
+    return all(map(_is_invisible, text))
 
 
 def check_name(name: str) -> str:
@@ -53,6 +53,10 @@ def check_name(name: str) -> str:
 def same_name(name: str) -> str:
     """Return a form that is equal for names which look alike because they differ only in their Unicode composition."""
     return unicodedata.normalize("NFC", name)
+
+
+def _is_invisible(char: str) -> bool:
+    return unicodedata.category(char) in _INVISIBLE or char in _EMPTY_GLYPHS
 
 
 def _unfit(char: str) -> bool:

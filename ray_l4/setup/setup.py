@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from ray_l4.methods import (
 )
 from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers, refuse_too_short
 from ray_l4.tasks.registry import load, metric_of
+from ray_l4.tasks.slices import slices_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.plain_text import without_unencodable
@@ -104,10 +105,29 @@ class Setup:
         for name in self.tasks:
             validation = [self.validation[name]] if name in self.validation else []
             for table in (self.training[name], self.tests[name].prompts, *validation):
-                for column in table.select(["ids", "prompt_length", "gen"]).itercolumns():
-                    digest.update(repr(column.combine_chunks().to_pylist()).encode())
-            digest.update(repr(self.tests[name].items).encode())
+                for column in ("ids", "prompt_length", "gen"):
+                    for piece in _list_in_pieces(table.select([column])):
+                        digest.update(piece.encode())
+            for piece in _tuple_in_pieces(self.tests[name].items):
+                digest.update(piece.encode())
         return digest.hexdigest()
+
+
+def _list_in_pieces(table: pa.Table) -> Iterator[str]:
+    """Yield ``repr`` of the values of a table's only column, as a list, piece by piece."""
+    yield "["
+    for number, part in enumerate(slices_of(table)):
+        inner = repr(part.column(0).to_pylist())[1:-1]
+        yield f", {inner}" if number else inner
+    yield "]"
+
+
+def _tuple_in_pieces(items: Sequence[object]) -> Iterator[str]:
+    """Yield ``repr`` of the items as a tuple, piece by piece."""
+    yield "("
+    for number, item in enumerate(items):
+        yield f", {item!r}" if number else repr(item)
+    yield ",)" if len(items) == 1 else ")"
 
 
 def prepare(experiment: ExperimentConfig) -> Setup:
@@ -184,12 +204,13 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
         if tokenizer.chat is not None:
             log.info("prompts are rendered in the chat template of %s (model.chat_template)", model.name)
         return tokenizer
-    texts = [
+    texts = (
         text
         for table in training.values()
         for column in ("context", "question", "answer")
-        for text in table.column(column).to_pylist()
-    ]
+        for part in slices_of(table.select([column]))
+        for text in part.column(column).to_pylist()
+    )
     return TaskTokenizer.trained(texts, model.from_scratch.vocabulary, names, model.spare_task_tokens, shared)
 
 

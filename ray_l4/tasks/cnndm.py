@@ -22,9 +22,10 @@ from pathlib import Path
 from ray_l4.errors import DataError
 from ray_l4.tasks.delimited import read_csv
 from ray_l4.tasks.distinct import distinct, key_of
-from ray_l4.tasks.files import MissingFileError, find, find_all, read_json, read_lines, require_columns
+from ray_l4.tasks.files import MissingFileError, find, find_all, read_json, require_columns
 from ray_l4.tasks.rows import BadRecords, Row
 from ray_l4.tasks.source import Source
+from ray_l4.tasks.text_lines import read_lines
 
 log = logging.getLogger(__name__)
 

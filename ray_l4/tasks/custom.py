@@ -19,13 +19,14 @@ from ray_l4.errors import DataError
 from ray_l4.tasks import chat_records
 from ray_l4.tasks.chat_messages import UnusableRecordError
 from ray_l4.tasks.delimited import read_csv
-from ray_l4.tasks.files import read_lines, require_columns
+from ray_l4.tasks.files import require_columns
 from ray_l4.tasks.hub import fetch_split
 from ray_l4.tasks.own_files import DATASET_STATE, find_split
 from ray_l4.tasks.own_tables import Record, read_dataset, read_parquet
 from ray_l4.tasks.rows import BadRecords
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.tasks.source import Source
+from ray_l4.tasks.text_lines import read_lines
 
 
 def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
@@ -101,13 +102,27 @@ def _records(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[s
 
 
 def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
-    records: list[Record] = []
+    """Return the keys of all objects of a file and an iterator over the objects, for which it is read once more."""
+    names: dict[str, None] = {}
+    empty = True
+    for _, record in _objects(path, bad):
+        empty = False
+        if not record.keys() <= names.keys():
+            names.update(dict.fromkeys(record))
+    if empty:  # without a good record there are no columns to look for
+        bad.check(0)
+        if not bad.count:
+            raise DataError(f"{path} is empty; expected one record per line.")
+    return list(names), _objects(path, BadRecords(bad.source, bad.max_fraction))  # the bad ones are counted already
+
+
+def _objects(path: Path, bad: BadRecords) -> Iterator[Record]:
     for line, text in read_lines(path):
         if is_blank(text):
             continue
         where = f"{path.name}, line {line}"
         try:
-            value = json.loads(text, object_pairs_hook=_object)
+            value = _parsed(text)
         except json.JSONDecodeError as error:
             bad.add(where, f"not JSON: {error.msg}")
             continue
@@ -115,21 +130,25 @@ def _jsonl(path: Path, bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
             bad.add(where, str(error))
             continue
         if isinstance(value, dict):
-            records.append((where, value))
+            yield where, value
         else:
             bad.add(where, f"expected a JSON object, found {type(value).__name__}")
-    if not records:  # without a good record there are no columns to look for
-        bad.check(0)
-        if not bad.count:
-            raise DataError(f"{path} is empty; expected one record per line.")
-    return list(dict.fromkeys(name for _, record in records for name in record)), iter(records)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object. Raises ValueError if it has a key twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} occurs more than once")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"{repeated!r} occurs more than once")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""Made once, since it takes longer than to decode a line."""
+
+
+def _parsed(text: str) -> Any:
+    if text.startswith("\ufeff"):  # json.loads says what is wrong
+        return json.loads(text)
+    return _DECODER.decode(text)

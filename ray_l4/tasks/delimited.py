@@ -10,12 +10,14 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
-from ray_l4.tasks.files import read_text, refuse_repeated
+from ray_l4.tasks.files import refuse_repeated
+from ray_l4.tasks.text_lines import check_text, lines_of
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 """Separators of columns, the usual one first, and their names."""
@@ -48,30 +50,29 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[list[str], Iterato
         DataError: the file is empty or unreadable, a column appears twice, a record has too many fields, or the file is
             not CSV (with the last good line). Records are parsed lazily, so the last two are raised by the iterator.
     """
-    # One E2E reference contains a Windows line break, which the reference implementations read as a plain one.
-    text = read_text(path).replace("\r\n", "\n")
+    check_text(path)
     csv.field_size_limit(_LONGEST_FIELD)
-    table = _table(path, text, needed)
+    table = _table(path, needed)
     refuse_repeated(path, table.names)
     return list(table.names), _records(path, table)
 
 
-def _table(path: Path, text: str, needed: Sequence[str]) -> _Table:
+def _table(path: Path, needed: Sequence[str]) -> _Table:
     """Return the file with the separator that fits. Raises DataError if it is empty, or its header is not CSV."""
-    named = _SEPARATOR_LINE.match(text)
-    if named:
-        return _parsed(path, text, named[1])
-    usual = _parsed(path, text, ",", strict=not needed)
+    named, _ = _text(path)
+    if named is not None:
+        return _parsed(path, named)
+    usual = _parsed(path, ",", strict=not needed)
     if set(needed) <= set(usual.names):
         return usual
-    others = [_parsed(path, text, separator, strict=False) for separator in SEPARATORS if separator != usual.separator]
+    others = [_parsed(path, separator, strict=False) for separator in SEPARATORS if separator != usual.separator]
     best = max([usual, *others], key=lambda table: (len(set(needed) & set(table.names)), len(table.names)))
-    return best if best.names else _parsed(path, text, usual.separator)
+    return best if best.names else _parsed(path, usual.separator)
 
 
-def _parsed(path: Path, text: str, separator: str, strict: bool = True) -> _Table:
+def _parsed(path: Path, separator: str, strict: bool = True) -> _Table:
     """Return the file with this separator; without ``strict``, with no columns if its header cannot be read so."""
-    rows = _rows(path, text, separator)
+    rows = _rows(path, separator)
     try:
         names = next((row for _, row in rows if not all(map(is_blank, row))), None)
     except DataError:
@@ -83,18 +84,35 @@ def _parsed(path: Path, text: str, separator: str, strict: bool = True) -> _Tabl
     return _Table(separator, names, rows)
 
 
-def _rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of the file with the number of their last line. Raises DataError if one is not CSV."""
-    first = _SEPARATOR_LINE.match(text)
-    skipped = first.end() if first else 0
-    reader = csv.reader(io.StringIO(text[skipped:], newline=""), delimiter=separator, strict=True)
-    line = offset = 1 if first else 0
+    named, lines = _text(path)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    line = offset = 0 if named is None else 1
     try:
         for row in reader:
             line = reader.line_num + offset
             yield line, row
     except csv.Error as error:
         raise DataError(f"{path}: not CSV after line {line}: {error}.") from error
+
+
+def _text(path: Path) -> tuple[str | None, Iterator[str]]:
+    """Return the separator that the first line names, if it does, and the lines below it, or all of them."""
+    # One E2E reference contains a Windows line break, which the reference implementations read as a plain one.
+    lines = (line.replace("\r\n", "\n") for line in lines_of(path))
+    head, filled = "", 0
+    while filled < 2 and (line := next(lines, "")):  # what names the separator may have blank lines around it
+        head += line
+        filled += bool(line.strip())
+    named = _SEPARATOR_LINE.match(head)
+    rest = head[named.end() :] if named else head
+    return named and named[1], chain(_cut(rest), chain.from_iterable(map(_cut, lines)))
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Yield the lines of a text as the csv module expects them: a carriage return ends one, too."""
+    return io.StringIO(text, newline="")
 
 
 def _records(path: Path, table: _Table) -> Iterator[tuple[int, Record]]:

@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -151,21 +151,6 @@ def read_json_list(path: Path, text: str | None = None) -> list[Any]:
     if not value:
         raise DataError(f"{path} contains an empty list; expected records.")
     return value
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    r"""Yield the non-blank lines of a text file with their numbers from 1; only ``\n`` ends a line.
-
-    Raises:
-        DataError: every line is blank, or the file is unreadable.
-    """
-    empty = True
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            empty = False
-            yield number, line.rstrip("\r")
-    if empty:
-        raise DataError(f"{path} is empty; expected one record per line.")
 
 
 def require_columns(path: Path, present: list[str], *needed: str) -> None:

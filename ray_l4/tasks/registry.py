@@ -151,9 +151,12 @@ def load(task: TaskConfig, split: Split, data: DataConfig) -> pa.Table:
 
 def _check_meta(metric: str, examples: pa.Table) -> None:
     """Raise DataError now, and not after training, if the user's own examples lack what the metric needs of them."""
+    from ray_l4.tasks.slices import slices_of
+
     if (check := METRICS[metric].check_meta) is not None:
-        for row in examples.select(["sample_id", "meta"]).to_pylist():
-            check(Item("", (), row["sample_id"], row["meta"]))
+        for part in slices_of(examples.select(["sample_id", "meta"])):
+            for row in part.to_pylist():
+                check(Item("", (), row["sample_id"], row["meta"]))
 
 
 def check_files(task: TaskConfig, data: DataConfig) -> None:

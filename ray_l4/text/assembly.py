@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from ray_l4.errors import DataError
+from ray_l4.tasks.slices import slices_of
 from ray_l4.text.prompts import Dropped, Prompt, encode_answers, encode_prompts
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import tokens_table
+from ray_l4.text.tokens import concatenated, tokens_table
 
+_KEPT = ("ids", "prompt_length", "gen", "task", "sample_id")
+"""Columns of an example that remain with another answer, ``ids`` up to the answer."""
 SHOWN = 3
 """Number of dropped examples quoted in a message."""
 
@@ -32,21 +35,13 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
         DataError: a text contains the name of a special token that cannot be encoded as text.
         ModelError: the tokeniser has no token for a task.
     """
-    prompts, answers = encode_prompts(examples, tokenizer), encode_answers(examples["answer"].to_pylist(), tokenizer)
-    tasks, sample_ids = examples["task"].to_pylist(), examples["sample_id"].to_pylist()
-    rows, kept, dropped = [], [], []
-    prompt_lengths = []
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids = _fitted(prompt, sample_ids[i], len(answer), len(tokenizer.lm_end), max_length, tokenizer)
-        if isinstance(ids, Dropped):
-            dropped.append(ids)
-            continue
-        rows.append(ids + answer)
-        prompt_lengths.append(len(ids))
-        kept.append(i)
-    tasks, sample_ids = [tasks[i] for i in kept], [sample_ids[i] for i in kept]
-    gens = [tokenizer.gen_of(task) for task in tasks]
-    return tokens_table(rows, prompt_lengths, gens, tasks, sample_ids, "real"), dropped
+    tables: list[pa.Table] = []
+    dropped: list[Dropped] = []
+    for part in slices_of(examples):
+        answers = encode_answers(part["answer"].to_pylist(), tokenizer)
+        room = [len(answer) for answer in answers]
+        tables.append(_sequences(part, tokenizer, max_length, answers, room, dropped))
+    return concatenated(*tables), dropped
 
 
 def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokenizer, max_length: int) -> pa.Table:
@@ -58,12 +53,15 @@ def with_answers(tokens: pa.Table, answers: Sequence[str], tokenizer: TaskTokeni
         tokenizer: the one that ``tokens`` were made with.
         max_length: L, in tokens.
     """
-    lengths = tokens["prompt_length"].to_pylist()
-    prompts = [ids[:length] for ids, length in zip(tokens["ids"].to_pylist(), lengths, strict=True)]
-    encoded, ends = encode_answers(answers, tokenizer, generated=True), len(tokenizer.lm_end)
-    rows = [prompt + answer[: max_length - len(prompt) - ends] for prompt, answer in zip(prompts, encoded, strict=True)]
-    gens, tasks, sample_ids = (tokens[name].to_pylist() for name in ("gen", "task", "sample_id"))
-    return tokens_table(rows, lengths, gens, tasks, sample_ids, "real")
+    tables, start, ends = [], 0, len(tokenizer.lm_end)
+    for part in slices_of(tokens):
+        given, start = answers[start : start + part.num_rows], start + part.num_rows
+        ids, lengths, gens, tasks, sample_ids = (part[name].to_pylist() for name in _KEPT)
+        prompts = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        encoded = zip(prompts, encode_answers(given, tokenizer, generated=True), strict=True)
+        rows = [prompt + answer[: max_length - len(prompt) - ends] for prompt, answer in encoded]
+        tables.append(tokens_table(rows, lengths, gens, tasks, sample_ids, "real"))
+    return concatenated(*tables)
 
 
 def assemble_prompts(
@@ -89,21 +87,17 @@ def assemble_prompts(
         DataError: a question leaves no room for an answer.
         ModelError: the tokeniser has no token for a task.
     """
-    prompts = encode_prompts(examples, tokenizer)
-    tasks, sample_ids = examples["task"].to_pylist(), examples["sample_id"].to_pylist()
     if answer_length is None:
         answer_length = max(1, longest_answer(examples, tokenizer))
-    reserved = min(answer_length, reserve)
-    fitted = [
-        _fitted(prompt, sample_id, reserved, 0, max_length, tokenizer)
-        for prompt, sample_id in zip(prompts, sample_ids, strict=True)
-    ]
-    unanswerable = [each for each in fitted if isinstance(each, Dropped)]
-    where = f"the test set of {', '.join(sorted(set(tasks)))}"
-    refuse_if_many(unanswerable, len(fitted), 0.0, where, advice="use a model with more positions or a smaller reserve")
-    rows = [each for each in fitted if not isinstance(each, Dropped)]
-    gens = [tokenizer.gen_of(task) for task in tasks]
-    return tokens_table(rows, [len(row) for row in rows], gens, tasks, sample_ids, "real"), answer_length
+    tables: list[pa.Table] = []
+    unanswerable: list[Dropped] = []
+    for part in slices_of(examples):
+        room = [min(answer_length, reserve)] * part.num_rows
+        tables.append(_sequences(part, tokenizer, max_length, None, room, unanswerable))
+    where = f"the test set of {', '.join(sorted(examples['task'].unique().to_pylist()))}"
+    advice = "use a model with more positions or a smaller reserve"
+    refuse_if_many(unanswerable, examples.num_rows, 0.0, where, advice)
+    return concatenated(*tables), answer_length
 
 
 def longest_answer(examples: pa.Table, tokenizer: TaskTokenizer) -> int:
@@ -111,10 +105,13 @@ def longest_answer(examples: pa.Table, tokenizer: TaskTokenizer) -> int:
 
     An example's gold answer consists of all its references, with one PAD between each two.
     """
-    answers, references = examples["answer"].to_pylist(), examples["references"].to_pylist()
-    gold = [several or [one] for several, one in zip(references, answers, strict=True)]
-    lengths = iter([len(ids) for ids in encode_answers([text for texts in gold for text in texts], tokenizer)])
-    return max((sum(next(lengths) for _ in texts) + len(texts) - 1 for texts in gold), default=0)
+    longest = 0
+    for part in slices_of(examples):
+        answers, references = part["answer"].to_pylist(), part["references"].to_pylist()
+        gold = [several or [one] for several, one in zip(references, answers, strict=True)]
+        lengths = iter([len(ids) for ids in encode_answers([text for texts in gold for text in texts], tokenizer)])
+        longest = max([longest, *(sum(next(lengths) for _ in texts) + len(texts) - 1 for texts in gold)])
+    return longest
 
 
 def refuse_if_many(
@@ -138,6 +135,35 @@ def refuse_if_many(
         f"{len(dropped)} of {total} examples in {where} do not fit; at most {max_fraction:.1%} may be dropped."
         f"{shown}{more}\nShorten them, {advice}."
     )
+
+
+def _sequences(
+    part: pa.Table,
+    tokenizer: TaskTokenizer,
+    max_length: int,
+    answers: Sequence[list[int]] | None,
+    room: Sequence[int],
+    dropped: list[Dropped],
+) -> pa.Table:
+    """Return the sequences of a few examples, and add those that do not fit to ``dropped``.
+
+    ``answers``: their ids, None for prompts alone. ``room``: tokens that each example needs after the prompt, without
+    the end of a sequence.
+    """
+    ends = 0 if answers is None else len(tokenizer.lm_end)
+    tasks, sample_ids = part["task"].to_pylist(), part["sample_id"].to_pylist()
+    rows, prompt_lengths, kept = [], [], []
+    for i, prompt in enumerate(encode_prompts(part, tokenizer)):
+        ids = _fitted(prompt, sample_ids[i], room[i], ends, max_length, tokenizer)
+        if isinstance(ids, Dropped):
+            dropped.append(ids)
+            continue
+        rows.append(ids if answers is None else ids + answers[i])
+        prompt_lengths.append(len(ids))
+        kept.append(i)
+    tasks, sample_ids = [tasks[i] for i in kept], [sample_ids[i] for i in kept]
+    gens = [tokenizer.gen_of(task) for task in tasks]
+    return tokens_table(rows, prompt_lengths, gens, tasks, sample_ids, "real")
 
 
 def _fitted(

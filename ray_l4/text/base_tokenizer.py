@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -72,8 +73,9 @@ def train_base(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + 1
     if vocabulary < smallest:
         raise ModelError(f"A byte-level vocabulary needs at least {smallest} entries, but {vocabulary} were requested.")
-    lines = [f" {stripped}" for text in texts if (stripped := text.strip())]
-    if not lines:
+    lines = (f" {stripped}" for text in texts if (stripped := text.strip()))
+    first = next(lines, None)
+    if first is None:
         raise ModelError("Cannot train a tokeniser: the stream contains no text. Check the tasks' training data.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,5 +86,5 @@ def train_base(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.train_from_iterator(chain([first], lines), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import chain
 
 import pyarrow as pa
 
 from ray_l4.tasks.rows import BadRecords
+from ray_l4.tasks.slices import slices_of
 from ray_l4.text.prompts import why_refused
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -32,7 +34,8 @@ def without_unencodable(examples: pa.Table, tokenizer: TaskTokenizer, source: st
     named = re.compile("|".join(map(re.escape, tokenizer.reserved_names())))
     bad = BadRecords(source, max_bad_fraction)
     kept = []
-    for index, row in enumerate(examples.to_pylist()):
+    rows = chain.from_iterable(part.to_pylist() for part in slices_of(examples))
+    for index, row in enumerate(rows):
         texts = [*(row[column] for column in _TEXTS), *row["references"]]
         why = why_refused(row, tokenizer) or _why_unencodable(texts, tokenizer, named)
         if why is None:

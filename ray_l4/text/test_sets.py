@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_l4.config.experiment import EvaluationConfig
 from ray_l4.metrics.registry import METRICS, Item, item_scores, score
+from ray_l4.tasks.slices import slices_of
 from ray_l4.text.assembly import assemble_prompts
 from ray_l4.text.chunks import in_chunks
+from ray_l4.text.rows import Rows
 from ray_l4.text.tokenizer import TaskTokenizer
 from ray_l4.text.tokens import sequence_lengths
 
@@ -19,6 +25,10 @@ RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
 LONGEST_KEPT = 1000
 """Largest number of characters kept of a context or question for people who read the answers. The files of answers hold
 these texts once for each checkpoint, and some contexts are whole articles."""
+
+
+_ITEMS = pa.schema([("references", pa.list_(pa.string())), ("sample_id", pa.string()), ("meta", pa.string())])
+_ASKED = ("context", "question")
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class TestSet:
     task: str
     metric: str
     prompts: pa.Table
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     """Items with empty predictions."""
     max_new_tokens: int
     max_length: int
@@ -78,21 +88,29 @@ def build_test_set(
         max_new_tokens=new_tokens,
         max_length=max_length,
         reserved=min(answer_length, config.reserve),
-        asked={name: [_start(text) for text in kept.column(name).to_pylist()] for name in ("context", "question")},
+        asked={name: Rows(pa.table({name: _starts(kept.column(name))}), itemgetter(name)) for name in _ASKED},
     )
 
 
-def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> tuple[Item, ...]:
+def build_items(examples: pa.Table, metric: str, tokenizer: TaskTokenizer) -> Rows[Item]:
     """Build the items of a test set, with empty predictions.
 
     For most metrics, gold answers are encoded and decoded, so that they are cleaned like predictions.
     """
-    rows = examples.select(["references", "sample_id", "meta"]).to_pylist()
+    tables = []
+    for part in slices_of(examples):
+        texts = [text for several in part["references"].to_pylist() for text in several]
+        if metric not in RAW_GOLD_METRICS:
+            texts = [tokenizer.decode(ids).strip() for ids in tokenizer.encode_batch(texts)]
+        left = iter(texts)
+        gold = [list(islice(left, len(several))) for several in part["references"].to_pylist()]
+        columns = [gold, part["sample_id"].to_pylist(), part["meta"].to_pylist()]
+        tables.append(pa.table(columns, schema=_ITEMS))
+    return Rows(pa.concat_tables(tables), _item)
 
-    def gold(text: str) -> str:
-        return text if metric in RAW_GOLD_METRICS else tokenizer.decode(tokenizer.encode(text)).strip()
 
-    return tuple(Item("", tuple(gold(text) for text in r["references"]), r["sample_id"], r["meta"]) for r in rows)
+def _item(row: Mapping[str, Any]) -> Item:
+    return Item("", tuple(row["references"]), row["sample_id"], row["meta"])
 
 
 def answer_batches(tests: TestSet, config: EvaluationConfig) -> list[list[int]]:
@@ -115,5 +133,6 @@ def score_answers(tests: TestSet, predictions: Sequence[str]) -> Scored:
     return Scored(score(tests.metric, items), headline, list(predictions), item_scores(tests.metric, items))
 
 
-def _start(text: str) -> str:
-    return text if len(text) <= LONGEST_KEPT else f"{text[:LONGEST_KEPT]} …"
+def _starts(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    cut = pc.binary_join_element_wise(pc.utf8_slice_codeunits(texts, 0, LONGEST_KEPT), "…", " ")
+    return pc.if_else(pc.greater(pc.utf8_length(texts), LONGEST_KEPT), cut, texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal, Protocol
 
 import numpy as np
@@ -59,9 +60,11 @@ def tokens_table(
     origin: Origin,
 ) -> pa.Table:
     """Build a ``TOKENS`` table in one chunk from its columns; all rows have the same origin."""
-    columns = [ids, prompt_lengths, gens, tasks, sample_ids, [origin] * len(ids)]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, TOKENS, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=TOKENS)
+    starts = np.cumsum([0, *map(len, ids)], dtype=np.int64).astype(np.int32)
+    flat = np.fromiter(chain.from_iterable(ids), np.int32, int(starts[-1]))
+    columns = [prompt_lengths, gens, tasks, sample_ids, [origin] * len(ids)]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, list(TOKENS)[1:], strict=True)]
+    return pa.Table.from_arrays([pa.ListArray.from_arrays(starts, flat), *arrays], schema=TOKENS)
 
 
 def concatenated(*tables: pa.Table) -> pa.Table:

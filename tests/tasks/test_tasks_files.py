@@ -14,10 +14,10 @@ from ray_l4.tasks.files import (
     find,
     read_json,
     read_json_list,
-    read_lines,
     read_text,
     require_columns,
 )
+from ray_l4.tasks.text_lines import read_lines
 
 Write = Callable[..., Path]
 
@@ -93,6 +93,19 @@ def test_lines_are_numbered_and_blank_ones_skipped(write: Write) -> None:
     assert list(read_lines(write("a.jsonl", "one\r\n\n  \ntwo\u2028same\n"))) == [(1, "one"), (4, "two\u2028same")]
     with pytest.raises(DataError, match="is empty; expected one record per line"):
         list(read_lines(write("b.jsonl", "\n \n")))
+    for name in ("none.jsonl", "none.jsonl.gz", "none.jsonl.bz2"):
+        with pytest.raises(DataError, match="is empty"):
+            list(read_lines(write(name, b"")))
+
+
+@pytest.mark.parametrize("damaged", [b"one\ntwo\n\xff\n", b"one\nt\0wo\n", b"one\ntwo \xe2\x82"])
+def test_a_damaged_file_is_refused_before_its_first_line(damaged: bytes, write: Write) -> None:
+    path = write("a.jsonl", damaged)
+    with pytest.raises(DataError) as by_line:
+        next(read_lines(path))
+    with pytest.raises(DataError) as whole:
+        read_text(path)
+    assert str(by_line.value) == str(whole.value)
 
 
 def test_csv_records_carry_their_line(write: Write) -> None:

@@ -47,3 +47,13 @@ def test_added_tokens_are_decoded_after_one_space(tokenizer: TaskTokenizer) -> N
 def test_llama_style_encodings_concatenate_to_the_whole(shared_data: Path) -> None:
     llama = TaskTokenizer.pretrained(shared_data / "models" / "stories260K", ["t"], spare=0)
     assert llama.encode("Once upon") + llama.encode("a time") == llama.encode("Once upon a time")
+
+
+@given(texts=st.lists(st.text(max_size=20), max_size=8))
+def test_a_batch_has_the_ids_that_transformers_gives(tokenizer: TaskTokenizer, texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "ignore").decode("utf-8").strip() for text in [*texts, *texts[:2]]]
+    plain = [
+        tokenizer.hf(f" {text}", add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        for text in texts
+    ]
+    assert tokenizer.encode_batch(texts) == plain

@@ -12,8 +12,9 @@ from typing import Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.delimited import read_rows
-from ray_l4.tasks.files import find, has_file, read_json_list, read_lines
+from ray_l4.tasks.files import find, has_file, read_json_list
 from ray_l4.tasks.rows import BadRecords, Row
+from ray_l4.tasks.text_lines import read_lines
 from ray_l4.tasks.textclass.corpora import Corpus
 
 Reader = Callable[[Path, Corpus, BadRecords], Iterator[Row]]

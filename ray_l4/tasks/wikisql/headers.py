@@ -11,8 +11,9 @@ from typing import Any
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.delimited import read_csv
-from ray_l4.tasks.files import find, read_lines, require_columns
+from ray_l4.tasks.files import find, require_columns
 from ray_l4.tasks.rows import BadRecords, Split
+from ray_l4.tasks.text_lines import read_lines
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 READABLE = {"dev": "validation.human_readable.csv", "test": "test.human_readable.csv"}
@@ -77,10 +78,13 @@ def named_columns(sql: dict[str, Any], readable: str) -> dict[int, str]:
     aggregator = AGGREGATORS[sql["agg"]]
     pattern = f"SELECT {aggregator} (.+) FROM table" if aggregator else "SELECT (.+) FROM table"
     if sql["conds"]:
-        conditions = (rf"(.+?) {OPERATORS[op]} {re.escape(_blanks(str(value)))}" for _, op, value in sql["conds"])
+        conditions = (rf"(.+?) {OPERATORS[op]} \{number}" for number, (_, op, _) in enumerate(sql["conds"], start=1))
         pattern += f" WHERE {' AND '.join(conditions)}"
-    match = re.fullmatch(pattern, _blanks(readable))
-    return dict(zip([sql["sel"], *(cond[0] for cond in sql["conds"])], match.groups(), strict=True)) if match else {}
+    # The values stand before the query, each on a line of its own, so that queries of one form share a pattern.
+    values = [_blanks(str(value)) for _, _, value in sql["conds"]]
+    match = re.fullmatch(r"(.*)\n" * len(values) + pattern, "\n".join([*values, _blanks(readable)]))
+    found = match.groups()[len(values) :] if match else ()
+    return dict(zip([sql["sel"], *(cond[0] for cond in sql["conds"])], found, strict=True)) if match else {}
 
 
 def _blanks(text: str) -> str:

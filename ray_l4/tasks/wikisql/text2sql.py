@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_l4.tasks.files import find, read_json_list, read_lines
+from ray_l4.tasks.files import find, read_json_list
 from ray_l4.tasks.rows import BadRecords
+from ray_l4.tasks.text_lines import read_lines
 from ray_l4.tasks.wikisql.query import AGGREGATORS, OPERATORS, Query
 
 GROUPS = "text2sql-data.wikisql.json"
