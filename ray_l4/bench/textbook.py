@@ -1,4 +1,4 @@
-"""The yardstick: a step of L4 as a good engineer writes it from the paper, with Transformers and nothing of this project.
+"""The yardstick: a step of L4 as a good engineer writes it from the paper, with Transformers, without this project.
 
 One process, two models, two padded passes for each (answers, and the language-model task), the logits of all positions,
 PyTorch's losses, its attention (SDPA) and its fused AdamW. It is not slowed down in any way: it takes no step that a

@@ -85,7 +85,9 @@ WEIGHTS = (1.0, 0.25)
 STOPS = (4, 7, ROWS)
 
 
-def by_rows(own: Case, layer: OutputLayer | None = None, known: int | None = None, stops: Sequence[int] = STOPS) -> None:
+def by_rows(
+    own: Case, layer: OutputLayer | None = None, known: int | None = None, stops: Sequence[int] = STOPS
+) -> None:
     layer = layer or layer_of(own.head)
     parts = own.hidden().split(ROWS)
     heads = [HiddenRows(part, layer, own.head, weight) for part, weight in zip(parts, WEIGHTS, strict=True)]

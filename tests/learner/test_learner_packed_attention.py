@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_groups_hold_every_token_once_and_pad_little(lengths: list[int], heads: 
 def test_no_two_neighbouring_groups_could_be_one(lengths: list[int]) -> None:
     groups = Sequences(lengths, CPU).groups(12)
     shorter = sorted(lengths, reverse=True)
-    for group, following in zip(groups, groups[1:], strict=False):
+    for group, following in pairwise(groups):
         own, shorter = shorter[: group.size], shorter[group.size :]
         together = [*own, shorter[0]]
         assert shorter[0] == following.length
