@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from ray_l4.learner.packed_attention import NAME, Sequences
 from ray_l4.learner.packing import run_packed, runs_packed, use_packed_attention
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.pretrained import recompute_activations
+from tests.learner import adapter_fixtures as adapted
 from tests.learner.architectures import (
     COHERE,
     GEMMA2,
@@ -144,13 +146,13 @@ def outputs_of(chosen: PositionLogits, lengths: list[int]) -> Tensor:
     return outputs
 
 
-def plain_outputs(model: PreTrainedModel, lengths: list[int], direct: bool) -> Tensor:
+def plain_outputs(model: PreTrainedModel, lengths: list[int], hidden: bool) -> Tensor:
     """Run an unchanged model on every sequence by itself."""
-    run = model.base_model if direct else model
+    run = model.base_model if hidden else model
     rows = [
         run(input_ids=ids[None, :length], use_cache=False) for ids, length in zip(grid(lengths), lengths, strict=True)
     ]
-    return torch.cat([(own.last_hidden_state if direct else own.logits)[0] for own in rows[::-1]])
+    return torch.cat([(own.last_hidden_state if hidden else own.logits)[0] for own in rows[::-1]])
 
 
 def gradients(outputs: Tensor, model: nn.Module) -> dict[str, Tensor]:
@@ -167,7 +169,7 @@ def assert_close(mine: Tensor, theirs: Tensor, allowed: float, name: str) -> Non
 
 def assert_same_run(chosen: PositionLogits, twin: PreTrainedModel, lengths: list[int], tolerance: float) -> None:
     """Compare hidden states or logits, and the gradients of all parameters, with those of an unchanged model."""
-    mine, theirs = outputs_of(chosen, lengths), plain_outputs(twin, lengths, chosen.direct)
+    mine, theirs = outputs_of(chosen, lengths), plain_outputs(twin, lengths, chosen.head is not None)
     assert_close(mine, theirs, tolerance * float(theirs.detach().float().norm()), "outputs")
     found, expected = gradients(mine, chosen.model), gradients(theirs, twin)
     assert found.keys() == expected.keys()
@@ -207,6 +209,17 @@ def logits_at_places(chosen: PositionLogits, ids: Tensor, positions_N: Tensor) -
     outputs = found.logits_NV if found.hidden_ND is None else found.hidden_ND
     assert outputs is not None
     return outputs.detach()
+
+
+@pytest.mark.parametrize("name", adapted.CONFIGS)
+def test_a_model_with_adapters_packs_and_keeps_its_gradients(name: str, tmp_path: Path) -> None:
+    base = adapted.save_base(tmp_path / "base", adapted.CONFIGS[name])
+    model = adapted.disturb(adapted.build(base)[0]).eval()
+    twin = copy.deepcopy(model)
+    chosen = PositionLogits(model)
+    assert chosen.packed
+    assert_same_run(chosen, twin, LENGTHS, TOLERANCE[torch.float32])
+    assert any("lora" in name and p.grad is not None and p.grad.any() for name, p in model.named_parameters())
 
 
 @settings(max_examples=15)
