@@ -12,8 +12,8 @@ from analysis.faults.processes import Processes
 from analysis.faults.subjects import Nodes
 
 _CALLS = {
-    "forward": ("Student.forward",),
-    "backward": ("Student.backward",),
+    "forward": ("Student.forward", "Student.advance"),
+    "backward": ("Student.backward", "Student.advance"),
     "checkpoint": ("Student.weights", "Student.state"),
     "replay": ("Evaluator.replay",),
     "scoring": ("Evaluator.answer", "Evaluator.score"),
@@ -66,7 +66,7 @@ class Moments:
             worker = "evaluator" if whom == "evaluator" else "student"
             return not self._processes.last_work(worker, driver) and (phase == "start") == (len(self._drivers) <= 1)
         if phase == "exchange":  # one waits for the predictions of the other
-            return 0 < len(doing("Student.backward")) < len(self._processes.of_kind("student"))
+            return 0 < len(doing("Student.backward", "Student.advance")) < len(self._processes.of_kind("student"))
         if phase == "transition":  # a stage is committed, and the next one is not yet learned
             trained = self._processes.last_work("student", driver)
             with suppress(OSError):

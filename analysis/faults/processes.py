@@ -11,7 +11,13 @@ MARK = "RAY_L4_FAULTS_MARK"
 
 _ACTORS = {"ray::Student": "student", "ray::Evaluator": "evaluator", "ray::CoordinatorActor": "coordinator"}
 _PROGRAMS = {"raylet": "raylet", "gcs_server": "gcs"}
-_WORK = {"ray::Student.forward", "ray::Evaluator.replay", "ray::Evaluator.answer", "ray::Evaluator.score"}
+_WORK = {
+    "ray::Student.forward",
+    "ray::Student.advance",
+    "ray::Evaluator.replay",
+    "ray::Evaluator.answer",
+    "ray::Evaluator.score",
+}
 _SCAN_SECONDS = 0.1
 _LOOKS = 10
 """A process that is not marked is looked at again so often: while it begins, its environment is empty."""

@@ -1,4 +1,4 @@
-"""The yardstick: a step of L4 as a good engineer writes it from the paper, with Transformers, without this project.
+"""The yardstick: a step of L4 as a good engineer writes it from the paper, with nothing of this project.
 
 One process, two models, two padded passes for each (answers, and the language-model task), the logits of all positions,
 PyTorch's losses, its attention (SDPA) and its fused AdamW. It is not slowed down in any way: it takes no step that a
@@ -45,6 +45,8 @@ class TextbookSettings:
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    bfloat16: bool = False
+    """Whether matrix products are computed in bfloat16 (autocast)."""
 
 
 @dataclass(frozen=True)

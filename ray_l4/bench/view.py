@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -39,3 +40,19 @@ COLUMNS: Mapping[str, Callable[[Record], str]] = {
     "cosine": lambda record: f"{record['gradient_cosine']:.5f}",
 }
 """Title of a column -> text of a record in it. MB: handed to the exchange in a step; times are in ms."""
+
+
+def listing(row: Mapping[str, Any]) -> Table:
+    """Return the figures of one measurement, a line each; nested ones on one line."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for name, value in row.items():
+        drawn.add_row(name, _shown(value))
+    return drawn
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(own)}" for name, own in value.items())
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

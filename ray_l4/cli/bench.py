@@ -1,9 +1,10 @@
-"""``bench exchange``: measure the cost of exchanging predictions on this machine."""
+"""``bench``: measure on this machine what exchange, steps, generation and runs cost."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,12 +37,24 @@ AddressOption = Annotated[
 SpreadOption = Annotated[bool, typer.Option("--spread", help="Place every student on a node of its own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")]
 
-app = typer.Typer(help="Measure the cost of exchanging predictions.", no_args_is_help=True)
+ModelOption = Annotated[str, typer.Option(help="Size of the two students: small, large or gpt2.")]
+TasksOption = Annotated[str, typer.Option(metavar="LIST", help="Tasks whose lengths examples have.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Examples in a step.")]
+MeasuredOption = Annotated[int, typer.Option("--steps", min=1, help="Measured steps of each side.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+ArithmeticOption = Annotated[str, typer.Option("--precision", help="Of matrix products: float32 or bfloat16.")]
+LedgerOption = Annotated[Path, typer.Option(help="File of JSON lines to which the result is appended.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder of the real data (raw/); by default $RAY_L4_DATA, else known lengths.")
+]
+LEDGER = Path("runs/bench.jsonl")
+
+app = typer.Typer(help="Measure what exchange, steps, generation and runs cost.", no_args_is_help=True)
 
 
 @app.callback()
 def measurements() -> None:
-    """Measure the cost of exchanging predictions on this machine."""
+    """Measure on this machine what exchange, steps, generation and runs cost."""
 
 
 @app.command()
@@ -95,6 +108,63 @@ def exchange(
         resources=StudentResources(threads, gpus, address, spread),
     )
     _measure(grid, json_, output)
+
+
+@app.command()
+def step(
+    model: ModelOption = "small",
+    batch: BatchOption = 8,
+    threads: ThreadsOption = 1,
+    steps: MeasuredOption = 10,
+    tasks: TasksOption = "woz.en,wikisql",
+    data: DataOption = None,
+    device: DeviceOption = "cpu",
+    precision: ArithmeticOption = "float32",
+    json_: JsonOption = False,
+    ledger: LedgerOption = LEDGER,
+) -> None:
+    """Compare a step of two students with the same step as one would write it from the paper.
+
+    The textbook's step (ray_l4/bench/textbook.py) is one process with two models, padded batches, the logits of all
+    positions and PyTorch's losses. Both sides have the same weights and batches of random tokens with the lengths of
+    real examples, and take turns step by step, each in a process of its own. CPU time counts all threads; speedups are
+    medians over pairs of steps; memory is the peak above what loading the libraries took.
+    """
+    from ray_l4.bench.lengths import drawn, real_lengths
+    from ray_l4.bench.step import BEYOND, measure
+    from ray_l4.bench.step_sides import SHAPES, StepCase
+
+    if model not in SHAPES:
+        raise ConfigError(f"--model: no model is called {model!r}; expected {', '.join(SHAPES)}")
+    if precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"--precision: {precision!r}; expected float32 or bfloat16")
+    lengths, measured = real_lengths(_distinct(tasks, "--tasks"), SHAPES[model].vocabulary, data)
+    examples = drawn(lengths, batch * (steps + BEYOND), seed=0)
+    case = StepCase(model, batch, examples, threads, device, "bfloat16" if precision == "bfloat16" else "float32")
+    row = measure(case, steps, _progress()) | {"tasks": tasks, "lengths_measured": measured}
+    _show(row, json_, ledger)
+
+
+def _show(row: Mapping[str, Any], as_json: bool, ledger: Path) -> None:
+    """Append a result to the ledger, and print it."""
+    import json
+
+    from rich.console import Console
+
+    from ray_l4.bench.ledger import append
+    from ray_l4.bench.view import listing
+
+    append(ledger, row)
+    if as_json:
+        typer.echo(json.dumps(row))
+    else:
+        Console().print(listing(row))
+
+
+def _progress() -> Callable[[str], None]:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False).print
 
 
 def _measure(grid: BenchGrid, as_json: bool, output: Path | None) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import ray
+
 from ray_l4.cluster.pulses import beat
 from ray_l4.errors import PeerError, RayL4Error, first_line
 from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
@@ -35,8 +37,11 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
             self.failure = out_of_memory(name.lower(), error) if is_out_of_memory(error) else error
         self.span = time.time(), "idle"
 
-    methods = {method: _forwarded(method) for method, _ in inspect.getmembers(calls, inspect.isfunction)}
-    public = {method: call for method, call in methods.items() if not method.startswith("_")}
+    public = {
+        method: ray.method(num_returns=getattr(call, "num_results", 1))(_forwarded(method))
+        for method, call in inspect.getmembers(calls, inspect.isfunction)
+        if not method.startswith("_")
+    }
     return type(name, (), {"__init__": build, **public})
 
 

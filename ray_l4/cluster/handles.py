@@ -118,6 +118,22 @@ class StudentHandle:
             for rank, given in zip(self.ranks, tickets, strict=True)
         ]
 
+    def advance(
+        self,
+        fence: int,
+        step: int,
+        readers: Sequence[int],
+        own: PerRank[Ticket],
+        teachers: Sequence[PerRank[Ticket]],
+    ) -> tuple[PerRank[dict[str, float]], PerRank[Ticket]]:
+        """Do ``backward`` of a step and ``forward`` of the next one, for these ``readers``, in a single call."""
+        tickets = zip(own, *teachers, strict=True)
+        pairs = [
+            self.rpc.call_for_two(rank, StudentCalls.advance, fence, step, readers, *given)
+            for rank, given in zip(self.ranks, tickets, strict=True)
+        ]
+        return [figures for figures, _ in pairs], [ticket for _, ticket in pairs]
+
     def weights(self) -> PerRank[np.ndarray]:
         """Return the model's weights as safetensors bytes. Only the first rank's result contains them."""
         return self._all(StudentCalls.weights)

@@ -32,6 +32,7 @@ from ray_l4.store.full_disk import full_disk_message, is_full_disk
 from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
 
 T = TypeVar("T")
+U = TypeVar("U")
 T_co = TypeVar("T_co", covariant=True)
 
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -53,6 +54,9 @@ class Rpc(Protocol):
 
     def call(self, worker: Any, method: Callable[..., T], *arguments: Any) -> Ref[T]:
         """Call ``method``, a function of the worker's class, on the worker. A worker serves its calls in order."""
+
+    def call_for_two(self, worker: Any, method: Callable[..., tuple[T, U]], *arguments: Any) -> tuple[Ref[T], Ref[U]]:
+        """Do the same with a method that returns two values (``workers.calls.returning``)."""
 
     def put(self, value: T) -> Ref[T]:
         """Store a value once for all its readers."""
@@ -112,6 +116,12 @@ class LocalRpc:
             failure.__cause__ = error
             return _Result(error=failure)
 
+    def call_for_two(self, worker: Any, method: Callable[..., tuple[T, U]], *arguments: Any) -> tuple[Ref[T], Ref[U]]:
+        both = cast(_Result[tuple[T, U]], self.call(worker, method, *arguments))
+        if both.value is None:
+            return _Result(error=both.error), _Result(error=both.error)
+        return _Result(both.value[0]), _Result(both.value[1])
+
     def put(self, value: T) -> Ref[T]:
         return _Result(value)
 
@@ -139,6 +149,10 @@ class RayRpc:
 
     def call(self, worker: Any, method: Callable[..., T], *arguments: Any) -> Ref[T]:
         return cast(Ref[T], getattr(worker, method.__name__).remote(*arguments))
+
+    def call_for_two(self, worker: Any, method: Callable[..., tuple[T, U]], *arguments: Any) -> tuple[Ref[T], Ref[U]]:
+        first, second = getattr(worker, method.__name__).remote(*arguments)
+        return first, second
 
     def put(self, value: T) -> Ref[T]:
         return cast(Ref[T], ray.put(value))

@@ -42,3 +42,14 @@ def use_cheap_masks(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed PyTorch's default generators on the CPU and on ``device``.
+
+    ``torch.manual_seed`` does the same for all devices, but on a machine without GPUs it formats a stack trace at every
+    call, in case there will be GPUs later.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -48,6 +48,15 @@ class Group:
     """(size * length,) True at padding; None if there is none."""
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """All groups of a pack."""
+
+    groups: Sequence[Group]
+    places_S: Tensor
+    """(num_tokens,) the place of every token among those of all groups, one group after another."""
+
+
 class Sequences:
     """The lengths of packed sequences, and what attention derives from them once for all layers."""
 
@@ -65,14 +74,18 @@ class Sequences:
         """The first token of each sequence, and the number of all tokens: (num_sequences + 1,)."""
         return torch.tensor([0, *np.cumsum(self.lengths)], device=self.device)
 
-    def groups(self, heads: int) -> list[Group]:
+    def grouped(self, heads: int) -> Grouping:
         """Return groups of sequences in which padding costs less than a group of their own would."""
-        if heads not in self._groups:
-            self._groups[heads] = [self._group(members) for members in _grouped(self.lengths, heads)]
-        return self._groups[heads]
+        if heads not in self._groupings:
+            groups = [self._group(members) for members in _grouped(self.lengths, heads)]
+            tokens_S = torch.cat([group.tokens_N for group in groups])
+            places_S = torch.empty_like(tokens_S)
+            places_S[tokens_S] = torch.arange(len(tokens_S), device=self.device)
+            self._groupings[heads] = Grouping(groups, places_S)
+        return self._groupings[heads]
 
     @cached_property
-    def _groups(self) -> dict[int, list[Group]]:
+    def _groupings(self) -> dict[int, Grouping]:
         return {}
 
     def _group(self, members: Sequence[int]) -> Group:
@@ -249,28 +262,20 @@ def _by_group(
     """Attend group by group with PyTorch's fused kernel."""
     dropout, scale, window = settings
     parts = []
-    groups = sequences.groups(q_SHD.shape[1])
-    for group in groups:
+    grouping = sequences.grouped(q_SHD.shape[1])
+    for group in grouping.groups:
         q, k, v = (_padded(tensor, group).transpose(1, 2) for tensor in (q_SHD, k_SHD, v_SHD))
         bias = None if window is None else _bias(group.length, window, q)
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale
         )
         parts.append(mixed.transpose(1, 2).flatten(0, 1)[group.places_N])
-    return _in_order(parts, groups)
+    return torch.cat(parts).index_select(0, grouping.places_S)
 
 
 def _padded(tensor_SHD: Tensor, group: Group) -> Tensor:
     """Return the tokens of a group, (size, length, heads, size of a head)."""
     return tensor_SHD.index_select(0, group.rows_P).unflatten(0, (group.size, group.length))
-
-
-def _in_order(parts: Sequence[Tensor], groups: Sequence[Group]) -> Tensor:
-    """Return the groups' tokens, (tokens of the group, heads, size of a head), as they lie in the pack."""
-    tokens_S = torch.cat([group.tokens_N for group in groups])
-    places_S = torch.empty_like(tokens_S)
-    places_S[tokens_S] = torch.arange(len(tokens_S), device=tokens_S.device)
-    return torch.cat(list(parts)).index_select(0, places_S)
 
 
 def _bias(length: int, window: int | None, like: Tensor) -> Tensor:
@@ -297,7 +302,7 @@ class _WithDropout(torch.autograd.Function):
         settings: tuple[float, float, int | None],
     ) -> Tensor:
         dropout, scale, window = settings
-        groups = sequences.groups(q_SHD.shape[1])
+        groups = sequences.grouped(q_SHD.shape[1]).groups
         bias_TT = _bias(max(group.length for group in groups), window, q_SHD)
         # The heads of values may have another size than those of queries and keys.
         mixed_SHD = torch.empty((*q_SHD.shape[:2], v_SHD.shape[-1]), dtype=q_SHD.dtype, device=q_SHD.device)

@@ -93,7 +93,7 @@ class RepeatedStep(StageRun):
     def _accumulate(self, micro_batch: Any, outputs: Any, *rest: Any) -> dict[str, Tensor]:
         width = micro_batch.batch.input_ids_RT.shape[1]
         for head, positions in micro_batch.batch.heads.items():
-            logits_NV = at_least_float32(outputs[head].logits_NV.detach())
+            logits_NV = at_least_float32(outputs[head].logits(slice(0, len(positions.targets_N))))
             loss_N = nn.functional.cross_entropy(logits_NV, positions.targets_N, reduction="none")
             wrong_N = ~logits_NV.isfinite().all(dim=-1)
             row_N = positions.positions_N // width % micro_batch.batch.num_examples

@@ -6,6 +6,7 @@ are summed over the ranks, never averaged.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -168,9 +169,9 @@ class FullyShard:
         load_bytes(model, weights, part_of)
 
 
-def clip(model: nn.Module, max_norm: float) -> Tensor:
-    """Clip the gradients to a global L2 norm of ``max_norm``, over all ranks; returns the norm before clipping."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+def clip(weights: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Clip the weights' gradients to a global L2 norm of ``max_norm``, over all ranks; returns the norm before that."""
+    parameters = [parameter for parameter in weights if parameter.grad is not None]
     norm = _whole(nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from ray_l4.errors import PeerError
+from ray_l4.learner.dropout import seed_generators
 from ray_l4.learner.guards import GuardContext
 from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, continue_backward
 from ray_l4.learner.micro_batches import MicroBatch, concatenate
@@ -56,6 +58,7 @@ class StageRun:
         self._steps = Steps(learner, stage, tokens)
         self.sampler = self._steps.sampler_of(learner.peer)
         self.optimizer = build_optimizer(learner.model, experiment.optim)
+        self._trained = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
         self.optimizer.zero_grad(set_to_none=True)  # a step of an earlier stage may have been interrupted
         learner.model.train()
         self._next_step = 0
@@ -88,7 +91,8 @@ class StageRun:
             raise PeerError(
                 f"{self._where(step)}: forward was called out of order; expected {expected} of step {self._next_step}"
             )
-        work = self._steps.step(step, self.learner.peer)
+        with record_function("ray_l4.batch"):
+            work = self._steps.step(step, self.learner.peer)
         predictions = NOTHING
         if len(work.micro_batches) == 1:
             (micro_batch,) = work.micro_batches
@@ -159,10 +163,9 @@ class StageRun:
     def state_dict(self) -> dict[str, Any]:
         """Return the state needed, besides the weights, to continue from here: position and optimiser state.
 
-        The tensors are the optimiser's own, not copies. Raises PeerError while a step is under way.
+        The tensors are the optimiser's own, not copies. A step that ``forward`` has begun is not part of it, as that
+        changed neither weights nor optimiser; it is repeated.
         """
-        if self._under_way is not None:
-            raise PeerError(f"{self._where(self._next_step)}: the state can only be saved between steps")
         return {
             "stage": self.stage,
             "next_step": self._next_step,
@@ -198,7 +201,8 @@ class StageRun:
         if learner.guard is not None:
             figures["penalty"] = learner.guard.restrain(self._guard_context(), work.number)
             figures["loss"] = figures["loss"] + figures["penalty"]
-        figures["grad_norm"] = clip(learner.model, learner.experiment.training.max_grad_norm)
+        with record_function("ray_l4.clip"):
+            figures["grad_norm"] = clip(self._trained, learner.experiment.training.max_grad_norm)
         return figures
 
     def _guard_context(self) -> GuardContext:
@@ -226,8 +230,9 @@ class StageRun:
         if learner.model.training:
             names = () if micro_batch.first is None else (micro_batch.first,)
             seed = peer_seed(learner.experiment, learner.peer)
-            torch.manual_seed(derive(seed, "dropout", learner.peer, self.stage, step, *names))
-        return learner.outputs(micro_batch.batch)
+            seed_generators(derive(seed, "dropout", learner.peer, self.stage, step, *names), learner.device)
+        with record_function("ray_l4.forward"):
+            return learner.outputs(micro_batch.batch)
 
     def _predictions(self, micro_batch: MicroBatch, outputs: Mapping[Head, HeadOutputs]) -> Predictions:
         logits: dict[str, Tensor] = {}
@@ -258,19 +263,21 @@ class StageRun:
         figures: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.learner.device)
         for head, positions in micro_batch.batch.heads.items():
-            losses = head_gradient(
-                outputs[head],
-                positions.targets_N,
-                positions.weights_N,
-                micro_batch.num_distilled(head),
-                [target[head] for target in targets],
-                self._spec,
-                denominators[head],
-                micro_batch.distilled[head].start,
-            )
+            with record_function("ray_l4.loss"):
+                losses = head_gradient(
+                    outputs[head],
+                    positions.targets_N,
+                    positions.weights_N,
+                    micro_batch.num_distilled(head),
+                    [target[head] for target in targets],
+                    self._spec,
+                    denominators[head],
+                    micro_batch.distilled[head].start,
+                )
             total = total + outputs[head].weight * losses.total
             figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
-        continue_backward(list(outputs.values()))
+        with record_function("ray_l4.backward"):
+            continue_backward(list(outputs.values()))
         return figures | {"loss": total}
 
     def _take_over_logits(self, work: Step) -> None:
@@ -299,7 +306,8 @@ class StageRun:
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        with record_function("ray_l4.update"):
+            self.optimizer.step()
 
     def _where(self, step: int) -> str:
         return f"student {self.learner.peer}, stage {self.stage}, step {step}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ray_l4.cluster.handles import StudentHandle
 from ray_l4.cluster.rpc import PerRank
+from ray_l4.errors import RayL4Error
 from ray_l4.methods import Topology
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class StepLimits:
 
 @dataclass(frozen=True)
 class _Submitted:
-    """The ``backward`` calls that were submitted together: student -> its step, and references to its figures."""
+    """The calls that were submitted together: student -> its step, and references to its figures."""
 
     steps: Mapping[int, int]
     figures: Mapping[int, PerRank[dict[str, float]]]
@@ -61,66 +62,130 @@ def train_steps(
     may be at different ones. A teacher that learns in the same step publishes the predictions of its forward pass. Any
     other teacher (a frozen peer, or a student that waits for its turn) is asked to predict the student's batch.
 
-    Calls are submitted ``limits.steps_ahead`` steps early, so no student waits for the coordinator. Predictions go from
-    student to student, and the loop drops its references to them at once. ``on_step`` gets the figures of every step
-    late, but in order for each student. ``on_submit`` is called between two steps, with the step that each student was
-    just asked to learn; what it returns, if anything, is called once the figures of these steps are known.
+    A step takes one call: a student learns it and begins the next one. Calls are submitted ``limits.steps_ahead`` steps
+    early, so no student waits for the coordinator. Predictions go from student to student, and the loop drops its
+    references to them at once. ``on_step`` gets the figures of every step late and some steps at a time, but in order
+    for each student. ``on_submit`` is called between two steps, with the step that each student was just asked to
+    learn; what it returns, if anything, is called once the figures of these steps are known.
 
     Raises the error of the first call that failed: PeerLostError if a student dies or does not answer within
     ``limits.timeout`` seconds. ``where`` names the stage in messages.
     """
-    window: deque[_Submitted] = deque()
-    for turn in range(max(map(len, steps.values()))):
+    pipeline = _Pipeline(students, topology, fence, limits, where, on_step)
+    num_turns = max(map(len, steps.values()))
+
+    def steps_of(turn: int) -> dict[int, int]:
+        return {student: own[turn] for student, own in steps.items() if turn < len(own)}
+
+    for turn in range(num_turns):
         if limits.stopping():
             break
-        learning = {student: own[turn] for student, own in steps.items() if turn < len(own)}
-        submitted = _submit(students, topology, fence, learning)
-        window.append(replace(submitted, then=on_submit(learning)))
-        if len(window) > limits.steps_ahead:
-            _collect(students, window.popleft(), limits.timeout, where, on_step)
-    while window:
-        _collect(students, window.popleft(), limits.timeout, where, on_step)
+        learning = steps_of(turn)
+        submitted = pipeline.submit(learning, steps_of(turn + 1))
+        pipeline.keep(replace(submitted, then=on_submit(learning)))
+    pipeline.drain()
 
 
-def _submit(
-    students: Sequence[StudentHandle], topology: Topology, fence: int, learning: Mapping[int, int]
-) -> _Submitted:
-    """Submit one step of every student. ``learning``: student -> its step."""
-    readers = {
-        teacher: tuple(peer for peer in learning if (teacher, peer) in topology.edges)
-        for teacher in sorted({teacher for teacher, _ in topology.edges} | learning.keys())
-    }
-    sent: dict[int, PerRank[Ticket]] = {
-        peer: students[peer].forward(fence, step, readers[peer]) for peer, step in learning.items()
-    }
-    # Students that learn from one teacher share the batch, so it predicts the batch of the first of them.
-    student, first_step = next(iter(learning.items()))
-    for teacher, own in readers.items():
-        if own and teacher not in sent:
-            sent[teacher] = students[teacher].predict(fence, first_step, student, own)
-    figures = {
-        peer: students[peer].backward(
-            fence, step, sent[peer], [sent[teacher] for teacher in topology.teachers_of(peer)]
-        )
-        for peer, step in learning.items()
-    }
-    return _Submitted(learning, figures)
+class _Pipeline:
+    """The steps that have been submitted, and the tickets with which each student's next step has begun."""
 
+    def __init__(
+        self,
+        students: Sequence[StudentHandle],
+        topology: Topology,
+        fence: int,
+        limits: StepLimits,
+        where: str,
+        on_step: Callable[[int, StepFigures], None],
+    ) -> None:
+        self._students = students
+        self._rpc = students[0].rpc
+        self._topology = topology
+        self._fence = fence
+        self._limits = limits
+        self._where = where
+        self._on_step = on_step
+        self._begun: dict[int, PerRank[Ticket]] = {}
+        self._window: deque[_Submitted] = deque()
 
-def _collect(
-    students: Sequence[StudentHandle],
-    submitted: _Submitted,
-    timeout: float,
-    where: str,
-    on_step: Callable[[int, StepFigures], None],
-) -> None:
-    names = {peer: f"student {peer}, {where}, step {step}, figures" for peer, step in submitted.steps.items()}
-    rpc = students[next(iter(names))].rpc
-    values = rpc.get_all({names[peer]: own for peer, own in submitted.figures.items()}, timeout)
-    by_step: dict[int, dict[int, dict[str, float]]] = {}
-    for peer, step in submitted.steps.items():
-        by_step.setdefault(step, {})[peer] = values[names[peer]][0]
-    for step, by_peer in by_step.items():
-        on_step(step, by_peer)
-    if submitted.then is not None:
-        submitted.then()
+    def submit(self, learning: Mapping[int, int], following: Mapping[int, int]) -> _Submitted:
+        """Submit one step of every student. ``learning``: student -> its step; ``following``: the same one turn on."""
+        students, fence = self._students, self._fence
+        readers, later = self._readers(learning), self._readers(following)
+        sent = {
+            peer: self._begun.pop(peer) if peer in self._begun else students[peer].forward(fence, step, readers[peer])
+            for peer, step in learning.items()
+        }
+        # Students that learn from one teacher share the batch, so it predicts the batch of the first of them.
+        student, first_step = next(iter(learning.items()))
+        for teacher, own in readers.items():
+            if own and teacher not in sent:
+                sent[teacher] = students[teacher].predict(fence, first_step, student, own)
+        figures = {}
+        for peer, step in learning.items():
+            teachers = [sent[teacher] for teacher in self._topology.teachers_of(peer)]
+            if peer in following:
+                readers_then = later[peer]
+                figures[peer], self._begun[peer] = students[peer].advance(
+                    fence, step, readers_then, sent[peer], teachers
+                )
+            else:
+                figures[peer] = students[peer].backward(fence, step, sent[peer], teachers)
+        return _Submitted(learning, figures)
+
+    def keep(self, submitted: _Submitted) -> None:
+        """Add submitted steps to those under way; if these are too many, wait for the older half of them."""
+        self._window.append(submitted)
+        if len(self._window) > self._limits.steps_ahead:
+            self._collect((len(self._window) + 1) // 2)
+
+    def drain(self) -> None:
+        """Wait for all steps that have been submitted."""
+        self._collect(len(self._window))
+
+    def _readers(self, learning: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+        """Return the readers of every student that learns and of every teacher, while these students learn."""
+        edges = self._topology.edges
+        return {
+            teacher: tuple(peer for peer in learning if (teacher, peer) in edges)
+            for teacher in sorted({teacher for teacher, _ in edges} | learning.keys())
+        }
+
+    def _collect(self, count: int) -> None:
+        """Collect the figures of the oldest ``count`` steps, with a single wait for all of them."""
+        oldest = [self._window.popleft() for _ in range(count)]
+        try:
+            values = self._values(oldest, self._limits.timeout)
+        except RayL4Error:
+            self._deliver_finished(oldest)
+            raise
+        for own in oldest:
+            self._deliver(own, values)
+
+    def _deliver_finished(self, oldest: Sequence[_Submitted]) -> None:
+        """Deliver the steps before the one that failed, so that a state taken after them is not lost with it."""
+        for own in oldest:
+            references = [reference for ranks in own.figures.values() for reference in ranks]
+            if len(self._rpc.ready(references)) < len(references):
+                return
+            try:
+                values = self._values([own], self._limits.timeout)
+            except RayL4Error:
+                return  # the error that is about to be raised
+            self._deliver(own, values)
+
+    def _values(self, submitted: Sequence[_Submitted], timeout: float) -> Mapping[str, Sequence[dict[str, float]]]:
+        named = {self._name(peer, own): own.figures[peer] for own in submitted for peer in own.figures}
+        return self._rpc.get_all(named, timeout) if named else {}
+
+    def _deliver(self, own: _Submitted, values: Mapping[str, Sequence[dict[str, float]]]) -> None:
+        by_step: dict[int, dict[int, dict[str, float]]] = {}
+        for peer, step in own.steps.items():
+            by_step.setdefault(step, {})[peer] = values[self._name(peer, own)][0]
+        for step, by_peer in by_step.items():
+            self._on_step(step, by_peer)
+        if own.then is not None:
+            own.then()
+
+    def _name(self, peer: int, own: _Submitted) -> str:
+        return f"student {peer}, {self._where}, step {own.steps[peer]}, figures"

@@ -5,8 +5,8 @@ Callers import only this module, and with it neither PyTorch nor Transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from ray_l4.text.test_sets import Scored
     from ray_l4.workers.log import LogLine
     from ray_l4.workers.rendezvous import Rendezvous
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def returning(count: int) -> Callable[[F], F]:
+    """Mark a call that returns ``count`` values, each of which gets a reference of its own."""
+
+    def mark(call: F) -> F:
+        call.num_results = count  # type: ignore[attr-defined]
+        return call
+
+    return mark
 
 
 class WeightsDigest(NamedTuple):
@@ -71,6 +83,11 @@ class StudentCalls(Protocol):
     def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket: ...
 
     def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]: ...
+
+    @returning(2)
+    def advance(
+        self, fence: int, step: int, readers: Sequence[int], own: Ticket, *teachers: Ticket
+    ) -> tuple[dict[str, float], Ticket]: ...
 
     def validate(self, fence: int, tasks: Sequence[str]) -> float: ...
 

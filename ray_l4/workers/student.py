@@ -165,6 +165,12 @@ class Student:
         sent, received = self._link.traffic()
         return figures | self._clock.seconds() | {"bytes_sent": sent, "bytes_received": received}
 
+    def advance(
+        self, fence: int, step: int, readers: Sequence[int], own: Ticket, *teachers: Ticket
+    ) -> tuple[dict[str, float], Ticket]:
+        """Do ``backward`` of a step, and ``forward`` of the next one for these ``readers``."""
+        return self.backward(fence, step, own, *teachers), self.forward(fence, step + 1, readers)
+
     def validate(self, fence: int, tasks: Sequence[str]) -> float:
         """Return the model's loss on the validation examples of ``tasks``, in nats per token of their answers."""
         self._served(fence)

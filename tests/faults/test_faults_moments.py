@@ -68,6 +68,7 @@ def phases(command: Command, workers: list[int], first: str, second: str) -> set
         (("Student.forward", "Student"), {"forward"}),
         (("Student.backward", "Student"), {"backward", "exchange"}),
         (("Student.backward", "Student.backward"), {"backward"}),
+        (("Student.advance", "Student"), {"forward", "backward", "exchange"}),
         (("Student.state", "Student"), {"checkpoint"}),
         (("Evaluator.replay", "Student"), {"replay"}),
         (("Evaluator.answer", "Student.forward"), {"scoring", "forward"}),

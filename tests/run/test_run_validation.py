@@ -31,7 +31,7 @@ slow = pytest.mark.slow
 SECTIONS: dict[str, Any] = {
     "stream": [{"name": "mini.rest", "train": 16, "test": 4}, {"name": "mini.woz", "train": 24, "test": 4}],
     "training": {"epochs": 6, "batch_size": 4},
-    "optim": {"lr": 4e-2},
+    "optim": {"lr": 6e-2},
     "replay": {"ratio": 0.2, "max_length": 30},
 }
 """Few examples and a high learning rate: the best epoch is seldom the last one."""
