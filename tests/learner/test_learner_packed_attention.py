@@ -119,7 +119,7 @@ def by_sequence(drawn: Drawn, lengths: Sequence[int]) -> list[Tensor]:
     """Return what the weights of each sequence are multiplied by, from the masks of the groups."""
     found: dict[int, Tensor] = {}
     starts = [sum(lengths[:index]) for index in range(len(lengths))]
-    groups = Sequences(lengths, CPU).groups(HEADS)
+    groups = Sequences(lengths, CPU).grouped(HEADS).groups
     for group, (mask, factor) in zip(groups, drawn, strict=True):
         rows = mask.view(group.size, HEADS, group.length, group.length)
         for row, first in zip(rows, group.rows_P.view(group.size, group.length)[:, 0].tolist(), strict=True):
@@ -216,10 +216,11 @@ def test_the_plan_takes_the_kernel_that_keeps_no_weights(context: Any, monkeypat
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40), heads=st.sampled_from((1, 12, 64)))
 def test_groups_hold_every_token_once_and_pad_little(lengths: list[int], heads: int) -> None:
     sequences = Sequences(lengths, CPU)
-    groups = sequences.groups(heads)
-    assert groups is sequences.groups(heads), "made once for all layers"
+    grouping = sequences.grouped(heads)
+    assert grouping is sequences.grouped(heads), "made once for all layers"
+    groups = grouping.groups
     tokens_S = torch.cat([group.tokens_N for group in groups])
-    assert torch.equal(tokens_S.sort().values, torch.arange(sum(lengths)))
+    assert torch.equal(tokens_S[grouping.places_S], torch.arange(sum(lengths)))
     starts = {sum(lengths[:index]): length for index, length in enumerate(lengths)}
     for group in groups:
         rows, own = group.rows_P.view(group.size, group.length), []
@@ -239,7 +240,7 @@ def test_groups_hold_every_token_once_and_pad_little(lengths: list[int], heads: 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_no_two_neighbouring_groups_could_be_one(lengths: list[int]) -> None:
-    groups = Sequences(lengths, CPU).groups(12)
+    groups = Sequences(lengths, CPU).grouped(12).groups
     shorter = sorted(lengths, reverse=True)
     for group, following in pairwise(groups):
         own, shorter = shorter[: group.size], shorter[group.size :]

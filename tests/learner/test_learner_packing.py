@@ -307,7 +307,8 @@ def test_a_model_that_fails_on_packed_sequences_keeps_the_grid(
 
 
 def test_a_model_that_packs_wrongly_keeps_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_attention, "_in_order", lambda parts, groups: torch.cat(list(parts)))
+    whole = packed_attention._by_group
+    monkeypatch.setattr(packed_attention, "_by_group", lambda *given: whole(*given).flip(0))
     model = untrained(GPT2)
     assert not use_packed_attention(model)
     assert model.config._attn_implementation == "sdpa"
