@@ -48,8 +48,6 @@ class HiddenRows:
         """Take the gradient of some rows; every row is given once."""
         if self._gradient_ND is None:
             self._gradient_ND = torch.zeros_like(self.hidden_ND)
-        if not self.hidden_ND.requires_grad and not self.module.weight.requires_grad:
-            return
         weight_VD = self.layer.weight_VD
         narrow_MV = gradient_MV.mul_(self.weight).to(weight_VD.dtype)
         if self.hidden_ND.requires_grad:
@@ -125,5 +123,7 @@ HeadOutputs = HiddenRows | WholeLogits
 
 def continue_backward(heads: Sequence[HeadOutputs]) -> None:
     """Run the backward pass of the model, once all rows have been given their gradient."""
-    roots = [head.roots() for head in heads]
-    torch.autograd.backward([tensor for tensor, _ in roots], [gradient for _, gradient in roots])
+    # Hidden states have no graph if all weights before the output layer are frozen.
+    roots = [(tensor, gradient) for tensor, gradient in (head.roots() for head in heads) if tensor.requires_grad]
+    if roots:
+        torch.autograd.backward([tensor for tensor, _ in roots], [gradient for _, gradient in roots])

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -154,9 +154,13 @@ def packed_attention(
     wrong = [name for name in _UNSUPPORTED if others.get(name) is not None]
     if wrong or others.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"packed attention of {type(module).__name__}: {wrong or 'not causal'}")
+    query, key, value = _of_one_type(query, key, value)
     repeats = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    asked = _packing.get()
+    if asked is not None and sliding_window is not None:
+        asked.of_layers.add(sliding_window)
     windowed = sliding_window is not None and sliding_window < max(sequences.lengths)
     window = sliding_window if windowed else None
     query_SHD, key_SHD, value_SHD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -169,15 +173,40 @@ def packed_attention(
     return mixed_SHD[None], None
 
 
-_packing: ContextVar[bool] = ContextVar("packing", default=False)
+def _of_one_type(*tensors: Tensor) -> list[Tensor]:
+    """Convert queries, keys and values to the type of the context's products, as PyTorch's attention does.
+
+    Rotated positions make queries and keys float32, while values stay narrow.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sliding windows of a model, in tokens. If its masks have others than its layers say, it cannot be packed."""
+
+    of_masks: set[int] = field(default_factory=set)
+    """Those of the masks that it would make for a grid."""
+    of_layers: set[int] = field(default_factory=set)
+    """Those that its layers pass on to their attention."""
+
+
+_packing: ContextVar[Windows | None] = ContextVar("packing", default=None)
 
 
 @contextmanager
-def without_masks() -> Iterator[None]:
-    """Within this context, models with this attention make no mask, which for packed sequences would be enormous."""
-    token = _packing.set(True)
+def without_masks() -> Iterator[Windows]:
+    """Within this context, models with this attention make no mask, which for packed sequences would be enormous.
+
+    Yields the windows that are asked for within it.
+    """
+    windows = _packing.get() or Windows()
+    token = _packing.set(windows)
     try:
-        yield
+        yield windows
     finally:
         _packing.reset(token)
 
@@ -199,7 +228,12 @@ def fused_dropout() -> Iterator[None]:
 
 
 def _mask(*arguments: Any, **named: Any) -> Tensor | None:
-    return None if _packing.get() else sdpa_mask(*arguments, **named)
+    asked = _packing.get()
+    if asked is None:
+        return sdpa_mask(*arguments, **named)
+    if named.get("local_size") is not None:
+        asked.of_masks.add(named["local_size"])
+    return None
 
 
 AttentionInterface.register(NAME, packed_attention)
@@ -270,7 +304,8 @@ class _WithDropout(torch.autograd.Function):
         dropout, scale, window = settings
         groups = sequences.grouped(q_SHD.shape[1]).groups
         bias_TT = _bias(max(group.length for group in groups), window, q_SHD)
-        mixed_SHD = torch.empty(q_SHD.shape, dtype=q_SHD.dtype, device=q_SHD.device)
+        # The heads of values may have another size than those of queries and keys.
+        mixed_SHD = torch.empty((*q_SHD.shape[:2], v_SHD.shape[-1]), dtype=q_SHD.dtype, device=q_SHD.device)
         kept: list[Tensor] = []
         for group in groups:
             q, k, v = (_by_head(tensor, group) for tensor in (q_SHD, k_SHD, v_SHD))

@@ -27,19 +27,20 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
 
     The model still runs on grids as before. It is run on a few tokens, to compare packed sequences with separate ones.
     """
+    before = model.config._attn_implementation
     was_training = model.training
     model.eval()
-    separate = [_hidden(model, [length]) for length in _PROBE_LENGTHS]
-    before = model.config._attn_implementation
     packed_SD = _try_packed(model)
-    model.train(was_training)
     if packed_SD is None:
+        model.train(was_training)
         return False
-    expected_SD = torch.cat(separate)
+    model.set_attn_implementation(before)
+    expected_SD = torch.cat([_hidden(model, [length]) for length in _PROBE_LENGTHS])
+    model.train(was_training)
     tolerance = _TOLERANCES.get(packed_SD.dtype, _COARSE)
     fits = bool((packed_SD - expected_SD).abs().max() <= tolerance * expected_SD.abs().max())
-    if not fits:
-        model.set_attn_implementation(before)
+    if fits:
+        model.set_attn_implementation(NAME)
     return fits
 
 
@@ -51,15 +52,20 @@ def runs_packed(model: PreTrainedModel) -> bool:
 def _try_packed(model: PreTrainedModel) -> Tensor | None:
     """Switch the attention, and return the hidden states of a few packed tokens; None, without a change, if it fails.
 
-    It fails if an architecture has attention of its own, or takes no explicit positions.
+    It fails if an architecture has attention of its own, takes no explicit positions, or has a mask of which its layers
+    do not know: only a longer sequence than these would show the difference.
     """
     if not getattr(model, "_supports_attention_backend", False) or model.base_model is model:
         return None
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
-        return _hidden(model, _PROBE_LENGTHS, packed=True)
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        with without_masks() as windows:
+            packed_SD = _hidden(model, _PROBE_LENGTHS, packed=True)
+        if windows.of_masks != windows.of_layers:
+            raise NotImplementedError(f"{type(model).__name__}: {windows}")
+        return packed_SD
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         model.set_attn_implementation(before)
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,8 @@ class StageRun:
             work.published = predictions
         elif publish:
             predictions = self._all_predictions(work)
+        if isinstance(predictions.logits, ComputedLogits):
+            work.lent = weakref.ref(predictions.logits)
         self._under_way = work
         return predictions
 
@@ -133,8 +136,8 @@ class StageRun:
             raise non_finite_error(self.learner, self.stage, step, values)
         self.num_skipped += skipped
         values["lr"] = self.rate(step)
-        if isinstance(work.published.logits, ComputedLogits):
-            work.published.logits.expire()
+        if (lent := work.lent()) is not None:
+            lent.expire()
         if not skipped:
             self._update(values["lr"])
         self.optimizer.zero_grad(set_to_none=True)

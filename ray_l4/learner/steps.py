@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ray_l4.learner.micro_batches import MicroBatch, split
-from ray_l4.learner.predictions import NOTHING, Predictions
+from ray_l4.learner.predictions import NOTHING, ComputedLogits, Predictions
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
 from ray_l4.text.batches import build_batch
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from ray_l4.learner.head_outputs import HeadOutputs
     from ray_l4.learner.peer_model import PeerModel
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Step:
     the memory that splitting saves, so ``backward`` runs them again."""
     published: Predictions = NOTHING
     """Those of the only micro-batch, if any were asked for."""
+    lent: Callable[[], ComputedLogits | None] = _nothing
+    """Returns the logits that expire with the update, unless everybody is done with them: nothing is kept for that."""
 
 
 class Steps:

@@ -52,7 +52,7 @@ class MemoryTrace(TorchDispatchMode):
     them alone, keep their values, so that batches can be cut and positions looked up; they are small. All other tensors
     have no values. Reading one returns 1 (or True), and comparing two by value returns True, however often: finite
     losses, valid counters and passed checks. A program that decides by a value which code to run must be given that
-    decision as an argument (``PositionLogits(direct=...)``).
+    decision as an argument (``PositionLogits(traits=...)``).
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -38,8 +40,9 @@ GEMMA2 = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, query_pre_attn
 
 
 def untrained(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """Build a model with a configuration of its own, which a change of its attention changes."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
 
 
 def run_whole(chosen: PositionLogits, ids_RT: torch.Tensor, positions_N: torch.Tensor) -> Outputs:

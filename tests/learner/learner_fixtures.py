@@ -145,6 +145,11 @@ class Worker:
     def backward(self, fence: int, step: int, own: Predictions, *teachers: Predictions) -> dict[str, float]:
         return self.run.backward(step, [predictions.targets() for predictions in teachers])
 
+    def advance(
+        self, fence: int, step: int, readers: Sequence[int], own: Predictions, *teachers: Predictions
+    ) -> tuple[dict[str, float], Predictions]:
+        return self.backward(fence, step, own, *teachers), self.forward(fence, step + 1, readers)
+
 
 def graph(runs: Sequence[StageRun]) -> Topology:
     """Return the topology of these peers' method."""

@@ -172,6 +172,77 @@ def test_a_restored_optimizer_continues_bit_for_bit(variant: str, dtype: torch.d
             assert torch.equal(other.state[ours][moment], optimizer.state[theirs][moment])
 
 
+def stepped(optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Take some steps with gradients that follow from their numbers."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 + step)
+            for parameter in group["params"]:
+                scale = 10.0 ** float(torch.randint(-6, 1, (), generator=generator))
+                parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def unfused(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build PyTorch's AdamW as a loop over the parameters."""
+    named = [(name, own) for name, own in model.named_parameters() if own.requires_grad]
+    groups = [
+        {"params": [own for name, own in named if "bias" not in name], "weight_decay": config.weight_decay},
+        {"params": [own for name, own in named if "bias" in name], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, config.lr, betas, config.eps, foreach=False, fused=False)
+
+
+def assert_close(model: nn.Module, twin: nn.Module) -> None:
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+@given(
+    decay=st.sampled_from([0.0, 0.01, 0.3]),
+    eps=st.sampled_from([1e-8, 1e-4]),
+    beta2=st.sampled_from([0.95, 0.999]),
+    num_steps=st.integers(1, 6),
+)
+def test_the_fused_optimizer_equals_a_loop_over_the_parameters(
+    decay: float, eps: float, beta2: float, num_steps: int
+) -> None:
+    config = OptimConfig(variant="torch", lr=1e-3, beta2=beta2, eps=eps, weight_decay=decay)
+    torch.manual_seed(0)
+    model = Tiny()
+    before, twin = copy.deepcopy(model), copy.deepcopy(model)
+    optimizer, plain = build_optimizer(model, config), unfused(twin, config)
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+    for own in (optimizer, plain):
+        stepped(own, range(num_steps))
+    assert_close(model, twin)
+    assert not torch.equal(model.mlp.weight, before.mlp.weight)
+    for one, other in zip(optimizer.state.values(), plain.state.values(), strict=True):
+        assert one.keys() == other.keys() == {"step", *MOMENTS}
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_the_fused_optimizer_and_the_loop_continue_each_others_state(fused_first: bool) -> None:
+    config = OptimConfig(variant="torch", lr=1e-3, eps=1e-8)
+    torch.manual_seed(0)
+    model = Tiny()
+    twin = copy.deepcopy(model)
+    first, second = (build_optimizer, unfused) if fused_first else (unfused, build_optimizer)
+    whole = second(twin, config)
+    stepped(whole, range(6))
+    optimizer = first(model, config)
+    stepped(optimizer, range(3))
+    restored = copy.deepcopy(model)
+    other = second(restored, config)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    stepped(other, range(3, 6))
+    assert_close(restored, twin)
+
+
 def test_a_state_without_some_parameters_can_be_restored() -> None:
     used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = ReferenceAdamW([used, unused], lr=LR)
