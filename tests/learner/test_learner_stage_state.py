@@ -40,11 +40,18 @@ def test_a_stage_continued_from_its_bytes_ends_with_the_same_weights(method: str
     assert weights(second) == expected.weights
 
 
-def test_no_state_is_taken_while_a_step_is_under_way() -> None:
-    (run,) = begun(learners("lamol"))
+def test_a_step_under_way_is_repeated_from_a_state() -> None:
+    run, again = (begun(learners("lamol"))[0] for _ in range(2))
     run.forward(0)
-    with pytest.raises(PeerError, match="between steps"):
-        stage_state.to_bytes(run)
+    run.backward(0, [])
+    run.forward(1)
+    state = stage_state.to_bytes(run)
+    figures = run.backward(1, [])
+    stage_state.restore(again, state)
+    assert again.next_step == 1
+    again.forward(1)
+    assert again.backward(1, []) == figures
+    assert weights([again]) == weights([run])
 
 
 @given(cut=st.integers(0, 400))
