@@ -107,9 +107,9 @@ class MixedLengths:
         self._set_starts()
 
     def _set_starts(self) -> None:
-        """Prepare masks; there are none if all rows begin in one column."""
+        """Prepare masks; there need be none if all rows begin in one column."""
         self._starts_B1 = None
-        if min(self._starts) < max(self._starts):
+        if self._calls.always_masked or min(self._starts) < max(self._starts):
             self._starts_B1 = torch.tensor(self._starts, device=self._device)[:, None]
             self._columns_C = torch.arange(self._cache.capacity, device=self._device)
 

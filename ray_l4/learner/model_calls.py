@@ -29,6 +29,8 @@ class ModelCalls:
     takes_positions: bool
     takes_last: bool
     """Whether it computes the logits of the last position alone."""
+    always_masked: bool
+    """Whether it has a padding token. Transformers warns of that token where there is no mask."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelCalls:
@@ -41,7 +43,8 @@ class ModelCalls:
         layers = new_cache(model).layers if argument else []
         attends = all(type(layer) in _ATTENTION for layer in layers)
         padded = argument is not None and positions and attends
-        return cls(model, argument, padded, positions, "logits_to_keep" in names)
+        masked = getattr(model.config, "pad_token_id", None) is not None
+        return cls(model, argument, padded, positions, "logits_to_keep" in names, masked)
 
     def last_logits(self, ids_BT: Tensor, cache: Any, positions_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Add tokens to ``cache`` (None if there is none), and return the logits of the last one, (rows, vocab).
