@@ -26,7 +26,6 @@ _DONE_SHARE = 1 / 16
 class _Row:
     """A prompt under way."""
 
-    index: int
     ids: list[int]
     """The prompt, and its continuation so far."""
     left: int
@@ -66,7 +65,7 @@ class BatchedEngine:
                 raise ValueError(f"prompt {index} has no tokens")
             # The last new token is not given to the model, so it needs no position.
             room = prompt.limit if positions is None else max(1, positions - len(prompt.ids) + 1)
-            rows.append(_Row(index, list(prompt.ids), min(prompt.limit, room), np.random.default_rng(prompt.seed)))
+            rows.append(_Row(list(prompt.ids), min(prompt.limit, room), np.random.default_rng(prompt.seed)))
         waiting = sorted((row for row in rows if row.left > 0), key=lambda row: -len(row.ids))
         batches = _Batches(ModelCalls.of(model), decoding, self.cache_bytes or cache_budget(model.device))
         while waiting:
