@@ -9,7 +9,8 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
-from ray_l4.learner.decoding import Decoding, continue_prompts, continue_within
+from ray_l4.learner.decoding import continue_prompts
+from ray_l4.learner.engine import Decoding
 from ray_l4.seeds import derive
 from ray_l4.text.test_sets import Scored, TestSet, answer_batches, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -40,7 +41,7 @@ def decode_answers(
     answers: dict[int, str] = {}
     for members in batches:
         prompts = tests.prompts["ids"].take(pa.array(members)).to_pylist()
-        new = continue_within(
+        new = continue_prompts(
             model,
             tokenizer,
             prompts,
@@ -71,7 +72,7 @@ def answer_training(
     longest = int((sequence_lengths(tokens) - lengths).max())
     rows = range(tokens.num_rows) if rows is None else rows
     part = tokens.slice(rows.start, len(rows)).to_pylist()
-    new = continue_within(
+    new = continue_prompts(
         model,
         tokenizer,
         [row["ids"][: row["prompt_length"]] for row in part],

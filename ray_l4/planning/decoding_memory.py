@@ -10,6 +10,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.learner.cache_memory import bytes_per_token, cache_budget
+from ray_l4.learner.decoding_state import begin
+from ray_l4.learner.model_calls import ModelCalls
 from ray_l4.learner.model_config import sequence_limit
 from ray_l4.learner.models import arithmetic
 from ray_l4.planning.memory_trace import MemoryTrace
@@ -29,14 +32,17 @@ class DecodingMemory:
 
 
 def simulate_decoding(
-    experiment: ExperimentConfig, vocabulary: Vocabulary, length: int | None = None
+    experiment: ExperimentConfig, vocabulary: Vocabulary, length: int | None = None, *, gpu: bool = False
 ) -> DecodingMemory:
-    """Run one forward pass over a batch of the longest prompts, without weights or data, and return its memory.
+    """Decode one token after the longest prompts, without weights or data, and return the memory that takes.
 
-    This is the state that decoding reaches at its end. length: tokens of prompt and answer together; the model's limit
-    if None. Raises ModelError if a named model has no configuration.
+    This is the state that decoding reaches at its end: keys and values of as many rows as the engine holds together on
+    a CPU. length: tokens of prompt and answer together; the model's limit if None. gpu: whether it is for a GPU, of
+    which the engine takes what is free for the rows of a chunk, so all of them are counted. Raises ModelError if a
+    named model has no configuration.
     """
     chunk = max(experiment.evaluation.chunk, experiment.replay.chunk)
+    length = length or sequence_limit(experiment.model)
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         trace = stack.enter_context(MemoryTrace(_CPU))
@@ -45,7 +51,9 @@ def simulate_decoding(
         trace.begin("cache")
         stack.enter_context(torch.no_grad())
         stack.enter_context(arithmetic(experiment.model, _CPU))
-        ids_BT = torch.zeros(chunk, length or sequence_limit(experiment.model), dtype=torch.long)
-        state = model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=True)
-        model.get_output_embeddings()(state.last_hidden_state[:, -1])
+        fitting = cache_budget(_CPU) // (length * bytes_per_token(model.config, model.dtype))
+        rows = chunk if gpu else max(1, min(chunk, fitting))
+        state = begin(ModelCalls.of(model), [[0] * length] * rows, room=0)
+        state.grow(length)
+        state.step(torch.zeros(rows, dtype=torch.long))
         return DecodingMemory(dict(trace.peak), trace.resident)

@@ -64,7 +64,7 @@ class Estimator:
         in_process = exchange.transport_traits.in_one_process
         groups = [tuple(range(graph.size))] if in_process else [(peer,) for peer in range(graph.size)]
         steps = {peers: self._step(experiment, cluster, batch, peers) for peers in groups}
-        decoding = self._decode(experiment, batch)
+        decoding = self._decode(experiment, batch, cluster.evaluators.gpus > 0)
         if in_process:
             processes = [one_process(steps[groups[0]], decoding, cluster)]
         else:
@@ -107,12 +107,12 @@ class Estimator:
             self._steps[key] = _simulated(experiment, cluster.exchange, batch, peers, gpu)
         return self._steps[key]
 
-    def _decode(self, experiment: ExperimentConfig, batch: BatchShape) -> DecodingMemory:
+    def _decode(self, experiment: ExperimentConfig, batch: BatchShape, gpu: bool) -> DecodingMemory:
         length = batch.decoded or batch.length
-        key = repr((_shape(experiment), length))
+        key = repr((_shape(experiment), length, gpu))
         if key not in self._decoding:
             self._tell(f"an evaluator: {length} tokens")
-            self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), length)
+            self._decoding[key] = simulate_decoding(experiment, vocabulary_of(experiment), length, gpu=gpu)
         return self._decoding[key]
 
 

@@ -102,14 +102,6 @@ def build_batch(
     )
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Pad prompts on the left for decoding. Returns input ids and attention mask, both (batch, longest) int64."""
-    width = max(len(prompt) for prompt in prompts)
-    reverse = [np.asarray(prompt, dtype=np.int64)[::-1] for prompt in prompts]
-    input_ids, mask = _padded(reverse, pad, width)
-    return input_ids.flip(1), mask.flip(1)
-
-
 def _sequences(head: Head, rows: pa.Table, special: SpecialIds) -> list[_Sequence]:
     """Return X of the head for every row.
 

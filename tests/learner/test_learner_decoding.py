@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ray_l4.learner.decoding import Decoding, TopKSampler, continue_prompts
+from ray_l4.learner.decoding import continue_prompts
+from ray_l4.learner.engine import Decoding
+from ray_l4.learner.sampling import Chooser
 from ray_l4.seeds import derive
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -215,10 +217,20 @@ def test_a_ban_does_not_outlast_its_call(model: PreTrainedModel, tok: TaskTokeni
 # --- the distribution of samples
 
 
+def chooser(top_k: int, temperature: float = 1.0) -> Chooser:
+    return Chooser(Decoding(top_k, temperature), torch.device("cpu"))
+
+
+def noise_of(own: Chooser, seeds: Sequence[int]) -> torch.Tensor:
+    noise_tBK = own.noise([np.random.default_rng(seed) for seed in seeds])
+    assert noise_tBK is not None
+    return noise_tBK
+
+
 def draws(logits_V: torch.Tensor, count: int, top_k: int, temperature: float) -> torch.Tensor:
     """Count how often each token is drawn: (vocab,)."""
-    sampler = TopKSampler(range(count), top_k, temperature)
-    picked = sampler(torch.zeros(count, 1), logits_V.expand(count, -1)).argmax(-1)
+    own = chooser(top_k, temperature)
+    picked = own.choose(logits_V.expand(count, -1), noise_of(own, range(count))[0])
     return torch.bincount(picked, minlength=len(logits_V))
 
 
@@ -256,21 +268,24 @@ def test_sample_frequencies_match_the_models_probabilities(model: PreTrainedMode
 
 def test_every_token_gets_new_noise() -> None:
     """With equal noise at every token, a sample would always choose the same rank."""
-    logits, count = torch.zeros(4), 4000
-    sampler = TopKSampler(range(count), 4, 1.0)
-    first, second = (sampler(torch.zeros(count, 1), logits.expand(count, -1)).argmax(-1) for _ in range(2))
+    logits, count, own = torch.zeros(4), 4000, chooser(4)
+    noise_tBK = noise_of(own, range(count))
+    first, second = (own.choose(logits.expand(count, -1), noise_tBK[step]) for step in range(2))
     pairs = torch.bincount(4 * first + second, minlength=16)
     check_frequencies(pairs, torch.zeros(16), 16, 1.0)
 
 
-@given(st.integers(2, 9), st.integers(1, 6), st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3))
-def test_noise_is_that_of_one_matrix_for_the_whole_sample(top_k: int, length: int, seeds: list[int]) -> None:
-    """So the numbers of earlier versions, which drew it at once, stay."""
-    sampler, logits_BV = TopKSampler(seeds, top_k, 1.0), torch.arange(top_k, 0, -1.0).expand(len(seeds), -1)
-    at_once = np.stack([np.random.default_rng(seed).gumbel(size=(length, top_k)) for seed in seeds])
-    for step in range(length):
-        drawn_BV = sampler(torch.zeros(len(seeds), 1), logits_BV)
-        assert torch.equal(drawn_BV, logits_BV + torch.from_numpy(at_once[:, step]).float())
+@given(st.integers(2, 20_000), st.integers(1, 3), st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3))
+@example(20, 2, [5])
+def test_noise_is_that_of_one_matrix_for_the_whole_sample(top_k: int, blocks: int, seeds: list[int]) -> None:
+    """So the numbers of earlier versions, which drew it at once or token by token, stay."""
+    own = chooser(top_k)
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    drawn = torch.cat([own.noise(generators) for _ in range(blocks)])
+    shape = blocks * own.block, top_k
+    at_once = np.stack([np.random.default_rng(seed).gumbel(size=shape) for seed in seeds], axis=1)
+    assert torch.equal(drawn, torch.from_numpy(at_once).float())
+    assert own.block * top_k <= max(16_384, top_k)
 
 
 def test_the_largest_length_takes_no_memory(tok: TaskTokenizer) -> None:
@@ -285,20 +300,25 @@ def test_the_largest_length_takes_no_memory(tok: TaskTokenizer) -> None:
 
 
 @given(st.integers(1, 12), st.integers(2, 30), st.integers(0, 2**63 - 1))
-def test_at_most_top_k_tokens_remain(vocabulary: int, top_k: int, seed: int) -> None:
-    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed))
-    kept = TopKSampler([seed], top_k, 1.0)(torch.zeros(1, 1), logits)
-    alive = torch.isfinite(kept[0])
-    k = min(top_k, vocabulary)
-    assert int(alive.sum()) == k
-    assert set(alive.nonzero().flatten().tolist()) == set(torch.topk(logits[0], k).indices.tolist())
+def test_the_best_sum_of_the_top_k_and_their_noise_is_chosen(vocabulary: int, top_k: int, seed: int) -> None:
+    logits_BV = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed))
+    own = chooser(top_k, 0.7)
+    noise_BK = noise_of(own, [seed, seed + 1, 3])[0]
+    for row, chosen in enumerate(own.choose(logits_BV, noise_BK).tolist()):
+        ranked = sorted(range(vocabulary), key=lambda token: -float(logits_BV[row, token]))[:top_k]
+        sums = {
+            token: float(logits_BV[row, token] / 0.7 + noise)
+            for token, noise in zip(ranked, noise_BK[row], strict=False)
+        }
+        assert chosen == max(sums, key=sums.__getitem__)
 
 
 def test_half_precision_scores_are_sampled_in_float32() -> None:
     """In bfloat16 the noise would cause ties, which arg max breaks by position."""
-    kept = TopKSampler([3], 4, 1.0)(torch.zeros(1, 1), torch.zeros(1, 4, dtype=torch.bfloat16))
-    assert kept.dtype == torch.float32
-    assert len(set(kept[0].tolist())) == 4
+    own, logits_BV = chooser(4), torch.full((1, 4), 1000.0, dtype=torch.bfloat16)
+    noise_BK = torch.tensor([[0.1, 0.2, 0.4, 0.3]])
+    (best,) = torch.topk(logits_BV.float(), 4).indices[:, 2]
+    assert own.choose(logits_BV, noise_BK).tolist() == [int(best)]
 
 
 # --- chunks

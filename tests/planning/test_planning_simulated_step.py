@@ -17,7 +17,7 @@ from ray_l4.losses import head_gradient
 from ray_l4.losses.chunked import row_chunks
 from ray_l4.losses.targets import Targets
 from ray_l4.methods import METHODS, graph_of
-from ray_l4.planning import simulated_step
+from ray_l4.planning import decoding_memory, simulated_step
 from ray_l4.planning.batch_shape import batch_shape
 from ray_l4.planning.decoding_memory import simulate_decoding
 from ray_l4.planning.meta_models import vocabulary_of
@@ -179,6 +179,15 @@ def test_decoding_holds_a_model_and_a_cache() -> None:
     assert step.tensors["weights"] == 4 * plain().parameters.total
     assert keys_and_values < step.tensors["cache"] < 12 * keys_and_values
     assert simulate_decoding(config, vocabulary_of(config), 24).tensors["cache"] < step.tensors["cache"]
+
+
+def test_decoding_on_a_cpu_holds_the_rows_that_fit_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = experiment(evaluation={"chunk": 8}, replay={"chunk": 16})
+    row = 2 * 48 * WIDTH * 4
+    monkeypatch.setattr(decoding_memory, "cache_budget", lambda device: 5 * row + 1)
+    cpu, gpu = (simulate_decoding(config, vocabulary_of(config), gpu=gpu).tensors["cache"] for gpu in (False, True))
+    assert 5 * row < cpu
+    assert gpu - cpu >= 11 * row
 
 
 @pytest.mark.parametrize("method", ["l4", pytest.param("ewc", marks=pytest.mark.slow)])

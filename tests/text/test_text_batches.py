@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.text.batches import Batch, build_batch, left_padded
+from ray_l4.text.batches import Batch, build_batch
 from ray_l4.text.heads import Head
 from ray_l4.text.tokens import concatenated, tokens_table
 
@@ -154,12 +153,3 @@ def test_a_batch_moves_to_a_device_completely() -> None:
 def test_padding_tokens_inside_a_text_are_targets_like_others() -> None:
     batch = build_batch(table(([10, IDS.pad], [IDS.pad])), np.array([0]), ("qa",), IDS, 5.0)
     assert batch.heads["qa"].targets_N.tolist() == [IDS.pad, IDS.eos]
-
-
-@pytest.mark.parametrize("prompts", [[[5]], [[5, 6, 7], [8], [9, 2]], [[1], [2]]])
-def test_left_padding(prompts: list[list[int]]) -> None:
-    ids, mask = left_padded(prompts, pad=2)
-    width = max(map(len, prompts))
-    assert ids.tolist() == [[2] * (width - len(p)) + p for p in prompts]
-    assert mask.tolist() == [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    assert ids.dtype == mask.dtype == torch.int64
