@@ -43,6 +43,10 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Examples in a step.")]
 MeasuredOption = Annotated[int, typer.Option("--steps", min=1, help="Measured steps of each side.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 ArithmeticOption = Annotated[str, typer.Option("--precision", help="Of matrix products: float32 or bfloat16.")]
+WorkOption = Annotated[str, typer.Option(help="What is generated: replay (sampled) or answers (greedy).")]
+GeneratedOption = Annotated[int, typer.Option(min=1, help="Examples that are generated in a round.")]
+ChunkOption = Annotated[int, typer.Option(min=1, help="Examples that are generated together.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Rounds of each side.")]
 LedgerOption = Annotated[Path, typer.Option(help="File of JSON lines to which the result is appended.")]
 DataOption = Annotated[
     Path | None, typer.Option(help="Folder of the real data (raw/); by default $RAY_L4_DATA, else known lengths.")
@@ -143,6 +147,34 @@ def step(
     case = StepCase(model, batch, examples, threads, device, "bfloat16" if precision == "bfloat16" else "float32")
     row = measure(case, steps, _progress()) | {"tasks": tasks, "lengths_measured": measured}
     _show(row, json_, ledger)
+
+
+@app.command()
+def generate(
+    work: WorkOption = "replay",
+    model: ModelOption = "small",
+    examples: GeneratedOption = 128,
+    chunk: ChunkOption = 64,
+    threads: ThreadsOption = 1,
+    rounds: RoundsOption = 3,
+    device: DeviceOption = "cpu",
+    json_: JsonOption = False,
+    ledger: LedgerOption = LEDGER,
+) -> None:
+    """Compare the decoding engine with Transformers' generate, on replay or on answers.
+
+    Both sides continue the same prompts with the same weights, and take turns, each in a process of its own. Lengths
+    vary like those of pseudo-examples. Speedups are medians over the rounds; greedy_outputs_equal compares all tokens.
+    """
+    from ray_l4.bench.generate import GenerateCase, measure
+    from ray_l4.bench.step_sides import SHAPES
+
+    if model not in SHAPES:
+        raise ConfigError(f"--model: no model is called {model!r}; expected {', '.join(SHAPES)}")
+    if work not in ("replay", "answers"):
+        raise ConfigError(f"--work: {work!r}; expected replay or answers")
+    case = GenerateCase(model, "replay" if work == "replay" else "answers", examples, chunk, threads, device)
+    _show(measure(case, rounds, _progress()), json_, ledger)
 
 
 def _show(row: Mapping[str, Any], as_json: bool, ledger: Path) -> None:

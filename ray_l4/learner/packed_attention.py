@@ -6,15 +6,12 @@ Transformers calls it through its attention interface, so every architecture tha
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,100 +19,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ray_l4.learner.dropout import keep_mask
+from ray_l4.learner.attention_dropout import AttentionWithDropout, causal_bias
+from ray_l4.learner.sequences import Group, Sequences
 
 NAME = "ray_l4_packed"
 """By which Transformers knows this attention."""
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments that would change the scores, which none of the kernels here does."""
-_OVERHEAD = 20_000
-"""Scores whose computation takes as long as the calls for one more group of sequences."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sequences of similar length that are attended to together, padded to the longest of them."""
-
-    size: int
-    length: int
-    rows_P: Tensor
-    """(size * length,) the packed position of every padded one; that of some other token for padding."""
-    places_N: Tensor
-    """(tokens of the group,) the padded position of each of its tokens, in the order of ``tokens_N``."""
-    tokens_N: Tensor
-    """(tokens of the group,) their packed positions."""
-    padding_P: Tensor | None
-    """(size * length,) True at padding; None if there is none."""
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """All groups of a pack."""
-
-    groups: Sequence[Group]
-    places_S: Tensor
-    """(num_tokens,) the place of every token among those of all groups, one group after another."""
-
-
-class Sequences:
-    """The lengths of packed sequences, and what attention derives from them once for all layers."""
-
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self.lengths = list(lengths)
-        self.device = device
-
-    @cached_property
-    def position_ids_S(self) -> Tensor:
-        """The position of every token within its sequence, (num_tokens,)."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
-
-    @cached_property
-    def offsets(self) -> Tensor:
-        """The first token of each sequence, and the number of all tokens: (num_sequences + 1,)."""
-        return torch.tensor([0, *np.cumsum(self.lengths)], device=self.device)
-
-    def grouped(self, heads: int) -> Grouping:
-        """Return groups of sequences in which padding costs less than a group of their own would."""
-        if heads not in self._groupings:
-            groups = [self._group(members) for members in _grouped(self.lengths, heads)]
-            tokens_S = torch.cat([group.tokens_N for group in groups])
-            places_S = torch.empty_like(tokens_S)
-            places_S[tokens_S] = torch.arange(len(tokens_S), device=self.device)
-            self._groupings[heads] = Grouping(groups, places_S)
-        return self._groupings[heads]
-
-    @cached_property
-    def _groupings(self) -> dict[int, Grouping]:
-        return {}
-
-    def _group(self, members: Sequence[int]) -> Group:
-        starts = np.cumsum([0, *self.lengths])
-        longest = max(self.lengths[member] for member in members)
-        column = np.arange(longest)
-        lengths = np.asarray([self.lengths[member] for member in members])
-        real = column < lengths[:, None]
-        rows = np.where(real, np.asarray([starts[member] for member in members])[:, None] + column, 0)
-        rows_P, real_P = torch.from_numpy(rows.ravel()), torch.from_numpy(real.ravel())
-        places_N = torch.from_numpy(np.flatnonzero(real))
-        padding_P = None if real.all() else ~real_P.to(self.device)
-        rows_P, places_N, tokens_N = (tensor.to(self.device) for tensor in (rows_P, places_N, rows_P[places_N]))
-        return Group(len(members), longest, rows_P, places_N, tokens_N, padding_P)
-
-
-def _grouped(lengths: Sequence[int], heads: int) -> list[list[int]]:
-    """Return the sequences of each group, from the longest to the shortest sequence."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    groups: list[list[int]] = []
-    waste = 0
-    for index in order:
-        longest = lengths[groups[-1][0]] if groups else 0
-        waste += heads * (longest**2 - lengths[index] ** 2)
-        if groups and waste <= _OVERHEAD:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-            waste = 0
-    return groups
 
 
 def packed_attention(
@@ -167,7 +77,9 @@ def packed_attention(
     if query.device.type != "cpu" and window is None:
         return _on_accelerator(query_SHD, key_SHD, value_SHD, sequences, dropout, scale)[None], None
     if dropout and query.device.type == "cpu" and not _has_fused_dropout.get():
-        mixed_SHD: Tensor = _WithDropout.apply(query_SHD, key_SHD, value_SHD, sequences, (dropout, scale, window))
+        mixed_SHD: Tensor = AttentionWithDropout.apply(
+            query_SHD, key_SHD, value_SHD, sequences, (dropout, scale, window)
+        )
     else:
         mixed_SHD = _by_group(query_SHD, key_SHD, value_SHD, sequences, (dropout, scale, window))
     return mixed_SHD[None], None
@@ -265,7 +177,7 @@ def _by_group(
     grouping = sequences.grouped(q_SHD.shape[1])
     for group in grouping.groups:
         q, k, v = (_padded(tensor, group).transpose(1, 2) for tensor in (q_SHD, k_SHD, v_SHD))
-        bias = None if window is None else _bias(group.length, window, q)
+        bias = None if window is None else causal_bias(group.length, window, q)
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale
         )
@@ -276,76 +188,3 @@ def _by_group(
 def _padded(tensor_SHD: Tensor, group: Group) -> Tensor:
     """Return the tokens of a group, (size, length, heads, size of a head)."""
     return tensor_SHD.index_select(0, group.rows_P).unflatten(0, (group.size, group.length))
-
-
-def _bias(length: int, window: int | None, like: Tensor) -> Tensor:
-    """Return what is added to the scores: minus infinity for tokens that a token does not see, (length, length)."""
-    bias_TT = torch.full((length, length), -math.inf, dtype=like.dtype, device=like.device).triu_(1)
-    if window is not None:
-        bias_TT += torch.full_like(bias_TT, -math.inf).tril_(-window)
-    return bias_TT
-
-
-class _WithDropout(torch.autograd.Function):
-    """Attention with dropout on a CPU, where PyTorch has no fused kernel for it.
-
-    Keeps the attention weights and one byte for each of them for the backward pass, instead of five tensors.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_SHD: Tensor,
-        k_SHD: Tensor,
-        v_SHD: Tensor,
-        sequences: Sequences,
-        settings: tuple[float, float, int | None],
-    ) -> Tensor:
-        dropout, scale, window = settings
-        groups = sequences.grouped(q_SHD.shape[1]).groups
-        bias_TT = _bias(max(group.length for group in groups), window, q_SHD)
-        # The heads of values may have another size than those of queries and keys.
-        mixed_SHD = torch.empty((*q_SHD.shape[:2], v_SHD.shape[-1]), dtype=q_SHD.dtype, device=q_SHD.device)
-        kept: list[Tensor] = []
-        for group in groups:
-            q, k, v = (_by_head(tensor, group) for tensor in (q_SHD, k_SHD, v_SHD))
-            scores = torch.baddbmm(bias_TT[: group.length, : group.length], q, k.transpose(1, 2), alpha=scale)
-            weights = torch.softmax(scores, dim=-1)
-            keep, factor = keep_mask(weights.shape, dropout)
-            mixed = torch.bmm((weights * keep).mul_(factor), v)
-            mixed_SHD[group.tokens_N] = _tokens(mixed, group)
-            kept += [weights, keep]
-        ctx.save_for_backward(q_SHD, k_SHD, v_SHD, *kept)
-        ctx.groups, ctx.scale, ctx.factor = groups, scale, factor
-        return mixed_SHD
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        q_SHD, k_SHD, v_SHD, *kept = ctx.saved_tensors
-        found = [torch.empty(own.shape, dtype=own.dtype, device=own.device) for own in (q_SHD, k_SHD, v_SHD)]
-        for index, group in enumerate(ctx.groups):
-            weights, keep = kept[2 * index : 2 * index + 2]
-            q, k, v = (_by_head(tensor, group) for tensor in (q_SHD, k_SHD, v_SHD))
-            gradient = _by_head(gradients[0], group, zero_padding=True)
-            of_v = torch.bmm((weights * keep).mul_(ctx.factor).transpose(1, 2), gradient)
-            of_weights = torch.bmm(gradient, v.transpose(1, 2)).mul_(keep).mul_(ctx.factor)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_q = torch.bmm(of_scores, k).mul_(ctx.scale)
-            of_k = torch.bmm(of_scores.transpose(1, 2), q).mul_(ctx.scale)
-            for whole_SHD, part in zip(found, (of_q, of_k, of_v), strict=True):
-                whole_SHD[group.tokens_N] = _tokens(part, group)
-        return *found, None, None
-
-
-def _by_head(tensor_SHD: Tensor, group: Group, *, zero_padding: bool = False) -> Tensor:
-    """Return the tokens of a group head by head, (size * heads, length, size of a head)."""
-    padded = tensor_SHD.index_select(0, group.rows_P)
-    if zero_padding and group.padding_P is not None:
-        padded.masked_fill_(group.padding_P[:, None, None], 0.0)
-    return padded.unflatten(0, (group.size, group.length)).transpose(1, 2).flatten(0, 1)
-
-
-def _tokens(by_head: Tensor, group: Group) -> Tensor:
-    """Invert ``_by_head`` without the padding: (tokens of the group, heads, size of a head)."""
-    padded = by_head.unflatten(0, (group.size, -1)).transpose(1, 2).flatten(0, 1)
-    return padded.index_select(0, group.places_N)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ray_l4.learner.packed_attention import NAME, Sequences, without_masks
+from ray_l4.learner.packed_attention import NAME, without_masks
+from ray_l4.learner.sequences import Sequences
 
 _PROBE_LENGTHS = (5, 3, 6)
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}

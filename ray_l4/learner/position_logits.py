@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ray_l4.learner.packed_attention import Sequences
 from ray_l4.learner.packing import run_packed, use_packed_attention
 from ray_l4.learner.predictions import OutputLayer
+from ray_l4.learner.sequences import Sequences
 
 Arithmetic = Callable[[], AbstractContextManager[Any]]
 """Returns the context in which a model's matrix products are computed."""

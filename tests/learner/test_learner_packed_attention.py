@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from ray_l4.learner import packed_attention as packed
 from ray_l4.learner.dropout import keep_mask
-from ray_l4.learner.packed_attention import Sequences, fused_dropout, packed_attention, without_masks
+from ray_l4.learner.packed_attention import fused_dropout, packed_attention, without_masks
+from ray_l4.learner.sequences import Sequences
 
 CPU = torch.device("cpu")
 HEADS, SIZE = 4, 8

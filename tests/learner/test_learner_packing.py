@@ -29,10 +29,11 @@ from transformers import (
 from ray_l4.learner import packed_attention
 from ray_l4.learner.dropout import use_cheap_masks
 from ray_l4.learner.models import describe, set_dropout, to_bytes
-from ray_l4.learner.packed_attention import NAME, Sequences
+from ray_l4.learner.packed_attention import NAME
 from ray_l4.learner.packing import run_packed, runs_packed, use_packed_attention
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.pretrained import recompute_activations
+from ray_l4.learner.sequences import Sequences
 from tests.learner import adapter_fixtures as adapted
 from tests.learner.architectures import (
     COHERE,
