@@ -177,6 +177,24 @@ def generate(
     _show(measure(case, rounds, _progress()), json_, ledger)
 
 
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file: l4, with a model from scratch.")],
+    cluster: Annotated[Path, typer.Option(help="Cluster profile of the run.")],
+    json_: JsonOption = False,
+    ledger: LedgerOption = LEDGER,
+) -> None:
+    """Compare a whole run with the textbook's: training, replay, answers, start and end.
+
+    The textbook's run is one process that does one thing after another, with Transformers' generate. The two run one
+    after the other. Speedups are per step, since replay may differ by some examples. CPU time is that of the whole
+    machine; spans are seconds by kind of work, over all processes.
+    """
+    from ray_l4.bench.whole_run import measure
+
+    _show(measure(experiment, cluster, _progress()), json_, ledger)
+
+
 def _show(row: Mapping[str, Any], as_json: bool, ledger: Path) -> None:
     """Append a result to the ledger, and print it."""
     import json

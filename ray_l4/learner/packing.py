@@ -7,6 +7,8 @@ is found out by running it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from transformers import PreTrainedModel
 from ray_l4.learner.packed_attention import NAME, without_masks
 from ray_l4.learner.sequences import Sequences
 
+Arithmetic = Callable[[], AbstractContextManager[Any]]
+"""Returns the context in which a model's matrix products are computed."""
+
 _PROBE_LENGTHS = (5, 3, 6)
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest difference between packed and separate sequences, relative to the largest hidden state, by type."""
@@ -23,10 +28,12 @@ _COARSE = 0.02
 """The same for narrower types."""
 
 
-def use_packed_attention(model: PreTrainedModel) -> bool:
+def use_packed_attention(model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> bool:
     """Switch the attention of ``model`` to that of packed sequences; returns False, without a change, if it cannot.
 
     The model still runs on grids as before. It is run on a few tokens, to compare packed sequences with separate ones.
+    On an accelerator it also learns them, in the ``arithmetic`` of training: not every kernel knows every type, size of
+    a head and dropout.
     """
     before = model.config._attn_implementation
     was_training = model.training
@@ -42,7 +49,25 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
     fits = bool((packed_SD - expected_SD).abs().max() <= tolerance * expected_SD.abs().max())
     if fits:
         model.set_attn_implementation(NAME)
+    if fits and model.device.type != "cpu" and not learns_packed(model, arithmetic):
+        model.set_attn_implementation(before)
+        return False
     return fits
+
+
+def learns_packed(model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> bool:
+    """Return whether forward and backward passes of a few packed tokens run, with dropout. Nothing is updated."""
+    was_training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), arithmetic():
+            _hidden(model, _PROBE_LENGTHS, packed=True, graph=True).float().sum().backward()
+        return True
+    except (NotImplementedError, RuntimeError):
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
 
 
 def runs_packed(model: PreTrainedModel) -> bool:
@@ -79,12 +104,17 @@ def run_packed(model: nn.Module, ids_1S: Tensor, sequences: Sequences) -> Any:
         )
 
 
-@torch.no_grad()
-def _hidden(model: PreTrainedModel, lengths: tuple[int, ...] | list[int], *, packed: bool = False) -> Tensor:
-    """Return the last hidden states of sequences of some tokens, (num_tokens, width)."""
+def _hidden(
+    model: PreTrainedModel, lengths: tuple[int, ...] | list[int], *, packed: bool = False, graph: bool = False
+) -> Tensor:
+    """Return the last hidden states of sequences of some tokens, (num_tokens, width); with their ``graph`` if asked."""
     size = model.config.get_text_config().vocab_size
     ids_S = torch.cat([torch.arange(length) * 7 + length for length in lengths]) % size
     ids_1S = ids_S[None].to(model.device)
-    if packed:
-        return run_packed(model.base_model, ids_1S, Sequences(lengths, model.device)).last_hidden_state[0]
-    return model.base_model(input_ids=ids_1S, use_cache=False).last_hidden_state[0]
+    with torch.set_grad_enabled(graph):
+        if packed:
+            found = run_packed(model.base_model, ids_1S, Sequences(lengths, model.device))
+        else:
+            found = model.base_model(input_ids=ids_1S, use_cache=False)
+    hidden_SD: Tensor = found.last_hidden_state[0]
+    return hidden_SD

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ray_l4.learner.packing import run_packed, use_packed_attention
+from ray_l4.learner.packing import Arithmetic, run_packed, use_packed_attention
 from ray_l4.learner.predictions import OutputLayer
 from ray_l4.learner.sequences import Sequences
-
-Arithmetic = Callable[[], AbstractContextManager[Any]]
-"""Returns the context in which a model's matrix products are computed."""
 
 _PROBE_LENGTH = 4
 _PROBE_SCALE = 1e3
@@ -62,7 +59,7 @@ class PositionLogits(nn.Module):
         """
         super().__init__()
         self.model = model
-        found = traits or Traits(logits_are_one_product(model), use_packed_attention(model))
+        found = traits or Traits(logits_are_one_product(model), use_packed_attention(model, arithmetic))
         self.direct, self.packed = found
         self.sharded = False
         """Whether weights are whole only while ``forward`` runs; it then returns logits."""

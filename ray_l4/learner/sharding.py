@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from ray_l4.learner.buckets import buckets
 from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
-from ray_l4.learner.position_logits import Arithmetic, PositionLogits
+from ray_l4.learner.packing import Arithmetic
+from ray_l4.learner.position_logits import PositionLogits
 
 _BUCKET_BYTES = 2**25
 """Size of the gradients summed in one message: large enough for few messages, small enough to need little memory."""

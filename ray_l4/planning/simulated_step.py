@@ -20,8 +20,8 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.packed_attention import fused_dropout
-from ray_l4.learner.packing import runs_packed
-from ray_l4.learner.position_logits import Arithmetic, PositionLogits, Traits
+from ray_l4.learner.packing import Arithmetic, runs_packed
+from ray_l4.learner.position_logits import PositionLogits, Traits
 from ray_l4.learner.pretrained import recompute_activations
 from ray_l4.learner.sharding import Alone
 from ray_l4.learner.stage_run import StageRun

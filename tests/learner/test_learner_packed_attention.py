@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ray_l4.learner import attention_dropout
 from ray_l4.learner import packed_attention as packed
+from ray_l4.learner import sequences as sequences_module
 from ray_l4.learner.dropout import keep_mask
 from ray_l4.learner.packed_attention import fused_dropout, packed_attention, without_masks
 from ray_l4.learner.sequences import Sequences
@@ -112,7 +114,7 @@ def kept_masks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drawn]:
         return drawn[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(packed, "keep_mask", recorded)
+        patch.setattr(attention_dropout, "keep_mask", recorded)
         yield drawn
 
 
@@ -236,7 +238,7 @@ def test_groups_hold_every_token_once_and_pad_little(lengths: list[int], heads: 
         assert torch.equal(real_P.view_as(rows), torch.arange(group.length) < torch.tensor(own)[:, None])
         assert (group.padding_P is None) == bool(real_P.all())
         assert group.padding_P is None or torch.equal(group.padding_P, ~real_P)
-        assert heads * sum(group.length**2 - length**2 for length in own) <= packed._OVERHEAD
+        assert heads * sum(group.length**2 - length**2 for length in own) <= sequences_module._OVERHEAD
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40))
@@ -247,7 +249,7 @@ def test_no_two_neighbouring_groups_could_be_one(lengths: list[int]) -> None:
         own, shorter = shorter[: group.size], shorter[group.size :]
         together = [*own, shorter[0]]
         assert shorter[0] == following.length
-        assert 12 * sum(group.length**2 - length**2 for length in together) > packed._OVERHEAD
+        assert 12 * sum(group.length**2 - length**2 for length in together) > sequences_module._OVERHEAD
 
 
 @given(lengths=batches)

@@ -30,7 +30,7 @@ from ray_l4.learner import packed_attention
 from ray_l4.learner.dropout import use_cheap_masks
 from ray_l4.learner.models import describe, set_dropout, to_bytes
 from ray_l4.learner.packed_attention import NAME
-from ray_l4.learner.packing import run_packed, runs_packed, use_packed_attention
+from ray_l4.learner.packing import learns_packed, run_packed, runs_packed, use_packed_attention
 from ray_l4.learner.position_logits import PositionLogits
 from ray_l4.learner.pretrained import recompute_activations
 from ray_l4.learner.sequences import Sequences
@@ -405,3 +405,21 @@ def test_positions_may_repeat_and_come_in_any_order() -> None:
     positions_N = torch.tensor([13, 0, 6, 6, 8])
     expected = chosen.model(input_ids=ids_RT).logits.flatten(0, 1)[positions_N]
     torch.testing.assert_close(logits_at(chosen, ids_RT, positions_N), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trying_whether_a_model_learns_has_no_side_effects(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator, whose kernels may know neither dropout nor the type."""
+    model = untrained(GPT2).train(training)
+    assert use_packed_attention(model)
+    before, random = to_bytes(model).tobytes(), torch.get_rng_state()
+    assert learns_packed(model)
+    assert to_bytes(model).tobytes() == before and torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters()) and model.training == training
+
+    def refused(*arguments: Any) -> Any:
+        raise RuntimeError("No available kernel")
+
+    monkeypatch.setattr(packed_attention.AttentionWithDropout, "apply", refused)
+    assert not learns_packed(model)
+    assert model.training == training
