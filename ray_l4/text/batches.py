@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from ray_l4.text.heads import Head
 from ray_l4.text.tokens import SpecialIds
+
+
+_COLUMNS = ["ids", "prompt_length", "gen", "origin"]
+"""What a batch is built from."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ def build_batch(
         special: ids of PAD, EOS, ANS and of the end of an LM sequence.
         ans_weight: weight of ANS as a target; every other target has weight 1.
     """
-    rows = tokens.take(pa.array(indices))
-    current = np.asarray([origin == "real" for origin in rows["origin"].to_pylist()], dtype=bool)
+    rows = tokens.select(_COLUMNS).take(pa.array(indices))
+    current = pc.equal(rows["origin"], "real").to_numpy()
     by_head = {head: _sequences(head, rows, special) for head in heads}
     sequences = [sequence for head in heads for sequence in by_head[head]]
     width = max(len(sequence.ids) for sequence in sequences)
@@ -107,7 +112,9 @@ def _sequences(head: Head, rows: pa.Table, special: SpecialIds) -> list[_Sequenc
 
     QA is scored from ANS on, LM from GEN on (REFERENCE.md#assembly), or from the last id of ``lm_start``.
     """
-    ids = [np.asarray(row.values) for row in rows["ids"]]
+    lists = rows["ids"].combine_chunks()
+    starts = lists.offsets.to_numpy()
+    ids = np.split(lists.values.to_numpy(), starts[1:-1])
     if head == "qa":
         lengths = rows["prompt_length"].to_pylist()
         return [_Sequence(row, first - 1, special.eos) for row, first in zip(ids, lengths, strict=True)]
