@@ -14,7 +14,6 @@ from torch import Tensor
 from ray_l4.text.heads import Head
 from ray_l4.text.tokens import SpecialIds
 
-
 _COLUMNS = ["ids", "prompt_length", "gen", "origin"]
 """What a batch is built from."""
 
