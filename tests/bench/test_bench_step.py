@@ -17,6 +17,7 @@ from ray_l4.bench.lengths import drawn, real_lengths
 from ray_l4.bench.step import BEYOND, measure, padding
 from ray_l4.bench.step_sides import Side, StepCase
 from ray_l4.errors import ConfigError
+from ray_l4.losses.output_product import output_logits
 
 LENGTHS = [(12, 3), (7, 2), (20, 6), (9, 1)] * 4
 CASE = StepCase("small", 2, LENGTHS, threads=1)
@@ -67,6 +68,12 @@ def test_shares_of_spans_add_up() -> None:
 def test_operations_and_bytes_of_a_product() -> None:
     a, b = torch.ones(10, 20), torch.ones(20, 30)
     assert spans.counts(lambda: a @ b) == (2 * 10 * 20 * 30, 4 * (200 + 600 + 300))
+
+
+def test_the_output_layer_s_product_counts_like_any_other() -> None:
+    hidden, weight = torch.ones(3, 8), torch.ones(50, 8)
+    expected = spans.counts(lambda: hidden @ weight.T).flops
+    assert spans.counts(lambda: output_logits(hidden, weight, None)).flops == expected == 2 * 3 * 8 * 50
 
 
 @given(st.lists(st.floats(0, 9), min_size=1, max_size=30))
