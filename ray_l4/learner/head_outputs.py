@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -93,10 +93,7 @@ class WholeLogits:
     """(N, vocab), with their graph."""
     weight: float = 1.0
     """Weight of the head in the student's objective."""
-    gradient_NV: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.gradient_NV = torch.empty_like(self.logits_NV)
+    _gradient_NV: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -107,7 +104,10 @@ class WholeLogits:
         return self.logits_NV.detach()[rows]
 
     def add_gradient(self, rows: slice, gradient_MV: Tensor) -> None:
-        self.gradient_NV[rows] = gradient_MV.mul_(self.weight)
+        """Take the gradient of some rows; every row is given once."""
+        if self._gradient_NV is None:
+            self._gradient_NV = torch.zeros_like(self.logits_NV)
+        self._gradient_NV[rows] = gradient_MV.mul_(self.weight)
 
     def whole(self) -> Tensor:
         """Return the logits of all rows, (N, vocab), with their graph."""
@@ -115,7 +115,8 @@ class WholeLogits:
 
     def roots(self) -> tuple[Tensor, Tensor]:
         """Return the tensor from which the backward pass goes on, and its gradient."""
-        return self.logits_NV, self.gradient_NV
+        gradient_NV = self._gradient_NV
+        return self.logits_NV, torch.zeros_like(self.logits_NV) if gradient_NV is None else gradient_NV
 
 
 HeadOutputs = HiddenRows | WholeLogits

@@ -61,8 +61,12 @@ def head_gradient(
         gradient_MV = torch.empty_like(logits_MV)
         for part in row_chunks(len(logits_MV), vocab, CACHED_ELEMENTS, 1) if on_cpu else [slice(None)]:
             labels = targets_N[rows][part], weights_N[rows][part], denominators.nll
-            nll, student = _of_labels(logits_MV[part], labels, gradient_MV[part], spec.temperature)
-            kd = _of_teachers(student, teachers, [own[part] for own in scores], spec, (gradient_MV[part], scale))
+            nll, largest_M1 = _of_labels(logits_MV[part], labels, gradient_MV[part])
+            kd = torch.zeros_like(nll)
+            given = [own[part] for own in scores]
+            if given and (count := len(given[0])):
+                student = _soften(logits_MV[part][:count], largest_M1[:count], spec.temperature)
+                kd = _of_teachers(student, teachers, given, spec, (gradient_MV[part][:count], scale))
             sums.append(torch.stack([nll, kd]))
         head.add_gradient(rows, gradient_MV)
     nll, kd = torch.stack(sums).sum(dim=0).unbind()
@@ -98,24 +102,24 @@ def _softmax(scores_MV: Tensor, largest_M1: Tensor, out: Tensor | None = None) -
     return _Softened(scores_MV, probs_MV, largest_M1 - probs_MV.amax(dim=-1, keepdim=True).log_())
 
 
-def _of_labels(
-    logits_MV: Tensor, labels: tuple[Tensor, Tensor, float], gradient_MV: Tensor, temperature: float
-) -> tuple[Tensor, _Softened]:
+def _soften(logits_KV: Tensor, largest_K1: Tensor, temperature: float) -> _Softened:
+    return _softmax(logits_KV / temperature, largest_K1 / temperature)
+
+
+def _of_labels(logits_MV: Tensor, labels: tuple[Tensor, Tensor, float], gradient_MV: Tensor) -> tuple[Tensor, Tensor]:
     """Set ``gradient_MV`` to the gradient of the labels' mean loss.
 
-    Returns the weighted sum of their losses, and the softened distributions. ``labels``: targets (M,), weights (M,) and
-    the denominator of the mean.
+    Returns the weighted sum of their losses, and every row's largest logit, (M, 1). ``labels``: targets (M,), weights
+    (M,) and the denominator of the mean.
     """
     targets_M, weights_M, denominator = labels
     largest_M1 = logits_MV.amax(dim=-1, keepdim=True)
     plain = _softmax(logits_MV, largest_M1, gradient_MV)
     targets_M1 = targets_M[:, None]
     losses_M = (plain.total_M1 - logits_MV.gather(1, targets_M1))[:, 0]
-    total = (losses_M * weights_M).sum()
-    student = _softmax(logits_MV / temperature, largest_M1 / temperature)
     scale_M1 = (weights_M / (denominator or 1.0))[:, None].to(logits_MV.dtype)
     gradient_MV.mul_(scale_M1).scatter_add_(1, targets_M1, -scale_M1)
-    return total, student
+    return (losses_M * weights_M).sum(), largest_M1
 
 
 def _of_teachers(
@@ -125,16 +129,12 @@ def _of_teachers(
     spec: ObjectiveSpec,
     gradient: tuple[Tensor, float],
 ) -> Tensor:
-    """Add the divergence's gradient, times a scale, to the first rows of a tensor; returns the sum of the divergences.
+    """Add the divergence's gradient, times a scale, to a tensor; returns the sum of the rows' divergences.
 
-    ``scores``: those of each teacher for the first K rows, which are overwritten; none if K is 0. ``gradient``: the
-    tensor and the scale, 0 for none.
+    ``scores``: those of each teacher, (K, vocab), which are overwritten. ``gradient``: the tensor and the scale, 0 for
+    none.
     """
-    if not scores:
-        return student.total_M1.new_zeros(())
-    count = len(scores[0])
-    student = _Softened(*(own[:count] for own in student))
-    gradient_KV, scale = gradient[0][:count], gradient[1]
+    gradient_KV, scale = gradient
     if len(teachers) == 1:
         teacher, may_be_zero = _softmax(scores[0], scores[0].amax(dim=-1, keepdim=True)), teachers[0].may_be_zero
     else:
