@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2LMHeadModel
 
 from ray_l4.bench.isolated_process import IsolatedProcess
 from ray_l4.bench.ledger import provenance
 from ray_l4.bench.spans import quantiles, synchronise
 from ray_l4.bench.step_sides import SHAPES
+from ray_l4.bench.textbook import gpt2
 from ray_l4.learner.batched_engine import BatchedEngine
 from ray_l4.learner.engine import Decoding, Prompt
 from ray_l4.seeds import derive
@@ -27,7 +28,6 @@ Work = Literal["replay", "answers"]
 _END, _FIRST_WORD = 2, 3
 _LIMIT = 200
 _POSITIONS = 1024
-_WIDTH_PER_HEAD = 64
 _TOP_K = 20
 _SHARPNESS = 14.0
 """Factor of the output matrix: without it, the tokens of an untrained model are about equally likely."""
@@ -153,16 +153,7 @@ def _model(case: GenerateCase) -> GPT2LMHeadModel:
     """Build a model with random weights whose continuations end after ``_MEAN_LENGTH`` tokens on average."""
     shape = SHAPES[case.model]
     torch.manual_seed(derive(0, "bench generate", "model"))
-    config = GPT2Config(
-        vocab_size=shape.vocabulary,
-        n_positions=_POSITIONS,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=max(2, shape.width // _WIDTH_PER_HEAD),
-        bos_token_id=0,
-        eos_token_id=_END,
-    )
-    model = GPT2LMHeadModel(config).eval()
+    model = gpt2(shape.gpt2(shape.vocabulary, _POSITIONS), _END).eval()
     head = nn.Linear(shape.width, shape.vocabulary)
     head.weight.copy_(_SHARPNESS * model.transformer.wte.weight)
     head.weight[_END] = 0.0

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ray_l4.bench.lengths import Pair
 from ray_l4.bench.spans import Counts, counts, shares, span, synchronise
-from ray_l4.bench.textbook import TextbookExample, TextbookL4, TextbookSettings
+from ray_l4.bench.textbook import Gpt2Size, TextbookExample, TextbookL4, TextbookSettings, gpt2
 from ray_l4.bench.workload import TASK, synthetic_tokenizer
 from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.experiment import ExperimentConfig
@@ -41,6 +41,15 @@ class Shape(NamedTuple):
     layers: int
     width: int
     vocabulary: int
+
+    @property
+    def heads(self) -> int:
+        """The number of heads of attention."""
+        return max(2, self.width // _WIDTH_PER_HEAD)
+
+    def gpt2(self, vocabulary: int, positions: int, dropout: float = 0.0) -> Gpt2Size:
+        """Return the whole size of a model."""
+        return Gpt2Size(vocabulary, positions, self.layers, self.width, self.heads, dropout)
 
 
 SHAPES = {"small": Shape(3, 128, 3_000), "large": Shape(4, 256, 50_257), "gpt2": Shape(12, 768, 50_257)}
@@ -68,7 +77,7 @@ class StepCase:
     def experiment(self, dropout: float) -> ExperimentConfig:
         """Return an experiment of two students with this dropout, otherwise as the papers have it."""
         shape = SHAPES[self.model]
-        size = {"layers": shape.layers, "width": shape.width, "heads": max(2, shape.width // _WIDTH_PER_HEAD)}
+        size = {"layers": shape.layers, "width": shape.width, "heads": shape.heads}
         model = {**size, "positions": _POSITIONS, "vocabulary": shape.vocabulary, "dropout": dropout}
         sections = {
             "stream": [TASK],
@@ -185,21 +194,10 @@ class _Textbook:
     def __init__(self, case: StepCase, dropout: float, max_grad_norm: float = 1.0) -> None:
         experiment = case.experiment(dropout)
         shape, tokenizer = SHAPES[case.model], synthetic_tokenizer(SHAPES[case.model].vocabulary)
-        config = GPT2Config(
-            vocab_size=tokenizer.size,
-            n_positions=_POSITIONS,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=max(2, shape.width // _WIDTH_PER_HEAD),
-            embd_pdrop=dropout,
-            attn_pdrop=dropout,
-            resid_pdrop=dropout,
-            bos_token_id=tokenizer.eos,
-            eos_token_id=tokenizer.eos,
-        )
+        sizes = shape.gpt2(tokenizer.size, _POSITIONS, dropout)
         self.models: list[PreTrainedModel] = []
         for peer in range(_PEERS):
-            model = GPT2LMHeadModel(config)
+            model = gpt2(sizes, tokenizer.eos)
             model.load_state_dict(initial_model(experiment, peer, tokenizer).state_dict())
             self.models.append(model.to(torch.device(case.device)))
         settings = TextbookSettings(

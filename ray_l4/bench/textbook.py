@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812, as the whole field calls it
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 _IGNORED = -100
 """Label of a position without a loss; PyTorch's cross-entropy leaves it out."""
@@ -58,6 +58,36 @@ class _Pass:
     """What each position predicts; ``_IGNORED`` where there is no loss."""
     current: Tensor
     """Whether a position bears distillation."""
+
+
+@dataclass(frozen=True)
+class Gpt2Size:
+    """The size of a GPT-2 from scratch."""
+
+    vocabulary: int
+    positions: int
+    layers: int
+    width: int
+    heads: int
+    dropout: float = 0.0
+
+
+def gpt2(size: Gpt2Size, eos: int) -> GPT2LMHeadModel:
+    """Build a GPT-2 with random weights, as Transformers has it by default."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=size.vocabulary,
+            n_positions=size.positions,
+            n_embd=size.width,
+            n_layer=size.layers,
+            n_head=size.heads,
+            embd_pdrop=size.dropout,
+            attn_pdrop=size.dropout,
+            resid_pdrop=size.dropout,
+            bos_token_id=eos,
+            eos_token_id=eos,
+        )
+    )
 
 
 class TextbookL4:

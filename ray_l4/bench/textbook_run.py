@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from ray_l4.bench.textbook import TextbookExample, TextbookL4, TextbookSettings
+from ray_l4.bench.textbook import Gpt2Size, TextbookExample, TextbookL4, TextbookSettings, gpt2
 from ray_l4.config.loading import load_experiment
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.workers.process import peak_resident_bytes
@@ -36,19 +36,8 @@ class TextbookRun:
         shape = experiment.model.from_scratch
         assert shape is not None
         torch.manual_seed(experiment.seed)
-        config = GPT2Config(
-            vocab_size=tokenizer.size,
-            n_positions=shape.positions,
-            n_embd=shape.width,
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            embd_pdrop=shape.dropout,
-            attn_pdrop=shape.dropout,
-            resid_pdrop=shape.dropout,
-            bos_token_id=tokenizer.eos,
-            eos_token_id=tokenizer.eos,
-        )
-        self.models: list[PreTrainedModel] = [GPT2LMHeadModel(config) for _ in range(_PEERS)]
+        sizes = Gpt2Size(tokenizer.size, shape.positions, shape.layers, shape.width, shape.heads, shape.dropout)
+        self.models: list[PreTrainedModel] = [gpt2(sizes, tokenizer.eos) for _ in range(_PEERS)]
         training, kd = experiment.training, experiment.distillation
         self._settings = TextbookSettings(
             tokenizer.pad,
