@@ -13,6 +13,7 @@ import ray
 from ray_l4.cluster.pulses import beat
 from ray_l4.errors import PeerError, RayL4Error, first_line
 from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
+from ray_l4.workers.process import collection_paused
 
 
 def actor_class(calls: type[Any], served: str) -> type[Any]:
@@ -32,7 +33,9 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
         if pulse is not None:
             beat(*pulse, lambda: _named(self.span, self.served))
         try:
-            self.served = getattr(import_module(module), name)(*arguments)
+            with collection_paused():
+                served_class = getattr(import_module(module), name)
+            self.served = served_class(*arguments)
         except Exception as error:  # whatever it is: each call raises it
             self.failure = out_of_memory(name.lower(), error) if is_out_of_memory(error) else error
         self.span = time.time(), "idle"

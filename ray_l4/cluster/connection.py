@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,53 @@ _CONNECT_TIMEOUT = 10.0
 _GCS_TIMEOUT = "10"
 _NODE_CHECKS = 3
 """Checks of a node manager without an answer after which it is given up."""
+_SIGACTION = 256
+"""Bytes that are enough for the operating system's record of a signal's handler."""
+_IDLE_WORKER_LIFE = "60000"
+"""Milliseconds for which the workers that Ray starts ahead wait to become students. Its own limit is one second, less
+than the coordinator needs to start."""
+
+
+class Connection:
+    """A Ray cluster that this process joins or starts in the background, while it reads data.
+
+    If the process belongs to a cluster already, it is only used.
+    """
+
+    def __init__(self, peers: int, cluster: ClusterConfig) -> None:
+        """Begin to connect. ``peers``: students for which the cluster needs room."""
+        self._error: Exception | None = None
+        self._is_ours = not ray.is_initialized()
+        # Not Thread.join: after a KeyboardInterrupt in it, Python 3.11 takes a running thread for ended.
+        self._tried = threading.Event()
+        self._closed = threading.Event()
+        if self._is_ours:
+            threading.Thread(target=self._connect, args=(peers, cluster), name="connect", daemon=True).start()
+        else:
+            self._tried.set()
+
+    def wait(self) -> None:
+        """Wait for the cluster; ``timeouts.start`` bounds it. Raises as ``connect``."""
+        self._tried.wait()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Leave the cluster, and end it if it was started here. Does nothing the second time."""
+        self._tried.wait()
+        if self._is_ours and ray.is_initialized():
+            ray.shutdown()
+        self._closed.set()
+
+    def _connect(self, peers: int, cluster: ClusterConfig) -> None:
+        try:
+            connect(peers, cluster)
+        except Exception as error:  # ``wait`` raises it, whatever it is
+            self._error = error
+        finally:
+            self._tried.set()
+        # On Linux, Ray's processes die with the thread that started them.
+        self._closed.wait()
 
 
 def connect(peers: int, cluster: ClusterConfig) -> None:
@@ -55,16 +104,17 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
             options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
         check_answers(cluster.ray.address)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     watchdog = Watchdog() if cluster.ray.address is None else None
     limit = threading.Timer(cluster.timeouts.start, _end_process, [cluster.timeouts.start])
     limit.daemon = True
     limit.start()
     try:
         with ExitStack() as settings:
+            settings.enter_context(_own_sigterm())
             if cluster.ray.address is None:
                 settings.enter_context(on_loopback())
                 settings.enter_context(variables(_node_checks(cluster.timeouts.control)))
+                settings.enter_context(variables({"RAY_idle_worker_killing_time_threshold_ms": _IDLE_WORKER_LIFE}))
             ray.init(**options)
         if watchdog is not None:
             watchdog.watch(Path(ray._private.worker.global_worker.node.get_session_dir_path()))
@@ -84,9 +134,23 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         ) from error
     finally:
         limit.cancel()
-        # Ray installs its own handler, which ends the process at once.
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handling of SIGTERM: Ray installs handlers that end the process at once.
+
+    It has one in Python, in the main thread alone, and one in C++, which Python's ``signal`` removes in the main thread
+    alone.
+    """
+    own, libc, action = signal.getsignal(signal.SIGTERM), ctypes.CDLL(None), ctypes.create_string_buffer(_SIGACTION)
+    libc.sigaction(int(signal.SIGTERM), None, action)
+    try:
+        yield
+    finally:
+        libc.sigaction(int(signal.SIGTERM), action, None)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)
+            signal.signal(signal.SIGTERM, own)
 
 
 def _node_checks(limit: float) -> dict[str, str]:

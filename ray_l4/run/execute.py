@@ -6,14 +6,14 @@ import platform
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
-from ray_l4.cluster.connection import check_cluster
+from ray_l4.cluster.connection import Connection, check_cluster
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml
@@ -63,17 +63,17 @@ def run(
     """
     manifest = {MIRROR_NAME_KEY: folder.resolve().name, **extra}
     cluster = _with_absolute_storage(cluster)
-    with CommandLog(console, command) as log:
+    with CommandLog(console, command) as log, ExitStack() as held:
         if cluster.storage_path is not None:
             with console.status("checking storage_path"):
                 Mirror(cluster.storage_path, str(manifest[MIRROR_NAME_KEY])).check(folder, new=True)
         with console.status("reading and tokenising data"):
-            setup = _prepared(experiment, cluster)
+            setup, connection = _prepared(experiment, cluster, held)
         directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **_manifest(command, setup)})
         with directory.lock():
             with _resumable(directory, log):
                 log.keep_in(directory.log(_COMMAND_LOG))
-                session = _session(setup, cluster, directory, log)
+                session = _session(setup, cluster, directory, connection, log)
             _go(session, cluster, directory, log)
 
 
@@ -83,17 +83,19 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
     Raises RunDirectoryError if its experiment or its data has changed, or if its copy belongs to another run.
     """
     cluster = _with_absolute_storage(cluster)
-    with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock():
+    with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock(), ExitStack() as held:
         with _resumable(directory, log):
             log.keep_in(directory.log(_COMMAND_LOG))
-            setup = _setup_again(directory, cluster, log)
+            setup, connection = _prepared_again(directory, cluster, held, log)
             write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
-            session = _session(setup, cluster, directory, log)
+            session = _session(setup, cluster, directory, connection, log)
         _go(session, cluster, directory, log)
 
 
-def _setup_again(directory: RunDirectory, cluster: ClusterConfig, log: CommandLog) -> Setup:
-    """Return the setup of a run that goes on.
+def _prepared_again(
+    directory: RunDirectory, cluster: ClusterConfig, held: ExitStack, log: CommandLog
+) -> tuple[Setup, Connection | None]:
+    """Prepare a run that goes on, as ``_prepared``.
 
     Raises RunDirectoryError if it is not that with which the run began, or if its copy belongs to another run.
     """
@@ -102,7 +104,7 @@ def _setup_again(directory: RunDirectory, cluster: ClusterConfig, log: CommandLo
     check_experiment(directory.path / "config.yaml", experiment, manifest)
     _check_mirror(directory, cluster, log.console)
     with log.console.status("reading and tokenising data"):
-        setup = _prepared(experiment, cluster, directory.state().lost_students)
+        setup, connection = _prepared(experiment, cluster, held, directory.state().lost_students)
     if setup.fingerprint() != fingerprint:
         raise RunDirectoryError(
             f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
@@ -114,7 +116,7 @@ def _setup_again(directory: RunDirectory, cluster: ClusterConfig, log: CommandLo
             f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
             "of a run that was not interrupted."
         )
-    return setup
+    return setup, connection
 
 
 def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
@@ -124,21 +126,34 @@ def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
     return cluster.model_copy(update={"storage_path": absolute_address(cluster.storage_path)})
 
 
-def _prepared(experiment: ExperimentConfig, cluster: ClusterConfig, lost: Collection[int] = ()) -> Setup:
-    """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share."""
+def _prepared(
+    experiment: ExperimentConfig, cluster: ClusterConfig, held: ExitStack, lost: Collection[int] = ()
+) -> tuple[Setup, Connection | None]:
+    """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share.
+
+    Also returns a connection, closed with ``held``, if the cluster is one that starts on this machine: it does so while
+    the data is read.
+    """
     check_settings(experiment, cluster)
     check_raw_data(experiment)
-    check_cluster(len(graph_of(experiment).without(lost).present), cluster)
+    students = len(graph_of(experiment).without(lost).present)
+    check_cluster(students, cluster)
+    connection = None
+    if not cluster.in_one_process and cluster.ray.address is None:
+        connection = Connection(students, cluster)
+        held.callback(connection.close)
     setup = prepare(experiment)
     check_ranks(setup, cluster)
     named_teachers(setup)  # raises if they do not fit, before anything is created
-    return setup
+    return setup, connection
 
 
-def _session(setup: Setup, cluster: ClusterConfig, directory: RunDirectory, log: CommandLog) -> Session:
+def _session(
+    setup: Setup, cluster: ClusterConfig, directory: RunDirectory, connection: Connection | None, log: CommandLog
+) -> Session:
     write_folder(directory.path / "tokenizer", setup.tokenizer.save)
     log.say(f"run directory: {directory.path}")
-    return open_session(setup, cluster, directory)
+    return open_session(setup, cluster, directory, connection)
 
 
 def _go(session: Session, cluster: ClusterConfig, directory: RunDirectory, log: CommandLog) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
-from ray_l4.cluster.connection import check_session, connect, node_resources
+from ray_l4.cluster.connection import Connection, check_session, node_resources
 from ray_l4.cluster.placement import room_for
 from ray_l4.cluster.reservation import reserve
 from ray_l4.cluster.rpc import RayRpc, get
@@ -64,9 +64,16 @@ class Session(Protocol):
         """Stop the run if it has not ended, and end every process that was started for it, however far it got."""
 
 
-def open_session(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
-    """Return the session of a new run, or of a resumed one without its lost students. It has not begun yet."""
-    return (LocalSession if cluster.in_one_process else RaySession)(setup, cluster, directory)
+def open_session(
+    setup: Setup, cluster: ClusterConfig, directory: RunDirectory, connection: Connection | None = None
+) -> Session:
+    """Return the session of a new run, or of a resumed one without its lost students. It has not begun yet.
+
+    ``connection``: one to the cluster that has been begun; it ends with the session.
+    """
+    if cluster.in_one_process:
+        return LocalSession(setup, cluster, directory)
+    return RaySession(setup, cluster, directory, connection)
 
 
 def start(setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> Session:
@@ -126,8 +133,12 @@ class RaySession:
     ended before the new one starts, so no two of them ever write.
     """
 
-    def __init__(self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory) -> None:
+    def __init__(
+        self, setup: Setup, cluster: ClusterConfig, directory: RunDirectory, connection: Connection | None = None
+    ) -> None:
+        """``connection``: see ``open_session``."""
         self._given = (setup, cluster, directory)
+        self._connection = connection
         self._started = ExitStack()
         self._start: Callable[[], CoordinatorProcess] | None = None
         self._coordinator: CoordinatorProcess | None = None
@@ -141,9 +152,9 @@ class RaySession:
         setup, cluster, directory = self._given
         students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
-            if not ray.is_initialized():
-                connect(students, cluster)
-                started.callback(_shut_down)
+            connection = self._connection or Connection(students, cluster)
+            started.callback(connection.close)
+            connection.wait()
             self._watch = SessionWatch(cluster.timeouts.control, self._end_process)
             started.callback(self._watch.close)
             try:
@@ -248,8 +259,3 @@ class RaySession:
     def _end_coordinator(self) -> None:
         if self._coordinator is not None and ray.is_initialized():
             self._coordinator.kill()
-
-
-def _shut_down() -> None:
-    if ray.is_initialized():
-        ray.shutdown()

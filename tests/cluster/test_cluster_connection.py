@@ -71,6 +71,70 @@ def test_a_ray_that_hangs_at_its_start_ends_the_process(address: str | None, sta
     assert ended == [6]
 
 
+class StandInRay:
+    """Whether this process is connected, and how often it connected and left."""
+
+    def __init__(self, stand_in: pytest.MonkeyPatch, *, connected: bool, error: Exception | None = None) -> None:
+        self.connected, self.error = connected, error
+        self.calls: list[str] = []
+        self.may_connect = threading.Event()
+        stand_in.setattr(ray, "is_initialized", lambda: self.connected)
+        stand_in.setattr(ray, "shutdown", self.shutdown)
+        stand_in.setattr(connection, "connect", self.connect)
+
+    def connect(self, peers: int, cluster: ClusterConfig) -> None:
+        assert self.may_connect.wait(10.0)
+        self.calls.append(f"connect {peers}")
+        if self.error is not None:
+            raise self.error
+        self.connected = True
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+        self.connected = False
+
+
+def test_a_connection_is_made_in_the_background_and_closed_once(stand_in: pytest.MonkeyPatch) -> None:
+    there = StandInRay(stand_in, connected=False)
+    made = connection.Connection(2, ClusterConfig())
+    assert there.calls == []  # the caller goes on meanwhile
+    there.may_connect.set()
+    made.wait()
+    assert there.calls == ["connect 2"]
+    made.close()
+    made.close()
+    assert there.calls == ["connect 2", "shutdown"]
+
+
+def test_a_connection_that_is_not_wanted_any_more_is_closed_once_it_is_there(stand_in: pytest.MonkeyPatch) -> None:
+    """The data was bad: Ray, which has begun to start, must not be left behind."""
+    there = StandInRay(stand_in, connected=False)
+    made = connection.Connection(2, ClusterConfig())
+    threading.Timer(0.05, there.may_connect.set).start()
+    made.close()
+    assert there.calls == ["connect 2", "shutdown"]
+
+
+def test_a_connection_raises_the_error_where_it_is_waited_for(stand_in: pytest.MonkeyPatch) -> None:
+    there = StandInRay(stand_in, connected=False, error=ClusterError("no cluster"))
+    there.may_connect.set()
+    made = connection.Connection(2, ClusterConfig())
+    for _ in range(2):
+        with pytest.raises(ClusterError, match="no cluster"):
+            made.wait()
+    made.close()
+    assert there.calls == ["connect 2"]
+
+
+def test_a_cluster_that_this_process_belongs_to_is_not_left(stand_in: pytest.MonkeyPatch) -> None:
+    """A trial of a sweep runs on the cluster of the sweep."""
+    there = StandInRay(stand_in, connected=True)
+    made = connection.Connection(2, ClusterConfig())
+    made.wait()
+    made.close()
+    assert there.calls == [] and there.connected
+
+
 LOCAL_RAY = """
 import os, signal, time
 from ray_l4.cluster.connection import connect, dead_process, own_node_is_alive
@@ -100,10 +164,27 @@ print(dead, flush=True)
 os._exit(0)
 """
 
+OWN_SIGTERM = """
+import os, signal, time
+from ray_l4.cluster.connection import Connection
+from ray_l4.config.cluster import ClusterConfig
+import ray
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+made = Connection(1, ClusterConfig.model_validate({"ray": {"num_cpus": 1, "object_store_memory": 80_000_000}}))
+made.wait()
+assert ray.is_initialized()
+time.sleep(1.0)
+assert ray.get(ray.remote(num_cpus=1)(lambda: 7).remote()) == 7, "Ray outlives the start"
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.2)
+made.close()
+assert not ray.is_initialized()
+"""
 
-def printed(what_happens: str) -> str:
-    """The last word that a process prints which starts a local Ray, to which something happens."""
-    words = [sys.executable, "-c", LOCAL_RAY + what_happens]
+
+def printed(program: str) -> str:
+    """The last word that a process prints which starts a local Ray."""
+    words = [sys.executable, "-c", program]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert ended.stdout.split(), ended.stderr
     return ended.stdout.split()[-1]
@@ -113,11 +194,18 @@ def printed(what_happens: str) -> str:
 @pytest.mark.processes
 def test_the_death_of_a_local_gcs_is_seen_without_asking_it() -> None:
     """With the real Ray: the table of processes that is asked is not part of its public interface."""
-    assert printed(DEAD_GCS) == "gcs_server"
+    assert printed(LOCAL_RAY + DEAD_GCS) == "gcs_server"
 
 
 @pytest.mark.ray
 @pytest.mark.processes
 def test_a_local_raylet_that_hangs_is_given_up_within_the_time_of_a_process() -> None:
     """Ray's own patience is a minute, however short ``timeouts.control`` is."""
-    assert 1.0 < float(printed(STOPPED_RAYLET)) < 15.0
+    assert 1.0 < float(printed(LOCAL_RAY + STOPPED_RAYLET)) < 15.0
+
+
+@pytest.mark.ray
+@pytest.mark.processes
+def test_a_ray_that_started_in_the_background_lives_on_and_leaves_sigterm_alone() -> None:
+    """Its processes die with the thread that started them, and it installs handlers of its own."""
+    assert printed(OWN_SIGTERM) == "handled"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+
+import pytest
+
+from ray_l4.workers.process import collection_paused
 
 MIB = 2**20
 PARENT = """
@@ -19,3 +24,13 @@ def test_the_peak_memory_of_a_process_is_not_that_of_its_parent() -> None:
     """``preexec_fn`` makes Python fork, as multiprocessing does."""
     result = subprocess.run([sys.executable, "-c", PARENT], check=True, capture_output=True, text=True, timeout=60)
     assert MIB < int(result.stdout) < 300 * MIB
+
+
+def test_the_collection_of_garbage_pauses_and_goes_on_after_an_error() -> None:
+    try:
+        with pytest.raises(ImportError), collection_paused():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
