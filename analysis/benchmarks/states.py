@@ -137,7 +137,7 @@ def measure(config: ExperimentConfig, cluster: ClusterConfig, blocks: int, folde
     directory = RunDirectory.create(folder / "run", setup.experiment, cluster, manifest)
     with _spawner(setup, cluster) as spawner, ThreadPoolExecutor(max_workers=1) as disk:
         training, states = _begun(setup, cluster, directory, spawner, disk)
-        training.epoch(1)
+        training.train(range(1, 2))
         measured = []
         for index in range(blocks):
             states.on = TURNS[index % len(TURNS)]
@@ -178,7 +178,7 @@ def _begun(
 
 def _block(training: StageTraining, states: InTurns, directory: RunDirectory, epoch: int) -> Block:
     before, began = _cpu_seconds(), time.perf_counter()
-    training.epoch(epoch)
+    training.train(range(epoch, epoch + 1))
     states.finish()
     wall, after = time.perf_counter() - began, _cpu_seconds()
     rows = [row for row in directory.step_figures() if row["epoch"] == epoch]

@@ -51,9 +51,9 @@ def _keep(context: RunContext, membership: Membership, slot: int, place: StepPla
     ready.replace(folder)
 
 
-def skipped_warning(own: Assignment, step: int, rows: Sequence[Mapping[str, float]], limit: int) -> str:
-    """Return the warning of a skipped step. ``rows``: figures of the epoch's steps so far, this one's last."""
-    wrong = ", ".join(name for name, value in rows[-1].items() if not isfinite(value))
+def skipped_warning(own: Assignment, step: int, figures: Mapping[str, float], limit: int) -> str:
+    """Return the warning of a skipped step, of which these are the figures."""
+    wrong = ", ".join(name for name, value in figures.items() if not isfinite(value))
     return (
         f"warning: student {own.student}, stage {own.stage}, step {step} is skipped: {wrong} not finite. "
         f"At most {limit} steps of a stage may be (training.most_skipped). A lower optim.lr helps."

@@ -29,6 +29,7 @@ from ray_l4.run.work_queue import WorkQueue
 from ray_l4.setup.stage_plan import StagePlan
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.states import states
+from ray_l4.workers.log import LogLine
 from ray_l4.workers.process import peak_memory_bytes
 
 _MOST_RESTARTS = 3
@@ -67,6 +68,8 @@ class StageLoop:
         """Whether the scores of the epochs that are learned next are taken again."""
         self._disk = disk
         self._run_log = RunLog(context.directory)
+        self._asked_logs: dict[int, PerRank[list[LogLine]]] = {}
+        """Student -> its new log lines, which have been asked for."""
         limits = context.cluster.timeouts
         self._queue = WorkQueue(self._rpc, evaluators, limits.work, context.timeline, limits.start)
         self._scoring = Scoring(context, self._rpc, self._queue)
@@ -97,8 +100,20 @@ class StageLoop:
 
     def fetch_logs(self) -> None:
         """Append the students' new log lines to the run's logs. Lines that cannot be fetched now are left for later."""
-        asked = {slot: self._membership.students[slot].take_log() for slot in self._membership.present}
-        deadline = time.monotonic() + _LOG_TIMEOUT  # one for all, since they answer side by side
+        self._add_logs(_LOG_TIMEOUT)
+        self._ask_for_logs()
+        self._add_logs(_LOG_TIMEOUT)
+
+    def _ask_for_logs(self) -> None:
+        """Ask the students for their new log lines, unless they have been asked; ``_poll`` adds these to the logs."""
+        if not self._asked_logs:
+            students = self._membership.students
+            self._asked_logs = {slot: students[slot].take_log() for slot in self._membership.present}
+
+    def _add_logs(self, seconds: float) -> None:
+        """Add the lines that have been asked for to the run's logs, waiting up to ``seconds`` for them."""
+        deadline = time.monotonic() + seconds  # one for all, since they answer side by side
+        asked, self._asked_logs = self._asked_logs, {}
         for slot, references in asked.items():
             name = f"student {slot}, log"
             try:
@@ -165,14 +180,16 @@ class StageLoop:
                 self._scoring.request_begun(stage, first, self._checkpoints.descriptions)
         result = StageResult(self._context, self._plan, self._membership, self._checkpoints, self._scoring, losses)
         training.losses = lambda: result.losses
+        training.on_epoch = self._ask_for_logs
         training.stop(result.exhausted())
-        for epoch in range(first, self._context.setup.experiment.training.epochs + 1):
-            training.epoch(epoch)
+        epoch, num_epochs = first, self._context.setup.experiment.training.epochs
+        while epoch <= num_epochs and training.learning:
+            epochs = training.together(epoch, result.next_pause(epoch))
+            training.train(epochs)
             self.fetch_logs()
-            result.after(epoch, training)
+            result.after(epochs[-1], training)
             self._retention.apply(self._state.stages_done, result.may_return_to)
-            if not training.learning:
-                break
+            epoch = epochs[-1] + 1
         present = training.assignments
         result.choose(present)
         self._context.curves.end_stage(result.num_steps(training))
@@ -246,6 +263,9 @@ class StageLoop:
         for student in self._membership.lost:  # its weights may never arrive
             self._scoring.cancel(self._state.stages_done, student)
         self._queue.poll()
+        references = [reference for ranks in self._asked_logs.values() for reference in ranks]
+        if references and len(self._rpc.ready(references)) == len(references):
+            self._add_logs(0.0)
         self._context.progress.update(jobs_open=len(self._scoring))
 
     def _between(self) -> None:

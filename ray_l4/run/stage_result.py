@@ -56,6 +56,10 @@ class StageResult:
         """Return the stages that are to stop before their last epoch."""
         return self._validation.exhausted()
 
+    def next_pause(self, epoch: int) -> int:
+        """Return the first epoch from ``epoch`` on after which there is something to do before the next one."""
+        return epoch if self._every or self._validation.asked else self._num_epochs
+
     def after(self, epoch: int, training: StageTraining) -> None:
         """Validate ``epoch``, write its checkpoints if they are to stay, and stop stages that do not get better."""
         self._validation.measure(epoch, training.learning)

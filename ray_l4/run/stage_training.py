@@ -1,4 +1,4 @@
-"""The training of one stage: its students begin it, and then learn it epoch by epoch."""
+"""The training of one stage: its students begin it, and then learn its epochs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ray_l4.cluster.rpc import PerRank, Ref, Rpc
 from ray_l4.errors import NonFiniteError, PeerLostError
 from ray_l4.monitor.progress import StudentProgress
 from ray_l4.run.context import RunContext
+from ray_l4.run.epoch_figures import EpochFigures
 from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
 from ray_l4.run.failed_batch import kept_failed_step, skipped_warning
@@ -21,7 +22,6 @@ from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
 from ray_l4.run.teachers import teacher_weights
 from ray_l4.run.training_watch import TrainingWatch
 from ray_l4.setup.stage_plan import Assignment, StagePlan
-from ray_l4.store.records import write_steps
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.states import State
 
@@ -166,9 +166,16 @@ class StageTraining:
         self._states = states
         self._stopped: set[int] = set()
         self._next = {own.slot: 0 for own in assignments}
-        self._rows: dict[int, list[dict[str, Any]]] = {own.stage: [] for own in assignments}
+        self._figures = EpochFigures(context.directory, {own.stage: last_steps[own.slot] for own in assignments})
+        self._epochs = range(1, 2)
+        """The epochs that are trained as one now."""
+        self._epoch = 1
+        """The epoch of the newest figures."""
+        self._epoch_began = time.monotonic()
         self.poll: Callable[[], None] = lambda: None
         """Called after every step."""
+        self.on_epoch: Callable[[], None] = lambda: None
+        """Called after every epoch."""
         self.watch: Callable[[int, int, StepFigures], None] = lambda stage, step, figures: None
         """Called with stage and step, and the figures of the students that learned in it."""
         self.losses: Callable[[], Mapping[str, Sequence[Mapping[str, float]]]] = dict
@@ -182,8 +189,7 @@ class StageTraining:
         for worker in state.position.workers:
             if worker.slot in self._next:
                 self._next[worker.slot] = worker.next_step
-        for row in state.figures:
-            self._rows.setdefault(row["stage"], []).append(dict(row))
+        self._figures.continue_from(state)
 
     @property
     def assignments(self) -> list[Assignment]:
@@ -203,32 +209,47 @@ class StageTraining:
         """Return stage -> the number of its steps up to the end of ``epoch``."""
         return {own.stage: self._last_steps[own.slot][epoch - 1] + 1 for own in self._assignments}
 
-    def epoch(self, epoch: int) -> None:
-        """Train one epoch (counted from 1) and write the figures of its steps.
+    def together(self, first: int, last: int) -> range:
+        """Return the epochs from ``first`` to ``last`` that can be trained as one: all, or only the first.
 
-        With ``peers.on_peer_loss: continue``, lost students are dropped and the others go on; otherwise a loss raises
-        PeerLostError. Raises PeerError if a student fails.
+        Students that take turns, or whose epochs end at different steps, train one epoch at a time.
         """
-        assignments = self.learning
+        ends = {tuple(self._last_steps[own.slot]) for own in self.learning}
+        in_turn = self._context.setup.experiment.distillation.schedule != "simultaneous"
+        return range(first, first + 1 if in_turn or len(ends) > 1 else last + 1)
+
+    def train(self, epochs: range) -> None:
+        """Train these epochs (counted from 1), and write the figures of their steps.
+
+        No student waits where one epoch ends and the next begins. With ``peers.on_peer_loss: continue``, lost students
+        are dropped and the others go on; otherwise a loss raises PeerLostError. Raises PeerError if a student fails.
+        """
+        self._epochs = epochs
+        self._begin_epoch(epochs.start)
+        on_step = self._on_step()
+        for side_by_side in self._plan.passes(self._steps_of(self.learning, epochs)):
+            self._pass(self._ahead(side_by_side), on_step)
+        self._end_epoch()
+        self._figures.finish()
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._epoch, self._epoch_began = epoch, time.monotonic()
         self._context.progress.update(epoch=epoch)
-        began = time.monotonic()
-        on_step = self._on_step(epoch)
-        for together in self._plan.passes(self._steps_of(assignments, epoch)):
-            self._pass(epoch, self._ahead(together), on_step)
-        for stage, rows in self._rows.items():
-            if rows:  # a stage may have been stopped before
-                write_steps(self._context.directory, stage, epoch, rows)
-            rows.clear()
-        for own in assignments:
-            label = f"{self._context.setup.stages[own.stage].name}, epoch {epoch}"
-            self._context.timeline.add(f"student {own.slot}", "training", label, time.monotonic() - began)
+
+    def _end_epoch(self) -> None:
+        """Show in the timeline what each student has just trained."""
+        for own in self.learning:
+            label = f"{self._context.setup.stages[own.stage].name}, epoch {self._epoch}"
+            seconds = time.monotonic() - self._epoch_began
+            self._context.timeline.add(f"student {own.slot}", "training", label, seconds)
+        self.on_epoch()
 
     def _ahead(self, together: Mapping[int, range]) -> dict[int, range]:
         """Return what is left of these steps (by slot) after those that were learned before."""
         left = {slot: range(max(steps.start, self._next[slot]), steps.stop) for slot, steps in together.items()}
         return {slot: steps for slot, steps in left.items() if steps}
 
-    def _pass(self, epoch: int, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
+    def _pass(self, together: Mapping[int, range], on_step: Callable[[int, StepFigures], None]) -> None:
         """Learn the steps of one pass (slot -> its steps), with the students that are present."""
         membership, stage = self._membership, self._assignments[0].stage
         ends = {slot: steps.stop for slot, steps in together.items() if slot in membership.present}
@@ -244,9 +265,9 @@ class StageTraining:
                     self._limits,
                     where=self.where,
                     on_step=on_step,
-                    on_submit=partial(self._after_submission, epoch, is_level),
+                    on_submit=partial(self._after_submission, is_level),
                 )
-                self._heed_stop(epoch, is_level)
+                self._heed_stop(is_level)
                 spans.pop(0)
             except NonFiniteError as error:
                 raise kept_failed_step(self._context, membership, self._assignments, error) from error
@@ -255,25 +276,28 @@ class StageTraining:
                     raise
                 spans = self._continue_without_lost(ends, error)
 
-    def _after_submission(self, epoch: int, is_level: bool, steps: Mapping[int, int]) -> Callable[[], None] | None:
+    def _after_submission(self, is_level: bool, steps: Mapping[int, int]) -> Callable[[], None] | None:
         """Take a state if one is due. Returns what has it written, once the figures of ``steps`` are known.
 
         ``is_level``: whether no student is behind the others after the loss of one: a state is taken of equals only.
         """
         self._next |= {slot: step + 1 for slot, step in steps.items()}
-        return self._take(epoch) if is_level and self._states.due() else None
+        return self._take() if is_level and self._states.due() else None
 
-    def _take(self, epoch: int) -> Callable[[], None]:
+    def _take(self) -> Callable[[], None]:
         """Ask all students for their state. Returns what has it written with the figures that are known by then."""
+        first = self.learning[0]
+        # Before the first step of these epochs, what follows the epoch before has been done.
+        epoch = max(self._figures.epoch_of(first.stage, self._next[first.slot] - 1), self._epochs.start)
         write = self._states.take(position_of(epoch, self.assignments, self._next, self.losses()))
-        return lambda: write([row for rows in self._rows.values() for row in rows])
+        return lambda: write(self._figures.all())
 
-    def _heed_stop(self, epoch: int, is_level: bool) -> None:
+    def _heed_stop(self, is_level: bool) -> None:
         """If the user asked the run to stop, write a state, unless a student is behind, and raise StoppedError."""
         if self._context.stop.is_set():
             self._states.finish()
             if is_level:
-                self._take(epoch)()
+                self._take()()
                 self._states.finish()
             self._context.heed_stop()
 
@@ -296,10 +320,11 @@ class StageTraining:
         remaining = {slot: end for slot, end in ends.items() if slot in roll.next_steps}
         return levelled(roll.next_steps, remaining) if remaining else []
 
-    def _steps_of(self, assignments: Sequence[Assignment], epoch: int) -> dict[int, range]:
-        """Return slot -> its steps of the epoch."""
-        last = {own.slot: self._last_steps[own.slot] for own in assignments}
-        return {slot: range(0 if epoch == 1 else own[epoch - 2] + 1, own[epoch - 1] + 1) for slot, own in last.items()}
+    def _steps_of(self, assignments: Sequence[Assignment], epochs: range) -> dict[int, range]:
+        """Return slot -> its steps of the epochs."""
+        first, last = epochs[0], epochs[-1]
+        ends = {own.slot: self._last_steps[own.slot] for own in assignments}
+        return {slot: range(0 if first == 1 else own[first - 2] + 1, own[last - 1] + 1) for slot, own in ends.items()}
 
     def _watch(self, step: int, figures: StepFigures) -> None:
         """Show the figures of a step to whoever warns of training that goes wrong."""
@@ -310,8 +335,8 @@ class StageTraining:
         for stage, learned in by_stage.items():
             self.watch(stage, step, learned)
 
-    def _on_step(self, epoch: int) -> Callable[[int, StepFigures], None]:
-        """Return the callback that shows the figures of a step and adds them to those of the epoch."""
+    def _on_step(self) -> Callable[[int, StepFigures], None]:
+        """Return the callback that shows the figures of a step and adds them to those of its epoch."""
         by_slot = {own.slot: (index, own) for index, own in enumerate(self._assignments)}
         last_time = time.monotonic()
 
@@ -323,12 +348,15 @@ class StageTraining:
             last_time = now
             for slot, values in figures.items():
                 _, own = by_slot[slot]
-                key = {"stage": own.stage, "epoch": epoch, "step": step, "student": own.student}
-                self._rows[own.stage].append({**key, **values})
+                epoch = self._figures.epoch_of(own.stage, step)
+                if epoch > self._epoch:
+                    self._end_epoch()
+                    self._begin_epoch(epoch)
+                self._figures.add(own.stage, step, own.student, values)
                 log.debug("figures of stage %d, step %d, student %d", own.stage, step, own.student)
                 if values.get("skipped"):
                     limit = self._context.setup.experiment.training.most_skipped
-                    self._context.progress.add_event(skipped_warning(own, step, self._rows[own.stage], limit))
+                    self._context.progress.add_event(skipped_warning(own, step, values, limit))
             self._watch(step, figures)
             curves = {
                 self._plan.curve_name(by_slot[slot][1]): values

@@ -123,7 +123,7 @@ def test_a_run_that_fails_logs_the_traceback(tmp_path: Path, monkeypatch: pytest
     def full(*arguments: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ray_l4.run.stage_training.write_steps", full)
+    monkeypatch.setattr("ray_l4.run.epoch_figures.write_steps", full)
     profile = small.cluster("in_process")
     setup, run = small.new_run(small.quick("lamol"), profile, tmp_path / "run")
     with pytest.raises(OSError, match="disk full"):
