@@ -13,7 +13,7 @@ import ray
 from ray_l4.cluster.pulses import beat
 from ray_l4.errors import PeerError, RayL4Error, first_line
 from ray_l4.workers.out_of_memory import is_out_of_memory, out_of_memory
-from ray_l4.workers.process import collection_paused
+from ray_l4.workers.process import collection_paused, keep_freed_memory
 
 
 def actor_class(calls: type[Any], served: str) -> type[Any]:
@@ -30,6 +30,7 @@ def actor_class(calls: type[Any], served: str) -> type[Any]:
     def build(self: Any, *arguments: Any, pulse: tuple[str, float] | None = None) -> None:
         self.failure = self.served = None
         self.span = time.time(), "start"
+        keep_freed_memory()
         if pulse is not None:
             beat(*pulse, lambda: _named(self.span, self.served))
         try:

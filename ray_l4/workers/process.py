@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import sys
@@ -10,6 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_l4.config.cluster import Resources
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of two settings of glibc's allocator (``malloc.h``)."""
+_KEPT_BYTES = 256 * 2**20
+_LARGEST_KEPT_BLOCK = 32 * 2**20
+"""The largest value that glibc takes."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 256 MiB of memory that it frees, for the next step; with glibc alone.
+
+    Otherwise glibc returns much of it to the operating system at every step, which then has to clear new pages. Blocks
+    of more than 32 MiB are still returned at once.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK)
 
 
 def use_threads(resources: Resources) -> None:
