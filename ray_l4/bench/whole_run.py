@@ -37,8 +37,9 @@ def measure(experiment: Path, cluster: Path, progress: Callable[[str], None]) ->
         run_dir = Path(folder) / "run"
         command = ["ray_l4.cli", "run", str(experiment), "--cluster", str(cluster), "--run-dir", str(run_dir)]
         progress(f"ray-l4 {shlex.join(command[1:])}")
+        started = time.time()
         here = _timed(command)
-        found = _of_run(RunDirectory.open(run_dir))
+        found = _of_run(RunDirectory.open(run_dir), started)
     progress("the textbook's run, in one process")
     timed = _timed(["ray_l4.bench.textbook_run", str(experiment), str(threads)])
     textbook = timed | json.loads(timed["output"])
@@ -84,14 +85,18 @@ def _machine_seconds() -> float:
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def _of_run(run: RunDirectory) -> dict[str, Any]:
-    """Return what the run directory says: steps, seconds until the first and after the last one, spans, memory."""
+def _of_run(run: RunDirectory, started: float) -> dict[str, Any]:
+    """Return what the run directory says: steps, seconds until the first and after the last one, spans, memory.
+
+    ``started``: when the command was started, in seconds since the epoch, as the timeline has them.
+    """
     spans = pq.read_table(run.path / "timeline.parquet").to_pylist()
     training = [own for own in spans if own["kind"] == "training"]
     first, last = min(own["start"] for own in training), max(own["end"] for own in training)
     end = max(own["end"] for own in spans)
     return {
         "steps": len({(row["stage"], row["step"]) for row in run.step_figures()}),
+        "seconds_to_first_step": first - started,
         "training_seconds": last - first,
         "scoring_tail_seconds": end - last,
         "spans": _seconds_by_kind(spans),

@@ -55,5 +55,6 @@ def test_a_measurement_has_the_figures_of_both_runs(experiment: Path, tmp_path: 
     assert row["bench"] == "run" and row["steps"] >= 8 <= row["textbook_steps"]
     assert row["wall_seconds"] > row["training_seconds"] > 0 and row["textbook_wall_seconds"] > 0
     assert row["scoring_tail_seconds"] >= 0
+    assert 0 < row["seconds_to_first_step"] < row["wall_seconds"] - row["training_seconds"]
     assert {"training", "replay", "scoring"} <= row["spans"].keys()
     assert row["speedup_over_textbook"] > 0 and row["peak_rss_bytes"] > 0
