@@ -37,32 +37,41 @@ than the coordinator needs to start."""
 
 
 class Connection:
-    """A Ray cluster that this process joins or starts in the background, while it reads data.
+    """A Ray cluster that this process joins or starts in the background, while it prepares data.
 
     If the process belongs to a cluster already, it is only used.
     """
 
     def __init__(self, peers: int, cluster: ClusterConfig) -> None:
-        """Begin to connect. ``peers``: students for which the cluster needs room."""
+        """Do not connect yet. ``peers``: students for which the cluster needs room."""
+        self._given = (peers, cluster)
+        self._begun = self._is_ours = False
         self._error: Exception | None = None
-        self._is_ours = not ray.is_initialized()
         # Not Thread.join: after a KeyboardInterrupt in it, Python 3.11 takes a running thread for ended.
         self._tried = threading.Event()
         self._closed = threading.Event()
+
+    def begin(self) -> None:
+        """Begin to connect. Does nothing the second time."""
+        if self._begun:
+            return
+        self._begun, self._is_ours = True, not ray.is_initialized()
         if self._is_ours:
-            threading.Thread(target=self._connect, args=(peers, cluster), name="connect", daemon=True).start()
+            threading.Thread(target=self._connect, args=self._given, name="connect", daemon=True).start()
         else:
             self._tried.set()
 
     def wait(self) -> None:
-        """Wait for the cluster; ``timeouts.start`` bounds it. Raises as ``connect``."""
+        """Connect, and wait for the cluster; ``timeouts.start`` bounds it. Raises as ``connect``."""
+        self.begin()
         self._tried.wait()
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
         """Leave the cluster, and end it if it was started here. Does nothing the second time."""
-        self._tried.wait()
+        if self._begun:
+            self._tried.wait()
         if self._is_ours and ray.is_initialized():
             ray.shutdown()
         self._closed.set()

@@ -132,17 +132,18 @@ def _prepared(
     """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share.
 
     Also returns a connection, closed with ``held``, if the cluster is one that starts on this machine: it does so while
-    the data is read.
+    the data is tokenised. An error in the data shows before, without a wait for Ray.
     """
     check_settings(experiment, cluster)
     check_raw_data(experiment)
     students = len(graph_of(experiment).without(lost).present)
     check_cluster(students, cluster)
-    connection = None
-    if not cluster.in_one_process and cluster.ray.address is None:
+    if cluster.in_one_process or cluster.ray.address is not None:
+        connection, setup = None, prepare(experiment)
+    else:
         connection = Connection(students, cluster)
         held.callback(connection.close)
-    setup = prepare(experiment)
+        setup = prepare(experiment, connection.begin)
     check_ranks(setup, cluster)
     named_teachers(setup)  # raises if they do not fit, before anything is created
     return setup, connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -130,17 +130,22 @@ def _tuple_in_pieces(items: Sequence[object]) -> Iterator[str]:
     yield ",)" if len(items) == 1 else ")"
 
 
-def prepare(experiment: ExperimentConfig) -> Setup:
+def prepare(experiment: ExperimentConfig, once_read: Callable[[], object] = lambda: None) -> Setup:
     """Load the stream's data and tokenise it.
 
-    Raises ConfigError, DataError or ModelError if anything is wrong with the experiment, before any process is started.
+    ``once_read`` is called once the data has been read, and a pretrained tokeniser loaded: what is often wrong with an
+    experiment has shown by then. Raises ConfigError, DataError or ModelError if anything is wrong with it.
     """
     experiment = resolved(experiment)
     method = get_method(experiment.method)
     training, validation = _examples(experiment)
     refuse_other_tokenizers(experiment, training)
     tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
+    if experiment.model.from_scratch is not None:
+        once_read()
     tokenizer = build_tokenizer(experiment, training)
+    if experiment.model.from_scratch is None:
+        once_read()
     if experiment.replay.max_length is not None:
         refuse_too_short(experiment.replay.max_length, tokenizer, "replay.max_length")
     refuse_lossy_tokenizer(experiment, tokenizer, training)

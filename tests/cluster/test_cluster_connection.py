@@ -97,6 +97,7 @@ class StandInRay:
 def test_a_connection_is_made_in_the_background_and_closed_once(stand_in: pytest.MonkeyPatch) -> None:
     there = StandInRay(stand_in, connected=False)
     made = connection.Connection(2, ClusterConfig())
+    made.begin()
     assert there.calls == []  # the caller goes on meanwhile
     there.may_connect.set()
     made.wait()
@@ -110,9 +111,16 @@ def test_a_connection_that_is_not_wanted_any_more_is_closed_once_it_is_there(sta
     """The data was bad: Ray, which has begun to start, must not be left behind."""
     there = StandInRay(stand_in, connected=False)
     made = connection.Connection(2, ClusterConfig())
+    made.begin()
     threading.Timer(0.05, there.may_connect.set).start()
     made.close()
     assert there.calls == ["connect 2", "shutdown"]
+
+
+def test_a_connection_that_was_never_begun_is_closed_at_once(stand_in: pytest.MonkeyPatch) -> None:
+    there = StandInRay(stand_in, connected=False)
+    connection.Connection(2, ClusterConfig()).close()
+    assert there.calls == []
 
 
 def test_a_connection_raises_the_error_where_it_is_waited_for(stand_in: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,19 @@ def test_everything_workers_need_is_there(data: Path) -> None:
     assert len(setup.tokenizer.spares) == 1
 
 
+def test_what_can_run_meanwhile_begins_once_data_and_model_are_found_to_be_good(data: Path) -> None:
+    """Ray starts then; it would make the user of a bad file wait for the message."""
+    begun: list[str] = []
+    prepare(experiment(data), lambda: begun.append("good"))
+    assert begun == ["good"]
+    with pytest.raises(ModelError, match="no/such-model"):
+        prepare(experiment(data, model={"name": "no/such-model"}), lambda: begun.append("no model"))
+    write(data / "b", "test", [{"context": 3}])
+    with pytest.raises(DataError, match="test"):
+        prepare(experiment(data), lambda: begun.append("bad data"))
+    assert begun == ["good"]
+
+
 def test_tokens_say_what_the_data_says(data: Path) -> None:
     setup = prepare(experiment(data))
     tok = setup.tokenizer
