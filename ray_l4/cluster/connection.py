@@ -76,6 +76,10 @@ class Connection:
             ray.shutdown()
         self._closed.set()
 
+    def abandon(self) -> None:
+        """Let ``close`` do nothing, because the cluster does not answer: its processes end with this one."""
+        self._is_ours = False
+
     def _connect(self, peers: int, cluster: ClusterConfig) -> None:
         try:
             connect(peers, cluster)

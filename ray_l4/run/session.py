@@ -152,9 +152,9 @@ class RaySession:
         setup, cluster, directory = self._given
         students = len(setup.topology.without(directory.state().lost_students).present)
         with ExitStack() as started:
-            connection = self._connection or Connection(students, cluster)
-            started.callback(connection.close)
-            connection.wait()
+            self._connection = self._connection or Connection(students, cluster)
+            started.callback(self._connection.close)
+            self._connection.wait()
             self._watch = SessionWatch(cluster.timeouts.control, self._end_process)
             started.callback(self._watch.close)
             try:
@@ -212,6 +212,8 @@ class RaySession:
         with self._started.pop_all() as started:
             if self._session_is_lost():
                 started.pop_all()  # calls would wait for ever; all of it ends with this process
+                if self._connection is not None:
+                    self._connection.abandon()
                 return
             if self._coordinator is not None and self._failure is None and ray.is_initialized():
                 self._coordinator.stop()

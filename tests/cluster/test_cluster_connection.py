@@ -123,6 +123,19 @@ def test_a_connection_that_was_never_begun_is_closed_at_once(stand_in: pytest.Mo
     assert there.calls == []
 
 
+def test_a_connection_to_a_cluster_that_is_lost_is_left_to_the_end_of_the_process(
+    stand_in: pytest.MonkeyPatch,
+) -> None:
+    """To leave it would take for ever."""
+    there = StandInRay(stand_in, connected=False)
+    there.may_connect.set()
+    made = connection.Connection(2, ClusterConfig())
+    made.wait()
+    made.abandon()
+    made.close()
+    assert there.calls == ["connect 2"]
+
+
 def test_a_connection_raises_the_error_where_it_is_waited_for(stand_in: pytest.MonkeyPatch) -> None:
     there = StandInRay(stand_in, connected=False, error=ClusterError("no cluster"))
     there.may_connect.set()
