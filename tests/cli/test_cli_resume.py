@@ -185,6 +185,6 @@ def test_an_error_that_is_no_defect_ends_the_log(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device", "steps.parquet")
 
-    monkeypatch.setattr("ray_l4.run.stage_training.write_steps", full)
+    monkeypatch.setattr("ray_l4.run.epoch_figures.write_steps", full)
     refused(command("resume", unfinished.path), 1, "steps.parquet: cannot be written, because the disk is full")
     assert "error: " in unfinished.log("command").read_text(encoding="utf-8").splitlines()[-1]
