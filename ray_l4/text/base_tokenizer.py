@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ModelError
 from ray_l4.text.model_location import loading_error, located
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -90,6 +87,4 @@ def train_base(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase
         show_progress=False,
     )
     tokenizer.train_from_iterator(chain([first], lines), trainer)
-    from transformers import PreTrainedTokenizerFast
-
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)

@@ -8,16 +8,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from ray_l4.errors import ModelError
 from ray_l4.tasks.chat import Message
 from ray_l4.text.rendered import Encoded, Rendered, RenderedEncoder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _DAY = date(2024, 7, 26)
 """The day for templates that print today's: the tokens of a run must not depend on when it was started."""

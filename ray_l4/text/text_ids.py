@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import DataError
 from ray_l4.text.cleanup import clean_up
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-_PACKED = "_packed"
-_OF_TRANSFORMERS = ("hf", "chat")
-"""The attributes that only Transformers can unpickle; they refer to each other."""
-
 
 class TextIds:
     """Encoding and decoding with a tokeniser (REFERENCE.md#base-tokeniser). Immutable.
-
-    A process that unpickles it loads Transformers once it encodes or decodes: the coordinator starts without.
 
     Attributes:
         hf: the underlying Hugging Face tokeniser.
@@ -41,21 +31,6 @@ class TextIds:
         # They also remove the first space in decoding, which a word in front prevents.
         self._anchor = self.encode("a")
         self._anchor_text = self._text(self._anchor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        if _PACKED not in state:
-            state[_PACKED] = pickle.dumps({name: state.pop(name) for name in _OF_TRANSFORMERS if name in state})
-        return state
-
-    def __getattr__(self, name: str) -> Any:
-        """Unpickle ``hf`` and ``chat`` when one of them is first asked for; Python calls this for what is missing."""
-        packed = self.__dict__.get(_PACKED)
-        if packed is None or name not in _OF_TRANSFORMERS:
-            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        self.__dict__.update(pickle.loads(packed))
-        self.__dict__.pop(_PACKED, None)  # another thread may have done so meanwhile
-        return self.__dict__[name]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of the stripped text as a continuation, with one leading space; nothing for a blank text.
@@ -142,8 +117,6 @@ class TextIds:
 
 def _hands_on(hf: PreTrainedTokenizerBase) -> bool:
     """Return whether ``hf`` gives a text to its Rust tokeniser as it is: few classes do more with it."""
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
     return (
         isinstance(hf, PreTrainedTokenizerFast)
         and type(hf)._encode_plus is PreTrainedTokenizerFast._encode_plus

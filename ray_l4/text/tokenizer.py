@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ray_l4.errors import ModelError, nearest
 from ray_l4.text.added_tokens import ANS, END, PAD, TASK_TOKENS_FILE, UNK, task_token
 from ray_l4.text.base_tokenizer import load_base, train_base
 from ray_l4.text.chat_template import ChatTemplate
 from ray_l4.text.text_ids import TextIds
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class TaskTokenizer(TextIds):
@@ -186,8 +183,6 @@ class TaskTokenizer(TextIds):
     @classmethod
     def load(cls, folder: str | Path) -> TaskTokenizer:
         """Read a tokeniser that ``save`` wrote. Raises ModelError if the folder does not contain one."""
-        from transformers import PreTrainedTokenizerFast
-
         try:
             record = json.loads((Path(folder) / TASK_TOKENS_FILE).read_text(encoding="utf-8"))
             gen, spares = record["gen"], record["spares"]

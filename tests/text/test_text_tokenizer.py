@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Config, PreTrainedTok
 
 from ray_l4.errors import ConfigError, ModelError
 from ray_l4.text.tokenizer import TASK_TOKENS_FILE, TaskTokenizer
-from tests.text.chat_fixtures import base as chat_base
 
 CORPUS = ["the cat sat on the mat", "a cat and a hat", "what is the change in state?"]
 
@@ -126,32 +123,6 @@ def test_saving_and_loading_is_the_identity(tokenizer: TaskTokenizer, tmp_path: 
     _same(grown, pickle.loads(pickle.dumps(grown)))
     text = "a cheap restaurant"
     assert AutoTokenizer.from_pretrained(str(tmp_path))(f" {text}")["input_ids"] == grown.encode(text)
-
-
-UNPICKLED = """
-import pickle, sys
-tokenizer = pickle.loads(open(sys.argv[1], "rb").read())
-again = pickle.loads(pickle.dumps(tokenizer))
-print(tokenizer.size, tokenizer.gen["woz.en"], "transformers" in sys.modules)
-print(again.decode(again.encode("a cheap restaurant")), "transformers" in sys.modules, hasattr(again, "other"))
-"""
-
-
-@pytest.mark.parametrize("chat", [False, True])
-def test_a_process_unpickles_it_without_transformers(tokenizer: TaskTokenizer, tmp_path: Path, chat: bool) -> None:
-    """The coordinator starts sooner: it needs the ids alone."""
-    if chat:
-        tokenizer = TaskTokenizer._extend(chat_base(), ["woz.en"], 1, False, True)
-    (tmp_path / "pickled").write_bytes(pickle.dumps(tokenizer))
-    words = [sys.executable, "-c", UNPICKLED, str(tmp_path / "pickled")]
-    printed = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
-    assert printed[0] == f"{tokenizer.size} {tokenizer.gen['woz.en']} False"
-    assert printed[1] == f"{tokenizer.decode(tokenizer.encode('a cheap restaurant'))} True False"
-
-
-def test_the_chat_template_keeps_its_tokeniser_when_it_is_unpickled() -> None:
-    unpickled = pickle.loads(pickle.dumps(TaskTokenizer._extend(chat_base(), ["t"], 0, False, True)))
-    assert unpickled.chat is not None and unpickled.chat.hf is unpickled.hf
 
 
 def test_loading_says_what_is_missing(tokenizer: TaskTokenizer, tmp_path: Path) -> None:
