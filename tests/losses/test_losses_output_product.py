@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,3 +81,25 @@ def test_a_processor_without_onednn_computes_the_same(biased: bool, monkeypatch:
     without = output_logits(hidden_ND, weight_VD, bias_V)
     assert torch.equal(without, functional.linear(hidden_ND, weight_VD, bias_V))
     assert_product(with_it, hidden_ND, weight_VD, bias_V)
+
+
+MANY_SHAPES = """
+import torch
+from ray_l4.losses.output_product import output_logits
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) // 1024
+weight = torch.randn(773, 80)
+for rows in range(600, 580, -1):
+    output_logits(torch.randn(rows, 80), weight, None)
+before = resident()
+for rows in range(1, 580):
+    output_logits(torch.randn(rows, 80), weight, None)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_products_of_many_shapes_leave_no_memory_behind() -> None:
+    """Every step of a packed run has other numbers of rows; each left half a megabyte."""
+    words = [sys.executable, "-c", MANY_SHAPES]
+    assert int(subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout) < 30
