@@ -67,6 +67,7 @@ def measure(case: StepCase, steps: int, progress: Callable[[str], None]) -> dict
         "steps": steps,
         "device": case.device,
         "precision": case.precision,
+        "compile": case.compile,
         **provenance(),
     }
 

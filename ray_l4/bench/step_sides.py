@@ -68,6 +68,8 @@ class StepCase:
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
     dropout: float = 0.1
+    compile: bool = False
+    """Whether the blocks of the students here are compiled."""
 
     @property
     def num_steps(self) -> int:
@@ -81,7 +83,7 @@ class StepCase:
         model = {**size, "positions": _POSITIONS, "vocabulary": shape.vocabulary, "dropout": dropout}
         sections = {
             "stream": [TASK],
-            "model": {"from_scratch": model, "precision": self.precision},
+            "model": {"from_scratch": model, "precision": self.precision, "compile": self.compile},
             "training": {"epochs": 1, "batch_size": self.batch},
             "optim": {"variant": "torch", "eps": 1e-8},
             "peers": {"init": "own"},

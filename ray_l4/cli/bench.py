@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +43,7 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Examples in a step.")]
 MeasuredOption = Annotated[int, typer.Option("--steps", min=1, help="Measured steps of each side.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 ArithmeticOption = Annotated[str, typer.Option("--precision", help="Of matrix products: float32 or bfloat16.")]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the blocks of the students here.")]
 WorkOption = Annotated[str, typer.Option(help="What is generated: replay (sampled) or answers (greedy).")]
 GeneratedOption = Annotated[int, typer.Option(min=1, help="Examples that are generated in a round.")]
 ChunkOption = Annotated[int, typer.Option(min=1, help="Examples that are generated together.")]
@@ -124,6 +125,7 @@ def step(
     data: DataOption = None,
     device: DeviceOption = "cpu",
     precision: ArithmeticOption = "float32",
+    compile_: CompileOption = False,
     json_: JsonOption = False,
     ledger: LedgerOption = LEDGER,
 ) -> None:
@@ -144,7 +146,8 @@ def step(
         raise ConfigError(f"--precision: {precision!r}; expected float32 or bfloat16")
     lengths, measured = real_lengths(_distinct(tasks, "--tasks"), SHAPES[model].vocabulary, data)
     examples = drawn(lengths, batch * (steps + BEYOND), seed=0)
-    case = StepCase(model, batch, examples, threads, device, "bfloat16" if precision == "bfloat16" else "float32")
+    arithmetic: Literal["float32", "bfloat16"] = "bfloat16" if precision == "bfloat16" else "float32"
+    case = StepCase(model, batch, examples, threads, device, arithmetic, compile=compile_)
     row = measure(case, steps, _progress()) | {"tasks": tasks, "lengths_measured": measured}
     _show(row, json_, ledger)
 

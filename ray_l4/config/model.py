@@ -65,6 +65,9 @@ class ModelConfig(Strict):
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer for the backward pass, but compute them again: less memory, about a third more
     time, the same gradients."""
+    compile: bool = False
+    """Compile the blocks of the model with ``torch.compile`` as training begins, attention excepted. It takes about a
+    minute, needs a C++ compiler on a CPU, and changes the last bits of results."""
     max_length: Count | None = None
     """Maximum length of a training sequence in tokens. If not given, the model's limit."""
     chat_template: Literal["auto", "none"] = "auto"

@@ -85,7 +85,8 @@ class ByReference:
         return self._traffic.take()
 
     def _read(self, ticket: Ticket) -> Payload:
-        return Payload(ticket.codec, {name: to_tensor(*own).to(self.device) for name, own in ticket.content.items()})
+        host = {name: to_tensor(*own) for name, own in ticket.content.items()}
+        return Payload(ticket.codec, {name: own.to(self.device, non_blocking=True) for name, own in host.items()})
 
 
 def to_numpy(tensor: Tensor) -> tuple[str, np.ndarray]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from ray_l4.learner.blocks import compiled_later
 from ray_l4.learner.dropout import use_cheap_masks
 from ray_l4.learner.guards import Guard, build_guard
 from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, WholeLogits
@@ -54,7 +56,9 @@ class PeerModel:
         self.guard: Guard | None = build_guard(method.guard)
         self.device = model.device
         use_cheap_masks(model)
-        self._position_logits = sharding.wrap(model, partial(arithmetic, experiment.model, self.device))
+        # Blocks are compiled before they are sharded, as PyTorch advises, but not for the tokens that probe a model.
+        with compiled_later(model) if experiment.model.compile else nullcontext():
+            self._position_logits = sharding.wrap(model, partial(arithmetic, experiment.model, self.device))
 
     @property
     def output_layer(self) -> OutputLayer | None:

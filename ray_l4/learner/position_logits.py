@@ -111,7 +111,8 @@ def _packed(input_ids_RT: Tensor, positions_N: Tensor, lengths: Sequence[int]) -
     width = input_ids_RT.shape[1]
     device = input_ids_RT.device
     starts = [row * width for row in range(len(lengths))]
-    tokens_S = torch.cat([torch.arange(at, at + own) for at, own in zip(starts, lengths, strict=True)]).to(device)
+    tokens_S = torch.cat([torch.arange(at, at + own) for at, own in zip(starts, lengths, strict=True)])
+    tokens_S = tokens_S.to(device, non_blocking=True)
     place_of = torch.zeros(input_ids_RT.numel(), dtype=torch.int64, device=device)
     place_of[tokens_S] = torch.arange(len(tokens_S), device=device)
     return input_ids_RT.flatten()[tokens_S][None], place_of[positions_N]

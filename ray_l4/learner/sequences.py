@@ -49,12 +49,12 @@ class Sequences:
     @cached_property
     def position_ids_S(self) -> Tensor:
         """The position of every token within its sequence, (num_tokens,)."""
-        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
+        return self._placed(torch.cat([torch.arange(length) for length in self.lengths]))
 
     @cached_property
     def offsets(self) -> Tensor:
         """The first token of each sequence, and the number of all tokens: (num_sequences + 1,)."""
-        return torch.tensor([0, *np.cumsum(self.lengths)], device=self.device)
+        return self._placed(torch.tensor([0, *np.cumsum(self.lengths)]))
 
     def grouped(self, heads: int) -> Grouping:
         """Return groups of sequences in which padding costs less than a group of their own would."""
@@ -79,9 +79,13 @@ class Sequences:
         rows = np.where(real, np.asarray([starts[member] for member in members])[:, None] + column, 0)
         rows_P, real_P = torch.from_numpy(rows.ravel()), torch.from_numpy(real.ravel())
         places_N = torch.from_numpy(np.flatnonzero(real))
-        padding_P = None if real.all() else ~real_P.to(self.device)
-        rows_P, places_N, tokens_N = (tensor.to(self.device) for tensor in (rows_P, places_N, rows_P[places_N]))
+        padding_P = None if real.all() else self._placed(~real_P)
+        rows_P, places_N, tokens_N = (self._placed(own) for own in (rows_P, places_N, rows_P[places_N]))
         return Group(len(members), longest, rows_P, places_N, tokens_N, padding_P)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """Copy to the device without waiting for what it does now."""
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _grouped(lengths: Sequence[int], heads: int) -> list[list[int]]:

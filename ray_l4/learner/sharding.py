@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from ray_l4.learner.blocks import blocks_of
 from ray_l4.learner.buckets import buckets
 from ray_l4.learner.models import load_bytes, state_bytes, to_bytes
 from ray_l4.learner.packing import Arithmetic
@@ -132,7 +133,7 @@ class FullyShard:
     def wrap(self, model: PreTrainedModel, arithmetic: Arithmetic = nullcontext) -> PositionLogits:
         module = PositionLogits(model, arithmetic=arithmetic)
         module.sharded = True
-        for part in (*_blocks(model), module):
+        for part in (*blocks_of(model), module):
             # The outermost module too: otherwise a forward pass without a backward pass leaves stale weights gathered.
             fully_shard(part, mesh=self.mesh, reshard_after_forward=True)
             if isinstance(part, FSDPModule):  # always true after fully_shard, which changes the class
@@ -183,9 +184,3 @@ _NO_WEIGHTS = np.empty(0, dtype=np.uint8)
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """List the layers that Transformers never splits over devices; empty if the architecture does not name them."""
-    names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]

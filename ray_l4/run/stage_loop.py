@@ -263,9 +263,10 @@ class StageLoop:
         for student in self._membership.lost:  # its weights may never arrive
             self._scoring.cancel(self._state.stages_done, student)
         self._queue.poll()
-        references = [reference for ranks in self._asked_logs.values() for reference in ranks]
-        if references and len(self._rpc.ready(references)) == len(references):
-            self._add_logs(0.0)
+        if self._asked_logs:
+            references = [reference for ranks in self._asked_logs.values() for reference in ranks]
+            if len(self._rpc.ready(references)) == len(references):
+                self._add_logs(0.0)
         self._context.progress.update(jobs_open=len(self._scoring))
 
     def _between(self) -> None:

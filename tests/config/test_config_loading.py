@@ -173,8 +173,8 @@ peers: {zzz: 0}
         (
             "stream: [a]\n",
             "FILE: model: missing; expected a group of keys "
-            "(name, from_scratch, trust_custom_code, precision, dtype, gradient_checkpointing, max_length, "
-            "chat_template, lora, task_tokens, spare_task_tokens)",
+            "(name, from_scratch, trust_custom_code, precision, dtype, gradient_checkpointing, compile, "
+            "max_length, chat_template, lora, task_tokens, spare_task_tokens)",
         ),
         ("model: {name: x}\n", "FILE: stream: missing; expected a non-empty list"),
         (

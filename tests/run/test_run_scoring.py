@@ -17,6 +17,7 @@ from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.config.experiment import EvaluationConfig
 from ray_l4.methods import get_method
 from ray_l4.run.scoring import Scoring
+from ray_l4.run.session import start
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_json
@@ -25,6 +26,7 @@ from ray_l4.store.run_directory import Cell
 from ray_l4.text.test_sets import Scored, build_test_set, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
 from tests.learner import learner_fixtures as small
+from tests.run import run_fixtures as run_small
 from tests.run.run_fixtures import bare_context
 
 SIZES = {"a": 21, "b": 3}
@@ -266,3 +268,24 @@ def test_what_is_scored_or_asked_for_is_not_asked_for_again(tok: TaskTokenizer, 
     assert len(work.scoring) == 0
     (oracle,) = work.oracles
     assert [oracle.asked.count(f"score {task}") for task in SIZES] == [1, 1]
+
+
+@pytest.mark.parametrize("when", ["stage", "epoch"])
+def test_training_waits_for_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Evaluators that answer only once all stages have been learned delay the end of a run, and nothing else."""
+    config = run_small.quick("finetune", evaluation={"when": when, "max_new_tokens": 8})
+    profile = run_small.cluster("in_process")
+    expected, _ = run_small.complete_run(config, profile, tmp_path / "expected")
+    setup, late = run_small.new_run(config, profile, tmp_path / "late")
+    poll, polls_in_vain = WorkQueue.poll, []
+
+    def after_training(queue: WorkQueue) -> None:
+        if late.state().stages_done == len(setup.stages):
+            poll(queue)
+        else:
+            polls_in_vain.append(len(queue))
+
+    monkeypatch.setattr(WorkQueue, "poll", after_training)
+    run_small.finish(start(setup, profile, late))
+    assert max(polls_in_vain) > 0, "scores of the first stage were open while the second one was learned"
+    run_small.assert_equal(late, expected)
