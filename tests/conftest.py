@@ -23,11 +23,13 @@ settings.register_profile("ray_l4", deadline=None)
 settings.register_profile("ray_l4-quick", deadline=None, max_examples=25)
 
 if TYPE_CHECKING:
+    import torch
+
     from tests.run.run_fixtures import Finished
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser"}
+MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser", "gpu": "gpu"}
 """Tests that use one of these fixtures get the mark."""
 NOT_QUICK = ("ray", "browser", "end_to_end", "processes", "slow", "faults")
 """Marks of tests that ``--quick`` leaves out."""
@@ -85,6 +87,16 @@ def shared_data() -> Path:
     if not (folder / "raw").is_dir():
         pytest.skip(f"no data sets at {folder} (set RAY_L4_DATA to the folder that holds raw/)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """The first GPU. Skips the test if there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    return torch.device("cuda", 0)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 _PREFIX = "ray_l4."
-_MATRIX, _VECTOR = 1024, 2**25
+_MATRIX, _VECTOR = {"cpu": 1024, "cuda": 8192}, 2**25
+"""Rows of the square matrices whose product takes a device to its limit, and elements of what is copied."""
 _ATTEMPTS = 5
 
 
@@ -93,18 +94,19 @@ class Ceilings(NamedTuple):
     """What this machine does at best, measured now with the threads of this process."""
 
     flops_per_second: float
-    """Of a product of two square float32 matrices."""
+    """Of a product of two square matrices."""
     bytes_per_second: float
     """Read and written by a copy that is larger than the caches."""
 
 
-def ceilings(device: torch.device) -> Ceilings:
-    """Measure the ceilings: the best of a few attempts."""
-    a, b = (torch.randn(_MATRIX, _MATRIX, device=device) for _ in range(2))
+def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
+    """Measure the ceilings, that of products with matrices of this type: the best of a few attempts."""
+    rows = _MATRIX[device.type]
+    a, b = (torch.randn(rows, rows, device=device, dtype=dtype) for _ in range(2))
     source, target = torch.zeros(_VECTOR, device=device), torch.empty(_VECTOR, device=device)
     product = min(_seconds(lambda: a @ b, device) for _ in range(_ATTEMPTS))
     copy = min(_seconds(lambda: target.copy_(source), device) for _ in range(_ATTEMPTS))
-    return Ceilings(2 * _MATRIX**3 / product, 2 * source.nbytes / copy)
+    return Ceilings(2 * rows**3 / product, 2 * source.nbytes / copy)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

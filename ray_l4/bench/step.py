@@ -98,7 +98,7 @@ def _largest_difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
 def _against_ceilings(case: StepCase, counted: Sequence[dict[str, int]], seconds: float) -> dict[str, Any]:
     """Return the counts of both sides, and which share of the machine's ceilings a step reaches here."""
     torch.set_num_threads(case.threads)
-    limits = ceilings(torch.device(case.device))
+    limits = ceilings(torch.device(case.device), getattr(torch, case.precision))
     here, textbook = counted
     return {
         "flops": here["flops"],

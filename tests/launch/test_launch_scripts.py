@@ -166,3 +166,29 @@ def test_a_broken_environment_is_named(project: Project) -> None:
     result = project.run("test.sh")
     assert result.returncode == 1
     assert f"{project.venv} has no working Python 3.11 or newer. Delete that folder" in result.stderr
+
+
+def test_the_check_on_a_gpu_goes_on_after_a_failure_and_names_it(project: Project) -> None:
+    result = project.run("gpu_check.sh", "the results", fail_at="bench step")
+    out = project.log.parent / "the results"
+    assert result.returncode == 1
+    assert result.stderr == "error: failed: step-small\n"
+    *_, last = commands = project.recorded()
+    assert [line.split()[2] for line in commands] == [
+        "pytest",
+        "analysis.benchmarks.papers",
+        "analysis.benchmarks.papers",
+        "ray_l4.cli",
+        "ray_l4.cli",
+    ]
+    assert "--set cluster.exchange.transport=cuda_ipc" in last
+    assert last.endswith(f"--run-dir {out}/cuda-ipc")
+    assert {path.stem for path in out.glob("*.log")} == {"tests", "papers", "papers-compiled", "step-small", "cuda-ipc"}
+    assert project.run("gpu_check.sh", "the results").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all"]])
+def test_the_check_on_a_gpu_needs_a_folder(project: Project, arguments: list[str]) -> None:
+    result = project.run("gpu_check.sh", *arguments)
+    assert (result.returncode, project.recorded()) == (2, [])
+    assert "expected the folder for the results" in result.stderr
