@@ -98,19 +98,31 @@ def test_checks_run_in_order_and_stop_at_the_first_failure(project: Project, arg
     assert project.recorded() == ["python -m ruff check", "python -m ruff format --check"]
 
 
+RUN = "ray-l4 run launch/experiments/quickstart.yaml --set seed={seed} --set method={method} --cluster {profile}"
+PROFILES = {"finetune": "cluster_configs/in_process.yaml", "l4": "cluster_configs/laptop.yaml"}
+
+
 def test_quickstart_runs_both_methods_and_compares_them_in_runs(project: Project) -> None:
     result = project.run("quickstart.sh", "--seed", "3")
     assert result.returncode == 0, result.stderr
-    folders = [f"runs/quickstart-{method}-seed3" for method in ("l4", "finetune")]
-    assert project.recorded()[1:] == [
-        *(
-            "ray-l4 run launch/experiments/quickstart.yaml --cluster cluster_configs/laptop.yaml "
-            f"--set method={method} --set seed=3 --run-dir {folder}"
-            for method, folder in zip(("l4", "finetune"), folders, strict=True)
-        ),
-        f"ray-l4 report {' '.join(folders)} --out runs/quickstart-seed3.html",
-    ]
+    folders = {method: f"runs/quickstart-{method}-seed3" for method in PROFILES}
+    *runs, report = project.recorded()[1:]
+    assert sorted(runs) == sorted(  # side by side
+        f"{RUN.format(seed=3, method=method, profile=profile)} --run-dir {folders[method]}"
+        for method, profile in PROFILES.items()
+    )
+    assert report == f"ray-l4 report {folders['l4']} {folders['finetune']} --out runs/quickstart-seed3.html"
     assert re.search(r"^==> total: \d+ s$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("failing", PROFILES)
+def test_quickstart_tells_which_method_failed(project: Project, failing: str) -> None:
+    fails = MAKES_RUN + '[[ "$*" != *"$FAIL_AT"* ]] || { echo "this is why" >&2; exit 3; }\n'
+    (project.venv / "bin" / "ray-l4").write_text(fails)
+    result = project.run("quickstart.sh", fail_at=f"method={failing}")
+    assert result.returncode == (1 if failing == "finetune" else 3)
+    assert "this is why" in result.stdout + result.stderr
+    assert not any("report" in line for line in project.recorded())
 
 
 @pytest.mark.parametrize("kept", ["quickstart-l4-seed0", "quickstart-finetune-seed0", "quickstart-seed0.html"])
@@ -119,11 +131,11 @@ def test_quickstart_again_keeps_the_first_results(project: Project, kept: str) -
     result = project.run("quickstart.sh")
     assert result.returncode == 0
     assert f"runs/{kept} exists already and is kept" in result.stdout
-    *_, l4, finetune, report = project.recorded()
-    suffix = re.search(r"runs/quickstart-l4-seed0(-\d{8}-\d{6})$", l4)
+    *_, one, other, report = project.recorded()
+    suffix = re.search(r"runs/quickstart-(?:l4|finetune)-seed0(-\d{8}-\d{6})$", one)
     assert suffix
     folders = [f"runs/quickstart-{method}-seed0{suffix[1]}" for method in ("l4", "finetune")]
-    assert finetune.endswith(folders[1])
+    assert {line.rsplit(maxsplit=1)[1] for line in (one, other)} == set(folders)
     assert report == f"ray-l4 report {' '.join(folders)} --out runs/quickstart-seed0{suffix[1]}.html"
 
 
