@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_l4.config.experiment import ExperimentConfig
 
 
 def changed(record: Any, **values: object) -> Any:
@@ -11,3 +14,9 @@ def changed(record: Any, **values: object) -> Any:
     Raises pydantic.ValidationError if the values are inconsistent.
     """
     return type(record).model_validate({name: getattr(record, name) for name in record.model_fields_set} | values)
+
+
+def uncompiled(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment with a model whose blocks are not compiled (``model.compile``)."""
+    same: ExperimentConfig = changed(experiment, model=changed(experiment.model, compile=False))
+    return same

@@ -27,7 +27,7 @@ from ray_l4.learner.sharding import Alone
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.losses.chunked import rehearsed_chunks
 from ray_l4.methods import get_method, graph_of, peer_experiment, peer_settings
-from ray_l4.methods.copying import changed
+from ray_l4.methods.copying import changed, uncompiled
 from ray_l4.planning.attribution import attribute_model, attribute_optimiser
 from ray_l4.planning.batch_shape import BatchShape
 from ray_l4.planning.gpu_operators import GpuOperators, gpu_contexts, update_together
@@ -151,7 +151,7 @@ class _SimulatedProcess:
         self._runs: dict[int, StageRun] = {}
 
     def _learner(self, experiment: ExperimentConfig, vocabulary: Vocabulary, batch: BatchShape, peer: int) -> Learner:
-        config = _with_batch(peer_experiment(experiment, peer), batch)
+        config = uncompiled(_with_batch(peer_experiment(experiment, peer), batch))
         self._trace.begin("weights")
         model = meta_model(config.model, vocabulary, peer_settings(experiment, peer).dropout)
         if self._gpu and config.model.gradient_checkpointing:

@@ -19,6 +19,7 @@ from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import pick_device
 from ray_l4.learner.repeated_step import Finding, RepeatedStep
 from ray_l4.methods import get_method, peer_experiment
+from ray_l4.methods.copying import uncompiled
 from ray_l4.setup.inspected import check_trust
 from ray_l4.store.failed_steps import BATCH, GUARD, MEMORY, TARGETS, WHY, StepPlace
 from ray_l4.store.records import read_weights, undamaged
@@ -60,7 +61,7 @@ def repeat(run: RunDirectory, place: StepPlace, trusts_code: bool = False) -> Re
         torch.set_num_threads(cluster.students.threads)  # the order of sums depends on it
     device = pick_device(cluster.students.gpus)
     tokenizer = TaskTokenizer.load(folder)
-    own = peer_experiment(experiment, place.student)
+    own = uncompiled(peer_experiment(experiment, place.student))  # numbers inside compiled blocks cannot be seen
     model = initial_model(experiment, place.student, tokenizer).to(device)
     method = get_method(experiment.method)
     learner = Learner(place.student, model, tokenizer, own, method, micro_batch=cluster.students.micro_batch)

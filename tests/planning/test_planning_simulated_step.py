@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ray_l4.learner import blocks
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.losses import head_gradient
 from ray_l4.losses.chunked import row_chunks
@@ -60,6 +61,11 @@ def test_memory_agrees_with_that_of_real_tensors(name: str) -> None:
     config, trace = experiment(**sections), cpu_trace()
     train_for_real(config, profile(**cluster), trace)
     assert sum(simulated(config, **cluster).tensors.values()) == pytest.approx(sum(trace.peak.values()), rel=0.01)
+
+
+def test_nothing_is_compiled_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks.torch.compiler, "set_stance", None)  # which the compilation of blocks needs
+    assert simulated(experiment(model={"from_scratch": SHAPE, "compile": True})) == plain()
 
 
 def test_chunks_of_the_loss_that_are_not_rehearsed_would_need_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

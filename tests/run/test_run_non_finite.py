@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ray_l4.errors import NonFiniteError, RunDirectoryError
 from ray_l4.learner.stage_run import StageRun
+from ray_l4.methods.copying import changed
 from ray_l4.setup.failed_step import repeat
 from ray_l4.store.failed_steps import failed_steps
 from ray_l4.store.run_directory import RunDirectory, read_json
@@ -83,6 +84,19 @@ def test_a_failed_step_is_kept_and_repeated_bit_for_bit(
     assert repeated.finding.first_output == LAYER
     assert repeated.finding.first_gradient is not None
     assert {index for index, *_ in repeated.finding.losses} == set(range(repeated.batch.num_rows))
+
+
+def test_a_failed_step_is_repeated_without_compiled_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens inside them could not be seen."""
+    with monkeypatch.context() as patched:
+        spoil(patched, {BAD_STEP})
+        run, _ = failed_run(tmp_path / "run", "finetune")
+    own = run.experiment()
+    compiled = changed(own, model=changed(own.model, compile=True))
+    monkeypatch.setattr(RunDirectory, "experiment", lambda self: compiled)
+    monkeypatch.setattr(torch.compiler, "set_stance", None)  # which the compilation of blocks needs
+    (place,) = failed_steps(run, None)
+    assert repeat(run, place).finding.first_output == LAYER
 
 
 def test_only_the_gradient_may_be_wrong_and_then_finite_figures_are_equal_too(
