@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the project on a machine with a GPU, in about twelve minutes: the tests that need one, a run whose students
+# Checks the project on a machine with a GPU, meant to take about twelve minutes: the tests that need one, a run whose students
 # read each other's GPU memory, and benchmarks of a step, of generation and of the papers' run. Goes on after a failure.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
@@ -10,7 +10,8 @@ usage() {
 usage: launch/gpu_check.sh OUT_DIR
 
 Writes OUT_DIR/*.log, OUT_DIR/papers.json, OUT_DIR/papers-compiled.json and the ledger OUT_DIR/bench.jsonl. RAY_L4_VENV
-names a virtual environment in which the project's dependencies are installed; without network, nothing is installed.
+names a virtual environment that has the project's dependencies (by default .venv); nothing is installed. OUT_DIR must be
+empty or new.
 TEXT
 }
 
@@ -24,6 +25,7 @@ case ${1:-} in
     refuse "expected the folder for the results"
     ;;
 esac
+[[ -z $(ls -A "$1" 2>/dev/null) ]] || refuse "$1 is not empty; choose a new folder"
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cd "$ROOT"

@@ -55,14 +55,16 @@ run=("$VENV/bin/ray-l4" run launch/experiments/quickstart.yaml --set "seed=$seed
 output=$(mktemp)
 "${run[@]}" --set method=finetune --cluster cluster_configs/in_process.yaml --run-dir "$finetune" >"$output" 2>&1 &
 beside=$!
-trap '{ kill "$beside" && wait "$beside"; } 2>/dev/null || true; rm -f "$output"' EXIT
+trap '[[ -z $beside ]] || { kill "$beside" && wait "$beside"; } 2>/dev/null || true; rm -f "$output"' EXIT
 
 step "training l4 on three tasks, into $l4, and finetune beside it" \
   "${run[@]}" --set method=l4 --cluster cluster_configs/laptop.yaml --run-dir "$l4"
 say "finetune, into $finetune:"
+failed=
 wait "$beside" || failed=true
+beside=
 cat "$output"
-[[ -z ${failed:-} ]] || fail "finetune failed; its output is above"
+[[ -z $failed ]] || fail "finetune failed; its output is above"
 
 page=runs/quickstart-seed$seed$suffix.html
 step "comparing both runs, into $page" "$VENV/bin/ray-l4" report "$l4" "$finetune" --out "$page"

@@ -6,15 +6,18 @@
 
 Measures a step of two students for each task, as ``ray-l4 bench step`` does, and the rate at which one student
 generates. An example of a task takes the same time in every stage, so the times of stages follow from the numbers of
-their examples. Answers to test sets are not part of it: evaluators give them while students learn. Prints one JSON
-object; the rows that it was made from are appended to the ledger.
+their examples. The rate is that of a float32 model and pseudo-examples of 60 tokens on average: a token of a long
+article costs more, so replay takes longer than projected. Answers to test sets are not part of it: evaluators give them
+while students learn. Prints one JSON object; the rows that it was made from are appended to the ledger.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +78,7 @@ def projected(seconds: Mapping[str, float], tokens: Mapping[str, float], rate: f
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure a step of every task and generation, and return the projection."""
     precision: Literal["float32", "bfloat16"] = arguments.precision
+    progress = partial(print, file=sys.stderr)
     rows, tokens = {}, {}
     for task in STREAM:
         lengths, _ = real_lengths([task], SHAPES[arguments.model].vocabulary)
@@ -89,12 +93,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             precision,
             compile=arguments.compile,
         )
-        rows[task] = step.measure(case, arguments.steps, print) | {"tasks": task}
+        rows[task] = step.measure(case, arguments.steps, progress) | {"tasks": task}
         append(arguments.ledger, rows[task])
     work = GenerateCase(
         arguments.model, "replay", arguments.examples, arguments.examples, arguments.threads, arguments.device
     )
-    generated = generate.measure(work, 1, print)
+    generated = generate.measure(work, 1, progress)
     append(arguments.ledger, generated)
     seconds = {task: row["wall_ms"]["p50"] / 1e3 / arguments.batch for task, row in rows.items()}
     parts = projected(seconds, tokens, generated["tokens_per_second"]["p50"])

@@ -67,7 +67,7 @@ class ModelConfig(Strict):
     time, the same gradients."""
     compile: bool = False
     """Compile the blocks of the model with ``torch.compile`` as training begins, attention excepted. It takes about a
-    minute, needs a C++ compiler on a CPU, and changes the last bits of results."""
+    minute, needs a C or C++ compiler, changes the last bits of results, and draws other dropout masks."""
     max_length: Count | None = None
     """Maximum length of a training sequence in tokens. If not given, the model's limit."""
     chat_template: Literal["auto", "none"] = "auto"

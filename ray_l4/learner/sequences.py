@@ -84,7 +84,7 @@ class Sequences:
         return Group(len(members), longest, rows_P, places_N, tokens_N, padding_P)
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        """Copy to the device without waiting for what it does now."""
+        """Copy to the device, asking not to wait for what it does now."""
         return tensor.to(self.device, non_blocking=True)
 
 

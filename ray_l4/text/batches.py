@@ -32,7 +32,7 @@ class HeadPositions:
     """Number of positions of current examples: ``[:num_current]`` bear distillation."""
 
     def to(self, device: torch.device) -> HeadPositions:
-        """Return a copy on another device, without waiting for what that does now."""
+        """Return a copy on another device, which is asked not to wait for what that does now."""
         own = (self.positions_N, self.targets_N, self.weights_N)
         positions_N, targets_N, weights_N = (tensor.to(device, non_blocking=True) for tensor in own)
         return replace(self, positions_N=positions_N, targets_N=targets_N, weights_N=weights_N)
@@ -57,7 +57,7 @@ class Batch:
     """Number of positions with a loss, summed over the heads."""
 
     def to(self, device: torch.device) -> Batch:
-        """Return a copy on another device, without waiting for what that does now."""
+        """Return a copy on another device, which is asked not to wait for what that does now."""
         heads = {head: positions.to(device) for head, positions in self.heads.items()}
         return replace(self, input_ids_RT=self.input_ids_RT.to(device, non_blocking=True), heads=heads)
 

@@ -32,12 +32,15 @@ def test_the_time_of_a_stage_follows_from_its_examples() -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_it_measures_and_projects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_measures_and_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("RAY_L4_DATA", raising=False)
     out, ledger = tmp_path / "made" / "papers.json", tmp_path / "bench.jsonl"
     small = ["--model", "small", "--batch", "1", "--steps", "1", "--examples", "2"]
     main([*small, "--out", str(out), "--ledger", str(ledger)])
     found = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == found
     assert found["seconds"] == pytest.approx(
         sum(stage["training_seconds"] + stage["replay_seconds"] for stage in found["stages"])
     )

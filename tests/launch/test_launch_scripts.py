@@ -196,7 +196,9 @@ def test_the_check_on_a_gpu_goes_on_after_a_failure_and_names_it(project: Projec
     assert "--set cluster.exchange.transport=cuda_ipc" in last
     assert last.endswith(f"--run-dir {out}/cuda-ipc")
     assert {path.stem for path in out.glob("*.log")} == {"tests", "papers", "papers-compiled", "step-small", "cuda-ipc"}
-    assert project.run("gpu_check.sh", "the results").returncode == 0
+    assert project.run("gpu_check.sh", "other results").returncode == 0
+    again = project.run("gpu_check.sh", "the results")
+    assert (again.returncode, again.stderr) == (2, "error: the results is not empty; choose a new folder\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all"]])

