@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks the project on a machine with a GPU, meant to take about twelve minutes: the tests that need one, a run whose students
-# read each other's GPU memory, and benchmarks of a step, of generation and of the papers' run. Goes on after a failure.
+# Checks the project on a machine with a GPU, meant to take about twelve minutes: the tests that need one, a run whose
+# students read each other's GPU memory, and benchmarks of a step, of generation and of the papers' run. Goes on after a
+# failure.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

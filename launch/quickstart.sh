@@ -51,18 +51,32 @@ done
 l4=runs/quickstart-l4-seed$seed$suffix finetune=runs/quickstart-finetune-seed$seed$suffix
 run=("$VENV/bin/ray-l4" run launch/experiments/quickstart.yaml --set "seed=$seed")
 
-# Fine-tuning takes one process and no Ray. It runs beside l4, whose processes leave cores idle while they start.
+# Fine-tuning takes one process and no Ray. It runs beside l4, whose processes leave cores idle while they start. Each run
+# has a process group of its own, so that Ctrl-C comes to it once, from here: a second signal would end it at once.
 output=$(mktemp)
+running=()
+trap 'stop_runs; rm -f "$output"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# End the runs that still go on, and wait until they have.
+stop_runs() {
+  ((${#running[@]} == 0)) || { kill "${running[@]}" && wait "${running[@]}"; } 2>/dev/null || true
+}
+
+set -m
 "${run[@]}" --set method=finetune --cluster cluster_configs/in_process.yaml --run-dir "$finetune" >"$output" 2>&1 &
 beside=$!
-trap '[[ -z $beside ]] || { kill "$beside" && wait "$beside"; } 2>/dev/null || true; rm -f "$output"' EXIT
+"${run[@]}" --set method=l4 --cluster cluster_configs/laptop.yaml --run-dir "$l4" &
+running=("$beside" $!)
+set +m
 
-step "training l4 on three tasks, into $l4, and finetune beside it" \
-  "${run[@]}" --set method=l4 --cluster cluster_configs/laptop.yaml --run-dir "$l4"
+step "training l4 on three tasks, into $l4, and finetune beside it" wait "${running[1]}"
+running=("$beside")
 say "finetune, into $finetune:"
 failed=
 wait "$beside" || failed=true
-beside=
+running=()
 cat "$output"
 [[ -z $failed ]] || fail "finetune failed; its output is above"
 

@@ -67,7 +67,8 @@ class ModelConfig(Strict):
     time, the same gradients."""
     compile: bool = False
     """Compile the blocks of the model with ``torch.compile`` as training begins, attention excepted. It takes about a
-    minute, needs a C or C++ compiler, changes the last bits of results, and draws other dropout masks."""
+    minute, needs a C or C++ compiler, changes the last bits of results, and draws other dropout masks. Not together
+    with ``gradient_checkpointing``."""
     max_length: Count | None = None
     """Maximum length of a training sequence in tokens. If not given, the model's limit."""
     chat_template: Literal["auto", "none"] = "auto"
@@ -86,6 +87,11 @@ class ModelConfig(Strict):
             raise ValueError("give exactly one of 'name' and 'from_scratch'")
         if self.lora is not None and self.name is None:
             raise ValueError("'lora' adapts a pretrained model: give its 'name' instead of 'from_scratch'")
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "'compile' has no effect on layers whose activations are computed again: remove it, or "
+                "'gradient_checkpointing'"
+            )
         if self.dtype != "float32" and self.name is None:
             raise ValueError(
                 "'dtype' is that of a pretrained model: give its 'name', or train 'from_scratch' in float32"

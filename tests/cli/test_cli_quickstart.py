@@ -1,4 +1,4 @@
-"""The scores that the README promises. Four minutes per seed; run with: bash launch/test.sh -m quickstart."""
+"""The scores that the README promises. Two minutes per seed; run with: bash launch/test.sh -m quickstart."""
 
 from __future__ import annotations
 

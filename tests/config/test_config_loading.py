@@ -186,6 +186,11 @@ peers: {zzz: 0}
         ("stream:\n- train: 3\nmodel: {name: x}\n", "FILE:2: stream.0.name: missing; expected text"),
         ("stream: [a]\nmodel: {}\n", "FILE:2: model: give exactly one of 'name' and 'from_scratch'"),
         (
+            "stream: [a]\nmodel: {name: x, compile: true, gradient_checkpointing: true}\n",
+            "FILE:2: model: 'compile' has no effect on layers whose activations are computed again: remove it, or "
+            "'gradient_checkpointing'",
+        ),
+        (
             "stream: [a, a]\nmodel: {name: x}\n",
             "FILE: task 'a' appears twice in the stream; a task can be learned only once",
         ),

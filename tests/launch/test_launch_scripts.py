@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root, self.venv, self.log = root / "a project", root / "a venv", root / "log"
+        self.temporary = root / "temporary"
+        self.temporary.mkdir()
         shutil.copytree(REPOSITORY / "launch", self.root / "launch")
         (self.root / "pyproject.toml").write_text("[project]\n")
         (self.venv / "bin").mkdir(parents=True)
@@ -35,21 +39,29 @@ class Project:
 
     def run(self, script: str, *arguments: str, fail_at: str = "nothing") -> subprocess.CompletedProcess[str]:
         """Run a script from another folder."""
-        places = {"RAY_L4_VENV": str(self.venv), "LOG": str(self.log), "FAIL_AT": fail_at}
-        command = ["bash", str(self.root / "launch" / script), *arguments]
-        return subprocess.run(
-            command,
-            env=os.environ | places,
+        with self.start(script, *arguments, fail_at=fail_at) as process:
+            output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def start(self, script: str, *arguments: str, fail_at: str = "nothing") -> subprocess.Popen[str]:
+        """Start a script in another folder."""
+        places = {"RAY_L4_VENV": self.venv, "LOG": self.log, "FAIL_AT": fail_at, "TMPDIR": self.temporary}
+        return subprocess.Popen(
+            ["bash", str(self.root / "launch" / script), *arguments],
+            env=os.environ | {name: str(place) for name, place in places.items()},
             cwd=self.log.parent,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            check=False,
         )
+
+    def read(self) -> list[str]:
+        """Return the commands that the environment has recorded."""
+        return self.log.read_text().splitlines() if self.log.exists() else []
 
     def recorded(self) -> list[str]:
         """Return the commands that the environment recorded since the last call."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        lines = self.read()
         self.log.unlink(missing_ok=True)
         return lines
 
@@ -123,6 +135,49 @@ def test_quickstart_tells_which_method_failed(project: Project, failing: str) ->
     assert result.returncode == (1 if failing == "finetune" else 3)
     assert "this is why" in result.stdout + result.stderr
     assert not any("report" in line for line in project.recorded())
+
+
+LASTS = (
+    MAKES_RUN
+    + """case " $* " in
+  *"method=$FAIL_AT "*) until [[ -e $LOG.started ]]; do sleep 0.05; done; exit 3 ;;
+  *" run "*)
+    trap 'kill $!; echo "stopped $*" >>"$LOG"; exit 130' TERM INT
+    touch "$LOG.started"
+    sleep 60 &
+    wait $! ;;
+esac
+"""
+)
+"""A run that goes on until it is stopped, but for one that fails when the other has begun."""
+
+
+def temporary_files(project: Project) -> list[Path]:
+    return list(project.temporary.iterdir())
+
+
+def test_quickstart_stops_one_run_if_the_other_fails(project: Project) -> None:
+    (project.venv / "bin" / "ray-l4").write_text(LASTS)
+    assert project.run("quickstart.sh", fail_at="l4").returncode == 3
+    assert [line.split("method=")[1].split()[0] for line in project.recorded() if line.startswith("stopped")] == [
+        "finetune"
+    ]
+    assert temporary_files(project) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_quickstart_stops_both_runs_once_when_it_is_stopped(project: Project, number: signal.Signals) -> None:
+    (project.venv / "bin" / "ray-l4").write_text(LASTS)
+    with project.start("quickstart.sh") as process:
+        deadline = time.monotonic() + 30
+        while len([line for line in project.read() if " run " in line]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)  # their traps are set right after they have recorded their arguments
+        process.send_signal(number)
+        assert process.wait(30) == (130 if number == signal.SIGINT else 143)
+    stopped = [line.split("method=")[1].split()[0] for line in project.recorded() if line.startswith("stopped")]
+    assert sorted(stopped) == ["finetune", "l4"]
+    assert temporary_files(project) == []
 
 
 @pytest.mark.parametrize("kept", ["quickstart-l4-seed0", "quickstart-finetune-seed0", "quickstart-seed0.html"])

@@ -43,6 +43,8 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
 }
 FULL = (("l4", None), ("everything", 2), ("bfloat16", None))
 """Scenarios and micro-batch sizes of fully sharded students."""
+COMPILED = (("compiled", None),)
+"""The same with compiled blocks."""
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
@@ -78,10 +80,15 @@ class FullyLearned:
 
 def begun(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | None = None) -> list[StageRun]:
     """Begin the second stage of a scenario's students, each on one of its ranks."""
-    more = {name: value for name, value in SCENARIOS[scenario].items() if name != "precision"}
+    compiled = scenario == "compiled" and bool(shardings)
+    more = {name: value for name, value in _settings(scenario).items() if name != "precision"}
     shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "dropout": 0.0}
     config = small.experiment(
-        model={"from_scratch": shape, "precision": SCENARIOS[scenario].get("precision", "float32")},
+        model={
+            "from_scratch": shape,
+            "precision": _settings(scenario).get("precision", "float32"),
+            "compile": compiled,
+        },
         training={"epochs": 2, "batch_size": BATCH} | more.pop("training", {}),
         optim={"variant": "torch", "lr": 1e-3, "eps": 1e-4} | more.pop("optim", {}),
         peers={"init": "own"},
@@ -95,6 +102,10 @@ def begun(scenario: str, shardings: Sequence[Sharding] = (), micro_batch: int | 
         for own, sharding in zip(whole, list(shardings)[: len(whole)] or [ALONE] * len(whole), strict=True)
     ]
     return small.begun(learners, small.tokens(tok, CURRENT, REPLAYED))
+
+
+def _settings(scenario: str) -> dict[str, Any]:
+    return SCENARIOS.get(scenario, SCENARIOS["l4"])
 
 
 def learn(runs: Sequence[StageRun]) -> list[Learned]:
@@ -122,7 +133,7 @@ def alone(scenario: str) -> list[Learned]:
 
 def assert_same(found: list[Learned], scenario: str) -> None:
     """Compare losses, norms, the gradients of every step and the final weights, relative to their norms."""
-    tolerance = TOLERANCE[SCENARIOS[scenario].get("precision", "float32")]
+    tolerance = TOLERANCE[_settings(scenario).get("precision", "float32")]
     expected = alone(scenario)
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
@@ -178,13 +189,13 @@ def _gloo(store: dist.Store, name: str, rank: int, size: int) -> Any:
     return dist.ProcessGroupGloo(dist.PrefixStore(name, store), rank, size, options)
 
 
-def fully_sharded(rank: int, size: int, folder: Path) -> None:
-    """Run a rank in its own process for all scenarios of ``FULL``; the first rank writes its observations."""
+def fully_sharded(rank: int, size: int, folder: Path, scenarios: Sequence[tuple[str, int | None]] = FULL) -> None:
+    """Run a rank in its own process for all ``scenarios``; the first rank writes its observations."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LIMIT)
     shardings = [FullyShard(init_device_mesh("cpu", (size,), mesh_dim_names=("shard",)))] * 2
-    for scenario, micro_batch in FULL:
+    for scenario, micro_batch in scenarios:
         runs = begun(scenario, shardings, micro_batch)
         learned = learn(runs)
         fresh = begun(scenario, shardings, micro_batch)[0].learner

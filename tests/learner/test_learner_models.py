@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.activations import ACT2FN
 
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError, PeerError
@@ -121,6 +122,20 @@ def test_a_model_from_scratch_has_the_requested_shape() -> None:
     c = model.config
     assert (c.n_layer, c.n_embd, c.n_head, c.n_positions, c.vocab_size) == (3, 24, 4, 48, tok.size)
     assert (c.embd_pdrop, c.attn_pdrop, c.resid_pdrop, c.eos_token_id) == (0.25, 0.25, 0.25, tok.eos)
+
+
+def test_the_gelu_of_a_model_from_scratch_is_that_of_gpt2_in_one_operator() -> None:
+    model = build_model(small.experiment().model, small.tokenizer(), 0)
+    fused, plain = model.transformer.h[0].mlp.act, ACT2FN["gelu_new"]
+    values = torch.linspace(-6, 6, 1001)
+    mine, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    with torch.profiler.profile() as profiler:
+        out = fused(mine)
+    assert len([event for event in profiler.events() if event.name.startswith("aten::")]) == 1
+    expected = plain(theirs)
+    (slope,), (other,) = torch.autograd.grad(out.sum(), mine), torch.autograd.grad(expected.sum(), theirs)
+    assert torch.allclose(out, expected, atol=1e-6, rtol=0)
+    assert torch.allclose(slope, other, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(48, 0.08), (192, 0.04)])

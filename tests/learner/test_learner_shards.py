@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from tests.learner import shard_fixtures as shards
 from tests.learner.shard_fixtures import FullyLearned, alone, assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 150.0
+LIMIT = 200.0
 
 
 def test_the_scenarios_are_not_trivial() -> None:
@@ -48,12 +49,20 @@ def test_data_parallel_ranks_learn_the_same_as_one_rank(scenario: str, size: int
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None], FullyLearned]:
+    return fully_sharded(tmp_path_factory.mktemp("full"), "FULL")
+
+
+def fully_sharded(folder: Path, scenarios: str) -> Callable[[str, int | None], FullyLearned]:
     """Train two fully sharded ranks, each in its own process: PyTorch has one default group per process."""
-    folder = tmp_path_factory.mktemp("full")
-    script = "import sys; from pathlib import Path; from tests.learner.shard_fixtures import fully_sharded as go; "
+    script = "import sys; from pathlib import Path; from tests.learner import shard_fixtures as own; "
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", f"{script}go({rank}, 2, Path(sys.argv[1]))", str(folder)],
+            [
+                sys.executable,
+                "-c",
+                f"{script}own.fully_sharded({rank}, 2, Path(sys.argv[1]), own.{scenarios})",
+                str(folder),
+            ],
             cwd=ROOT,
             env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
             stderr=subprocess.PIPE,
@@ -74,6 +83,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int | None]
         return done
 
     return of
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compilation for a CPU needs a C++ compiler")
+def test_fully_sharded_ranks_with_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    assert_same(fully_sharded(tmp_path, "COMPILED")("compiled", None).learned, "compiled")
 
 
 @pytest.mark.processes
