@@ -17,7 +17,7 @@ from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
 from ray_l4.learner.models import load_folder
-from ray_l4.methods import all_models, get_method, peer_experiment
+from ray_l4.methods import all_models, peer_experiment, stages_of
 from ray_l4.seeds import derive
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
@@ -149,9 +149,8 @@ def _learned_length(found: Inspected) -> int | None:
     if found.checkpoint is None:
         return None
     recorded = found.checkpoint.run.manifest().get("longest_sequences", {})
-    stages = get_method(found.experiment.method).kind.stages([task.name for task in found.experiment.stream])
-    learned = [task for stage in stages[: found.checkpoint.stage + 1] for task in stage.tasks]
-    return max((recorded[task] for task in learned if task in recorded), default=None)
+    learned = [item for stage in stages_of(found.experiment)[: found.checkpoint.stage + 1] for item in stage.items]
+    return max((recorded[item] for item in learned if item in recorded), default=None)
 
 
 @dataclass(frozen=True)
