@@ -42,7 +42,7 @@ def extend(
 
     for_experiment, for_cluster = split_overrides(set_)
     directory = RunDirectory.open(expand_home(run))
-    items = stream_items(tasks, metric, for_experiment)
+    items = stream_items(tasks, for_experiment, metric, directory.experiment().tasks)
     given = load_cluster(cluster, for_cluster) if cluster or for_cluster else directory.cluster()
     profile = tracked(given, track)
     from rich.console import Console

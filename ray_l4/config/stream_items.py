@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ray_l4.config.document import Document, read_document
@@ -26,18 +26,21 @@ class _Fragment(Strict):
     stream: list[TaskConfig]
 
 
-def stream_items(given: Sequence[str], metric: str | None, overrides: Sequence[str]) -> list[TaskConfig]:
+def stream_items(
+    given: Sequence[str], overrides: Sequence[str], metric: str | None = None, known: Collection[str] = ()
+) -> list[TaskConfig]:
     """Return the items of a stream that are ``given`` as NAME, NAME=FOLDER or FILE.yaml (with a ``stream:``).
 
-    ``metric``: of tasks whose folder is given. ``overrides``: settings of their stages (``training.epochs=3``). Raises
-    ConfigError if something cannot be read, or may not differ from stage to stage.
+    ``overrides``: settings of their stages (``training.epochs=3``). ``metric``: that of tasks whose folder is given,
+    unless they are ``known`` already. Raises ConfigError if something cannot be read, or may not differ from stage to
+    stage.
     """
-    items = [item for text in given for item in _items(text, metric)]
+    items = [item for text in given for item in _items(text, metric, known)]
     settings = _settings(overrides)
     return [item.model_copy(update={"settings": _merged(item.settings, settings)}) for item in items]
 
 
-def _items(text: str, metric: str | None) -> Iterator[TaskConfig]:
+def _items(text: str, metric: str | None, known: Collection[str]) -> Iterator[TaskConfig]:
     if text.endswith(_YAML):
         document = read_document(Path(text))
         unknown = sorted(document.tree.keys() - {"stream"})
@@ -51,7 +54,7 @@ def _items(text: str, metric: str | None) -> Iterator[TaskConfig]:
         name, equals, folder = text.partition("=")
         item: dict[str, object] = {"name": name}
         if equals:
-            item |= {"path": folder} | ({} if metric is None else {"metric": metric})
+            item |= {"path": folder} | ({} if metric is None or name in known else {"metric": metric})
         document = Document(text, Path.cwd(), {"stream": [item]})
     resolve_paths(document)
     yield from validate(_Fragment, document).stream

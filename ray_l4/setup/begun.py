@@ -41,7 +41,7 @@ def begun(run: RunDirectory, experiment: ExperimentConfig, first: int) -> Begun:
     ``experiment``: with all its items, also those that are new. ``first``: see ``Begun``. Raises RunDirectoryError if a
     file is damaged.
     """
-    tests = {task: _read(run.test_examples(task), EXAMPLES) for task in experiment.tasks}
+    tests = {task: kept_tests(run, task) for task in experiment.tasks}
     facts = recorded_facts(run.manifest(), str(run.path))
     stored = {item: _read(run.stored_examples(item), STORED) for item in facts}
     folder = run.path / "tokenizer"
@@ -52,6 +52,11 @@ def begun(run: RunDirectory, experiment: ExperimentConfig, first: int) -> Begun:
         facts=facts,
         stored={item: table for item, table in stored.items() if table is not None},
     )
+
+
+def kept_tests(run: RunDirectory, task: str) -> pa.Table | None:
+    """Return the test examples of a task in a run directory; None if there are none. Raises DamagedError."""
+    return _read(run.test_examples(task), EXAMPLES)
 
 
 def record_examples(run: RunDirectory, tests: Mapping[str, pa.Table], stored: Mapping[str, pa.Table]) -> None:

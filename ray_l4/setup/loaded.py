@@ -19,6 +19,7 @@ from ray_l4.learner.model_config import max_length, sequence_limit
 from ray_l4.learner.models import load_folder
 from ray_l4.methods import all_models, peer_experiment, stages_of
 from ray_l4.seeds import derive
+from ray_l4.setup.begun import kept_tests
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
 from ray_l4.setup.tokenizer_check import refuse_too_short
@@ -106,8 +107,21 @@ def answer_seed(found: Inspected) -> int:
 
 
 def read_examples(tasks: Sequence[TaskConfig], found: Inspected) -> dict[str, pa.Table]:
-    """Read the test examples of tasks as the model's run does. Raises the errors of ``tasks.registry.load``."""
-    return {task.name: load(task, "test", found.experiment.data) for task in tasks}
+    """Read the test examples of tasks as the model's run does: where its settings hold, from its directory.
+
+    Raises the errors of ``tasks.registry.load``.
+    """
+    return {task.name: _test_examples(task, found) for task in tasks}
+
+
+def _test_examples(task: TaskConfig, found: Inspected) -> pa.Table:
+    if found.checkpoint is not None:
+        own = found.checkpoint.run.experiment()
+        if own.of_tasks.get(task.name) == task and own.data == found.experiment.data:
+            kept = kept_tests(found.checkpoint.run, task.name)
+            if kept is not None:
+                return kept
+    return load(task, "test", found.experiment.data)
 
 
 def score_tasks(
