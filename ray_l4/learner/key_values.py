@@ -67,7 +67,7 @@ class KeyValues(Cache):
         parts = [(cache.end - cache.first, cache) for cache in (one, other)]
         width = max(columns for columns, _ in parts)
         whole = cls(one.rows + other.rows, width, capacity)
-        for index, like in enumerate(max(one.layers, other.layers, key=len)):
+        for index, like in enumerate(one.layers or other.layers):
             layer = _Layer(whole)
             layer.lazy_initialization(like.keys, like.values)
             first = 0
