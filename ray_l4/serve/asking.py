@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from ray_l4.report.run_files import read_questions
@@ -11,6 +12,21 @@ from ray_l4.store.checkpoints import Checkpoint
 from ray_l4.store.record_types import Score
 from ray_l4.store.run_directory import Cell, read_record
 from ray_l4.text.test_sets import LONGEST_KEPT
+
+
+@dataclass(frozen=True)
+class Habit:
+    """How a task is asked."""
+
+    question: str | None
+    """The question that all its examples share; None if they differ."""
+    room: AnswerRoom
+
+
+def habit_of(found: Inspected, task: str) -> tuple[Habit, bool]:
+    """Return how a task is asked, and whether that stays so: a run tells it all once it has scored the task."""
+    settled = found.checkpoint is None or scored_cell(found.checkpoint, task) is not None
+    return Habit(usual_question(found, task), answer_room(found, task, None)), settled
 
 
 def usual_question(found: Inspected, task: str) -> str | None:

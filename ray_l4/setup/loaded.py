@@ -214,11 +214,13 @@ def one_question(
     question: str,
     room: AnswerRoom,
     earlier: Sequence[Message] = (),
+    longest: int | None = None,
 ) -> OneQuestion:
     """Return the prompt of a question, as a model's run makes it of an example.
 
     ``earlier``: the turns before the question, for a model with a chat template, a system prompt first. The context of
-    chat data is these turns; other context then stands before the question in its turn.
+    chat data is these turns; other context then stands before the question in its turn. ``longest``: what
+    ``longest_sequence`` returned for the model, if it was asked before.
 
     Raises NoRoomError if the question leaves no room for an answer, DataError if the texts are blank or not UTF-8.
     """
@@ -236,7 +238,7 @@ def one_question(
     evaluation = found.experiment.evaluation.model_copy(update={"max_new_tokens": room.max_new_tokens, "limit": None})
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})
     known = loaded.knowing(task)
-    longest = longest_sequence(found, loaded)
+    longest = longest_sequence(found, loaded) if longest is None else longest
     examples = without_unencodable(examples, known.tokenizer, "the question", 0.0)
     whole = _checked_length(examples, known.tokenizer, longest - min(room.max_new_tokens, room.reserved))
     tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
