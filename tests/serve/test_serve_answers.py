@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,17 +67,19 @@ def test_a_long_context_is_cut_as_in_the_run_and_the_answer_says_so(run: RunDire
     assert found["usage"]["prompt_tokens"] < 96
 
 
-def test_a_task_with_a_question_of_its_own_needs_none(run: RunDirectory, served: Served) -> None:
-    """mini.woz asks one question of all examples, mini.rest does not."""
-    questions = {task: {row["question"] for row in answered(run, 1, 0, task)} for task in TASKS}
-    for task, own in questions.items():
-        row = answered(run, 1, served.model.checkpoint.student, task)[1]
-        found = served.post("/v1/answers", {"task": task, "context": row["context"]})
-        if len(own) == 1:
-            assert found.json()["answer"] == row["prediction"]
-        else:
-            assert found.status_code == 400
-            assert found.json()["error"]["param"] == "question"
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_that_always_asks_the_same_needs_no_question(
+    run: RunDirectory, served: Served, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    row = answered(run, 1, served.model.checkpoint.student, task)[1]
+    body = {"task": task, "context": row["context"]}
+    assert served.post("/v1/answers", body).json()["answer"] == row["prediction"]
+    varied = replace(served.model.habit(task), question=None)
+    monkeypatch.setitem(served.model._habits, task, varied)
+    refused = served.post("/v1/answers", body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "question"
+    assert served.post("/v1/answers", body_of(task, row)).json()["answer"] == row["prediction"]
 
 
 def test_samples_follow_their_seed_and_differ_without_one(run: RunDirectory, served: Served) -> None:
