@@ -120,7 +120,7 @@ class ServedModel:
         """Return how a task is asked, as its run tells."""
         known = self._habits.get(task)
         if known is None:
-            known, settled = habit_of(self._found, task)
+            known, settled = habit_of(self._found, task, self._longest)
             if settled:
                 self._habits[task] = known
         return known

@@ -36,6 +36,8 @@ class Served:
 
     address: str
     service: Service
+    stop: Callable[[], None]
+    """Ends the server."""
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ def serving(
     server = Server(create_app(service, keys, extra or []), bound, service.limits)
     try:
         assert server.wait_until_started(LIMIT)
-        yield Served(server.address, service)
+        yield Served(server.address, service, server.stop)
     finally:
         if follower is not None:
             follower.close()
