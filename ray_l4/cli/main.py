@@ -26,6 +26,7 @@ from ray_l4.cli import (
     plan,
     reports,
     runs,
+    serving,
     supervision,
     sweeps,
     tables,
@@ -49,6 +50,7 @@ plan.register(app)
 sweeps.register(app)
 evaluate.register(app)
 ask.register(app)
+serving.register(app)
 inspect_models.register(app)
 reports.register(app)
 debug_batch.register(app)
