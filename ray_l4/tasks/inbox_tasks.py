@@ -67,7 +67,7 @@ def inbox_tasks(run: RunDirectory, experiment: ExperimentConfig) -> InboxTasks:
 
 
 def add_task(
-    run: RunDirectory, experiment: ExperimentConfig, name: str, metric: str | None, question: str | None
+    run: RunDirectory, experiment: ExperimentConfig, name: str, metric: str | None = None, question: str | None = None
 ) -> bool:
     """Begin a new task in the inbox. Returns False if it is there already, with the same settings.
 
@@ -82,9 +82,7 @@ def add_task(
         if found is not None:
             if (found.config.metric, found.config.question) == (values["metric"], question or None):
                 return False
-            raise ConfigError(
-                f"Task {name!r} is there already, with other settings; give its examples, or choose a name."
-            )
+            raise ConfigError(f"there is a task {name!r} with other settings already; choose another name.")
         write_text(task_folder(run.path, name) / TASK_FILE, dump(values))
     return True
 
@@ -141,12 +139,8 @@ def _check_new(name: str, metric: str, known: list[str]) -> None:
         check_name(name)
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
-    if len(file_part(name)) > LONGEST or file_part(name).startswith("."):
-        raise ConfigError(f"the name {name[:40]!r}... is not that of a folder: it is too long, or begins with a dot.")
-    if "=" in file_part(name):
-        raise ConfigError(
-            f"the name of the task, {name[:40]!r}..., is too long; choose one of up to {LONGEST} letters."
-        )
+    if name.startswith(".") or len(quote(name, safe="")) > LONGEST:
+        raise ConfigError(f"a task named {shown(name)} can have no folder: it is too long, or begins with a dot.")
     twin = next((other for other in known if same_name(other) == same_name(name)), None)
     if twin is not None:
         raise ConfigError(f"the run has a task {twin!r} already; give examples of it, or choose another name.")
@@ -154,6 +148,4 @@ def _check_new(name: str, metric: str, known: list[str]) -> None:
         raise ConfigError(f"unknown metric {metric!r}. {nearest(metric, METRICS)}")
     if METRICS[metric].needs_meta:
         others = ", ".join(name for name, other in METRICS.items() if not other.needs_meta)
-        raise ConfigError(
-            f"metric {metric!r} needs more than an answer, which the inbox does not hold; expected {others}."
-        )
+        raise ConfigError(f"metric {metric!r} needs more than texts, which the inbox does not hold; expected {others}.")

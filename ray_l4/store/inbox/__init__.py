@@ -19,8 +19,8 @@ one together.
 
 **Nothing is stored twice.** The id of an example is a digest of its texts. A writer knows the ids of all segments of
 the task, also of those that were learned; before each write it reads segments that another process has added. So a
-client that got no answer may send its example again. A file that a person put there is read like any other examples, and as
-often as it changes: only what is new in it becomes a segment. The file itself is left alone.
+client that got no answer may send its example again. A file that a person put there is read like any other
+examples, and as often as it changes: only what is new in it becomes a segment. The file itself is left alone.
 
 **Each segment is learned exactly once.** ``assignments.take`` gives waiting segments to a stage by one write of
 ``learned.json``: this is the moment from which they are assigned, to a number that is never given again. Everything
