@@ -122,6 +122,16 @@ def test_numbers_are_not_given_again_if_learned_segments_are_removed(tmp_path: P
     assert [segment.number for segment in waiting(run.path, KNOWN).segments] == [2]
 
 
+def test_a_record_that_is_lost_gives_no_number_again(tmp_path: Path) -> None:
+    run, box = new_run(tmp_path / "run"), Inbox(tmp_path / "run")
+    box.add(KNOWN, [example(1)])
+    extend(run, take(run, [KNOWN])[0])
+    (inbox_of(run.path) / RECORD).unlink()
+    box.add(KNOWN, [example(2)])
+    (given,) = take(run, [KNOWN])
+    assert (given.number, rows(given.folder(run.path), "train")) == (2, ["context 1", "context 2"])
+
+
 def test_a_damaged_segment_waits(tmp_path: Path) -> None:
     run, box = new_run(tmp_path / "run"), Inbox(tmp_path / "run")
     box.add(KNOWN, [example(1)])

@@ -11,7 +11,7 @@ from ray_l4.errors import DamagedError
 from ray_l4.store.inbox.example import now
 from ray_l4.store.inbox.held_out import SHARE
 from ray_l4.store.inbox.inbox import holding
-from ray_l4.store.inbox.places import shelf_folder
+from ray_l4.store.inbox.places import numbers_of_folders, shelf_folder
 from ray_l4.store.inbox.record import Assignment, assignments, save
 from ray_l4.store.inbox.segments import Segment, read_segment, segments_in
 from ray_l4.store.inbox.stage_data import stage_data, write_stage_data
@@ -75,7 +75,7 @@ def _assignment(run: Path, task: str, made: Sequence[Assignment], experiment: Ex
         folder = shelf_folder(run, task, "tests")
         tests = _whole(folder, segments_in(folder))
         share = 0.0 if tests else SHARE
-    number = 1 + max([0, *(earlier.number for earlier in made)])
+    number = 1 + max([0, *(earlier.number for earlier in made), *numbers_of_folders(run)])
     new = Assignment(
         number=number,
         task=task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +12,7 @@ from ray_l4.store.names import file_part
 TASK_FILE = "task.yaml"
 """Settings of a task that the run does not know yet."""
 RECORD = "learned.json"
+_DATA = re.compile(r"inbox-(\d{1,9})\.")
 PATIENCE = 20.0
 """Seconds to wait for another process that writes to the inbox."""
 
@@ -47,3 +49,9 @@ def task_folders(run: Path, known: Iterable[str] = ()) -> dict[str, list[Path]]:
 def data_folder(run: Path, number: int, task: str) -> Path:
     """Return the folder of what the stage of an assignment learns."""
     return run / "data" / f"inbox-{number}.{file_part(task)}"
+
+
+def numbers_of_folders(run: Path) -> list[int]:
+    """Return the numbers of all such folders that are there: a record that was lost gives none of them again."""
+    names = (_DATA.match(path.name) for path in (run / "data").glob("inbox-*"))
+    return [int(name[1]) for name in names if name is not None]
