@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ray_l4"
 
 # A room imports only from those to its right; the last two not even from each other.
 ORDER = (
-    *("cli", "sweep", "bench", "planning", "run", "monitor", "cluster", "workers", "report", "setup", "exchange"),
+    *("cli", "serve", "sweep", "bench", "planning", "run", "monitor", "cluster", "workers", "report", "setup"),
+    "exchange",
     *("learner", "methods", "losses", "text", "tasks", "metrics", "store", "config", "errors", "seeds"),
 )
 MAY_IMPORT = {room: set(ORDER[ORDER.index(room) :]) for room in ORDER} | {"errors": {"errors"}, "seeds": {"seeds"}}
-USES_RAY = {"sweep", "bench", "run", "cluster", "workers"}
+USES_RAY = {"serve", "sweep", "bench", "run", "cluster", "workers"}
 
 
 def imported_modules(path: Path, package: Path) -> Iterator[tuple[int, str]]:

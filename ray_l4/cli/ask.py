@@ -29,7 +29,6 @@ from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray_l4.setup.inspected import Inspected
-    from ray_l4.setup.loaded import AnswerRoom
     from ray_l4.tasks.chat import Message
 
 ContextOption = Annotated[
@@ -115,11 +114,12 @@ class _Asking:
 
 def _answer(asking: _Asking, context: str | None, question: str | None) -> None:
     """Load the model, and answer one question, or hold a dialogue if none is given or known."""
+    from ray_l4.serve.asking import answer_room, usual_question
     from ray_l4.setup.loaded import answer_one, load_inspected
 
     found, task = asking.found, asking.task
-    usual = _usual_question(found, task)
-    room = _room(found, task, asking.max_new_tokens)
+    usual = usual_question(found, task)
+    room = answer_room(found, task, asking.max_new_tokens)
     loaded = load_inspected(found, asking.device)
     chats = loaded.tokenizer.chat is not None
     begun = _begun(asking, chats)
@@ -158,26 +158,3 @@ def _top_k(option: int | None, overrides: Sequence[str]) -> int | None:
 def _text(value: str | None) -> str | None:
     """Return the value of an option, or standard input if it is ``-``."""
     return sys.stdin.read() if value == _STDIN else value
-
-
-def _usual_question(found: Inspected, task: str) -> str | None:
-    """Return the question that all examples of a task share, as set or as recorded; None if they differ."""
-    configured = next((own.question for own in found.experiment.stream if own.name == task), None)
-    if configured is not None or found.checkpoint is None:
-        return configured
-    from ray_l4.report.run_files import read_questions
-    from ray_l4.text.test_sets import LONGEST_KEPT
-
-    questions = read_questions(found.checkpoint.run, found.checkpoint.cell(task))
-    (only,) = questions if len(questions) == 1 else (None,)
-    return only if only and len(only) <= LONGEST_KEPT else None
-
-
-def _room(found: Inspected, task: str, max_new_tokens: int | None) -> AnswerRoom:
-    """Return how long answers may be: as given, as the run recorded it with its score, or as set."""
-    from ray_l4.setup.loaded import DEFAULT_ANSWER, AnswerRoom
-
-    record = found.checkpoint.run.score(found.checkpoint.cell(task)) if found.checkpoint else {}
-    configured = max_new_tokens or found.experiment.evaluation.max_new_tokens
-    longest = configured or record.get("max_new_tokens", DEFAULT_ANSWER)
-    return AnswerRoom(longest, record.get("reserved", longest))

@@ -25,6 +25,7 @@ from ray_l4.cli import (
     plan,
     reports,
     runs,
+    serving,
     supervision,
     sweeps,
     tables,
@@ -47,6 +48,7 @@ plan.register(app)
 sweeps.register(app)
 evaluate.register(app)
 ask.register(app)
+serving.register(app)
 inspect_models.register(app)
 reports.register(app)
 debug_batch.register(app)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
 from ray_l4.learner.decoding import continue_prompts
-from ray_l4.learner.engine import Decoding
+from ray_l4.learner.engine import Decoding, Prompt
 from ray_l4.seeds import derive
 from ray_l4.text.test_sets import Scored, TestSet, answer_batches, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -40,17 +40,35 @@ def decode_answers(
     """
     answers: dict[int, str] = {}
     for members in batches:
-        prompts = tests.prompts["ids"].take(pa.array(members)).to_pylist()
+        asked = answer_prompts(tests, members, seed)
         new = continue_prompts(
             model,
             tokenizer,
-            prompts,
-            [max(1, min(tests.max_new_tokens, tests.max_length - len(prompt))) for prompt in prompts],
-            Decoding(config.top_k, banned=tokenizer.task_tokens if config.ban_task_tokens else ()),
-            seeds=[derive(seed, "answer", tests.task, index) for index in members],
+            [prompt.ids for prompt in asked],
+            [prompt.limit for prompt in asked],
+            answer_decoding(tokenizer, config),
+            seeds=[prompt.seed for prompt in asked],
         )
         answers.update((index, tokenizer.decode(tokens).strip()) for index, tokens in zip(members, new, strict=True))
     return answers
+
+
+def answer_prompts(tests: TestSet, members: Sequence[int], seed: int) -> list[Prompt]:
+    """Return some prompts of a test set, each with the limit and the seed of its answer."""
+    prompts = tests.prompts["ids"].take(pa.array(members)).to_pylist()
+    return [
+        Prompt(
+            prompt,
+            max(1, min(tests.max_new_tokens, tests.max_length - len(prompt))),
+            derive(seed, "answer", tests.task, index),
+        )
+        for index, prompt in zip(members, prompts, strict=True)
+    ]
+
+
+def answer_decoding(tokenizer: TaskTokenizer, config: EvaluationConfig) -> Decoding:
+    """Return how the tokens of answers are chosen."""
+    return Decoding(config.top_k, banned=tuple(tokenizer.task_tokens) if config.ban_task_tokens else ())
 
 
 def answer_training(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ray_l4.learner.batch_rows import Row, places, positions_of
 from ray_l4.learner.cache_memory import bytes_per_token, cache_budget
 from ray_l4.learner.decoding_state import DecodingState, begin
 from ray_l4.learner.engine import Decoding, Prompt
@@ -18,32 +18,6 @@ from ray_l4.learner.sampling import Chooser
 
 _GPU_STEPS = 8
 """Steps between two looks at the tokens on a GPU, each of which waits for all work under way."""
-_DONE_SHARE = 1 / 16
-"""Share of rows that are done from which on moving the others pays."""
-
-
-@dataclass
-class _Row:
-    """A prompt under way."""
-
-    ids: list[int]
-    """The prompt, and its continuation so far."""
-    left: int
-    """Number of tokens that may follow."""
-    generator: np.random.Generator
-    done: bool = False
-    new: list[int] = field(default_factory=list)
-
-    def take(self, tokens: Sequence[int], end: int | None) -> None:
-        """Append tokens up to the end."""
-        self.left -= len(tokens)
-        if self.done:
-            return
-        if end in tokens:
-            tokens, self.done = tokens[: tokens.index(end)], True
-        self.new += tokens
-        self.ids += tokens
-        self.done |= self.left <= 0
 
 
 @dataclass(frozen=True)
@@ -57,15 +31,11 @@ class BatchedEngine:
     @torch.inference_mode()
     def extend(self, model: PreTrainedModel, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
         """Return the new tokens of every prompt, up to but excluding the first ``decoding.end``."""
-        text = model.config.get_text_config(decoder=True)
-        positions = getattr(text, "max_position_embeddings", None)
         rows = []
         for index, prompt in enumerate(prompts):
             if not len(prompt.ids):
                 raise ValueError(f"prompt {index} has no tokens")
-            # The last new token is not given to the model, so it needs no position.
-            room = prompt.limit if positions is None else max(1, positions - len(prompt.ids) + 1)
-            rows.append(_Row(list(prompt.ids), min(prompt.limit, room), np.random.default_rng(prompt.seed)))
+            rows.append(Row.of(prompt, positions_of(model)))
         waiting = sorted((row for row in rows if row.left > 0), key=lambda row: -len(row.ids))
         batches = _Batches(ModelCalls.of(model), decoding, self.cache_bytes or cache_budget(model.device))
         while waiting:
@@ -86,7 +56,7 @@ class _Batches:
         self._chooser = Chooser(decoding, model.device)
         self._steps = _GPU_STEPS if model.device.type != "cpu" else 1
 
-    def split(self, rows: list[_Row]) -> tuple[list[_Row], list[_Row]]:
+    def split(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """Return the first rows, which form a batch, and the others; ``rows`` begin with the longest."""
         longest = len(rows[0].ids)
         count = max(1, self._columns_in_all // (longest + self._chooser.block))
@@ -94,11 +64,11 @@ class _Batches:
             count = min(count, sum(len(row.ids) == longest for row in rows))
         return rows[:count], rows[count:]
 
-    def run(self, rows: list[_Row]) -> list[_Row]:
+    def run(self, rows: list[Row]) -> list[Row]:
         """Decode a batch; returns rows that have to wait."""
         state = begin(self._calls, [row.ids for row in rows], self._room(rows))
         tokens_B = torch.tensor([row.ids[-1] for row in rows], device=self._device)
-        postponed: list[_Row] = []
+        postponed: list[Row] = []
         while rows:
             fitting = self._make_room(state, rows)
             if fitting < len(rows):
@@ -107,11 +77,11 @@ class _Batches:
             rows, tokens_B = self._decode_block(state, rows, tokens_B)
         return postponed
 
-    def _room(self, rows: Sequence[_Row]) -> int:
+    def _room(self, rows: Sequence[Row]) -> int:
         """Return the number of columns that the next block of tokens takes."""
         return min(self._chooser.block, max(row.left for row in rows))
 
-    def _make_room(self, state: DecodingState, rows: Sequence[_Row]) -> int:
+    def _make_room(self, state: DecodingState, rows: Sequence[Row]) -> int:
         """Get memory for the next block of tokens; returns how many rows stay."""
         needed = state.columns + self._room(rows)
         affordable = self._columns_in_all // len(rows)
@@ -123,7 +93,7 @@ class _Batches:
             state.grow(max(needed, min(longest, state.columns * 3 // 2, affordable)))
         return fitting
 
-    def _decode_block(self, state: DecodingState, rows: list[_Row], tokens_B: Tensor) -> tuple[list[_Row], Tensor]:
+    def _decode_block(self, state: DecodingState, rows: list[Row], tokens_B: Tensor) -> tuple[list[Row], Tensor]:
         """Add a block of tokens to every row, or what it lacks; returns the rows that go on, and their last tokens."""
         noise_tBK = self._chooser.noise([row.generator for row in rows])
         first = 0
@@ -137,7 +107,7 @@ class _Batches:
             first = last
             for row, tokens in zip(rows, torch.stack(chosen, dim=1).tolist(), strict=True):
                 row.take(tokens, self._end)
-            order = _order(rows)
+            order = places(rows)
             if len(order) == len(rows):
                 continue
             rows = [rows[index] for index in order]
@@ -146,17 +116,3 @@ class _Batches:
                 tokens_B = tokens_B[order]
                 noise_tBK = None if noise_tBK is None else noise_tBK[:, order]
         return rows, tokens_B
-
-
-def _order(rows: Sequence[_Row]) -> list[int]:
-    """Return the rows that stay, the last ones in the places of those that leave; all if moving does not pay.
-
-    A row that is done may stay as long as it has positions left.
-    """
-    going_on = [index for index, row in enumerate(rows) if not row.done]
-    done = len(rows) - len(going_on)
-    if not done or (going_on and done < _DONE_SHARE * len(rows) and all(row.left > 0 for row in rows)):
-        return list(range(len(rows)))
-    count = len(going_on)
-    movers = [index for index in going_on if index >= count]
-    return [movers.pop() if rows[index].done else index for index in range(count)]

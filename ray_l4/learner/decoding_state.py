@@ -101,6 +101,16 @@ class MixedLengths:
         self._positions_B1 = self._positions_B1[list(order)]
         self._set_starts()
 
+    def join(self, other: MixedLengths, capacity: int) -> None:
+        """Take in the rows of ``other``, which come last, and get memory for ``capacity`` columns."""
+        width = max(self.columns, other.columns)
+        self._starts = [
+            start - state._cache.first + width - state.columns for state in (self, other) for start in state._starts
+        ]
+        self._cache = KeyValues.joined(self._cache, other._cache, capacity)
+        self._positions_B1 = torch.cat([self._positions_B1, other._positions_B1])
+        self._set_starts()
+
     def grow(self, capacity: int) -> None:
         self._starts = [start - self._cache.first for start in self._starts]
         self._cache.grow(capacity)

@@ -21,6 +21,9 @@ class Decoding:
     """Ids that are never chosen: they are removed before the ``top_k`` most likely tokens are selected."""
     end: int | None = None
     """Id that ends a continuation; None for EOS, which ends an answer. An engine gets the id."""
+    top_p: float = 1.0
+    """Of samples: share of the ``top_k`` tokens' probability, of which the most likely tokens that reach it are kept
+    (Holtzman et al. 2020, nucleus sampling). The most likely one always is."""
 
 
 @dataclass(frozen=True)

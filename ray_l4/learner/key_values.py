@@ -61,6 +61,28 @@ class KeyValues(Cache):
         self.end -= self.first
         self.first, self.capacity = 0, capacity
 
+    @classmethod
+    def joined(cls, one: KeyValues, other: KeyValues, capacity: int) -> KeyValues:
+        """Return a cache with the rows of ``one``, then those of ``other``, and room for ``capacity`` columns."""
+        parts = [(cache.end - cache.first, cache) for cache in (one, other)]
+        width = max(columns for columns, _ in parts)
+        whole = cls(one.rows + other.rows, width, capacity)
+        for index, like in enumerate(one.layers or other.layers):
+            layer = _Layer(whole)
+            layer.lazy_initialization(like.keys, like.values)
+            first = 0
+            for columns, cache in parts:
+                if cache.layers:  # a cache of rows with a single token, not given to the model yet, has none
+                    for into, held in (
+                        (layer.keys, cache.layers[index].keys),
+                        (layer.values, cache.layers[index].values),
+                    ):
+                        shown = held[: cache.rows, :, cache.first : cache.end]
+                        into[first : first + cache.rows, :, width - columns : width] = shown
+                first += cache.rows
+            whole.layers.append(layer)
+        return whole
+
     def _grown(self, buffer: Tensor, capacity: int) -> Tensor:
         _, heads, _, size = buffer.shape
         grown = buffer.new_zeros(self.rows, heads, capacity, size)

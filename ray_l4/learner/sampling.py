@@ -28,16 +28,20 @@ class Chooser:
     def __init__(self, decoding: Decoding, device: torch.device) -> None:
         self._top_k = decoding.top_k
         self._temperature = decoding.temperature
+        self._top_p = decoding.top_p
         self._device = device
         self._banned = torch.tensor(list(decoding.banned), device=device) if decoding.banned else None
         self.block = max(1, min(_BLOCK, _BLOCK_NUMBERS // decoding.top_k))
         """Number of tokens for which ``noise`` is drawn."""
 
-    def noise(self, generators: Sequence[np.random.Generator]) -> Tensor | None:
-        """Draw the noise of the next ``block`` tokens of every row, (block, rows, top_k); None if greedy."""
+    def noise(self, generators: Sequence[np.random.Generator], tokens: int | None = None) -> Tensor | None:
+        """Draw the noise of the next tokens of every row, (tokens, rows, top_k); None if greedy.
+
+        ``tokens``: ``block`` if not given. However many are drawn at once, a token has the same noise.
+        """
         if self._top_k == 1:
             return None
-        drawn = np.stack([own.gumbel(size=(self.block, self._top_k)) for own in generators], axis=1)
+        drawn = np.stack([own.gumbel(size=(tokens or self.block, self._top_k)) for own in generators], axis=1)
         return torch.from_numpy(drawn.astype(np.float32)).to(self._device)
 
     def choose(self, logits_BV: Tensor, noise_BK: Tensor | None) -> Tensor:
@@ -49,5 +53,10 @@ class Chooser:
         # In bfloat16 the noise would cause ties, which arg max breaks by position.
         k = min(self._top_k, logits_BV.shape[1])
         best_BK, ids_BK = torch.topk(logits_BV.float(), k, dim=-1)
-        rank_B1 = (best_BK / self._temperature + noise_BK[:, :k]).argmax(-1, keepdim=True)
+        scaled_BK = best_BK / self._temperature
+        if self._top_p < 1:
+            shares_BK = scaled_BK.softmax(-1)
+            before_BK = shares_BK.cumsum(-1) - shares_BK
+            scaled_BK = scaled_BK.masked_fill(before_BK >= self._top_p, -torch.inf)
+        rank_B1 = (scaled_BK + noise_BK[:, :k]).argmax(-1, keepdim=True)
         return ids_BK.gather(1, rank_B1).squeeze(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import EvaluationConfig, ExperimentConfig, TaskConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.config.text import is_blank
 from ray_l4.errors import ConfigError, DataError
@@ -174,10 +174,53 @@ def answer_one(
 ) -> str:
     """Return a model's answer to one question, the same as in its run if the example is one of the test set.
 
+    The arguments and errors are those of ``one_question``.
+    """
+    asked = one_question(found, loaded, task, context, question, room, earlier)
+    if asked.cut:
+        log.warning("context and question have %d tokens; they were cut to the %d that fit", asked.whole, asked.kept)
+    return loaded.knowing(task).answer(asked.tests, asked.evaluation, answer_seed(found)).predictions[0]
+
+
+class NoRoomError(DataError):
+    """A question that leaves no room for an answer."""
+
+
+@dataclass(frozen=True)
+class OneQuestion:
+    """A question as a test set with one example."""
+
+    tests: TestSet
+    evaluation: EvaluationConfig
+    whole: int
+    """Tokens of the prompt before its context was cut."""
+
+    @property
+    def kept(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.tests.prompts["ids"][0])
+
+    @property
+    def cut(self) -> bool:
+        """Whether a part of the context is left out, for lack of room."""
+        return self.kept < self.whole
+
+
+def one_question(
+    found: Inspected,
+    loaded: LoadedModel,
+    task: str,
+    context: str,
+    question: str,
+    room: AnswerRoom,
+    earlier: Sequence[Message] = (),
+) -> OneQuestion:
+    """Return the prompt of a question, as a model's run makes it of an example.
+
     ``earlier``: the turns before the question, for a model with a chat template, a system prompt first. The context of
     chat data is these turns; other context then stands before the question in its turn.
 
-    Raises DataError if the question leaves no room for an answer, or if the texts are blank or not UTF-8.
+    Raises NoRoomError if the question leaves no room for an answer, DataError if the texts are blank or not UTF-8.
     """
     if is_blank(f"{context}{question}"):
         raise DataError("context and question are both blank; give at least one of them")
@@ -195,19 +238,17 @@ def answer_one(
     known = loaded.knowing(task)
     longest = longest_sequence(found, loaded)
     examples = without_unencodable(examples, known.tokenizer, "the question", 0.0)
-    _tell_what_does_not_fit(examples, known.tokenizer, longest - min(room.max_new_tokens, room.reserved))
+    whole = _checked_length(examples, known.tokenizer, longest - min(room.max_new_tokens, room.reserved))
     tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
-    return known.answer(tests, evaluation, answer_seed(found)).predictions[0]
+    return OneQuestion(tests, evaluation, whole)
 
 
-def _tell_what_does_not_fit(asked: pa.Table, tokenizer: TaskTokenizer, limit: int) -> None:
-    """Warn if a context is cut to ``limit`` tokens. Raises DataError if even the question alone has more."""
+def _checked_length(asked: pa.Table, tokenizer: TaskTokenizer, limit: int) -> int:
+    """Return the tokens of a prompt. Raises DataError if even the question alone has more than ``limit``."""
     (prompt,) = encode_prompts(asked, tokenizer)
-    kept = prompt.within(limit)
-    if kept is None:
-        raise DataError(
+    if prompt.within(limit) is None:
+        raise NoRoomError(
             f"the question has {prompt.fixed} tokens, and the model has room for {limit} beside the answer. Shorten "
             "it, or lower --max-new-tokens."
         )
-    if len(kept) < len(prompt.ids):
-        log.warning("context and question have %d tokens; they were cut to the %d that fit", len(prompt.ids), len(kept))
+    return len(prompt.ids)

@@ -1,0 +1,12 @@
+"""Routes beside those of answers: what a run's service has and a checkpoint's has not."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from ray_l4.store.run_directory import RunDirectory
+
+
+def routers(run: RunDirectory | None) -> list[APIRouter]:
+    """Return the further routes of a service. ``run``: the run that is served; None for a checkpoint of no run."""
+    return []

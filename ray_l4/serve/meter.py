@@ -1,0 +1,34 @@
+"""What a service counts, for Prometheus."""
+
+from __future__ import annotations
+
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Meter:
+    """The counters of one process."""
+
+    def __init__(self) -> None:
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter("ray_l4_requests", "Requests answered.", ["route", "method", "code"], registry=own)
+        self.seconds = Histogram(
+            "ray_l4_request_seconds", "Time of a request.", ["route"], registry=own, buckets=_SECONDS
+        )
+        self.in_progress = Gauge("ray_l4_requests_in_progress", "Requests under way.", registry=own)
+        self.queue = Gauge("ray_l4_queue_length", "Requests that wait for the model.", registry=own)
+        self.rows = Histogram("ray_l4_batch_rows", "Requests answered together in a step.", registry=own, buckets=_ROWS)
+        self.tokens = Counter("ray_l4_tokens", "Tokens of prompts and of answers.", ["kind"], registry=own)
+        self.stage = Gauge("ray_l4_served_stage", "Stage that is served, from 0; -1 if there is none.", registry=own)
+        self.student = Gauge("ray_l4_served_student", "Student that is served.", registry=own)
+        self.swaps = Counter("ray_l4_swaps", "Times that another checkpoint was swapped in.", registry=own)
+        self.failed_loads = Counter("ray_l4_failed_loads", "Checkpoints that could not be loaded.", registry=own)
+        self.stage.set(-1)
+
+    def page(self) -> bytes:
+        """Return all values in Prometheus' text format."""
+        return prometheus.generate_latest(self.registry)
