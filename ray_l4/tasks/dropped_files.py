@@ -69,9 +69,11 @@ class DroppedFiles:
         with self._reading:
             problems = [*known.problems, *_strays(inbox_of(self.run.path))]
             for task in known.tasks.values():
-                for path in _files(task.folders):
-                    problem = self._look_at(path, task, data)
-                    problems += [problem] if problem else []
+                try:
+                    found = [self._look_at(path, task, data) for path in _files(task.folders)]
+                    problems += [problem for problem in found if problem]
+                except OSError as error:
+                    problems.append(f"{error.filename}: cannot be read ({error.strerror}).")
             return [*problems, *self.inbox.damaged()]
 
     def _look_at(self, path: Path, task: InboxTask, data: DataConfig) -> str | None:
