@@ -34,9 +34,9 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
-            _flush(temporary)
+            flush(temporary)
             temporary.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -68,10 +68,10 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         try:
             write(temporary)
             for file in temporary.rglob("*"):
-                _flush(file)
-            _flush(temporary)
+                flush(file)
+            flush(temporary)
             _replace_folder(temporary, path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -134,7 +134,7 @@ def _write_utf8(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file, or the names in a folder, to disk. Otherwise a power failure could leave an empty file, or none."""
     opened = os.open(path, os.O_RDONLY)
     try:

@@ -59,6 +59,23 @@ def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[No
         yield
 
 
+def is_locked(folder: Path, name: str = LOCK) -> bool:
+    """Return whether a process holds the lock ``name`` of ``folder``, as far as this machine can tell.
+
+    Takes it for a moment if nobody does, so only for locks that are waited for. Nothing is written.
+    """
+    try:
+        if (folder / f"{name}.held").exists():
+            return not _has_ended((folder / f"{name}.held").read_text(encoding="utf-8"))
+        with (folder / name).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or locks are not supported: nobody holds it in this way
+        return False
+    return False
+
+
 @contextmanager
 def _held(folder: Path, name: str, patience: float) -> Iterator[None]:
     """Hold the lock by a file that no other process can create meanwhile."""

@@ -43,7 +43,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import finish_replacements, write_text
-from ray_l4.store.lock import LOCK, locked
+from ray_l4.store.lock import LOCK, is_locked, locked
 from ray_l4.store.names import file_part, make_private
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
 from ray_l4.store.sealed import unsealed, write_record
@@ -174,6 +174,10 @@ class RunDirectory:
             for name in _REPLACED:
                 finish_replacements(self.path / name)
             yield
+
+    def is_being_written(self) -> bool:
+        """Return whether a coordinator is at work here, as far as this machine can tell."""
+        return is_locked(self.path, _WRITER)
 
     def experiment(self) -> ExperimentConfig:
         """Return the experiment as it was resolved at the start of the run."""

@@ -37,7 +37,15 @@ def read(source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
     Raises:
         DataError: the split has no file or several, or its file is unreadable or lacks a required column.
     """
-    path = find_split(source) if source.task.dataset is None else fetch_split(source)
+    return read_file(find_split(source) if source.task.dataset is None else fetch_split(source), source, bad)
+
+
+def read_file(path: Path, source: Source, bad: BadRecords) -> Iterator[Mapping[str, object]]:
+    """Yield the examples of one file or folder of a custom task, in file order, as ``read`` does.
+
+    Raises:
+        DataError: it is unreadable or lacks a required column.
+    """
     columns, question = source.task.columns, source.task.question
     needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
     needed += [columns.question] if question is None else []

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ray_l4.errors import RunDirectoryError, UnwritableError
-from ray_l4.store.lock import LOCK, locked
+from ray_l4.store.lock import LOCK, is_locked, locked
 
 HELD = f"{LOCK}.held"
 
@@ -95,4 +95,15 @@ def test_a_lock_that_fails_otherwise_is_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(RunDirectoryError, match=r"\.lock: cannot be locked \(Input/output error\)"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("without_locks", [None, errno.ENOLCK], indirect=True)
+def test_whether_a_lock_is_held_can_be_asked(tmp_path: Path, without_locks: None) -> None:
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        assert not is_locked(tmp_path, "other")
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):  # asking has taken nothing
         pass
