@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from ray_l4.cluster.placement import usable_cores
 from ray_l4.config.paths import DATA_VARIABLE, raw_from_environment
 
+_PROJECT = "ray-l4"
 _GIB = 2**30
 _MIN_FREE_DISK = 2 * _GIB
 _MIN_MEMORY = 4 * _GIB
@@ -49,8 +50,8 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for text in requires("ray-l4") or []:
-        requirement = Requirement(text)
+    requirements = map(Requirement, requires(_PROJECT) or [])
+    for requirement in (own for own in requirements if own.name != _PROJECT):  # an extra may name another one
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
         try:
             found = version(requirement.name)

@@ -73,13 +73,14 @@ class RunResult:
 
     @property
     def learned_columns(self) -> list[int] | None:
-        """The column of the task that each stage learned; None for a method that does not learn in order."""
-        return [self.tasks.index(task) for (task,) in self.learned] if self.learns_in_order else None
+        """The column of the task that each stage learned; None if a stage learned several at once."""
+        columns = [[self.tasks.index(task) for task in tasks] for tasks in self.learned]
+        return [column for (column,) in columns] if all(len(own) == 1 for own in columns) else None
 
     @property
     def stream(self) -> tuple[str, ...]:
-        """The stream as people read it: the stages, or for a method without order, the tasks."""
-        return self.stages if self.learns_in_order else self.tasks
+        """The stream as people read it: the stages, or the tasks if one stage learned several at once."""
+        return self.tasks if self.learned_columns is None else self.stages
 
     @property
     def students(self) -> range:

@@ -227,9 +227,12 @@ def test_a_folder_and_different_tasks_are_refused_before_anything_is_written(tmp
         report(runs[0].path, "--out", tmp_path)
     change_summary(
         runs[1],
-        lambda summary: (
-            summary | {"stream": [*TASKS[1:], "ag"], "final": {"0": dict.fromkeys([*TASKS[1:], "ag"], 1.0)}}
-        ),
+        lambda summary: {
+            **summary,
+            "stream": [*TASKS[1:], "ag"],
+            "learned": [[task] for task in [*TASKS[1:], "ag"]],
+            "final": {"0": dict.fromkeys([*TASKS[1:], "ag"], 1.0)},
+        },
     )
     with pytest.raises(ConfigError, match="different tasks"):
         report(*(run.path for run in runs))

@@ -127,14 +127,14 @@ matrices = st.integers(2, 5).flatmap(
 @given(matrices)
 def test_the_mean_of_the_tasks_forgetting_is_what_the_papers_call_forgetting(matrix: list[list[float]]) -> None:
     found = forgetting_by_task(matrix)
-    known = [value for value in found if value is not None]
+    known = [value for value in found.values() if value is not None]
     assert len(known) == len(found) == len(matrix) - 1
     assert sum(known) / len(known) == pytest.approx(continual.forgetting(matrix))
 
 
 def test_forgetting_of_a_task_needs_its_scores_from_then_on() -> None:
-    assert forgetting_by_task([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == [30.0, None]
-    assert forgetting_by_task([[80.0, 70.0]]) == []
+    assert forgetting_by_task([[80.0, None, None], [90.0, 70.0, None], [60.0, None, 9.0]]) == {0: 30.0, 1: None}
+    assert forgetting_by_task([[80.0, 70.0]]) == {}
 
 
 def test_disagreement_and_exchange_only_where_students_learn_from_others(l4: FinishedRun, tmp_path: Path) -> None:

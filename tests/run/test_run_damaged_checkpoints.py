@@ -109,7 +109,7 @@ def test_a_resumed_run_goes_back_to_the_last_whole_stage(
     setup, run = small.stopped_run(small.quick(method, **changes), tmp_path / "run", "learning mini.woz")
     if run.state().stages_done == 0:  # side by side: stopped before the first of them
         small.finish(small.start(setup, small.cluster("in_process"), run))
-    assert whole_part(run, setup).damage is None
+    assert whole_part(run, setup.experiment).damage is None
     path = damage(run)
     session = small.start(setup, small.cluster("in_process"), run)
     small.finish(session)
@@ -117,7 +117,7 @@ def test_a_resumed_run_goes_back_to_the_last_whole_stage(
     assert str(path) in warning and "goes back to its beginning" in warning
     small.assert_equal(run, expected)
     assert figures(run) == figures(expected)
-    assert whole_part(run, setup).damage is None
+    assert whole_part(run, setup.experiment).damage is None
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def course(run: FinishedRun, column: str) -> Course:
     found: Course = {}
     for stage, epoch in np.unique(np.stack([stages, all_epochs]), axis=1).T:
         rows = (stages == stage) & (all_epochs == epoch)
-        steps, values, epochs = all_steps[rows], all_values[rows], run.epochs[stage]
+        steps, values, epochs = all_steps[rows], all_values[rows], run.epochs[int(stage)]
         parts = max(1, POINTS // epochs)
         first, count = steps.min(), steps.max() - steps.min() + 1
         part = (steps - first) * min(parts, count) // count
