@@ -100,7 +100,7 @@ def as_question(model: ServedModel, task: str, turns: list[Message], sampling: S
     """
     *earlier, last = turns
     text = last["content"]
-    if not earlier and model.habit(task).question is not None:
+    if not earlier and model.usual_question(task) is not None:
         return model.question(task, text, None, sampling)
     if model.chats:
         return model.question(task, "", text, sampling, earlier)

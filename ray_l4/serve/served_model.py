@@ -125,6 +125,10 @@ class ServedModel:
                 self._habits[task] = known
         return known
 
+    def usual_question(self, task: str) -> str | None:
+        """Return the question that all examples of a task share; None if they differ."""
+        return self.habit(task).question
+
     def question(
         self, task: str, context: str, question: str | None, sampling: Sampling, earlier: Sequence[Message] = ()
     ) -> Asked:
