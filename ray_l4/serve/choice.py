@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import get_method
+from ray_l4.methods import get_method, stages_of
 from ray_l4.store.checkpoints import Checkpoint, Wanted, last_checkpoints
 from ray_l4.store.promotion import served_stage
 from ray_l4.store.run_directory import RunDirectory
@@ -37,9 +37,9 @@ def best_checkpoint(run: RunDirectory, stage: int) -> Checkpoint:
 
 def learned_tasks(experiment: ExperimentConfig, stage: int) -> tuple[str, ...]:
     """Return the tasks that a checkpoint of ``stage`` has learned, in the order in which it learned them."""
-    kind = get_method(experiment.method).kind
-    stages = kind.stages([task.name for task in experiment.stream])
-    own = stages[stage : stage + 1] if kind.independent else stages[: stage + 1]
+    stages = stages_of(experiment)
+    independent = get_method(experiment.method).kind.independent
+    own = stages[stage : stage + 1] if independent else stages[: stage + 1]
     return tuple(dict.fromkeys(task for each in own for task in each.tasks))
 
 

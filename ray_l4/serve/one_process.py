@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from ray_l4.errors import ClusterError, ConfigError, RunDirectoryError
+from ray_l4.serve.access import is_loopback, read_keys
 from ray_l4.serve.app import create_app
 from ray_l4.serve.choice import served_checkpoint
 from ray_l4.serve.extras import routers
 from ray_l4.serve.follow import Follower
-from ray_l4.serve.gate import is_loopback, read_keys
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.opening import Wish
