@@ -174,8 +174,8 @@ class RunDirectory:
             yield
 
     def is_being_written(self) -> bool:
-        """Return whether a coordinator is at work here, as far as this machine can tell."""
-        return is_locked(self.path, _WRITER)
+        """Return whether a command or a coordinator is at work here, as far as this machine can tell."""
+        return is_locked(self.path) or is_locked(self.path, _WRITER)
 
     def experiment(self) -> ExperimentConfig:
         """Return the experiment as it was resolved at the start of the run."""
