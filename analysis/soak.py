@@ -33,6 +33,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
 from ray_l4.report.markdown import table
 from ray_l4.run.session import Session, start
+from ray_l4.setup.facts import facts_as_json
 from ray_l4.setup.setup import prepare
 from ray_l4.store.atomic import write_folder, write_json
 from ray_l4.store.run_directory import RunDirectory
@@ -186,7 +187,7 @@ def soak(folder: Path, scores: int, evaluators: int, minutes: float) -> Count:
     """Run, and write ``soak.json``. Raises PeerError if the run takes longer than ``minutes``."""
     config, cluster = experiment(scores), profile(evaluators)
     setup = prepare(config)
-    manifest = {"command": "soak", "versions": {}, "platform": "", "data_fingerprint": setup.fingerprint()}
+    manifest = {"command": "soak", "versions": {}, "platform": "", **facts_as_json(setup.facts)}
     directory = RunDirectory.create(folder, setup.experiment, cluster, manifest)
     write_folder(directory.path / "tokenizer", setup.tokenizer.save)
     samples = _watch(start(setup, cluster, directory), directory, minutes)

@@ -20,7 +20,7 @@ from ray_l4.methods import (
     graph_of,
     num_students,
     resolved,
-    stage_names,
+    stages_of,
     teacher_experiment,
 )
 from ray_l4.setup.setup import Setup, prepare
@@ -158,7 +158,7 @@ def test_teachers_may_learn_for_fewer_epochs_than_the_student(teachers: dict[str
 
 
 def test_an_unknown_method_is_refused() -> None:
-    for look in (resolved, num_students, graph_of, stage_names):
+    for look in (resolved, num_students, graph_of, stages_of):
         with pytest.raises(ConfigError, match="unknown method 'l5'"):
             look(experiment("l5"))
 
@@ -173,7 +173,9 @@ def test_the_number_of_students_is_the_requested_one(method: str, count: int | N
 @pytest.mark.parametrize("method", METHODS)
 def test_stages_are_the_tasks_or_all_of_them_at_once(method: str) -> None:
     union = METHODS[method].stages == "union"
-    assert stage_names(experiment(method)) == ([ALL_TASKS] if union else ["mini.woz", "mini.sql"])
+    assert [stage.name for stage in stages_of(experiment(method))] == (
+        [ALL_TASKS] if union else ["mini.woz", "mini.sql"]
+    )
 
 
 # --- teachers
@@ -208,7 +210,7 @@ def test_a_prepared_run_survives_pickling() -> None:
     setup = prepare(experiment("l2kd-word", stream=small))
     again: Setup = pickle.loads(pickle.dumps(setup))
     assert (again.experiment, again.method, again.topology) == (setup.experiment, setup.method, setup.topology)
-    assert again.fingerprint() == setup.fingerprint()
+    assert again.fingerprints == setup.fingerprints
     assert again.stages == setup.stages
     assert resolved(again.experiment) == again.experiment, "the copy keeps track of which values were set"
     assert again.tokenizer.gen == setup.tokenizer.gen

@@ -182,16 +182,16 @@ class TestEveryRow:
 TASKS = ("woz", "sst", "srl")
 WORKED_STAGES: dict[str, tuple[list[Stage], list[int], bool]] = {
     "stream": (
-        [Stage("woz", ("woz",), TASKS), Stage("sst", ("sst",), TASKS), Stage("srl", ("srl",), TASKS)],
+        [Stage(task, (task,), (task,), TASKS) for task in TASKS],
         [2] * 3,
         True,
     ),
     "separate": (
-        [Stage("woz", ("woz",), ("woz",)), Stage("sst", ("sst",), ("sst",)), Stage("srl", ("srl",), ("srl",))],
+        [Stage(task, (task,), (task,), (task,)) for task in TASKS],
         [0, 1, 2],
         False,
     ),
-    "union": ([Stage("all", TASKS, TASKS)], [0] * 3, False),
+    "union": ([Stage("all", TASKS, TASKS, TASKS)], [0] * 3, False),
 }
 """Kind -> the stages of ``TASKS``, each task's final stage, and whether the order of the tasks matters."""
 
@@ -206,7 +206,7 @@ def test_stages_of_three_tasks(name: str) -> None:
     kind = STAGE_KINDS[name]
     stages, final, ordered = WORKED_STAGES[name]
     assert kind.stages(TASKS) == stages
-    assert [kind.final_stage(task, len(stages)) for task in range(len(TASKS))] == final
+    assert [kind.final_stage(task, [stage.tasks for stage in stages]) for task in TASKS] == final
     assert kind.ordered is ordered
 
 
@@ -216,9 +216,21 @@ def test_every_task_is_learned_once_and_scored_in_its_final_stage(name: str, tas
     stages = kind.stages(tasks)
     assert [task for stage in stages for task in stage.tasks] == tasks
     assert all(set(stage.tasks) <= set(stage.scored) for stage in stages)
-    for number, task in enumerate(tasks):
-        final = kind.final_stage(number, len(stages))
+    for task in tasks:
+        final = kind.final_stage(task, [stage.tasks for stage in stages])
         assert final == max(at for at, stage in enumerate(stages) if task in stage.scored)
+
+
+def test_a_task_that_comes_back_is_learned_in_a_stage_of_its_own() -> None:
+    stream = ["woz", "sst", "woz", "sst", "woz"]
+    first, *_, last = STAGE_KINDS["stream"].stages(stream)
+    assert (first.name, first.tasks) == ("woz", ("woz",))
+    assert (last.name, last.items, last.tasks, last.scored) == ("woz (3)", ("woz (3)",), ("woz",), ("woz", "sst"))
+    (union,) = STAGE_KINDS["union"].stages(stream)
+    assert union.items == ("woz", "sst", "woz (2)", "sst (2)", "woz (3)") and union.tasks == ("woz", "sst")
+    separate = STAGE_KINDS["separate"]
+    learned = [stage.tasks for stage in separate.stages(stream)]
+    assert [separate.final_stage(task, learned) for task in ("woz", "sst")] == [4, 3], "that learned it last"
 
 
 @pytest.mark.parametrize(

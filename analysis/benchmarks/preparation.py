@@ -65,7 +65,7 @@ def measure(folder: Path, model: str | None) -> dict[str, Any]:
     config = experiment(folder, model)
     before, start = _resident_bytes(), time.process_time()
     setup = prepare(config)
-    fingerprint = setup.fingerprint()
+    (fingerprint,) = setup.fingerprints.values()
     seconds, peak = time.process_time() - start, peak_resident_bytes() - before
     texts = sum(load(config.stream[0], split, config.data).nbytes for split in ("train", "test"))
     table = texts + setup.training["own"].nbytes + setup.tests["own"].prompts.nbytes

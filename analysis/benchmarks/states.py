@@ -48,6 +48,7 @@ from ray_l4.run.stage_training import StageTrainer, StageTraining
 from ray_l4.run.state_keeper import StateKeeper
 from ray_l4.run.states import States
 from ray_l4.run.work_queue import WorkQueue
+from ray_l4.setup.facts import facts_as_json
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.setup.stage_plan import StagePlan
 from ray_l4.store.run_directory import RunDirectory
@@ -133,7 +134,7 @@ def profile(transport: str) -> ClusterConfig:
 def measure(config: ExperimentConfig, cluster: ClusterConfig, blocks: int, folder: Path) -> Result:
     """Learn one block to warm up and ``blocks`` that are measured, in a run directory in ``folder``."""
     setup = prepare(config)
-    manifest = {"command": "benchmark", "versions": {}, "platform": "", "data_fingerprint": setup.fingerprint()}
+    manifest = {"command": "benchmark", "versions": {}, "platform": "", **facts_as_json(setup.facts)}
     directory = RunDirectory.create(folder / "run", setup.experiment, cluster, manifest)
     with _spawner(setup, cluster) as spawner, ThreadPoolExecutor(max_workers=1) as disk:
         training, states = _begun(setup, cluster, directory, spawner, disk)

@@ -19,6 +19,7 @@ from ray_l4.cli import (
     data,
     debug_batch,
     evaluate,
+    extend,
     inspect_models,
     interruption,
     methods,
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 runs.register(app)
+extend.register(app)
 methods.register(app)
 plan.register(app)
 sweeps.register(app)

@@ -215,9 +215,9 @@ class EvaluatorHandle:
         """Generate a pseudo-example for each task token in ``gens`` with a student's model. Returns their token ids."""
         return self._with_model(EvaluatorCalls.replay, model, student, gens, seeds, max_length)
 
-    def answer_training(self, model: ModelRef, task: str, rows: range) -> Ref[list[str]]:
+    def answer_training(self, model: ModelRef, item: str, rows: range) -> Ref[list[str]]:
         """Answer training examples of a task (``rows``) with its teacher's model."""
-        return self._with_model(EvaluatorCalls.answer_training, model, task, rows)
+        return self._with_model(EvaluatorCalls.answer_training, model, item, rows)
 
     def forget(self) -> Ref[None]:
         """Load the next checkpoint even if it has the same name as the current one."""

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ray_l4.config.fields import Count, Fraction, HubName, SplitName, Strict
 from ray_l4.config.model import ModelConfig
+from ray_l4.config.stream_names import distinct, item_names
 from ray_l4.config.text import check_name, same_name
 
 Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
@@ -62,8 +63,55 @@ class Splits(Strict):
     """Examples to be scored on. If not given, ``test``. Data without public answers may need ``validation`` here."""
 
 
+class TrainingOfStage(Strict):
+    """Training of one stage."""
+
+    epochs: Count | None = None
+    """``training.epochs`` of the stage."""
+    batch_size: Count | Literal["auto"] | None = None
+    """``training.batch_size`` of the stage."""
+
+
+class OptimOfStage(Strict):
+    """Optimiser of one stage."""
+
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """``optim.lr`` of the stage, for all peers."""
+
+
+class DistillationOfStage(Strict):
+    """Distillation in one stage."""
+
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """``distillation.weight`` of the stage."""
+
+
+class ReplayOfStage(Strict):
+    """Replay in one stage."""
+
+    ratio: Annotated[float, Field(ge=0)] | None = None
+    """``replay.ratio`` of the stage."""
+
+
+class StageSettings(Strict):
+    """Settings of one stage that differ from those of the experiment. Keys that are not given keep the common value."""
+
+    training: TrainingOfStage = TrainingOfStage()
+    """Training within the stage."""
+    optim: OptimOfStage = OptimOfStage()
+    """Learning rate."""
+    distillation: DistillationOfStage = DistillationOfStage()
+    """Distillation between peers."""
+    replay: ReplayOfStage = ReplayOfStage()
+    """Replayed examples of earlier tasks."""
+
+
 class TaskConfig(Strict):
-    """One task of the stream. In the stream, a plain name is short for ``{name: ...}``."""
+    """One item of the stream: a task, and the examples of it to learn. A plain name is short for ``{name: ...}``.
+
+    A task may come back, with new examples (corrections, for example): it keeps its token and its test set, and all
+    other tasks are replayed.
+    """
 
     name: Annotated[str, AfterValidator(check_name)]
     """Name of a built-in task (``ray-l4 data list``), or any name for your own data: visible characters, without |."""
@@ -86,6 +134,8 @@ class TaskConfig(Strict):
     """Metric of the task (see ``ray-l4 data list``). Required for your own data; built-in tasks have a default."""
     question: str | None = None
     """The question of every example, if your own data has no question column."""
+    settings: StageSettings = StageSettings()
+    """Settings of the stage that learns this item, where they differ from those of the experiment."""
 
     @model_validator(mode="after")
     def _check_one_place(self) -> TaskConfig:
@@ -317,6 +367,15 @@ def _as_task(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _completed(item: TaskConfig, first: TaskConfig) -> TaskConfig:
+    """Return an item of the stream with what it has in common with the ``first`` one of its task."""
+    if item is first:
+        return item
+    common = {"metric": first.metric, "question": first.question, "columns": first.columns}
+    usual = {**common, "train": "all"} if item.is_own else common  # the papers' size is that of the first item
+    return item.model_copy(update={key: value for key, value in usual.items() if key not in item.model_fields_set})
+
+
 class ExperimentConfig(Strict):
     """The tasks to learn, the method, and its settings."""
 
@@ -329,7 +388,7 @@ class ExperimentConfig(Strict):
     seed: int = 0
     """The run seed, from which all random numbers of training and replay are derived."""
     stream: Annotated[list[Annotated[TaskConfig, BeforeValidator(_as_task)]], Field(min_length=1)]
-    """Tasks, in the order in which they are learned."""
+    """Tasks, in the order in which they are learned. A task may come back later, with other examples."""
     model: ModelConfig
     """Language model of the peers."""
     data: DataConfig = DataConfig()
@@ -354,9 +413,59 @@ class ExperimentConfig(Strict):
     """Peers and their topology."""
 
     @model_validator(mode="after")
-    def _check_distinct_tasks(self) -> ExperimentConfig:
-        names = [same_name(task.name) for task in self.stream]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"task {repeated[0]!r} appears twice in the stream; a task can be learned only once")
+    def _check_names(self) -> ExperimentConfig:
+        alike: dict[str, str] = {}
+        for item in self.stream:
+            known = alike.setdefault(same_name(item.name), item.name)
+            if known != item.name:
+                raise ValueError(
+                    f"the tasks {known!r} and {item.name!r} of the stream look alike; write a task that comes back in "
+                    "the same way, and give others different names"
+                )
+        names = item_names([item.name for item in self.stream])
+        taken = next((name for name in names if names.count(name) > 1), None)
+        if taken is not None:
+            raise ValueError(
+                f"task {taken!r} has the name of the stage of a task that comes back; give it another name"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> ExperimentConfig:
+        for item in self.stream:
+            first = self.of_tasks[item.name]
+            if item.metric not in (None, first.metric):
+                raise ValueError(
+                    f"task {item.name!r} comes back with another metric ({item.metric}), but its scores have to be "
+                    "comparable; leave the metric out where the task comes back"
+                )
+        return self
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, each once, in the order in which they first come."""
+        return distinct([item.name for item in self.stream])
+
+    @property
+    def of_tasks(self) -> dict[str, TaskConfig]:
+        """Task -> its first item in the stream, whose test set and metric are those of the task."""
+        return {item.name: item for item in reversed(self.stream)}
+
+    @property
+    def items(self) -> dict[str, TaskConfig]:
+        """The items of the stream by their names (``item_names``). One of a task that comes back has the task's metric,
+        and, as far as it has none of its own, its question and columns."""
+        first = self.of_tasks
+        names = item_names([item.name for item in self.stream])
+        return {name: _completed(item, first[item.name]) for name, item in zip(names, self.stream, strict=True)}
+
+    def at_stage(self, stage: int) -> ExperimentConfig:
+        """Return the experiment with the settings of a stage (from 0) where they differ from the common ones."""
+        own = self.stream[stage].settings if stage < len(self.stream) else StageSettings()
+        changes = {name: getattr(own, name).model_dump(exclude_none=True) for name in StageSettings.model_fields}
+        update = {name: getattr(self, name).model_copy(update=values) for name, values in changes.items() if values}
+        return self.model_copy(update=update) if update else self
+
+    def epochs_of(self, stage: int) -> int:
+        """Return the number of epochs of a stage (from 0)."""
+        return self.at_stage(stage).training.epochs

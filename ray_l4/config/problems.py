@@ -56,10 +56,17 @@ def _schema(model: type[BaseModel]) -> Schema:
     return model.model_json_schema()
 
 
+_OF_A_STAGE = "settings"
+"""Key of an item of the stream that holds the settings of its stage."""
+
+
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return every key of ``model`` as ``--set`` spells it, after ``prefix``; ``0`` stands for any item of a list."""
+    """Return the keys of ``model`` as ``--set`` spells them, after ``prefix``; ``0`` stands for any item of a list.
+
+    Keys of single stages are left out: they repeat those of the experiment, which are more likely to be meant.
+    """
     root = _schema(model)
-    return [prefix + dotted(location) for location in _walk(root, root)]
+    return [prefix + dotted(location) for location in _walk(root, root) if _OF_A_STAGE not in location[:-1]]
 
 
 def _walk(root: Schema, schema: Schema, location: Location = ()) -> Iterator[Location]:

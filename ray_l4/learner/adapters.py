@@ -19,12 +19,15 @@ from transformers.pytorch_utils import Conv1D
 
 from ray_l4.config.model import LoraConfig
 from ray_l4.errors import ModelError
+from ray_l4.learner.pretrained import grown
 
 if TYPE_CHECKING:
     import peft
     from peft.tuners.lora import LoraModel
 
 _ADAPTER = "default"
+TOKEN_ROWS = "trainable_tokens"
+"""Part of the names of tensors that hold the rows of new tokens, in the order of the tokens."""
 _PREFIX = "base_model.model."
 """Prefix of the wrapped model's parameter names in peft's files."""
 
@@ -117,11 +120,18 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {_PREFIX + name: tensor for name, tensor in state.items()}
 
 
-def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what :func:`adapter_state` returned. Raises ModelError if it does not fit the adapters of ``model``."""
+def load_adapter_state(model: PreTrainedModel, state: Mapping[str, Tensor], seed: int = 0) -> None:
+    """Load what :func:`adapter_state` returned. Raises ModelError if it does not fit the adapters of ``model``.
+
+    ``seed``: of the rows of tokens that only ``model`` has (``pretrained.grown``).
+    """
     import peft
 
     own = adapter_state(model)
+    state = {
+        name: grown(tensor, own[name].shape, model, seed) if name in own and TOKEN_ROWS in name else tensor
+        for name, tensor in state.items()
+    }
     lost, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if lost or unexpected:
         raise ModelError(f"weights do not fit the adapters: missing {lost[:3]}, unexpected {unexpected[:3]}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ray_l4.learner.models import build_model
-from ray_l4.methods import peer_experiment, peer_seed, peer_settings
-from ray_l4.seeds import derive
+from ray_l4.methods import init_seed, peer_experiment, peer_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +20,4 @@ def initial_model(experiment: ExperimentConfig, peer: int, tokenizer: TaskTokeni
     Raises ModelError if the model cannot be loaded.
     """
     own = peer_experiment(experiment, peer)
-    names = ("init",) if own.peers.init == "shared" else ("init", peer)
-    seed = derive(peer_seed(own, peer), *names)
-    return build_model(own.model, tokenizer, seed, peer_settings(own, peer).dropout)
+    return build_model(own.model, tokenizer, init_seed(own, peer), peer_settings(own, peer).dropout)

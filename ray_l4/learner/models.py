@@ -26,7 +26,7 @@ from ray_l4.learner.adapters import (
     read_settings,
 )
 from ray_l4.learner.custom_code import code_of
-from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations
+from ray_l4.learner.pretrained import draw_rows, grow, load_pretrained, recompute_activations, with_new_rows
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.checksums import damaged_in
 from ray_l4.store.records import ADAPTER_WEIGHTS, ADAPTERS, CODE
@@ -162,19 +162,21 @@ def state_bytes(state: Mapping[str, Tensor]) -> np.ndarray:
 
 
 def load_bytes(
-    model: PreTrainedModel, weights: np.ndarray, part_of: Callable[[str, Tensor], Tensor] | None = None
+    model: PreTrainedModel, weights: np.ndarray, part_of: Callable[[str, Tensor], Tensor] | None = None, seed: int = 0
 ) -> None:
     """Load weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit.
 
-    ``part_of``: maps a name and its whole tensor to the part that a sharded ``model`` holds.
+    ``part_of``: maps a name and its whole tensor to the part that a sharded ``model`` holds. ``seed``: of the rows of
+    tokens that the model has and the weights do not (``with_new_rows``).
     """
     try:
         state = safetensors.torch.load(weights.tobytes())
     except SafetensorError as error:
         raise ModelError(f"weights of {weights.nbytes} bytes are damaged: {first_line(error)}") from error
     if has_adapters(model):
-        load_adapter_state(model, state)
+        load_adapter_state(model, state, seed)
         return
+    state = with_new_rows(state, model, seed)
     if part_of is not None:
         state = {name: part_of(name, tensor) for name, tensor in state.items()}
     try:

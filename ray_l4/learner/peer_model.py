@@ -15,6 +15,7 @@ from ray_l4.learner.guards import Guard, build_guard
 from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, WholeLogits
 from ray_l4.learner.models import arithmetic
 from ray_l4.learner.sharding import ALONE, Sharding
+from ray_l4.methods import init_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,5 +94,8 @@ class PeerModel:
         return self.sharding.weights(self.model)
 
     def load(self, weights: np.ndarray) -> None:
-        """Load what ``weights`` returned. Raises ModelError if it is damaged or does not fit the model."""
-        self.sharding.load(self.model, weights)
+        """Load what ``weights`` returned. Raises ModelError if it is damaged or does not fit the model.
+
+        Tokens that have come since get new rows, drawn like the weights that the peer began with.
+        """
+        self.sharding.load(self.model, weights, init_seed(self.experiment, self.peer))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ray_l4.errors import ModelError, first_line
 from ray_l4.learner.causality import refuse_if_not_causal
+from ray_l4.seeds import derive
 from ray_l4.store.weight_files import damaged_file
 from ray_l4.text.model_location import loading_error, located
 
@@ -94,9 +96,47 @@ def draw_rows(model: PreTrainedModel, ids: Collection[int]) -> None:
     """
     if not ids:
         return
-    rows = torch.tensor(sorted(ids))
-    spread = getattr(model.config.get_text_config(), "initializer_range", None) or _INITIALIZER_RANGE
+    rows, spread = torch.tensor(sorted(ids)), _spread(model)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     matrices = [embedding] if head is None or head.weight is embedding else [embedding, head.weight]
     for matrix in matrices:
         matrix[rows] = torch.empty_like(matrix[rows]).normal_(std=spread)
+
+
+def with_new_rows(state: Mapping[str, Tensor], model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
+    """Return the weights of a model with fewer tokens than ``model``, with rows for its new tokens at the end.
+
+    Such weights are those of a stage before the run was extended by more tasks than it had spare tokens for. Row i is
+    drawn from N(0, initializer_range) with a generator of its own, so it does not depend on how often the vocabulary
+    grew; biases are 0. Source: REFERENCE.md#embedding-growth.
+    """
+    by_token = [
+        module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
+    ]
+    own = {name: tensor.shape for name, tensor in model.state_dict().items() if _is_by_token(name, model, by_token)}
+    return {name: grown(tensor, own[name], model, seed) if name in own else tensor for name, tensor in state.items()}
+
+
+def grown(known: Tensor, shape: Sequence[int], model: PreTrainedModel, seed: int) -> Tensor:
+    """Return ``known`` with new rows at its end, as many as ``shape`` has more; as it is if they differ otherwise."""
+    if known.ndim != len(shape) or known.shape[1:] != tuple(shape[1:]) or len(known) >= shape[0]:
+        return known
+    return torch.cat([known, _new_rows(known, range(len(known), shape[0]), _spread(model), seed)])
+
+
+def _is_by_token(name: str, model: PreTrainedModel, modules: Collection[nn.Module]) -> bool:
+    """Return whether a weight or bias belongs to one of ``modules``, whose rows stand for tokens."""
+    return any(model.get_submodule(name.rpartition(".")[0]) is module for module in modules)
+
+
+def _new_rows(known: Tensor, rows: range, spread: float, seed: int) -> Tensor:
+    new = torch.zeros(len(rows), *known.shape[1:], dtype=torch.float32)
+    for place, row in enumerate(rows) if known.ndim > 1 else ():
+        new[place].normal_(std=spread, generator=torch.Generator().manual_seed(derive(seed, "row", row)))
+    return new.to(known.dtype)
+
+
+def _spread(model: PreTrainedModel) -> float:
+    """Return the standard deviation of new rows."""
+    spread: float = getattr(model.config.get_text_config(), "initializer_range", None) or _INITIALIZER_RANGE
+    return spread

@@ -60,8 +60,11 @@ class Sharding(Protocol):
         All ranks must call this; only the first one gets the weights, the others an empty array.
         """
 
-    def load(self, model: PreTrainedModel, weights: np.ndarray) -> None:
-        """Load what ``weights`` returned. Raises ModelError if it is damaged or does not fit the model."""
+    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int = 0) -> None:
+        """Load what ``weights`` returned. Raises ModelError if it is damaged or does not fit the model.
+
+        ``seed``: of the rows of tokens that only ``model`` has.
+        """
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ class Alone:
     def weights(self, model: PreTrainedModel) -> np.ndarray:
         return to_bytes(model)
 
-    def load(self, model: PreTrainedModel, weights: np.ndarray) -> None:
-        load_bytes(model, weights)
+    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int = 0) -> None:
+        load_bytes(model, weights, seed=seed)
 
 
 ALONE = Alone()
@@ -157,7 +160,7 @@ class FullyShard:
             state[name] = whole[id(own)]
         return state_bytes(state) if self.rank == 0 else _NO_WEIGHTS
 
-    def load(self, model: PreTrainedModel, weights: np.ndarray) -> None:
+    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int = 0) -> None:
         own = model.state_dict()
 
         def part_of(name: str, tensor: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ class FullyShard:
             there = tensor.to(self.mesh.device_type)
             return distribute_tensor(there, self.mesh, mine.placements, src_data_rank=None)
 
-        load_bytes(model, weights, part_of)
+        load_bytes(model, weights, part_of, seed)
 
 
 def clip(weights: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -51,13 +51,14 @@ class StageRun:
         self.stage = stage
         self.tokens = tokens
         self.memory = memory
-        experiment, distillation = learner.experiment, learner.experiment.distillation
+        self._experiment = learner.experiment.at_stage(stage)
+        distillation = self._experiment.distillation
         self._spec = ObjectiveSpec(
             distillation.weight, distillation.temperature, distillation.direction, distillation.average
         )
         self._steps = Steps(learner, stage, tokens)
         self.sampler = self._steps.sampler_of(learner.peer)
-        self.optimizer = build_optimizer(learner.model, experiment.optim)
+        self.optimizer = build_optimizer(learner.model, self._experiment.optim)
         self._trained = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
         self.optimizer.zero_grad(set_to_none=True)  # a step of an earlier stage may have been interrupted
         learner.model.train()
@@ -299,7 +300,7 @@ class StageRun:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
-        experiment, sampler = self.learner.experiment, self.sampler
+        experiment, sampler = self._experiment, self.sampler
         before, epochs = sampler.examples_before(step), experiment.training.epochs
         return learning_rate(before, sampler.num_examples, epochs, experiment.optim)
 

@@ -57,7 +57,7 @@ class Steps:
 
     def sampler_of(self, student: int) -> Sampler:
         """Return the sampler of ``student``: the same for all students, unless they learn in turn."""
-        experiment = self._learner.experiment
+        experiment = self._learner.experiment.at_stage(self._stage)
         in_turn = experiment.distillation.schedule == "alternate_epochs"
         key = student if in_turn else 0
         if key not in self._samplers:

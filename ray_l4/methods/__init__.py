@@ -3,13 +3,14 @@
 One training loop serves all methods. A new method is a new row of the table and at most one new loss.
 """
 
-from ray_l4.methods.peers import all_models, num_students, peer_experiment, peer_seed, peer_settings
+from ray_l4.methods.extending import extended
+from ray_l4.methods.peers import all_models, init_seed, num_students, peer_experiment, peer_seed, peer_settings
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
     graph_name,
     graph_of,
     resolved,
-    stage_names,
+    stages_of,
     teacher_experiment,
 )
 from ray_l4.methods.stages import ALL_TASKS, STAGE_KINDS, Stage, StageKind
@@ -38,11 +39,13 @@ __all__ = [
     "Topology",
     "all_models",
     "complete",
+    "extended",
     "from_edges",
     "get_method",
     "graph_in_words",
     "graph_name",
     "graph_of",
+    "init_seed",
     "isolated",
     "num_students",
     "peer_experiment",
@@ -50,7 +53,7 @@ __all__ = [
     "peer_settings",
     "resolved",
     "ring",
-    "stage_names",
+    "stages_of",
     "star",
     "taught",
     "teacher_experiment",

@@ -10,6 +10,7 @@ from ray_l4.config.text import counted
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.table import get_method
+from ray_l4.seeds import derive
 
 _NOT_INHERITED = ("name", "from_scratch", "max_length")
 """Keys of ``model`` that a peer's own model does not inherit; it inherits all others that it does not set."""
@@ -33,6 +34,12 @@ def peer_seed(experiment: ExperimentConfig, peer: int) -> int:
     """Return the seed of the peer's initialisation and dropout. The order of the examples follows the run's seed."""
     own = peer_settings(experiment, peer).seed
     return experiment.seed if own is None else own
+
+
+def init_seed(experiment: ExperimentConfig, peer: int) -> int:
+    """Return the seed of the peer's initial random weights, of new tokens or of the whole model (``peers.init``)."""
+    names = ("init",) if experiment.peers.init == "shared" else ("init", peer)
+    return derive(peer_seed(experiment, peer), *names)
 
 
 def peer_experiment(experiment: ExperimentConfig, peer: int) -> ExperimentConfig:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.experiment import ExperimentConfig, StageSettings
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.edges_file import read_edges
 from ray_l4.methods.peers import completed_peers, num_students
+from ray_l4.methods.stages import Stage
 from ray_l4.methods.table import METHODS, get_method
 from ray_l4.methods.topology import TOPOLOGIES, Topology, from_edges
 from ray_l4.seeds import derive
@@ -50,10 +51,9 @@ def graph_name(experiment: ExperimentConfig) -> str | list[list[int]]:
     return asked if isinstance(asked, str) else [list(edge) for edge in sorted(graph.edges)]
 
 
-def stage_names(experiment: ExperimentConfig) -> list[str]:
-    """Return the names of the stages: the tasks of the stream, or ``ALL_TASKS`` if all are learned at once."""
-    kind = get_method(experiment.method).kind
-    return [stage.name for stage in kind.stages([task.name for task in experiment.stream])]
+def stages_of(experiment: ExperimentConfig) -> list[Stage]:
+    """Return the stages of an experiment: one for each item of the stream, or one if all tasks are learned at once."""
+    return get_method(experiment.method).kind.stages([item.name for item in experiment.stream])
 
 
 def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
@@ -106,6 +106,11 @@ def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:
     """Raise ConfigError if settings exclude each other or do not suit the method."""
+    if get_method(experiment.method).kind.joint and any(item.settings != StageSettings() for item in experiment.stream):
+        raise ConfigError(
+            f"stream: {experiment.method} learns all tasks in one stage, so an item of its stream can have no settings "
+            "of its own. Set them for the whole experiment."
+        )
     if experiment.peers.on_peer_loss == "continue" and get_method(experiment.method).kind.independent:
         raise ConfigError(
             f"peers.on_peer_loss: with continue, the task of a lost model would be missing, but {experiment.method} "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from ray_l4.config.stream_names import distinct, item_names
 
 ALL_TASKS = "all"
 """Name of the single stage of a method that learns all tasks at once."""
@@ -15,8 +17,10 @@ class Stage:
     """The learning between two rows of the score matrix."""
 
     name: str
+    items: tuple[str, ...]
+    """Items of the stream, by the names of ``item_names``, whose examples it learns."""
     tasks: tuple[str, ...]
-    """Tasks whose examples it learns from."""
+    """Their tasks, each once."""
     scored: tuple[str, ...]
     """Tasks that its checkpoints are scored on."""
 
@@ -38,16 +42,23 @@ class StageKind:
         """Whether the order of the tasks matters, so that forgetting and transfer can be measured."""
         return not self.independent and not self.joint
 
-    def stages(self, tasks: Sequence[str]) -> list[Stage]:
-        """Return the stages of a stream, in order."""
-        every = tuple(tasks)
+    def stages(self, stream: Sequence[str]) -> list[Stage]:
+        """Return the stages of a stream, in order. ``stream``: the task of every item; a task may come back."""
+        tasks, items = distinct(stream), item_names(stream)
         if self.joint:
-            return [Stage(ALL_TASKS, every, every)]
-        return [Stage(task, (task,), (task,) if self.independent else every) for task in tasks]
+            return [Stage(ALL_TASKS, tuple(items), tasks, tasks)]
+        return [
+            Stage(item, (item,), (task,), (task,) if self.independent else tasks)
+            for item, task in zip(items, stream, strict=True)
+        ]
 
-    def final_stage(self, task: int, num_stages: int) -> int:
-        """Return the index of the stage whose checkpoint gives the final score of the task with index ``task``."""
-        return task if self.independent else num_stages - 1
+    def final_stage(self, task: str, learned: Sequence[Collection[str]]) -> int:
+        """Return the index of the stage whose checkpoint gives the final score of ``task``.
+
+        ``learned``: the tasks that each stage learned.
+        """
+        last = len(learned) - 1
+        return max(stage for stage in range(len(learned)) if task in learned[stage]) if self.independent else last
 
 
 STAGE_KINDS: Mapping[str, StageKind] = MappingProxyType(

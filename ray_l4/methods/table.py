@@ -67,6 +67,11 @@ class Method:
         return self.replay != "none"
 
     @property
+    def stores_examples(self) -> bool:
+        """Whether real examples of earlier tasks are kept, to be replayed or for a guard."""
+        return self.replay == "stored" or self.guard == "memory"
+
+    @property
     def has_task_teachers(self) -> bool:
         """Whether a teacher is trained for each task before the students."""
         return self.teacher == "task"

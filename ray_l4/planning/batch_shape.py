@@ -10,7 +10,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.model_config import sequence_limit
-from ray_l4.methods import get_method
+from ray_l4.methods import get_method, stages_of
 from ray_l4.planning.data_lengths import DataLengths
 from ray_l4.planning.meta_models import Vocabulary
 from ray_l4.tasks.registry import TASKS
@@ -92,15 +92,18 @@ def batch_shape(
 
 
 def _batch_size(experiment: ExperimentConfig, data: DataLengths | None) -> int:
-    size = experiment.training.batch_size
-    if size != "auto":
-        return size
-    sizes = data.examples if data is not None else {task.name: _num_examples(task) for task in experiment.stream}
-    method = get_method(experiment.method)
-    stages = method.kind.stages(list(sizes))
-    largest = max(sum(sizes[task] for task in stage.tasks) for stage in stages)
-    replayed = experiment.replay.ratio if method.replays and len(sizes) > 1 else 0.0
-    return auto_batch_size(round(largest * (1 + replayed)))
+    return max(_batch_size_of(experiment, stage, data) for stage in range(len(stages_of(experiment))))
+
+
+def _batch_size_of(experiment: ExperimentConfig, stage: int, data: DataLengths | None) -> int:
+    own = experiment.at_stage(stage)
+    if own.training.batch_size != "auto":
+        return own.training.batch_size
+    items = experiment.items
+    learned = stages_of(experiment)[stage].items
+    num_examples = sum(data.examples[item] if data is not None else _num_examples(items[item]) for item in learned)
+    replayed = own.replay.ratio if get_method(experiment.method).replays and len(experiment.tasks) > 1 else 0.0
+    return auto_batch_size(round(num_examples * (1 + replayed)))
 
 
 def _num_examples(task: TaskConfig) -> int:

@@ -13,7 +13,7 @@ from ray_l4.text.tokens import sequence_lengths
 
 @dataclass(frozen=True)
 class DataLengths:
-    """The longest sequences of a run, in tokens, and the sizes of its tasks."""
+    """The longest sequences of a run, in tokens, and the sizes of its items."""
 
     trained: int
     """Longest training sequence that a model reads, pseudo-examples included, with its task token."""
@@ -22,7 +22,7 @@ class DataLengths:
     decoded: int
     """Longest sequence that an evaluator decodes: a test prompt with its answer, or a pseudo-example."""
     examples: Mapping[str, int]
-    """Task -> number of its training examples."""
+    """Item of the stream -> number of its training examples."""
 
 
 def read_lengths(experiment: ExperimentConfig) -> DataLengths:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import get_method, num_students, teacher_experiment
+from ray_l4.methods import get_method, num_students, stages_of, teacher_experiment
 from ray_l4.planning.units import size_text
 
 _GUARD_COPIES = 2
@@ -49,8 +49,7 @@ def disk_need(experiment: ExperimentConfig, checkpoint: int, ranks_with_all: int
     model in a state. With ``checkpoint.keep`` there may be more checkpoints while some wait to be scored.
     """
     method, students = get_method(experiment.method), num_students(experiment)
-    tasks = [task.name for task in experiment.stream]
-    stages = len(method.kind.stages(tasks))
+    stages = len(stages_of(experiment))
     trained_here = method.has_task_teachers and experiment.teachers.run is None
     alone = method.kind.independent  # at most as many models at a time as there are stages
     guarded = method.guard in ("fisher", "sensitivity")
@@ -63,7 +62,7 @@ def disk_need(experiment: ExperimentConfig, checkpoint: int, ranks_with_all: int
         state=_STATE_COPIES
         * checkpoint
         * ranks_with_all
-        * max(stages if alone else students, len(tasks) * trained_here),
+        * max(stages if alone else students, len(experiment.stream) * trained_here),
         states=_most_states(experiment),
     )
 
@@ -71,9 +70,9 @@ def disk_need(experiment: ExperimentConfig, checkpoint: int, ranks_with_all: int
 def _most_checkpoints(experiment: ExperimentConfig) -> int:
     """Return how many checkpoints of one student lie on disk at a time."""
     kind, evaluation = get_method(experiment.method).kind, experiment.evaluation
-    stages = len(kind.stages([task.name for task in experiment.stream]))
+    stages = len(stages_of(experiment))
     every = evaluation.when == "epoch"
-    written = stages * (experiment.training.epochs if every else 1)
+    written = sum(map(experiment.epochs_of, range(stages))) if every else stages
     newest = experiment.checkpoint.newest
     # A new one is written before an older one is removed; so is the best epoch so far, where only that one stays.
     overlap = 0 if newest is None and (every or evaluation.validation is None) else 1

@@ -79,7 +79,7 @@ def vocabulary_of(experiment: ExperimentConfig) -> Vocabulary:
     else:
         base = int(pretrained_config(str(model.name), model.trust_custom_code).vocab_size)
     ends = int(model.name is not None and model.chat_template == "auto")
-    return Vocabulary(base, len(experiment.stream) + model.spare_task_tokens, ends=ends)
+    return Vocabulary(base, len(experiment.tasks) + model.spare_task_tokens, ends=ends)
 
 
 def meta_model(config: ModelConfig, vocabulary: Vocabulary, dropout: float | None = None) -> PreTrainedModel:

@@ -135,7 +135,7 @@ def comparable_tasks(runs: Sequence[RunResult], names: Sequence[str] = ()) -> tu
         )
     first: dict[tuple[str, str, int], str] = {}
     for run, name in zip(runs, names, strict=True):
-        key = (run.variant, order_title(run.tasks), run.seed)
+        key = (run.variant, order_title(run.stream), run.seed)
         if key in first:
             raise ConfigError(
                 f"two runs of {key[0]} on {key[1]} have seed {key[2]}: {first[key]}; {name}. Leave one of them out or, "

@@ -28,7 +28,7 @@ def setting(results: Results) -> str:
             *(sweep.title for sweep in results.sweeps),
             _listed("model", (model_name(run.experiment.model) for run in runs)),
             _listed("training examples per task", (task.train for run in runs for task in run.experiment.stream)),
-            _listed("epochs", (run.experiment.training.epochs for run in runs)),
+            _listed("epochs", (epochs for run in runs for epochs in run.epochs)),
             _listed("seeds", sorted(run.seed for run in runs)),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_l4.config.model import ModelConfig
+from ray_l4.config.stream_names import item_names
 from ray_l4.methods import METHODS
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_result import order_title
@@ -18,12 +19,12 @@ def facts(run: FinishedRun) -> list[tuple[str, str]]:
     return [
         ("method", run.method + (f": {METHODS[run.method].summary}" if run.method in METHODS else "")),
         ("variant", run.variant),
-        ("stream", order_title(run.tasks)),
+        ("stream", order_title(run.stream)),
         ("students", str(len(run.students))),
         ("who learns from whom", run.graph),
         ("model", _models(run)),
         ("parameters", _parameters(run)),
-        ("epochs", str(run.experiment.training.epochs)),
+        ("epochs", ", ".join(map(str, dict.fromkeys(run.epochs)))),
         ("seed", str(run.seed)),
         ("started", str(run.manifest.get("started", UNKNOWN))),
         ("wall time", f"{run.wall_seconds:.0f} s"),
@@ -35,10 +36,15 @@ def facts(run: FinishedRun) -> list[tuple[str, str]]:
 
 def data_sizes(run: FinishedRun) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of a table of the examples of each task, and the metric that scores it."""
+    stream = [item.name for item in run.experiment.stream]
     training, test = (run.manifest.get(f"{kind}_examples", {}) for kind in ("training", "test"))
     rows = [
-        [task, *(str(kind.get(task, "–")) for kind in (training, test)), run.metrics.get(task, "–")]
-        for task in run.tasks
+        [
+            item,
+            *(str(kind.get(name, "–")) for kind, name in ((training, item), (test, task))),
+            run.metrics.get(task, "–"),
+        ]
+        for item, task in zip(item_names(stream), stream, strict=True)
     ]
     return ["task", "training examples", "test examples", "metric"], rows
 

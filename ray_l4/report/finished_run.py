@@ -54,6 +54,11 @@ class FinishedRun(RunResult):
         """The resolved experiment. Raises ConfigError if it is not one that this version can load."""
         return self.directory.experiment()
 
+    @property
+    def epochs(self) -> list[int]:
+        """The number of epochs of every stage."""
+        return [self.experiment.epochs_of(stage) for stage in range(len(self.stages))]
+
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
         """The command, versions and machine that began the run."""
@@ -106,8 +111,8 @@ class FinishedRun(RunResult):
 
     def final_cell(self, student: int, task: str) -> Cell:
         """Return the cell whose score is the final one of a task, whether it was scored or not."""
-        stage = get_method(self.method).kind.final_stage(self.tasks.index(task), len(self.stages))
-        return Cell(stage, self.directory.result_epoch(stage, self.experiment.training.epochs), student, task)
+        stage = get_method(self.method).kind.final_stage(task, self.learned)
+        return Cell(stage, self.directory.result_epoch(stage, self.experiment.epochs_of(stage)), student, task)
 
     def last_scored_cell(self, student: int, task: str) -> Cell | None:
         """Return the cell of a student's last checkpoint that was scored on a task; None if there is none."""

@@ -101,7 +101,7 @@ def grouped(runs: Sequence[FinishedRun]) -> list[GroupBlock]:
             f"report: runs that learned different tasks cannot share a table: {'; '.join(sorted(task_sets.values()))}. "
             "Report each set of tasks by itself."
         )
-    title = _one_title if len({run.tasks for run in runs}) == 1 else _own_title
+    title = _one_title if len({run.stream for run in runs}) == 1 else _own_title
     blocks: dict[str, list[FinishedRun]] = {}
     for run in runs:
         blocks.setdefault(title(run), []).append(run)
@@ -125,7 +125,7 @@ def group_rows(groups: Sequence[RunGroup]) -> tuple[list[str], list[list[str]]]:
 
 
 def _one_title(run: FinishedRun) -> str:
-    return order_title(run.tasks)
+    return order_title(run.stream)
 
 
 def _own_title(run: FinishedRun) -> str:

@@ -38,7 +38,7 @@ def comparison(runs: Sequence[RunResult]) -> str:
 
     Raises ConfigError if the runs learned different streams: their averages could not be compared.
     """
-    streams = {run.tasks for run in runs}
+    streams = {run.stream for run in runs}
     if len(streams) > 1:
         listed = "; ".join(map(order_title, sorted(streams)))
         raise ConfigError(f"report: runs that learned different streams cannot share a table: {listed}")
@@ -59,7 +59,7 @@ def comparison(runs: Sequence[RunResult]) -> str:
 
 def run_report(run: FinishedRun) -> str:
     """Return the report of a run: its scores, worst answers, replay, cost and configuration."""
-    title = f"{run.name}: {run.variant} on {order_title(run.tasks)}, seed {run.seed}{run.scale_note}"
+    title = f"{run.name}: {run.variant} on {order_title(run.stream)}, seed {run.seed}{run.scale_note}"
     parts = [
         f"# {title}",
         f"Made by `{run.manifest['command']}`. Scores are percentages.",
@@ -164,7 +164,7 @@ def _figures(run: RunResult, student: int) -> str:
 
 def _replay(run: RunResult) -> str:
     rows = [
-        [run.tasks[stage], str(counts["requested"]), str(counts["valid"]), str(counts["dropped"])]
+        [run.stages[stage], str(counts["requested"]), str(counts["valid"]), str(counts["dropped"])]
         for stage, counts in run.replay.items()
     ]
     return table(["before learning", "requested", "valid", "dropped"], rows)

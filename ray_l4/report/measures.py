@@ -45,7 +45,7 @@ def over_orders(results: Results, students: Sequence[int]) -> ResultTable:
 
 
 def forgetting(results: Results, students: Sequence[int]) -> ResultTable:
-    """Return the forgetting of every task but the last, and its average (L4, Table 3).
+    """Return the forgetting of every task but the one learned last, and its average (L4, Table 3).
 
     Raises ConfigError if the scores of single epochs are wanted, and a run has none.
     """
@@ -60,15 +60,16 @@ def forgetting(results: Results, students: Sequence[int]) -> ResultTable:
 
 
 def forgetting_of(run: FinishedRun, student: int, over_epochs: bool = False) -> dict[str, float | None]:
-    """Return the forgetting of every task but the last, and ``AVERAGE``; empty for a method without order.
+    """Return the forgetting of every task but the one learned last, and ``AVERAGE``; empty for a method without order.
 
     The highest score is that after any task, or with ``over_epochs`` after any epoch (REFERENCE.md#continual-metrics).
     """
     if not run.learns_in_order or len(run.tasks) < 2:
         return {}
     matrix, epochs = run.matrix(student), run.scores_of_epochs(student) if over_epochs else ()
-    drops = dict(zip(run.tasks, forgetting_by_task(matrix, epochs), strict=False))
-    return {**drops, AVERAGE: mean_forgetting(matrix, epochs)}
+    drops = forgetting_by_task(matrix, epochs, run.learned_columns)
+    average = mean_forgetting(matrix, epochs, run.learned_columns)
+    return {**{run.tasks[column]: drop for column, drop in drops.items()}, AVERAGE: average}
 
 
 def cost(results: Results, students: Sequence[int]) -> ResultTable:

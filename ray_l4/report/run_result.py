@@ -55,13 +55,31 @@ class RunResult:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The stream; the columns of a score matrix."""
+        """The tasks of the stream, each once, in the order in which they first come; the columns of a score matrix."""
         return tuple(self.summary["stream"])
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages, the rows of a score matrix. Early runs had one stage for each task."""
         return tuple(self.summary.get("stages") or self.tasks)
+
+    @property
+    def learned(self) -> tuple[tuple[str, ...], ...]:
+        """The tasks that each stage learned. In early runs no task came back."""
+        found = self.summary.get("learned")
+        if found is not None:
+            return tuple(map(tuple, found))
+        return tuple((task,) for task in self.tasks) if len(self.stages) == len(self.tasks) else (self.tasks,)
+
+    @property
+    def learned_columns(self) -> list[int] | None:
+        """The column of the task that each stage learned; None for a method that does not learn in order."""
+        return [self.tasks.index(task) for (task,) in self.learned] if self.learns_in_order else None
+
+    @property
+    def stream(self) -> tuple[str, ...]:
+        """The stream as people read it: the stages, or for a method without order, the tasks."""
+        return self.stages if self.learns_in_order else self.tasks
 
     @property
     def students(self) -> range:
@@ -75,8 +93,8 @@ class RunResult:
 
     @property
     def order(self) -> str:
-        """The order of the tasks as a title, or ``NO_ORDER``. Runs of one order can be compared."""
-        return order_title(self.tasks) if self.learns_in_order else NO_ORDER
+        """The order of the stages as a title, or ``NO_ORDER``. Runs of one order can be compared."""
+        return order_title(self.stages) if self.learns_in_order else NO_ORDER
 
     @property
     def graph(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import get_method, graph_name, num_students, stage_names
+from ray_l4.methods import get_method, graph_name, num_students, stages_of
 from ray_l4.metrics.continual import (
     ScoreMatrix,
     average_accuracy,
@@ -18,9 +18,9 @@ from ray_l4.report.run_files import Headline, count_parameters, read_headlines, 
 from ray_l4.store.record_types import Validation
 from ray_l4.store.run_directory import SECONDS, Cell, RunDirectory, read_record
 
-_FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
+_FIGURES: Mapping[str, Callable[[ScoreMatrix, Sequence[int] | None], float | None]] = {
     "average_incremental_accuracy": average_incremental_accuracy,
-    "forgetting": forgetting,
+    "forgetting": lambda matrix, learned: forgetting(matrix, (), learned),
     "backward_transfer": backward_transfer,
 }
 
@@ -28,8 +28,9 @@ _FIGURES: Mapping[str, Callable[[ScoreMatrix], float | None]] = {
 def summarise(run: RunDirectory) -> dict[str, Any]:
     """Return the contents of ``summary.json``. Scores are percentages; None stands for an undefined figure.
 
+    ``stream``: the tasks, each once. ``learned``: the tasks that each of the ``stages`` learned.
     ``topology``: who learns from whom, by name or as [teacher, student] pairs.
-    ``score_matrix``: student -> a row for each stage, a column for each task in the order of the stream.
+    ``score_matrix``: student -> a row for each stage, a column for each task of ``stream``.
     ``parameters``: student -> number of parameters in its last checkpoint (``count``), and whether these are only those
     of its ``adapters``.
     ``validation``: stage -> its validation losses, and the epoch that they chose; empty if nothing was validated.
@@ -40,25 +41,31 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     ``exchange.wait_fraction``: share of the students' time that they spend waiting for their teachers' predictions.
     """
     experiment, state, headlines = run.experiment(), run.state(), read_headlines(run)
-    tasks, stages = [task.name for task in experiment.stream], stage_names(experiment)
-    peers = num_students(experiment)
-    epochs = [run.result_epoch(stage, experiment.training.epochs) for stage in range(len(stages))]
+    stages, kind = stages_of(experiment), get_method(experiment.method).kind
+    tasks, peers = list(experiment.tasks), num_students(experiment)
+    columns = [tasks.index(task) for stage in stages for task in stage.tasks] if kind.ordered else None
+    epochs = [run.result_epoch(stage, experiment.epochs_of(stage)) for stage in range(len(stages))]
     matrices = {str(student): score_matrix(headlines, student, tasks, epochs) for student in range(peers)}
-    finals = {student: _final(matrix, experiment) for student, matrix in matrices.items()}
+    final_stages = [kind.final_stage(task, [stage.tasks for stage in stages]) for task in tasks]
+    finals = {
+        student: [matrix[stage][column] for column, stage in enumerate(final_stages)]
+        for student, matrix in matrices.items()
+    }
     return {
         "name": experiment.name,
         "method": experiment.method,
         "variant": experiment.variant or experiment.method,
         "stream": tasks,
-        "stages": stages,
+        "stages": [stage.name for stage in stages],
+        "learned": [list(stage.tasks) for stage in stages],
         "peers": peers,
         "topology": graph_name(experiment),
         "seed": experiment.seed,
         "score_matrix": matrices,
         "final": {student: dict(zip(tasks, final, strict=True)) for student, final in finals.items()},
         "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
-        **{name: {s: figure(matrix) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
-        **_over_epochs(headlines, experiment, matrices),
+        **{name: {s: figure(matrix, columns) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
+        **_over_epochs(headlines, experiment, matrices, columns),
         "parameters": {
             str(student): found for student in range(peers) if (found := count_parameters(run, student)) is not None
         },
@@ -72,24 +79,22 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def _final(matrix: ScoreMatrix, experiment: ExperimentConfig) -> list[float | None]:
-    """Return the final score of every task; where each task has a model of its own, the score of that model."""
-    kind = get_method(experiment.method).kind
-    return [matrix[kind.final_stage(task, len(matrix))][task] for task in range(len(matrix[0]))]
-
-
 def _over_epochs(
-    headlines: Mapping[Cell, Headline], experiment: ExperimentConfig, matrices: Mapping[str, ScoreMatrix]
+    headlines: Mapping[Cell, Headline],
+    experiment: ExperimentConfig,
+    matrices: Mapping[str, ScoreMatrix],
+    learned: Sequence[int] | None,
 ) -> dict[str, dict[str, float | None]]:
     """Compute forgetting from the best score of any epoch, as L4's Table 3 does, if every epoch was scored."""
-    if experiment.evaluation.when != "epoch" or not get_method(experiment.method).kind.ordered:
+    if experiment.evaluation.when != "epoch" or learned is None:
         return {}
-    tasks = [task.name for task in experiment.stream]
-    epochs = range(1, experiment.training.epochs + 1)
+    epochs = range(1, max(experiment.epochs_of(stage) for stage in range(len(learned))) + 1)
     found = {}
     for student, matrix in matrices.items():
-        of_epochs = (score_matrix(headlines, int(student), tasks, [epoch] * len(tasks)) for epoch in epochs)
-        found[student] = forgetting(matrix, [row for rows in of_epochs for row in rows])
+        of_epochs = (
+            score_matrix(headlines, int(student), experiment.tasks, [epoch] * len(learned)) for epoch in epochs
+        )
+        found[student] = forgetting(matrix, [row for rows in of_epochs for row in rows], learned)
     return {"forgetting_over_epochs": found}
 
 

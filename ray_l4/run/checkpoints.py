@@ -86,7 +86,7 @@ class Checkpoints:
             if not stages_done:
                 asked.append((student, student.reset()))
                 continue
-            epoch = directory.result_epoch(stages_done - 1, self._context.setup.experiment.training.epochs)
+            epoch = directory.result_epoch(stages_done - 1, self._context.setup.experiment.epochs_of(stages_done - 1))
             asked.append((student, student.load(read_weights(directory.checkpoint(stages_done - 1, epoch, peer)))))
             if self._context.setup.method.guard_learns:
                 asked.append((student, student.restore_guard(read_guard(directory, stages_done - 1, peer))))

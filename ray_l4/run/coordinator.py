@@ -128,7 +128,7 @@ class Coordinator:
         teachers, setup = open_teachers(context.setup, context.directory), context.setup.of_teachers()
         own = teachers.path == context.directory.teachers()
         is_done = (teachers.path / "summary.json").is_file()
-        if not is_done or (own and whole_part(teachers, setup).damage is not None):
+        if not is_done or (own and whole_part(teachers, setup.experiment).damage is not None):
             context.progress.add_event("training the teachers")
             context.progress.update(part="teachers: ")
             part = _part_of(context, setup, teachers)

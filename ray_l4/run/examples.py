@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -18,8 +16,8 @@ from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.stored_replay import record_stored, reservoir, stored_replay
 from ray_l4.run.teachers import distilled, teacher_checkpoint
 from ray_l4.run.work_queue import WorkQueue
-from ray_l4.store.records import CONFIG
-from ray_l4.store.run_directory import RunDirectory, read_json
+from ray_l4.store.records import described
+from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.tokens import concatenated
 
 
@@ -72,12 +70,12 @@ class StageExamples:
         return given
 
     def _current(self, stage: int, on_nap: Callable[[], None]) -> pa.Table:
-        tasks, teachers = self._setup.stages[stage].tasks, self._teachers
+        items, teachers = self._setup.stages[stage].items, self._teachers
         tables: Mapping[str, pa.Table] = self._setup.training
         if self._setup.method.answers == "teacher" and teachers is not None:
             description = described(teacher_checkpoint(teachers, 0))
-            tables = distilled(self._context, teachers, tasks, self._rpc, self._queue, description, on_nap)
-        return concatenated(*(tables[task] for task in tasks))
+            tables = distilled(self._context, teachers, items, self._rpc, self._queue, description, on_nap)
+        return concatenated(*(tables[item] for item in items))
 
     def _replay(self, stage: int, on_nap: Callable[[], None]) -> dict[int, pa.Table]:
         """Return student -> its examples of earlier tasks; empty if there are none."""
@@ -104,12 +102,3 @@ class StageExamples:
         kept = sum({id(table): table.num_rows for table in replayed.values()}.values())
         self._context.progress.add_event(f"replay: {kept} pseudo-examples, {len(wanted.gens) - kept} dropped")
         return replayed
-
-
-def described(checkpoint: Path) -> dict[str, Any]:
-    """Return the configuration of a checkpoint's model.
-
-    It is empty if the checkpoint holds adapters, whose base model the experiment names.
-    """
-    path = checkpoint / CONFIG
-    return read_json(path) if path.is_file() else {}

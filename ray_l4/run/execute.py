@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
-from ray_l4.cluster.connection import Connection, check_cluster
+from ray_l4.cluster.connection import Connection
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.config.loading import dump_yaml
-from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import graph_of
+from ray_l4.config.text import counted
 from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.run.command_log import CommandLog
-from ray_l4.run.session import Session, open_session
-from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.early_check import check_raw_data, check_settings
-from ray_l4.setup.rank_check import check_ranks
-from ray_l4.setup.setup import Setup, prepare
-from ray_l4.store.atomic import write_folder, write_text
-from ray_l4.store.begun_with import (
-    FINGERPRINT_KEY,
-    VERSIONS_KEY,
-    begun_fingerprint,
-    begun_versions,
-    changed_versions,
-    check_experiment,
-    recorded,
+from ray_l4.run.preparation import (
+    data_entries,
+    extensions,
+    keep_examples,
+    lacks_tokens,
+    manifest_of,
+    prepare_again,
+    prepare_run,
 )
+from ray_l4.run.session import Session, open_session
+from ray_l4.setup.setup import Setup
+from ray_l4.store.atomic import write_folder, write_text
+from ray_l4.store.extension import finish_extension, record_extension
 from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.storage import absolute_address
-
-_LIBRARIES = ("ray-l4", "torch", "ray", "transformers", "tokenizers", "pyarrow", "rouge-score")
 
 _COMMAND_LOG = "command"
 """Name of the log of what the command printed, beside those of the project's loggers."""
@@ -68,11 +59,13 @@ def run(
             with console.status("checking storage_path"):
                 Mirror(cluster.storage_path, str(manifest[MIRROR_NAME_KEY])).check(folder, new=True)
         with console.status("reading and tokenising data"):
-            setup, connection = _prepared(experiment, cluster, held)
-        directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **_manifest(command, setup)})
+            ready = prepare_run(experiment, cluster, held)
+        setup, connection = ready.setup, ready.connection
+        directory = RunDirectory.create(folder, setup.experiment, cluster, {**manifest, **manifest_of(command, setup)})
         with directory.lock():
             with _resumable(directory, log):
                 log.keep_in(directory.log(_COMMAND_LOG))
+                keep_examples(directory, ready)
                 session = _session(setup, cluster, directory, connection, log)
             _go(session, cluster, directory, log)
 
@@ -86,37 +79,58 @@ def resume(directory: RunDirectory, cluster: ClusterConfig, console: Console) ->
     with CommandLog(console, f"ray-l4 resume {directory.path}") as log, directory.lock(), ExitStack() as held:
         with _resumable(directory, log):
             log.keep_in(directory.log(_COMMAND_LOG))
-            setup, connection = _prepared_again(directory, cluster, held, log)
+            finish_extension(directory)
+            _check_mirror(directory, cluster, console)
+            with console.status("reading and tokenising data"):
+                ready = prepare_again(directory, cluster, held, log.say)
             write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
-            session = _session(setup, cluster, directory, connection, log)
+            keep_examples(directory, ready)
+            session = _session(ready.setup, cluster, directory, ready.connection, log)
         _go(session, cluster, directory, log)
 
 
-def _prepared_again(
-    directory: RunDirectory, cluster: ClusterConfig, held: ExitStack, log: CommandLog
-) -> tuple[Setup, Connection | None]:
-    """Prepare a run that goes on, as ``_prepared``.
+def extend(
+    directory: RunDirectory, items: Sequence[TaskConfig], cluster: ClusterConfig, command: str, console: Console
+) -> None:
+    """Append ``items`` to the stream of a run, and learn what is left of it.
 
-    Raises RunDirectoryError if it is not that with which the run began, or if its copy belongs to another run.
+    Raises ConfigError if the method of the run cannot learn further tasks, and errors as ``resume``.
     """
-    experiment, manifest = directory.experiment(), directory.manifest()
-    fingerprint = begun_fingerprint(directory)
-    check_experiment(directory.path / "config.yaml", experiment, manifest)
-    _check_mirror(directory, cluster, log.console)
-    with log.console.status("reading and tokenising data"):
-        setup, connection = _prepared(experiment, cluster, held, directory.state().lost_students)
-    if setup.fingerprint() != fingerprint:
-        raise RunDirectoryError(
-            f"{directory.path}: the data or the tokeniser has changed since the run began, so its scores would not "
-            "be comparable. Restore the old data, or start a new run."
+    if not directory.has_finished() and lacks_tokens(directory, items):
+        console.print("no task token is spare for the new tasks: the run is finished first, then its models grow")
+        resume(directory, cluster, console)
+    cluster = _with_absolute_storage(cluster)
+    with CommandLog(console, command) as log, directory.lock(), ExitStack() as held:
+        with _resumable(directory, log):
+            log.keep_in(directory.log(_COMMAND_LOG))
+            finish_extension(directory)
+            _check_mirror(directory, cluster, console)
+            with console.status("reading and tokenising data"):
+                ready = prepare_again(directory, cluster, held, log.say, items)
+            write_text(directory.path / "cluster.yaml", dump_yaml(cluster))
+            keep_examples(directory, ready)
+            entries = data_entries(ready.setup) | extensions(directory, command, ready.setup.items[-len(items) :])
+            record_extension(directory, ready.setup.experiment, entries)
+            session = _session(ready.setup, cluster, directory, ready.connection, log)
+        _go(session, cluster, directory, log)
+
+
+def extension_plan(directory: RunDirectory, items: Sequence[TaskConfig], cluster: ClusterConfig) -> str:
+    """Return what ``extend`` would do as text. Raises errors as ``extend``, and writes nothing."""
+    warnings: list[str] = []
+    setup = prepare_again(directory, cluster, None, warnings.append, items).setup
+    first = len(setup.stages) - len(items)
+    done = directory.state().stages_done
+    lines = [f"{directory.path}: {done} of {first} stages done; {counted(len(items), 'stage')} to be added"]
+    for stage in range(first, len(setup.stages)):
+        own = setup.experiment.at_stage(stage)
+        lines.append(
+            f"stage {stage}: {setup.stages[stage].name}, {counted(setup.num_examples(stage), 'training example')}, "
+            f"{counted(own.training.epochs, 'epoch')}; replays {', '.join(setup.earlier_tasks(stage)) or 'nothing'}"
         )
-    changed = changed_versions(begun_versions(directory), {"python": _python(), **_versions()})
-    if changed:
-        log.say(
-            f"warning: the run began with other versions: {'; '.join(changed)}. Its results may differ from those "
-            "of a run that was not interrupted."
-        )
-    return setup, connection
+    if lacks_tokens(directory, items):
+        lines.append("no task token is spare for all new tasks: the models' vocabulary grows")
+    return "\n".join([*lines, *warnings])
 
 
 def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
@@ -124,29 +138,6 @@ def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
     if cluster.storage_path is None:
         return cluster
     return cluster.model_copy(update={"storage_path": absolute_address(cluster.storage_path)})
-
-
-def _prepared(
-    experiment: ExperimentConfig, cluster: ClusterConfig, held: ExitStack, lost: Collection[int] = ()
-) -> tuple[Setup, Connection | None]:
-    """Check that the cluster has room for all workers except ``lost`` students, then prepare the data they share.
-
-    Also returns a connection, closed with ``held``, if the cluster is one that starts on this machine: it does so while
-    the data is tokenised. An error in the data shows before, without a wait for Ray.
-    """
-    check_settings(experiment, cluster)
-    check_raw_data(experiment)
-    students = len(graph_of(experiment).without(lost).present)
-    check_cluster(students, cluster)
-    if cluster.in_one_process or cluster.ray.address is not None:
-        connection, setup = None, prepare(experiment)
-    else:
-        connection = Connection(students, cluster)
-        held.callback(connection.close)
-        setup = prepare(experiment, connection.begin)
-    check_ranks(setup, cluster)
-    named_teachers(setup)  # raises if they do not fit, before anything is created
-    return setup, connection
 
 
 def _session(
@@ -228,28 +219,3 @@ def _next_steps(run: FinishedRun) -> str:
         f"ray-l4 ask {checkpoint} {task}": "asks it",
     }
     return "\n".join(["next:", *(f"  {command}   # {what}" for command, what in commands.items())])
-
-
-def _manifest(command: str, setup: Setup) -> dict[str, object]:
-    return {
-        "command": command,
-        "started": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        "python": _python(),
-        "platform": platform.platform(),
-        VERSIONS_KEY: _versions(),
-        FINGERPRINT_KEY: setup.fingerprint(),
-        "training_examples": {task: table.num_rows for task, table in setup.training.items()},
-        "longest_sequences": setup.longest_sequences,
-        "validation_examples": {task: table.num_rows for task, table in setup.validation.items()},
-        "test_examples": {task: len(tests.items) for task, tests in setup.tests.items()},
-        "vocabulary": setup.tokenizer.size,
-        **recorded(setup.experiment),
-    }
-
-
-def _python() -> str:
-    return sys.version.split()[0]
-
-
-def _versions() -> dict[str, str]:
-    return {library: version(library) for library in _LIBRARIES}

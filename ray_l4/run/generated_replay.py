@@ -38,14 +38,13 @@ class PseudoExamples:
 
     @classmethod
     def of(cls, setup: Setup, stage: int, students: Sequence[int]) -> PseudoExamples:
-        """Request equal numbers of pseudo-examples of all earlier tasks, in the order of the stream.
+        """Request equal numbers of pseudo-examples of all other tasks learned before, in the order of the stream.
 
         ``students``: those present, from which ``replay.generator`` selects. Source: REFERENCE.md#replay.
         """
-        if setup.method.replay != "generated" or stage == 0:
-            return cls(stage, (), (), (), ())
-        per_task = num_replayed_per_task(setup.experiment.replay.ratio, setup.num_examples(stage), stage)
-        tasks = [task for task in setup.tasks[:stage] for _ in range(per_task)]
+        earlier = setup.earlier_tasks(stage) if setup.method.replay == "generated" else []
+        per_task = num_replayed_per_task(setup.replay_ratio(stage), setup.num_examples(stage), len(earlier))
+        tasks = [task for task in earlier for _ in range(per_task)]
         rows = {
             "first": [(students[0], index) for index in range(len(tasks))],
             "own": [(student, index) for student in students for index in range(len(tasks))],

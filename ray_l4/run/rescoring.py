@@ -18,6 +18,7 @@ from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.report.run_files import Headline, read_headlines
 from ray_l4.report.summary import summarise
+from ray_l4.setup.begun import kept_tests
 from ray_l4.store.atomic import write_text
 from ray_l4.store.mirror import mirror_of
 from ray_l4.store.records import write_score
@@ -99,7 +100,9 @@ class _TestSet:
     @cached_property
     def _known_metas(self) -> dict[str, str]:
         """Id -> meta of all test examples: the run may have left out some, and limited those that it scored."""
-        examples = load(self._task, "test", self._run.experiment().data)
+        examples = kept_tests(self._run, self._task.name)
+        if examples is None:
+            examples = load(self._task, "test", self._run.experiment().data)
         return dict(zip(examples["sample_id"].to_pylist(), examples["meta"].to_pylist(), strict=True))
 
 
@@ -109,7 +112,7 @@ def _compute(run: RunDirectory) -> list[_Rescored]:
     records, headlines = run.scores(), read_headlines(run)
     if not records:
         raise RunDirectoryError(f"{run.path / 'scores'}: holds no scores, so there is nothing to score again")
-    tests = {task.name: _TestSet(run, task) for task in run.experiment().stream}
+    tests = {name: _TestSet(run, task) for name, task in run.experiment().of_tasks.items()}
     unknown = sorted({cell.task for cell in records} - tests.keys())
     if unknown:
         raise RunDirectoryError(f"{run.path}: has scores of task {unknown[0]!r}, which its config.yaml does not name")

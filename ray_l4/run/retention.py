@@ -50,7 +50,7 @@ class Retention:
         setup = self._context.setup
         first = 0 if setup.method.kind.independent else max(0, stages_done - self._stages_needed)
         for stage in range(first, stages_done):
-            yield stage, self._context.directory.result_epoch(stage, setup.experiment.training.epochs)
+            yield stage, self._context.directory.result_epoch(stage, setup.experiment.epochs_of(stage))
 
 
 def checkpoints_in(run: Path) -> Iterator[Place]:

@@ -10,7 +10,7 @@ from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
-from ray_l4.store.records import read_weights, write_score
+from ray_l4.store.records import described, read_weights, write_score
 from ray_l4.store.run_directory import Cell
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.test_sets import Scored, answer_batches
@@ -50,8 +50,8 @@ class Scoring:
 
         ``descriptions``: student -> its model's configuration.
         """
-        epochs, every = self._setup.experiment.training.epochs, self._every
         for stage in range(stages):
+            epochs, every = self._setup.experiment.epochs_of(stage), self._every
             result = self._context.directory.result_epoch(stage, epochs)
             self._request_epochs(stage, range(1, epochs + 1) if every else (result,), descriptions)
 
@@ -74,7 +74,10 @@ class Scoring:
         missing = self._missing(stage, epoch, student)
         checkpoint = self._context.directory.checkpoint(stage, epoch, student)
         if missing and checkpoint.is_dir():
-            self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), description)
+            own = described(checkpoint)
+            fits = own.get("vocab_size", None) in (None, description.get("vocab_size"))
+            # A model of before the run was extended may have fewer tokens.
+            self._add_jobs(missing, self._rpc.put(read_weights(checkpoint)), description if fits else own)
 
     def forget(self, stage: int, first_epoch: int) -> None:
         """Take the scores of a stage again from ``first_epoch`` on: its checkpoints will have other weights."""

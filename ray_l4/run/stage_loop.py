@@ -82,7 +82,7 @@ class StageLoop:
     def run(self) -> None:
         """Learn the remaining stages, then wait for all scores."""
         setup, progress = self._context.setup, self._context.progress
-        progress.update(num_stages=len(setup.stages), num_epochs=setup.experiment.training.epochs)
+        progress.update(num_stages=len(setup.stages))
         for warning in setup.warnings:
             progress.add_event(f"warning: {warning}")
         self._surviving_losses(self._catch_up)
@@ -178,11 +178,15 @@ class StageLoop:
         if first > 1:
             for stage in sorted({own.stage for own in assignments}):
                 self._scoring.request_begun(stage, first, self._checkpoints.descriptions)
-        result = StageResult(self._context, self._plan, self._membership, self._checkpoints, self._scoring, losses)
+        num_epochs = self._context.setup.experiment.epochs_of(assignments[0].stage)
+        self._context.progress.update(num_epochs=num_epochs)
+        result = StageResult(
+            self._context, self._plan, self._membership, self._checkpoints, self._scoring, num_epochs, losses
+        )
         training.losses = lambda: result.losses
         training.on_epoch = self._ask_for_logs
         training.stop(result.exhausted())
-        epoch, num_epochs = first, self._context.setup.experiment.training.epochs
+        epoch = first
         while epoch <= num_epochs and training.learning:
             epochs = training.together(epoch, result.next_pause(epoch))
             training.train(epochs)

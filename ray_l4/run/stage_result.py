@@ -29,9 +29,13 @@ class StageResult:
         membership: Membership,
         checkpoints: Checkpoints,
         scoring: Scoring,
+        num_epochs: int,
         losses: Mapping[str, Sequence[Mapping[str, float]]],
     ) -> None:
-        """``losses``: the validation losses of the epochs before the first one that is trained now."""
+        """``num_epochs``: that of each of the stages.
+
+        ``losses``: the validation losses of the epochs before the first one that is trained now.
+        """
         self._context = context
         self._plan = plan
         self._checkpoints = checkpoints
@@ -39,7 +43,7 @@ class StageResult:
         self._validation = Validation(context, plan, membership)
         self._validation.restore(losses)
         self._every = context.setup.experiment.evaluation.when == "epoch"
-        self._num_epochs = context.setup.experiment.training.epochs
+        self._num_epochs = num_epochs
         self._written: dict[tuple[Assignment, int], Future[None]] = {}
 
     @property

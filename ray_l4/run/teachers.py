@@ -19,9 +19,11 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job, WorkQueue
 from ray_l4.setup.early_check import finished_teachers
+from ray_l4.setup.facts import recorded_facts
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
-from ray_l4.store.begun_with import begun_fingerprint, recorded
+from ray_l4.store.begun_with import recorded
+from ray_l4.store.extension import finish_extension, record_extension
 from ray_l4.store.records import read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.tables import read_table
@@ -43,8 +45,18 @@ def open_teachers(setup: Setup, run: RunDirectory) -> RunDirectory:
         experiment = setup.of_teachers().experiment
         manifest = read_json(run.path / "manifest.json") | recorded(experiment)
         RunDirectory.create(folder, experiment, run.cluster(), manifest)
+    else:
+        _extend(RunDirectory.open(folder), setup, run)
     write_folder(folder / "tokenizer", setup.tokenizer.save)
     return RunDirectory.open(folder)
+
+
+def _extend(teachers: RunDirectory, setup: Setup, run: RunDirectory) -> None:
+    """Extend the run of the teachers if that of the students has been extended."""
+    finish_extension(teachers)
+    wanted = setup.of_teachers().experiment
+    if len(teachers.experiment().stream) < len(wanted.stream):
+        record_extension(teachers, wanted, run.manifest())
 
 
 def named_teachers(setup: Setup) -> RunDirectory | None:
@@ -55,7 +67,15 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
     teachers = finished_teachers(setup.experiment)
     if teachers is None:
         return None
-    if begun_fingerprint(teachers) != setup.fingerprint():
+    items = list(teachers.experiment().items)
+    untaught = [item for item in setup.items[len(items) :] if items == setup.items[: len(items)]]
+    if untaught:
+        raise RunDirectoryError(
+            f"teachers.run: {teachers.path} has no teacher of {', '.join(untaught)}. Extend it first: "
+            f"ray-l4 extend {teachers.path} {' '.join(untaught)}"
+        )
+    facts = recorded_facts(teachers.manifest(), str(teachers.path))
+    if items != setup.items or {item: own.fingerprint for item, own in facts.items()} != setup.fingerprints:
         raise RunDirectoryError(
             f"teachers.run: {teachers.path} learned from different data, or with a different tokeniser. "
             "Train the teachers on the same stream (tasks, order, sizes, data.seed)."
@@ -64,7 +84,7 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
 
 
 def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
-    """Return the weights of the teacher of a task. ``stage``: the task's index in the stream.
+    """Return the weights of the teacher of an item. ``stage``: the item's index in the stream.
 
     Raises RunDirectoryError if they are damaged: going back to an earlier stage of the students would not help.
     """
@@ -75,60 +95,60 @@ def teacher_weights(teachers: RunDirectory, stage: int) -> Any:
 
 
 def teacher_checkpoint(teachers: RunDirectory, stage: int) -> Path:
-    """Return the folder of the teacher of a task. ``stage``: the task's index in the stream."""
-    return teachers.checkpoint(stage, teachers.result_epoch(stage, teachers.experiment().training.epochs), 0)
+    """Return the folder of the teacher of an item. ``stage``: the item's index in the stream."""
+    return teachers.checkpoint(stage, teachers.result_epoch(stage, teachers.experiment().epochs_of(stage)), 0)
 
 
 def distilled(
     context: RunContext,
     teachers: RunDirectory,
-    tasks: Sequence[str],
+    items: Sequence[str],
     rpc: Rpc,
     queue: WorkQueue,
     description: Mapping[str, Any],
     on_nap: Callable[[], None],
 ) -> dict[str, pa.Table]:
-    """Return the training examples of ``tasks`` with their teachers' answers.
+    """Return the training examples of ``items`` of the stream with their teachers' answers.
 
     Evaluators decode the answers that the run directory does not have yet. ``description``: the configuration of the
     teachers' model.
     """
     setup, run = context.setup, context.directory
     shared = rpc.put(description)
-    for task in tasks:
-        if not run.answers(task).is_file():
-            stage = setup.tasks.index(task)
+    for item in items:
+        if not run.answers(item).is_file():
+            stage = setup.items.index(item)
             model = ModelRef(f"teacher-{stage}", shared, rpc.put(teacher_weights(teachers, stage)))
-            texts = _decoded(setup, task, model, queue, on_nap)
-            write_answers(run, task, setup.training[task]["sample_id"].to_pylist(), texts)
-    return {task: _with_recorded(run, setup, task) for task in tasks}
+            texts = _decoded(setup, item, model, queue, on_nap)
+            write_answers(run, item, setup.training[item]["sample_id"].to_pylist(), texts)
+    return {item: _with_recorded(run, setup, item) for item in items}
 
 
-def _decoded(setup: Setup, task: str, model: ModelRef, queue: WorkQueue, on_nap: Callable[[], None]) -> list[str]:
-    """Return a teacher's answers to the training examples of its task, decoded by the evaluators."""
+def _decoded(setup: Setup, item: str, model: ModelRef, queue: WorkQueue, on_nap: Callable[[], None]) -> list[str]:
+    """Return a teacher's answers to the training examples of its item, decoded by the evaluators."""
     chunks: dict[int, list[str]] = {}
     jobs = [
         Job(
-            f"answers of the teacher of {task}, examples {rows.start} to {rows.stop - 1}",
-            partial(_answer_rows, model, task, rows),
+            f"answers of the teacher of {item}, examples {rows.start} to {rows.stop - 1}",
+            partial(_answer_rows, model, item, rows),
             partial(chunks.__setitem__, rows.start),
             kind="distil",
         )
-        for rows in in_chunks(setup.training[task].num_rows, setup.experiment.replay.chunk)
+        for rows in in_chunks(setup.training[item].num_rows, setup.experiment.replay.chunk)
     ]
     queue.add(jobs, urgent=True)
     queue.wait(lambda: len(chunks) == len(jobs), on_nap)
     return [text for start in sorted(chunks) for text in chunks[start]]
 
 
-def _answer_rows(model: ModelRef, task: str, rows: range, evaluator: EvaluatorHandle) -> Ref[list[str]]:
-    return evaluator.answer_training(model, task, rows)
+def _answer_rows(model: ModelRef, item: str, rows: range, evaluator: EvaluatorHandle) -> Ref[list[str]]:
+    return evaluator.answer_training(model, item, rows)
 
 
-def _with_recorded(run: RunDirectory, setup: Setup, task: str) -> pa.Table:
-    path, needed = run.answers(task), setup.training[task].num_rows
+def _with_recorded(run: RunDirectory, setup: Setup, item: str) -> pa.Table:
+    path, needed = run.answers(item), setup.training[item].num_rows
     table = read_table(path, ("answer",))
     found = 0 if table is None else table.num_rows
     if table is None or found != needed:
         raise RunDirectoryError(f"{path}: has {found} answers to {needed} examples; the run is damaged. Restore it.")
-    return with_answers(setup.training[task], table["answer"].to_pylist(), setup.tokenizer, setup.max_length)
+    return with_answers(setup.training[item], table["answer"].to_pylist(), setup.tokenizer, setup.max_length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby, product
 from typing import Any
 
@@ -17,11 +17,11 @@ from ray_l4.store.warnings import TrainingWarning, read_warnings, write_warnings
 class TrainingWatch:
     """Watches the steps of stages that are learned at the same time."""
 
-    def __init__(self, context: RunContext, stages: Iterable[int], topology: Topology, state: State | None) -> None:
+    def __init__(self, context: RunContext, stages: Sequence[int], topology: Topology, state: State | None) -> None:
         """``topology``: who learns from whom. ``state``: the one from which the stages go on, if any."""
         self._context = context
         experiment = context.setup.experiment
-        taught = taught_by_peers(topology) if experiment.distillation.weight else ()
+        taught = taught_by_peers(topology) if experiment.at_stage(stages[0]).distillation.weight else ()
         self._watched = {stage: TroubledTraining(experiment.training.lm_weight, taught) for stage in stages}
         if state is not None:
             for stage, step, figures in _steps(self._earlier(state)):

@@ -58,7 +58,7 @@ class Validation:
     @property
     def asked(self) -> bool:
         """Whether the experiment asks for validation; if not, the last epoch of a stage is its result."""
-        return bool(self._context.setup.validation)
+        return self._context.setup.experiment.evaluation.validation is not None
 
     def restore(self, losses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         """Take over the losses of finished epochs, as ``losses`` returned them."""
@@ -89,7 +89,7 @@ class Validation:
         found: dict[int, dict[int, float]] = {}
         with context.timeline.span("coordinator", "validation", f"validation after epoch {epoch}"):
             asked = {
-                own: students[own.slot].validate(self._membership.fence, context.setup.stages[own.stage].tasks)
+                own: students[own.slot].validate(self._membership.fence, context.setup.stages[own.stage].items)
                 for own in assignments
             }
             for own, references in asked.items():
@@ -129,7 +129,7 @@ class Validation:
             {
                 "stage": stage,
                 "name": setup.stages[stage].name,
-                "examples": sum(setup.validation[task].num_rows for task in setup.stages[stage].tasks),
+                "examples": sum(setup.validation[item].num_rows for item in setup.stages[stage].items),
                 "epoch": curve.best,
                 "means": curve.means,
                 "losses": losses,

@@ -27,33 +27,37 @@ class AnswerText:
 
     def add(self, ids: Sequence[int]) -> str:
         """Add tokens; returns the new text that is settled."""
+        self._take(ids)
+        if self.stopped:
+            return ""
+        return self._give(self._text[: max(0, len(self._text) - self._held)])
+
+    def add_last(self, ids: Sequence[int]) -> str:
+        """Add the last tokens; returns all text that was not given out yet."""
+        self._take(ids)
+        return self._give(self._text)
+
+    def _take(self, ids: Sequence[int]) -> None:
+        """Add tokens, one by one where the text may have to end at one of them."""
+        if not self._stop:
+            self.ids += ids
+            self._text = self._decoded()
+            return
         for token in ids:
             if self.stopped:
-                break
+                return
             self.ids.append(token)
             self._text = self._decoded()
             places = [place for stop in self._stop if (place := self._text.find(stop)) >= 0]
             if places:
                 self._text, self.stopped = self._text[: min(places)], True
-        if self.stopped:
-            return ""
-        settled = self._text[: max(0, len(self._text) - self._held)]
-        return self._give(settled.rstrip() if self._strip else settled)
-
-    def add_last(self, ids: Sequence[int]) -> str:
-        """Add the last tokens; returns all text that was not given out yet."""
-        if self._stop:
-            self.add(ids)
-        else:
-            self.ids += ids
-            self._text = self._decoded()
-        return self._give(self._text.rstrip() if self._strip else self._text)
 
     def _decoded(self) -> str:
         text = self._decode(self.ids)
         return text.lstrip() if self._strip else text
 
     def _give(self, text: str) -> str:
+        text = text.rstrip() if self._strip else text
         new = text[len(self.given) :]
         self.given += new
         return new

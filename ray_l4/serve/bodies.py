@@ -180,6 +180,8 @@ def json_body(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
         raw = await request.body()
         try:
             value = json.loads(raw)
+            if b"\\ud" in raw.lower():  # half a character, perhaps, which JSON can express and no text can hold
+                json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             reason = "it is empty" if not raw else str(error) or type(error).__name__
             raise RequestError(400, f"the body is not JSON ({reason})", "invalid_json") from error

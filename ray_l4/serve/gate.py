@@ -20,6 +20,8 @@ from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.problems import RequestError
 
+DEADLINE = "ray_l4.deadline"
+"""Key of a request's scope: the time of the event loop at which it is given up."""
 OPEN_PATHS = ("/healthz", "/")
 """Answered without a key: whether the service works, and the page, which holds nothing of the run."""
 _UNCOUNTED = ("/healthz", "/metrics")
@@ -99,6 +101,7 @@ class Gate:
                 MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
+        scope[DEADLINE] = asyncio.get_running_loop().time() + self._limits.request_seconds
         self._meter.in_progress.inc()
         try:
             self._check(scope)
@@ -162,8 +165,16 @@ def _refuse_other_sites(headers: Headers, open_to_all: bool) -> None:
     """Raise RequestError if a web page of another site sends the request, in the browser of somebody who may."""
     host = headers.get("host", "")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _part(origin, "netloc") != host:
         raise RequestError(403, f"pages of {origin} may not use this service", "other_site")
-    name = urlsplit(f"//{host}").hostname or ""
+    name = _part(f"//{host}", "hostname")
     if not open_to_all and host and not is_loopback(name):
         raise RequestError(403, f"this service is not {name}; ask for 127.0.0.1 or localhost", "other_host")
+
+
+def _part(address: str, name: str) -> str:
+    """Return a part of an address; empty if it has none, or is none."""
+    try:
+        return str(getattr(urlsplit(address), name) or "")
+    except ValueError:
+        return ""

@@ -114,6 +114,10 @@ class Generator:
         if seconds is not None:
             self._thread.join(seconds)
 
+    def is_alive(self) -> bool:
+        """Return whether the thread runs."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         with arithmetic(self._loaded.settings, self._loaded.model.device):
             while True:

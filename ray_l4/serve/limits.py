@@ -30,5 +30,5 @@ class Limits(Strict):
     """For a request from its first byte to its last (504)."""
     connections: Count = 2000
     """Connections at a time (503)."""
-    stop_seconds: Seconds = 20
+    stop_seconds: Annotated[float, Field(gt=0, le=50)] = 20
     """For requests under way to finish when the service is stopped."""

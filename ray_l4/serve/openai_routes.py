@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ray_l4.serve.bodies import ChatBody, CompletionBody, Generation, json_body
+from ray_l4.serve.gate import DEADLINE
 from ray_l4.serve.problems import RequestError
 from ray_l4.serve.replies import Reply
 from ray_l4.serve.served_model import Asked, Sampling, ServedModel
@@ -99,7 +100,7 @@ def as_question(model: ServedModel, task: str, turns: list[Message], sampling: S
     """
     *earlier, last = turns
     text = last["content"]
-    if not earlier and model.usual_question(task) is not None:
+    if not earlier and model.habit(task).question is not None:
         return model.question(task, text, None, sampling)
     if model.chats:
         return model.question(task, "", text, sampling, earlier)
@@ -114,13 +115,12 @@ async def _answer(
     style: _Format,
 ) -> Response:
     service = _service(request)
-    deadline = asyncio.get_running_loop().time() + service.limits.request_seconds
     check_tokens(service, sampling)
     with ExitStack() as held:
         model = held.enter_context(service.model())
         task = model.task_named(body.model)
         prepared = await asyncio.to_thread(asked, model, task)
-        reply = Reply(model, prepared, deadline, body.stops, streams=bool(body.stream))
+        reply = Reply(model, prepared, deadline_of(request), body.stops, streams=bool(body.stream))
         head = {
             "id": f"{style.prefix}{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -130,7 +130,10 @@ async def _answer(
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             events = _events(reply, head, style, with_usage, held.pop_all())
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            first = await anext(events)  # an error before it has a status of its own
+            return StreamingResponse(
+                _after(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
         text = await reply.whole(request)
         choice = {"index": 0, **style.choice(text), "logprobs": None, "finish_reason": reply.finish}
         return JSONResponse({**head, "object": style.kind, "choices": [choice], "usage": reply.usage})
@@ -148,12 +151,15 @@ async def _events(
     def choice(part: dict[str, Any], finish: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, **part, "logprobs": None, "finish_reason": finish}]
 
-    with held:
+    with held, reply:
+        pieces = reply.pieces()
+        piece = await anext(pieces, None)
+        for part in style.opening:
+            yield event(choice(part))
         try:
-            for part in style.opening:
-                yield event(choice(part))
-            async for piece in reply.pieces():
+            while piece is not None:
                 yield event(choice(style.delta(piece)))
+                piece = await anext(pieces, None)
             yield event(choice(style.delta(""), reply.finish))
             if with_usage:
                 yield event([], usage=reply.usage)
@@ -162,8 +168,21 @@ async def _events(
         yield "data: [DONE]\n\n"
 
 
+async def _after(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield what has been read ahead, then the rest. Events that are never read end with this iterator."""
+    yield first
+    async for event in events:
+        yield event
+
+
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def deadline_of(request: Request) -> float:
+    """Return the time of the event loop at which a request is given up."""
+    deadline: float = request.scope[DEADLINE]
+    return deadline
 
 
 def check_tokens(service: Service, sampling: Sampling) -> None:

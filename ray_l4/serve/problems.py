@@ -30,7 +30,8 @@ class RequestError(Exception):
     ) -> None:
         """``param``: the field of the request that is wrong. ``retry_after``: seconds after which it may succeed."""
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.code = status, code
+        self.message, self.param = _sendable(message), None if param is None else _sendable(param)
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
@@ -76,6 +77,11 @@ def add_handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # The server writes the traceback to its log.
+        return RequestError(500, f"the service failed ({type(error).__name__}); its log says more", "failed").response()
+
     @app.exception_handler(RayL4Error)
     async def known(request: Request, error: RayL4Error) -> JSONResponse:
         return explained(error).response()
@@ -87,3 +93,8 @@ def explained(error: RayL4Error) -> RequestError:
         return RequestError(400, str(error), "invalid_value")
     code = "run_unreadable" if isinstance(error, RunDirectoryError) else "server_error"
     return RequestError(503 if isinstance(error, RunDirectoryError) else 500, str(error), code)
+
+
+def _sendable(text: str) -> str:
+    """Return a text that can be sent: one that quotes a request may hold half a character."""
+    return text.encode("utf-8", "replace").decode("utf-8")

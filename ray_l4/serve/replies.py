@@ -33,6 +33,12 @@ class Reply:
         self._job = Job(asked.prompt, asked.decoding, self._tell, every_token=streams or bool(stop))
         model.generator.submit(self._job)
 
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._job.dropped = True
+
     def _tell(self, progress: Progress) -> None:
         """Pass on what the model's thread says."""
         try:
@@ -49,34 +55,31 @@ class Reply:
 
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the text piece by piece. Raises RequestError if the model fails or takes too long."""
-        try:
-            while self.finish is None:
-                progress = await self._next()
-                if progress.finish is None:
-                    piece = self._text.add(progress.ids)
-                    if self._text.stopped:
-                        self.finish, piece = "stop", self._text.add_last([])
-                else:
-                    piece = self._text.add_last(progress.ids)
-                    self.finish = "stop" if self._text.stopped else progress.finish
-                if piece:
-                    yield piece
-        finally:
-            self._job.dropped = True
+        while self.finish is None:
+            progress = await self._next()
+            if progress.finish is None:
+                piece = self._text.add(progress.ids)
+                if self._text.stopped:
+                    self.finish, piece = "stop", self._text.add_last([])
+            else:
+                piece = self._text.add_last(progress.ids)
+                self.finish = "stop" if self._text.stopped else progress.finish
+            if piece:
+                yield piece
 
     async def whole(self, request: Request) -> str:
         """Return the whole text; gives up if the client does."""
-        gone = asyncio.ensure_future(_disconnected(request))
-        text = asyncio.ensure_future(self._joined())
-        try:
-            await asyncio.wait([gone, text], return_when=asyncio.FIRST_COMPLETED)
-            if not text.done():
-                raise RequestError(499, "the client closed the connection", "client_gone")
-            return text.result()
-        finally:
-            for task in (gone, text):
-                task.cancel()
-            self._job.dropped = True
+        with self:
+            gone = asyncio.ensure_future(_disconnected(request))
+            text = asyncio.ensure_future(self._joined())
+            try:
+                await asyncio.wait([gone, text], return_when=asyncio.FIRST_COMPLETED)
+                if not text.done():
+                    raise RequestError(499, "the client closed the connection", "client_gone")
+                return text.result()
+            finally:
+                gone.cancel()
+                text.cancel()
 
     async def _joined(self) -> str:
         return "".join([piece async for piece in self.pieces()])

@@ -13,7 +13,7 @@ from ray_l4.learner.answering import answer_decoding, answer_prompts
 from ray_l4.learner.engine import Decoding, Prompt
 from ray_l4.learner.inspection import LoadedModel
 from ray_l4.seeds import derive
-from ray_l4.serve.asking import answer_room, usual_question
+from ray_l4.serve.asking import Habit, habit_of
 from ray_l4.serve.choice import learned_tasks
 from ray_l4.serve.generator import Generator
 from ray_l4.serve.limits import Limits
@@ -77,6 +77,7 @@ class ServedModel:
         self.users = 0
         """Requests that use it; counted by the service."""
         self._longest = longest_sequence(found, loaded)
+        self._habits: dict[str, Habit] = {}
         self._encoding = threading.Lock()  # a tokeniser is set up anew for every kind of call
 
     @property
@@ -115,9 +116,14 @@ class ServedModel:
             hint = nearest(task, self.tasks, "It has learned none.")
             raise RequestError(404, f"{self.name} has not learned a task {task!r}. {hint}", "task_not_found", "task")
 
-    def usual_question(self, task: str) -> str | None:
-        """Return the question that all examples of a task share; None if they differ."""
-        return usual_question(self._found, task)
+    def habit(self, task: str) -> Habit:
+        """Return how a task is asked, as its run tells."""
+        known = self._habits.get(task)
+        if known is None:
+            known, settled = habit_of(self._found, task, self._longest)
+            if settled:
+                self._habits[task] = known
+        return known
 
     def question(
         self, task: str, context: str, question: str | None, sampling: Sampling, earlier: Sequence[Message] = ()
@@ -127,16 +133,16 @@ class ServedModel:
         ``question``: the task's own if it is None. ``earlier``: turns before it, for a model with a chat template.
         Raises RequestError if there is none, or if it is too long; DataError if it cannot be a prompt.
         """
-        asked = self.usual_question(task) if question is None else question
+        habit = self.habit(task)
+        asked = habit.question if question is None else question
         if asked is None:
             raise RequestError(
                 400, f"question is missing; the examples of {task} have questions of their own", "missing", "question"
             )
-        usual = answer_room(self._found, task, None)
-        room = AnswerRoom(sampling.max_tokens or usual.max_new_tokens, usual.reserved)
+        room = AnswerRoom(sampling.max_tokens or habit.room.max_new_tokens, habit.room.reserved)
         try:
             with self._encoding:
-                one = one_question(self._found, self._loaded, task, context, asked, room, earlier)
+                one = one_question(self._found, self._loaded, task, context, asked, room, earlier, self._longest)
         except NoRoomError as error:
             raise _too_long(str(error)) from error
         self._check_length(one.whole)

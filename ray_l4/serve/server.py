@@ -21,7 +21,7 @@ _KEEP_ALIVE = 30
 """Seconds that a connection without a request is kept."""
 _BACKLOG = 1024
 _SPARE_FILES = 256
-_NAP = 0.2
+_NAP = 0.02
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -65,22 +65,25 @@ class Server:
         host, port = bound.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([bound],), name="http", daemon=True)
-        self._thread.start()
+        # Not Thread.join: after a KeyboardInterrupt in it, Python 3.11 takes a running thread for ended.
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, args=(bound,), name="http", daemon=True).start()
+
+    def _run(self, bound: socket.socket) -> None:
+        try:
+            self._server.run([bound])
+        finally:
+            self._ended.set()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until the server ends, for so long at most; returns whether it has. A signal interrupts it."""
-        left = seconds
-        while self._thread.is_alive() and (left is None or left > 0):
-            self._thread.join(_NAP)
-            left = None if left is None else left - _NAP
-        return not self._thread.is_alive()
+        return self._ended.wait(seconds)
 
     def wait_until_started(self, seconds: float) -> bool:
         """Wait until it answers, for so long at most; returns whether it does."""
         deadline = time.monotonic() + seconds
-        while not self._server.started and self._thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(_NAP / 10)
+        while not self._server.started and not self._ended.is_set() and time.monotonic() < deadline:
+            time.sleep(_NAP)
         return bool(self._server.started)
 
     def stop(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.model_config import longest_sequence
 from ray_l4.methods import TEACHER_METHOD, all_models, get_method
@@ -14,25 +14,26 @@ from ray_l4.setup.rank_check import check_rank_settings
 from ray_l4.store.checkpoints import checkpoints, is_model
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.tasks.registry import check_files, load, metric_of
+from ray_l4.tasks.rows import Split
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.added_tokens import task_token
 
 
-def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig) -> None:
+def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned: int = 0) -> None:
     """Check all that needs neither raw data nor models of the hub.
 
-    Raises:
+    ``learned``: number of items of the stream that were learned earlier: their data need not be there. Raises:
         ConfigError, DataError, ModelError, RunDirectoryError: the run would be refused later.
     """
     check_exchange(experiment, cluster)
     size = experiment.training.batch_size
     check_rank_settings(experiment, cluster, None if size == "auto" else size)
     check_validation(experiment.stream, experiment.evaluation.validation)
-    for task in experiment.stream:
-        metric_of(task)
-        task_token(task.name)
-        if task.is_own:
-            check_files(task, experiment.data)
+    for name, item in list(experiment.items.items())[learned:]:
+        metric_of(item)
+        task_token(item.name)
+        if item.is_own:
+            check_files(item, experiment.data, _splits(name, item))
     for model in all_models(experiment):
         if model.from_scratch is not None:
             longest_sequence(model.from_scratch.positions, model.max_length)
@@ -57,22 +58,33 @@ def _check_model_folder(folder: Path) -> None:
     raise ModelError(f"model.name: {folder} holds no model; expected a folder with config.json and weights")
 
 
-def check_raw_data(experiment: ExperimentConfig) -> None:
-    """Check that the raw files of built-in tasks can be looked for. Raises ConfigError or DataError as a run would."""
-    for task in experiment.stream:
-        if not task.is_own:
-            check_files(task, experiment.data)
+def check_raw_data(experiment: ExperimentConfig, learned: int = 0) -> None:
+    """Check that the raw files of built-in tasks can be looked for. Raises ConfigError or DataError as a run would.
+
+    ``learned``: as for ``check_settings``.
+    """
+    for name, item in list(experiment.items.items())[learned:]:
+        if not item.is_own:
+            check_files(item, experiment.data, _splits(name, item))
 
 
-def check_own_data(experiment: ExperimentConfig) -> None:
-    """Read the user's own files, validation examples included. Raises ConfigError or DataError as a run would."""
-    asked, alone = experiment.evaluation.validation, len(experiment.stream) == 1
-    for task in experiment.stream:
-        if task.path is not None:
-            training = load(task, "train", experiment.data)
-            load(task, "test", experiment.data)
-            if asked is not None:
-                with_validation(task, training, asked, experiment.data, alone=alone)
+def _splits(name: str, item: TaskConfig) -> tuple[Split, ...]:
+    """Return the splits that an item of the stream needs: a task that comes back has its test set already."""
+    return ("train", "test") if name == item.name else ("train",)
+
+
+def check_own_data(experiment: ExperimentConfig, learned: int = 0) -> None:
+    """Read the user's own files, validation examples included. Raises ConfigError or DataError as a run would.
+
+    ``learned``: as for ``check_settings``.
+    """
+    asked, alone = experiment.evaluation.validation, len(experiment.tasks) == 1
+    for name, item in list(experiment.items.items())[learned:]:
+        if item.path is not None:
+            for split in _splits(name, item):
+                examples = load(item, split, experiment.data)
+                if split == "train" and asked is not None:
+                    with_validation(item, examples, asked, experiment.data, alone=alone)
 
 
 def finished_teachers(experiment: ExperimentConfig) -> RunDirectory | None:

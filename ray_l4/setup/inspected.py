@@ -12,7 +12,7 @@ from pathlib import Path
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.config.loading import load_experiment
 from ray_l4.errors import ConfigError, ModelError, RunDirectoryError, nearest
-from ray_l4.methods import all_models, get_method
+from ray_l4.methods import all_models, get_method, stages_of
 from ray_l4.methods.copying import changed
 from ray_l4.setup.named_model import hub_note, run_or_model
 from ray_l4.setup.other_settings import default_experiment, with_model, with_sections
@@ -63,7 +63,7 @@ class Inspected:
 
     def task(self, name: str, settings: Settings) -> TaskConfig:
         """Return the settings of a task. Raises ConfigError, which names the known tasks, if it is none of them."""
-        own = {task.name: task for task in self.experiment.stream}
+        own = self.experiment.of_tasks
         usual = own.get(name, TaskConfig(name=name, train="all"))
         if "path" in settings.task:  # other data, of another size
             usual = changed(usual, test="all", dataset=None)
@@ -169,7 +169,7 @@ def one_inspected(model: str, settings: Settings) -> tuple[Inspected, str]:
 def _of_run(found: Checkpoint, settings: Settings) -> Inspected:
     path = settings.experiment or found.run.path / "config.yaml"
     experiment = with_sections(load_experiment(path, settings.overrides), settings.sections, settings.seed)
-    stages = get_method(experiment.method).kind.stages([task.name for task in experiment.stream])
+    stages = stages_of(experiment)
     if found.stage >= len(stages):
         raise RunDirectoryError(
             f"{found.folder}: a checkpoint of stage {found.stage}, but {path} has {len(stages)} stages. Give the "
@@ -216,4 +216,4 @@ def _changed(experiment: ExperimentConfig, settings: Settings) -> ExperimentConf
 
 
 def _stream(experiment: ExperimentConfig) -> tuple[str, ...]:
-    return tuple(task.name for task in experiment.stream)
+    return experiment.tasks

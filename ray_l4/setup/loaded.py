@@ -17,8 +17,9 @@ from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import LoadedModel, device_named
 from ray_l4.learner.model_config import max_length, sequence_limit
 from ray_l4.learner.models import load_folder
-from ray_l4.methods import all_models, get_method, peer_experiment
+from ray_l4.methods import all_models, peer_experiment, stages_of
 from ray_l4.seeds import derive
+from ray_l4.setup.begun import kept_tests
 from ray_l4.setup.inspected import Inspected
 from ray_l4.setup.setup import build_tokenizer, test_set_of
 from ray_l4.setup.tokenizer_check import refuse_too_short
@@ -106,8 +107,21 @@ def answer_seed(found: Inspected) -> int:
 
 
 def read_examples(tasks: Sequence[TaskConfig], found: Inspected) -> dict[str, pa.Table]:
-    """Read the test examples of tasks as the model's run does. Raises the errors of ``tasks.registry.load``."""
-    return {task.name: load(task, "test", found.experiment.data) for task in tasks}
+    """Read the test examples of tasks as the model's run does: where its settings hold, from its directory.
+
+    Raises the errors of ``tasks.registry.load``.
+    """
+    return {task.name: _test_examples(task, found) for task in tasks}
+
+
+def _test_examples(task: TaskConfig, found: Inspected) -> pa.Table:
+    if found.checkpoint is not None:
+        own = found.checkpoint.run.experiment()
+        if own.of_tasks.get(task.name) == task and own.data == found.experiment.data:
+            kept = kept_tests(found.checkpoint.run, task.name)
+            if kept is not None:
+                return kept
+    return load(task, "test", found.experiment.data)
 
 
 def score_tasks(
@@ -149,9 +163,8 @@ def _learned_length(found: Inspected) -> int | None:
     if found.checkpoint is None:
         return None
     recorded = found.checkpoint.run.manifest().get("longest_sequences", {})
-    stages = get_method(found.experiment.method).kind.stages([task.name for task in found.experiment.stream])
-    learned = [task for stage in stages[: found.checkpoint.stage + 1] for task in stage.tasks]
-    return max((recorded[task] for task in learned if task in recorded), default=None)
+    learned = [item for stage in stages_of(found.experiment)[: found.checkpoint.stage + 1] for item in stage.items]
+    return max((recorded[item] for item in learned if item in recorded), default=None)
 
 
 @dataclass(frozen=True)
@@ -214,11 +227,13 @@ def one_question(
     question: str,
     room: AnswerRoom,
     earlier: Sequence[Message] = (),
+    longest: int | None = None,
 ) -> OneQuestion:
     """Return the prompt of a question, as a model's run makes it of an example.
 
     ``earlier``: the turns before the question, for a model with a chat template, a system prompt first. The context of
-    chat data is these turns; other context then stands before the question in its turn.
+    chat data is these turns; other context then stands before the question in its turn. ``longest``: what
+    ``longest_sequence`` returned for the model, if it was asked before.
 
     Raises NoRoomError if the question leaves no room for an answer, DataError if the texts are blank or not UTF-8.
     """
@@ -236,7 +251,7 @@ def one_question(
     evaluation = found.experiment.evaluation.model_copy(update={"max_new_tokens": room.max_new_tokens, "limit": None})
     experiment = found.experiment.model_copy(update={"evaluation": evaluation})
     known = loaded.knowing(task)
-    longest = longest_sequence(found, loaded)
+    longest = longest_sequence(found, loaded) if longest is None else longest
     examples = without_unencodable(examples, known.tokenizer, "the question", 0.0)
     whole = _checked_length(examples, known.tokenizer, longest - min(room.max_new_tokens, room.reserved))
     tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)

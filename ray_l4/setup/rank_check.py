@@ -61,5 +61,5 @@ def _batch_size(setup: Setup, stage: int) -> int:
     """Return the number of examples in a full batch of a stage. Replay can make it larger, never smaller."""
     from ray_l4.text.sampler import auto_batch_size  # loads NumPy, which the settings alone do not need
 
-    size = setup.experiment.training.batch_size
+    size = setup.experiment.at_stage(stage).training.batch_size
     return auto_batch_size(setup.num_examples(stage)) if size == "auto" else size

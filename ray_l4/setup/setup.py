@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,17 +20,20 @@ from ray_l4.methods import (
     graph_of,
     num_students,
     resolved,
+    stages_of,
     teacher_experiment,
 )
+from ray_l4.setup.begun import Begun
+from ray_l4.setup.facts import ItemFacts, facts_of, longest_of
 from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers, refuse_too_short
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.slices import slices_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.plain_text import without_unencodable
+from ray_l4.text.stored import stored_part
 from ray_l4.text.test_sets import TestSet, build_test_set
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import sequence_lengths
 
 _SPLIT_OF = {"training": "train", "validation": "validation"}
 """Kind of examples -> the split that messages name."""
@@ -51,45 +53,78 @@ class Setup:
     max_length: int
     """Maximum length of a sequence, in tokens."""
     training: Mapping[str, pa.Table]
-    """Task -> its training examples, tokenised."""
+    """Item of the stream -> its training examples, tokenised; without items that were learned earlier."""
     tests: Mapping[str, TestSet]
     """Task -> its test set, tokenised."""
     validation: Mapping[str, pa.Table] = field(default_factory=dict)
-    """Task -> its validation examples, tokenised; empty without ``evaluation.validation``."""
+    """Item of the stream -> its validation examples, tokenised; empty without ``evaluation.validation``."""
     warnings: tuple[str, ...] = ()
     """What the user should know before the run begins."""
 
+    facts: Mapping[str, ItemFacts] = field(default_factory=dict)
+    """Item of the stream -> what is recorded of its examples, also of those that were learned earlier."""
+    stored: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Item of the stream that was learned earlier -> its examples that stay (``STORED``), if the method keeps any."""
+
     @property
-    def tasks(self) -> list[str]:
-        """The names of the tasks, in the order of the stream."""
-        return [task.name for task in self.experiment.stream]
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, each once, in the order of the stream."""
+        return self.experiment.tasks
+
+    @property
+    def items(self) -> list[str]:
+        """The names of the items of the stream."""
+        return list(self.experiment.items)
 
     @property
     def stages(self) -> list[Stage]:
         """The stages, in the order in which they are learned."""
-        return self.method.kind.stages(self.tasks)
+        return stages_of(self.experiment)
+
+    def earlier_tasks(self, stage: int) -> list[str]:
+        """Return the tasks that were learned before a stage, without those that it learns itself."""
+        stages = self.stages
+        learned = dict.fromkeys(task for own in stages[:stage] for task in own.tasks)
+        return [task for task in learned if task not in stages[stage].tasks]
 
     def num_examples(self, stage: int) -> int:
         """Return the number of training examples of a stage, without replayed ones."""
-        return sum(self.training[task].num_rows for task in self.stages[stage].tasks)
+        learned = self.training
+        return sum(
+            learned[item].num_rows if item in learned else self.facts[item].training
+            for item in self.stages[stage].items
+        )
+
+    def replay_ratio(self, stage: int) -> float:
+        """Return the number of examples that a stage replays, as a share of its training examples."""
+        return self.experiment.at_stage(stage).replay.ratio
 
     def replay_length(self, stage: int) -> int:
         """Return the maximum length in tokens of a pseudo-example generated for ``stage``, with all marks.
 
-        Unless the experiment sets it, that of the longest training sequence of the tasks learned before.
+        Unless the experiment sets it, that of the longest training sequence of the stages before.
         """
         longest = self.longest_sequences
-        asked = self.experiment.replay.max_length or max(longest[task] for task in self.tasks[:stage])
-        return min(asked, self.max_length)
+        asked = self.experiment.replay.max_length
+        learned = (longest[item] for own in self.stages[:stage] for item in own.items)
+        return min(asked or max(learned), self.max_length)
 
     @property
     def longest_sequences(self) -> dict[str, int]:
-        """Task -> the length in tokens of its longest training sequence, with task token and end."""
-        marks = 1 + len(self.tokenizer.lm_end)
-        return {
-            task: marks + (int(sequence_lengths(table).max()) if table.num_rows else 0)
-            for task, table in self.training.items()
-        }
+        """Item of the stream -> the length in tokens of its longest training sequence, with task token and end."""
+        recorded = {item: own.longest for item, own in self.facts.items()}
+        return recorded | {item: longest_of(table, self.tokenizer) for item, table in self.training.items()}
+
+    def stored_part(self, item: str) -> pa.Table:
+        """Return the examples of an item that stay (a ``STORED`` table)."""
+        if item in self.stored:
+            return self.stored[item]
+        return stored_part(self.training[item], item, self.experiment.seed, self.experiment.replay.capacity)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Item of the stream -> a digest of its tokens and gold answers."""
+        return {item: own.fingerprint for item, own in self.facts.items()}
 
     def of_teachers(self) -> Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""
@@ -99,88 +134,91 @@ class Setup:
             self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)), warnings=()
         )
 
-    def fingerprint(self) -> str:
-        """Return a digest of all tokens and gold answers: equal for equal data and tokeniser."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name in self.tasks:
-            validation = [self.validation[name]] if name in self.validation else []
-            for table in (self.training[name], self.tests[name].prompts, *validation):
-                for column in ("ids", "prompt_length", "gen"):
-                    for piece in _list_in_pieces(table.select([column])):
-                        digest.update(piece.encode())
-            for piece in _tuple_in_pieces(self.tests[name].items):
-                digest.update(piece.encode())
-        return digest.hexdigest()
-
-
-def _list_in_pieces(table: pa.Table) -> Iterator[str]:
-    """Yield ``repr`` of the values of a table's only column, as a list, piece by piece."""
-    yield "["
-    for number, part in enumerate(slices_of(table)):
-        inner = repr(part.column(0).to_pylist())[1:-1]
-        yield f", {inner}" if number else inner
-    yield "]"
-
-
-def _tuple_in_pieces(items: Sequence[object]) -> Iterator[str]:
-    """Yield ``repr`` of the items as a tuple, piece by piece."""
-    yield "("
-    for number, item in enumerate(items):
-        yield f", {item!r}" if number else repr(item)
-    yield ",)" if len(items) == 1 else ")"
-
 
 def prepare(experiment: ExperimentConfig, once_read: Callable[[], object] = lambda: None) -> Setup:
-    """Load the stream's data and tokenise it.
+    """Load the stream's data and tokenise it. ``once_read`` and errors: as for ``prepared``."""
+    return prepared(experiment, once_read)[0]
+
+
+def prepared(
+    experiment: ExperimentConfig, once_read: Callable[[], object] = lambda: None, begun: Begun | None = None
+) -> tuple[Setup, dict[str, pa.Table]]:
+    """Load the stream's data and tokenise it. Returns also the test examples of every task, as they were read.
 
     ``once_read`` is called once the data has been read, and a pretrained tokeniser loaded: what is often wrong with an
-    experiment has shown by then. Raises ConfigError, DataError or ModelError if anything is wrong with it.
+    experiment has shown by then. ``begun``: what a run that goes on has already, in whose place nothing is read. Raises
+    ConfigError, DataError or ModelError if anything is wrong with it.
     """
-    experiment = resolved(experiment)
-    method = get_method(experiment.method)
-    training, validation = _examples(experiment)
+    experiment, begun = resolved(experiment), begun or Begun()
+    needed = _needed(experiment, begun)
+    training, validation = _examples(experiment, needed)
     refuse_other_tokenizers(experiment, training)
-    tests = {task.name: load(task, "test", experiment.data) for task in experiment.stream}
+    of_tasks = experiment.of_tasks
+    tests = {
+        task: begun.tests[task] if task in begun.tests else load(of_tasks[task], "test", experiment.data)
+        for task in experiment.tasks
+    }
     if experiment.model.from_scratch is not None:
         once_read()
-    tokenizer = build_tokenizer(experiment, training)
+    tokenizer = _tokenizer(experiment, training, begun)
     if experiment.model.from_scratch is None:
         once_read()
     if experiment.replay.max_length is not None:
         refuse_too_short(experiment.replay.max_length, tokenizer, "replay.max_length")
     refuse_lossy_tokenizer(experiment, tokenizer, training)
     longest = min(sequence_limit(model) for model in all_models(experiment))
-    return Setup(
+    of_training, of_validation = (
+        {item: _tokens(table, item, kind, tokenizer, longest, experiment) for item, table in tables.items()}
+        for kind, tables in (("training", training), ("validation", validation))
+    )
+    of_tests = {
+        task: test_set_of(task, tests[task], metric_of(of_tasks[task]), tokenizer, longest, experiment)
+        for task in experiment.tasks
+    }
+    facts = {
+        item: facts_of(of_training[item], of_validation.get(item), of_tests[own.name], tokenizer)
+        if item in of_training
+        else begun.facts[item]
+        for item, own in experiment.items.items()
+    }
+    setup = Setup(
         experiment=experiment,
-        method=method,
+        method=get_method(experiment.method),
         topology=graph_of(experiment),
         tokenizer=tokenizer,
         max_length=longest,
-        training={
-            name: _tokens(table, name, "training", tokenizer, longest, experiment) for name, table in training.items()
-        },
-        validation={
-            name: _tokens(table, name, "validation", tokenizer, longest, experiment)
-            for name, table in validation.items()
-        },
-        tests={
-            task.name: test_set_of(task.name, tests[task.name], metric_of(task), tokenizer, longest, experiment)
-            for task in experiment.stream
-        },
+        training=of_training,
+        validation=of_validation,
+        tests=of_tests,
         warnings=tuple(_warnings(experiment, tokenizer)),
+        facts=facts,
+        stored={item: table for item, table in begun.stored.items() if item not in of_training},
     )
+    return setup, tests
 
 
-def _examples(experiment: ExperimentConfig) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-    """Load the training examples of every task, and the validation examples if any are asked for."""
-    asked, stream, data = experiment.evaluation.validation, experiment.stream, experiment.data
-    check_validation(stream, asked)
-    training = {task.name: load(task, "train", data) for task in stream}
+def _needed(experiment: ExperimentConfig, begun: Begun) -> list[str]:
+    """Return the items whose examples have to be read: all but those of stages that were learned earlier."""
+    learned = {item for stage in stages_of(experiment)[: begun.first] for item in stage.items}
+    return [item for item in experiment.items if item not in learned or item not in begun.facts]
+
+
+def _tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table], begun: Begun) -> TaskTokenizer:
+    if begun.tokenizer is None:
+        return build_tokenizer(experiment, training)
+    return begun.tokenizer.with_tasks(experiment.tasks, experiment.model.task_tokens == "shared")
+
+
+def _examples(experiment: ExperimentConfig, needed: Sequence[str]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """Load the training examples of the ``needed`` items, and their validation examples if any are asked for."""
+    asked, items, data = experiment.evaluation.validation, experiment.items, experiment.data
+    check_validation(experiment.stream, asked)
+    training = {item: load(items[item], "train", data) for item in needed}
     if asked is None:
         return training, {}
-    alone = len(stream) == 1
-    divided = {task.name: with_validation(task, training[task.name], asked, data, alone=alone) for task in stream}
-    return {name: own for name, (own, _) in divided.items()}, {name: own for name, (_, own) in divided.items()}
+    alone = len(experiment.tasks) == 1
+    divided = {item: with_validation(items[item], training[item], asked, data, alone=alone) for item in needed}
+    return {item: own for item, (own, _) in divided.items()}, {item: own for item, (_, own) in divided.items()}
 
 
 def test_set_of(
@@ -199,7 +237,7 @@ def test_set_of(
 
 def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table]) -> TaskTokenizer:
     """Load the model's tokeniser, or train a byte-level BPE on the stream's training text, and add the task tokens."""
-    model, names = experiment.model, [task.name for task in experiment.stream]
+    model, names = experiment.model, experiment.tasks
     shared = model.task_tokens == "shared"
     if model.from_scratch is None:
         wanted = model.chat_template == "auto"
@@ -220,8 +258,7 @@ def build_tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Tabl
 
 
 def _warnings(experiment: ExperimentConfig, tokenizer: TaskTokenizer) -> Iterator[str]:
-    stream = {task.name for task in experiment.stream}
-    earlier = [task for task in tokenizer.gen if task not in stream]
+    earlier = [task for task in tokenizer.gen if task not in experiment.tasks]
     if earlier:
         yield (
             f"{experiment.model.name} is a checkpoint that has learned {', '.join(earlier)}. This run replays only "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from ray_l4.methods import Topology, isolated
@@ -50,13 +51,16 @@ class StagePlan:
         return self.setup.method.kind.independent
 
     def assignments(self, done: int, students: Sequence[int]) -> list[Assignment]:
-        """Return the next assignments after ``done`` stages: one for each student, or one for each of the next models.
+        """Return the next assignments after ``done`` stages: one for each student, or one for each of the next models
+        that have the same number of epochs.
 
         ``students``: the students that are present.
         """
         if self.begins_anew:
             stages = range(done, min(done + self.num_slots, len(self.setup.stages)))
-            return [Assignment(slot, 0, stage) for slot, stage in enumerate(stages)]
+            epochs = self.setup.experiment.epochs_of
+            alike = takewhile(lambda stage: epochs(stage) == epochs(done), stages)
+            return [Assignment(slot, 0, stage) for slot, stage in enumerate(alike)]
         return [Assignment(student, student, done) for student in students]
 
     def topology_of(self, stage: int, present: Topology) -> Topology:
@@ -88,4 +92,4 @@ def most_slots(setup: Setup, students: int) -> int:
     """Return how many student workers can be busy at the same time: ``students``, or more if models are independent."""
     method = setup.method
     independent = method.kind.independent or method.has_task_teachers
-    return max(students, len(setup.tasks)) if independent else students
+    return max(students, len(setup.items)) if independent else students

@@ -18,22 +18,13 @@ EXPERIMENT_KEY = "experiment"
 """Manifest key of the experiment, all settings included."""
 
 FINGERPRINT_KEY = "data_fingerprint"
-"""Manifest key of the fingerprint of the run's data and tokeniser."""
+"""Manifest key of the fingerprints of the run's data and tokeniser: item of the stream -> digest."""
 
 VERSIONS_KEY = "versions"
 """Manifest key of the versions of the libraries, by name."""
 
 _MOST_SHOWN = 8
 """Differences that a message lists."""
-
-
-def begun_fingerprint(run: RunDirectory) -> str:
-    """Return the data fingerprint of a run's start. Raises RunDirectoryError if the manifest is damaged."""
-    path = run.path / "manifest.json"
-    found = read_json(path).get(FINGERPRINT_KEY)
-    if not isinstance(found, str):
-        raise RunDirectoryError(f"{path}: damaged: it has no {FINGERPRINT_KEY}. Restore it, or start a new run.")
-    return found
 
 
 def begun_versions(run: RunDirectory) -> dict[str, str]:

@@ -104,8 +104,10 @@ def last_checkpoints(run: RunDirectory, wanted: Wanted, every_stage: bool) -> li
     if not chosen:
         raise RunDirectoryError(f"{run.path}: has no checkpoint of {wanted}. It has those of {_listed(finished)}.")
     if wanted.epoch is None:
-        epochs = run.experiment().training.epochs
-        results = [found for found in chosen if found.epoch == run.result_epoch(found.stage, epochs)]
+        experiment = run.experiment()
+        results = [
+            found for found in chosen if found.epoch == run.result_epoch(found.stage, experiment.epochs_of(found.stage))
+        ]
         chosen = results or chosen  # of a stage under way there is no result yet
     last = {(found.stage if every_stage else 0, found.student): found for found in chosen}  # the last one stays
     return [last[key] for key in sorted(last)]

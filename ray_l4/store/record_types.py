@@ -67,6 +67,7 @@ class Summary(Record):
     variant: str | None = None
     stream: Annotated[list[str], Field(min_length=1)]
     stages: list[str] | None = None
+    learned: list[Annotated[list[str], Field(min_length=1)]] | None = None
     peers: Annotated[int, Field(ge=1, le=MOST)]
     topology: str | list[Annotated[list[_Number], Field(min_length=2, max_length=2)]] = ""
     seed: int
@@ -89,6 +90,10 @@ class Summary(Record):
     @model_validator(mode="after")
     def _check_shapes(self) -> Summary:
         rows = len(self.stages or self.stream)
+        if self.learned is not None and (
+            len(self.learned) != rows or not {task for own in self.learned for task in own} <= set(self.stream)
+        ):
+            raise ValueError(f"learned does not name tasks of the stream for each of {rows} stages")
         for student in map(str, range(self.peers)):
             matrix, final = self.score_matrix.get(student), self.final.get(student)
             if matrix is None or [len(row) for row in matrix] != [len(self.stream)] * rows:
@@ -96,7 +101,7 @@ class Summary(Record):
             if final is None or not set(self.stream) <= set(final):
                 raise ValueError(f"final scores of student {student} are not those of the stream")
         for key, stages, most in (
-            ("replay", self.replay, len(self.stream)),
+            ("replay", self.replay, rows),
             ("validation", self.validation, rows),
         ):
             unknown = next((stage for stage in stages if not 0 <= stage < most), None)

@@ -16,7 +16,7 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.checksums import add_sum, write_sums
-from ray_l4.store.run_directory import Cell, RunDirectory
+from ray_l4.store.run_directory import Cell, RunDirectory, read_json
 from ray_l4.store.sealed import write_record
 from ray_l4.store.tables import read_table
 from ray_l4.store.weight_files import find_damage
@@ -101,6 +101,15 @@ def read_weights(folder: Path) -> np.ndarray:
     )
 
 
+def described(checkpoint: Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint's model.
+
+    It is empty if the checkpoint holds adapters, whose base model the experiment names.
+    """
+    path = checkpoint / CONFIG
+    return read_json(path) if path.is_file() else {}
+
+
 def undamaged(path: Path) -> np.ndarray:
     """Read the bytes of a safetensors file.
 
@@ -170,10 +179,10 @@ def _chunks(run: RunDirectory, stage: int) -> Path:
     return run.path / "replay" / f"stage-{stage}.chunks"
 
 
-def write_answers(run: RunDirectory, task: str, sample_ids: Sequence[str], answers: Sequence[str]) -> None:
-    """Write a task teacher's answers to the training examples of its task."""
+def write_answers(run: RunDirectory, item: str, sample_ids: Sequence[str], answers: Sequence[str]) -> None:
+    """Write a task teacher's answers to the training examples of an item of the stream."""
     table = pa.table({"sample_id": list(sample_ids), "answer": list(answers)})
-    write_table(run.answers(task), table)
+    write_table(run.answers(item), table)
 
 
 def write_guard(run: RunDirectory, stage: int, student: int, data: np.ndarray) -> None:

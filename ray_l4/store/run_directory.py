@@ -10,7 +10,9 @@
     replay/STAGE.parquet           replayed examples, those dropped included
     states/                        states of the stage under way (store/states.py)
     teachers/                      run directory of the task teachers, if the method has any
-    distil/TASK.parquet            answers of a task teacher to its training examples
+    distil/ITEM.parquet            answers of a task teacher to its training examples
+    tests/TASK.parquet             test examples, so that a run can be extended when the data is gone
+    stored/ITEM.parquet            training examples that stay, if the method replays real ones
     guards/STAGE.student-N.safetensors   state of a student's guard, such as the importance of weights
     timeline.parquet               spans of work of every process
     steps/STAGE.EPOCH.parquet      figures of every step
@@ -229,9 +231,17 @@ class RunDirectory:
         """Return the run directory of this run's task teachers."""
         return self.path / "teachers"
 
-    def answers(self, task: str) -> Path:
-        """Return the file of a task teacher's answers to its training examples."""
-        return self.path / "distil" / f"{file_part(task)}.parquet"
+    def answers(self, item: str) -> Path:
+        """Return the file of a task teacher's answers to the training examples of an item of the stream."""
+        return self.path / "distil" / f"{file_part(item)}.parquet"
+
+    def test_examples(self, task: str) -> Path:
+        """Return the file of the test examples of a task."""
+        return self.path / "tests" / f"{file_part(task)}.parquet"
+
+    def stored_examples(self, item: str) -> Path:
+        """Return the file of the training examples of an item that the method keeps."""
+        return self.path / "stored" / f"{file_part(item)}.parquet"
 
     def log(self, name: str) -> Path:
         """Return the path of a log file."""

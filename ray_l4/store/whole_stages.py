@@ -29,7 +29,8 @@ class Needed:
     """The tasks that each stage is scored on."""
     students: Collection[int]
     """Those that are not lost."""
-    epochs: int
+    epochs: Sequence[int]
+    """Number of epochs of each stage."""
     validated: bool
     guarded: bool
     """Whether a guard's state is written after each stage."""
@@ -102,7 +103,7 @@ def _damaged_result(run: RunDirectory, needed: Needed, stage: int) -> str | None
     try:
         if needed.validated:
             read_record(run.validation(stage), Validation)
-        epoch = run.result_epoch(stage, needed.epochs)
+        epoch = run.result_epoch(stage, needed.epochs[stage])
     except DamagedError as error:
         return str(error)
     for student in sorted(needed.students):

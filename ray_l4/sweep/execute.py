@@ -45,14 +45,15 @@ def run_sweep(sweep: Sweep, cluster: ClusterConfig, directory: SweepDirectory, c
 def _check_data(trials: Iterable[Trial]) -> None:
     """Load every task once, so that an error in the data is reported once and not by each trial."""
     experiments = [trial.experiment for trial in trials]
-    tasks = {
-        (task.model_dump_json(), experiment.data.model_dump_json()): (task, experiment.data)
+    items = {
+        (name == item.name, item.model_dump_json(), experiment.data.model_dump_json()): (name, item, experiment.data)
         for experiment in experiments
-        for task in experiment.stream
+        for name, item in experiment.items.items()
     }
-    for task, data in tasks.values():
-        load(task, "train", data)
-        load(task, "test", data)
+    for name, item, data in items.values():
+        load(item, "train", data)
+        if name == item.name:  # a task that comes back has its test set already
+            load(item, "test", data)
 
 
 def _run(

@@ -187,6 +187,9 @@ def _text(value: object) -> str:
 def _orders(protocol: Protocol, requested: Orders | None) -> Orders:
     orders = protocol.sweep.orders if requested is None else requested
     names = _task_names(protocol.base)
+    if orders and len(set(names)) < len(names):
+        where = protocol.origin("orders").name if requested is None else "--orders"
+        raise ConfigError(f"{where}: a task of the stream comes back, so its order is fixed. Leave the orders out.")
     if orders == "all":
         return orders
     for order in orders or ():
@@ -226,7 +229,9 @@ def _check_number_of_trials(
 
 
 def _trial(configuration: _Configuration, order: Sequence[str], seed: int) -> Trial:
-    stream = sorted(configuration.experiment.stream, key=lambda task: order.index(task.name))
+    stream = configuration.experiment.stream
+    if list(order) != [item.name for item in stream]:
+        stream = sorted(stream, key=lambda item: order.index(item.name))
     changes = {"stream": stream, "seed": seed, "variant": configuration.label}
     experiment = resolved(configuration.experiment.model_copy(update=changes))
     parts = (configuration.label, folder_name("-".join(map(_slug, order)), _MAX_ORDER), f"s{seed}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ READERS: dict[str, Reader] = {
     "embedded": embedded.read,
 }
 
-_SPLITS_OF_A_RUN: tuple[Split, ...] = ("train", "test")
+SPLITS_OF_A_RUN: tuple[Split, ...] = ("train", "test")
 
 _MINI = (embedded.TRAIN, embedded.TEST)
 
@@ -159,8 +159,8 @@ def _check_meta(metric: str, examples: pa.Table) -> None:
                 check(Item("", (), row["sample_id"], row["meta"]))
 
 
-def check_files(task: TaskConfig, data: DataConfig) -> None:
-    """Check that the files of the splits of a run are there, as far as that can be told without reading them.
+def check_files(task: TaskConfig, data: DataConfig, splits: Sequence[Split] = SPLITS_OF_A_RUN) -> None:
+    """Check that the files of ``splits`` are there, as far as that can be told without reading them.
 
     Raises:
         ConfigError, DataError: as ``load``.
@@ -168,7 +168,7 @@ def check_files(task: TaskConfig, data: DataConfig) -> None:
     own = task.path is not None and not squad.is_squad_folder(task.path)
     if task.dataset is not None:
         return  # the hub has them
-    for split in _SPLITS_OF_A_RUN:
+    for split in splits:
         source = Source(task, split, data)
         if own:
             find_split(source)

@@ -177,21 +177,27 @@ class TaskTokenizer(TextIds):
     def save(self, folder: str | Path) -> None:
         """Write the tokeniser in Hugging Face's format, and the assignment of tokens to tasks."""
         self.hf.save_pretrained(str(folder))
-        record = {"gen": self.gen, "spares": self.spares} | ({"chat_template": True} if self.chat else {})
+        record: dict[str, object] = {"gen": self.gen, "spares": self.spares, "fresh": sorted(self.fresh)}
+        record |= {"chat_template": True} if self.chat else {}
         (Path(folder) / TASK_TOKENS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> TaskTokenizer:
-        """Read a tokeniser that ``save`` wrote. Raises ModelError if the folder does not contain one."""
+    def load(cls, folder: str | Path, *, as_begun: bool = False) -> TaskTokenizer:
+        """Read a tokeniser that ``save`` wrote. Raises ModelError if the folder does not contain one.
+
+        ``as_begun``: for the models that its run began with, which had not learned the ``fresh`` tokens; otherwise for
+        a model that has.
+        """
         try:
             record = json.loads((Path(folder) / TASK_TOKENS_FILE).read_text(encoding="utf-8"))
-            gen, spares = record["gen"], record["spares"]
+            gen, spares, fresh = record["gen"], record["spares"], record.get("fresh", [])
             # Reads tokenizer.json as it is, whatever model is in the same folder.
             hf = PreTrainedTokenizerFast.from_pretrained(str(folder))
             known = range(len(hf))
-            if not isinstance(gen, dict) or any(type(i) is not int or i not in known for i in (*gen.values(), *spares)):
+            ids = (*gen.values(), *spares, *fresh) if isinstance(gen, dict) else (None,)
+            if any(type(i) is not int or i not in known for i in ids):
                 raise ValueError(f"{TASK_TOKENS_FILE} holds something else than the ids of its tokens")
-            loaded = cls(hf, gen, spares, chat=bool(record.get("chat_template")))
+            loaded = cls(hf, gen, spares, fresh if as_begun else (), chat=bool(record.get("chat_template")))
             loaded.round_trip("a")  # settings of a wrong type show only now
         except Exception as error:  # the libraries raise OSError, ValueError, KeyError and plain Exception here
             raise ModelError(

@@ -83,13 +83,13 @@ class Evaluator:
             return generate_replay(model, self._setup.tokenizer, gens, seeds, max_length, config)
 
     def answer_training(
-        self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, task: str, rows: range
+        self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, item: str, rows: range
     ) -> list[str]:
-        """Answer training examples of a task (``rows``) with its teacher's model."""
+        """Answer training examples of an item of the stream (``rows``) with its teacher's model."""
         setup, config = self._setup, self._setup.experiment.teachers
         model = self._load(checkpoint, setup.experiment.model, description, weights)
-        examples = setup.training[task]
-        seed = derive(setup.experiment.seed, "distil", task)
+        examples = setup.training[item]
+        seed = derive(setup.experiment.seed, "distil", item)
         with arithmetic(setup.experiment.model, self._device):
             return answer_training(model, setup.tokenizer, examples, setup.max_length, config, seed, rows)
 

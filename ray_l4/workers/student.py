@@ -115,7 +115,7 @@ class Student:
         self._clock = StepClock()
         self._link.traffic()  # what an abandoned step sent does not count as sent by the first step
         sampler = self._stage.sampler
-        return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.training.epochs)]
+        return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.epochs_of(stage))]
 
     def state(self, fence: int) -> np.ndarray:
         """Return this rank's state of the stage after its latest step, for ``resume`` (safetensors bytes)."""
@@ -171,11 +171,14 @@ class Student:
         """Do ``backward`` of a step, and ``forward`` of the next one for these ``readers``."""
         return self.backward(fence, step, own, *teachers), self.forward(fence, step + 1, readers)
 
-    def validate(self, fence: int, tasks: Sequence[str]) -> float:
-        """Return the model's loss on the validation examples of ``tasks``, in nats per token of their answers."""
+    def validate(self, fence: int, items: Sequence[str]) -> float:
+        """Return the model's loss on the validation examples of ``items``, in nats per token of their answers.
+
+        ``items``: of the stream.
+        """
         self._served(fence)
         with other_ranks(self.peer):
-            return validation_loss(self._learner, concatenated(*(self._setup.validation[task] for task in tasks)))
+            return validation_loss(self._learner, concatenated(*(self._setup.validation[item] for item in items)))
 
     def consolidate(self) -> np.ndarray | None:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if there is no guard."""

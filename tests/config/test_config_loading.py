@@ -146,7 +146,7 @@ evaluation: {when: never}
 peers: {zzz: 0}
 """
     )
-    task = "name, train, test, path, dataset, splits, columns, metric, question"
+    task = "name, train, test, path, dataset, splits, columns, metric, question, settings"
     training = "epochs, batch_size, batch_budget, lm_weight, means, answer_token_weight, max_grad_norm"
     training += ", non_finite, most_skipped"
     assert sorted(problems(path), key=lambda line: int(line.split(":")[1])) == [
@@ -191,8 +191,8 @@ peers: {zzz: 0}
             "'gradient_checkpointing'",
         ),
         (
-            "stream: [a, a]\nmodel: {name: x}\n",
-            "FILE: task 'a' appears twice in the stream; a task can be learned only once",
+            "stream: [a, 'a (2)', a]\nmodel: {name: x}\n",
+            "FILE: task 'a (2)' has the name of the stage of a task that comes back; give it another name",
         ),
         (
             "stream: [a]\nmodel: {from_scratch: {heads: 3}}\n",
@@ -341,8 +341,8 @@ def test_overrides_can_replace_the_model(write: Callable[[str], Path]) -> None:
             "FILE:2 with --set model.name: model: give exactly one of 'name' and 'from_scratch'",
         ),
         (
-            ["stream.1.name=mini.woz"],
-            "FILE with --set stream.1.name: task 'mini.woz' appears twice in the stream; a task can be learned only",
+            ["stream.1={name: mini.woz, metric: em}"],
+            "FILE with --set stream.1: task 'mini.woz' comes back with another metric (em), but its scores have to be",
         ),
         (["stream.2.train=1"], "--set stream.2.train=1: stream has 2 items, numbered from 0; there is no item '2'"),
         (["stream.-1.train=1"], "--set stream.-1.train=1: stream has 2 items, numbered from 0; there is no item '-1'"),

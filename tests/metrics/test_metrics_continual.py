@@ -15,6 +15,7 @@ from ray_l4.metrics.continual import (
     average_incremental_accuracy,
     backward_transfer,
     forgetting,
+    forgetting_by_task,
     forward_transfer,
 )
 
@@ -85,6 +86,47 @@ def test_fewer_stages_than_tasks() -> None:
     assert [function(multitask) for function in ALL[1:]] == [None] * 4
     assert [function(R[:2]) for function in ALL[1:]] == [None] * 4
     assert backward_transfer([row[:2] for row in R[:2]]) == -10.0
+
+
+COMING_BACK = [[80.0, 10.0], [60.0, 50.0], [90.0, 30.0], [70.0, 60.0]]
+"""Scores after learning task 0, 1, 0 again, and 1 again."""
+
+
+def test_hand_computed_values_of_a_stream_in_which_tasks_come_back() -> None:
+    learned = [0, 1, 0, 1]
+    assert average_accuracy(COMING_BACK) == 65.0
+    assert average_incremental_accuracy(COMING_BACK, learned) == pytest.approx((80 + 55 + 60 + 65) / 4)
+    assert forgetting_by_task(COMING_BACK, (), learned) == {0: 20.0}, "from 90, after the second time, to 70"
+    assert forgetting_by_task(COMING_BACK[:3], (), learned[:3]) == {1: 20.0}, "task 0 was learned last"
+    assert backward_transfer(COMING_BACK, learned) == 70 - 90, "from the last stage that learned it"
+    assert backward_transfer(COMING_BACK[:3], learned[:3]) == 30 - 50
+    assert forward_transfer(COMING_BACK, [1.0, 2.0], learned) == 10 - 2, "before it was learned first"
+    assert forward_transfer([[80.0], [90.0]], [1.0], [0, 0]) is None
+    assert forgetting([[80.0], [90.0]], (), [0, 0]) is None, "there is only one task"
+    assert average_incremental_accuracy([[80.0], [90.0]], [0, 0]) == 85.0
+
+
+def test_a_task_that_came_late_needs_no_scores_of_before() -> None:
+    late = [[80.0, None], [60.0, None], [70.0, 50.0], [65.0, 40.0]]
+    assert forgetting_by_task(late, (), [0, 0, 1, 0]) == {1: 10.0}
+    assert average_incremental_accuracy(late, [0, 0, 1, 0]) == pytest.approx((80 + 60 + 60 + 52.5) / 4)
+    assert forward_transfer(late, [0.0, 0.0], [0, 0, 1, 0]) is None
+
+
+@pytest.mark.parametrize("learned", [[0], [0, 1, 2, 3], [0, 1, 3], [0, 1, -1]])
+def test_tasks_that_do_not_fit_the_matrix_are_refused(learned: list[int]) -> None:
+    with pytest.raises(DataError, match="one of the columns 0 to 2 for each of 3 stages"):
+        forgetting(R, (), learned)
+
+
+@given(st.permutations(range(3)))
+def test_the_order_of_the_columns_does_not_matter(order: list[int]) -> None:
+    learned = [list(order).index(task) for task in range(3)]
+    moved = [[row[task] for task in order] for row in R]
+    assert forgetting(moved, (), learned) == pytest.approx(forgetting(R))
+    assert backward_transfer(moved, learned) == pytest.approx(backward_transfer(R))
+    assert forward_transfer(moved, [BASELINE[task] for task in order], learned) == forward_transfer(R, BASELINE)
+    assert average_incremental_accuracy(moved, learned) == pytest.approx(average_incremental_accuracy(R))
 
 
 @pytest.mark.parametrize("matrix", [[], [[]], [[1.0, 2.0], [1.0]]])

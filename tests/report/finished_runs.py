@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import num_students, stage_names
+from ray_l4.methods import num_students, stages_of
 from ray_l4.report.summary import summarise
 from ray_l4.store.atomic import write_json
 from ray_l4.store.records import write_score, write_steps
@@ -56,7 +56,7 @@ def write_run(
     run = RunDirectory.create(folder, experiment, ClusterConfig(), {"command": "by hand"})
     score = score or (lambda stage, epoch, student, task: fading(stage, epoch, student, task, stream))
     peers = range(num_students(experiment))
-    for stage, _ in enumerate(stage_names(experiment)):
+    for stage, _ in enumerate(stages_of(experiment)):
         for epoch in range(1, epochs + 1):
             for cell in (Cell(stage, epoch, student, task) for student in peers for task in stream):
                 value = score(cell.stage, cell.epoch, cell.student, cell.task)
@@ -71,7 +71,7 @@ def write_run(
             ]
             write_steps(run, stage, epoch, rows)
     peaks = {**{f"student-{student}": 2 * 10**9 for student in peers}, "evaluator-0": 10**9}
-    run.save_state(RunState(stages_done=len(stage_names(experiment)), wall_seconds=seconds, peak_memory_bytes=peaks))
+    run.save_state(RunState(stages_done=len(stages_of(experiment)), wall_seconds=seconds, peak_memory_bytes=peaks))
     if finished:
         write_json(folder / "summary.json", summarise(run))
     return folder

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import get_method, num_students, stage_names
+from ray_l4.methods import get_method, num_students, stages_of
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.page import render
 from ray_l4.report.summary import summarise
@@ -97,7 +97,7 @@ def write_run(path: Path, method: str = "l4", parts: Parts = ALL, **settings: An
     manifest = {"command": COMMAND, "versions": {"torch": "2.13.0"}, "platform": "Linux", "python": "3.11"}
     run = RunDirectory.create(path, experiment, ClusterConfig(), manifest | {"training_examples": {TASKS[0]: 600}})
     kind = get_method(method)
-    for stage in range(len(stage_names(experiment))):
+    for stage in range(len(stages_of(experiment))):
         scored = [TASKS[stage]] if kind.stages == "separate" else TASKS
         _write_scores(run, stage, range(num_students(experiment)), scored, parts)
         if parts.steps:

@@ -29,6 +29,7 @@ from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import Session, start
 from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
+from ray_l4.setup.facts import facts_as_json
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.run_directory import RunDirectory, RunState
@@ -90,7 +91,7 @@ def cluster(transport: str, **changes: Any) -> ClusterConfig:
 def new_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path) -> tuple[Setup, RunDirectory]:
     """A prepared run directory."""
     setup = prepare(config)
-    manifest = {"command": "test", "versions": {}, "platform": "", "data_fingerprint": setup.fingerprint()}
+    manifest = {"command": "test", "versions": {}, "platform": "", **facts_as_json(setup.facts)}
     run = RunDirectory.create(folder, setup.experiment, profile, manifest)
     write_folder(run.path / "tokenizer", setup.tokenizer.save)
     return setup, run

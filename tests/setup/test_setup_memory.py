@@ -41,7 +41,6 @@ def python_peak(folder: Path, write: Callable[[Path, list[dict[str, str]]], None
     tracemalloc.start()
     try:
         setup = prepare(experiment)
-        setup.fingerprint()
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -44,7 +44,7 @@ def experiment(folder: Path, **changes: Any) -> ExperimentConfig:
 
 def test_everything_workers_need_is_there(data: Path) -> None:
     setup = prepare(experiment(data, peers={"count": 3}))
-    assert setup.tasks == ["a", "b"]
+    assert setup.tasks == ("a", "b") and setup.items == ["a", "b"]
     assert (setup.method.name, setup.topology.size, setup.max_length) == ("l4", 3, 64)
     assert {name: table.num_rows for name, table in setup.training.items()} == {"a": 12, "b": 12}
     assert {name: len(tests.items) for name, tests in setup.tests.items()} == {"a": 5, "b": 5}
@@ -141,22 +141,22 @@ def test_the_number_of_peers_is_the_method_s_unless_it_is_said(data: Path) -> No
 
 def test_equal_data_gives_an_equal_fingerprint(data: Path) -> None:
     first = prepare(experiment(data))
-    assert prepare(experiment(data, seed=7)).fingerprint() == first.fingerprint(), "the run seed draws no data"
-    assert isinstance(first.fingerprint(), str) and len(first.fingerprint()) == 32
+    assert prepare(experiment(data, seed=7)).fingerprints == first.fingerprints, "the run seed draws no data"
+    assert [len(digest) for digest in first.fingerprints.values()] == [32, 32]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_changed_word_changes_the_fingerprint(data: Path, split: str) -> None:
-    before = prepare(experiment(data)).fingerprint()
+    before = prepare(experiment(data)).fingerprints
     path = data / "b" / f"{split}.jsonl"
     path.write_text(path.read_text().replace("how does b begin", "where does b begin", 1))
-    assert prepare(experiment(data)).fingerprint() != before
+    assert prepare(experiment(data)).fingerprints != before
 
 
-def test_the_order_of_the_stream_changes_the_fingerprint(data: Path) -> None:
+def test_the_order_of_the_stream_changes_the_fingerprints(data: Path) -> None:
     config = experiment(data)
     swapped = config.model_copy(update={"stream": config.stream[::-1]})
-    assert prepare(swapped).fingerprint() != prepare(config).fingerprint()
+    assert prepare(swapped).fingerprints != prepare(config).fingerprints
 
 
 def test_a_tokeniser_from_scratch_is_learned_from_the_training_texts(data: Path) -> None:

@@ -27,7 +27,7 @@ EXPERIMENT = ExperimentConfig.model_validate(
     }
 )
 STAGES = 3
-NEEDED = Needed([["a"]] * STAGES, students=(0, 1), epochs=2, validated=True, guarded=True, independent=False)
+NEEDED = Needed([["a"]] * STAGES, students=(0, 1), epochs=[2] * STAGES, validated=True, guarded=True, independent=False)
 
 
 @pytest.fixture

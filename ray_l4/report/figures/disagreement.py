@@ -41,8 +41,6 @@ def course(run: FinishedRun, column: str) -> Course:
     """
     if run.steps is None:
         return {}
-    epochs = run.experiment.training.epochs
-    parts = max(1, POINTS // epochs)
     known = ~np.isnan(run.steps.columns[column])
     stages, all_epochs, all_steps, all_values = (
         run.steps.columns[name][known] for name in ("stage", "epoch", "step", column)
@@ -50,7 +48,8 @@ def course(run: FinishedRun, column: str) -> Course:
     found: Course = {}
     for stage, epoch in np.unique(np.stack([stages, all_epochs]), axis=1).T:
         rows = (stages == stage) & (all_epochs == epoch)
-        steps, values = all_steps[rows], all_values[rows]
+        steps, values, epochs = all_steps[rows], all_values[rows], run.epochs[stage]
+        parts = max(1, POINTS // epochs)
         first, count = steps.min(), steps.max() - steps.min() + 1
         part = (steps - first) * min(parts, count) // count
         for index in np.unique(part):
@@ -92,7 +91,7 @@ def draw(results: Results, student: int) -> Figure:
             variants = dict.fromkeys(run.variant for run in runs)
             courses = {name: [course(run, column) for run in runs if run.variant == name] for name in variants}
             _panel(axes, courses, look)
-            mark_stages(axes, runs[0].tasks)
+            mark_stages(axes, runs[0].stages)
         rows[order][0].set_ylabel("T² · KL per token (nats)")
     add_legend(figure, [axes for row in rows.values() for axes in row])
     return figure

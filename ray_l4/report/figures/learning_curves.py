@@ -29,7 +29,7 @@ def curve(runs: Sequence[FinishedRun], task: str, student: int) -> list[tuple[fl
     for run in runs:
         for (stage, epoch), values in run.trajectory(student).items():
             if task in values:
-                scores.setdefault(stage + epoch / run.experiment.training.epochs, []).append(values[task])
+                scores.setdefault(stage + epoch / run.epochs[stage], []).append(values[task])
     found = ((position, statistic(values)) for position, values in sorted(scores.items()))
     return [(position, value) for position, value in found if value]
 
@@ -49,14 +49,14 @@ def draw(results: Results, student: int) -> Figure:
     look = styles(results.variants())
     rows = panels(figure, list(orders), results.tasks)
     for order, runs in orders.items():
-        stream = runs[0].tasks
+        learned = runs[0].learned
         for axes, task in zip(rows[order], results.tasks, strict=True):
-            stage = stream.index(task)
-            axes.axvspan(stage, stage + 1, color=GREY, alpha=0.25, linewidth=0, zorder=0)
+            for stage in (stage for stage, tasks in enumerate(learned) if task in tasks):
+                axes.axvspan(stage, stage + 1, color=GREY, alpha=0.25, linewidth=0, zorder=0)
             for variant in dict.fromkeys(run.variant for run in runs):
                 mine = [run for run in runs if run.variant == variant and student in run.students]
                 draw_band(axes, curve(mine, task, student), look[variant], variant, floor=0.0)
-            mark_stages(axes, stream)
+            mark_stages(axes, runs[0].stages)
         rows[order][0].set_ylim(bottom=0)  # after all curves: the panels of a row share it
         rows[order][0].set_ylabel("score (%)")
     add_legend(figure, [axes for row in rows.values() for axes in row])

@@ -96,8 +96,8 @@ def _headline(run: FinishedRun) -> str:
 
 def _title(runs: Sequence[FinishedRun]) -> str:
     first = runs[0]
-    orders = len({run.tasks for run in runs})
-    stream = " → ".join(first.tasks) if orders == 1 else f"{', '.join(first.tasks)} in {orders} orders"
+    orders = len({run.stream for run in runs})
+    stream = " → ".join(first.stream) if orders == 1 else f"{', '.join(first.tasks)} in {orders} orders"
     notes = {run.scale_note for run in runs}
     scale = notes.pop() if len(notes) == 1 else ", at different scales"
     if len(runs) > 1:

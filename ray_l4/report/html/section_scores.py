@@ -74,12 +74,19 @@ def students(run: FinishedRun, prefix: str) -> Section:
 
 
 def _forgetting(run: FinishedRun, prefix: str) -> Chart | Note:
-    found = {f"student {student}": forgetting_by_task(run.matrix(student)) for student in run.students}
-    if not any(value is not None for values in found.values() for value in values):
+    found = {
+        f"student {student}": forgetting_by_task(run.matrix(student), learned=run.learned_columns)
+        for student in run.students
+    }
+    if not any(value is not None for drops in found.values() for value in drops.values()):
         return Note("Forgetting is undefined here: it needs tasks that are learned one after another.")
     title = "Forgetting: highest score of each task after any task, minus its final one"
-    bars = {name: [*drops, run.figure("forgetting", student)] for student, (name, drops) in enumerate(found.items())}
-    return grouped_bars(f"{prefix}-forgetting", title, [*run.tasks[:-1], MEAN], bars, "percentage points")
+    bars = {
+        name: [*drops.values(), run.figure("forgetting", student)]
+        for student, (name, drops) in enumerate(found.items())
+    }
+    names = [run.tasks[column] for column in next(iter(found.values()))]
+    return grouped_bars(f"{prefix}-forgetting", title, [*names, MEAN], bars, "percentage points")
 
 
 def _curves(run: FinishedRun, prefix: str, student: int) -> Chart | None:

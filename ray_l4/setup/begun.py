@@ -1,0 +1,79 @@
+"""What a run that goes on has in its directory, so that data which it has learned need not be read again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.errors import DamagedError
+from ray_l4.setup.facts import ItemFacts, recorded_facts
+from ray_l4.store.atomic import write_table
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.store.tables import read_table
+from ray_l4.tasks.schema import EXAMPLES
+from ray_l4.text.added_tokens import TASK_TOKENS_FILE
+from ray_l4.text.stored import STORED
+from ray_l4.text.tokenizer import TaskTokenizer
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that goes on, as far as its data and tokeniser are concerned. The default is a run that begins."""
+
+    first: int = 0
+    """The first stage that may have to be learned: the data of those before it is not needed."""
+    tokenizer: TaskTokenizer | None = None
+    tests: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Task -> its test examples."""
+    facts: Mapping[str, ItemFacts] = field(default_factory=dict)
+    """Item of the stream -> what was recorded of its examples."""
+    stored: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Item of the stream -> its training examples that stay (a ``STORED`` table)."""
+
+
+def begun(run: RunDirectory, experiment: ExperimentConfig, first: int) -> Begun:
+    """Return what is in a run directory.
+
+    ``experiment``: with all its items, also those that are new. ``first``: see ``Begun``. Raises RunDirectoryError if a
+    file is damaged.
+    """
+    tests = {task: kept_tests(run, task) for task in experiment.tasks}
+    facts = recorded_facts(run.manifest(), str(run.path))
+    stored = {item: _read(run.stored_examples(item), STORED) for item in facts}
+    folder = run.path / "tokenizer"
+    return Begun(
+        first=first,
+        tokenizer=TaskTokenizer.load(folder, as_begun=True) if (folder / TASK_TOKENS_FILE).is_file() else None,
+        tests={task: table for task, table in tests.items() if table is not None},
+        facts=facts,
+        stored={item: table for item, table in stored.items() if table is not None},
+    )
+
+
+def kept_tests(run: RunDirectory, task: str) -> pa.Table | None:
+    """Return the test examples of a task in a run directory; None if there are none. Raises DamagedError."""
+    return _read(run.test_examples(task), EXAMPLES)
+
+
+def record_examples(run: RunDirectory, tests: Mapping[str, pa.Table], stored: Mapping[str, pa.Table]) -> None:
+    """Write the test examples of tasks, and the training examples of items that stay, unless they are there."""
+    for task, table in tests.items():
+        if not run.test_examples(task).is_file():
+            write_table(run.test_examples(task), table)
+    for item, table in stored.items():
+        if not run.stored_examples(item).is_file():
+            write_table(run.stored_examples(item), table)
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
+    table = read_table(path, schema.names)
+    if table is None:
+        return None
+    try:
+        return table.select(schema.names).cast(schema)
+    except (ValueError, pa.ArrowException) as error:
+        raise DamagedError(f"{path}: damaged: {error}. Restore it from a copy.") from error
