@@ -32,9 +32,8 @@ function showTask() {
   const learned = task !== undefined && isLearned(task.name);
   byId("ask").disabled = !learned || isAsking;
   byId("task-note").textContent = task && !learned ? "Not learned yet: give examples of it, each with its right answer." : "";
-  byId("question-hint").textContent = task?.question
-    ? `Leave it empty for the question of this task: ${task.question}`
-    : "Leave it empty for a task whose examples all have the same question.";
+  const usual = task?.question ?? overview.serving?.questions?.[task?.name];
+  byId("question-hint").textContent = usual ? `Leave it empty to ask what all examples of this task ask: ${usual}` : "";
   byId("new-task").hidden = !takesFeedback();
   if (asked === null || asked.example.task !== task?.name) {
     const teaches = task !== undefined && !learned && takesFeedback();
