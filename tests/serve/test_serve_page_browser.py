@@ -216,7 +216,7 @@ def test_text_of_models_people_and_records_stays_text(page: Page) -> None:
 @pytest.mark.parametrize(
     ("status", "said", "headers", "shown"),
     [
-        (429, "more than 5 requests in a minute", {"Retry-After": "7"}, "Too many requests. More than 5 requests in a"),
+        (429, "more than 5 requests in a minute", {"Retry-After": "7"}, "Too many requests. Try again in 7 seconds."),
         (503, "no stage has finished", {"Retry-After": "1"}, "Not now: No stage has finished. Try again in 1 second."),
         (500, "the model failed", {}, "The model failed."),
     ],
@@ -289,6 +289,31 @@ def test_a_checkpoint_without_a_run_can_be_asked_and_not_corrected(browser: Brow
         for name in ("#judge", "#learned-panel", "#new-task", "#correct-form"):
             expect(page.locator(name)).to_be_hidden()
         page.close()
+
+
+def test_old_stages_are_folded_away_and_what_is_under_way_is_shown(page: Page, address: str) -> None:
+    found = page.request.get(f"{address}/v1/overview").json()
+    first = found["stages"][0]
+    found["stages"] = [first | {"stage": number, "served": number == 8} for number in range(9)]
+    found["stages"].append(first | {"stage": 9, "state": "under way", "finished": None, "student": None, "scores": {}})
+    found["learning"] = {"stage": 9, "name": "x", "tasks": [TASK], "running": True, "epochs_done": 1, "epochs": 4}
+    found["problems"] = [NASTY]
+    answer_with(page, "/v1/overview", 200, found)
+    look_again(page)
+    expect(page.locator("#learning")).to_contain_text("Learning now: stage 9, mini.rest (1 of 4 epochs done)")
+    expect(page.locator("#problems")).to_have_text(NASTY)
+    assert page.locator("#stages > li").count() == 6
+    expect(page.locator("#stages > li").first).to_contain_text("under way")
+    expect(page.locator("#serving")).to_contain_text("Stage 1, student")
+    assert page.locator("#earlier-stages > li").count() == 4
+    page.focus("#earlier-title")
+    page.keyboard.press("Enter")
+    expect(page.locator("#earlier-stages > li").last).to_be_visible()
+    found["learning"]["running"] = False
+    answer_with(page, "/v1/overview", 200, found)
+    look_again(page)
+    expect(page.locator("#learning")).to_contain_text("Not finished: stage 9")
+    expect(page.locator("#earlier-stages > li").last).to_be_visible()  # what was unfolded stays so
 
 
 WIDTHS = pytest.mark.parametrize(

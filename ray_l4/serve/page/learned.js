@@ -2,6 +2,7 @@
 
 const EVERY = 4000; // milliseconds
 const LONGEST = 30000;
+const NEWEST = 6; // stages that are not folded away
 
 let overview = null;
 
@@ -62,7 +63,7 @@ function showHeader() {
   else if (serving) {
     text = `Method ${overview.method}. Stage ${serving.stage}, student ${serving.student} answers.`;
     if (served && (served.stage !== serving.stage || served.student !== serving.student)) {
-      text += ` Stage ${served.stage}, student ${served.student} is to follow.`;
+      text += ` The run has promoted stage ${served.stage}, student ${served.student}.`;
     }
   }
   byId("serving").textContent = text;
@@ -83,7 +84,10 @@ function showLearned() {
   replaceIfChanged(byId("problems"), overview.problems.map((problem) => element("li", {}, problem)));
   showChart();
   replaceIfChanged(byId("tasks"), tableOfTasks());
-  replaceIfChanged(byId("stages"), [...overview.stages].reverse().map(stageItem));
+  const stages = [...overview.stages].reverse().map(stageItem);
+  replaceIfChanged(byId("stages"), stages.slice(0, NEWEST));
+  replaceIfChanged(byId("earlier-stages"), stages.slice(NEWEST));
+  byId("earlier").hidden = stages.length <= NEWEST;
   byId("updated").textContent = `As of ${moment(overview.when)}. Renewed every ${EVERY / 1000} seconds.`;
 }
 
