@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +25,15 @@ settings.register_profile("ray_l4-quick", deadline=None, max_examples=25)
 
 if TYPE_CHECKING:
     import torch
+    from playwright.sync_api import Browser
 
     from tests.run.run_fixtures import Finished
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+"""Names of the browser that tests use."""
+SWITCHES = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 
 MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser", "gpu": "gpu"}
 """Tests that use one of these fixtures get the mark."""
@@ -97,6 +103,20 @@ def gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no GPU")
     return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Skips the test if there is none."""
+    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(CHROMIUM)} is installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

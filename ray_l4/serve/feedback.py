@@ -43,8 +43,13 @@ class _Kept(Generic[Value]):
     def get(self, anew: bool = False) -> Value:
         with self._lock:
             if self._value is None or anew or time.monotonic() >= self._until:
-                self._value, self._until = self.compute(), time.monotonic() + FRESH
+                self._until = time.monotonic() + FRESH  # before it is computed: ``expire`` may come meanwhile
+                self._value = self.compute()
             return self._value
+
+    def expire(self) -> None:
+        """Let the next one who asks compute it again."""
+        self._until = 0.0
 
 
 class RunSide:
@@ -76,7 +81,9 @@ class RunSide:
 
     def add_task(self, name: str, metric: str | None, question: str | None) -> bool:
         """Begin a new task. Raises as ``tasks.inbox_tasks.add_task``."""
-        return add_task(self._run, self._experiment(), name, metric, question)
+        created = add_task(self._run, self._experiment(), name, metric, question)
+        self._overview.expire()
+        return created
 
     def add(self, task: str, example: Example) -> tuple[Receipt, int]:
         """Store an example; return its receipt once it is on disk, and how many examples of the task wait.
@@ -84,6 +91,7 @@ class RunSide:
         Raises as ``Inbox.add``.
         """
         (receipt,) = self._inbox.add(task, [example])
+        self._overview.expire()
         return receipt, waiting(self._run.path, task).examples
 
     def look_at_files(self) -> None:

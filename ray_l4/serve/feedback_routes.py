@@ -12,6 +12,7 @@ from ray_l4.errors import ConfigError, RunDirectoryError, nearest
 from ray_l4.serve.bodies import json_body
 from ray_l4.serve.feedback import RunSide
 from ray_l4.serve.problems import RequestError
+from ray_l4.serve.served_model import ServedModel
 from ray_l4.serve.service import Service
 from ray_l4.store.inbox.example import Example, now
 from ray_l4.store.run_directory import RunDirectory
@@ -88,10 +89,15 @@ def feedback_router(run: RunDirectory) -> APIRouter:
         service: Service = request.app.state.service
         after.add_task(side.look_at_files)
         current = service.current
-        serving = None if current is None else {"model": current.name, **current.place, "tasks": list(current.tasks)}
-        return side.overview().model_dump() | {"serving": serving}
+        return side.overview().model_dump() | {"serving": None if current is None else _serving(current)}
 
     return router
+
+
+def _serving(model: ServedModel) -> dict[str, Any]:
+    """Return what answers here and now, and the questions that its tasks' examples share (None if they differ)."""
+    questions = {task: model.habit(task).question for task in model.tasks}
+    return {"model": model.name, **model.place, "tasks": list(model.tasks), "questions": questions}
 
 
 def _question(service: Service, body: FeedbackBody, task: InboxTask) -> str:
@@ -100,7 +106,7 @@ def _question(service: Service, body: FeedbackBody, task: InboxTask) -> str:
         return body.question
     own, model = task.config.question, service.current
     if own is None and model is not None and body.task in model.tasks:
-        own = model.usual_question(body.task)
+        own = model.habit(body.task).question
     if own is None:
         message = f"question is missing; the examples of {body.task} have questions of their own"
         raise RequestError(400, message, "missing", "question")

@@ -8,10 +8,11 @@ from datetime import datetime
 from functools import cached_property
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import Stage, get_method, num_students
+from ray_l4.methods import Stage, num_students, stages_of
 from ray_l4.metrics.continual import ScoreMatrix
 from ray_l4.report.run_files import Headline
 from ray_l4.report.summary import score_matrix
+from ray_l4.serve.choice import learned_tasks
 from ray_l4.serve.overview_types import Learning, Overview, Served, StageOverview, TaskOverview
 from ray_l4.store.inbox.assignments import waiting
 from ray_l4.store.inbox.example import now
@@ -56,18 +57,13 @@ class _Reading:
         return self.run.state()
 
     @cached_property
-    def tasks(self) -> list[str]:
-        """The tasks of the stream, each once."""
-        return list(dict.fromkeys(task.name for task in self.experiment.stream))
-
-    @cached_property
     def stages(self) -> list[Stage]:
-        return get_method(self.experiment.method).kind.stages([task.name for task in self.experiment.stream])
+        return stages_of(self.experiment)
 
     @cached_property
     def epochs(self) -> list[int]:
         """The epoch that is the result of each finished stage."""
-        return [self.run.result_epoch(stage, self.experiment.training.epochs) for stage in range(self.done)]
+        return [self.run.result_epoch(stage, self.experiment.epochs_of(stage)) for stage in range(self.done)]
 
     @property
     def done(self) -> int:
@@ -87,10 +83,10 @@ class _Reading:
             Cell(stage, epoch, student, task)
             for student in present
             for stage, epoch in enumerate(self.epochs)
-            for task in self.tasks
+            for task in self.experiment.tasks
         ]
         found = {cell: score for cell in cells if (score := self.read_score(self.run, cell)) is not None}
-        return {student: score_matrix(found, student, self.tasks, self.epochs) for student in present}
+        return {student: score_matrix(found, student, self.experiment.tasks, self.epochs) for student in present}
 
     @cached_property
     def best(self) -> list[int]:
@@ -104,14 +100,12 @@ class _Reading:
         first = next(iter(self.matrices))
         return max(known, key=lambda student: known[student]) if len(known) == len(means) else first
 
-    def learned(self, stage: int) -> list[str]:
+    def learned(self, stage: int) -> tuple[str, ...]:
         """Return the tasks that the model of a stage has learned."""
-        kind = get_method(self.experiment.method).kind
-        own = self.stages[stage : stage + 1] if kind.independent else self.stages[: stage + 1]
-        return list(dict.fromkeys(task for each in own for task in each.tasks))
+        return learned_tasks(self.experiment, stage)
 
     def _scores(self, student: int, stage: int) -> dict[str, float | None]:
-        return dict(zip(self.tasks, self.matrices[student][stage], strict=True))
+        return dict(zip(self.experiment.tasks, self.matrices[student][stage], strict=True))
 
     @cached_property
     def rows(self) -> list[dict[str, float | None]]:
@@ -122,7 +116,7 @@ class _Reading:
         found = inbox_tasks(self.run, self.experiment)
         tasks = self._tasks(found)
         by_name = {task.name: task for task in tasks}
-        learned = [] if self.served is None else self.learned(self.served)
+        learned = () if self.served is None else self.learned(self.served)
         last = () if self.served is None else self.stages[self.served].tasks
         return Overview(
             name=self.experiment.name,
@@ -144,7 +138,7 @@ class _Reading:
         return Served(stage=self.served, name=self.stages[self.served].name, student=self.best[self.served])
 
     def _tasks(self, found: InboxTasks) -> list[TaskOverview]:
-        learned = [] if self.served is None else self.learned(self.served)
+        learned = () if self.served is None else self.learned(self.served)
         rows = [] if self.served is None else self.rows[: self.served + 1]
         tasks = []
         for name, task in found.tasks.items():
@@ -192,7 +186,7 @@ class _Reading:
 
     def _finished(self, stage: int) -> str | None:
         """Return when the figures of a stage's last steps were written; None if they are not kept."""
-        paths = [self.run.steps(stage, epoch) for epoch in range(self.experiment.training.epochs, 0, -1)]
+        paths = [self.run.steps(stage, epoch) for epoch in range(self.experiment.epochs_of(stage), 0, -1)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             return None
@@ -201,7 +195,7 @@ class _Reading:
     def _learning(self) -> Learning | None:
         if self.done == len(self.stages):
             return None
-        epochs = self.experiment.training.epochs
+        epochs = self.experiment.epochs_of(self.done)
         return Learning(
             stage=self.done,
             name=self.stages[self.done].name,

@@ -62,18 +62,28 @@ def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[No
 def is_locked(folder: Path, name: str = LOCK) -> bool:
     """Return whether a process holds the lock ``name`` of ``folder``, as far as this machine can tell.
 
-    Takes it for a moment if nobody does, so only for locks that are waited for. Nothing is written.
+    The lock is not tried, so whoever wants it at this moment gets it.
     """
+    held = folder / f"{name}.held"
     try:
-        if (folder / f"{name}.held").exists():
-            return not _has_ended((folder / f"{name}.held").read_text(encoding="utf-8"))
-        with (folder / name).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or locks are not supported: nobody holds it in this way
+        if held.exists():
+            return not _has_ended(held.read_text(encoding="utf-8"))
+        return (folder / name).stat().st_ino in _locked_files((folder / name).stat().st_dev)
+    except OSError:  # no such file, or a system that does not list its locks
         return False
-    return False
+
+
+def _locked_files(device: int) -> set[int]:
+    """Return the inodes of all files of a device that are locked with ``flock``. Raises OSError if none are listed."""
+    own = f"{os.major(device):02x}:{os.minor(device):02x}"
+    found = set()
+    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        fields = line.split()
+        place, _, inode = fields[-3].rpartition(":")
+        # Layered file systems have no device of their own, and list that of the layer below.
+        if "FLOCK" in fields and (place == own or not os.major(device)):
+            found.add(int(inode))
+    return found
 
 
 @contextmanager

@@ -21,8 +21,11 @@
     logs/                          command.log: what the command printed; a file for each logger
     tensorboard/                   event files
     summary.json  report.md        result
+    promoted.json                  which stage is served (store/promotion.py)
+    inbox/  data/                  examples that arrived later, and what stages learn of them (store/inbox/)
 
-During a run only the coordinator writes here, so nodes do not need to share a disk.
+During a run only the coordinator writes here, so nodes do not need to share a disk; but for the last two lines, which
+belong to services.
 """
 
 from __future__ import annotations
@@ -176,8 +179,8 @@ class RunDirectory:
             yield
 
     def is_being_written(self) -> bool:
-        """Return whether a coordinator is at work here, as far as this machine can tell."""
-        return is_locked(self.path, _WRITER)
+        """Return whether a command or a coordinator is at work here, as far as this machine can tell."""
+        return is_locked(self.path) or is_locked(self.path, _WRITER)
 
     def experiment(self) -> ExperimentConfig:
         """Return the experiment as it was resolved at the start of the run."""

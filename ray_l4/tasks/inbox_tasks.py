@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ray_l4.config.document import read_document
-from ray_l4.config.experiment import Columns, ExperimentConfig, Splits, TaskConfig
+from ray_l4.config.experiment import Columns, ExperimentConfig, Splits, StageSettings, TaskConfig
 from ray_l4.config.loading import validate
 from ray_l4.config.strict_yaml import dump
 from ray_l4.config.text import check_name, same_name, shown
@@ -51,11 +51,9 @@ class InboxTasks:
 
 def inbox_tasks(run: RunDirectory, experiment: ExperimentConfig) -> InboxTasks:
     """Return the tasks of a run and of its inbox, those of the run first. A folder that is wrong is a problem."""
-    known: dict[str, TaskConfig] = {}
-    for item in experiment.stream:
-        known.setdefault(item.name, item)
+    known = experiment.of_tasks
     folders = task_folders(run.path, known)
-    tasks = {name: InboxTask(config, False, tuple(folders.get(name, ()))) for name, config in known.items()}
+    tasks = {name: InboxTask(known[name], False, tuple(folders.get(name, ()))) for name in experiment.tasks}
     problems = []
     for name, own in folders.items():
         if name not in known:
@@ -106,6 +104,7 @@ def stage_task(run: RunDirectory, experiment: ExperimentConfig, assignment: Assi
         "question": None,
         "train": "all",
         "test": "all",
+        "settings": StageSettings(),
     }
     return found.tasks[assignment.task].config.model_copy(update=changes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
-from ray_l4.config.loading import dump_yaml
-from ray_l4.store.atomic import write_text
+from ray_l4.store.begun_with import recorded
+from ray_l4.store.extension import finish_extension, record_extension
 from ray_l4.store.inbox.example import Example
 from ray_l4.store.inbox.record import Assignment
 from ray_l4.store.run_directory import RunDirectory
@@ -26,16 +26,17 @@ def new_run(folder: Path) -> RunDirectory:
     experiment = ExperimentConfig.model_validate(
         {"method": "lamol", "stream": [KNOWN], "model": {"from_scratch": {}}, "seed": 7}
     )
-    return RunDirectory.create(folder, experiment, ClusterConfig(), {"command": "test"})
+    return RunDirectory.create(folder, experiment, ClusterConfig(), {"command": "test", **recorded(experiment)})
 
 
-def extend(run: RunDirectory, assignment: Assignment) -> None:
-    """Add the stage of an assignment to the stream of a run. A task that comes back gets another name here."""
+def extend(run: RunDirectory, given: Sequence[Assignment]) -> None:
+    """Extend a run by the stages of assignments, as the command does before it learns them."""
+    finish_extension(run)
     experiment = run.experiment()
-    name = f"{assignment.task} {assignment.number}"
-    stage = TaskConfig(name=name, path=assignment.folder(run.path), metric="em", train="all", test="all")
-    stream = [*experiment.stream, stage]
-    write_text(run.path / "config.yaml", dump_yaml(experiment.model_copy(update={"stream": stream})))
+    stages = [TaskConfig(name=each.task, path=each.folder(run.path), train="all", test="all") for each in given]
+    known = experiment.tasks
+    stages = [each if each.name in known else each.model_copy(update={"metric": "em"}) for each in stages]
+    record_extension(run, experiment.model_copy(update={"stream": [*experiment.stream, *stages]}), {})
 
 
 def example(number: int, answer: str = "yes") -> Example:

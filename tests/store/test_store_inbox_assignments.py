@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_l4.errors import DamagedError, UnwritableError
+from ray_l4.store.extension import finish_extension
 from ray_l4.store.inbox.assignments import pending, take, waiting
 from ray_l4.store.inbox.held_out import MOST_TESTS, held_out
 from ray_l4.store.inbox.inbox import Inbox
@@ -54,19 +55,33 @@ def test_what_is_pending_is_given_again_and_nothing_else(tmp_path: Path) -> None
     first = take(run, [KNOWN])
     box.add(KNOWN, [example(2)])
     assert take(run, [KNOWN]) == first == pending(run)
-    extend(run, first[0])
+    extend(run, first)
     assert pending(run) == []
     (second,) = take(run, [KNOWN])
     assert (second.number, rows(second.folder(run.path), "train")) == (2, ["context 2"])
-    extend(run, second)
+    extend(run, [second])
     assert take(run, [KNOWN]) == []
     assert box.add(KNOWN, [example(1)])[0].duplicate  # also of what was learned
+
+
+def test_an_extension_that_was_cut_off_is_not_made_again(tmp_path: Path) -> None:
+    """The process was killed when the manifest had the new stage and ``config.yaml`` had not."""
+    run = new_run(tmp_path / "run")
+    Inbox(run.path).add(KNOWN, [example(1)])
+    before = (run.path / "config.yaml").read_bytes()
+    extend(run, take(run, [KNOWN]))
+    (run.path / "config.yaml").write_bytes(before)
+    Inbox(run.path).add(KNOWN, [example(2)])
+    (given,) = take(run, [KNOWN])
+    assert rows(given.folder(run.path), "train") == ["context 2"]
+    extend(run, [given])
+    assert list(learned(run).values()) == [1, 1]
 
 
 def test_a_run_that_was_moved_knows_what_it_has_learned(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     Inbox(run.path).add(KNOWN, [example(1)])
-    extend(run, take(run, [KNOWN])[0])
+    extend(run, take(run, [KNOWN]))
     moved = RunDirectory(run.path.rename(tmp_path / "elsewhere"))
     assert pending(moved) == take(moved, [KNOWN]) == []
 
@@ -87,7 +102,7 @@ def test_a_new_task_holds_out_tests_and_its_next_stage_does_not(tmp_path: Path) 
     train, test = (rows(given.folder(run.path), name) for name in ("train", "test"))
     assert (len(train), len(test)) == (8, 2)
     assert sorted(train + test) == sorted(f"context {number}" for number in range(10))
-    extend(run, given)
+    extend(run, [given])
     box.add(NEW, [example(number) for number in range(20)])
     (later,) = take(run, [NEW])
     assert (later.held_out, rows(later.folder(run.path), "test")) == (0.0, [])
@@ -115,7 +130,7 @@ def test_one_example_alone_does_not_begin_a_new_task(tmp_path: Path) -> None:
 def test_numbers_are_not_given_again_if_learned_segments_are_removed(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     Inbox(run.path).add(KNOWN, [example(1)])
-    extend(run, take(run, [KNOWN])[0])
+    extend(run, take(run, [KNOWN]))
     for path in shelf_folder(run.path, KNOWN, "segments").iterdir():
         path.unlink()
     Inbox(run.path).add(KNOWN, [example(1)])
@@ -125,7 +140,7 @@ def test_numbers_are_not_given_again_if_learned_segments_are_removed(tmp_path: P
 def test_a_record_that_is_lost_gives_no_number_again(tmp_path: Path) -> None:
     run, box = new_run(tmp_path / "run"), Inbox(tmp_path / "run")
     box.add(KNOWN, [example(1)])
-    extend(run, take(run, [KNOWN])[0])
+    extend(run, take(run, [KNOWN]))
     (inbox_of(run.path) / RECORD).unlink()
     box.add(KNOWN, [example(2)])
     (given,) = take(run, [KNOWN])
@@ -201,8 +216,10 @@ def _live(run: RunDirectory, arriving: Sequence[int], acknowledged: set[str], ta
     for number in arriving:
         box.add(task, [example(number), example(number + 1)])
         acknowledged |= {example(number).id, example(number + 1).id}
-    for assignment in take(run, [KNOWN, NEW]):
-        extend(run, assignment)
+    finish_extension(run)
+    found = take(run, [KNOWN, NEW])
+    if found:
+        extend(run, found)
 
 
 @settings(max_examples=25)

@@ -5,6 +5,7 @@ let asked = null;
 
 const taskNamed = (name) => overview?.tasks.find((task) => task.name === name);
 const isLearned = (name) => Boolean(overview?.serving?.tasks.includes(name));
+const stageName = (number) => overview?.stages?.[number]?.name ?? "new";
 const takesFeedback = () => Boolean(overview?.stages);
 
 /** Return the example in the fields. */
@@ -29,11 +30,10 @@ function showTasksToChoose() {
 function showTask() {
   const task = taskNamed(byId("task").value);
   const learned = task !== undefined && isLearned(task.name);
-  byId("ask").disabled = !learned || asking_now;
+  byId("ask").disabled = !learned || isAsking;
   byId("task-note").textContent = task && !learned ? "Not learned yet: give examples of it, each with its right answer." : "";
-  byId("question-hint").textContent = task?.question
-    ? `Leave it empty for the question of this task: ${task.question}`
-    : "Leave it empty for a task whose examples all have the same question.";
+  const usual = task?.question ?? overview.serving?.questions?.[task?.name];
+  byId("question-hint").textContent = usual ? `Leave it empty to ask what all examples of this task ask: ${usual}` : "";
   byId("new-task").hidden = !takesFeedback();
   if (asked === null || asked.example.task !== task?.name) {
     const teaches = task !== undefined && !learned && takesFeedback();
@@ -42,12 +42,12 @@ function showTask() {
   }
 }
 
-let asking_now = false;
+let isAsking = false;
 
 async function ask() {
-  if (asking_now || byId("ask").disabled) return;
+  if (isAsking || byId("ask").disabled) return;
   forget();
-  asking_now = true;
+  isAsking = true;
   byId("ask").disabled = true;
   byId("ask-state").textContent = "Asking …";
   const example = typed();
@@ -57,7 +57,7 @@ async function ask() {
   } catch (error) {
     tell("ask-error", error.message);
   } finally {
-    asking_now = false;
+    isAsking = false;
     byId("ask-state").textContent = "";
     showTask();
   }
@@ -68,7 +68,7 @@ function showAnswer(example, found, seconds) {
   byId("answer-block").hidden = false;
   byId("answer").textContent = found.answer.trim() ? found.answer : "(an empty answer)";
   byId("answer").classList.toggle("none", !found.answer.trim());
-  const place = found.stage === null ? "From this checkpoint" : `From stage ${found.stage}, student ${found.student}`;
+  const place = found.stage === null ? "From this checkpoint" : `From stage ${found.stage} (${stageName(found.stage)}), student ${found.student}`;
   const notes = [`${place}, in ${seconds.toFixed(1)} s.`];
   if (found.finish_reason === "length") notes.push("It was cut off: it has as many tokens as an answer may have.");
   if (found.context_cut) notes.push("The context was too long; a part of it was left out.");
@@ -131,6 +131,8 @@ function afterStoring() {
   byId("context").focus();
 }
 
+const later = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds, true));
+
 async function beginTask() {
   const question = byId("new-question").value.trim();
   const wanted = { task: byId("new-name").value.trim(), metric: byId("new-metric").value };
@@ -139,7 +141,8 @@ async function beginTask() {
     await send("POST", "/v1/tasks", question ? { ...wanted, question } : wanted);
     byId("new-task-form").reset();
     byId("new-task").open = false;
-    await refresh();
+    do await refresh();
+    while (taskNamed(wanted.task) === undefined && (await later(1000)));
     byId("task").value = wanted.task;
     forget();
     showTask();

@@ -69,5 +69,5 @@ function legendOf(names) {
 function inWords(stages, names) {
   const last = stages[stages.length - 1];
   const now = names.map((name) => `${name} ${percent(last.scores[name])}`).join(", ");
-  return `Scores after ${count(stages.length, "stage")}; after the last one: ${now}. The table below has them too.`;
+  return `Scores after ${count(stages.length, "stage")}; after the last one: ${now}. The list of stages below has them all.`;
 }

@@ -2,6 +2,7 @@
 
 const EVERY = 4000; // milliseconds
 const LONGEST = 30000;
+const NEWEST = 6; // stages that are not folded away
 
 let overview = null;
 
@@ -60,9 +61,9 @@ function showHeader() {
   let text = "No stage is finished yet, so there is nothing to ask. This page shows when there is.";
   if (serving && serving.stage === null) text = "A checkpoint answers, which does not learn.";
   else if (serving) {
-    text = `${overview.method}: stage ${serving.stage}, student ${serving.student} answers.`;
+    text = `Method ${overview.method}. Stage ${serving.stage}, student ${serving.student} answers.`;
     if (served && (served.stage !== serving.stage || served.student !== serving.student)) {
-      text += ` Stage ${served.stage}, student ${served.student} is to follow.`;
+      text += ` The run has promoted stage ${served.stage}, student ${served.student}.`;
     }
   }
   byId("serving").textContent = text;
@@ -83,7 +84,10 @@ function showLearned() {
   replaceIfChanged(byId("problems"), overview.problems.map((problem) => element("li", {}, problem)));
   showChart();
   replaceIfChanged(byId("tasks"), tableOfTasks());
-  replaceIfChanged(byId("stages"), [...overview.stages].reverse().map(stageItem));
+  const stages = [...overview.stages].reverse().map(stageItem);
+  replaceIfChanged(byId("stages"), stages.slice(0, NEWEST));
+  replaceIfChanged(byId("earlier-stages"), stages.slice(NEWEST));
+  byId("earlier").hidden = stages.length <= NEWEST;
   byId("updated").textContent = `As of ${moment(overview.when)}. Renewed every ${EVERY / 1000} seconds.`;
 }
 
@@ -116,12 +120,11 @@ function tableOfTasks() {
     element(
       "tr",
       {},
-      element("th", { scope: "row" }, task.name, task.is_new ? element("span", { class: "tag plain" }, "new") : null),
+      element("th", { scope: "row" }, task.name, ...(task.is_new ? [" ", element("span", { class: "tag plain" }, "new")] : [])),
       ...[percent(task.score), percent(task.best), percent(task.forgetting), String(task.waiting)].map((text) => element("td", {}, text)),
     ),
   );
   return [
-    element("caption", { id: "tasks-caption" }, "Tasks: scores of the model that is promoted, in percent"),
     element("thead", {}, element("tr", {}, ...head)),
     element("tbody", {}, ...rows),
   ];
@@ -129,11 +132,12 @@ function tableOfTasks() {
 
 function stageItem(stage) {
   const tags = [];
-  if (stage.served) tags.push(["good", "promoted"]);
+  if (stage.served) tags.push(["good", "served"]);
   if (stage.promoted === false) tags.push(["bad", "refused"]);
   if (stage.state !== "finished") tags.push(["plain", stage.state]);
-  const own = stage.tasks.filter((task) => stage.scores[task] !== undefined).map((task) => `${task} ${percent(stage.scores[task])}`);
-  const facts = [stage.finished ? moment(stage.finished) : null, stage.student === null ? null : `best student ${stage.student}`, own.join(", ") || null];
+  const byThen = new Set(overview.stages.filter((other) => other.stage <= stage.stage).flatMap((other) => other.tasks));
+  const scores = Object.entries(stage.scores).filter(([task]) => byThen.has(task));
+  const facts = [stage.finished ? moment(stage.finished) : null, stage.student === null ? null : `best student ${stage.student}`];
   return element(
     "li",
     { class: stage.served ? "served" : null },
@@ -144,6 +148,7 @@ function stageItem(stage) {
       ...tags.map(([kind, text]) => element("span", { class: `tag ${kind}` }, text)),
     ),
     element("span", { class: "hint" }, facts.filter((fact) => fact !== null).join(" · ")),
+    scores.length ? element("span", { class: "hint" }, scores.map(([task, score]) => `${task} ${percent(score)}`).join(" · ")) : null,
     stage.why ? element("span", { class: "hint" }, `${stage.why} (${moment(stage.when)})`) : null,
   );
 }

@@ -47,7 +47,7 @@ function explained(response, value) {
   const later = wait ? ` Try again in ${count(Number(wait), "second")}.` : " Try again later.";
   const sentence = said.charAt(0).toUpperCase() + said.slice(1) + (/[.!?]$/.test(said) ? "" : ".");
   if (response.status === 413) return `That is too long. ${sentence} Shorten the text.`;
-  if (response.status === 429) return `Too many requests. ${sentence}${later}`;
+  if (response.status === 429) return `Too many requests.${later}`;
   if (response.status === 503) return `Not now: ${sentence}${later}`;
   return sentence;
 }

@@ -29,8 +29,10 @@ made from the segments that the record names, and its name tells whether the sta
 assignment whose folder is not in the stream is *pending*, and ``take`` returns it instead of making another one. So
 whoever learns calls ``take``, extends the run by what it returns, and may be killed between any two operations::
 
-    for assignment in take(run, tasks):     # the same ones again until they are in the stream
-        extend(run, task_of(assignment))    # config.yaml then names the data folder
+    found = take(run, tasks)                            # the same ones again until they are in the stream
+    extend(run, [stage_task(each) for each in found])   # the manifest, then config.yaml, names the data folders
+
+(``stage_task``: ``tasks/inbox_tasks.py``.) A run whose extension was interrupted is resumed, as any other.
 
 Damaged segments are reported and never assigned; restored from a copy, they wait as before.
 """

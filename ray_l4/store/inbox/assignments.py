@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import DamagedError
+from ray_l4.store.begun_with import EXPERIMENT_KEY
 from ray_l4.store.inbox.example import now
 from ray_l4.store.inbox.held_out import SHARE
 from ray_l4.store.inbox.inbox import holding
@@ -36,8 +37,11 @@ def waiting(run: Path, task: str) -> Waiting:
 
 
 def pending(run: RunDirectory) -> list[Assignment]:
-    """Return the assignments whose stage is not in the run's stream yet. Raises RunDirectoryError if damaged."""
-    names = _data_in_stream(run.experiment())
+    """Return the assignments whose stage is not in the run's stream yet. Raises RunDirectoryError if damaged.
+
+    An extension that was cut off is in the manifest alone: whoever locks the run next finishes it (``extension.py``).
+    """
+    names = _data_in_stream(run)
     return [each for each in assignments(run.path) if each.folder(run.path).name not in names]
 
 
@@ -107,6 +111,8 @@ def _whole(folder: Path, segments: Sequence[Segment]) -> list[str]:
     return found
 
 
-def _data_in_stream(experiment: ExperimentConfig) -> set[str]:
+def _data_in_stream(run: RunDirectory) -> set[str]:
     """Return the names of the data folders of the stream that are folders of a run; the run may have been moved."""
-    return {task.path.name for task in experiment.stream if task.path is not None and task.path.parent.name == "data"}
+    recorded = run.manifest().get(EXPERIMENT_KEY, {}).get("stream", [])
+    paths = [item.path for item in run.experiment().stream] + [item.get("path") for item in recorded]
+    return {Path(path).name for path in paths if path and Path(path).parent.name == "data"}
