@@ -145,9 +145,9 @@ class StudentHandle:
             self.wait(others, timeout, "weights")
         return first
 
-    def validate(self, fence: int, tasks: Sequence[str]) -> PerRank[float]:
-        """Return the model's loss on the validation examples of ``tasks``, in nats per token of their answers."""
-        return self._all(StudentCalls.validate, fence, tasks)
+    def validate(self, fence: int, items: Sequence[str]) -> PerRank[float]:
+        """Return the model's loss on the validation examples of ``items``, in nats per token of their answers."""
+        return self._all(StudentCalls.validate, fence, items)
 
     def consolidate(self) -> PerRank[np.ndarray | None]:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if it has none."""

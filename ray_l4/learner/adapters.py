@@ -120,18 +120,19 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {_PREFIX + name: tensor for name, tensor in state.items()}
 
 
-def load_adapter_state(model: PreTrainedModel, state: Mapping[str, Tensor], seed: int = 0) -> None:
+def load_adapter_state(model: PreTrainedModel, state: Mapping[str, Tensor], seed: int | None = None) -> None:
     """Load what :func:`adapter_state` returned. Raises ModelError if it does not fit the adapters of ``model``.
 
-    ``seed``: of the rows of tokens that only ``model`` has (``pretrained.grown``).
+    ``seed``: of the rows of tokens that only ``model`` has (``pretrained.grown``); None: it must not have any.
     """
     import peft
 
     own = adapter_state(model)
-    state = {
-        name: grown(tensor, own[name].shape, model, seed) if name in own and TOKEN_ROWS in name else tensor
-        for name, tensor in state.items()
-    }
+    if seed is not None:
+        state = {
+            name: grown(tensor, own[name].shape, model, seed) if name in own and TOKEN_ROWS in name else tensor
+            for name, tensor in state.items()
+        }
     lost, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if lost or unexpected:
         raise ModelError(f"weights do not fit the adapters: missing {lost[:3]}, unexpected {unexpected[:3]}")

@@ -162,12 +162,15 @@ def state_bytes(state: Mapping[str, Tensor]) -> np.ndarray:
 
 
 def load_bytes(
-    model: PreTrainedModel, weights: np.ndarray, part_of: Callable[[str, Tensor], Tensor] | None = None, seed: int = 0
+    model: PreTrainedModel,
+    weights: np.ndarray,
+    part_of: Callable[[str, Tensor], Tensor] | None = None,
+    seed: int | None = None,
 ) -> None:
     """Load weights written by :func:`to_bytes` into ``model``. Raises ModelError if they are damaged or do not fit.
 
     ``part_of``: maps a name and its whole tensor to the part that a sharded ``model`` holds. ``seed``: of the rows of
-    tokens that the model has and the weights do not (``with_new_rows``).
+    tokens that the model has and the weights do not (``with_new_rows``); None: such weights do not fit.
     """
     try:
         state = safetensors.torch.load(weights.tobytes())
@@ -176,7 +179,8 @@ def load_bytes(
     if has_adapters(model):
         load_adapter_state(model, state, seed)
         return
-    state = with_new_rows(state, model, seed)
+    if seed is not None:
+        state = with_new_rows(state, model, seed)
     if part_of is not None:
         state = {name: part_of(name, tensor) for name, tensor in state.items()}
     try:

@@ -60,10 +60,10 @@ class Sharding(Protocol):
         All ranks must call this; only the first one gets the weights, the others an empty array.
         """
 
-    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int = 0) -> None:
+    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int | None = None) -> None:
         """Load what ``weights`` returned. Raises ModelError if it is damaged or does not fit the model.
 
-        ``seed``: of the rows of tokens that only ``model`` has.
+        ``seed``: of the rows of tokens that only ``model`` has; None: it must not have any.
         """
 
 
@@ -86,7 +86,7 @@ class Alone:
     def weights(self, model: PreTrainedModel) -> np.ndarray:
         return to_bytes(model)
 
-    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int = 0) -> None:
+    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int | None = None) -> None:
         load_bytes(model, weights, seed=seed)
 
 
@@ -160,7 +160,7 @@ class FullyShard:
             state[name] = whole[id(own)]
         return state_bytes(state) if self.rank == 0 else _NO_WEIGHTS
 
-    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int = 0) -> None:
+    def load(self, model: PreTrainedModel, weights: np.ndarray, seed: int | None = None) -> None:
         own = model.state_dict()
 
         def part_of(name: str, tensor: Tensor) -> Tensor:

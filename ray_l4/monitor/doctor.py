@@ -50,8 +50,10 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    requirements = map(Requirement, requires(_PROJECT) or [])
-    for requirement in (own for own in requirements if own.name != _PROJECT):  # an extra may name another one
+    for text in requires(_PROJECT) or []:
+        requirement = Requirement(text)
+        if requirement.name == _PROJECT:  # an extra may name another one
+            continue
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
         try:
             found = version(requirement.name)

@@ -321,3 +321,30 @@ def test_the_device_follows_from_the_reserved_gpus(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(models.torch.cuda, "is_available", lambda: True)
     assert pick_device(0.5) == torch.device("cuda")
     assert pick_device(0) == torch.device("cpu"), "a GPU that was not asked for belongs to others"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_with_fewer_tokens_get_rows_that_depend_on_their_number_alone(tied: bool) -> None:
+    small, medium, large = (
+        GPT2Config.from_dict(GPT2.to_dict() | {"vocab_size": VOCABULARY + more, "tie_word_embeddings": tied})
+        for more in (0, 2, 3)
+    )
+    known, at_once, step, by_steps, other = (untrained(config) for config in (small, large, medium, large, large))
+    load_bytes(at_once, to_bytes(known), seed=5)
+    load_bytes(step, to_bytes(known), seed=5)
+    load_bytes(by_steps, to_bytes(step), seed=5)
+    load_bytes(other, to_bytes(known), seed=6)
+    rows = [model.get_input_embeddings().weight for model in (known, at_once, by_steps, other)]
+    assert torch.equal(rows[1][:VOCABULARY], rows[0]) and torch.equal(rows[2], rows[1])
+    assert torch.equal(rows[3][:VOCABULARY], rows[0]) and not torch.equal(rows[3], rows[1])
+    heads = [model.get_output_embeddings().weight for model in (known, at_once, by_steps)]
+    assert torch.equal(heads[1][:VOCABULARY], heads[0]) and torch.equal(heads[2], heads[1])
+    new = torch.cat([row[VOCABULARY:] for row in rows[1:3]])
+    assert 0.5 * GPT2.initializer_range < new.std() < 2 * GPT2.initializer_range
+    assert len({tuple(row.tolist()) for row in rows[1][VOCABULARY:]}) == 3, "every row is drawn for itself"
+
+
+def test_weights_with_more_tokens_than_the_model_are_refused() -> None:
+    larger = GPT2Config.from_dict(GPT2.to_dict() | {"vocab_size": VOCABULARY + 1})
+    with pytest.raises(ModelError, match="size mismatch"):
+        load_bytes(untrained(GPT2), to_bytes(untrained(larger)), seed=5)

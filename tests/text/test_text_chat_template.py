@@ -345,7 +345,7 @@ def test_without_a_template_nothing_changes(tmp_path: Path) -> None:
         assert tokenizer.size == len(tokenizer.hf) == bare.size
         tokenizer.save(tmp_path / "saved")
         record = json.loads((tmp_path / "saved" / "task_tokens.json").read_text())
-        assert record.keys() == {"gen", "spares"}
+        assert record.keys() == {"gen", "spares", "fresh"}
     assert TaskTokenizer.load(tmp_path / "saved").chat is None
 
 
