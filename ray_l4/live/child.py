@@ -81,9 +81,10 @@ class Child:
         os.close(self._signs)
 
     def error(self) -> str:
-        """Return the error that its output ends with; the last line if there is none."""
+        """Return the error that its output ends with, in one line; the last line if there is none."""
         with self._output.open("rb") as file:
             file.seek(max(0, self._output.stat().st_size - _TAIL))
             lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
-        said = next((line for line in reversed(lines) if line.startswith(_MARK)), lines[-1] if lines else "no output")
-        return said.removeprefix(_MARK)
+        marked = [number for number, line in enumerate(lines) if line.startswith(_MARK)]
+        said = lines[marked[-1] :] if marked else lines[-1:] or ["no output"]
+        return " ".join(line.strip() for line in said).removeprefix(_MARK)
