@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ray_l4"
 
 # A room imports only from those to its right; the last two not even from each other.
 ORDER = (
-    *("cli", "serve", "sweep", "bench", "planning", "run", "monitor", "cluster", "workers", "report", "setup"),
+    *("cli", "live", "serve", "sweep", "bench", "planning", "run", "monitor", "cluster", "workers", "report", "setup"),
     "exchange",
     *("learner", "methods", "losses", "text", "tasks", "metrics", "store", "config", "errors", "seeds"),
 )

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from ray_l4.config.supervised import SUPERVISED
+
 EXIT_CODE = 130
 """Exit code of a command that was stopped, as shells report Ctrl-C."""
 
@@ -25,9 +27,6 @@ _ORDERLY_TIMEOUT = 120.0
 """Seconds after the first signal at which the process ends in any case."""
 
 _IMPORTER = "<frozen importlib._bootstrap>"
-
-SUPERVISED = "RAY_L4_SUPERVISED"
-"""Environment variable of a supervised command: the pipe on which it says how it ends, and its supervisor's number."""
 
 _TWICE = 1.0
 """Seconds within which a second signal to a supervised command is the first one again: schedulers send a signal to all

@@ -22,6 +22,7 @@ from ray_l4.cli import (
     extend,
     inspect_models,
     interruption,
+    living,
     methods,
     plan,
     reports,
@@ -51,6 +52,7 @@ sweeps.register(app)
 evaluate.register(app)
 ask.register(app)
 serving.register(app)
+living.register(app)
 inspect_models.register(app)
 reports.register(app)
 debug_batch.register(app)

@@ -20,6 +20,12 @@ LimitOption = Annotated[
 ]
 
 
+ReplicasOption = Annotated[int, typer.Option(min=1, help="Copies of the model, each in a process of Ray Serve.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")]
+HostOption = Annotated[str, typer.Option(help="Address to listen at; another than this machine needs API keys.")]
+KeysOption = Annotated[Path | None, typer.Option(help="File of API keys, one on each line, that nobody else can read.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
     app.command()(serve)
@@ -35,14 +41,10 @@ def serve(
     follow: Annotated[
         bool, typer.Option("--follow", help="Serve later stages of the run as soon as it has promoted them.")
     ] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model, each in a process of Ray Serve.")] = 1,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen at; another than this machine needs API keys.")] = (
-        "127.0.0.1"
-    ),
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File of API keys, one on each line, that nobody else can read.")
-    ] = None,
+    replicas: ReplicasOption = 1,
+    port: PortOption = 8000,
+    host: HostOption = "127.0.0.1",
+    api_key_file: KeysOption = None,
     cluster: ClusterOption = None,
     limit: LimitOption = None,
     trust_custom_code: TrustOption = False,
@@ -52,13 +54,11 @@ def serve(
 
     Without --replicas and --cluster, everything runs in this process, without Ray.
     """
-    from ray_l4.serve.limits import Limits
     from ray_l4.serve.opening import Wish, refuse_missing_extra
 
     check_device(device)
     refuse_missing_extra()
-    limits = _limits(limit or ())
-    Limits.model_validate(limits)
+    limits = limits_of(limit or ())
     wish = Wish(model, host, port, limits, follow, api_key_file, device, trust_custom_code)
     wish.run  # noqa: B018  # raises if the folder is neither a run nor a checkpoint
     if replicas == 1 and cluster is None:
@@ -74,8 +74,8 @@ def serve(
         serve_on_ray(wish, load_cluster(cluster), replicas, typer.echo)
 
 
-def _limits(given: Sequence[str]) -> dict[str, object]:
-    """Return the limits that the command line sets. Raises ConfigError if one is unknown or no number."""
+def limits_of(given: Sequence[str]) -> dict[str, object]:
+    """Return the limits that the command line sets. Raises ConfigError if one is unknown or unfit."""
     from ray_l4.serve.limits import Limits
 
     found: dict[str, object] = {}
@@ -88,4 +88,5 @@ def _limits(given: Sequence[str]) -> dict[str, object]:
             found[name] = float(value)
         except ValueError:
             raise ConfigError(f"--limit {text}: expected a number after =") from None
+    Limits.model_validate(found)
     return found

@@ -23,12 +23,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from ray_l4.cli import interruption
+from ray_l4.config.supervised import ALIVE, ENDED, LOST, SUPERVISED
 
 if TYPE_CHECKING:
     from ray_l4.config.cluster import ClusterConfig
 
-_ENDED, _LOST, _ALIVE = b"e", b"l", b"."
-"""What a command says: that it ends by itself, that its Ray session has died, or that it is alive."""
 _BEAT = 1.0
 """Seconds between two signs of life."""
 _MOST_DOUBTS = 3
@@ -40,9 +39,9 @@ _PR_SET_PDEATHSIG = 1
 
 def begin() -> None:
     """In a supervised command, before anything else: end with the supervisor, even if that is killed; show life."""
-    if interruption.SUPERVISED in os.environ:
+    if SUPERVISED in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ[interruption.SUPERVISED].split(":")[1]):
+        if os.getppid() != int(os.environ[SUPERVISED].split(":")[1]):
             os._exit(1)  # it was killed before the line above
         threading.Thread(target=_beat, name="signs of life", daemon=True).start()
 
@@ -50,18 +49,18 @@ def begin() -> None:
 def _beat() -> None:
     while True:
         with _speaking:
-            if interruption.SUPERVISED not in os.environ:
+            if SUPERVISED not in os.environ:
                 return  # the last word has been said
-            os.write(int(os.environ[interruption.SUPERVISED].split(":")[0]), _ALIVE)
+            os.write(int(os.environ[SUPERVISED].split(":")[0]), ALIVE)
         time.sleep(_BEAT)
 
 
 def say_end(*, session_lost: bool = False) -> None:
     """In a supervised command: say that it ends by itself, or that it needs a new Ray session."""
     with _speaking:
-        if interruption.SUPERVISED in os.environ:
-            pipe = int(os.environ.pop(interruption.SUPERVISED).split(":")[0])
-            os.write(pipe, _LOST if session_lost else _ENDED)
+        if SUPERVISED in os.environ:
+            pipe = int(os.environ.pop(SUPERVISED).split(":")[0])
+            os.write(pipe, LOST if session_lost else ENDED)
 
 
 def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) -> int:
@@ -78,7 +77,7 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
     budget, child = RestartBudget(cluster.restarts.most, cluster.restarts.backoff), _Child(cluster.timeouts.control)
     while True:
         code, said = child.run([*arguments, "--no-supervise"])
-        if said == _ENDED or code == interruption.EXIT_CODE:
+        if said == ENDED or code == interruption.EXIT_CODE:
             return code
         if child.stopped:  # before it could heed the signal, or while it was being ended for another reason
             return _stopped(folder)
@@ -95,7 +94,7 @@ def supervise(arguments: Sequence[str], folder: Path, cluster: ClusterConfig) ->
                 f"the Ray session of the run died, and none was started in its place: {error}. What is on disk is "
                 f"kept. To continue: ray-l4 resume {shlex.quote(str(folder))}"
             ) from error
-        how = "its Ray session died" if said == _LOST else child.silence or f"its process ended with {code}"
+        how = "its Ray session died" if said == LOST else child.silence or f"its process ended with {code}"
         print(f"the run was cut off ({how}); it goes on in a new Ray session in {wait:g} s", flush=True)
         child.wait_unless_stopped(wait)
         if (folder / "config.yaml").is_file() and arguments[0] != "resume":  # with the profile of the start, kept there
@@ -134,7 +133,7 @@ class _Child:
     def run(self, arguments: Sequence[str]) -> tuple[int, bytes]:
         """Run a command to its end; return its exit code as shells report it, and what it said."""
         reading, writing = os.pipe()
-        mark = {interruption.SUPERVISED: f"{writing}:{os.getpid()}"}
+        mark = {SUPERVISED: f"{writing}:{os.getpid()}"}
         with os.fdopen(reading, "rb") as said:
             try:
                 self._process = subprocess.Popen(
@@ -180,4 +179,4 @@ class _Child:
 
 def wanted(supervised: bool, needs_local_ray: Callable[[], bool]) -> bool:
     """Return whether this process has to become a supervisor: it is asked to, and there is a session to lose."""
-    return supervised and interruption.SUPERVISED not in os.environ and needs_local_ray()
+    return supervised and SUPERVISED not in os.environ and needs_local_ray()

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = (
     "stream.*.path",  # the data fingerprint checks the contents of these folders
     "model.gradient_checkpointing",
     "checkpoint.*",
+    "live.*",
 )
 """Settings, as patterns, that change no number of a run."""
 
@@ -332,6 +333,17 @@ class CheckpointConfig(Strict):
         return {"last": 1, "all": None}[self.keep] if isinstance(self.keep, str) else self.keep
 
 
+class LiveConfig(Strict):
+    """A service that learns while it answers (``ray-l4 live``, docs/LIVE.md)."""
+
+    min_examples: Count = 20
+    """Examples of a task in the inbox from which on a stage learns them. Those of a new task are learned at once."""
+    max_forgetting: Annotated[float, Field(ge=0)] = 5.0
+    """Percentage points by which the score of an earlier task may fall for a stage to be promoted, that is, served."""
+    settings: StageSettings = StageSettings()
+    """Settings of the stages that the service begins, where they differ from those of the experiment."""
+
+
 class PeerConfig(Strict):
     """Settings of one peer that differ from the common ones. Keys that are not given keep the common value."""
 
@@ -411,6 +423,8 @@ class ExperimentConfig(Strict):
     """Which checkpoints stay on disk."""
     peers: PeersConfig = PeersConfig()
     """Peers and their topology."""
+    live: LiveConfig = LiveConfig()
+    """A service that learns while it answers."""
 
     @model_validator(mode="after")
     def _check_names(self) -> ExperimentConfig:

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from ray_l4.serve.bodies import AnswerBody, json_body
+from ray_l4.serve.gate import DEADLINE
 from ray_l4.serve.meter import CONTENT_TYPE
-from ray_l4.serve.openai_routes import check_tokens, deadline_of
 from ray_l4.serve.replies import Reply
 from ray_l4.serve.service import Service
 
@@ -23,12 +23,11 @@ router = APIRouter()
 async def answers(request: Request, body: Annotated[AnswerBody, Depends(json_body(AnswerBody))]) -> dict[str, Any]:
     """Answer a question about a task, as the run answers an example of its test set."""
     service: Service = request.app.state.service
-    check_tokens(service, body.sampling)
     with service.model() as model:
         model.check_task(body.task)
         ask = partial(model.question, body.task, body.context, body.question, body.sampling)
         asked = await asyncio.to_thread(ask)
-        reply = Reply(model, asked, deadline_of(request))
+        reply = Reply(model, asked, request.scope[DEADLINE])
         answer = await reply.whole(request)
         return {
             "id": f"answer-{secrets.token_hex(12)}",

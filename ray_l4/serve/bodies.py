@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ray_l4.serve.asked import Sampling
 from ray_l4.serve.problems import RequestError, invalid
-from ray_l4.serve.served_model import Sampling
 from ray_l4.tasks.chat import Message
 
 Body = TypeVar("Body", bound=BaseModel)

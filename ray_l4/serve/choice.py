@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
-from ray_l4.methods import get_method
+from ray_l4.methods import get_method, stages_of
 from ray_l4.store.checkpoints import Checkpoint, Wanted, last_checkpoints
 from ray_l4.store.promotion import served_stage
 from ray_l4.store.run_directory import RunDirectory
 
 
 def served_checkpoint(run: RunDirectory) -> Checkpoint:
-    """Return the checkpoint that is served now. Raises RunDirectoryError if no stage has finished, or one is damaged.
-
-    Of the present students it is the one with the highest mean of its scores after the stage, over the tasks learned
-    by then; the first of them if several have it, or as long as not all have been scored.
-    """
+    """Return the checkpoint that is served now. Raises RunDirectoryError if no stage has finished."""
     stage = served_stage(run)
     if stage is None:
         raise RunDirectoryError(
             f"{run.path}: no stage of this run has finished, so there is no model to serve yet. Wait for one, or go on "
             f"with the run: ray-l4 resume {run.path}"
         )
+    return best_checkpoint(run, stage)
+
+
+def best_checkpoint(run: RunDirectory, stage: int) -> Checkpoint:
+    """Return the checkpoint of the best student after a stage. Raises RunDirectoryError if there is none.
+
+    Of the present students it is the one with the highest mean of its scores after the stage, over the tasks learned
+    by then; the first of them if several have it, or as long as not all have been scored.
+    """
     found = last_checkpoints(run, Wanted(stage=stage), every_stage=False)
     lost = run.state().lost_students
     present = [checkpoint for checkpoint in found if checkpoint.student not in lost] or found
@@ -32,9 +37,9 @@ def served_checkpoint(run: RunDirectory) -> Checkpoint:
 
 def learned_tasks(experiment: ExperimentConfig, stage: int) -> tuple[str, ...]:
     """Return the tasks that a checkpoint of ``stage`` has learned, in the order in which it learned them."""
-    kind = get_method(experiment.method).kind
-    stages = kind.stages([task.name for task in experiment.stream])
-    own = stages[stage : stage + 1] if kind.independent else stages[: stage + 1]
+    stages = stages_of(experiment)
+    independent = get_method(experiment.method).kind.independent
+    own = stages[stage : stage + 1] if independent else stages[: stage + 1]
     return tuple(dict.fromkeys(task for each in own for task in each.tasks))
 
 

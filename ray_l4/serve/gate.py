@@ -8,14 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_l4.errors import ConfigError
+from ray_l4.serve.access import refuse_other_sites
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.problems import RequestError
@@ -27,35 +24,9 @@ OPEN_PATHS = ("/healthz", "/")
 _UNCOUNTED = ("/healthz", "/metrics")
 """Not limited in rate: those who watch the service."""
 _MOST_CLIENTS = 4096
-_SHORTEST_KEY = 16
 _MINUTE = 60.0
 _GRACE = 5.0
 """Seconds after the limit in which a route may still say that it was too slow."""
-
-
-def read_keys(path: Path) -> frozenset[str]:
-    """Return the API keys in a file, one on each line. Raises ConfigError if there are none, or others can read it."""
-    try:
-        mode = path.stat().st_mode
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--api-key-file {path}: cannot be read ({error}); expected one key on each line") from error
-    if mode & 0o077:
-        raise ConfigError(f"--api-key-file {path}: others can read it; make it yours alone: chmod 600 {path}")
-    if not lines or min(map(len, lines)) < _SHORTEST_KEY or not "".join(lines).isascii():
-        raise ConfigError(
-            f"--api-key-file {path}: expected one key on each line, of {_SHORTEST_KEY} ASCII characters at least. Make "
-            f"one: openssl rand -hex 32 > {path}"
-        )
-    return frozenset(lines)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host names this machine alone."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass
@@ -122,7 +93,7 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         client = (scope.get("client") or ("unknown",))[0]
-        _refuse_other_sites(headers, open_to_all=bool(self._keys))
+        refuse_other_sites(headers, open_to_all=bool(self._keys))
         if self._keys and scope["path"] not in OPEN_PATHS:
             client = f"key {self._key_of(headers)}"
         if scope["path"] not in _UNCOUNTED and (wait := self._rate.take(client)):
@@ -159,22 +130,3 @@ class Gate:
         error = RequestError(413, f"the body has more than {self._limits.body_bytes:,} bytes", "request_too_large")
         error.headers["Connection"] = "close"  # the rest of the body is not read
         return error
-
-
-def _refuse_other_sites(headers: Headers, open_to_all: bool) -> None:
-    """Raise RequestError if a web page of another site sends the request, in the browser of somebody who may."""
-    host = headers.get("host", "")
-    origin = headers.get("origin")
-    if origin is not None and _part(origin, "netloc") != host:
-        raise RequestError(403, f"pages of {origin} may not use this service", "other_site")
-    name = _part(f"//{host}", "hostname")
-    if not open_to_all and host and not is_loopback(name):
-        raise RequestError(403, f"this service is not {name}; ask for 127.0.0.1 or localhost", "other_host")
-
-
-def _part(address: str, name: str) -> str:
-    """Return a part of an address; empty if it has none, or is none."""
-    try:
-        return str(getattr(urlsplit(address), name) or "")
-    except ValueError:
-        return ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from ray_l4.errors import ClusterError, ConfigError, RunDirectoryError
+from ray_l4.serve.access import is_loopback, read_keys
 from ray_l4.serve.app import create_app
 from ray_l4.serve.choice import served_checkpoint
 from ray_l4.serve.extras import routers
 from ray_l4.serve.follow import Follower
-from ray_l4.serve.gate import is_loopback, read_keys
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.opening import Wish
@@ -61,8 +62,10 @@ def log_to_stderr() -> None:
     logger.addHandler(handler)
 
 
-def serve(wish: Wish, say: Callable[[str], None]) -> None:
+def serve(wish: Wish, say: Callable[[str], None], beside: AbstractContextManager[None] | None = None) -> None:
     """Serve until a signal arrives, which ends the requests under way first; it leaves as KeyboardInterrupt.
+
+    ``beside``: entered once the service answers, and left when it ends.
 
     Raises ConfigError if the address is taken, and errors as ``open_service``.
     """
@@ -76,8 +79,9 @@ def serve(wish: Wish, say: Callable[[str], None]) -> None:
             raise ClusterError(f"the server did not start within {_START:g} s")
         name = "no model yet" if service.current is None else f"{service.current.name}, {service.current.fingerprint}"
         say(f"serving {name} at {server.address} (Ctrl-C stops it)")
-        server.wait()
-        raise ClusterError("the server has ended by itself")
+        with beside or nullcontext():
+            server.wait()
+            raise ClusterError("the server has ended by itself")
     except KeyboardInterrupt:
         say("stopping; requests under way are finished first")
         raise

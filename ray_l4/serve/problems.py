@@ -79,8 +79,9 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # The server writes the traceback to its log.
-        return RequestError(500, f"the service failed ({type(error).__name__}); its log says more", "failed").response()
+        failed = RequestError(500, f"the service failed ({type(error).__name__}); its log says more", "failed")
+        failed.headers["Connection"] = "close"  # as the server does, once it has written the traceback to its log
+        return failed.response()
 
     @app.exception_handler(RayL4Error)
     async def known(request: Request, error: RayL4Error) -> JSONResponse:

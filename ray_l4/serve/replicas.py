@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,16 @@ class Replica:
             raise RuntimeError("the thread of the model has ended")
 
 
-def serve(wish: Wish, profile: ClusterConfig, replicas: int, say: Callable[[str], None]) -> None:
+def serve(
+    wish: Wish,
+    profile: ClusterConfig,
+    replicas: int,
+    say: Callable[[str], None],
+    beside: AbstractContextManager[None] | None = None,
+) -> None:
     """Serve until a signal arrives, which ends the requests under way first; it leaves as KeyboardInterrupt.
+
+    ``beside``: as in one process.
 
     Raises ConfigError if the address is taken, ClusterError if the cluster cannot be used or has no room, and errors as
     ``open_service``.
@@ -94,9 +102,10 @@ def serve(wish: Wish, profile: ClusterConfig, replicas: int, say: Callable[[str]
             _wait_until_running(watch, deadline)
             host = f"[{wish.host}]" if ":" in wish.host else wish.host
             say(f"serving {wish.folder} with {replicas} replicas at http://{host}:{port} (Ctrl-C stops it)")
-            while True:
-                _raise_if_lost(watch)
-                time.sleep(_NAP)
+            with beside or nullcontext():
+                while True:
+                    _raise_if_lost(watch)
+                    time.sleep(_NAP)
         except KeyboardInterrupt:
             say("stopping; requests under way are finished first")
             raise

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request
 
 from ray_l4.serve.answer_text import AnswerText
+from ray_l4.serve.asked import Asked
 from ray_l4.serve.generator import Job, Progress
 from ray_l4.serve.problems import RequestError
-from ray_l4.serve.served_model import Asked, ServedModel
+from ray_l4.serve.served_model import ServedModel
 
 
 class Reply:

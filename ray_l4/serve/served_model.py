@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ray_l4.errors import ModelError, nearest
 from ray_l4.learner.answering import answer_decoding, answer_prompts
-from ray_l4.learner.engine import Decoding, Prompt
+from ray_l4.learner.engine import Prompt
 from ray_l4.learner.inspection import LoadedModel
 from ray_l4.seeds import derive
+from ray_l4.serve.asked import Asked, Sampling
 from ray_l4.serve.asking import Habit, habit_of
 from ray_l4.serve.choice import learned_tasks
 from ray_l4.serve.generator import Generator
@@ -35,29 +36,6 @@ from ray_l4.text.tokenizer import TaskTokenizer
 
 _PLAIN_TOKENS = 16
 """Tokens of a continuation without a task, unless the request says how many; as in OpenAI's interface."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What a request says about new tokens. What is None follows the run."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    """None or 0 decodes greedily."""
-    top_p: float | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request as the model gets it."""
-
-    prompt: Prompt
-    decoding: Decoding
-    strip: bool
-    """Whether its text is an answer, which has no white space at its ends."""
-    cut: bool = False
-    """Whether a part of the context was left out, as in the run, for lack of room."""
 
 
 class ServedModel:
@@ -125,6 +103,10 @@ class ServedModel:
                 self._habits[task] = known
         return known
 
+    def usual_question(self, task: str) -> str | None:
+        """Return the question that all examples of a task share; None if they differ."""
+        return self.habit(task).question
+
     def question(
         self, task: str, context: str, question: str | None, sampling: Sampling, earlier: Sequence[Message] = ()
     ) -> Asked:
@@ -133,6 +115,7 @@ class ServedModel:
         ``question``: the task's own if it is None. ``earlier``: turns before it, for a model with a chat template.
         Raises RequestError if there is none, or if it is too long; DataError if it cannot be a prompt.
         """
+        self._check_new(sampling)
         habit = self.habit(task)
         asked = habit.question if question is None else question
         if asked is None:
@@ -173,11 +156,17 @@ class ServedModel:
         return self._plain(encoded.ids, sampling, self._longest, strip=True)
 
     def _plain(self, ids: Sequence[int], sampling: Sampling, usual: int, strip: bool) -> Asked:
+        self._check_new(sampling)
         if not ids:
             raise RequestError(400, "the prompt is blank, expected some text", "invalid_value", "prompt")
         self._check_length(len(ids), self._longest - 1)
         limit = min(sampling.max_tokens or usual, self._longest - len(ids))
         return self._asked(Prompt(ids, limit), sampling, strip)
+
+    def _check_new(self, sampling: Sampling) -> None:
+        most = self._limits.new_tokens
+        if sampling.max_tokens is not None and sampling.max_tokens > most:
+            raise RequestError(400, f"max_tokens: at most {most:,} are generated", "invalid_value", "max_tokens")
 
     def _check_length(self, tokens: int, most: int | None = None) -> None:
         limit = self._limits.prompt_tokens if most is None else min(most, self._limits.prompt_tokens)

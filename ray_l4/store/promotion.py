@@ -13,11 +13,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_l4.errors import RunDirectoryError
+from ray_l4.store.lock import LOCK, locked
 from ray_l4.store.record_types import MOST, Record
 from ray_l4.store.run_directory import RunDirectory, read_record
 from ray_l4.store.sealed import write_record
 
 FILE = "promoted.json"
+_LOCK = f"{LOCK}.promotion"
+_PATIENCE = 20.0
+"""Seconds to wait for another process that decides."""
 
 
 class Decision(BaseModel):
@@ -70,7 +74,8 @@ def decide(run: RunDirectory, stage: int, *, promoted: bool, by: Literal["gate",
         finished = f"stages 0 to {done - 1}" if done else "none"
         raise RunDirectoryError(f"{run.path}: stage {stage} cannot be served: it has not finished ({finished} have)")
     when = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    _write(run, [*decisions(run), Decision(stage=stage, promoted=promoted, by=by, why=why, when=when)])
+    with locked(run.path, _LOCK, patience=_PATIENCE):
+        _write(run, [*decisions(run), Decision(stage=stage, promoted=promoted, by=by, why=why, when=when)])
 
 
 def _write(run: RunDirectory, taken: Sequence[Decision]) -> None:

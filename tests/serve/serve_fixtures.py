@@ -38,6 +38,8 @@ class Served:
     service: Service
     stop: Callable[[], None]
     """Ends the server."""
+    client: httpx.Client
+    """Keeps its connections: making a client takes longer than most answers."""
 
     @property
     def name(self) -> str:
@@ -52,11 +54,11 @@ class Served:
 
     def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
         """Send JSON."""
-        return httpx.post(f"{self.address}{path}", json=body, timeout=LIMIT, **more)
+        return self.client.post(path, json=body, **more)
 
     def get(self, path: str, **more: Any) -> httpx.Response:
         """Read a page."""
-        return httpx.get(f"{self.address}{path}", timeout=LIMIT, **more)
+        return self.client.get(path, **more)
 
     def openai(self) -> openai.OpenAI:
         """A client that does not repeat what fails."""
@@ -81,7 +83,8 @@ def serving(
     server = Server(create_app(service, keys, extra or []), bound, service.limits)
     try:
         assert server.wait_until_started(LIMIT)
-        yield Served(server.address, service, server.stop)
+        with httpx.Client(base_url=server.address, timeout=LIMIT) as client:
+            yield Served(server.address, service, server.stop, client)
     finally:
         if follower is not None:
             follower.close()

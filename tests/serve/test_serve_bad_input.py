@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.serve.serve_fixtures import LIMIT, Served
+from tests.serve.serve_fixtures import Served
 
 ANSWERS, COMPLETIONS, CHAT = "/v1/answers", "/v1/completions", "/v1/chat/completions"
 ASKED = {"task": "mini.woz", "context": "a"}
@@ -67,7 +66,7 @@ def test_a_wrong_body_is_refused(
     served: Served, path: str, body: Any, status: int, param: str | None, words: str
 ) -> None:
     given = json.dumps(body).replace("RUN", served.name)
-    response = httpx.post(f"{served.address}{path}", content=given, timeout=LIMIT)
+    response = served.client.post(path, content=given)
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
@@ -92,7 +91,7 @@ def test_a_wrong_body_is_refused(
     ids=["empty", "cut off", "deep", "half a character", "latin-1", "null", "half a value", "half a key"],
 )
 def test_what_is_not_json_is_refused(served: Served, content: bytes, words: str) -> None:
-    response = httpx.post(f"{served.address}{ANSWERS}", content=content, timeout=LIMIT)
+    response = served.client.post(ANSWERS, content=content)
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
     assert response.json()["error"]["code"] == "invalid_json"
@@ -109,7 +108,7 @@ def test_what_is_not_json_is_refused(served: Served, content: bytes, words: str)
     ],
 )
 def test_a_wrong_route_or_method_is_refused(served: Served, method: str, path: str, status: int, words: str) -> None:
-    response = httpx.request(method, f"{served.address}{path}", timeout=LIMIT)
+    response = served.client.request(method, path)
     assert response.status_code == status
     assert words in response.json()["error"]["message"]
     assert (status != 405) or response.headers["allow"]

@@ -6,14 +6,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ray_l4.errors import ConfigError
-from ray_l4.serve.gate import Rate, is_loopback, read_keys
+from ray_l4.serve.access import is_loopback, read_keys
+from ray_l4.serve.gate import Rate
 from ray_l4.store.run_directory import RunDirectory
-from tests.serve.serve_fixtures import LIMIT, Served, serving
+from tests.serve.serve_fixtures import Served, serving
 
 KEY, OTHER = "k" * 32, "o" * 32
 ASKED = {"task": "mini.woz", "context": "a"}
@@ -45,7 +45,7 @@ def bearer(key: str) -> dict[str, str]:
 def test_without_a_key_nothing_is_told(guarded: Served, headers: dict[str, str]) -> None:
     sent = {name: value.encode() for name, value in headers.items()}
     for path in ("/v1/models", "/metrics", "/v1/nothing"):
-        response = httpx.get(f"{guarded.address}{path}", headers=sent, timeout=LIMIT)
+        response = guarded.client.get(path, headers=sent)
         assert response.status_code == 401
         assert response.json()["error"]["code"] == "invalid_api_key"
         assert response.json()["error"]["type"] == "authentication_error"
@@ -86,7 +86,7 @@ def test_a_body_that_is_too_large_is_refused_whether_its_length_is_told_or_not(g
         yield from (large[:900],) * 6
 
     for content in (large, pieces()):
-        response = httpx.post(f"{guarded.address}/v1/answers", content=content, headers=bearer(OTHER), timeout=LIMIT)
+        response = guarded.client.post("/v1/answers", content=content, headers=bearer(OTHER))
         assert response.status_code == 413
         assert response.json()["error"]["message"] == "the body has more than 1,000 bytes"
 

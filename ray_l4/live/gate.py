@@ -1,0 +1,98 @@
+"""The gate: whether a finished stage is served, by what it did to the tasks that were learned before it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from ray_l4.methods import Stage, stages_of
+from ray_l4.serve.choice import best_checkpoint, learned_tasks
+from ray_l4.store.checkpoints import Checkpoint
+from ray_l4.store.promotion import Decision, decide, decisions, served_stage
+from ray_l4.store.run_directory import RunDirectory
+
+Row = Mapping[str, float | None]
+"""Task -> the score of a model in percent; None if it was not scored."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a stage."""
+
+    promoted: bool
+    why: str
+
+
+def judge(before: Row, after: Row, stage: Stage, earlier: Collection[str], most: float) -> Verdict:
+    """Judge a stage by the scores of the model that is served, ``before`` it, and of its own best one, ``after`` it.
+
+    An earlier task, one that the served model has learned and the stage has not, may fall by ``most`` percentage
+    points. A task that the stage learned for the first time has to rise. One that came back must not fall: its
+    corrections need not be among its tests. ``earlier``: the tasks that the served model has learned.
+    """
+    falls = {task: fall for task in earlier if (fall := _fall(before, after, task)) is not None}
+    worst = max((task for task in falls if task not in stage.tasks), key=lambda task: falls[task], default=None)
+    if worst is not None and falls[worst] > most:
+        return Verdict(False, f"{worst} fell {_points(before, after, worst)}, more than {most:g} points")
+    for task in stage.tasks:
+        score, known = after.get(task), before.get(task)
+        if score is None:
+            return Verdict(False, f"{task} has not been scored")
+        if task in earlier and falls.get(task, 0.0) > 0:
+            return Verdict(False, f"{task}, which it learned again, fell {_points(before, after, task)}")
+        if task not in earlier and score <= (known or 0.0):
+            return Verdict(False, f"{task}, which it learned, did not rise ({_points(before, after, task)})")
+    rose = ", ".join(f"{task} {_points(before, after, task)}" for task in stage.tasks)
+    kept = f"; the largest fall is that of {worst} ({_points(before, after, worst)})" if worst is not None else ""
+    return Verdict(True, f"{rose}{kept}")
+
+
+def judge_finished(run: RunDirectory, most: float) -> Iterator[Decision]:
+    """Judge the finished stages that nobody has decided on yet, in order, as far as they are scored; yield decisions.
+
+    The first stage of a run is promoted as it is. Raises RunDirectoryError if a file is damaged or cannot be written.
+    """
+    while (stage := _next_undecided(run)) is not None:
+        verdict = _verdict(run, stage, most)
+        if verdict is None:
+            return
+        decide(run, stage, promoted=verdict.promoted, by="gate", why=verdict.why)
+        yield decisions(run)[-1]
+
+
+def _next_undecided(run: RunDirectory) -> int | None:
+    done, taken = run.state().stages_done, [decision.stage for decision in decisions(run)]
+    first = 1 + max(taken) if taken else done - 1  # what was learned before the service began is served as it is
+    return first if 0 <= first < done else None
+
+
+def _verdict(run: RunDirectory, stage: int, most: float) -> Verdict | None:
+    """Return the verdict on a stage; None as long as scores are missing."""
+    experiment = run.experiment()
+    new = best_checkpoint(run, stage)
+    tasks = learned_tasks(experiment, stage)
+    after = row_of(new, tasks)
+    if not decisions(run):
+        return Verdict(True, "it is the newest stage as the service begins")
+    if any(score is None for score in after.values()):
+        return None
+    served = served_stage(run)
+    assert served is not None, "a stage has been promoted"
+    before = row_of(best_checkpoint(run, served), tasks)
+    return judge(before, after, stages_of(experiment)[stage], learned_tasks(experiment, served), most)
+
+
+def row_of(checkpoint: Checkpoint, tasks: Collection[str]) -> Row:
+    """Return a checkpoint's headline score of every task. Raises RunDirectoryError if a score is damaged."""
+    records = {task: checkpoint.run.score(checkpoint.cell(task)) for task in tasks}
+    return {task: float(own["values"][own["headline"]]) if own else None for task, own in records.items()}
+
+
+def _fall(before: Row, after: Row, task: str) -> float | None:
+    old, new = before.get(task), after.get(task)
+    return None if old is None or new is None else old - new
+
+
+def _points(before: Row, after: Row, task: str) -> str:
+    old, new = ("–" if score is None else f"{score:.1f}" for score in (before.get(task), after.get(task)))
+    return f"from {old} to {new}"

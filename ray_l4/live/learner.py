@@ -1,0 +1,181 @@
+"""The part of a live service that learns: it watches the inbox, begins stages, and lets the gate judge them.
+
+Whatever it does next follows from the run directory, so it may be killed at any moment: a stage that is under way is
+resumed, an assignment of the inbox that is not in the stream yet is given to it, a finished stage that was not judged
+is judged. One service at a time does so, and one command at a time works on the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import yaml
+
+from ray_l4.config.cluster import ClusterConfig
+from ray_l4.config.experiment import LiveConfig, TaskConfig
+from ray_l4.config.loading import dump_yaml
+from ray_l4.errors import RayL4Error, first_line
+from ray_l4.live.child import Child
+from ray_l4.live.gate import judge_finished
+from ray_l4.methods import stages_of
+from ray_l4.run.restart_budget import RestartBudget, RestartsSpentError, progress_on_disk
+from ray_l4.store.atomic import write_text
+from ray_l4.store.extension import finish_extension
+from ray_l4.store.inbox.assignments import pending, take, waiting
+from ray_l4.store.inbox.inbox import Inbox
+from ray_l4.store.promotion import Decision
+from ray_l4.store.run_directory import RunDirectory
+from ray_l4.tasks.dropped_files import DroppedFiles
+from ray_l4.tasks.inbox_tasks import inbox_tasks, stage_task
+
+log = logging.getLogger("ray_l4.serve")
+
+FEWEST_OF_A_NEW_TASK = 2
+"""Examples of a new task from which on it is learned: one of them becomes its test set."""
+_INTERVAL = 1.0
+"""Seconds between two looks."""
+_STOP = 30.0
+"""Seconds beyond ``timeouts.stop`` for a command to end."""
+
+
+class LiveLearner:
+    """Learns what arrives in the inbox of a run, one stage after another. ``look()`` does what is due now."""
+
+    def __init__(self, run: RunDirectory, cluster: ClusterConfig, live: LiveConfig, say: Callable[[str], None]) -> None:
+        """``cluster``: where students learn. ``say``: tells the user what happens, a line each."""
+        self._run, self._cluster, self._live, self._say = run, cluster, live, say
+        self._dropped = DroppedFiles(run, Inbox(run.path))
+        self._child: Child | None = None
+        self._budget = RestartBudget(cluster.restarts.most, cluster.restarts.backoff)
+        self._not_before = 0.0
+        self._settled = False
+        """Whether no extension is recorded by half, which a command that was killed may leave."""
+        self._told: set[str] = set()
+
+    @property
+    def learning(self) -> int | None:
+        """The process that learns now; None if there is none."""
+        return None if self._child is None else self._child.pid
+
+    def look(self) -> None:
+        """Judge what has finished, see how the command that learns fares, or start the next one.
+
+        Raises RestartsSpentError if it fails again and again, RunDirectoryError if the run is damaged or in use.
+        """
+        for decision in judge_finished(self._run, self._live.max_forgetting):
+            self._say(_said(self._run, decision))
+        if self._child is not None:
+            self._see_how_it_fares(self._child)
+        elif time.monotonic() >= self._not_before:
+            self._begin()
+
+    def stop(self) -> None:
+        """Stop the command that learns, if there is one; it writes a state, and can be resumed."""
+        if self._child is not None:
+            self._child.stop(self._cluster.timeouts.stop + _STOP)
+            self._child.close()
+            self._child = None
+
+    def tell_once(self, line: str) -> None:
+        """Tell the user something that is seen again and again."""
+        if line not in self._told:
+            self._told.add(line)
+            self._say(line)
+
+    def _see_how_it_fares(self, child: Child) -> None:
+        code = child.poll()
+        if code is None:
+            return
+        self._child, self._settled = None, False
+        child.close()
+        if code:
+            self._say(f"learning ended with code {code}: {child.error()}")
+            self._not_before = time.monotonic() + self._budget.spend(progress_on_disk(self._run.path))
+
+    def _begin(self) -> None:
+        if not self._settled:
+            with self._run.lock():
+                finish_extension(self._run)
+            self._settled = True
+        if not self._run.is_complete():
+            self._start("resume", str(self._run.path))
+            return
+        items = self._next_items()
+        if items:
+            fragment = self._run.path / "data" / "next.yaml"
+            stream = [item.model_dump(mode="json", exclude_unset=True) for item in items]
+            write_text(fragment, yaml.safe_dump({"stream": stream}, allow_unicode=True))
+            self._say(f"learning {', '.join(item.name for item in items)} from the inbox")
+            self._start("extend", str(self._run.path), str(fragment))
+
+    def _next_items(self) -> list[TaskConfig]:
+        """Return the items by which the run is to be extended: those that an earlier attempt has taken, or new ones."""
+        experiment = self._run.experiment()
+        ready = [] if pending(self._run) else self._ready()
+        if not ready and not pending(self._run):
+            return []
+        settings = {"settings": self._live.settings}
+        return [
+            stage_task(self._run, experiment, assignment).model_copy(update=settings)
+            for assignment in take(self._run, ready)
+        ]
+
+    def _ready(self) -> list[str]:
+        """Return the tasks of which enough examples wait, once those in files have been taken in."""
+        experiment = self._run.experiment()
+        for problem in self._dropped.collect(inbox_tasks(self._run, experiment), experiment.data):
+            self.tell_once(problem)
+        least = self._live.min_examples
+        return [
+            name
+            for name, task in inbox_tasks(self._run, experiment).tasks.items()
+            if waiting(self._run.path, name).examples >= (min(FEWEST_OF_A_NEW_TASK, least) if task.is_new else least)
+        ]
+
+    def _start(self, *arguments: str) -> None:
+        profile = self._run.path / "live.yaml"
+        write_text(profile, dump_yaml(self._cluster))
+        output = self._run.log("learner-output")
+        self._child = Child([*arguments, "--cluster", str(profile)], output, self._cluster.timeouts.control)
+
+
+def _said(run: RunDirectory, decision: Decision) -> str:
+    name = stages_of(run.experiment())[decision.stage].name
+    what = "is served from now on" if decision.promoted else "is kept, and not served"
+    return f"stage {decision.stage} ({name}) {what}: {decision.why}"
+
+
+@contextmanager
+def learning(learner: LiveLearner) -> Iterator[None]:
+    """Within this context, a thread lets ``learner`` look every second. At the end the command that learns is stopped.
+
+    What goes wrong is told, and does not end the service: answers go on. If learning fails again and again, it is left
+    until the service is started anew.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_INTERVAL):
+            try:
+                learner.look()
+            except RestartsSpentError as error:
+                learner.tell_once(f"learning is given up until the service is started anew: {error}")
+                break
+            except RayL4Error as error:
+                learner.tell_once(f"cannot learn now: {first_line(error)}")
+                log.warning("%s", error)
+        over.wait()
+        learner.stop()
+
+    # The command that learns ends with the thread that started it, so this one lives as long as the service.
+    thread = threading.Thread(target=watch, name="learner", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
