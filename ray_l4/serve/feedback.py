@@ -12,8 +12,9 @@ from typing import Generic, TypeVar
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError, first_line
 from ray_l4.report.run_files import Headline
-from ray_l4.serve.overview import overview, read_headline
+from ray_l4.serve.overview import overview
 from ray_l4.serve.overview_types import Overview
+from ray_l4.serve.run_reading import read_headline
 from ray_l4.store.inbox.example import Example
 from ray_l4.store.inbox.inbox import Inbox, Receipt
 from ray_l4.store.run_directory import Cell, RunDirectory
