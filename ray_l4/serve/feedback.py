@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError, first_line
 from ray_l4.report.run_files import Headline
-from ray_l4.serve.overview import overview, read_headline
+from ray_l4.serve.overview import overview
 from ray_l4.serve.overview_types import Overview
-from ray_l4.store.inbox.assignments import waiting
+from ray_l4.serve.run_reading import read_headline
 from ray_l4.store.inbox.example import Example
 from ray_l4.store.inbox.inbox import Inbox, Receipt
 from ray_l4.store.run_directory import Cell, RunDirectory
@@ -92,7 +92,7 @@ class RunSide:
         """
         (receipt,) = self._inbox.add(task, [example])
         self._overview.expire()
-        return receipt, waiting(self._run.path, task).examples
+        return receipt, self._inbox.waiting(task)
 
     def look_at_files(self) -> None:
         """Store what is new in the files that were put into the inbox, unless that was done a moment ago."""

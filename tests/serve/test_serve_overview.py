@@ -9,7 +9,8 @@ import pytest
 from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RunDirectoryError
 from ray_l4.report.run_files import Headline
-from ray_l4.serve.overview import overview, read_headline
+from ray_l4.serve.overview import overview
+from ray_l4.serve.run_reading import read_headline
 from ray_l4.store.atomic import write_text
 from ray_l4.store.inbox.example import Example
 from ray_l4.store.inbox.inbox import Inbox

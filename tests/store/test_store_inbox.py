@@ -125,7 +125,7 @@ def test_callers_that_come_together_share_segments(tmp_path: Path) -> None:
     box._writing.release()
     for caller in callers:
         caller.join()
-    assert [segment.count for segment in waiting(tmp_path, "t").segments] == [num_callers // 2]
+    assert [segment.examples for segment in waiting(tmp_path, "t").segments] == [num_callers // 2]
     assert sum(receipts.values()) == num_callers // 2
     assert all(receipts[number] != receipts[number + 1] for number in range(0, num_callers, 2))
 

@@ -28,7 +28,7 @@ class Waiting:
     @property
     def examples(self) -> int:
         """Number of their examples."""
-        return sum(segment.count for segment in self.segments)
+        return sum(segment.examples for segment in self.segments)
 
 
 def waiting(run: Path, task: str) -> Waiting:
@@ -95,8 +95,7 @@ def _assignment(run: Path, task: str, made: Sequence[Assignment], experiment: Ex
 
 def _waiting(run: Path, task: str, made: Sequence[Assignment]) -> Waiting:
     given = {name for each in made if each.task == task for name in each.segments}
-    found = segments_in(shelf_folder(run, task, "segments"))
-    return Waiting(tuple(segment for segment in found if segment.name not in given))
+    return Waiting(tuple(segments_in(shelf_folder(run, task, "segments"), given)))
 
 
 def _whole(folder: Path, segments: Sequence[Segment]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.inbox.example import Example
 from ray_l4.store.inbox.places import PATIENCE, inbox_of, shelf_folder
-from ray_l4.store.inbox.record import numbers_given
+from ray_l4.store.inbox.record import assignments, numbers_given
 from ray_l4.store.inbox.segments import Shelf
 from ray_l4.store.lock import locked
 from ray_l4.store.names import make_private
@@ -76,6 +76,15 @@ class Inbox:
         if request.error is not None:
             raise request.error
         return request.receipts
+
+    def waiting(self, task: str) -> int:
+        """Return how many examples of a task no stage was given, of those that this process knows of.
+
+        Raises RunDirectoryError if the record of assignments is damaged.
+        """
+        given = {name for each in assignments(self._run) if each.task == task for name in each.segments}
+        known = dict(self._shelf(task, "segments").known)
+        return sum(examples for name, examples in known.items() if name not in given)
 
     def damaged(self) -> list[str]:
         """Return what is wrong with the segments that this process has seen and could not read."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ray_l4.errors import DamagedError
 from ray_l4.store.atomic import finish_replacements, flush, write_file
@@ -21,18 +22,18 @@ from ray_l4.store.unwritable import naming_unwritable
 _NAME = re.compile(r"(\d{6,})\.(\d+)\.([0-9a-f]{16})\.jsonl")
 
 
-@dataclass(frozen=True, order=True)
-class Segment:
+class Segment(NamedTuple):
     """A segment by its name."""
 
     number: int
-    count: int
+    examples: int
+    """Number of its examples."""
     checksum: str
 
     @property
     def name(self) -> str:
         """Name of its file."""
-        return f"{self.number:06d}.{self.count}.{self.checksum}.jsonl"
+        return f"{self.number:06d}.{self.examples}.{self.checksum}.jsonl"
 
     @classmethod
     def of(cls, name: str) -> Segment | None:
@@ -51,7 +52,8 @@ class Shelf:
         """Ids of all examples of readable segments."""
         self.damaged: dict[Segment, str] = {}
         """Segments that cannot be read, and why."""
-        self._known: set[Segment] = set()
+        self.known: dict[str, int] = {}
+        """Names of the segments that were read, and the numbers of their examples."""
         self._highest = 0
         self._begun = False
 
@@ -60,7 +62,7 @@ class Shelf:
         if not self._begun:
             finish_replacements(self.folder)
             self._begun = True
-        new = [segment for segment in segments_in(self.folder) if segment not in self._known]
+        new = segments_in(self.folder, self.known)
         if new:
             flush(self.folder)  # whoever wrote them may have been killed before it did
         for segment in new:
@@ -70,7 +72,7 @@ class Shelf:
             except DamagedError as error:
                 self.damaged[segment] = str(error)
             else:
-                self._known.add(segment)
+                self.known[segment.name] = segment.examples
                 self.damaged.pop(segment, None)
 
     def write(self, examples: Sequence[Example], taken: Collection[int] = ()) -> Segment:
@@ -82,17 +84,22 @@ class Shelf:
         _create(self.folder)
         segment = Segment(1 + max([self._highest, *taken]), len(examples), _checksum(data))
         write_file(self.folder / segment.name, lambda temporary: _write(temporary, data))
-        self._known.add(segment)
+        self.known[segment.name] = segment.examples
         self._highest = segment.number
         self.ids |= {example.id for example in examples}
         return segment
 
 
-def segments_in(folder: Path) -> list[Segment]:
-    """Return the segments of a folder in the order in which they were written; none if there is no folder."""
-    if not folder.is_dir():
+def segments_in(folder: Path, but: Container[str] = ()) -> list[Segment]:
+    """Return the segments of a folder in the order in which they were written; none if there is no folder.
+
+    ``but``: names of files that are left out.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - many thousands of names, for every request: no Path for each
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(segment for path in folder.iterdir() if (segment := Segment.of(path.name)) is not None)
+    return sorted(segment for name in names if name not in but and (segment := Segment.of(name)) is not None)
 
 
 def read_segment(folder: Path, segment: Segment) -> list[Example]:
