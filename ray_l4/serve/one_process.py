@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,6 +21,9 @@ from ray_l4.serve.server import Server, bound_socket
 from ray_l4.serve.service import Service
 from ray_l4.workers.log import LineFormatter, log_level
 
+_SWITCH = 0.0005
+"""Seconds after which a busy thread lets another one run. With Python's own 0.005, the model's thread, which waits for
+its turn after every operation of PyTorch, is slowed down by requests that come in."""
 _START = 30.0
 """Seconds for the server to begin to listen."""
 
@@ -41,6 +45,7 @@ def open_service(wish: Wish) -> tuple[Service, Follower | None]:
 
     Raises the errors of loading, RunDirectoryError if no stage has finished, unless the run is followed.
     """
+    sys.setswitchinterval(_SWITCH)
     limits, meter, run = Limits.model_validate(wish.limits), Meter(), wish.run
     if wish.follow and run is None:
         raise ConfigError(f"--follow: {wish.folder} is a checkpoint, which does not change. Give its run directory.")
