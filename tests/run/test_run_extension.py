@@ -100,10 +100,11 @@ def test_three_extensions_in_a_row_the_last_one_by_a_task_that_comes_back(base: 
     assert set(replayed) == {"mini.woz", "mini.sql"}, "all tasks but the one that comes back"
 
 
-def test_on_ray_it_ends_like_in_one_process(base: Path, tmp_path: Path, ray_cluster: None) -> None:
-    whole = run(experiment(base, "l4", TASKS[:3]), tmp_path / "whole")
+@pytest.mark.parametrize("method", ["l4", "lamol", "er", "ewc", "l2kd-word"])
+def test_on_ray_it_ends_like_in_one_process(base: Path, tmp_path: Path, ray_cluster: None, method: str) -> None:
+    whole = run(experiment(base, method, TASKS[:3]), tmp_path / "whole")
     profile = small.cluster("object_store", ray={"address": "auto"})
-    extended = run(experiment(base, "l4", TASKS[:2]), tmp_path / "extended")
+    extended = run(experiment(base, method, TASKS[:2]), tmp_path / "extended")
     extend(extended, TASKS[2], profile=profile)
     assert same(extended, whole)
 
