@@ -22,9 +22,10 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from ray_l4.cluster.connection import Connection
 from ray_l4.cluster.session_watch import SessionWatch
 from ray_l4.config.cluster import ClusterConfig, EvaluatorResources
-from ray_l4.errors import ClusterError, ConfigError, RunDirectoryError
+from ray_l4.errors import ClusterError, ConfigError, ModelError
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.opening import Wish
+from ray_l4.store.checksums import damaged_in
 
 APP = "ray-l4"
 _NAP = 0.2
@@ -88,8 +89,9 @@ def serve(
     limits, keys, run = Limits.model_validate(wish.limits), keys_of(wish), wish.run
     bound = bound_socket(wish.host, wish.port)
     port = bound.getsockname()[1]
-    if run is not None and not (wish.follow and not run.state().stages_done):
-        served_checkpoint(run)  # raises if there is none, before anything is started
+    if run is None or not wish.follow or run.state().stages_done:
+        # Before anything is started: an error of a replica takes Ray Serve half a minute to report.
+        _refuse_damaged(wish.folder if run is None else served_checkpoint(run).folder)
     with _connected(profile, replicas) as watch:
         bound.close()  # the proxy takes the address
         deadline = time.monotonic() + profile.timeouts.start
@@ -112,6 +114,12 @@ def serve(
         finally:
             if watch.loss() is None:
                 _end(local=profile.ray.address is None)
+
+
+def _refuse_damaged(folder: Path) -> None:
+    damaged = damaged_in(folder)
+    if damaged is not None:
+        raise ModelError(f"{damaged}. Copy the checkpoint again, or take another one.")
 
 
 def _end(local: bool) -> None:
@@ -200,7 +208,7 @@ def _wait_until_running(watch: SessionWatch, deadline: float) -> None:
         if found is not None and found.status == ApplicationStatus.RUNNING:
             return
         if found is not None and found.status in _FAILED:
-            raise RunDirectoryError(f"no replica could be started: {_cause(found)}")
+            raise ClusterError(f"no replica could be started: {_cause(found)}")
         if time.monotonic() > deadline:
             status = "no application" if found is None else f"{found.status.value}: {found.message}"
             raise ClusterError(f"the replicas did not start in time (timeouts.start); Ray Serve says {status}")
@@ -211,7 +219,7 @@ def _cause(found: Any) -> str:
     """Return the last line of what Ray Serve says, which holds the error of the replica."""
     texts = [found.message, *(each.message for each in found.deployments.values())]
     lines = [line.strip() for text in texts for line in text.splitlines() if "Error:" in line]
-    return lines[-1] if lines else " ".join(found.message.split())
+    return lines[-1].partition("Error: ")[2] if lines else " ".join(found.message.split())
 
 
 def _raise_if_lost(watch: SessionWatch) -> None:

@@ -93,6 +93,7 @@ def test_what_cannot_be_served_is_refused(command: InThisProcess, run: RunDirect
     own.save_state(own.state().model_copy(update={"stages_done": 2}))
     weights.write_bytes(weights.read_bytes()[:1000])
     refused(command("serve", own.path, *port), 4, "model.safetensors")
+    refused(command("serve", own.path, "--replicas", 2, *port), 4, "model.safetensors is damaged")
 
 
 @pytest.mark.parametrize(
