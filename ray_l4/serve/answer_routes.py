@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from ray_l4.serve.admission import DEADLINE
 from ray_l4.serve.bodies import AnswerBody, json_body
-from ray_l4.serve.gate import DEADLINE
 from ray_l4.serve.meter import CONTENT_TYPE
 from ray_l4.serve.replies import Reply
 from ray_l4.serve.service import Service

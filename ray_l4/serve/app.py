@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 from ray_l4 import __version__
 from ray_l4.serve import answer_routes, openai_routes
-from ray_l4.serve.gate import Gate
+from ray_l4.serve.admission import Admission
 from ray_l4.serve.problems import add_handlers
 from ray_l4.serve.service import Service
 
@@ -32,5 +32,5 @@ def create_app(service: Service, keys: Collection[str] = (), extra: Sequence[API
     for router in (openai_routes.router, answer_routes.router, *extra):
         app.include_router(router)
     add_handlers(app)
-    app.add_middleware(Gate, limits=service.limits, meter=service.meter, keys=keys)
+    app.add_middleware(Admission, limits=service.limits, meter=service.meter, keys=keys)
     return app

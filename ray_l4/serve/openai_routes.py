@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ray_l4.serve.admission import DEADLINE
 from ray_l4.serve.asked import Asked, Sampling
 from ray_l4.serve.bodies import ChatBody, CompletionBody, Generation, json_body
-from ray_l4.serve.gate import DEADLINE
 from ray_l4.serve.openai_format import CHAT, COMPLETION, Format, after, choice_of, events
 from ray_l4.serve.replies import Reply
 from ray_l4.serve.served_model import ServedModel

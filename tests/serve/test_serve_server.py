@@ -97,7 +97,7 @@ def test_a_connection_that_says_nothing_is_closed(run: RunDirectory, monkeypatch
 
 
 def test_a_request_that_takes_too_long_is_given_up(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_l4.serve.gate._GRACE", 0.2)
+    monkeypatch.setattr("ray_l4.serve.admission._GRACE", 0.2)
     with serving(run.path, {"request_seconds": 0.3}) as served:
         go_on = threading.Event()
         hook = served.model._loaded.model.register_forward_pre_hook(lambda *given: go_on.wait(LIMIT) and None)

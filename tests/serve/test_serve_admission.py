@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ray_l4.errors import ConfigError
 from ray_l4.serve.access import is_loopback, read_keys
-from ray_l4.serve.gate import Rate
+from ray_l4.serve.admission import Rate
 from ray_l4.store.run_directory import RunDirectory
 from tests.serve.serve_fixtures import Served, serving
 

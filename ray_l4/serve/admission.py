@@ -48,7 +48,7 @@ class Rate:
         return wait
 
 
-class Gate:
+class Admission:
     """Middleware: refuses what is not allowed, and counts everything."""
 
     def __init__(self, app: ASGIApp, limits: Limits, meter: Meter, keys: Collection[str] = ()) -> None:
