@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,9 +20,9 @@ PROFILE = small.cluster("in_process")
 LIVE = LiveConfig.model_validate({"min_examples": 4, "max_forgetting": 100.0, "settings": {"training": {"epochs": 2}}})
 
 
-def learned(folder: Path, **changes: Any) -> RunDirectory:
+def learned(folder: Path, method: str = "lamol") -> RunDirectory:
     """A finished run on one task, from which little can be forgotten."""
-    config = small.quick("lamol", stream=[{"name": "mini.rest", "train": 16, "test": 4}], **changes)
+    config = small.quick(method, stream=[{"name": "mini.rest", "train": 16, "test": 4}])
     execute.run(config, PROFILE, folder, "ray-l4 run", Console(quiet=True))
     return RunDirectory.open(folder)
 
