@@ -115,16 +115,17 @@ def test_a_request_that_takes_too_long_is_given_up(run: RunDirectory, monkeypatc
 
 
 def test_an_error_within_a_stream_is_an_event(run: RunDirectory) -> None:
-    with serving(run.path, {"request_seconds": 0.5}) as served:
-        calls = 0
-        body = {"model": served.name, "prompt": "a", "max_tokens": 60, "temperature": 2.0}
+    body = {"model": run.path.name, "prompt": "a", "max_tokens": 60, "temperature": 2.0}
+    with serving(run.path) as served:
         whole = (served.post("/v1/completions", body | {"seed": seed}) for seed in range(50))
         seed = next(n for n, found in enumerate(whole) if found.json()["usage"]["completion_tokens"] == 60)
+    with serving(run.path, {"request_seconds": 2.0}) as served:
+        calls = 0
 
         def slower(*given: object) -> None:
             nonlocal calls
             calls += 1
-            time.sleep(0.0 if calls < 20 else 0.6)
+            time.sleep(0.0 if calls < 20 else 2.2)
 
         hook = served.model._loaded.model.register_forward_pre_hook(slower)
         found = served.post("/v1/completions", body | {"seed": seed, "stream": True})
