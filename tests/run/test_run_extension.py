@@ -16,6 +16,7 @@ from transformers import GPT2Config
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.errors import ConfigError, DataError, RunDirectoryError
+from ray_l4.methods import METHODS
 from ray_l4.run import execute
 from ray_l4.store import extension
 from ray_l4.store.run_directory import RunDirectory
@@ -32,7 +33,13 @@ TASKS = [
     {"name": "mini.rest", "train": 12},
 ]
 """The last one comes back."""
-METHODS = ("l4", "lamol", "er", "ewc", "agem", "lwf", "l2kd-word", "l2kd-seq", "single-qa")
+QUICK = ("l4", "lamol", "er", "ewc", "agem", "lwf", "l2kd-word", "l2kd-seq", "single-qa")
+"""Methods that are tested in a quick run, too: one for each way to go on."""
+EXTENSIBLE = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name, method in METHODS.items()
+    if not method.kind.joint
+]
 SILENT = Console(quiet=True)
 
 
@@ -48,7 +55,8 @@ def experiment(
     base: Path, method: str, stream: Sequence[dict[str, Any]], tokens: int = 5, **more: Any
 ) -> ExperimentConfig:
     """``tokens``: task tokens, used and spare."""
-    model = {"name": str(base), "spare_task_tokens": tokens - len({item["name"] for item in stream})}
+    spare = tokens - len({item["name"] for item in stream})
+    model = {"name": str(base), "spare_task_tokens": spare, "max_length": 128}
     changes = {"model": model, "stream": list(stream), "training": {"epochs": 1, "batch_size": 4}, **more}
     return small.quick(method, **changes)
 
@@ -76,7 +84,7 @@ def same(one: RunDirectory, other: RunDirectory) -> bool:
 COMPARED = ("stream", "stages", "learned", "score_matrix", "final", "forgetting", "backward_transfer", "replay")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXTENSIBLE)
 def test_extending_by_a_task_ends_like_the_run_on_all_tasks(base: Path, tmp_path: Path, method: str) -> None:
     whole = run(experiment(base, method, TASKS[:3]), tmp_path / "whole")
     extended = run(experiment(base, method, TASKS[:2]), tmp_path / "extended")
@@ -120,6 +128,24 @@ def test_the_data_of_what_was_learned_need_not_be_there(base: Path, tmp_path: Pa
     extend(extended, own[2])
     assert same(extended, whole)
     assert pq.read_table(extended.stored_examples("first")).num_rows == 10, "no more than the reservoir can hold"
+
+
+def test_the_best_epoch_of_every_stage_and_only_the_last_checkpoints(base: Path, tmp_path: Path) -> None:
+    """Earlier checkpoints are gone, so a new task cannot be scored on them, and nothing else is missing."""
+    settings = {
+        "evaluation": {"validation": 0.25, "when": "epoch"},
+        "checkpoint": {"keep": "last"},
+        "training": {"epochs": 2, "batch_size": 4},
+    }
+    whole = run(experiment(base, "l4", TASKS[:3], **settings), tmp_path / "whole")
+    extended = run(experiment(base, "l4", TASKS[:2], **settings), tmp_path / "extended")
+    extend(extended, TASKS[2])
+    assert small.weights(extended) == small.weights(whole)
+    found, expected = extended.summary(), whole.summary()
+    assert found["final"] == expected["final"] and found["validation"] == expected["validation"]
+    assert [row[:2] for row in found["score_matrix"]["0"]] == [row[:2] for row in expected["score_matrix"]["0"]]
+    assert found["score_matrix"]["0"][0][2] is None, "its checkpoint had been removed"
+    assert None not in found["score_matrix"]["0"][1]
 
 
 def own_task(folder: Path, name: str) -> dict[str, Any]:
