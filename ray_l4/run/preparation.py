@@ -87,7 +87,7 @@ def prepare_again(
     experiment = directory.experiment()
     check_experiment(directory.path / "config.yaml", experiment, directory.manifest())
     experiment = extended(experiment, items) if items else experiment
-    known = begun(directory, experiment, first_stage(directory, experiment))
+    known = begun(directory, first_stage(directory, experiment))
     ready = prepare_run(experiment, cluster, held, directory.state().lost_students, known)
     setup = ready.setup
     for item in known.facts.keys() & setup.facts.keys():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import DamagedError
 from ray_l4.setup.facts import ItemFacts, recorded_facts
 from ray_l4.store.atomic import write_table
@@ -35,13 +34,12 @@ class Begun:
     """Item of the stream -> its training examples that stay (a ``STORED`` table)."""
 
 
-def begun(run: RunDirectory, experiment: ExperimentConfig, first: int) -> Begun:
-    """Return what is in a run directory.
+def begun(run: RunDirectory, first: int) -> Begun:
+    """Return what is in a run directory. ``first``: see ``Begun``. Raises RunDirectoryError if a file is damaged.
 
-    ``experiment``: with all its items, also those that are new. ``first``: see ``Begun``. Raises RunDirectoryError if a
-    file is damaged.
+    Only files of its own tasks count: an extension that was cut off may have left some of a task that it did not get.
     """
-    tests = {task: kept_tests(run, task) for task in experiment.tasks}
+    tests = {task: kept_tests(run, task) for task in run.experiment().tasks}
     facts = recorded_facts(run.manifest(), str(run.path))
     stored = {item: _read(run.stored_examples(item), STORED) for item in facts}
     folder = run.path / "tokenizer"
@@ -60,12 +58,16 @@ def kept_tests(run: RunDirectory, task: str) -> pa.Table | None:
 
 
 def record_examples(run: RunDirectory, tests: Mapping[str, pa.Table], stored: Mapping[str, pa.Table]) -> None:
-    """Write the test examples of tasks, and the training examples of items that stay, unless they are there."""
+    """Write the test examples of tasks, and the training examples of items that stay.
+
+    Those that the run has already stay as they are; what is there of others is of no use (``begun``).
+    """
+    known = run.experiment()
     for task, table in tests.items():
-        if not run.test_examples(task).is_file():
+        if task not in known.tasks or not run.test_examples(task).is_file():
             write_table(run.test_examples(task), table)
     for item, table in stored.items():
-        if not run.stored_examples(item).is_file():
+        if item not in known.items or not run.stored_examples(item).is_file():
             write_table(run.stored_examples(item), table)
 
 

@@ -206,6 +206,25 @@ def test_a_run_under_way_is_finished_first_if_its_models_have_to_grow(base: Path
     assert same(extended, undisturbed)
 
 
+def test_what_an_attempt_has_left_of_another_task_of_the_name_is_not_used(base: Path, tmp_path: Path) -> None:
+    """The first attempt ends after it has written the test set, and before the extension is recorded."""
+    old, new = (own_task(tmp_path / folder, "mine") for folder in ("old", "new"))
+    (tmp_path / "old" / "test.jsonl").write_text('{"context": "old", "question": "which ?", "answer": "o"}')
+    whole = run(experiment(base, "er", [TASKS[0], new]), tmp_path / "whole")
+    extended = run(experiment(base, "er", TASKS[:1]), tmp_path / "extended")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(execute, "record_extension", die)
+        extend(extended, old)
+    assert extended.test_examples("mine").is_file()
+    extend(extended, new)
+    assert same(extended, whole)
+    assert pq.read_table(extended.test_examples("mine")).num_rows == 4
+
+
 @pytest.mark.parametrize("cut", ["write_record", "_write_config"])
 def test_an_extension_that_was_cut_off_is_finished_or_has_not_begun(
     base: Path, tmp_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch
