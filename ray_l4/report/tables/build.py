@@ -72,7 +72,7 @@ def _definition(results: Results, columns: Sequence[str], published: PublishedTa
     if results.forgetting not in columns and (published is None or published.measure != "forgetting"):
         return []
     highest = "epoch" if results.over_epochs else "task"
-    return [f"Forgetting: highest score after any {highest} minus final score, of every task but the last."]
+    return [f"Forgetting: highest score after any {highest} minus final score, of every task but the one learned last."]
 
 
 def _left_out(results: Results, orders: Sequence[str]) -> list[str]:
