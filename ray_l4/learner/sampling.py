@@ -47,7 +47,9 @@ class Chooser:
     def choose(self, logits_BV: Tensor, noise_BK: Tensor | None) -> Tensor:
         """Return the chosen ids, (rows,)."""
         if self._banned is not None:
-            logits_BV = logits_BV.index_fill(1, self._banned, -torch.inf)
+            # A model of before the vocabulary grew lacks the rows of later tokens.
+            banned = self._banned[self._banned < logits_BV.shape[1]]
+            logits_BV = logits_BV.index_fill(1, banned, -torch.inf)
         if noise_BK is None:
             return logits_BV.argmax(-1)
         # In bfloat16 the noise would cause ties, which arg max breaks by position.

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def validation_loss(learner: PeerModel, tokens: pa.Table) -> float:
+def validation_loss(learner: PeerModel, tokens: pa.Table, stage: int = 0) -> float:
     """Return the mean cross-entropy of the answers (EOS included) of ``tokens``, in nats per token, without dropout.
 
     As many examples as a rank has in a step run at a time, so validation takes less memory than a step. Every rank of a
-    student computes the whole mean, so none waits for the others' sums.
+    student computes the whole mean, so none waits for the others' sums. ``stage``: that with whose batch size it runs.
     """
-    model, training = learner.model, learner.experiment.training
+    training = learner.experiment.at_stage(stage).training
+    model = learner.model
     batches = Sampler(
         sequence_lengths(tokens), learner.experiment.seed, 0, 1, training.batch_size, training.batch_budget
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from ray_l4.methods import Stage, stages_of
-from ray_l4.serve.choice import best_checkpoint, learned_tasks
-from ray_l4.store.checkpoints import Checkpoint
-from ray_l4.store.promotion import Decision, decide, decisions, served_stage
-from ray_l4.store.run_directory import RunDirectory
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.methods import Stage, num_students, stages_of
+from ray_l4.serve.choice import learned_tasks
+from ray_l4.store.promotion import Decision, decide, decisions, num_decided, served_stage
+from ray_l4.store.run_directory import Cell, RunDirectory
 
+_HIGHEST = 100.0
 Row = Mapping[str, float | None]
 """Task -> the score of a model in percent; None if it was not scored."""
 
@@ -40,7 +41,7 @@ def judge(before: Row, after: Row, stage: Stage, earlier: Collection[str], most:
             return Verdict(False, f"{task} has not been scored")
         if task in earlier and falls.get(task, 0.0) > 0:
             return Verdict(False, f"{task}, which it learned again, fell {_points(before, after, task)}")
-        if task not in earlier and score <= (known or 0.0):
+        if task not in earlier and score <= (known or 0.0) < _HIGHEST:
             return Verdict(False, f"{task}, which it learned, did not rise ({_points(before, after, task)})")
     rose = ", ".join(f"{task} {_points(before, after, task)}" for task in stage.tasks)
     kept = f"; the largest fall is that of {worst} ({_points(before, after, worst)})" if worst is not None else ""
@@ -48,9 +49,10 @@ def judge(before: Row, after: Row, stage: Stage, earlier: Collection[str], most:
 
 
 def judge_finished(run: RunDirectory, most: float) -> Iterator[Decision]:
-    """Judge the finished stages that nobody has decided on yet, in order, as far as they are scored; yield decisions.
+    """Judge the finished stages that are still to be decided on, in order, as far as they are scored; yield decisions.
 
-    The first stage of a run is promoted as it is. Raises RunDirectoryError if a file is damaged or cannot be written.
+    What was learned before the first decision is promoted as it is. Raises RunDirectoryError if a file is damaged or
+    cannot be written.
     """
     while (stage := _next_undecided(run)) is not None:
         verdict = _verdict(run, stage, most)
@@ -61,31 +63,38 @@ def judge_finished(run: RunDirectory, most: float) -> Iterator[Decision]:
 
 
 def _next_undecided(run: RunDirectory) -> int | None:
-    done, taken = run.state().stages_done, [decision.stage for decision in decisions(run)]
-    first = 1 + max(taken) if taken else done - 1  # what was learned before the service began is served as it is
+    done = run.state().stages_done
+    first = num_decided(run) if decisions(run) else done - 1
     return first if 0 <= first < done else None
 
 
 def _verdict(run: RunDirectory, stage: int, most: float) -> Verdict | None:
     """Return the verdict on a stage; None as long as scores are missing."""
-    experiment = run.experiment()
-    new = best_checkpoint(run, stage)
-    tasks = learned_tasks(experiment, stage)
-    after = row_of(new, tasks)
-    if not decisions(run):
-        return Verdict(True, "it is the newest stage as the service begins")
-    if any(score is None for score in after.values()):
-        return None
     served = served_stage(run)
-    assert served is not None, "a stage has been promoted"
-    before = row_of(best_checkpoint(run, served), tasks)
-    return judge(before, after, stages_of(experiment)[stage], learned_tasks(experiment, served), most)
+    if served is None or not decisions(run):
+        return Verdict(True, "it is the newest stage as the service begins")
+    experiment = run.experiment()
+    tasks = learned_tasks(experiment, stage)
+    after, before = _best_row(run, experiment, stage, tasks), _best_row(run, experiment, served, tasks)
+    if after is None or (before is None and not run.is_complete()):
+        return None
+    return judge(before or {}, after, stages_of(experiment)[stage], learned_tasks(experiment, served), most)
 
 
-def row_of(checkpoint: Checkpoint, tasks: Collection[str]) -> Row:
-    """Return a checkpoint's headline score of every task. Raises RunDirectoryError if a score is damaged."""
-    records = {task: checkpoint.run.score(checkpoint.cell(task)) for task in tasks}
-    return {task: float(own["values"][own["headline"]]) if own else None for task, own in records.items()}
+def _best_row(run: RunDirectory, experiment: ExperimentConfig, stage: int, tasks: Collection[str]) -> Row | None:
+    """Return the scores of the student that is served after a stage; None as long as one of a student is missing."""
+    epoch, lost = run.result_epoch(stage, experiment.epochs_of(stage)), run.state().lost_students
+    present = [student for student in range(num_students(experiment)) if student not in lost]
+    rows = {student: {task: _score(run, Cell(stage, epoch, student, task)) for task in tasks} for student in present}
+    learned = learned_tasks(experiment, stage)
+    if any(row[task] is None for row in rows.values() for task in tasks):
+        return None
+    return max(rows.values(), key=lambda row: sum(row[task] or 0.0 for task in learned))
+
+
+def _score(run: RunDirectory, cell: Cell) -> float | None:
+    record = run.score(cell)
+    return float(record["values"][record["headline"]]) if record else None
 
 
 def _fall(before: Row, after: Row, task: str) -> float | None:

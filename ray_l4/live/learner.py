@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import yaml
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import LiveConfig, TaskConfig
+from ray_l4.config.experiment import LiveConfig
 from ray_l4.config.loading import dump_yaml
 from ray_l4.errors import RayL4Error, first_line
 from ray_l4.live.child import Child
@@ -25,8 +25,9 @@ from ray_l4.methods import stages_of
 from ray_l4.run.restart_budget import RestartBudget, RestartsSpentError, progress_on_disk
 from ray_l4.store.atomic import write_text
 from ray_l4.store.extension import finish_extension
-from ray_l4.store.inbox.assignments import pending, take, waiting
+from ray_l4.store.inbox.assignments import pending, set_aside, take, waiting
 from ray_l4.store.inbox.inbox import Inbox
+from ray_l4.store.inbox.record import Assignment
 from ray_l4.store.promotion import Decision
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.tasks.dropped_files import DroppedFiles
@@ -38,6 +39,8 @@ FEWEST_OF_A_NEW_TASK = 2
 """Examples of a new task from which on it is learned: one of them becomes its test set."""
 _INTERVAL = 1.0
 """Seconds between two looks."""
+_UNLEARNABLE = (2, 3, 4)
+"""Exit codes of a command that would end in the same way again: what it is to learn is wrong."""
 _STOP = 30.0
 """Seconds beyond ``timeouts.stop`` for a command to end."""
 
@@ -55,6 +58,10 @@ class LiveLearner:
         self._settled = False
         """Whether no extension is recorded by half, which a command that was killed may leave."""
         self._told: set[str] = set()
+        self._given_up = False
+        """Whether learning failed again and again; it is left until the service is started anew."""
+        self._taken: Assignment | None = None
+        """The assignment of the inbox that the command is to learn."""
 
     @property
     def learning(self) -> int | None:
@@ -64,13 +71,23 @@ class LiveLearner:
     def look(self) -> None:
         """Judge what has finished, see how the command that learns fares, or start the next one.
 
-        Raises RestartsSpentError if it fails again and again, RunDirectoryError if the run is damaged or in use.
+        Each is done even if another one cannot be: what is wrong is told.
         """
+        for part in (self._judge, self._learn):
+            try:
+                part()
+            except RayL4Error as error:
+                self.tell_once(f"cannot go on as it should: {first_line(error)}")
+                log.warning("%s", error)
+
+    def _judge(self) -> None:
         for decision in judge_finished(self._run, self._live.max_forgetting):
             self._say(_said(self._run, decision))
+
+    def _learn(self) -> None:
         if self._child is not None:
             self._see_how_it_fares(self._child)
-        elif time.monotonic() >= self._not_before:
+        elif not self._given_up and time.monotonic() >= self._not_before:
             self._begin()
 
     def stop(self) -> None:
@@ -94,7 +111,20 @@ class LiveLearner:
         child.close()
         if code:
             self._say(f"learning ended with code {code}: {child.error()}")
+            self._react(code, child.error())
+
+    def _react(self, code: int, error: str) -> None:
+        """Set an assignment aside that cannot be learned, or wait until the next attempt."""
+        taken, self._taken = self._taken, None
+        if taken is not None and code in _UNLEARNABLE and taken in pending(self._run):
+            set_aside(self._run, [taken.number], error)
+            self._say(f"what waited of {taken.task} is set aside, since it cannot be learned; the page says what to do")
+            return
+        try:
             self._not_before = time.monotonic() + self._budget.spend(progress_on_disk(self._run.path))
+        except RestartsSpentError as spent:
+            self._given_up = True
+            self._say(f"learning is given up until the service is started anew: {spent}")
 
     def _begin(self) -> None:
         if not self._settled:
@@ -104,25 +134,22 @@ class LiveLearner:
         if not self._run.is_complete():
             self._start("resume", str(self._run.path))
             return
-        items = self._next_items()
-        if items:
+        self._taken = self._next()
+        if self._taken is not None:
+            settings = {"settings": self._live.settings}
+            item = stage_task(self._run, self._run.experiment(), self._taken).model_copy(update=settings)
             fragment = self._run.path / "data" / "next.yaml"
-            stream = [item.model_dump(mode="json", exclude_unset=True) for item in items]
+            stream = [item.model_dump(mode="json", exclude_unset=True)]
             write_text(fragment, yaml.safe_dump({"stream": stream}, allow_unicode=True))
-            self._say(f"learning {', '.join(item.name for item in items)} from the inbox")
+            self._say(f"learning {item.name} from the inbox")
             self._start("extend", str(self._run.path), str(fragment))
 
-    def _next_items(self) -> list[TaskConfig]:
-        """Return the items by which the run is to be extended: those that an earlier attempt has taken, or new ones."""
-        experiment = self._run.experiment()
-        ready = [] if pending(self._run) else self._ready()
-        if not ready and not pending(self._run):
-            return []
-        settings = {"settings": self._live.settings}
-        return [
-            stage_task(self._run, experiment, assignment).model_copy(update=settings)
-            for assignment in take(self._run, ready)
-        ]
+    def _next(self) -> Assignment | None:
+        """Return what is to be learned next: an assignment that an earlier attempt has taken, or a new one."""
+        if not pending(self._run):
+            ready = self._ready()
+            return next(iter(take(self._run, ready)), None) if ready else None
+        return next(iter(take(self._run, ())), None)
 
     def _ready(self) -> list[str]:
         """Return the tasks of which enough examples wait, once those in files have been taken in."""
@@ -153,8 +180,7 @@ def _said(run: RunDirectory, decision: Decision) -> str:
 def learning(learner: LiveLearner) -> Iterator[None]:
     """Within this context, a thread lets ``learner`` look every second. At the end the command that learns is stopped.
 
-    What goes wrong is told, and does not end the service: answers go on. If learning fails again and again, it is left
-    until the service is started anew.
+    What goes wrong is told, and does not end the service: answers go on.
     """
     over = threading.Event()
 
@@ -162,13 +188,9 @@ def learning(learner: LiveLearner) -> Iterator[None]:
         while not over.wait(_INTERVAL):
             try:
                 learner.look()
-            except RestartsSpentError as error:
-                learner.tell_once(f"learning is given up until the service is started anew: {error}")
-                break
-            except RayL4Error as error:
+            except Exception as error:  # whatever it is: answers go on, and it is tried again
                 learner.tell_once(f"cannot learn now: {first_line(error)}")
-                log.warning("%s", error)
-        over.wait()
+                log.warning("cannot learn now", exc_info=error)
         learner.stop()
 
     # The command that learns ends with the thread that started it, so this one lives as long as the service.

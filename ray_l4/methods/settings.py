@@ -73,7 +73,13 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
             value = min(int(str(value)), scratch.positions)
         experiment = changed(experiment, **{group_name: changed(group, **{name: value})})
     _refuse_contradictions(experiment)
-    return _with_own_peers(experiment)
+    return _with_own_peers(_with_whole_items(experiment))
+
+
+def _with_whole_items(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Write down what an item of a task that comes back has from the task's first one, so that config.yaml has it."""
+    whole = list(experiment.items.values())
+    return experiment if whole == experiment.stream else changed(experiment, stream=whole)
 
 
 def _with_own_peers(experiment: ExperimentConfig) -> ExperimentConfig:
@@ -92,9 +98,16 @@ TEACHER_METHOD = "single-qa-lm"
 
 
 def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
-    """Return the experiment that trains the task teachers of ``experiment``, one per task of its stream."""
+    """Return the experiment that trains the task teachers of ``experiment``, one per item of its stream.
+
+    ``teachers.epochs`` holds for all of them, also where the stage of an item has epochs of its own.
+    """
+    stream = experiment.stream
+    if experiment.teachers.epochs is not None:
+        stream = [item.model_copy(update={"settings": _without_epochs(item.settings)}) for item in stream]
     return changed(
         experiment,
+        stream=stream,
         method=TEACHER_METHOD,
         variant=None,
         seed=derive(experiment.seed, "teachers"),
@@ -102,6 +115,10 @@ def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
         training=changed(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
         evaluation=changed(experiment.evaluation, when="stage"),
     )
+
+
+def _without_epochs(settings: StageSettings) -> StageSettings:
+    return settings.model_copy(update={"training": settings.training.model_copy(update={"epochs": None})})
 
 
 def _refuse_contradictions(experiment: ExperimentConfig) -> None:

@@ -14,9 +14,8 @@ from ray_l4.run.checkpoints import Checkpoints
 from ray_l4.run.context import RunContext
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
 from ray_l4.run.stored_replay import record_stored, reservoir, stored_replay
-from ray_l4.run.teachers import distilled, teacher_checkpoint
+from ray_l4.run.teachers import distilled
 from ray_l4.run.work_queue import WorkQueue
-from ray_l4.store.records import described
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.text.tokens import concatenated
 
@@ -73,8 +72,7 @@ class StageExamples:
         items, teachers = self._setup.stages[stage].items, self._teachers
         tables: Mapping[str, pa.Table] = self._setup.training
         if self._setup.method.answers == "teacher" and teachers is not None:
-            description = described(teacher_checkpoint(teachers, 0))
-            tables = distilled(self._context, teachers, items, self._rpc, self._queue, description, on_nap)
+            tables = distilled(self._context, teachers, items, self._rpc, self._queue, on_nap)
         return concatenated(*(tables[item] for item in items))
 
     def _replay(self, stage: int, on_nap: Callable[[], None]) -> dict[int, pa.Table]:

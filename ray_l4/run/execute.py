@@ -19,6 +19,7 @@ from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, run_report
 from ray_l4.run.command_log import CommandLog
 from ray_l4.run.preparation import (
+    are_to_come,
     data_entries,
     extensions,
     keep_examples,
@@ -96,6 +97,10 @@ def extend(
 
     Raises ConfigError if the method of the run cannot learn further tasks, and errors as ``resume``.
     """
+    if are_to_come(directory, items):
+        console.print("the run has these stages already, and has not learned them: it goes on with them")
+        resume(directory, cluster, console)
+        return
     if not directory.has_finished() and lacks_tokens(directory, items):
         console.print("no task token is spare for the new tasks: the run is finished first, then its models grow")
         resume(directory, cluster, console)

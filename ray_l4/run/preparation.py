@@ -114,6 +114,14 @@ def lacks_tokens(directory: RunDirectory, items: Sequence[TaskConfig]) -> bool:
     return len(new) > len(TaskTokenizer.load(folder).spares)
 
 
+def are_to_come(directory: RunDirectory, items: Sequence[TaskConfig]) -> bool:
+    """Return whether a run ends with these ``items`` and has learned none of them: it was extended by them before."""
+    stream = directory.experiment().stream
+    last = stream[len(stream) - len(items) :]
+    asked, there = ([(own.name, own.path, own.dataset, own.settings) for own in each] for each in (items, last))
+    return asked == there and directory.state().stages_done <= len(stream) - len(items)
+
+
 def extensions(directory: RunDirectory, command: str, items: Sequence[str]) -> dict[str, object]:
     """Return the entry of a manifest that lists the commands that extended a run, the newest one included."""
     newest = {"command": command, "started": now(), "items": list(items)}

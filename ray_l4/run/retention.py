@@ -10,6 +10,7 @@ from pathlib import Path
 from ray_l4.run.context import RunContext
 from ray_l4.run.scoring import Scoring
 from ray_l4.store.atomic import remove_if_there
+from ray_l4.store.promotion import needed_stages
 
 _PLACE = re.compile(r"stage-(\d+)/epoch-(\d+)/student-(\d+)")
 
@@ -46,10 +47,10 @@ class Retention:
 
     def _results(self, stages_done: int) -> Iterator[tuple[int, int]]:
         """Yield the (stage, epoch) of results: of the last finished stage, from which the next one begins; of every
-        stage, if each has trained a model of its own."""
+        stage, if each has trained a model of its own; of those that are served, or may be by a decision to come."""
         setup = self._context.setup
         first = 0 if setup.method.kind.independent else max(0, stages_done - self._stages_needed)
-        for stage in range(first, stages_done):
+        for stage in sorted({*range(first, stages_done), *needed_stages(self._context.directory)}):
             yield stage, self._context.directory.result_epoch(stage, setup.experiment.epochs_of(stage))
 
 

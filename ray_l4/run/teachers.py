@@ -6,7 +6,7 @@ Source: REFERENCE.md#word-kd, #seq-kd.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder
 from ray_l4.store.begun_with import recorded
 from ray_l4.store.extension import finish_extension, record_extension
-from ray_l4.store.records import read_weights, write_answers
+from ray_l4.store.records import described, read_weights, write_answers
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.store.tables import read_table
 from ray_l4.text.assembly import with_answers
@@ -71,8 +71,8 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
     untaught = [item for item in setup.items[len(items) :] if items == setup.items[: len(items)]]
     if untaught:
         raise RunDirectoryError(
-            f"teachers.run: {teachers.path} has no teacher of {', '.join(untaught)}. Extend it first: "
-            f"ray-l4 extend {teachers.path} {' '.join(untaught)}"
+            f"teachers.run: {teachers.path} has no teacher of {', '.join(untaught)}. Extend it first, by the same "
+            f"data: ray-l4 extend {teachers.path} ..."
         )
     facts = recorded_facts(teachers.manifest(), str(teachers.path))
     if items != setup.items or {item: own.fingerprint for item, own in facts.items()} != setup.fingerprints:
@@ -105,7 +105,6 @@ def distilled(
     items: Sequence[str],
     rpc: Rpc,
     queue: WorkQueue,
-    description: Mapping[str, Any],
     on_nap: Callable[[], None],
 ) -> dict[str, pa.Table]:
     """Return the training examples of ``items`` of the stream with their teachers' answers.
@@ -114,11 +113,11 @@ def distilled(
     teachers' model.
     """
     setup, run = context.setup, context.directory
-    shared = rpc.put(description)
     for item in items:
         if not run.answers(item).is_file():
             stage = setup.items.index(item)
-            model = ModelRef(f"teacher-{stage}", shared, rpc.put(teacher_weights(teachers, stage)))
+            description = rpc.put(described(teacher_checkpoint(teachers, stage)))
+            model = ModelRef(f"teacher-{stage}", description, rpc.put(teacher_weights(teachers, stage)))
             texts = _decoded(setup, item, model, queue, on_nap)
             write_answers(run, item, setup.training[item]["sample_id"].to_pylist(), texts)
     return {item: _with_recorded(run, setup, item) for item in items}

@@ -8,7 +8,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig, TaskConfig
 from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.model_config import longest_sequence
-from ray_l4.methods import TEACHER_METHOD, all_models, get_method
+from ray_l4.methods import TEACHER_METHOD, all_models, get_method, stages_of
 from ray_l4.setup.exchange_check import check_exchange
 from ray_l4.setup.rank_check import check_rank_settings
 from ray_l4.store.checkpoints import checkpoints, is_model
@@ -26,9 +26,11 @@ def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned
         ConfigError, DataError, ModelError, RunDirectoryError: the run would be refused later.
     """
     check_exchange(experiment, cluster)
-    size = experiment.training.batch_size
-    check_rank_settings(experiment, cluster, None if size == "auto" else size)
-    check_validation(experiment.stream, experiment.evaluation.validation)
+    for stage in range(learned, len(stages_of(experiment))):
+        size = experiment.at_stage(stage).training.batch_size
+        check_rank_settings(experiment, cluster, None if size == "auto" else size)
+    alone = len(experiment.tasks) == 1
+    check_validation(experiment.stream[learned:], experiment.evaluation.validation, alone=alone)
     for name, item in list(experiment.items.items())[learned:]:
         metric_of(item)
         task_token(item.name)

@@ -60,8 +60,8 @@ def load_inspected(found: Inspected, device: str) -> LoadedModel:
         _refuse_other_template(found, own, tokenizer)
     else:
         # Only a model from scratch needs training examples: its tokeniser is trained on them.
-        stream = found.experiment.stream if own.from_scratch is not None else []
-        training = {task.name: load(task, "train", found.experiment.data) for task in stream}
+        items = found.experiment.items if own.from_scratch is not None else {}
+        training = {name: load(item, "train", found.experiment.data) for name, item in items.items()}
         tokenizer = build_tokenizer(found.experiment, training)
         model = initial_model(found.experiment, found.student, tokenizer)
     return LoadedModel(model.to(place), tokenizer, own)

@@ -198,9 +198,13 @@ def prepared(
 
 
 def _needed(experiment: ExperimentConfig, begun: Begun) -> list[str]:
-    """Return the items whose examples have to be read: all but those of stages that were learned earlier."""
+    """Return the items whose examples have to be read: all but those of stages that were learned earlier.
+
+    A method that stores examples needs these too, unless the run has kept them.
+    """
     learned = {item for stage in stages_of(experiment)[: begun.first] for item in stage.items}
-    return [item for item in experiment.items if item not in learned or item not in begun.facts]
+    kept = begun.stored if get_method(experiment.method).stores_examples else learned
+    return [item for item in experiment.items if not (item in learned and item in begun.facts and item in kept)]
 
 
 def _tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table], begun: Begun) -> TaskTokenizer:
@@ -212,11 +216,11 @@ def _tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table], b
 def _examples(experiment: ExperimentConfig, needed: Sequence[str]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
     """Load the training examples of the ``needed`` items, and their validation examples if any are asked for."""
     asked, items, data = experiment.evaluation.validation, experiment.items, experiment.data
-    check_validation(experiment.stream, asked)
+    alone = len(experiment.tasks) == 1
+    check_validation([items[item] for item in needed], asked, alone=alone)
     training = {item: load(items[item], "train", data) for item in needed}
     if asked is None:
         return training, {}
-    alone = len(experiment.tasks) == 1
     divided = {item: with_validation(items[item], training[item], asked, data, alone=alone) for item in needed}
     return {item: own for item, (own, _) in divided.items()}, {item: own for item, (_, own) in divided.items()}
 

@@ -157,8 +157,8 @@ class Mirror:
                 f"{self.address}: already contains a run. Choose another --run-dir (the copy has the same name), or "
                 f"resume that run: ray-l4 resume {self.address} --run-dir FOLDER"
             )
-        name = "config.yaml"  # read as YAML: a comment in it makes no other run
-        if not new and name in existing and not _same_yaml(self._storage.read(name), (run_path / name).read_bytes()):
+        name = "config.yaml"
+        if not new and name in existing and not _same_run(self._storage.read(name), (run_path / name).read_bytes()):
             raise RunDirectoryError(
                 f"{self.address}: contains another run than {run_path}. Choose another storage_path."
             )
@@ -233,10 +233,18 @@ def mirror_of(run: RunDirectory, cluster: ClusterConfig) -> Mirror | None:
     return Mirror(cluster.storage_path, manifest.get(MIRROR_NAME_KEY, run.path.resolve().name))
 
 
-def _same_yaml(one: bytes, other: bytes) -> bool:
+def _same_run(copy: bytes, own: bytes) -> bool:
+    """Return whether the copy's ``config.yaml`` is that of the run, or of before it was extended.
+
+    They are read as YAML: a comment in one makes no other run.
+    """
+    if copy == own:
+        return True
     try:
-        return one == other or yaml.safe_load(one) == yaml.safe_load(other)
-    except yaml.YAMLError:
+        before, now = yaml.safe_load(copy), yaml.safe_load(own)
+        begun = before["stream"]
+        return bool({**before, "stream": []} == {**now, "stream": []} and now["stream"][: len(begun)] == begun)
+    except (yaml.YAMLError, TypeError, KeyError):
         return False
 
 

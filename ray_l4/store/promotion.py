@@ -34,6 +34,8 @@ class Decision(BaseModel):
     """Whether the stage is served from then on; otherwise it is kept and not served."""
     by: Literal["gate", "hand"]
     why: str
+    until: Annotated[int, Field(ge=0, le=MOST)] = 0
+    """Number of stages that are decided on then: one by hand settles the matter for all that have finished."""
     when: str
     """Local time with its offset, as in ``2026-01-31 12:00:00+00:00``."""
 
@@ -64,18 +66,49 @@ def served_stage(run: RunDirectory) -> int | None:
     return done - 1 if done else None
 
 
+def num_decided(run: RunDirectory) -> int:
+    """Return the number of stages, from the first, that need no further decision. Raises as ``decisions``."""
+    return max((max(decision.until, decision.stage + 1) for decision in decisions(run)), default=0)
+
+
+def needed_stages(run: RunDirectory) -> set[int]:
+    """Return the stages whose checkpoints promotion needs: the one that is served, and those still to be decided on.
+
+    There are none without decisions. Raises as ``decisions``.
+    """
+    done, served = run.state().stages_done, served_stage(run)
+    if served is None or not decisions(run):
+        return set()
+    return {served, *range(num_decided(run), done)}
+
+
+def withdraw(run: RunDirectory, stages: int) -> None:
+    """Forget the decisions about all but the first ``stages`` stages, which are learned again. Raises as ``decide``."""
+    taken = decisions(run)
+    kept = [decision for decision in taken if decision.stage < stages]
+    if len(kept) < len(taken):
+        with locked(run.path, _LOCK, patience=_PATIENCE):
+            _write(run, [decision.model_copy(update={"until": min(decision.until, stages)}) for decision in kept])
+
+
 def decide(run: RunDirectory, stage: int, *, promoted: bool, by: Literal["gate", "hand"], why: str) -> None:
     """Record a decision about a finished stage.
 
-    Raises RunDirectoryError if the stage has not finished, or the file is damaged or cannot be written.
+    Raises RunDirectoryError if the stage has not finished, if it is to be served and has no checkpoint any more, or if
+    the file is damaged or cannot be written.
     """
     done = run.state().stages_done
     if not 0 <= stage < done:
         finished = f"stages 0 to {done - 1}" if done else "none"
         raise RunDirectoryError(f"{run.path}: stage {stage} cannot be served: it has not finished ({finished} have)")
+    if promoted and not any(run.path.glob(f"checkpoints/stage-{stage}/epoch-*/student-*")):
+        raise RunDirectoryError(
+            f"{run.path}: stage {stage} cannot be served: its checkpoints are gone (checkpoint.keep). Choose another."
+        )
+    until = done if by == "hand" else stage + 1
     when = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with locked(run.path, _LOCK, patience=_PATIENCE):
-        _write(run, [*decisions(run), Decision(stage=stage, promoted=promoted, by=by, why=why, when=when)])
+        _write(run, [*decisions(run), Decision(stage=stage, promoted=promoted, by=by, why=why, until=until, when=when)])
 
 
 def _write(run: RunDirectory, taken: Sequence[Decision]) -> None:

@@ -109,6 +109,8 @@ _CLAIM = ".claim"
 """File that is there while a run directory is created."""
 _REPLACED = ("checkpoints", "states", "guards", "replay", "debug", "teachers")
 """Folders in which a process that was killed may have left temporary files and folders."""
+_OWN_DATA = re.compile(r"data/inbox-\d+\..+")
+"""The end of the path of what a stage learns from the inbox."""
 _CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
 
 
@@ -185,8 +187,25 @@ class RunDirectory:
         return is_locked(self.path) or is_locked(self.path, _WRITER)
 
     def experiment(self) -> ExperimentConfig:
-        """Return the experiment as it was resolved at the start of the run."""
-        return load_experiment(self.path / "config.yaml")
+        """Return the experiment as it was resolved at the start of the run, or when it was last extended.
+
+        Data of the run itself (``data/``) is found where the run is now.
+        """
+        experiment = load_experiment(self.path / "config.yaml")
+        moved = [self._moved(item.path) for item in experiment.stream]
+        if moved == [item.path for item in experiment.stream]:
+            return experiment
+        items = zip(experiment.stream, moved, strict=True)
+        return experiment.model_copy(
+            update={"stream": [item.model_copy(update={"path": path}) for item, path in items]}
+        )
+
+    def _moved(self, path: Path | None) -> Path | None:
+        """Return the place of an item's data if it is the run's own and the run has been moved; otherwise ``path``."""
+        if path is None or not _OWN_DATA.fullmatch(f"{path.parent.name}/{path.name}"):
+            return path
+        own = self.path.absolute() / "data" / path.name
+        return own if own.is_dir() else path
 
     def cluster(self) -> ClusterConfig:
         """Return the cluster profile of the start of the run."""

@@ -12,6 +12,7 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import remove_if_there
 from ray_l4.store.checkpoints import checkpoints
 from ray_l4.store.checksums import remove_sums
+from ray_l4.store.promotion import withdraw
 from ray_l4.store.record_types import Score, Validation
 from ray_l4.store.run_directory import Cell, RunDirectory, read_record
 from ray_l4.store.weight_files import find_damage, find_damaged_file
@@ -92,6 +93,7 @@ def return_to(run: RunDirectory, stages: int, save: Callable[[], None]) -> None:
     for folder in _BY_STAGE:
         _remove(list(_of_stages(run.path / folder, stages)))
     _remove(list(_of_stages(run.path / "replay", stages + 1)))
+    withdraw(run, stages)
     save()
     for path in list(_of_stages(run.path / "checkpoints", stages)):
         for student in list(path.glob("epoch-*/student-*")):

@@ -16,6 +16,7 @@ MIN_EXAMPLES = 20
 """Smallest scaled size of a task: fewer examples say nothing about a method. A smaller task keeps its size."""
 
 _EPOCHS = ("training.epochs", "teachers.epochs")
+_EPOCHS_OF_A_STAGE = re.compile(r"stream\.\d+\.settings\.training\.epochs")
 _SIZE = re.compile(r"stream\.\d+\.(train|test)")
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -33,6 +34,8 @@ def scaled(experiment: ExperimentConfig, scale: float) -> Settings:
     """
     sizes = {f"stream.{i}.{split}": size for i, task in enumerate(experiment.stream) for split, size in _sizes(task)}
     epochs = dict(zip(_EPOCHS, (experiment.training.epochs, experiment.teachers.epochs), strict=True))
+    of_stages = [item.settings.training.epochs for item in experiment.stream]
+    epochs |= {f"stream.{i}.settings.training.epochs": count for i, count in enumerate(of_stages)}
     return scaled_settings(sizes | {key: count for key, count in epochs.items() if count is not None}, scale)
 
 
@@ -45,7 +48,7 @@ def _scaled(key: str, value: object, scale: float) -> object:
     if not isinstance(value, int):
         return value
     count = math.floor(value * scale + 0.5)
-    if key in _EPOCHS:
+    if key in _EPOCHS or _EPOCHS_OF_A_STAGE.fullmatch(key):
         return max(count, 1)
     return max(count, min(value, MIN_EXAMPLES)) if _SIZE.fullmatch(key) else value
 

@@ -17,8 +17,11 @@ SPLIT = "validation"
 """Names the examples that are held out, in the seed by which they are drawn."""
 
 
-def check_validation(stream: Sequence[TaskConfig], asked: float | str | Path | None) -> None:
-    """Raise ConfigError if a path of ``evaluation.validation`` cannot hold the examples of every task."""
+def check_validation(items: Sequence[TaskConfig], asked: float | str | Path | None, *, alone: bool) -> None:
+    """Raise ConfigError if a path of ``evaluation.validation`` cannot hold the examples of these items of a stream.
+
+    ``alone``: whether all items of the stream are of one task.
+    """
     if not isinstance(asked, Path):
         return
     if not asked.exists():
@@ -26,8 +29,8 @@ def check_validation(stream: Sequence[TaskConfig], asked: float | str | Path | N
             f"evaluation.validation: no file or folder {asked}. Give a share of the training examples (such as 0.1), "
             "dev, or a path."
         )
-    for task in stream:
-        folder_of(task, asked, alone=len(stream) == 1)
+    for item in items:
+        folder_of(item, asked, alone=alone)
 
 
 def folder_of(task: TaskConfig, asked: Path, *, alone: bool) -> Path:

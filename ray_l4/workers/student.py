@@ -176,9 +176,10 @@ class Student:
 
         ``items``: of the stream.
         """
-        self._served(fence)
+        stage = self._served(fence).stage
+        examples = concatenated(*(self._setup.validation[item] for item in items))
         with other_ranks(self.peer):
-            return validation_loss(self._learner, concatenated(*(self._setup.validation[item] for item in items)))
+            return validation_loss(self._learner, examples, stage)
 
     def consolidate(self) -> np.ndarray | None:
         """Update the guard with the stage that was learned. Returns the guard's state, or None if there is no guard."""

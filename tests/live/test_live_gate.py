@@ -32,6 +32,7 @@ AGAIN = Stage("a (2)", ("a (2)",), ("a",), ("a", "b"))
         ((90.0, 80.0, None), (90.0, 80.0, 0.0), False, "c, which it learned, did not rise (from – to 0.0)"),
         ((90.0, 80.0, None), (90.0, 80.0, 1.0), True, "c from – to 1.0"),
         ((90.0, 80.0, None), (90.0, 80.0, None), False, "c has not been scored"),
+        ((90.0, 80.0, 100.0), (90.0, 80.0, 100.0), True, "c from 100.0 to 100.0"),
     ],
 )
 def test_a_new_task_has_to_rise_and_earlier_ones_may_fall_a_little(
@@ -64,7 +65,8 @@ def test_what_is_promoted_forgets_no_more_than_is_allowed(
 ) -> None:
     verdict = judge(before, after, NEW, ("a", "b"), most)
     forgets = max(before[task] - after[task] for task in ("a", "b"))
-    assert verdict.promoted == (forgets <= most and after["c"] > before["c"])
+    rises = after["c"] > before["c"] or before["c"] == after["c"] == 100
+    assert verdict.promoted == (forgets <= most and rises)
 
 
 EXPERIMENT = ExperimentConfig.model_validate(
@@ -94,9 +96,11 @@ def finish(run: RunDirectory, scores: list[float | None]) -> None:
     run.save_state(RunState(stages_done=stage + 1))
 
 
-def add_score(run: RunDirectory, stage: int, task: str, score: float) -> None:
+def add_score(run: RunDirectory, stage: int, task: str, score: float, student: int = 0) -> None:
     record = {"task": task, "headline": "em", "values": {"em": score}, "examples": 1}
-    write_score(run, Cell(stage, 1, 0, task), record, {"sample_id": ["x"], "prediction": ["y"], "references": [["y"]]})
+    write_score(
+        run, Cell(stage, 1, student, task), record, {"sample_id": ["x"], "prediction": ["y"], "references": [["y"]]}
+    )
 
 
 def judged(run: RunDirectory) -> list[tuple[int, bool]]:
@@ -134,3 +138,27 @@ def test_a_stage_that_a_person_chose_is_not_judged_again(run: RunDirectory) -> N
     decide(run, 0, promoted=True, by="hand", why="asked for")
     finish(run, [87.0, 80.0, 50.0])
     assert judged(run) == [(2, True)], "it is compared with stage 0, to which the person went back"
+
+
+def test_a_choice_by_hand_settles_earlier_stages(run: RunDirectory) -> None:
+    finish(run, [90.0, 0.0, 0.0])
+    finish(run, [90.0, 80.0, 0.0])
+    decide(run, 0, promoted=True, by="hand", why="asked for")
+    assert judged(run) == [] and served_stage(run) == 0
+    finish(run, [88.0, 80.0, 60.0])
+    assert judged(run) == [(2, True)]
+
+
+def test_all_students_are_scored_before_a_stage_is_judged(tmp_path: Path) -> None:
+    """The best one is served, and it may be the one whose score comes last."""
+    pair = EXPERIMENT.model_copy(update={"method": "l4"})
+    run = RunDirectory.create(tmp_path / "pair", pair, ClusterConfig(), {})
+    finish(run, [90.0, 0.0, 0.0])
+    for task, score in zip(pair.tasks, (80.0, 0.0, 0.0), strict=True):
+        add_score(run, 0, task, score, student=1)
+    assert judged(run) == [(0, True)]
+    finish(run, [50.0, 80.0, 0.0])
+    add_score(run, 1, "mini.woz", 89.0, student=1)
+    assert judged(run) == []
+    add_score(run, 1, "mini.sql", 70.0, student=1)
+    assert judged(run) == [(1, True)], "student 1 has forgotten little"

@@ -19,6 +19,8 @@ from ray_l4.errors import ConfigError, DataError, RunDirectoryError
 from ray_l4.methods import METHODS
 from ray_l4.run import execute
 from ray_l4.store import extension
+from ray_l4.store.checkpoints import checkpoints
+from ray_l4.store.promotion import decide
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.states import newest_step
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -322,3 +324,71 @@ def test_teachers_of_another_run_have_to_be_extended_first(base: Path, tmp_path:
     extend(teachers, TASKS[1])
     extend(taught, TASKS[1])
     assert taught.summary()["stages"] == ["mini.rest", "mini.woz"]
+
+
+def test_corrections_that_were_interrupted_are_resumed_from_config_yaml(base: Path, tmp_path: Path) -> None:
+    """All that they have from the first item of their task is written down there."""
+    own = own_task(tmp_path / "own", "mine") | {"question": "which one ?", "train": 10}
+    again = {"name": "mine", "path": own_task(tmp_path / "again", "mine")["path"]}
+    whole = run(experiment(base, "lamol", [own, again]), tmp_path / "whole")
+    extended = run(experiment(base, "lamol", [own]), tmp_path / "extended")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(execute, "open_session", die)
+        extend(extended, again)
+    assert list(extended.experiment().items.values()) == extended.experiment().stream
+    assert [item.metric for item in extended.experiment().stream] == ["em", "em"]
+    extend(extended, again)  # the same command again goes on with it
+    assert same(extended, whole)
+    assert extended.manifest()["training_examples"] == {"mine": 10, "mine (2)": 16}
+
+
+@pytest.mark.parametrize("method", ["l2kd-seq", "lwf"])
+def test_more_tokens_than_before_and_none_of_them_in_answers(base: Path, tmp_path: Path, method: str) -> None:
+    """Checkpoints of before, and the teachers of earlier tasks, lack the rows of later tokens."""
+    config = experiment(base, method, TASKS[:1], tokens=1, evaluation={"ban_task_tokens": True})
+    grown = run(config, tmp_path / "grown")
+    extend(grown, *TASKS[1:3])
+    assert all(score is not None for row in grown.summary()["score_matrix"]["0"] for score in row)
+
+
+def test_the_served_checkpoint_stays_though_only_the_last_ones_are_kept(base: Path, tmp_path: Path) -> None:
+    served = run(experiment(base, "lamol", TASKS[:1], checkpoint={"keep": "last"}), tmp_path / "served")
+    decide(served, 0, promoted=True, by="gate", why="the first")
+    extend(served, TASKS[1])
+    extend(served, TASKS[2])
+    stages = {found.stage for found in checkpoints(served)}
+    assert stages == {0, 1, 2}, "stages 1 and 2 are still to be decided on"
+    decide(served, 2, promoted=True, by="hand", why="asked for")
+    extend(served, TASKS[3])
+    assert {found.stage for found in checkpoints(served)} == {2, 3}
+    with pytest.raises(RunDirectoryError, match="stage 0 cannot be served: its checkpoints are gone"):
+        decide(served, 0, promoted=True, by="hand", why="asked for")
+
+
+def test_a_copy_of_before_the_extension_is_that_of_the_run(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    profile = small.cluster("in_process", storage_path=str(tmp_path / "copies"))
+    config = experiment(base, "lamol", TASKS[:1])
+    copied = run(config, tmp_path / "copied", profile)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(execute, "open_session", die)
+        extend(copied, TASKS[1], profile=profile)
+    execute.resume(copied, profile, SILENT)
+    assert copied.summary()["stages"] == ["mini.rest", "mini.woz"]
+    assert (tmp_path / "copies" / "copied" / "tests" / "mini.woz.parquet").is_file()
+
+
+def test_examples_that_a_method_had_kept_are_read_again_if_they_are_gone(base: Path, tmp_path: Path) -> None:
+    whole = run(experiment(base, "er", TASKS[:3]), tmp_path / "whole")
+    extended = run(experiment(base, "er", TASKS[:2]), tmp_path / "extended")
+    shutil.rmtree(extended.path / "stored")
+    extend(extended, TASKS[2])
+    assert same(extended, whole)

@@ -82,7 +82,7 @@ def test_a_path_is_a_folder_of_tasks_or_that_of_the_only_one(
     others = [] if alone else [WOZ]
     if isinstance(where, Path) and not alone:
         write(where / "mini.woz" / "dev.jsonl", "z")
-    check_validation([task, *others], where)
+    check_validation([task, *others], where, alone=not others)
     _, held = with_validation(task, TRAINING, where, DataConfig(), alone=alone)
     assert held["answer"].to_pylist() == ["x", "y"]
 
@@ -105,9 +105,9 @@ def test_a_path_replaces_the_tasks_own_place_and_its_names_of_splits(own: dict[s
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     task = TaskConfig(name="mine", path=tmp_path, metric="em")
     with pytest.raises(ConfigError, match=r"evaluation.validation: no file or folder .*nowhere.*such as 0.1"):
-        check_validation([task], tmp_path / "nowhere")
+        check_validation([task], tmp_path / "nowhere", alone=True)
     file = write(tmp_path / "held.jsonl", "x")
     with pytest.raises(ConfigError, match=r"no folder .*held.jsonl.mine; with several tasks"):
-        check_validation([task, WOZ], file)
+        check_validation([task, WOZ], file, alone=False)
     with pytest.raises(DataError, match="no dev data in"):
         with_validation(task, TRAINING, "dev", DataConfig(), alone=False)
