@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from ray_l4.errors import RunDirectoryError
-from ray_l4.live.learner import LiveLearner
-from ray_l4.run.restart_budget import RestartsSpentError
+from ray_l4.live.learner import LiveLearner, learning
 from ray_l4.store.inbox.assignments import waiting
 from ray_l4.store.inbox.inbox import Inbox
 from ray_l4.store.promotion import decisions, served_stage
@@ -94,23 +93,66 @@ def test_what_is_killed_goes_on_and_learns_everything_once(run: RunDirectory, wh
     assert third.learning is None and run.state().stages_done == before, "nothing is left to learn"
 
 
-def test_a_stage_that_cannot_be_learned_is_tried_a_few_times_and_then_left(run: RunDirectory) -> None:
+def test_what_cannot_be_learned_is_set_aside_and_what_else_waits_is_learned(run: RunDirectory) -> None:
     said: list[str] = []
-    profile = live.PROFILE.model_copy(
-        update={"restarts": live.PROFILE.restarts.model_copy(update={"most": 1, "backoff": 0.1})}
-    )
     Inbox(run.path).add("mini.rest", live.examples(6))
-    learner = LiveLearner(run, profile, live.LIVE, said.append)
+    learner = LiveLearner(run, live.PROFILE, live.LIVE, said.append)
     live.watch(learner, lambda: learner.learning is not None)
     learner.stop()
     (run.path / "data" / "inbox-1.mini.rest" / "train.jsonl").write_text("no JSON\n")
-    with pytest.raises(RestartsSpentError):
-        live.watch(learner, lambda: False)
-    assert sum("learning ended with code 3" in line and "train.jsonl" in line for line in said) == 2, said
-    assert served_stage(run) == 0 and run.summary()["stages"] == ["mini.rest"], "it is served as before"
+    Inbox(run.path).add("mini.rest", live.examples(5, first=50))
+    live.watch(learner, lambda: settled(run, 2))
+    learner.stop()
+    assert sum("learning ended with code 3" in line and "train.jsonl" in line for line in said) == 1, said
+    assert any("what waited of mini.rest is set aside" in line for line in said)
+    assert sorted(learned_examples(run)) == [f"case {number}" for number in range(50, 55)]
+
+
+def test_learning_that_fails_again_and_again_is_given_up_and_judging_goes_on(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    restarts = live.PROFILE.restarts.model_copy(update={"most": 1, "backoff": 0.1})
+    learner = LiveLearner(run, live.PROFILE.model_copy(update={"restarts": restarts}), live.LIVE, said.append)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    Inbox(run.path).add("mini.rest", live.examples(6))
+    live.watch(learner, lambda: any("given up" in line for line in said))
+    assert sum("learning ended with code 1" in line for line in said) == 2
+    assert learner.learning is None and served_stage(run) == 0
+    (run.path / "promoted.json").unlink()
+    learner.look()
+    assert decisions(run), "it still judges"
 
 
 def test_a_run_that_another_command_works_on_is_left_alone(run: RunDirectory) -> None:
-    learner = LiveLearner(run, live.PROFILE, live.LIVE, print)
-    with run.lock(), pytest.raises(RunDirectoryError, match="in use"):
+    said: list[str] = []
+    learner = LiveLearner(run, live.PROFILE, live.LIVE, said.append)
+    with run.lock():
         learner.look()
+        learner.look()
+    assert sum("in use" in line for line in said) == 1, "it is told once"
+    assert learner.learning is None and served_stage(run) == 0
+
+
+def test_an_error_that_nobody_expected_does_not_end_the_thread(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full as the command is started, for example."""
+    said: list[str] = []
+    learner = LiveLearner(run, live.PROFILE, live.LIVE, said.append)
+
+    def fail(self: LiveLearner) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(LiveLearner, "look", fail)
+    monkeypatch.setattr("ray_l4.live.learner._INTERVAL", 0.01)
+    with learning(learner):
+        deadline = time.monotonic() + live.LIMIT
+        while not said:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        monkeypatch.setattr(LiveLearner, "look", lambda self: said.append("looked"))
+        while said[-1] != "looked":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert said[0] == "cannot learn now: no space left on device"
