@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ray_l4.methods import num_students
 from ray_l4.serve.overview_types import Learning, Overview, Served, StageOverview, TaskOverview
 from ray_l4.serve.run_reading import ReadScore, RunReading, mean, read_headline
-from ray_l4.store.inbox.assignments import waiting
+from ray_l4.store.inbox.assignments import left_aside, waiting
 from ray_l4.store.inbox.example import now
+from ray_l4.store.inbox.record import Assignment
 from ray_l4.store.promotion import Decision, decisions
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.tasks.inbox_tasks import InboxTasks, inbox_tasks
+from ray_l4.tasks.inbox_tasks import DEFAULT_METRIC, InboxTasks, inbox_tasks
 from ray_l4.tasks.registry import TASKS
 
 
@@ -23,6 +25,22 @@ def overview(run: RunDirectory, problems: Sequence[str] = (), read_score: ReadSc
     Raises RunDirectoryError if a record is damaged.
     """
     return _Sections(run, read_score or read_headline).overview(problems)
+
+
+def _set_aside_problems(run: RunDirectory, found: InboxTasks) -> list[str]:
+    """Return a line for each assignment of the inbox that could not be learned: why, and what to do."""
+    return [_set_aside_problem(run, assignment, found) for assignment in left_aside(run)]
+
+
+def _set_aside_problem(run: RunDirectory, assignment: Assignment, found: InboxTasks) -> str:
+    task, folder = found.tasks.get(assignment.task), assignment.folder(run.path)
+    new = ["--metric", task.config.metric or DEFAULT_METRIC] if task is not None and task.is_new else []
+    command = ["ray-l4", "extend", str(run.path), f"{assignment.task}={folder}", *new]
+    return (
+        f"assignment {assignment.number} of the inbox, of task {assignment.task!r}, was set aside, because it could not "
+        f"be learned: {(assignment.failed or '').rstrip('. ')}. Correct {folder} and learn it by hand "
+        f"({shlex.join(command)}), or remove that folder to do without its examples."
+    )
 
 
 class _Sections(RunReading):
@@ -44,7 +62,7 @@ class _Sections(RunReading):
             learning=self._learning(),
             average=mean(by_name[task].score for task in learned),
             forgetting=mean(by_name[task].forgetting for task in learned if task not in last),
-            problems=list(dict.fromkeys([*found.problems, *problems])),
+            problems=list(dict.fromkeys([*found.problems, *_set_aside_problems(self.run, found), *problems])),
             when=now(),
         )
 

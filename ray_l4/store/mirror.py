@@ -42,8 +42,9 @@ _VERSIONS_FILE = ".mirror.json"
 _NOT_COPIED = re.compile(r"\.lock(\..*)?|\.mirror\.json|\..*\.(part|old|gone)")
 """Names of files and folders that are not part of the results."""
 
-_WRITTEN_LAST = ("state.json", "summary.json", "config.yaml")
-"""Files that refer to others, in the order in which they are written, after all others."""
+_WRITTEN_LAST = ("learned.json", "manifest.json", "state.json", "promoted.json", "summary.json", "config.yaml")
+"""Files that refer to others, in the order in which they are written, after all others. They are read in the opposite
+order. So whatever changes meanwhile, each of them in the copy is at least as new as those that are written after it."""
 
 _CLOCK_RESOLUTION = 100_000_000
 """Nanoseconds within which a file can change again and keep its modification time."""
@@ -166,7 +167,8 @@ class Mirror:
     def _push(self, run_path: Path) -> int:
         began, copied = time.time_ns(), self._versions
         # Files that refer to others are read before the others are listed: the list then has all that they refer to.
-        last = {name: (version, (run_path / name).read_bytes()) for name, version in _files(run_path) if _order(name)}
+        found = sorted((each for each in _files(run_path) if _order(each[0])), key=lambda each: -_order(each[0]))
+        last = {name: (version, (run_path / name).read_bytes()) for name, version in found}
         files = {name: version for name, version in _files(run_path) if not _order(name)}
         files |= {name: version for name, (version, _) in last.items()}
         changed = [name for name in sorted(files, key=_order) if copied.get(name) != files[name]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ray_l4.report.run_files import Headline
 from ray_l4.serve.overview import overview
 from ray_l4.serve.run_reading import read_headline
 from ray_l4.store.atomic import write_text
+from ray_l4.store.inbox.assignments import set_aside, take
 from ray_l4.store.inbox.example import Example
 from ray_l4.store.inbox.inbox import Inbox
 from ray_l4.store.promotion import decide
@@ -137,6 +139,21 @@ def test_the_inbox_is_counted_and_new_tasks_are_shown(run: RunDirectory) -> None
     assert (new.metric, new.question, new.score, new.best, new.stages) == ("nf1", "Who?", None, None, [])
     assert len(found.problems) == 2
     assert found.tasks[1].metric == "lfem"
+
+
+def test_what_was_set_aside_is_a_problem_that_says_what_to_do(run: RunDirectory) -> None:
+    add_task(run, run.experiment(), "new one", "nf1")
+    for task in (SECOND, "new one"):
+        Inbox(run.path).add(task, [Example("c", "q", ("a",)), Example("d", "q", ("a",))])
+    known, new = take(run, [SECOND, "new one"])
+    set_aside(run, [known.number, new.number], "the answer is too long")
+    first, second = overview(run).problems
+    assert f"assignment 1 of the inbox, of task {SECOND!r}, was set aside" in first
+    assert "the answer is too long. Correct" in first
+    assert f"(ray-l4 extend {run.path} {SECOND}={known.folder(run.path)})" in first
+    assert f"(ray-l4 extend {run.path} 'new one={new.folder(run.path)}' --metric nf1)" in second
+    shutil.rmtree(known.folder(run.path))
+    assert overview(run).problems == [second]
 
 
 def test_a_run_without_figures_of_steps_does_not_know_when_stages_ended(run: RunDirectory) -> None:

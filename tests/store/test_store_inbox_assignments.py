@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_l4.errors import DamagedError, UnwritableError
+from ray_l4.errors import DamagedError, RunDirectoryError, UnwritableError
 from ray_l4.store.extension import finish_extension
-from ray_l4.store.inbox.assignments import pending, take, waiting
+from ray_l4.store.inbox.assignments import left_aside, pending, set_aside, take, waiting
 from ray_l4.store.inbox.held_out import MOST_TESTS, held_out
 from ray_l4.store.inbox.inbox import Inbox
 from ray_l4.store.inbox.places import RECORD, inbox_of, shelf_folder
@@ -93,6 +94,50 @@ def test_several_tasks_are_several_stages_of_one_record(tmp_path: Path) -> None:
     found = take(run, [NEW, KNOWN, NEW])
     assert [(given.number, given.task) for given in found] == [(1, NEW), (2, KNOWN)]
     assert assignments(run.path) == found
+
+
+def test_what_was_set_aside_keeps_nobody_waiting_and_is_not_given_again(tmp_path: Path) -> None:
+    run, box = new_run(tmp_path / "run"), Inbox(tmp_path / "run")
+    for task in (KNOWN, NEW):
+        box.add(task, [example(number) for number in range(5)])
+    bad, other = take(run, [NEW, KNOWN])
+    box.add(NEW, [example(number) for number in range(5, 15)])
+    set_aside(run, [bad.number], "too long")
+    assert pending(run) == take(run, [KNOWN, NEW]) == [other]
+    extend(run, [other])
+    (later,) = take(run, [KNOWN, NEW])
+    assert (later.number, later.task, later.held_out) == (3, NEW, 0.2), "the run knows nothing of the task yet"
+    assert len(rows(later.folder(run.path), "test")) == 2
+    extend(run, [later])
+    assert pending(run) == take(run, [KNOWN, NEW]) == []
+    assert waiting(run.path, NEW).examples == 0
+    assert box.add(NEW, [example(1)])[0].duplicate, "its segments stay"
+    assert [(each.number, each.failed) for each in assignments(run.path)] == [(1, "too long"), (2, None), (3, None)]
+
+
+@pytest.mark.parametrize("by", ["learned by hand", "removed"])
+def test_what_was_set_aside_is_shown_until_it_is_dealt_with(tmp_path: Path, by: str) -> None:
+    run = new_run(tmp_path / "run")
+    Inbox(run.path).add(KNOWN, [example(1)])
+    (bad,) = take(run, [KNOWN])
+    set_aside(run, {bad.number}, "too long")
+    assert [each.number for each in left_aside(run)] == [1]
+    if by == "removed":
+        shutil.rmtree(bad.folder(run.path))
+    else:
+        extend(run, [bad])
+    assert left_aside(run) == pending(run) == take(run, [KNOWN]) == []
+    Inbox(run.path).add(KNOWN, [example(2)])
+    assert [each.number for each in take(run, [KNOWN])] == [2]
+
+
+def test_an_assignment_that_was_never_made_cannot_be_set_aside(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    Inbox(run.path).add(KNOWN, [example(1)])
+    (given,) = take(run, [KNOWN])
+    with pytest.raises(RunDirectoryError, match="there is no assignment 7"):
+        set_aside(run, [given.number, 7], "too long")
+    assert pending(run) == [given]
 
 
 def test_a_new_task_holds_out_tests_and_its_next_stage_does_not(tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.store.inbox.assignments import waiting
+from ray_l4.config.experiment import Columns
+from ray_l4.store.inbox.assignments import take, waiting
 from ray_l4.store.inbox.inbox import Inbox
 from ray_l4.store.inbox.places import inbox_of, shelf_folder
 from ray_l4.store.inbox.segments import read_segment, segments_in
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.tasks.dropped_files import SETTLED, SETTLED_IN_A_LINE, DroppedFiles
-from ray_l4.tasks.inbox_tasks import inbox_tasks
-from tests.store.inbox_fixtures import KNOWN, new_run
+from ray_l4.tasks.inbox_tasks import inbox_tasks, stage_task
+from tests.store.inbox_fixtures import KNOWN, extend, new_run
 
 AGE = 2 * SETTLED_IN_A_LINE
 
@@ -122,7 +123,7 @@ def test_a_new_file_is_left_until_it_is_settled(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".a.jsonl", "a.jsonl~", "a.jsonl.part", "a.jsonl.tmp", "#a.jsonl#", "a.csv.crdownload", "task.yaml"]
+    "name", [".a.jsonl", "a.jsonl~", "a.jsonl.part", "a.jsonl.tmp", "#a.jsonl#", "a.csv.crdownload"]
 )
 def test_temporary_files_are_ignored(run: RunDirectory, name: str) -> None:
     drop(run, name, jsonl(1))
@@ -183,6 +184,21 @@ def test_a_new_task_has_its_settings_and_tests(run: RunDirectory) -> None:
     assert (contexts(run, "new"), contexts(run, "new", "tests"), contexts(run)) == (["c1"], ["c2"], [])
     folder = shelf_folder(run.path, "new", "segments")
     assert read_segment(folder, segments_in(folder)[0])[0].question == "Who?"
+
+
+def test_a_new_task_is_described_by_its_file_after_its_first_stage_too(run: RunDirectory) -> None:
+    drop(run, "task.yaml", b"metric: nf1\nquestion: Who?\ncolumns: {context: text, answer: label}\n", task="new")
+    drop(run, "a.csv", b"text,label\nc1,yes\nc2,no\n", task="new")
+    assert collect(run) == []
+    extend(run, take(run, ["new"]))
+    drop(run, "b.csv", b"text,label\nc3,yes\n", task="new")
+    assert collect(run) == []
+    assert (contexts(run, "new"), waiting(run.path, "new").examples) == (["c1", "c2", "c3"], 1)
+    folder = shelf_folder(run.path, "new", "segments")
+    assert read_segment(folder, segments_in(folder)[-1])[0].question == "Who?"
+    (given,) = take(run, ["new"])
+    stage = stage_task(run, run.experiment(), given)
+    assert (stage.metric, stage.question, stage.columns) == ("em", None, Columns()), "the metric is that of the run"
 
 
 def test_a_folder_named_in_plain_letters_is_that_of_its_task(run: RunDirectory) -> None:

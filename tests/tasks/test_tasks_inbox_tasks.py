@@ -12,7 +12,7 @@ from ray_l4.store.inbox.inbox import Inbox
 from ray_l4.store.inbox.places import inbox_of
 from ray_l4.store.inbox.record import Assignment
 from ray_l4.store.run_directory import RunDirectory
-from ray_l4.tasks.inbox_tasks import InboxTasks, add_task, inbox_tasks, stage_task
+from ray_l4.tasks.inbox_tasks import MOST_NEW, InboxTasks, add_task, inbox_tasks, stage_task
 from ray_l4.tasks.registry import load, metric_of
 from tests.store.inbox_fixtures import KNOWN, example, new_run
 
@@ -57,6 +57,7 @@ def test_tasks_are_those_of_the_run_and_a_folder_each(run: RunDirectory) -> None
         ("t/task.yaml", "name: u", "t/task.yaml:1: name: not a key of task.yaml"),
         ("t/task.yaml", "metric: lfem", "metric 'lfem' needs more than texts"),
         ("t/task.yaml", "", "t/task.yaml: the file is empty"),
+        ("t (2)/a.jsonl", "", "t (2): a new task cannot be named 't (2)': a number in brackets"),
         ("t%7Cu/a.jsonl", "", "cannot contain '|'"),
         ("..t/a.jsonl", "", None),
     ],
@@ -74,6 +75,36 @@ def test_two_folders_of_one_task_may_not_both_describe_it(run: RunDirectory) -> 
     write(run, "my task/task.yaml", "metric: em")
     write(run, "my%20task/task.yaml", "metric: em")
     assert "both describe the task 'my task'" in found(run).problems[0]
+
+
+def test_a_task_of_the_run_is_described_as_long_as_its_file_is_there(run: RunDirectory) -> None:
+    known = run.experiment().stream[0]
+    write(run, f"{KNOWN}/task.yaml", "metric: nf1\nquestion: Which day?\ncolumns: {context: text}\n")
+    task = found(run).tasks[KNOWN]
+    assert (task.config.question, task.config.columns.context) == ("Which day?", "text")
+    assert (task.config.metric, task.is_new, len(task.folders)) == (known.metric, False, 1)
+    write(run, f"{KNOWN}/task.yaml", "columns: {context: text}\n")
+    assert found(run).tasks[KNOWN].config.question == known.question
+    write(run, f"{KNOWN}/task.yaml", "colums: {}\n")
+    broken = found(run)
+    assert "task.yaml:1: colums: unknown key" in broken.problems[0]
+    assert (broken.tasks[KNOWN].config, broken.tasks[KNOWN].folders) == (known, ()), "its files wait"
+
+
+@pytest.mark.parametrize("name", ["a (b)", "a (2) b", "a(2)", "(2)"])
+def test_other_brackets_are_fine(run: RunDirectory, name: str) -> None:
+    assert add_task(run, run.experiment(), name)
+
+
+def test_no_more_new_tasks_than_may_wait_are_begun(run: RunDirectory) -> None:
+    for number in range(MOST_NEW):
+        write(run, f"task {number}/a.jsonl")
+    with pytest.raises(ConfigError, match=r"100 new tasks wait in the inbox.*remove folders of .*inbox"):
+        add_task(run, run.experiment(), "one more")
+    assert not add_task(run, run.experiment(), "task 7"), "it is there"
+    (inbox_of(run.path) / "task 7" / "a.jsonl").unlink()
+    (inbox_of(run.path) / "task 7").rmdir()
+    assert add_task(run, run.experiment(), "one more")
 
 
 def test_a_new_task_is_begun_once(run: RunDirectory) -> None:
@@ -94,6 +125,7 @@ def test_a_new_task_is_begun_once(run: RunDirectory) -> None:
         ("x" * 200, None, "too long"),
         (KNOWN, None, "the run has a task 'mini.woz' already"),
         ("new", "rogue", "unknown metric"),
+        (f"{KNOWN} (2)", None, "names a stage of a task that comes back"),
     ],
 )
 def test_an_unfit_task_is_refused(run: RunDirectory, name: str, metric: str | None, why: str) -> None:

@@ -34,5 +34,8 @@ whoever learns calls ``take``, extends the run by what it returns, and may be ki
 
 (``stage_task``: ``tasks/inbox_tasks.py``.) A run whose extension was interrupted is resumed, as any other.
 
+An assignment that no stage can learn, whatever is tried, is set aside (``assignments.set_aside``): it is not pending
+any more, its segments and its data folder stay, and a person is told what to do.
+
 Damaged segments are reported and never assigned; restored from a copy, they wait as before.
 """

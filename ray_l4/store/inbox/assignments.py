@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.errors import DamagedError
+from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.begun_with import EXPERIMENT_KEY
 from ray_l4.store.inbox.example import now
 from ray_l4.store.inbox.held_out import SHARE
 from ray_l4.store.inbox.inbox import holding
-from ray_l4.store.inbox.places import numbers_of_folders, shelf_folder
+from ray_l4.store.inbox.places import inbox_of, numbers_of_folders, shelf_folder
 from ray_l4.store.inbox.record import Assignment, assignments, save
 from ray_l4.store.inbox.segments import Segment, read_segment, segments_in
 from ray_l4.store.inbox.stage_data import stage_data, write_stage_data
@@ -37,20 +37,46 @@ def waiting(run: Path, task: str) -> Waiting:
 
 
 def pending(run: RunDirectory) -> list[Assignment]:
-    """Return the assignments whose stage is not in the run's stream yet. Raises RunDirectoryError if damaged.
+    """Return the assignments whose stage is not in the run's stream yet, without those that were set aside.
+
+    Raises RunDirectoryError if a record is damaged.
 
     An extension that was cut off is in the manifest alone: whoever locks the run next finishes it (``extension.py``).
     """
-    names = _data_in_stream(run)
-    return [each for each in assignments(run.path) if each.folder(run.path).name not in names]
+    return [each for each in _not_in_stream(run) if each.failed is None]
+
+
+def set_aside(run: RunDirectory, numbers: Collection[int], why: str) -> None:
+    """Give up learning the assignments of these numbers, so that they no longer keep others waiting.
+
+    They are neither pending nor given again; their segments and data folders stay (``left_aside``). ``why``: what went
+    wrong, in a line. Raises RunDirectoryError if there is no such assignment, a record is damaged, the storage refuses,
+    or another process writes for too long.
+    """
+    with holding(run.path):
+        made = assignments(run.path)
+        unknown = set(numbers) - {each.number for each in made}
+        if unknown:
+            raise RunDirectoryError(
+                f"{inbox_of(run.path)}: there is no assignment {min(unknown)}, so none is set aside"
+            )
+        save(run.path, [each.model_copy(update={"failed": why}) if each.number in numbers else each for each in made])
+
+
+def left_aside(run: RunDirectory) -> list[Assignment]:
+    """Return the assignments that were set aside and are still to be dealt with by hand.
+
+    Those are dealt with whose data folder was removed, or which a stage of the stream has. Raises as ``pending``.
+    """
+    return [each for each in _not_in_stream(run) if each.failed is not None and each.folder(run.path).is_dir()]
 
 
 def take(run: RunDirectory, tasks: Sequence[str]) -> list[Assignment]:
     """Give all that waits of ``tasks`` to new stages, one for each task, and return their assignments.
 
     Their data folders are on disk on return. While earlier assignments are pending these are returned instead, and
-    nothing new is assigned. A task that has nothing to learn gets none: what waits is damaged, or the run does not know
-    the task and would have no tests for it.
+    nothing new is assigned; those that were set aside keep nothing waiting. A task that has nothing to learn gets none:
+    what waits is damaged, or the run does not know the task and would have no tests for it.
 
     Raises:
         RunDirectoryError: a record is damaged, the storage refuses, or another process writes for too long.
@@ -75,7 +101,8 @@ def _assignment(run: Path, task: str, made: Sequence[Assignment], experiment: Ex
     segments = _whole(shelf_folder(run, task, "segments"), _waiting(run, task, made).segments)
     tests: list[str] = []
     share = 0.0
-    if task not in {known.name for known in experiment.stream} | {earlier.task for earlier in made}:
+    begun = {earlier.task for earlier in made if earlier.failed is None}
+    if task not in begun | {known.name for known in experiment.stream}:
         folder = shelf_folder(run, task, "tests")
         tests = _whole(folder, segments_in(folder))
         share = 0.0 if tests else SHARE
@@ -108,6 +135,11 @@ def _whole(folder: Path, segments: Sequence[Segment]) -> list[str]:
             continue
         found.append(segment.name)
     return found
+
+
+def _not_in_stream(run: RunDirectory) -> list[Assignment]:
+    names = _data_in_stream(run)
+    return [each for each in assignments(run.path) if each.folder(run.path).name not in names]
 
 
 def _data_in_stream(run: RunDirectory) -> set[str]:

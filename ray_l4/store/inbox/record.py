@@ -31,6 +31,8 @@ class Assignment(BaseModel):
     seed: int = 0
     """Seed of that choice."""
     when: str
+    failed: str | None = None
+    """Why it was set aside, because no stage could learn it; None if it was not."""
 
     def folder(self, run: Path) -> Path:
         """Return the folder of what the stage learns."""
