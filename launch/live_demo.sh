@@ -62,7 +62,7 @@ trap 'exit 143' TERM HUP
 
 # End what still goes on, and wait until it has.
 stop_all() {
-  ((${#running[@]} == 0)) || { kill "${running[@]}" && wait "${running[@]}"; } 2>/dev/null || true
+  ((${#running[@]} == 0)) || { kill "${running[@]}"; wait "${running[@]}"; } 2>/dev/null || true
 }
 
 # in_background COMMAND...: start a command, which ends with this script; its process is the last of `running`.
@@ -85,8 +85,8 @@ address_of_service() {
   fail "the service did not start; its output is above"
 }
 
-in_background "$VENV/bin/ray-l4" run launch/experiments/live.yaml --cluster laptop --run-dir "$run" \
-  --set "seed=$seed" "${settings[@]}"
+in_background "$VENV/bin/ray-l4" run launch/experiments/live.yaml --set "seed=$seed" "${settings[@]}" \
+  --cluster laptop --run-dir "$run"
 step "learning mini.sql, into $run" wait "${running[0]}"
 running=()
 

@@ -152,9 +152,10 @@ def _examples(account: Account) -> str:
         return ""
     rows = []
     for task, own in account.kept.items():
-        counts = (own.sent, own.acknowledged, own.learned, own.waiting, len(own.lost), len(own.doubled))
+        counts = (own.sent, own.acknowledged, own.different, own.learned, own.waiting, len(own.lost), len(own.doubled))
         rows.append((task, *map(str, counts)))
-    return table(("examples", "sent", "acknowledged", "learned", "waiting", "lost", "doubled"), rows)
+    header = ("examples", "sent", "acknowledged", "different", "learned", "waiting", "lost", "doubled")
+    return table(header, rows)
 
 
 def data(account: Account) -> dict[str, Any]:

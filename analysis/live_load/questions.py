@@ -48,7 +48,7 @@ class Lesson:
         return TASKS[self.source].metric
 
 
-def tests(task: str, source: str, seed: int) -> list[Question]:
+def questions_of(task: str, source: str, seed: int) -> list[Question]:
     """Return the test set of an embedded task, as questions about ``task``."""
     return [_question(task, row) for row in load(TaskConfig(name=source), "test", DataConfig(seed=seed)).to_pylist()]
 

@@ -80,6 +80,8 @@ class Kept:
 
     sent: int
     acknowledged: int
+    different: int
+    """Of those that were acknowledged; some are sent twice."""
     stored: int
     learned: int
     """By finished stages, as an example to learn or as a test."""
@@ -96,7 +98,9 @@ class Kept:
 
 def kept(sent: int, acknowledged: Iterable[str], stored: Counter[str], learned: Counter[str]) -> Kept:
     """Compare the ids that were acknowledged with those on disk and those that stages learned."""
-    known = set(acknowledged)
+    replies = list(acknowledged)
+    known = set(replies)
     twice = {id for counts in (stored, learned) for id, times in counts.items() if times > 1}
     there, taught = known & stored.keys(), known & learned.keys()
-    return Kept(sent, len(known), len(there), len(taught), sorted(known - stored.keys()), sorted(twice))
+    lost = sorted(known - stored.keys())
+    return Kept(sent, len(replies), len(known), len(there), len(taught), lost, sorted(twice))

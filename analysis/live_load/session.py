@@ -16,7 +16,7 @@ from analysis.live_load.asking import ROUTES, Asked, Client
 from analysis.live_load.killing import Killer
 from analysis.live_load.load import Load
 from analysis.live_load.processes import ServiceProcess
-from analysis.live_load.questions import Lesson, tests
+from analysis.live_load.questions import Lesson, questions_of
 from analysis.live_load.teaching import Users
 from analysis.live_load.watching import Story, Watch
 from ray_l4.errors import RayL4Error
@@ -80,7 +80,7 @@ class _Session:
         seed = run.experiment().data.seed
         sources = {lesson.task: lesson.source for lesson in wish.new}
         sources |= {task: task for task in run.experiment().tasks if task in TASKS}
-        questions = {task: tests(task, source, seed) for task, source in sources.items()}
+        questions = {task: questions_of(task, source, seed) for task, source in sources.items()}
         self._load = Load(client, watch, questions, wish.rate)
         self._users = Users(client, watch, run, seed, story)
         self._killer = Killer(process, watch, wish.seed, story) if wish.kills else None

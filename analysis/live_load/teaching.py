@@ -42,9 +42,7 @@ class Users:
         questions = self._fresh(lesson)
         right = sum(await asyncio.gather(*(self._correct(question) for question in questions)))
         wrong = len(questions) - right
-        self._story.tell(
-            f"{lesson.task}: {len(questions)} new questions, {wrong} wrong answers corrected, {right} right"
-        )
+        self._story.tell(f"{lesson.task}: {len(questions)} new questions, {wrong} answers corrected, {right} confirmed")
 
     async def teach(self, lesson: Lesson) -> None:
         """Begin a new task, and send its examples."""
