@@ -7,23 +7,29 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'TEXT'
-usage: launch/live_demo.sh [--seed N] [--set KEY=VALUE]...
+usage: launch/live_demo.sh [--seed N] [--cluster PROFILE] [--set KEY=VALUE]...
 
-  --seed N          seed of the run (default 0): it decides the initial weights and the order of the examples
-  --set KEY=VALUE   changes a setting of launch/experiments/live.yaml
-  --help            print this text
+  --seed N            seed of the run (default 0): it decides the initial weights and the order of the examples
+  --cluster PROFILE   where students learn (default laptop: two processes)
+  --set KEY=VALUE     changes a setting of launch/experiments/live.yaml
+  --help              print this text
 
 The run goes to runs/ in the repository. RAY_L4_VENV names a virtual environment to use instead of .venv there.
 TEXT
 }
 
-seed=0
+seed=0 profile=laptop
 settings=()
 while (($#)); do
   case $1 in
     --seed)
       [[ ${2:-} =~ ^(0|[1-9][0-9]*)$ ]] || fail "--seed expects a whole number, not '${2:-}'"
       seed=$2
+      shift 2
+      ;;
+    --cluster)
+      [[ -n ${2:-} ]] || fail "--cluster expects the name or the file of a profile"
+      profile=$2
       shift 2
       ;;
     --set)
@@ -86,18 +92,18 @@ address_of_service() {
 }
 
 in_background "$VENV/bin/ray-l4" run launch/experiments/live.yaml --set "seed=$seed" "${settings[@]}" \
-  --cluster laptop --run-dir "$run"
+  --cluster "$profile" --run-dir "$run"
 step "learning mini.sql, into $run" wait "${running[0]}"
 running=()
 
 say "ray-l4 live $run"
-in_background "$VENV/bin/ray-l4" live "$run" --port 0 --cluster laptop >"$output" 2>&1
+in_background "$VENV/bin/ray-l4" live "$run" --port 0 --cluster "$profile" >"$output" 2>&1
 service=${running[0]}
 address=$(address_of_service "$service")
 say "it answers at $address, also in a browser; its users ask, correct mini.sql, and teach a new task, restaurants"
 
-in_background "$VENV/bin/python" -m analysis.live_load "$address" --run "$run" --pid "$service" --clients answers \
-  --corrections mini.sql=30 --new restaurants=mini.rest:200 --json "$run/live_demo.json"
+in_background "$VENV/bin/python" -m analysis.live_load "$address" --run "$run" --pid "$service" --clients answers --quiet 5 \
+  --corrections mini.sql=150 --new restaurants=mini.rest:200 --json "$run/live_demo.json"
 failed=
 wait "${running[1]}" || failed=true
 running=("$service")

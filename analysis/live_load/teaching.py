@@ -81,6 +81,9 @@ class Users:
         return fresh(lesson.task, lesson.source, first, lesson.count, self._seed)
 
     async def _correct(self, question: Question) -> bool:
+        if question.task not in self._watch.tasks:  # a stage that learned it was refused
+            await self._tell(question, None)
+            return False
         async with self._room:
             asked = await self._client.ask(question, "answers", self._watch.model, time.time())
         self.asked.append(asked)

@@ -12,6 +12,8 @@ import httpx
 from analysis.live_load.processes import COMMAND, ServiceProcess
 
 INTERVAL = 1.0
+SETTLED = 5.0
+"""Seconds after which a task that one replica has learned is asked: the others learn of a new stage by themselves."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Watch:
         self.samples: list[Sample] = []
         self.overview: dict[str, Any] = {}
         """The last overview that was had."""
+        self._since: dict[str, float] = {}
+        """When each task was first seen to be served, by the monotonic clock."""
         self._seen = asyncio.Event()
 
     @property
@@ -52,8 +56,10 @@ class Watch:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that the model which answers has learned."""
-        return list(self.overview["serving"]["tasks"])
+        """The tasks that the models which answer have learned."""
+        now, first = time.monotonic(), min(self._since.values())
+        known = self.overview["serving"]["tasks"]
+        return [task for task in known if self._since[task] == first or now - self._since[task] >= SETTLED]
 
     async def ready(self, seconds: float) -> None:
         """Wait for the first overview of a service with a model. Raises TimeoutError."""
@@ -73,7 +79,8 @@ class Watch:
         try:
             found = (await self._http.get("/v1/overview")).raise_for_status().json()
             if found["serving"] is not None:
-                self.overview, answers = found, True
+                self.overview, answers, now = found, True, time.monotonic()
+                self._since = {task: self._since.get(task, now) for task in found["serving"]["tasks"]}
                 self._seen.set()
         except httpx.HTTPError:  # it is noted as not answering
             pass

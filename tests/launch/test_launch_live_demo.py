@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.launch.test_launch_scripts import MAKES_RUN, Project
+from tests.launch.test_launch_scripts import MAKES_RUN, REPOSITORY, Project
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
@@ -63,7 +67,7 @@ def test_it_learns_serves_and_loads_the_service_and_stops_it(project: Project) -
     pid = Path(f"{project.log}.service").read_text().strip()
     assert load.startswith(
         f"python -m analysis.live_load http://127.0.0.1:4321 --run runs/live-seed3 --pid {pid} --clients answers "
-        "--corrections mini.sql="
+        "--quiet 5 --corrections mini.sql="
     )
     assert load.endswith("--json runs/live-seed3/live_demo.json")
     assert stopped == "stopped" and ended(project)
@@ -110,6 +114,7 @@ def test_it_stops_everything_when_it_is_stopped(project: Project, number: signal
     ("arguments", "message"),
     [
         (["--seed"], "--seed expects a whole number, not ''"),
+        (["--cluster"], "--cluster expects the name or the file of a profile"),
         (["--set", "epochs"], "--set expects KEY=VALUE, not 'epochs'"),
         (["--speed", "1"], "unknown option '--speed'"),
     ],
@@ -118,3 +123,42 @@ def test_it_refuses_invalid_options(project: Project, arguments: list[str], mess
     result = project.run("live_demo.sh", *arguments)
     assert (result.returncode, project.recorded()) == (1, [])
     assert message in result.stderr
+
+
+@pytest.mark.end_to_end
+@pytest.mark.processes
+@pytest.mark.timeout(240)
+def test_it_runs(tmp_path: Path) -> None:
+    """The real commands, in one process, on so little that nothing is learned well."""
+    own = Project(tmp_path)
+    programs = {"python": "", "ray-l4": "-m ray_l4.cli", "pip": "-m pip"}
+    for name, arguments in programs.items():
+        text = f'#!/usr/bin/env bash\nPYTHONPATH="{REPOSITORY}" exec "{sys.executable}" {arguments} "$@"\n'
+        (own.venv / "bin" / name).write_text(text)
+    installed = 'source "$0/launch/lib.sh"; printf "%s\\n" "$(cksum <"$0/pyproject.toml") serve $ROOT" >"$1"'
+    stamp = own.venv / ".ray-l4-installed-serve"
+    environment = os.environ | {"RAY_L4_VENV": str(own.venv)}
+    subprocess.run(["bash", "-c", installed, str(own.root), str(stamp)], env=environment, check=True)
+    small = {
+        "stream.0.train": 24,
+        "stream.0.test": 8,
+        "training.epochs": 1,
+        "model.from_scratch.layers": 1,
+        "model.from_scratch.width": 32,
+        "replay.ratio": 0.1,
+        "evaluation.max_new_tokens": 4,
+        "live.max_forgetting": 100,
+    }
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    with own.start("live_demo.sh", "--cluster", "in_process", *settings) as process:
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, output + errors
+    account = json.loads((own.root / "runs" / "live-seed0" / "live_demo.json").read_text())
+    assert account["complaints"] == [] and account["failed"] == 0
+    assert list(account["stages"]) == ["mini.sql (2)", "restaurants"]
+    assert {task: kept["learned"] == kept["different"] for task, kept in account["kept"].items()} == {
+        "mini.sql": True,
+        "restaurants": True,
+    }
+    assert account["latency"]["learning"]["requests"] > 0 and account["latency"]["quiet"]["requests"] > 0
+    assert "| failed  " in output and "served from now on" in output
