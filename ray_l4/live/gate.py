@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from ray_l4.methods import Stage, stages_of
-from ray_l4.serve.choice import best_checkpoint, learned_tasks
+from ray_l4.serve.choice import best_checkpoint, learned_tasks, present_checkpoints
 from ray_l4.store.checkpoints import Checkpoint
 from ray_l4.store.promotion import Decision, decide, decisions, served_stage
 from ray_l4.store.run_directory import RunDirectory
@@ -67,15 +67,14 @@ def _next_undecided(run: RunDirectory) -> int | None:
 
 
 def _verdict(run: RunDirectory, stage: int, most: float) -> Verdict | None:
-    """Return the verdict on a stage; None as long as scores are missing."""
+    """Return the verdict on a stage; None as long as scores are missing, by which its best student is chosen."""
     experiment = run.experiment()
-    new = best_checkpoint(run, stage)
     tasks = learned_tasks(experiment, stage)
-    after = row_of(new, tasks)
     if not decisions(run):
         return Verdict(True, "it is the newest stage as the service begins")
-    if any(score is None for score in after.values()):
+    if any(score is None for own in present_checkpoints(run, stage) for score in row_of(own, tasks).values()):
         return None
+    after = row_of(best_checkpoint(run, stage), tasks)
     served = served_stage(run)
     assert served is not None, "a stage has been promoted"
     before = row_of(best_checkpoint(run, served), tasks)

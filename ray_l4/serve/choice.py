@@ -27,12 +27,17 @@ def best_checkpoint(run: RunDirectory, stage: int) -> Checkpoint:
     Of the present students it is the one with the highest mean of its scores after the stage, over the tasks learned
     by then; the first of them if several have it, or as long as not all have been scored.
     """
-    found = last_checkpoints(run, Wanted(stage=stage), every_stage=False)
-    lost = run.state().lost_students
-    present = [checkpoint for checkpoint in found if checkpoint.student not in lost] or found
+    present = present_checkpoints(run, stage)
     means = [_mean_score(checkpoint) for checkpoint in present]
     known = [mean for mean in means if mean is not None]
     return present[known.index(max(known)) if len(known) == len(present) else 0]
+
+
+def present_checkpoints(run: RunDirectory, stage: int) -> list[Checkpoint]:
+    """Return the checkpoints after a stage of the students that are not lost. Raises as ``best_checkpoint``."""
+    found = last_checkpoints(run, Wanted(stage=stage), every_stage=False)
+    lost = run.state().lost_students
+    return [checkpoint for checkpoint in found if checkpoint.student not in lost] or list(found)
 
 
 def learned_tasks(experiment: ExperimentConfig, stage: int) -> tuple[str, ...]:

@@ -94,9 +94,11 @@ def finish(run: RunDirectory, scores: list[float | None]) -> None:
     run.save_state(RunState(stages_done=stage + 1))
 
 
-def add_score(run: RunDirectory, stage: int, task: str, score: float) -> None:
+def add_score(run: RunDirectory, stage: int, task: str, score: float, student: int = 0) -> None:
     record = {"task": task, "headline": "em", "values": {"em": score}, "examples": 1}
-    write_score(run, Cell(stage, 1, 0, task), record, {"sample_id": ["x"], "prediction": ["y"], "references": [["y"]]})
+    write_score(
+        run, Cell(stage, 1, student, task), record, {"sample_id": ["x"], "prediction": ["y"], "references": [["y"]]}
+    )
 
 
 def judged(run: RunDirectory) -> list[tuple[int, bool]]:
@@ -116,6 +118,19 @@ def test_stages_are_judged_once_they_are_scored_each_against_what_is_served(run:
     finish(run, [88.0, 70.0, 60.0])
     assert judged(run) == [(2, True)], "it is compared with stage 0, which is served"
     assert judged(run) == [] and served_stage(run) == 2
+
+
+def test_a_stage_is_judged_by_its_best_student_once_all_have_been_scored(run: RunDirectory) -> None:
+    finish(run, [90.0, 0.0, 0.0])
+    assert judged(run) == [(0, True)]
+    other = run.checkpoint(1, 1, 1)
+    other.mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    finish(run, [50.0, 80.0, 0.0])
+    assert judged(run) == [], "the other student may be better"
+    for task, score in (("mini.woz", 88.0), ("mini.sql", 81.0)):
+        add_score(run, 1, task, score, student=1)
+    assert judged(run) == [(1, True)]
 
 
 def test_what_was_learned_before_the_service_began_is_served_as_it_is(run: RunDirectory) -> None:
