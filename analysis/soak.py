@@ -22,12 +22,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import ray
 from ray._private import internal_api
 
 from analysis.command import exit_status
+from analysis.slope import Slope, slope
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import PeerError
@@ -47,13 +47,6 @@ MB = 1e6
 
 _TAKEN = re.compile(r"student (\d+) after (.+), epoch (\d+): (\S+) \S+ [\d.]+$")
 _KINDS = {"ray::Coordinator": "coordinator", "ray::Student": "student", "ray::Evaluator": "evaluator"}
-
-
-class Slope(NamedTuple):
-    """Growth, with its standard error."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -80,18 +73,6 @@ class Count:
     def is_right(self) -> bool:
         """Whether every score is there once."""
         return self.due == self.on_disk == self.taken and not self.double
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> Slope:
-    """Return the least-squares slope of ``y`` over ``x`` and its standard error; NaN where it is not determined."""
-    n = len(x)
-    mean_x, mean_y = sum(x) / max(n, 1), sum(y) / max(n, 1)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    if n < 3 or spread == 0:
-        return Slope(math.nan, math.nan)
-    value = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
-    rest = sum((b - mean_y - value * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
-    return Slope(value, math.sqrt(rest / (n - 2) / spread))
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, Slope]:

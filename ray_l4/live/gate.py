@@ -36,12 +36,12 @@ def judge(before: Row, after: Row, stage: Stage, earlier: Collection[str], most:
     if worst is not None and falls[worst] > most:
         return Verdict(False, f"{worst} fell {_points(before, after, worst)}, more than {most:g} points")
     for task in stage.tasks:
-        score, known = after.get(task), before.get(task)
+        score, known = after.get(task), before.get(task) or 0.0
         if score is None:
             return Verdict(False, f"{task} has not been scored")
         if task in earlier and falls.get(task, 0.0) > 0:
             return Verdict(False, f"{task}, which it learned again, fell {_points(before, after, task)}")
-        if task not in earlier and score <= (known or 0.0) < _HIGHEST:
+        if task not in earlier and (score < known or score == known < _HIGHEST):
             return Verdict(False, f"{task}, which it learned, did not rise ({_points(before, after, task)})")
     rose = ", ".join(f"{task} {_points(before, after, task)}" for task in stage.tasks)
     kept = f"; the largest fall is that of {worst} ({_points(before, after, worst)})" if worst is not None else ""

@@ -25,8 +25,9 @@ from ray_l4.methods import stages_of
 from ray_l4.run.restart_budget import RestartBudget, RestartsSpentError, progress_on_disk
 from ray_l4.store.atomic import write_text
 from ray_l4.store.extension import finish_extension
-from ray_l4.store.inbox.assignments import pending, set_aside, take, waiting
+from ray_l4.store.inbox.assignments import Waiting, pending, set_aside, take, waiting
 from ray_l4.store.inbox.inbox import Inbox
+from ray_l4.store.inbox.places import shelf_folder
 from ray_l4.store.inbox.record import Assignment
 from ray_l4.store.promotion import Decision
 from ray_l4.store.run_directory import RunDirectory
@@ -37,6 +38,11 @@ log = logging.getLogger("ray_l4.serve")
 
 FEWEST_OF_A_NEW_TASK = 2
 """Examples of a new task from which on it is learned: one of them becomes its test set."""
+PAUSE = 3.0
+"""Seconds without a further example of a task after which those that wait are learned: whoever teaches one example
+after another wants one stage for all."""
+LONGEST_PAUSE = 60.0
+"""Seconds since the first example that waits after which nothing more is waited for."""
 _INTERVAL = 1.0
 """Seconds between two looks."""
 _UNLEARNABLE = (2, 3, 4)
@@ -157,11 +163,19 @@ class LiveLearner:
         for problem in self._dropped.collect(inbox_tasks(self._run, experiment), experiment.data):
             self.tell_once(problem)
         least = self._live.min_examples
-        return [
-            name
-            for name, task in inbox_tasks(self._run, experiment).tasks.items()
-            if waiting(self._run.path, name).examples >= (min(FEWEST_OF_A_NEW_TASK, least) if task.is_new else least)
-        ]
+        found = []
+        for name, task in inbox_tasks(self._run, experiment).tasks.items():
+            own = waiting(self._run.path, name)
+            enough = own.examples >= (min(FEWEST_OF_A_NEW_TASK, least) if task.is_new else least)
+            if enough and not self._arriving(name, own):
+                found.append(name)
+        return found
+
+    def _arriving(self, task: str, own: Waiting) -> bool:
+        """Return whether further examples of a task are likely to come in a moment."""
+        folder, now = shelf_folder(self._run.path, task, "segments"), time.time()
+        first, last = (now - (folder / own.segments[place].name).stat().st_mtime for place in (0, -1))
+        return last < PAUSE and first < LONGEST_PAUSE
 
     def _start(self, *arguments: str) -> None:
         profile = self._run.path / "live.yaml"

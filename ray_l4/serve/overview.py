@@ -37,8 +37,8 @@ def _set_aside_problem(run: RunDirectory, assignment: Assignment, found: InboxTa
     new = ["--metric", task.config.metric or DEFAULT_METRIC] if task is not None and task.is_new else []
     command = ["ray-l4", "extend", str(run.path), f"{assignment.task}={folder}", *new]
     return (
-        f"assignment {assignment.number} of the inbox, of task {assignment.task!r}, was set aside, because it could not "
-        f"be learned: {(assignment.failed or '').rstrip('. ')}. Correct {folder} and learn it by hand "
+        f"assignment {assignment.number} of the inbox, of task {assignment.task!r}, was set aside, because it could "
+        f"not be learned: {(assignment.failed or '').rstrip('. ')}. Correct {folder} and learn it by hand "
         f"({shlex.join(command)}), or remove that folder to do without its examples."
     )
 

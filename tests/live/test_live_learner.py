@@ -54,6 +54,8 @@ def test_corrections_and_a_new_task_are_learned_judged_and_served(run: RunDirect
     (run.path / "inbox" / "letters").mkdir()
     (run.path / "inbox" / "letters" / "task.yaml").write_text("metric: em\n")
     Inbox(run.path).add("letters", live.examples(10, first=100))
+    learner.look()
+    assert learner.learning is None, "more may follow"
     live.watch(learner, lambda: settled(run, 3))
     learner.stop()
     stages = [item.name for item in run.experiment().stream]
