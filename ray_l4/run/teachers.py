@@ -74,7 +74,7 @@ def named_teachers(setup: Setup) -> RunDirectory | None:
             f"teachers.run: {teachers.path} has no teacher of {', '.join(untaught)}. Extend it first, by the same "
             f"data: ray-l4 extend {teachers.path} ..."
         )
-    facts = recorded_facts(teachers.manifest(), str(teachers.path))
+    facts = recorded_facts(teachers.manifest(), str(teachers.path / "manifest.json"))
     if items != setup.items or {item: own.fingerprint for item, own in facts.items()} != setup.fingerprints:
         raise RunDirectoryError(
             f"teachers.run: {teachers.path} learned from different data, or with a different tokeniser. "

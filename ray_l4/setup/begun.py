@@ -40,7 +40,7 @@ def begun(run: RunDirectory, first: int) -> Begun:
     Only files of its own tasks count: an extension that was cut off may have left some of a task that it did not get.
     """
     tests = {task: kept_tests(run, task) for task in run.experiment().tasks}
-    facts = recorded_facts(run.manifest(), str(run.path))
+    facts = recorded_facts(run.manifest(), str(run.path / "manifest.json"))
     stored = {item: _read(run.stored_examples(item), STORED) for item in facts}
     folder = run.path / "tokenizer"
     return Begun(

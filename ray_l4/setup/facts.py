@@ -64,15 +64,15 @@ def facts_as_json(facts: Mapping[str, ItemFacts]) -> dict[str, dict[str, Any]]:
 
 
 def recorded_facts(manifest: Mapping[str, Any], where: str) -> dict[str, ItemFacts]:
-    """Return the facts in a manifest. ``where``: the run, for messages.
+    """Return the facts in a manifest. ``where``: its file, for messages.
 
     Raises RunDirectoryError if the manifest has none: an earlier version of this package wrote it.
     """
     known: dict[str, Any] = {name: manifest.get(key) for name, key in _KEYS.items()}
     if not all(isinstance(values, dict) for values in known.values()):
         raise RunDirectoryError(
-            f"{where}: its manifest.json is damaged, or of an earlier version of ray-l4: it does not say enough about "
-            "the data that was learned. Restore it, go on with the version that began the run, or start a new run."
+            f"{where}: damaged, or of an earlier version of ray-l4: it does not say enough about the data that was "
+            "learned. Restore it, go on with the version that began the run, or start a new run."
         )
     items = set.intersection(*(set(values) for values in known.values()))
     return {item: ItemFacts(**{name: values[item] for name, values in known.items()}) for item in items}

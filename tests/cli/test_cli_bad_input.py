@@ -59,7 +59,7 @@ ROW = '{"context": "one two three", "question": "which", "answer": "two", "id": 
         ({"metod": "l4"}, CONFIG, ["metod", "'method'"]),
         ({"method": "l5"}, CONFIG, ["unknown method 'l5'", "'l4'"]),
         ({"stream": ["mini.wozz"]}, CONFIG, ["mini.wozz", "mini.woz"]),
-        ({"stream": ["mini.woz", "mini.woz"]}, CONFIG, ["mini.woz", "twice"]),
+        ({"stream": ["mini.woz", {"name": "mini.woz", "metric": "em"}]}, CONFIG, ["mini.woz", "another metric"]),
         ({"stream": []}, CONFIG, ["stream"]),
         ({"stream": ["woz.en"], "data": {"raw": "nowhere"}}, DATA, ["nowhere", "woz"]),
         ({"model": {"name": "no/such/model"}}, MODEL, ["no/such/model"]),

@@ -109,10 +109,14 @@ def test_resume_refuses_data_that_has_changed(finished: RunDirectory, tmp_path: 
     copy = tmp_path / "run"
     shutil.copytree(finished.path, copy)
     (copy / "summary.json").unlink()
-    write_record(copy / "manifest.json", read_json(copy / "manifest.json") | {"data_fingerprint": "other"})
+    run, manifest = RunDirectory.open(copy), dict(read_json(copy / "manifest.json"))
+    run.save_state(run.state().model_copy(update={"stages_done": 1}))
+    last = list(manifest["data_fingerprint"])[-1]
+    changed = {"data_fingerprint": manifest["data_fingerprint"] | {last: "other"}}
+    write_record(copy / "manifest.json", manifest | changed)
     result = ray_l4("resume", copy, "--cluster", IN_PROCESS)
     assert result.returncode == 5
-    assert "has changed since the run began" in result.stderr
+    assert f"the data of {last} or the tokeniser has changed since the run began" in result.stderr
 
 
 def test_tensorboard_shows_losses_and_scores(finished: RunDirectory) -> None:

@@ -44,7 +44,10 @@ def learn_what_waits(run: RunDirectory) -> None:
 
 def finish_stage(run: RunDirectory) -> None:
     """What a command does at the end of a stage, and the gate after it."""
-    run.save_state(RunState(stages_done=len(run.experiment().stream)))
+    stage = len(run.experiment().stream) - 1
+    run.checkpoint(stage, 1, 0).mkdir(parents=True, exist_ok=True)
+    (run.checkpoint(stage, 1, 0) / "config.json").write_text("{}")
+    run.save_state(RunState(stages_done=stage + 1))
     decide(run, run.state().stages_done - 1, promoted=True, by="gate", why="it rose")
 
 
