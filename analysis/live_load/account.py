@@ -25,6 +25,8 @@ class Account:
 
     asked: list[Asked]
     """All questions, in the order in which they were due."""
+    steady: list[Asked]
+    """Those of the steady stream alone, of which latency is told: users ask many at a time."""
     told: list[Tried]
     """All other requests."""
     samples: list[Sample]
@@ -75,9 +77,9 @@ class Account:
         return not any(REPLICA in sample.memory for sample in self.samples)
 
     def during(self, learning: bool) -> list[Asked]:
-        """Return the questions that were due while the service learned, or while it did not."""
+        """Return the questions of the steady stream that were due while the service learned, or while it did not."""
         at, found = 0, []
-        for one in sorted(self.asked, key=lambda one: one.due):
+        for one in sorted(self.steady, key=lambda one: one.due):
             while at + 1 < len(self.samples) and self.samples[at + 1].at <= one.due:
                 at += 1
             if self.samples and self.samples[at].learning == learning:

@@ -89,7 +89,7 @@ class _Session:
         self._story.tell(f"asking {self._wish.rate:g} questions a second, about {', '.join(self._watch.tasks)}")
         beside = [asyncio.create_task(self._load.run()), asyncio.create_task(self._narrate())]
         if self._killer is not None:
-            beside.append(asyncio.create_task(self._killer.run()))
+            beside.append(asyncio.create_task(self._kill(self._killer)))
         trouble = ""
         try:
             await _first_to_end(self._teach(), beside)
@@ -114,6 +114,12 @@ class _Session:
             await self._users.until_settled(60 * wish.most_minutes)
             await asyncio.sleep(wish.quiet)
             number += 1
+
+    async def _kill(self, killer: Killer) -> None:
+        """Kill for as long as the session is to last; what was sent is then learned in peace."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(killer.run(), 60 * self._wish.minutes)
+        await asyncio.Event().wait()  # until it is cancelled: what ends by itself ends the session
 
     async def _narrate(self) -> None:
         """Tell what the gate decides."""
@@ -140,6 +146,7 @@ class _Session:
         after = _scores(self._watch)
         return Account(
             asked=asked,
+            steady=self._load.asked,
             told=users.told,
             samples=self._watch.samples,
             scores={task: (self._before.get(task), after[task]) for task in after},
