@@ -156,7 +156,7 @@ def _examples(account: Account) -> str:
     for task, own in account.kept.items():
         counts = (own.sent, own.acknowledged, own.different, own.learned, own.waiting, len(own.lost), len(own.doubled))
         rows.append((task, *map(str, counts)))
-    header = ("examples", "sent", "acknowledged", "different", "learned", "waiting", "lost", "doubled")
+    header = ("examples", "sent", "acknowledged", "different", "learned", "not yet", "lost", "doubled")
     return table(header, rows)
 
 

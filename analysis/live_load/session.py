@@ -47,6 +47,8 @@ class Wish:
     patience: float = 90.0
     """Seconds for which a request is tried again."""
     kills: bool = False
+    kill_every: float = 45.0
+    """Mean seconds from one kill to the next."""
     seed: int = 0
     routes: tuple[str, ...] = ROUTES
 
@@ -83,7 +85,7 @@ class _Session:
         questions = {task: questions_of(task, source, seed) for task, source in sources.items()}
         self._load = Load(client, watch, questions, wish.rate)
         self._users = Users(client, watch, run, seed, story)
-        self._killer = Killer(process, watch, wish.seed, story) if wish.kills else None
+        self._killer = Killer(process, watch, wish.seed, wish.kill_every, story) if wish.kills else None
 
     async def hold(self) -> Account:
         self._story.tell(f"asking {self._wish.rate:g} questions a second, about {', '.join(self._watch.tasks)}")
