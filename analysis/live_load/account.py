@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from analysis.live_load.asking import OK, Asked, Tried
@@ -32,17 +32,17 @@ class Account:
     samples: list[Sample]
     scores: dict[str, tuple[float | None, float | None]]
     """Task -> score before and after."""
-    stages: dict[str, tuple[bool | None, str]]
+    stages: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
     """Stage learned -> whether it was promoted, and why or why not."""
-    wrong_stage: list[Asked]
-    stepped_back: list[Asked]
-    mixed: list[Asked]
-    compared: int
+    wrong_stage: list[Asked] = field(default_factory=list)
+    stepped_back: list[Asked] = field(default_factory=list)
+    mixed: list[Asked] = field(default_factory=list)
+    compared: int = 0
     """Answers that were compared with those of the run's scores."""
-    kept: dict[str, Kept]
-    killed: list[tuple[float, str]]
-    lines: list[str]
-    trouble: str
+    kept: dict[str, Kept] = field(default_factory=dict)
+    killed: list[tuple[float, str]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    trouble: str = ""
     """Why the session was cut short; empty if it was not."""
 
     @property
