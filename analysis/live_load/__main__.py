@@ -11,8 +11,9 @@ teach new tasks (``--new TASK=EMBEDDED_TASK:COUNT``), and wait until all was lea
 
 The referee compares every answer with the stages that were promoted by then and with the answers by which its stage
 was scored, and every example that was acknowledged with what is on disk and what stages learned. With ``--kill``, one
-of the service, its replicas, the command that learns and its students is killed with -9 every 15 to 30 seconds;
-``--start`` is the command line of the service, by which it is then started again, and has to name its port.
+of the service, its replicas, the command that learns and its students is killed with -9 every ``--kill-every`` seconds,
+for ``--minutes``; ``--start`` is the command line of the service, by which it is then started again, and has to name
+its port.
 
 Exit status 1 if a request failed, an example is lost or double, an answer is of the wrong model, or what was sent was
 not learned in time. ``--json FILE`` writes every request and sample. Linux only.
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", metavar="COMMAND", help="command line that starts the service")
     parser.add_argument("--log", type=Path, default=Path("service.log"), help="where --start's output goes")
     parser.add_argument("--kill", action="store_true", help="kill processes at random moments; needs --start")
+    parser.add_argument("--kill-every", type=float, default=45.0, help="mean seconds from one kill to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything")
     return parser
@@ -77,6 +79,7 @@ def _hold(given: argparse.Namespace) -> Account:
         most_minutes=given.most_minutes,
         quiet=given.quiet,
         kills=given.kill,
+        kill_every=given.kill_every,
         seed=given.seed,
         routes=ROUTES if given.clients == "both" else (given.clients,),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from analysis.live_load.asking import OK, Asked, Tried
@@ -25,22 +25,24 @@ class Account:
 
     asked: list[Asked]
     """All questions, in the order in which they were due."""
+    steady: list[Asked]
+    """Those of the steady stream alone, of which latency is told: users ask many at a time."""
     told: list[Tried]
     """All other requests."""
     samples: list[Sample]
     scores: dict[str, tuple[float | None, float | None]]
     """Task -> score before and after."""
-    stages: dict[str, tuple[bool | None, str]]
+    stages: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
     """Stage learned -> whether it was promoted, and why or why not."""
-    wrong_stage: list[Asked]
-    stepped_back: list[Asked]
-    mixed: list[Asked]
-    compared: int
+    wrong_stage: list[Asked] = field(default_factory=list)
+    stepped_back: list[Asked] = field(default_factory=list)
+    mixed: list[Asked] = field(default_factory=list)
+    compared: int = 0
     """Answers that were compared with those of the run's scores."""
-    kept: dict[str, Kept]
-    killed: list[tuple[float, str]]
-    lines: list[str]
-    trouble: str
+    kept: dict[str, Kept] = field(default_factory=dict)
+    killed: list[tuple[float, str]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    trouble: str = ""
     """Why the session was cut short; empty if it was not."""
 
     @property
@@ -75,9 +77,9 @@ class Account:
         return not any(REPLICA in sample.memory for sample in self.samples)
 
     def during(self, learning: bool) -> list[Asked]:
-        """Return the questions that were due while the service learned, or while it did not."""
+        """Return the questions of the steady stream that were due while the service learned, or while it did not."""
         at, found = 0, []
-        for one in sorted(self.asked, key=lambda one: one.due):
+        for one in sorted(self.steady, key=lambda one: one.due):
             while at + 1 < len(self.samples) and self.samples[at + 1].at <= one.due:
                 at += 1
             if self.samples and self.samples[at].learning == learning:
@@ -154,7 +156,7 @@ def _examples(account: Account) -> str:
     for task, own in account.kept.items():
         counts = (own.sent, own.acknowledged, own.different, own.learned, own.waiting, len(own.lost), len(own.doubled))
         rows.append((task, *map(str, counts)))
-    header = ("examples", "sent", "acknowledged", "different", "learned", "waiting", "lost", "doubled")
+    header = ("examples", "sent", "acknowledged", "different", "learned", "not yet", "lost", "doubled")
     return table(header, rows)
 
 

@@ -10,16 +10,17 @@ from analysis.live_load.processes import COMMAND, REPLICA, SERVICE, STUDENT, Ser
 from analysis.live_load.watching import Story, Watch
 
 _KINDS = (STUDENT, SERVICE, COMMAND)
-_EVERY = (15.0, 30.0)
-"""Least and most seconds from one kill to the next."""
+_SPREAD = (0.5, 1.5)
+"""Least and most seconds from one kill to the next, as shares of their mean."""
 _NAP = 0.2
 
 
 class Killer:
     """Kills until it is cancelled: every kind in turn, each turn in an order of its own, as soon as there is one."""
 
-    def __init__(self, process: ServiceProcess, watch: Watch, seed: int, story: Story) -> None:
-        """``process``: a service that can be started again."""
+    def __init__(self, process: ServiceProcess, watch: Watch, seed: int, every: float, story: Story) -> None:
+        """``process``: a service that can be started again. ``every``: mean seconds from one kill to the next."""
+        self._every = every
         self._process, self._watch, self._story = process, watch, story
         self._random = random.Random(seed)
         self._kinds = (*_KINDS, *([REPLICA] if process.of_kind(REPLICA) else []))
@@ -30,7 +31,7 @@ class Killer:
         """Kill until cancelled."""
         due: list[str] = []
         while True:
-            await asyncio.sleep(self._random.uniform(*_EVERY))
+            await asyncio.sleep(self._every * self._random.uniform(*_SPREAD))
             due = due or self._random.sample(self._kinds, len(self._kinds))
             while (kind := next((one for one in due if self._process.of_kind(one)), None)) is None:
                 await asyncio.sleep(_NAP)

@@ -47,6 +47,8 @@ class Wish:
     patience: float = 90.0
     """Seconds for which a request is tried again."""
     kills: bool = False
+    kill_every: float = 45.0
+    """Mean seconds from one kill to the next."""
     seed: int = 0
     routes: tuple[str, ...] = ROUTES
 
@@ -83,13 +85,13 @@ class _Session:
         questions = {task: questions_of(task, source, seed) for task, source in sources.items()}
         self._load = Load(client, watch, questions, wish.rate)
         self._users = Users(client, watch, run, seed, story)
-        self._killer = Killer(process, watch, wish.seed, story) if wish.kills else None
+        self._killer = Killer(process, watch, wish.seed, wish.kill_every, story) if wish.kills else None
 
     async def hold(self) -> Account:
         self._story.tell(f"asking {self._wish.rate:g} questions a second, about {', '.join(self._watch.tasks)}")
         beside = [asyncio.create_task(self._load.run()), asyncio.create_task(self._narrate())]
         if self._killer is not None:
-            beside.append(asyncio.create_task(self._killer.run()))
+            beside.append(asyncio.create_task(self._kill(self._killer)))
         trouble = ""
         try:
             await _first_to_end(self._teach(), beside)
@@ -114,6 +116,12 @@ class _Session:
             await self._users.until_settled(60 * wish.most_minutes)
             await asyncio.sleep(wish.quiet)
             number += 1
+
+    async def _kill(self, killer: Killer) -> None:
+        """Kill for as long as the session is to last; what was sent is then learned in peace."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(killer.run(), 60 * self._wish.minutes)
+        await asyncio.Event().wait()  # until it is cancelled: what ends by itself ends the session
 
     async def _narrate(self) -> None:
         """Tell what the gate decides."""
@@ -140,6 +148,7 @@ class _Session:
         after = _scores(self._watch)
         return Account(
             asked=asked,
+            steady=self._load.asked,
             told=users.told,
             samples=self._watch.samples,
             scores={task: (self._before.get(task), after[task]) for task in after},

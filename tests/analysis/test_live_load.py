@@ -114,7 +114,7 @@ def made(samples: Sequence[Sample] = (), **changes: Any) -> Account:
         "lines": [],
         "trouble": "",
     }
-    return Account(**(values | changes))
+    return Account(**{"steady": (values | changes)["asked"], **values, **changes})
 
 
 def sample(at: float, learning: bool = False, mb: float = 100.0, pid: int = 1, **more: float) -> Sample:
