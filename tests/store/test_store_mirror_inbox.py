@@ -14,6 +14,7 @@ import pytest
 from pyarrow import fs
 
 from ray_l4.errors import ClusterError
+from ray_l4.store.atomic import write_text
 from ray_l4.store.extension import finish_extension
 from ray_l4.store.inbox.assignments import take
 from ray_l4.store.inbox.inbox import Inbox
@@ -44,8 +45,10 @@ def learn_what_waits(run: RunDirectory) -> None:
 
 def finish_stage(run: RunDirectory) -> None:
     """What a command does at the end of a stage, and the gate after it."""
-    run.save_state(RunState(stages_done=len(run.experiment().stream)))
-    decide(run, run.state().stages_done - 1, promoted=True, by="gate", why="it rose")
+    last = len(run.experiment().stream) - 1
+    write_text(run.checkpoint(last, 1, 0) / "config.json", "{}")
+    run.save_state(RunState(stages_done=last + 1))
+    decide(run, last, promoted=True, by="gate", why="it rose")
 
 
 def check_copy(folder: Path) -> None:
