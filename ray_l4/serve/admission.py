@@ -95,22 +95,30 @@ class Admission:
         client = (scope.get("client") or ("unknown",))[0]
         refuse_other_sites(headers, open_to_all=bool(self._keys))
         if self._keys and scope["path"] not in OPEN_PATHS:
-            client = f"key {self._key_of(headers)}"
-        if scope["path"] not in _UNCOUNTED and (wait := self._rate.take(client)):
-            message = f"more than {self._limits.per_minute} requests in a minute; wait {wait:.1f} s"
-            raise RequestError(429, message, "rate_limit_exceeded", retry_after=max(1, round(wait)))
+            number = self._key_of(headers)
+            if number is None:  # whoever tries keys is slowed down, whatever the path
+                self._count(client)
+                message = "an API key is missing or wrong; expected the header Authorization: Bearer KEY"
+                raise RequestError(401, message, "invalid_api_key")
+            client = f"key {number}"
+        if scope["path"] not in _UNCOUNTED:
+            self._count(client)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise self._too_large()
 
-    def _key_of(self, headers: Headers) -> int:
-        """Return the number of the key that a request has. Raises RequestError if it has none of them."""
+    def _count(self, client: str) -> None:
+        """Count a request of a client. Raises RequestError if it has sent too many."""
+        wait = self._rate.take(client)
+        if wait:
+            message = f"more than {self._limits.per_minute} requests in a minute; wait {wait:.1f} s"
+            raise RequestError(429, message, "rate_limit_exceeded", retry_after=max(1, round(wait)))
+
+    def _key_of(self, headers: Headers) -> int | None:
+        """Return the number of the key that a request has; None if it has none of them."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         found = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(found):
-            message = "an API key is missing or wrong; expected the header Authorization: Bearer KEY"
-            raise RequestError(401, message, "invalid_api_key")
-        return found.index(True)
+        return found.index(True) if scheme.lower() == "bearer" and any(found) else None
 
     def _counted(self, receive: Receive) -> Receive:
         """Return ``receive`` with a limit to the bytes of the body."""

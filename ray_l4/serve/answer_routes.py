@@ -43,11 +43,13 @@ async def answers(request: Request, body: Annotated[AnswerBody, Depends(json_bod
 
 @router.get("/healthz")
 async def healthz(request: Request) -> Response:
-    """Say whether a model is loaded, and which."""
+    """Say whether a model is loaded and runs, and which."""
     service: Service = request.app.state.service
     model = service.current
     if model is None:
         return JSONResponse({"status": "no model yet"}, 503, {"Retry-After": "5"})
+    if not model.generator.is_alive():
+        return JSONResponse({"status": "the model does not run any more", "model": model.name}, 503)
     return JSONResponse({"status": "ok", "model": model.name, **model.place, "tasks": list(model.tasks)})
 
 

@@ -62,8 +62,12 @@ def feedback_router(run: RunDirectory) -> APIRouter:
             hint = nearest(body.task, known)
             message = f"there is no task {body.task!r}. {hint} A new one begins with POST /v1/tasks."
             raise RequestError(404, message, "task_not_found", "task")
-        question = _question(request.app.state.service, body, found)
+        service: Service = request.app.state.service
+        question = _question(service, body, found)
         example = Example(body.context, question, (body.answer,), body.given, "feedback", now())
+        example.check()
+        if service.current is not None:
+            service.current.check_example(example)
         try:
             receipt, waiting = side.add(body.task, example)
         except RunDirectoryError as error:

@@ -91,14 +91,18 @@ class Generator:
         self._cache_bytes = cache_budget(loaded.model.device) // _MOST_BATCHES
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._ended = False
         self._batches: dict[Decoding, _Batch] = {}
+        self._joining: list[Job] = []
+        """Jobs that are neither in the queue nor in a batch."""
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Put a job into the queue. Raises RequestError if that is full."""
+        """Put a job into the queue. Raises RequestError if that is full, or if the thread has ended."""
         with self._wake:
+            if self._ended:
+                raise not_running()
             if len(self._waiting) >= self._limits.queue:
                 message = f"{len(self._waiting)} requests wait already, as many as may; try again later"
                 raise RequestError(503, message, "queue_full", retry_after=1)
@@ -116,19 +120,42 @@ class Generator:
 
     def is_alive(self) -> bool:
         """Return whether the thread runs."""
-        return self._thread.is_alive()
+        return not self._ended
 
     def _run(self) -> None:
-        with arithmetic(self._loaded.settings, self._loaded.model.device):
-            while True:
-                with self._wake:
-                    while not self._waiting and not self._batches:
-                        if self._closing:
-                            return
-                        self._wake.wait(_IDLE)
-                self._admit()
-                for decoding, batch in list(self._batches.items()):
-                    self._step(decoding, batch)
+        try:
+            with arithmetic(self._loaded.settings, self._loaded.model.device):
+                self._work()
+        except BaseException as error:  # whatever it is: nobody else would say so
+            log.critical("the thread of the model has ended: %s", type(error).__name__, exc_info=error)
+        finally:
+            self._end()
+
+    def _work(self) -> None:
+        """Continue prompts until the generator is closed and nothing is left."""
+        while True:
+            with self._wake:
+                while not self._waiting and not self._batches:
+                    if self._closing:
+                        return
+                    self._wake.wait(_IDLE)
+            self._admit()
+            for decoding, batch in list(self._batches.items()):
+                self._step(decoding, batch)
+
+    def _end(self) -> None:
+        """Take no more jobs, and tell those that are left: there are some if the thread ends by an error."""
+        with self._wake:
+            self._ended = True
+            left = [
+                *self._joining,
+                *self._waiting,
+                *(each.job for batch in self._batches.values() for each in batch.underway),
+            ]
+            self._meter.queue.dec(len(self._waiting))
+            self._waiting.clear()
+        for job in left:
+            job.tell(Progress([], failure=not_running()))
 
     def _admit(self) -> None:
         """Let jobs that wait join batches, as far as there is room, the earliest first."""
@@ -141,6 +168,7 @@ class Generator:
                 self._meter.queue.dec()
                 if not job.dropped:
                     by_decoding.setdefault(job.decoding, []).append(job)
+                    self._joining.append(job)
                     free -= 1
         for decoding, jobs in by_decoding.items():
             kept += jobs[self._join(decoding, jobs) :]
@@ -148,19 +176,19 @@ class Generator:
             with self._wake:
                 self._waiting.extendleft(reversed(kept))
                 self._meter.queue.inc(len(kept))
+        self._joining = []
 
     def _join(self, decoding: Decoding, jobs: Sequence[Job]) -> int:
         """Let the first jobs join the batch of their decoding; returns how many there was room for."""
-        batch = self._batches.get(decoding)
-        if batch is None:
-            if len(self._batches) >= _MOST_BATCHES:
-                return 0
-            batch = _Batch(RollingBatch(self._loaded.model, decoding, self._cache_bytes))
-        count = batch.rows.room_for([job.prompt for job in jobs])
+        batch, count = self._batches.get(decoding), len(jobs)
+        if batch is None and len(self._batches) >= _MOST_BATCHES:
+            return 0
         try:
+            batch = batch or _Batch(RollingBatch(self._loaded.model, decoding, self._cache_bytes))
+            count = batch.rows.room_for([job.prompt for job in jobs])
             rows = batch.rows.join([job.prompt for job in jobs[:count]])
         except Exception as error:  # whatever it is: the requests are told, and the thread goes on
-            self._fail([*jobs[:count], *(each.job for each in batch.underway)], error)
+            self._fail([*jobs[:count], *(each.job for each in batch.underway)] if batch else jobs, error)
             self._batches.pop(decoding, None)
             return count
         self._batches[decoding] = batch
@@ -191,3 +219,8 @@ class Generator:
         failure = RequestError(500, f"the model failed: {type(error).__name__}: {first_line(error)}", "model_failed")
         for job in jobs:
             job.tell(Progress([], failure=failure))
+
+
+def not_running() -> RequestError:
+    """Return what is told where the thread of the model has ended."""
+    return RequestError(503, "the model does not run any more; the service has to be restarted", "model_ended")

@@ -21,7 +21,7 @@ class Limits(Strict):
     new_tokens: Count = 4096
     """Tokens that may be asked for (400)."""
     per_minute: Count = 6000
-    """Requests of a client in a minute (429). A client is an API key, or an address if there are no keys."""
+    """Requests of a client in a minute (429). A client is an API key, or an address where no valid one is given."""
     queue: Count = 1024
     """Requests that wait for the model (503)."""
     batch: Count = 32

@@ -17,6 +17,7 @@ from ray_l4.serve.asked import Asked, Sampling
 from ray_l4.serve.asking import Habit, habit_of
 from ray_l4.serve.choice import learned_tasks
 from ray_l4.serve.generator import Generator
+from ray_l4.serve.learnable import refuse_unlearnable
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.problems import RequestError
@@ -30,6 +31,7 @@ from ray_l4.setup.loaded import (
     one_question,
 )
 from ray_l4.store.checkpoints import Checkpoint
+from ray_l4.store.inbox.example import Example
 from ray_l4.tasks.chat import Message
 from ray_l4.text.chat_template import RefusedConversationError
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -131,6 +133,11 @@ class ServedModel:
         self._check_length(one.whole)
         (prompt,) = answer_prompts(one.tests, [0], answer_seed(self._found))
         return self._asked(prompt, sampling, strip=True, cut=one.cut)
+
+    def check_example(self, example: Example) -> None:
+        """Raise RequestError if an example of any task, a new one included, is too long to be learned."""
+        with self._encoding:
+            refuse_unlearnable(example, self.tokenizer, self.tasks[0], self._longest)
 
     def plain(self, text: str, sampling: Sampling) -> Asked:
         """Return a text as a prompt of its own, without a task. Raises RequestError if it is empty or too long."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ray_l4.serve.generator import not_running
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.problems import RequestError
@@ -32,12 +33,17 @@ class Service:
 
     @contextmanager
     def model(self) -> Iterator[ServedModel]:
-        """Keep the model that is served now for the time of a request. Raises RequestError if there is none yet."""
+        """Keep the model that is served now for the time of a request.
+
+        Raises RequestError if there is none yet, or if its thread has ended.
+        """
         with self._lock:
             model = self._current
             if model is None:
                 message = "no stage of the run has finished yet, so there is no model; try again later"
                 raise RequestError(503, message, "no_model_yet", retry_after=5)
+            if not model.generator.is_alive():
+                raise not_running()
             model.users += 1
         try:
             yield model

@@ -22,7 +22,7 @@ ASKED = {"task": "mini.woz", "context": "a"}
 @pytest.fixture(scope="module")
 def guarded(run: RunDirectory) -> Iterator[Served]:
     """A service with keys and narrow limits."""
-    limits = {"per_minute": 12, "body_bytes": 1000}
+    limits = {"per_minute": 20, "body_bytes": 1000}
     with serving(run.path, limits, keys=frozenset({KEY, OTHER})) as service:
         yield service
 
@@ -54,15 +54,43 @@ def test_without_a_key_nothing_is_told(guarded: Served, headers: dict[str, str])
 
 
 def test_each_key_has_a_rate_of_its_own(guarded: Served) -> None:
-    found = [guarded.post("/v1/answers", ASKED, headers=bearer(KEY)) for _ in range(16)]
+    found = [guarded.post("/v1/answers", ASKED, headers=bearer(KEY)) for _ in range(26)]
     codes = [response.status_code for response in found]
-    assert codes[:12] == [200] * 12
+    assert codes[:20] == [200] * 20
     assert codes[-1] == 429
     refused = found[-1]
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert guarded.post("/v1/answers", ASKED, headers=bearer(OTHER)).status_code == 200
     assert guarded.get("/metrics", headers=bearer(KEY)).status_code == 200, "those who watch are not limited"
+
+
+def test_whoever_tries_keys_is_slowed_down_and_those_with_a_key_are_not(run: RunDirectory) -> None:
+    with serving(run.path, {"per_minute": 3}, keys=frozenset({KEY})) as served:
+        paths = ("/v1/models", "/metrics", "/v1/nothing", "/v1/models", "/metrics")
+        found = [served.get(path, headers=bearer(f"{number}" * 32)) for number, path in enumerate(paths)]
+        assert [response.status_code for response in found] == [401] * 3 + [429] * 2
+        assert found[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        assert int(found[-1].headers["retry-after"]) >= 1
+        assert served.get("/v1/models", headers=bearer(KEY)).status_code == 200
+        assert served.get("/healthz").status_code == 200
+
+
+def test_a_model_whose_thread_has_ended_is_told_at_once(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(run.path) as served:
+        assert served.get("/healthz").status_code == 200
+
+        def fail(*given: object) -> None:
+            raise SystemError("a defect")
+
+        monkeypatch.setattr(served.model.generator, "_admit", fail)
+        for _ in range(2):  # the one that meets the defect, and one that comes later
+            refused = served.post("/v1/answers", ASKED)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_ended")
+        health = served.get("/healthz")
+        assert (health.status_code, health.json()["status"]) == (503, "the model does not run any more")
 
 
 def test_a_rate_fills_up_again_and_remembers_a_limited_number_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:

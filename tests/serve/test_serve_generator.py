@@ -13,6 +13,7 @@ from ray_l4.config.model import ModelConfig
 from ray_l4.learner.batched_engine import BatchedEngine
 from ray_l4.learner.engine import Decoding, Prompt
 from ray_l4.learner.inspection import LoadedModel
+from ray_l4.learner.rolling_batch import RollingBatch
 from ray_l4.serve.generator import Generator, Job, Progress
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
@@ -166,6 +167,50 @@ def test_a_model_that_fails_is_told_to_all_under_way_and_the_thread_goes_on(
         assert "out of memory" in caplog.text
         (well,) = submitted(generator, requests([4], 3), GREEDY)
         assert whole(well)[1] == "length"
+
+
+@pytest.mark.parametrize("what", ["__init__", "room_for"])
+def test_memory_that_is_refused_to_a_batch_is_told_and_the_thread_goes_on(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def refuse(*given: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RollingBatch, what, refuse)
+        for queue in submitted(generator, requests([4, 9, 2], 12), GREEDY):
+            with pytest.raises(RequestError, match="the model failed: RuntimeError: out of memory"):
+                whole(queue)
+    assert generator.is_alive()
+    (well,) = submitted(generator, requests([4], 3), GREEDY)
+    assert whole(well)[1] == "length"
+
+
+@pytest.mark.parametrize("what", ["_admit", "_join", "_step"])
+def test_a_thread_that_ends_tells_all_and_takes_no_more(
+    loaded: LoadedModel, meter: Meter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    generator = Generator(loaded, Limits(queue=40, batch=3), meter)
+    gate, end = threading.Event(), getattr(generator, what)
+
+    def fail(*given: object) -> None:
+        assert gate.wait(LIMIT)
+        if what == "_step":
+            end(*given)
+        raise SystemError("a defect")
+
+    monkeypatch.setattr(generator, what, fail)
+    told = submitted(generator, requests([4] * 7, 5), GREEDY)
+    gate.set()
+    for queue in told:
+        with pytest.raises(RequestError, match="the model does not run any more") as failed:
+            whole(queue)
+        assert failed.value.status == 503
+    assert not generator.is_alive()
+    assert "a defect" in caplog.text
+    with pytest.raises(RequestError, match="does not run any more"):
+        submitted(generator, requests([4], 5), GREEDY)
+    assert meter.queue._value.get() == 0
 
 
 def test_closing_answers_what_waits(loaded: LoadedModel) -> None:

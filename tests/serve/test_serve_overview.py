@@ -72,6 +72,7 @@ def test_a_stage_under_way_says_how_far_it_is_and_whether_somebody_works_on_it(r
 
 
 def test_a_refused_stage_is_not_served_and_says_why(run: RunDirectory) -> None:
+    run.checkpoint(1, 2, 1).mkdir(parents=True)
     decide(run, 1, promoted=True, by="gate", why="it rose")
     decide(run, 2, promoted=False, by="gate", why="woz.en fell by 10.0")
     found = overview(run)
