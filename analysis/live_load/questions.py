@@ -56,12 +56,14 @@ def questions_of(task: str, source: str, seed: int) -> list[Question]:
 def fresh(task: str, source: str, first: int, count: int, seed: int) -> list[Question]:
     """Return ``count`` training examples of an embedded task, from number ``first`` on.
 
-    Those from the size of the run's training set on are new to it. Raises ConfigError if the task is not embedded.
+    Those from the size of the run's training set on are new to it. Their ids are those of no test example. Raises
+    ConfigError if the task is not embedded.
     """
     if TASKS[source].family != "embedded":
         raise ConfigError(f"{source}: not an embedded task")
     rows = load(TaskConfig(name=source, train=first + count), "train", DataConfig(seed=seed)).to_pylist()
-    return [_question(task, row) for row in rows[first:]]
+    # Numbers of training and of test examples are alike, and tell no question from another.
+    return [_question(task, row | {"sample_id": f"train-{row['sample_id']}"}) for row in rows[first:]]
 
 
 def _question(task: str, row: Mapping[str, Any]) -> Question:

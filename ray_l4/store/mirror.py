@@ -244,8 +244,9 @@ def _same_run(copy: bytes, own: bytes) -> bool:
         return True
     try:
         before, now = yaml.safe_load(copy), yaml.safe_load(own)
-        begun = before["stream"]
-        return bool({**before, "stream": []} == {**now, "stream": []} and now["stream"][: len(begun)] == begun)
+        # Data that belongs to the run has another path once the run has been moved.
+        begun, stream = ([item | {"path": None} for item in each["stream"]] for each in (before, now))
+        return bool({**before, "stream": []} == {**now, "stream": []} and stream[: len(begun)] == begun)
     except (yaml.YAMLError, TypeError, KeyError):
         return False
 

@@ -286,6 +286,7 @@ def test_a_run_is_settled_when_all_was_learned_and_judged(tmp_path: Path) -> Non
     run = RunDirectory.create(tmp_path / "run", EXPERIMENT, ClusterConfig(), {})
     run.save_state(RunState(stages_done=1))
     assert not on_disk.is_settled(run), "nothing was judged"
+    run.checkpoint(0, 1, 0).mkdir(parents=True)
     decide(run, 0, promoted=True, by="gate", why="first")
     assert not on_disk.is_settled(run), "its command has not ended"
     for name in ("summary.json", "report.md"):
