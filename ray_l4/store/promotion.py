@@ -76,10 +76,10 @@ def needed_stages(run: RunDirectory) -> set[int]:
 
     There are none without decisions. Raises as ``decisions``.
     """
-    done, served = run.state().stages_done, served_stage(run)
-    if served is None or not decisions(run):
+    if not decisions(run):
         return set()
-    return {served, *range(num_decided(run), done)}
+    served, undecided = served_stage(run), range(num_decided(run), run.state().stages_done)
+    return set(undecided) if served is None else {served, *undecided}
 
 
 def withdraw(run: RunDirectory, stages: int) -> None:

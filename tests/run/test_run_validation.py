@@ -152,7 +152,7 @@ def test_students_on_ray_are_validated_alike(tmp_path: Path, ray_cluster: None) 
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(student_module, "validation_loss", lambda learner, tokens: float("nan"))
+    monkeypatch.setattr(student_module, "validation_loss", lambda learner, tokens, stage: float("nan"))
     assert learner_validation.validation_loss is not student_module.validation_loss
     with pytest.raises(PeerError, match=r"student 0, mini.rest, epoch 1: the validation loss is not finite.*optim.lr"):
         small.complete_run(validated("finetune"), IN_PROCESS, tmp_path / "run")
