@@ -317,9 +317,7 @@ def test_teachers_of_another_run_have_to_be_extended_first(base: Path, tmp_path:
     teachers = run(experiment(base, "single-qa-lm", TASKS[:1]), tmp_path / "teachers")
     config = experiment(base, "l2kd-word", TASKS[:1], teachers={"run": str(teachers.path)})
     taught = run(config, tmp_path / "taught")
-    with pytest.raises(
-        RunDirectoryError, match=r"has no teacher of mini\.woz. Extend it first, by the same data: ray-l4 extend .*teachers"
-    ):
+    with pytest.raises(RunDirectoryError, match=r"has no teacher of mini\.woz. Extend it first, by the same data"):
         extend(taught, TASKS[1])
     extend(teachers, TASKS[1])
     extend(taught, TASKS[1])
