@@ -337,7 +337,7 @@ class LiveConfig(Strict):
     """A service that learns while it answers (``ray-l4 live``, docs/LIVE.md)."""
 
     min_examples: Count = 20
-    """Examples of a task in the inbox from which on a stage learns them. Those of a new task are learned at once."""
+    """Examples of a task in the inbox from which on a stage learns them; of a new task, two are enough."""
     max_forgetting: Annotated[float, Field(ge=0)] = 5.0
     """Percentage points by which the score of an earlier task may fall for a stage to be promoted, that is, served."""
     settings: StageSettings = StageSettings()
