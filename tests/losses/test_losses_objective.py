@@ -134,7 +134,9 @@ def test_direction_and_average_are_the_same_in_many_chunks(
     plain, expected = plain_gradient(given_)
     chunked, gradient = in_chunks(given_, rows_per_chunk)
     torch.testing.assert_close(torch.stack(tuple(chunked)), torch.stack(tuple(plain)), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+    # A bfloat16 may be rounded to the next one: they are 2^-7 of their value apart at most.
+    rtol = 2**-7 if gradient.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(gradient, expected, rtol=rtol, atol=1e-5)
 
 
 def test_the_vocabulary_s_share_is_that_of_the_released_code() -> None:
