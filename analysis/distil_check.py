@@ -21,7 +21,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from analysis.command import exit_status
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.metrics.registry import Item, score
 from ray_l4.report.finished_run import FinishedRun

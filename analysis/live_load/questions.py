@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.registry import TASKS, load
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import ByteLevelBPETokenizer
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.registry import load
 

@@ -13,7 +13,8 @@ from ray_l4.cli.options import RawOption
 from ray_l4.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
-    from ray_l4.config.experiment import Columns, DataConfig
+    from ray_l4.config.experiment import DataConfig
+    from ray_l4.config.stream import Columns
 
 app = typer.Typer(help="List the tasks, show their examples, or write them as Parquet.", no_args_is_help=True)
 
@@ -77,8 +78,8 @@ def show(
     n: Annotated[int, typer.Option("-n", min=0, help="Number of examples to print from each split.")] = 2,
 ) -> None:
     """Print the number of examples, the average lengths and the first examples of a task."""
-    from ray_l4.config.experiment import TaskConfig
     from ray_l4.config.loading import data_config
+    from ray_l4.config.stream import TaskConfig
     from ray_l4.tasks.prepare import summary
 
     columns = parse_columns(column or [])
@@ -108,8 +109,9 @@ def prepare(
     from rich.console import Console
 
     from ray_l4.cli.download import download_tasks, raw_folder
-    from ray_l4.config.experiment import DataConfig, TaskConfig
+    from ray_l4.config.experiment import DataConfig
     from ray_l4.config.loading import data_config
+    from ray_l4.config.stream import TaskConfig
     from ray_l4.report.out_file import check_folder
     from ray_l4.tasks.prepare import prepare as write_tasks
     from ray_l4.tasks.registry import TASKS
@@ -137,7 +139,7 @@ def prepare(
 
 def parse_columns(pairs: Sequence[str]) -> Columns:
     """Parse ``FIELD=COLUMN`` pairs. Raises ConfigError if one is malformed or names an unknown field."""
-    from ray_l4.config.experiment import Columns
+    from ray_l4.config.stream import Columns
 
     chosen: dict[str, str] = {}
     for pair in pairs:

@@ -28,7 +28,7 @@ from ray_l4.cli.scores import Record, json_lines, record_of, show_answers, table
 from ray_l4.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ray_l4.config.experiment import TaskConfig
+    from ray_l4.config.stream import TaskConfig
     from ray_l4.setup.inspected import Inspected, Settings
     from ray_l4.setup.loaded import TaskScore
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ray_l4.config.document import Document, read_document
-from ray_l4.config.experiment import StageSettings, TaskConfig
 from ray_l4.config.fields import Strict
 from ray_l4.config.loading import expand_task_names, resolve_paths, validate
+from ray_l4.config.stream import StageSettings, TaskConfig
 from ray_l4.errors import ConfigError
 
 _YAML = (".yaml", ".yml")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.table import get_method

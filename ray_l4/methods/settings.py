@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ray_l4.config.experiment import ExperimentConfig, StageSettings
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import StageSettings
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.edges_file import read_edges

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.learner.model_config import sequence_limit
 from ray_l4.methods import get_method, stages_of

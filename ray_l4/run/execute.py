@@ -11,8 +11,9 @@ from rich.console import Console
 
 from ray_l4.cluster.connection import Connection
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml
+from ray_l4.config.stream import TaskConfig
 from ray_l4.config.text import counted
 from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun

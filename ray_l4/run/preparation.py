@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from ray_l4.cluster.connection import Connection, check_cluster
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.methods import extended, graph_of, stages_of
 from ray_l4.run.going_back import first_stage

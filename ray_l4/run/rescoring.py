@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_l4.config.experiment import TaskConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.metrics.registry import METRICS, Item, item_scores, score
 from ray_l4.report.finished_run import FinishedRun

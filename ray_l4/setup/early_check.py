@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.model_config import longest_sequence
 from ray_l4.methods import TEACHER_METHOD, all_models, get_method, stages_of

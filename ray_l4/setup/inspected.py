@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import load_experiment
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError, ModelError, RunDirectoryError, nearest
 from ray_l4.methods import all_models, get_method, stages_of
 from ray_l4.methods.copying import changed

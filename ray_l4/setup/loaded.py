@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_l4.config.experiment import EvaluationConfig, ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import EvaluationConfig, ExperimentConfig
 from ray_l4.config.model import ModelConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.config.text import is_blank
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.learner.initial_model import initial_model

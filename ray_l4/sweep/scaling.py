@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterator
 
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.protocol import Settings
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError
 from ray_l4.tasks.registry import TASKS
 from ray_l4.tasks.rows import Split

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_l4.config.experiment import Columns
+from ray_l4.config.stream import Columns
 from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
 from ray_l4.tasks.chat import Message, meta_of

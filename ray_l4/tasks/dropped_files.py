@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.store.inbox.example import Example, now
 from ray_l4.store.inbox.inbox import Inbox, Kind

@@ -14,8 +14,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ray_l4.config.document import read_document
-from ray_l4.config.experiment import Columns, ExperimentConfig, Splits, StageSettings, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import validate
+from ray_l4.config.stream import Columns, Splits, StageSettings, TaskConfig
 from ray_l4.config.strict_yaml import dump
 from ray_l4.config.text import check_name, same_name, shown
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError, nearest

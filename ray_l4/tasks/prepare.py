@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.store.atomic import write_table
 from ray_l4.tasks.files import MissingFileError
 from ray_l4.tasks.registry import load, metric_of

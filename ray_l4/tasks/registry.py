@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.metrics.registry import METRICS, Item
 from ray_l4.tasks import cnndm, e2e, embedded, rnnlg, squad, textclass, wikisql, woz

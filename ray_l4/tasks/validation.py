@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_l4.config.experiment import DataConfig, Splits, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import Splits, TaskConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.tasks.registry import DIALOGUE_METRIC, load, metric_of
 

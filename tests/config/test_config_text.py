@@ -7,7 +7,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.config.text import is_blank
 
 BLANK = [

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config.experiment import TaskConfig
 from ray_l4.config.loading import data_config
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.metrics.registry import Item, score
 from ray_l4.metrics.sql import Query, UnparsableSqlError, parse_exact, parse_fuzzy

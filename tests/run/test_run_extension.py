@@ -14,7 +14,8 @@ from rich.console import Console
 from transformers import GPT2Config
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError, DataError, RunDirectoryError
 from ray_l4.methods import METHODS
 from ray_l4.run import execute

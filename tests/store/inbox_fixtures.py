@@ -10,7 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.config.experiment import ExperimentConfig, TaskConfig
+from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.store.begun_with import recorded
 from ray_l4.store.extension import finish_extension, record_extension
 from ray_l4.store.inbox.example import Example

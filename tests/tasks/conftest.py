@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.tasks.rows import BadRecords
 
 Write = Callable[..., Path]

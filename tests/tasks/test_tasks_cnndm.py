@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.cnndm import END_OF_SENTENCE, article_key, split_story, with_close_dots
 from ray_l4.tasks.registry import load

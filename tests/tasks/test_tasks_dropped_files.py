@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.config.experiment import Columns
+from ray_l4.config.stream import Columns
 from ray_l4.store.inbox.assignments import take, waiting
 from ray_l4.store.inbox.inbox import Inbox
 from ray_l4.store.inbox.places import inbox_of, shelf_folder

@@ -15,7 +15,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import ValidationError
 
-from ray_l4.config.experiment import DataConfig, Splits, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import Splits, TaskConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.tasks.registry import load
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.config.experiment import Columns, DataConfig, Splits, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import Columns, Splits, TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.registry import load
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.prepare import prepare, summary
 from ray_l4.tasks.registry import load, metric_of

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.metrics.registry import METRICS
 from ray_l4.tasks.registry import READERS, TASKS, load, metric_of

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.distinct import distinct, key_of
 from ray_l4.tasks.files import MissingFileError, find_all

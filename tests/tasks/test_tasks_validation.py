@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_l4.config.experiment import DataConfig, Splits, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import Splits, TaskConfig
 from ray_l4.errors import ConfigError, DataError
 from ray_l4.tasks.registry import load
 from ray_l4.tasks.validation import check_validation, held_out, with_validation

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ray_l4.config.experiment import DataConfig, TaskConfig
+from ray_l4.config.experiment import DataConfig
+from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import DataError
 from ray_l4.tasks.registry import load
 from ray_l4.tasks.woz import QUESTION, answer_of, context_of
