@@ -68,7 +68,7 @@ def parquet(rows: Sequence[dict[str, object]]) -> bytes:
     [
         ("a.jsonl", jsonl(1, 2)),
         ("two words.JSONL".lower(), jsonl(1, 2)),
-        ("a.jsonl.gz", gzip.compress(jsonl(1, 2))),
+        ("a.jsonl.gz", gzip.compress(jsonl(1, 2), mtime=0)),
         ("ä.csv", b"context,question,answer\nc1,q,yes\nc2,q,yes\n"),
         ("b.tsv", b"context\tquestion\tanswer\nc1\tq\tyes\nc2\tq\tyes\n"),
         ("c.parquet", parquet([{"context": f"c{n}", "question": "q", "answer": "yes"} for n in (1, 2)])),
@@ -140,7 +140,7 @@ def test_temporary_files_are_ignored(run: RunDirectory, name: str) -> None:
         ("a.csv", b"context,answer\nc,a\n", "no column 'question'"),
         ("a.csv", b"context,question,answer\nc1,q,yes\nc2,q\n", "1 of 2 records cannot be used"),
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
-        ("a.jsonl.gz", gzip.compress(jsonl(1))[:-9], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(jsonl(1), mtime=0)[:-9], "cannot be read"),
         ("notes.txt", b"hello", "not read; expected *.jsonl"),
     ],
 )
