@@ -33,7 +33,7 @@ from analysis.live_load.account import Account, data, text
 from analysis.live_load.asking import ROUTES
 from analysis.live_load.processes import ServiceProcess
 from analysis.live_load.questions import Lesson
-from analysis.live_load.session import Wish, session
+from analysis.live_load.session import SessionOptions, session
 from ray_l4.errors import ClusterError, ConfigError
 from ray_l4.store.atomic import write_json
 
@@ -69,7 +69,7 @@ def _hold(given: argparse.Namespace) -> Account:
         raise ConfigError("--kill needs --start, to start the service again")
     if given.rate <= 0:
         raise ConfigError(f"--rate {given.rate:g}: expected more than 0 questions a second")
-    wish = Wish(
+    options = SessionOptions(
         address=given.address.rstrip("/"),
         run=given.run,
         rate=given.rate,
@@ -87,7 +87,7 @@ def _hold(given: argparse.Namespace) -> Account:
     if given.start:
         process.start()
     try:
-        return asyncio.run(session(wish, process))
+        return asyncio.run(session(options, process))
     except TimeoutError:
         raise ClusterError(f"{given.address}: no service with a model answers there") from None
     finally:

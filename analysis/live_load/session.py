@@ -29,7 +29,7 @@ _BEGIN = 120.0
 
 
 @dataclass(frozen=True)
-class Wish:
+class SessionOptions:
     """What a session is to do."""
 
     address: str
@@ -53,18 +53,18 @@ class Wish:
     routes: tuple[str, ...] = ROUTES
 
 
-async def session(wish: Wish, process: ServiceProcess) -> Account:
+async def session(options: SessionOptions, process: ServiceProcess) -> Account:
     """Hold a session; what goes wrong in it is in the account.
 
     Raises TimeoutError if the service never answers, RunDirectoryError if there is no run.
     """
-    story, watch = Story(), Watch(wish.address, process)
+    story, watch = Story(), Watch(options.address, process)
     watching = asyncio.create_task(watch.run())
-    client = Client(wish.address, wish.patience, wish.routes)
+    client = Client(options.address, options.patience, options.routes)
     try:
         await watch.ready(_BEGIN)
-        run = RunDirectory.open(wish.run)
-        return await _Session(wish, process, story, watch, client, run).hold()
+        run = RunDirectory.open(options.run)
+        return await _Session(options, process, story, watch, client, run).hold()
     finally:
         await _cancel(watching)
         await client.close()
@@ -74,21 +74,27 @@ class _Session:
     """The parts of a session."""
 
     def __init__(
-        self, wish: Wish, process: ServiceProcess, story: Story, watch: Watch, client: Client, run: RunDirectory
+        self,
+        options: SessionOptions,
+        process: ServiceProcess,
+        story: Story,
+        watch: Watch,
+        client: Client,
+        run: RunDirectory,
     ) -> None:
-        self._wish, self._process, self._story, self._watch = wish, process, story, watch
+        self._options, self._process, self._story, self._watch = options, process, story, watch
         self._run, self._before = run, _scores(watch)
         self._first = len(on_disk.stage_names(run))
         seed = run.experiment().data.seed
-        sources = {lesson.task: lesson.source for lesson in wish.new}
+        sources = {lesson.task: lesson.source for lesson in options.new}
         sources |= {task: task for task in run.experiment().tasks if task in TASKS}
         questions = {task: questions_of(task, source, seed) for task, source in sources.items()}
-        self._load = Load(client, watch, questions, wish.rate)
+        self._load = Load(client, watch, questions, options.rate)
         self._users = Users(client, watch, run, seed, story)
-        self._killer = Killer(process, watch, wish.seed, wish.kill_every, story) if wish.kills else None
+        self._killer = Killer(process, watch, options.seed, options.kill_every, story) if options.kills else None
 
     async def hold(self) -> Account:
-        self._story.tell(f"asking {self._wish.rate:g} questions a second, about {', '.join(self._watch.tasks)}")
+        self._story.tell(f"asking {self._options.rate:g} questions a second, about {', '.join(self._watch.tasks)}")
         beside = [asyncio.create_task(self._load.run()), asyncio.create_task(self._narrate())]
         if self._killer is not None:
             beside.append(asyncio.create_task(self._kill(self._killer)))
@@ -104,23 +110,23 @@ class _Session:
         return self._account(trouble)
 
     async def _teach(self) -> None:
-        began, wish = time.monotonic(), self._wish
-        await asyncio.sleep(wish.quiet)
+        began, options = time.monotonic(), self._options
+        await asyncio.sleep(options.quiet)
         number = 0
-        while number == 0 or time.monotonic() - began < 60 * wish.minutes:
-            if wish.corrections:
-                await self._users.correct(wish.corrections[number % len(wish.corrections)])
+        while number == 0 or time.monotonic() - began < 60 * options.minutes:
+            if options.corrections:
+                await self._users.correct(options.corrections[number % len(options.corrections)])
                 await self._users.until_learning(_BEGIN)
-            for lesson in wish.new if number == 0 else ():
+            for lesson in options.new if number == 0 else ():
                 await self._users.teach(lesson)
-            await self._users.until_settled(60 * wish.most_minutes)
-            await asyncio.sleep(wish.quiet)
+            await self._users.until_settled(60 * options.most_minutes)
+            await asyncio.sleep(options.quiet)
             number += 1
 
     async def _kill(self, killer: Killer) -> None:
         """Kill for as long as the session is to last; what was sent is then learned in peace."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(killer.run(), 60 * self._wish.minutes)
+            await asyncio.wait_for(killer.run(), 60 * self._options.minutes)
         await asyncio.Event().wait()  # until it is cancelled: what ends by itself ends the session
 
     async def _narrate(self) -> None:

@@ -42,7 +42,7 @@ def live(
     from ray_l4.config.loading import load_cluster
     from ray_l4.live.service import live as run_live
     from ray_l4.live.settings import live_settings
-    from ray_l4.serve.opening import Wish, refuse_missing_extra
+    from ray_l4.serve.opening import ServeOptions, refuse_missing_extra
     from ray_l4.store.run_directory import RunDirectory
 
     check_device(device)
@@ -54,7 +54,7 @@ def live(
     directory = RunDirectory.open(run)
     profile = load_cluster(cluster, for_cluster) if cluster or for_cluster else directory.cluster()
     settings = live_settings(directory.experiment(), [text.removeprefix(_LIVE) for text in for_experiment])
-    wish = Wish(
+    options = ServeOptions(
         run,
         host,
         port,
@@ -68,7 +68,7 @@ def live(
         from ray_l4.serve.one_process import log_to_stderr
 
         log_to_stderr()
-    run_live(wish, replicas, profile, settings, typer.echo)
+    run_live(options, replicas, profile, settings, typer.echo)
 
 
 def promote(

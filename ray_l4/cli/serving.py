@@ -54,24 +54,24 @@ def serve(
 
     Without --replicas and --cluster, everything runs in this process, without Ray.
     """
-    from ray_l4.serve.opening import Wish, refuse_missing_extra
+    from ray_l4.serve.opening import ServeOptions, refuse_missing_extra
 
     check_device(device)
     refuse_missing_extra()
     limits = limits_of(limit or ())
-    wish = Wish(model, host, port, limits, follow, api_key_file, device, trust_custom_code)
-    wish.run  # noqa: B018  # raises if the folder is neither a run nor a checkpoint
+    options = ServeOptions(model, host, port, limits, follow, api_key_file, device, trust_custom_code)
+    options.run  # noqa: B018  # raises if the folder is neither a run nor a checkpoint
     if replicas == 1 and cluster is None:
         from ray_l4.serve.one_process import log_to_stderr
         from ray_l4.serve.one_process import serve as serve_here
 
         log_to_stderr()
-        serve_here(wish, typer.echo)
+        serve_here(options, typer.echo)
     else:
         from ray_l4.config.loading import load_cluster
         from ray_l4.serve.replicas import serve as serve_on_ray
 
-        serve_on_ray(wish, load_cluster(cluster), replicas, typer.echo)
+        serve_on_ray(options, load_cluster(cluster), replicas, typer.echo)
 
 
 def limits_of(given: Sequence[str]) -> dict[str, object]:

@@ -9,34 +9,38 @@ from ray_l4.config.experiment import LiveConfig
 from ray_l4.errors import ConfigError
 from ray_l4.live.learner import LiveLearner, learning
 from ray_l4.methods import get_method
-from ray_l4.serve.opening import Wish
+from ray_l4.serve.opening import ServeOptions
 from ray_l4.store.lock import LOCK, locked
 from ray_l4.store.run_directory import RunDirectory
 
 _LOCK = f"{LOCK}.live"
 
 
-def live(wish: Wish, replicas: int, cluster: ClusterConfig, settings: LiveConfig, say: Callable[[str], None]) -> None:
+def live(
+    options: ServeOptions, replicas: int, cluster: ClusterConfig, settings: LiveConfig, say: Callable[[str], None]
+) -> None:
     """Serve and learn until a signal arrives; it leaves as KeyboardInterrupt.
 
     ``replicas``: copies of the model that answer; one needs no Ray. ``cluster``: where students learn. Raises
     ConfigError if the method of the run cannot learn further tasks, RunDirectoryError if another service learns in it,
     and errors as ``serve``.
     """
-    run = wish.run
+    run = options.run
     if run is None:
-        raise ConfigError(f"{wish.folder} is a checkpoint, which cannot learn further tasks. Give its run directory.")
+        raise ConfigError(
+            f"{options.folder} is a checkpoint, which cannot learn further tasks. Give its run directory."
+        )
     _refuse_method(run)
     with locked(run.path, _LOCK):
         beside = learning(LiveLearner(run, cluster, settings, say))
         if replicas == 1:
             from ray_l4.serve.one_process import serve
 
-            serve(wish, say, beside)
+            serve(options, say, beside)
         else:
             from ray_l4.serve.replicas import serve as serve_on_ray
 
-            serve_on_ray(wish, cluster, replicas, say, beside)
+            serve_on_ray(options, cluster, replicas, say, beside)
 
 
 def _refuse_method(run: RunDirectory) -> None:

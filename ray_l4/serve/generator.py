@@ -28,7 +28,7 @@ _IDLE = 1.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class NewTokens:
     """New tokens of a continuation."""
 
     ids: Sequence[int]
@@ -43,7 +43,7 @@ class Job:
 
     prompt: Prompt
     decoding: Decoding
-    tell: Callable[[Progress], None]
+    tell: Callable[[NewTokens], None]
     """Called by the generator's thread."""
     every_token: bool = False
     """Whether to tell every token; otherwise all at the end."""
@@ -68,9 +68,9 @@ class _Underway:
             return False
         if self.row.done:
             finish = "length" if len(self.row.new) >= self.room else "stop"
-            self.job.tell(Progress(self.row.new[self.told :], finish))
+            self.job.tell(NewTokens(self.row.new[self.told :], finish))
         elif self.job.every_token and len(self.row.new) > self.told:
-            self.job.tell(Progress(self.row.new[self.told :]))
+            self.job.tell(NewTokens(self.row.new[self.told :]))
             self.told = len(self.row.new)
         return not self.row.done
 
@@ -155,7 +155,7 @@ class Generator:
             self._meter.queue.dec(len(self._waiting))
             self._waiting.clear()
         for job in left:
-            job.tell(Progress([], failure=not_running()))
+            job.tell(NewTokens([], failure=not_running()))
 
     def _admit(self) -> None:
         """Let jobs that wait join batches, as far as there is room, the earliest first."""
@@ -218,7 +218,7 @@ class Generator:
         log.error("the model failed: %s: %s", type(error).__name__, first_line(error), exc_info=error)
         failure = RequestError(500, f"the model failed: {type(error).__name__}: {first_line(error)}", "model_failed")
         for job in jobs:
-            job.tell(Progress([], failure=failure))
+            job.tell(NewTokens([], failure=failure))
 
 
 def not_running() -> RequestError:

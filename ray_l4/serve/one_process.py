@@ -15,7 +15,7 @@ from ray_l4.serve.extras import routers
 from ray_l4.serve.follow import Follower
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
-from ray_l4.serve.opening import Wish
+from ray_l4.serve.opening import ServeOptions
 from ray_l4.serve.served_model import Loader
 from ray_l4.serve.server import Server, bound_socket
 from ray_l4.serve.service import Service
@@ -28,35 +28,35 @@ _START = 30.0
 """Seconds for the server to begin to listen."""
 
 
-def keys_of(wish: Wish) -> frozenset[str]:
+def keys_of(options: ServeOptions) -> frozenset[str]:
     """Return the API keys. Raises ConfigError if another machine could use the service without one."""
-    if wish.api_key_file is not None:
-        return read_keys(wish.api_key_file)
-    if not is_loopback(wish.host):
+    if options.api_key_file is not None:
+        return read_keys(options.api_key_file)
+    if not is_loopback(options.host):
         raise ConfigError(
-            f"--host {wish.host}: other machines could use the service. Give a file of API keys (--api-key-file), or "
-            "leave out --host for this machine alone."
+            f"--host {options.host}: other machines could use the service. Give a file of API keys (--api-key-file), "
+            "or leave out --host for this machine alone."
         )
     return frozenset()
 
 
-def open_service(wish: Wish) -> tuple[Service, Follower | None]:
+def open_service(options: ServeOptions) -> tuple[Service, Follower | None]:
     """Load what is served, and begin to follow its run if asked to.
 
     Raises the errors of loading, RunDirectoryError if no stage has finished, unless the run is followed.
     """
     sys.setswitchinterval(_SWITCH)
-    limits, meter, run = Limits.model_validate(wish.limits), Meter(), wish.run
-    if wish.follow and run is None:
-        raise ConfigError(f"--follow: {wish.folder} is a checkpoint, which does not change. Give its run directory.")
-    loader = Loader(limits, meter, wish.device, wish.trusts_code)
+    limits, meter, run = Limits.model_validate(options.limits), Meter(), options.run
+    if options.follow and run is None:
+        raise ConfigError(f"--follow: {options.folder} is a checkpoint, which does not change. Give its run directory.")
+    loader = Loader(limits, meter, options.device, options.trusts_code)
     service = Service(limits, meter, run)
     try:
-        service.swap(loader.load(wish.folder if run is None else served_checkpoint(run).folder))
+        service.swap(loader.load(options.folder if run is None else served_checkpoint(run).folder))
     except RunDirectoryError:
-        if not wish.follow or run is None or run.state().stages_done:
+        if not options.follow or run is None or run.state().stages_done:
             raise
-    return service, Follower(run, service, loader) if wish.follow and run is not None else None
+    return service, Follower(run, service, loader) if options.follow and run is not None else None
 
 
 def log_to_stderr() -> None:
@@ -67,16 +67,18 @@ def log_to_stderr() -> None:
     logger.addHandler(handler)
 
 
-def serve(wish: Wish, say: Callable[[str], None], beside: AbstractContextManager[None] | None = None) -> None:
+def serve(
+    options: ServeOptions, say: Callable[[str], None], beside: AbstractContextManager[None] | None = None
+) -> None:
     """Serve until a signal arrives, which ends the requests under way first; it leaves as KeyboardInterrupt.
 
     ``beside``: entered once the service answers, and left when it ends.
 
     Raises ConfigError if the address is taken, and errors as ``open_service``.
     """
-    keys = keys_of(wish)
-    bound = bound_socket(wish.host, wish.port)  # before the model: a mistake shows at once
-    service, follower = open_service(wish)
+    keys = keys_of(options)
+    bound = bound_socket(options.host, options.port)  # before the model: a mistake shows at once
+    service, follower = open_service(options)
     app = create_app(service, keys, routers(service.run))
     server = Server(app, bound, service.limits)
     try:

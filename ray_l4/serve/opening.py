@@ -14,7 +14,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 @dataclass(frozen=True)
-class Wish:
+class ServeOptions:
     """What the command line asks for. It travels to replicas."""
 
     folder: Path

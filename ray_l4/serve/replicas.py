@@ -24,7 +24,7 @@ from ray_l4.cluster.session_watch import SessionWatch
 from ray_l4.config.cluster import ClusterConfig, EvaluatorResources
 from ray_l4.errors import ClusterError, ConfigError, ModelError
 from ray_l4.serve.limits import Limits
-from ray_l4.serve.opening import Wish
+from ray_l4.serve.opening import ServeOptions
 from ray_l4.store.checksums import damaged_in
 
 APP = "ray-l4"
@@ -40,7 +40,7 @@ _FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 class Replica:
     """A model and the app, in a process of Ray Serve."""
 
-    def __init__(self, wish: Wish, resources: EvaluatorResources, keys: frozenset[str]) -> None:
+    def __init__(self, options: ServeOptions, resources: EvaluatorResources, keys: frozenset[str]) -> None:
         """Load the model. Raises the errors of ``open_service``."""
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
         folder = session / "ray-l4-serve"
@@ -52,7 +52,7 @@ class Replica:
         use_threads(resources)
         log_to_stderr()
         self._keys = keys
-        self._service, self._follower = open_service(wish)
+        self._service, self._follower = open_service(options)
 
     def __serve_build_asgi_app__(self) -> Any:
         from ray_l4.serve.app import create_app
@@ -68,7 +68,7 @@ class Replica:
 
 
 def serve(
-    wish: Wish,
+    options: ServeOptions,
     profile: ClusterConfig,
     replicas: int,
     say: Callable[[str], None],
@@ -86,24 +86,24 @@ def serve(
     from ray_l4.serve.server import bound_socket
 
     _check_profile(profile, replicas)
-    limits, keys, run = Limits.model_validate(wish.limits), keys_of(wish), wish.run
-    bound = bound_socket(wish.host, wish.port)
+    limits, keys, run = Limits.model_validate(options.limits), keys_of(options), options.run
+    bound = bound_socket(options.host, options.port)
     port = bound.getsockname()[1]
-    if run is None or not wish.follow or run.state().stages_done:
+    if run is None or not options.follow or run.state().stages_done:
         # Before anything is started: an error of a replica takes Ray Serve half a minute to report.
-        _refuse_damaged(wish.folder if run is None else served_checkpoint(run).folder)
+        _refuse_damaged(options.folder if run is None else served_checkpoint(run).folder)
     with _connected(profile, replicas) as watch:
         bound.close()  # the proxy takes the address
         deadline = time.monotonic() + profile.timeouts.start
-        _start_proxy(wish.host, port, limits)
+        _start_proxy(options.host, port, limits)
         try:
             ray_serve.run_many(
-                [ray_serve.RunTarget(_application(wish, profile, replicas, limits, keys), APP, "/", _quiet())],
+                [ray_serve.RunTarget(_application(options, profile, replicas, limits, keys), APP, "/", _quiet())],
                 wait_for_applications_running=False,
             )
             _wait_until_running(watch, deadline)
-            host = f"[{wish.host}]" if ":" in wish.host else wish.host
-            say(f"serving {wish.folder} with {replicas} replicas at http://{host}:{port} (Ctrl-C stops it)")
+            host = f"[{options.host}]" if ":" in options.host else options.host
+            say(f"serving {options.folder} with {replicas} replicas at http://{host}:{port} (Ctrl-C stops it)")
             with beside or nullcontext():
                 while True:
                     _raise_if_lost(watch)
@@ -175,7 +175,7 @@ def _start_proxy(host: str, port: int, limits: Limits) -> None:
 
 
 def _application(
-    wish: Wish, profile: ClusterConfig, replicas: int, limits: Limits, keys: frozenset[str]
+    options: ServeOptions, profile: ClusterConfig, replicas: int, limits: Limits, keys: frozenset[str]
 ) -> ray_serve.Application:
     """Return what Ray Serve runs: as many replicas, each with the resources of an evaluator of the profile."""
     resources = profile.evaluators
@@ -196,8 +196,8 @@ def _application(
         graceful_shutdown_timeout_s=limits.stop_seconds,
         logging_config=_quiet(),
     )
-    absolute = {"folder": wish.folder.resolve()}
-    return deployment.bind(Wish(**{**vars(wish), **absolute}), resources, keys)
+    absolute = {"folder": options.folder.resolve()}
+    return deployment.bind(ServeOptions(**{**vars(options), **absolute}), resources, keys)
 
 
 def _wait_until_running(watch: SessionWatch, deadline: float) -> None:

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from ray_l4.serve.answer_text import AnswerText
 from ray_l4.serve.asked import Asked
-from ray_l4.serve.generator import Job, Progress
+from ray_l4.serve.generator import Job, NewTokens
 from ray_l4.serve.problems import RequestError
 from ray_l4.serve.served_model import ServedModel
 
@@ -25,7 +25,7 @@ class Reply:
         Raises RequestError if the queue is full.
         """
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[Progress] = asyncio.Queue()
+        self._arrived: asyncio.Queue[NewTokens] = asyncio.Queue()
         self._deadline = deadline
         self._text = AnswerText(model.tokenizer.decode, stop, asked.strip)
         self.prompt_tokens = len(asked.prompt.ids)
@@ -40,10 +40,10 @@ class Reply:
     def __exit__(self, *error: object) -> None:
         self._job.dropped = True
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, new: NewTokens) -> None:
         """Pass on what the model's thread says."""
         try:
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, progress)
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, new)
         except RuntimeError:  # the loop has ended, and nobody waits for the answer
             self._job.dropped = True
 
@@ -57,14 +57,14 @@ class Reply:
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the text piece by piece. Raises RequestError if the model fails or takes too long."""
         while self.finish is None:
-            progress = await self._next()
-            if progress.finish is None:
-                piece = self._text.add(progress.ids)
+            new = await self._next()
+            if new.finish is None:
+                piece = self._text.add(new.ids)
                 if self._text.stopped:
                     self.finish, piece = "stop", self._text.add_last([])
             else:
-                piece = self._text.add_last(progress.ids)
-                self.finish = "stop" if self._text.stopped else progress.finish
+                piece = self._text.add_last(new.ids)
+                self.finish = "stop" if self._text.stopped else new.finish
             if piece:
                 yield piece
 
@@ -85,17 +85,17 @@ class Reply:
     async def _joined(self) -> str:
         return "".join([piece async for piece in self.pieces()])
 
-    async def _next(self) -> Progress:
+    async def _next(self) -> NewTokens:
         try:
             async with asyncio.timeout_at(self._deadline):
-                progress = await self._arrived.get()
+                new = await self._arrived.get()
         except TimeoutError as error:
             raise RequestError(
                 504, "the answer took longer than a request may take", "timeout", retry_after=5
             ) from error
-        if progress.failure is not None:
-            raise progress.failure
-        return progress
+        if new.failure is not None:
+            raise new.failure
+        return new
 
 
 async def _disconnected(request: Request) -> None:

@@ -18,6 +18,7 @@
     steps/STAGE.EPOCH.parquet      figures of every step
     scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
     promoted.json                  decisions about stages: served or not (store/promotion.py)
+    live.yaml                      profile with which a live service learns
     inbox/  data/                  examples that arrived later, and what stages learn of them (store/inbox/)
     validation/STAGE.json          validation losses of the epochs, and the epoch that was chosen, if asked for
     logs/                          command.log: what the command printed; a file for each logger

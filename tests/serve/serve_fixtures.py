@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from ray_l4.serve.app import create_app
 from ray_l4.serve.follow import Follower
 from ray_l4.serve.one_process import open_service
-from ray_l4.serve.opening import Wish
+from ray_l4.serve.opening import ServeOptions
 from ray_l4.serve.served_model import Loader
 from ray_l4.serve.server import Server, bound_socket
 from ray_l4.serve.service import Service
@@ -74,12 +74,12 @@ def serving(
     extra: list[APIRouter] | None = None,
 ) -> Iterator[Served]:
     """Serve a folder. ``interval``: seconds between two looks at the run, if it is followed."""
-    wish = Wish(folder, "127.0.0.1", 0, dict(limits or {}))
+    options = ServeOptions(folder, "127.0.0.1", 0, dict(limits or {}))
     if interval is None:
-        service, follower = open_service(wish)
+        service, follower = open_service(options)
     else:
-        service, follower = followed(wish, interval)
-    bound = bound_socket(wish.host, wish.port)
+        service, follower = followed(options, interval)
+    bound = bound_socket(options.host, options.port)
     server = Server(create_app(service, keys, extra or []), bound, service.limits)
     try:
         assert server.wait_until_started(LIMIT)
@@ -91,12 +91,12 @@ def serving(
         server.stop()
 
 
-def followed(wish: Wish, interval: float) -> tuple[Service, Follower]:
+def followed(options: ServeOptions, interval: float) -> tuple[Service, Follower]:
     """A service that follows its run more closely than a command does, beginning without a model."""
     from ray_l4.serve.limits import Limits
     from ray_l4.serve.meter import Meter
 
-    run, limits, meter = wish.run, Limits.model_validate(wish.limits), Meter()
+    run, limits, meter = options.run, Limits.model_validate(options.limits), Meter()
     assert run is not None
     service = Service(limits, meter, run)
     follower = Follower(run, service, Loader(limits, meter), interval)

@@ -12,7 +12,7 @@ from ray_l4.serve.choice import learned_tasks, served_checkpoint
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.one_process import open_service
-from ray_l4.serve.opening import Wish
+from ray_l4.serve.opening import ServeOptions
 from ray_l4.serve.served_model import Loader
 from ray_l4.store.promotion import decide
 from ray_l4.store.run_directory import RunDirectory
@@ -73,8 +73,8 @@ def test_what_a_checkpoint_has_learned_follows_from_its_method(method: str, expe
     assert ["".join(learned_tasks(experiment, stage)) for stage in range(len(expected))] == expected
 
 
-def wish(folder: Path, **changes: object) -> Wish:
-    return Wish(**{"folder": folder, "host": "127.0.0.1", "port": 0, "limits": {}, **changes})
+def options(folder: Path, **changes: object) -> ServeOptions:
+    return ServeOptions(**{"folder": folder, "host": "127.0.0.1", "port": 0, "limits": {}, **changes})
 
 
 def test_a_checkpoint_is_served_by_itself(run: RunDirectory) -> None:
@@ -97,18 +97,18 @@ def test_what_cannot_be_served_is_refused(own: RunDirectory, tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")
-    cases: list[tuple[Wish, type[RayL4Error], str]] = [
-        (wish(tmp_path / "empty"), RunDirectoryError, "not a run directory"),
-        (wish(tmp_path / "none"), RunDirectoryError, "not a run directory"),
-        (wish(tmp_path / "foreign"), ModelError, "holds no task tokens"),
-        (wish(own.checkpoint(1, EPOCHS, 0), follow=True), ConfigError, "which does not change"),
+    cases: list[tuple[ServeOptions, type[RayL4Error], str]] = [
+        (options(tmp_path / "empty"), RunDirectoryError, "not a run directory"),
+        (options(tmp_path / "none"), RunDirectoryError, "not a run directory"),
+        (options(tmp_path / "foreign"), ModelError, "holds no task tokens"),
+        (options(own.checkpoint(1, EPOCHS, 0), follow=True), ConfigError, "which does not change"),
     ]
     for wished, kind, words in cases:
         with pytest.raises(kind, match=words):
             open_service(wished)
     own.save_state(own.state().model_copy(update={"stages_done": 0}))
     with pytest.raises(RunDirectoryError, match="no stage of this run has finished"):
-        open_service(wish(own.path))
+        open_service(options(own.path))
 
 
 def test_a_checkpoint_of_samples_answers_greedily(own: RunDirectory) -> None:

@@ -14,7 +14,7 @@ from ray_l4.learner.batched_engine import BatchedEngine
 from ray_l4.learner.engine import Decoding, Prompt
 from ray_l4.learner.inspection import LoadedModel
 from ray_l4.learner.rolling_batch import RollingBatch
-from ray_l4.serve.generator import Generator, Job, Progress
+from ray_l4.serve.generator import Generator, Job, NewTokens
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.meter import Meter
 from ray_l4.serve.problems import RequestError
@@ -60,14 +60,14 @@ class Gate:
         self._hook.remove()
 
 
-def submitted(generator: Generator, prompts: list[Prompt], decoding: Decoding, **more: Any) -> list[Queue[Progress]]:
-    told: list[Queue[Progress]] = [Queue() for _ in prompts]
+def submitted(generator: Generator, prompts: list[Prompt], decoding: Decoding, **more: Any) -> list[Queue[NewTokens]]:
+    told: list[Queue[NewTokens]] = [Queue() for _ in prompts]
     for prompt, queue in zip(prompts, told, strict=True):
         generator.submit(Job(prompt, decoding, queue.put, **more))
     return told
 
 
-def whole(told: Queue[Progress]) -> tuple[list[int], str | None]:
+def whole(told: Queue[NewTokens]) -> tuple[list[int], str | None]:
     """All tokens of a job, and why it ended."""
     ids: list[int] = []
     while True:
@@ -130,7 +130,7 @@ def test_a_full_queue_refuses_more_and_a_dropped_job_makes_room(
 def test_a_job_that_is_dropped_under_way_does_not_disturb_the_others(generator: Generator, loaded: LoadedModel) -> None:
     asked = requests([4, 9, 2], 12)
     gate = Gate(loaded.model)
-    told: Queue[Progress] = Queue()
+    told: Queue[NewTokens] = Queue()
     dropped = Job(asked[1], GREEDY, told.put)
     others = submitted(generator, [asked[0], asked[2]], GREEDY)
     generator.submit(dropped)
