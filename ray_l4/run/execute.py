@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml
 from ray_l4.config.stream import TaskConfig
 from ray_l4.config.text import counted
+from ray_l4.errors import RunDirectoryError
 from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import comparison, run_report
@@ -32,7 +33,7 @@ from ray_l4.run.preparation import (
 from ray_l4.run.session import Session, open_session
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder, write_text
-from ray_l4.store.extension import finish_extension, record_extension
+from ray_l4.store.extension import finish_extension, record_extension, was_cut_off
 from ray_l4.store.mirror import MIRROR_NAME_KEY, Mirror, mirror_of
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.storage import absolute_address
@@ -98,6 +99,8 @@ def extend(
 
     Raises ConfigError if the method of the run cannot learn further tasks, and errors as ``resume``.
     """
+    with directory.lock():
+        finish_extension(directory)  # first, so that items which a cut-off extension recorded are not added again
     if are_to_come(directory, items):
         console.print("the run has these stages already, and has not learned them: it goes on with them")
         resume(directory, cluster, console)
@@ -107,9 +110,8 @@ def extend(
         resume(directory, cluster, console)
     cluster = _with_absolute_storage(cluster)
     with CommandLog(console, command) as log, directory.lock(), ExitStack() as held:
-        with _resumable(directory, log):
+        with _stoppable(command, log):
             log.keep_in(directory.log(_COMMAND_LOG))
-            finish_extension(directory)
             _check_mirror(directory, cluster, console)
             with console.status("reading and tokenising data"):
                 ready = prepare_again(directory, cluster, held, log.say, items)
@@ -117,12 +119,18 @@ def extend(
             keep_examples(directory, ready)
             entries = data_entries(ready.setup) | extensions(directory, command, ready.setup.items[-len(items) :])
             record_extension(directory, ready.setup.experiment, entries)
+        with _resumable(directory, log):
             session = _session(ready.setup, cluster, directory, ready.connection, log)
         _go(session, cluster, directory, log)
 
 
 def extension_plan(directory: RunDirectory, items: Sequence[TaskConfig], cluster: ClusterConfig) -> str:
     """Return what ``extend`` would do as text. Raises errors as ``extend``, and writes nothing."""
+    if was_cut_off(directory):
+        raise RunDirectoryError(
+            f"{directory.path}: the command that last extended this run was killed while it recorded the new tasks. "
+            f"Finish that first: ray-l4 resume {shlex.quote(str(directory.path))}"
+        )
     warnings: list[str] = []
     setup = prepare_again(directory, cluster, None, warnings.append, items).setup
     first = len(setup.stages) - len(items)
@@ -166,13 +174,18 @@ def _go(session: Session, cluster: ClusterConfig, directory: RunDirectory, log: 
     _conclude(finished, cluster, log)
 
 
+def _resumable(directory: RunDirectory, log: CommandLog) -> AbstractContextManager[None]:
+    """Return a context within which a command that is stopped says how to resume the run."""
+    return _stoppable(f"ray-l4 resume {shlex.quote(str(directory.path))}", log)
+
+
 @contextmanager
-def _resumable(directory: RunDirectory, log: CommandLog) -> Iterator[None]:
-    """Within this context, a command that is stopped says how to continue."""
+def _stoppable(again: str, log: CommandLog) -> Iterator[None]:
+    """Within this context, a command that is stopped says that ``again`` continues it."""
     try:
         yield
     except KeyboardInterrupt:
-        log.say(f"stopping; to continue: ray-l4 resume {shlex.quote(str(directory.path))}")
+        log.say(f"stopping; to continue: {again}")
         raise
 
 

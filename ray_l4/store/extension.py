@@ -31,14 +31,26 @@ def record_extension(run: RunDirectory, experiment: ExperimentConfig, entries: M
 
 def finish_extension(run: RunDirectory) -> None:
     """Finish an extension that was cut off: add the items that only the manifest has to ``config.yaml``."""
-    manifest, experiment = run.manifest(), run.experiment()
-    extended = manifest.get(EXPERIMENT_KEY, {}).get("stream", [])
-    begun = experiment.model_dump(mode="json")["stream"]
-    if len(extended) <= len(begun) or [item["name"] for item in extended[: len(begun)]] != [x["name"] for x in begun]:
-        return  # another difference is one that the user has made, and is refused elsewhere
-    stream = [*begun, *extended[len(begun) :]]
-    tree = experiment.model_dump(mode="json", exclude_unset=True) | {"stream": stream}
-    _write_config(run, ExperimentConfig.model_validate_json(json.dumps(tree)))
+    missing = _missing_items(run)
+    if missing:
+        experiment = run.experiment()
+        stream = [*experiment.model_dump(mode="json")["stream"], *missing]
+        tree = experiment.model_dump(mode="json", exclude_unset=True) | {"stream": stream}
+        _write_config(run, ExperimentConfig.model_validate_json(json.dumps(tree)))
+
+
+def was_cut_off(run: RunDirectory) -> bool:
+    """Return whether an extension has to be finished (``finish_extension``)."""
+    return bool(_missing_items(run))
+
+
+def _missing_items(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return the items at the end of the stream that only the manifest has."""
+    extended = run.manifest().get(EXPERIMENT_KEY, {}).get("stream", [])
+    begun = run.experiment().model_dump(mode="json")["stream"]
+    if [item["name"] for item in extended[: len(begun)]] != [item["name"] for item in begun]:
+        return []  # a difference that the user has made, and that is refused elsewhere
+    return list(extended[len(begun) :])
 
 
 def _write_config(run: RunDirectory, experiment: ExperimentConfig) -> None:

@@ -228,9 +228,11 @@ def test_what_an_attempt_has_left_of_another_task_of_the_name_is_not_used(base: 
     assert pq.read_table(extended.test_examples("mine")).num_rows == 4
 
 
-@pytest.mark.parametrize("cut", ["write_record", "_write_config"])
+@pytest.mark.parametrize(
+    ("cut", "again"), [("write_record", "resume"), ("_write_config", "resume"), ("_write_config", "extend")]
+)
 def test_an_extension_that_was_cut_off_is_finished_or_has_not_begun(
-    base: Path, tmp_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, cut: str, again: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(experiment(base, "lamol", TASKS[:3]), tmp_path / "whole")
     extended = run(experiment(base, "lamol", TASKS[:2]), tmp_path / "extended")
@@ -241,13 +243,45 @@ def test_an_extension_that_was_cut_off_is_finished_or_has_not_begun(
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
         broken.setattr(extension, cut, die)
         extend(extended, TASKS[2])
-    if cut == "write_record":
-        execute.resume(extended, IN_PROCESS, SILENT)
-        assert extended.summary()["stages"] == ["mini.rest", "mini.woz"], "its result is written again"
+    if again == "extend":
         extend(extended, TASKS[2])
     else:
         execute.resume(extended, IN_PROCESS, SILENT)
+    if cut == "write_record":
+        assert extended.summary()["stages"] == ["mini.rest", "mini.woz"], "its result is written again"
+        extend(extended, TASKS[2])
     assert same(extended, whole)
+
+
+def test_a_plan_on_top_of_an_extension_that_was_cut_off_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extended = run(experiment(base, "lamol", TASKS[:1]), tmp_path / "extended")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(extension, "_write_config", die)
+        extend(extended, TASKS[1])
+    before = (extended.path / "config.yaml").read_bytes()
+    with pytest.raises(RunDirectoryError, match=rf"killed while it recorded.*ray-l4 resume {extended.path}"):
+        execute.extension_plan(extended, [TaskConfig.model_validate(TASKS[2])], IN_PROCESS)
+    assert (extended.path / "config.yaml").read_bytes() == before
+
+
+def test_an_extension_that_is_stopped_before_it_is_recorded_says_how_to_begin_it_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extended = run(experiment(base, "lamol", TASKS[:1]), tmp_path / "extended")
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(execute, "prepare_again", die)
+        extend(extended, TASKS[1])
+    assert "to continue: ray-l4 extend" in extended.log("command").read_text()
 
 
 def test_settings_of_a_stage_differ_from_those_of_the_others(base: Path, tmp_path: Path) -> None:
