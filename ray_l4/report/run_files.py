@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ray_l4.errors import RunDirectoryError
+from ray_l4.store.atomic import matching
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.tables import read_table
 from ray_l4.store.weight_files import DamagedWeightsError, header
@@ -37,9 +38,9 @@ def count_parameters(run: RunDirectory, student: int) -> dict[str, Any] | None:
 
     None if no checkpoint is left. Only the headers of the weight files are read, not the weights.
     """
-    folders = run.path.glob(f"checkpoints/stage-*/epoch-*/student-{student}")
+    folders = matching(run.path, f"checkpoints/stage-*/epoch-*/student-{student}")
     for folder in sorted(folders, key=_order_of_training, reverse=True):
-        files = sorted(folder.glob("*.safetensors"))
+        files = matching(folder, "*.safetensors")
         if files:
             adapters = any(file.name.startswith("adapter_") for file in files)
             return {"count": sum(map(_num_values, files)), "adapters": adapters}

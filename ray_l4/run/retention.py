@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_l4.run.context import RunContext
 from ray_l4.run.scoring import Scoring
-from ray_l4.store.atomic import remove_if_there
+from ray_l4.store.atomic import matching, remove_if_there
 from ray_l4.store.promotion import needed_stages
 
 _PLACE = re.compile(r"stage-(\d+)/epoch-(\d+)/student-(\d+)")
@@ -57,7 +57,7 @@ class Retention:
 def checkpoints_in(run: Path) -> Iterator[Place]:
     """Yield the checkpoints of a run directory."""
     folder = run / "checkpoints"
-    for path in folder.glob("stage-*/epoch-*/student-*"):
+    for path in matching(folder, "stage-*/epoch-*/student-*"):
         match = _PLACE.fullmatch(path.relative_to(folder).as_posix())
         if match:
             yield int(match[1]), int(match[2]), int(match[3])

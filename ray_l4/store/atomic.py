@@ -6,6 +6,7 @@ Storage that refuses raises UnwritableError, which names the file or folder.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -121,6 +122,14 @@ def remove_if_there(path: Path) -> None:
             if any(parent.iterdir()):
                 return
             parent.rmdir()
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return what ``pattern`` matches in ``folder``, in order; nothing that is hidden.
+
+    Another process may remove folders meanwhile, with which ``Path.glob`` of Python 3.11 raises FileNotFoundError.
+    """
+    return [folder / name for name in sorted(glob.glob(pattern, root_dir=folder))]  # noqa: PTH207
 
 
 def _beside(path: Path, kind: str) -> Path:

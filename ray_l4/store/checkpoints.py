@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray_l4.errors import RunDirectoryError
+from ray_l4.store.atomic import matching
 from ray_l4.store.run_directory import Cell, RunDirectory
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -78,7 +79,7 @@ def checkpoint_at(folder: Path) -> Checkpoint | None:
 
 def checkpoints(run: RunDirectory) -> list[Checkpoint]:
     """Return all checkpoints in a run directory, in order."""
-    paths = (run.path / "checkpoints").glob("stage-*/epoch-*/student-*")
+    paths = matching(run.path / "checkpoints", "stage-*/epoch-*/student-*")
     places = [place for path in paths if (place := _PLACE.fullmatch("/".join(path.parts[-3:]))) and is_model(path)]
     numbers = [tuple(map(int, place.groups())) for place in places]
     return [Checkpoint(stage, epoch, student, run) for stage, epoch, student in sorted(numbers)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_l4.errors import RunDirectoryError
-from ray_l4.store.atomic import write_table
+from ray_l4.store.atomic import matching, write_table
 from ray_l4.store.checksums import write_sums
 from ray_l4.store.sealed import write_record
 
@@ -61,7 +61,7 @@ def as_json(figures: Mapping[str, float]) -> dict[str, float | str]:
 
 def failed_steps(run: RunDirectory, student: int | None) -> list[StepPlace]:
     """Return the failed steps that a run directory keeps, of one student or all. Raises RunDirectoryError if none."""
-    names = [_NAME.fullmatch(path.name) for path in (run.path / "debug").glob("*") if (path / WHY).is_file()]
+    names = [_NAME.fullmatch(path.name) for path in matching(run.path / "debug", "*") if (path / WHY).is_file()]
     found = sorted(StepPlace(*map(int, name.groups())) for name in names if name)
     wanted = [place for place in found if student in (None, place.student)]
     if not wanted:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_l4.errors import RunDirectoryError
+from ray_l4.store.atomic import matching
 from ray_l4.store.lock import LOCK, locked
 from ray_l4.store.record_types import MOST, Record
 from ray_l4.store.run_directory import RunDirectory, read_record
@@ -101,7 +102,7 @@ def decide(run: RunDirectory, stage: int, *, promoted: bool, by: Literal["gate",
     if not 0 <= stage < done:
         finished = f"stages 0 to {done - 1}" if done else "none"
         raise RunDirectoryError(f"{run.path}: stage {stage} cannot be served: it has not finished ({finished} have)")
-    if promoted and not any(run.path.glob(f"checkpoints/stage-{stage}/epoch-*/student-*")):
+    if promoted and not matching(run.path, f"checkpoints/stage-{stage}/epoch-*/student-*"):
         raise RunDirectoryError(
             f"{run.path}: stage {stage} cannot be served: its checkpoints are gone (checkpoint.keep). Choose another."
         )

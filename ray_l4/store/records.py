@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_l4.errors import DamagedError, RunDirectoryError
-from ray_l4.store.atomic import write_file, write_folder, write_json, write_table
+from ray_l4.store.atomic import matching, write_file, write_folder, write_json, write_table
 from ray_l4.store.checkpoints import ADAPTER_CONFIG
 from ray_l4.store.checksums import add_sum, write_sums
 from ray_l4.store.run_directory import Cell, RunDirectory, read_json
@@ -166,7 +166,7 @@ def write_generated(run: RunDirectory, stage: int, rows: Sequence[Mapping[str, A
 
 def read_generated(run: RunDirectory, stage: int) -> Iterator[dict[str, Any]]:
     """Yield the pseudo-examples of a stage on record (index, student, task, ids). A damaged file counts as missing."""
-    for path in (run.replay(stage), *_chunks(run, stage).glob("*.parquet")):
+    for path in (run.replay(stage), *matching(_chunks(run, stage), "*.parquet")):
         if path.is_file():
             try:
                 table = read_table(path, ("index", "student", "task", "ids"))

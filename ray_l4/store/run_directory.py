@@ -48,7 +48,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_cluster, load_experiment
 from ray_l4.errors import DamagedError, RunDirectoryError
-from ray_l4.store.atomic import finish_replacements, write_text
+from ray_l4.store.atomic import finish_replacements, matching, write_text
 from ray_l4.store.lock import LOCK, is_locked, locked
 from ray_l4.store.names import file_part, make_private
 from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
@@ -290,7 +290,7 @@ class RunDirectory:
 
     def score_files(self) -> Iterator[tuple[Path, Cell]]:
         """Yield the files of all scores. The task is that of the file's name, which may be shortened."""
-        for path in sorted((self.path / "scores").glob("stage-*.json")):
+        for path in matching(self.path / "scores", "stage-*.json"):
             match = _CELL.fullmatch(path.name)
             if match:
                 yield path, Cell(int(match[1]), int(match[2]), int(match[3]), unquote(match[4]))
@@ -315,7 +315,7 @@ class RunDirectory:
 
         A damaged file is left out, with a warning, which ``tell`` is given.
         """
-        for path in sorted((self.path / "steps").glob("*.parquet")):
+        for path in matching(self.path / "steps", "*.parquet"):
             try:
                 table = read_table(path, columns, optional)
             except DamagedError as error:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ray_l4.errors import DamagedError, RunDirectoryError
-from ray_l4.store.atomic import remove_if_there, write_folder, write_table
+from ray_l4.store.atomic import matching, remove_if_there, write_folder, write_table
 from ray_l4.store.checksums import damaged_in, write_sums
 from ray_l4.store.records import steps_table, undamaged, write_bytes
 from ray_l4.store.run_directory import RunDirectory, read_json
@@ -156,7 +156,7 @@ def discard_states(run: RunDirectory, before_stage: int, keep: int = 0, newest: 
     ``newest``: the one that was written last. Those with more steps are older: they include a student that has been
     lost since. They are removed as well.
     """
-    for path, name in list(_folders(run)):
+    for path, name in _folders(run):
         if int(name[1]) < before_stage:
             remove_if_there(path)
     found = states(run, before_stage)
@@ -166,7 +166,7 @@ def discard_states(run: RunDirectory, before_stage: int, keep: int = 0, newest: 
 
 
 def _folders(run: RunDirectory) -> Iterator[tuple[Path, re.Match[str]]]:
-    for path in (run.path / "states").glob("stage-*.steps-*"):
+    for path in matching(run.path / "states", "stage-*.steps-*"):
         name = _NAME.fullmatch(path.name)
         if name:
             yield path, name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.errors import DamagedError, RunDirectoryError
-from ray_l4.store.atomic import remove_if_there
+from ray_l4.store.atomic import matching, remove_if_there
 from ray_l4.store.checkpoints import checkpoints
 from ray_l4.store.checksums import remove_sums
 from ray_l4.store.promotion import withdraw
@@ -91,12 +91,12 @@ def return_to(run: RunDirectory, stages: int, save: Callable[[], None]) -> None:
     """
     (run.path / "summary.json").unlink(missing_ok=True)
     for folder in _BY_STAGE:
-        _remove(list(_of_stages(run.path / folder, stages)))
-    _remove(list(_of_stages(run.path / "replay", stages + 1)))
+        _remove(_of_stages(run.path / folder, stages))
+    _remove(_of_stages(run.path / "replay", stages + 1))
     withdraw(run, stages)
     save()
-    for path in list(_of_stages(run.path / "checkpoints", stages)):
-        for student in list(path.glob("epoch-*/student-*")):
+    for path in _of_stages(run.path / "checkpoints", stages):
+        for student in matching(path, "epoch-*/student-*"):
             remove_if_there(student)
 
 
@@ -122,7 +122,7 @@ def _damaged_result(run: RunDirectory, needed: Needed, stage: int) -> str | None
 def _damaged_checkpoint(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"{folder} is missing"
-    if not any(folder.glob("*.safetensors")):
+    if not matching(folder, "*.safetensors"):
         return f"{folder / 'model.safetensors'} is missing"
     return find_damaged_file(folder)
 
@@ -138,11 +138,9 @@ def _unscorable(run: RunDirectory, needed: Needed, stage: int, scores: Collectio
     return None
 
 
-def _of_stages(folder: Path, first: int) -> Iterator[Path]:
-    for path in folder.glob("stage-*"):
-        name = _STAGE.fullmatch(path.name)
-        if name and int(name[1]) >= first:
-            yield path
+def _of_stages(folder: Path, first: int) -> list[Path]:
+    named = ((path, _STAGE.fullmatch(path.name)) for path in matching(folder, "stage-*"))
+    return [path for path, name in named if name and int(name[1]) >= first]
 
 
 def _remove(paths: Sequence[Path]) -> None:

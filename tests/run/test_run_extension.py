@@ -194,9 +194,11 @@ def interrupted(config: ExperimentConfig, folder: Path) -> RunDirectory:
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 1})})
     setup, directory = small.new_run(config, IN_PROCESS, folder)
     session = small.start(setup, IN_PROCESS, directory)
-    while not newest_step(directory, 1):
-        assert not session.wait(0.001), "the run ended before it could be stopped"
-    session.close()
+    try:
+        while not newest_step(directory, 1):
+            assert not session.wait(0.001), "the run ended before it could be stopped"
+    finally:
+        session.close()
     assert directory.state().stages_done == 1 and not directory.has_finished()
     return directory
 

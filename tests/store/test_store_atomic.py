@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ray_l4.errors import UnwritableError
 from ray_l4.store import atomic
 from ray_l4.store.atomic import (
     finish_replacements,
+    matching,
     remove_if_there,
     write_file,
     write_folder,
@@ -270,3 +272,21 @@ def test_a_folder_is_removed_with_those_that_it_leaves_empty(tmp_path: Path) -> 
 def test_a_path_without_a_name_is_named_as_a_folder() -> None:
     with pytest.raises(UnwritableError, match=r"^\.: cannot be written \(Is a directory\)"):
         write_text(Path(), "text")
+
+
+def test_folders_that_another_process_removes_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stage-0", "stage-1"):
+        (tmp_path / name / "epoch-1").mkdir(parents=True)
+    (tmp_path / "stage-2").touch()
+    assert matching(tmp_path, "*/epoch-*") == [tmp_path / name / "epoch-1" for name in ("stage-0", "stage-1")]
+    scan = os.scandir
+
+    def scan_slowly(folder: str | Path | int) -> object:
+        if folder in (str(tmp_path / "stage-0"), tmp_path / "stage-0"):
+            monkeypatch.setattr(os, "scandir", scan)
+            shutil.rmtree(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scan_slowly)
+    assert matching(tmp_path, "*/epoch-*") == [tmp_path / "stage-1" / "epoch-1"]
+    assert matching(tmp_path / "gone", "*") == []
