@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from analysis.live_load.asking import OK, Asked, Tried
 from analysis.live_load.processes import REPLICA, SERVICE
 from analysis.live_load.referee import Kept, Latency
+from analysis.live_load.teaching import AT_ONCE
 from analysis.live_load.watching import Sample
 from analysis.slope import Slope, slope
 from ray_l4.report.markdown import table
 
+QUIET, LEARNING, BURST = "quiet", "learning", "burst"
+PHASES = {QUIET: "while nothing is learned", LEARNING: "while learning", BURST: f"while users send {AT_ONCE} at a time"}
 WARM_UP = 10.0
 """Seconds of a process's life before which memory grows because it starts."""
 
@@ -26,10 +29,12 @@ class Account:
     asked: list[Asked]
     """All questions, in the order in which they were due."""
     steady: list[Asked]
-    """Those of the steady stream alone, of which latency is told: users ask many at a time."""
+    """Those of the steady stream alone, of which latency is told."""
     told: list[Tried]
     """All other requests."""
     samples: list[Sample]
+    bursts: list[tuple[float, float]]
+    """From when to when users asked or told many things at a time."""
     scores: dict[str, tuple[float | None, float | None]]
     """Task -> score before and after."""
     stages: dict[str, tuple[bool | None, str]] = field(default_factory=dict)
@@ -76,14 +81,15 @@ class Account:
         """Whether no replica was seen; each follows the run by itself."""
         return not any(REPLICA in sample.memory for sample in self.samples)
 
-    def during(self, learning: bool) -> list[Asked]:
-        """Return the questions of the steady stream that were due while the service learned, or while it did not."""
-        at, found = 0, []
+    def by_phase(self) -> dict[str, list[Asked]]:
+        """Return the questions of the steady stream by what went on beside them when they were due."""
+        at, found = 0, {phase: list[Asked]() for phase in PHASES}
         for one in sorted(self.steady, key=lambda one: one.due):
             while at + 1 < len(self.samples) and self.samples[at + 1].at <= one.due:
                 at += 1
-            if self.samples and self.samples[at].learning == learning:
-                found.append(one)
+            in_burst = any(first <= one.ended and one.due <= last for first, last in self.bursts)
+            learning = bool(self.samples) and self.samples[at].learning
+            found[BURST if in_burst else LEARNING if learning else QUIET].append(one)
         return found
 
 
@@ -142,10 +148,11 @@ def _requests(account: Account) -> str:
 
 def _latency(account: Account) -> str:
     rows = []
-    for title, own in (("while nothing is learned", account.during(False)), ("while learning", account.during(True))):
+    for phase, own in account.by_phase().items():
         found = Latency.of(own)
         values = (found.p50, found.p95, found.p99, found.longest)
-        rows.append((title, str(found.requests), *("–" if math.isnan(own) else f"{1000 * own:.0f}" for own in values)))
+        shown = ("–" if math.isnan(value) else f"{1000 * value:.0f}" for value in values)
+        rows.append((PHASES[phase], str(found.requests), *shown))
     return table(("latency in ms", "requests", "p50", "p95", "p99", "max"), rows)
 
 
@@ -162,10 +169,7 @@ def _examples(account: Account) -> str:
 
 def data(account: Account) -> dict[str, Any]:
     """Return all of it as JSON."""
-    latency: Mapping[str, object] = {
-        "quiet": asdict(Latency.of(account.during(False))),
-        "learning": asdict(Latency.of(account.during(True))),
-    }
+    latency = {phase: asdict(Latency.of(own)) for phase, own in account.by_phase().items()}
     found = {kind: memory(account.samples, kind) for kind in (SERVICE, REPLICA)}
     return {
         **asdict(account),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from analysis.faults.processes import has_ended, read_title
 from ray_l4.errors import ClusterError
+from ray_l4.store.atomic import matching
 
 SERVICE, REPLICA, STUDENT, COMMAND = "service", "replica", "student", "learning command"
 _MB = 1024 / 1e6
@@ -73,7 +74,7 @@ class ServiceProcess:
 
 def descendants(pid: int) -> Iterator[int]:
     """Yield the processes that a process started, and those that they started."""
-    for thread in Path(f"/proc/{pid}/task").glob("*"):
+    for thread in matching(Path(f"/proc/{pid}/task"), "*"):
         try:
             children = (thread / "children").read_text().split()
         except OSError:  # the thread has ended

@@ -157,6 +157,7 @@ class _Session:
             steady=self._load.asked,
             told=users.told,
             samples=self._watch.samples,
+            bursts=users.bursts,
             scores={task: (self._before.get(task), after[task]) for task in after},
             stages={
                 name: (last[stage].promoted, last[stage].why) if stage in last else (None, "") for stage, name in names

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from analysis.live_load.asking import Asked, Client, Tried
 from analysis.live_load.on_disk import is_settled
@@ -14,7 +15,7 @@ from analysis.live_load.watching import Story, Watch
 from ray_l4.errors import ClusterError
 from ray_l4.store.run_directory import RunDirectory
 
-_AT_ONCE = 32
+AT_ONCE = 32
 """Requests of users at a time."""
 _NAP = 0.5
 
@@ -25,11 +26,13 @@ class Users:
     def __init__(self, client: Client, watch: Watch, run: RunDirectory, seed: int, story: Story) -> None:
         """``seed``: of the examples of the run."""
         self._client, self._watch, self._run, self._seed, self._story = client, watch, run, seed, story
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._room = asyncio.Semaphore(AT_ONCE)
         self._next: Counter[str] = Counter()
         """Number of the next training example that was not used yet, by task."""
         self.asked: list[Asked] = []
         """Questions that were asked to see whether the answer is right."""
+        self.bursts: list[tuple[float, float]] = []
+        """From when to when they corrected or taught."""
         self.told: list[Tried] = []
         """All other requests."""
         self.sent: Counter[str] = Counter()
@@ -40,7 +43,8 @@ class Users:
     async def correct(self, lesson: Lesson) -> None:
         """Ask new questions of a task, and tell what would have been right, or that the answer is."""
         questions = self._fresh(lesson)
-        right = sum(await asyncio.gather(*(self._correct(question) for question in questions)))
+        with self._burst():
+            right = sum(await asyncio.gather(*(self._correct(question) for question in questions)))
         wrong = len(questions) - right
         self._story.tell(f"{lesson.task}: {len(questions)} new questions, {wrong} answers corrected, {right} confirmed")
 
@@ -49,10 +53,11 @@ class Users:
         questions = self._fresh(lesson)
         shared = {question.question for question in questions}
         body = {"task": lesson.task, "metric": lesson.metric}
-        self.told.append(
-            await self._client.post("/v1/tasks", body | ({"question": shared.pop()} if len(shared) == 1 else {}))
-        )
-        await asyncio.gather(*(self._tell(question, None) for question in questions))
+        with self._burst():
+            self.told.append(
+                await self._client.post("/v1/tasks", body | ({"question": shared.pop()} if len(shared) == 1 else {}))
+            )
+            await asyncio.gather(*(self._tell(question, None) for question in questions))
         self._story.tell(f"{lesson.task}: a new task, {len(questions)} examples sent")
 
     async def until_learning(self, seconds: float) -> None:
@@ -62,6 +67,14 @@ class Users:
     async def until_settled(self, seconds: float) -> None:
         """Wait until all was learned, judged and, if promoted, is served. Raises ClusterError if not in time."""
         await self._until(lambda: is_settled(self._run) and self._serves(), seconds, "not everything was learned")
+
+    @contextmanager
+    def _burst(self) -> Iterator[None]:
+        began = time.time()
+        try:
+            yield
+        finally:
+            self.bursts.append((began, time.time()))
 
     def _serves(self) -> bool:
         found = self._watch.overview

@@ -103,6 +103,7 @@ def made(samples: Sequence[Sample] = (), **changes: Any) -> Account:
         "asked": [asked(1, 0), asked(11, 1)],
         "told": [Tried(OK, 1, {"id": "a"})],
         "samples": list(samples),
+        "bursts": [],
         "scores": {"mini.sql": (50.0, 75.0), "food": (None, 40.0)},
         "stages": {"mini.sql (2)": (True, "it rose")},
         "wrong_stage": [],
@@ -122,14 +123,16 @@ def sample(at: float, learning: bool = False, mb: float = 100.0, pid: int = 1, *
 
 
 def test_the_account_says_everything_and_is_json() -> None:
-    own = made([sample(0.0), sample(10.0, learning=True)])
+    questions = [asked(1, 0), asked(11, 1), asked(11.6, 1)]
+    own = made([sample(0.0), sample(10.0, learning=True)], asked=questions, bursts=[(12.0, 13.0)])
     said = account.text(own)
     for line in (
         "| mini.sql |   50.0 |  75.0 |",
         "| food     |      – |  40.0 |",
         "- mini.sql (2): served; it rose",
-        "| while nothing is learned |        1 | 500 | 500 | 500 | 500 |",
-        "| while learning           |        1 | 500 | 500 | 500 | 500 |",
+        "| while nothing is learned      |        1 | 500 | 500 | 500 | 500 |",
+        "| while learning                |        1 | 500 | 500 | 500 | 500 |",
+        "| while users send 32 at a time |        1 | 500 | 500 | 500 | 500 |",
         "| mini.sql |    1 |            1 |         1 |       1 |       0 |    0 |       0 |",
     ):
         assert line in said, said
