@@ -36,6 +36,7 @@ from analysis.live_load.questions import Lesson
 from analysis.live_load.session import SessionOptions, session
 from ray_l4.errors import ClusterError, ConfigError
 from ray_l4.store.atomic import write_json
+from ray_l4.store.run_directory import RunDirectory
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", choices=(*ROUTES, "both"), default="both", help="how questions are asked")
     parser.add_argument("--pid", type=int, help="process of the service, whose memory is noted")
     parser.add_argument("--start", metavar="COMMAND", help="command line that starts the service")
-    parser.add_argument("--log", type=Path, default=Path("service.log"), help="where --start's output goes")
+    parser.add_argument(
+        "--log", type=Path, help="where --start's output goes (default: logs/service-output.log of the run)"
+    )
     parser.add_argument("--kill", action="store_true", help="kill processes at random moments; needs --start")
     parser.add_argument("--kill-every", type=float, default=45.0, help="mean seconds from one kill to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -83,7 +86,7 @@ def _hold(given: argparse.Namespace) -> Account:
         seed=given.seed,
         routes=ROUTES if given.clients == "both" else (given.clients,),
     )
-    process = ServiceProcess(given.pid, shlex.split(given.start or ""), given.log)
+    process = ServiceProcess(given.pid, shlex.split(given.start or ""), _log(given))
     if given.start:
         process.start()
     try:
@@ -92,6 +95,10 @@ def _hold(given: argparse.Namespace) -> Account:
         raise ClusterError(f"{given.address}: no service with a model answers there") from None
     finally:
         process.stop()
+
+
+def _log(given: argparse.Namespace) -> Path:
+    return Path(given.log or RunDirectory(given.run).log("service-output"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,6 +29,8 @@ _CONNECT_TIMEOUT = 10.0
 _GCS_TIMEOUT = "10"
 _NODE_CHECKS = 3
 """Checks of a node manager without an answer after which it is given up."""
+_PASSED_ON = (DEBUG_VARIABLE, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH")
+"""Variables that processes on a cluster which is joined get from this one; those of a local cluster inherit all."""
 _SIGACTION = 256
 """Bytes that are enough for the operating system's record of a signal's handler."""
 _IDLE_WORKER_LIFE = "60000"
@@ -114,8 +116,9 @@ def connect(peers: int, cluster: ClusterConfig) -> None:
         draw_token()
     else:
         options["address"] = cluster.ray.address
-        if DEBUG_VARIABLE in os.environ:  # a local cluster inherits it
-            options["runtime_env"] = {"env_vars": {DEBUG_VARIABLE: os.environ[DEBUG_VARIABLE]}}
+        own = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        if own:
+            options["runtime_env"] = {"env_vars": own}
         check_answers(cluster.ray.address)
     watchdog = Watchdog() if cluster.ray.address is None else None
     limit = threading.Timer(cluster.timeouts.start, _end_process, [cluster.timeouts.start])

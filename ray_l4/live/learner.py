@@ -79,14 +79,21 @@ class LiveLearner:
 
         Each is done even if another one cannot be: what is wrong is told.
         """
-        for part in (self._judge, self._learn):
-            try:
-                part()
-            except RayL4Error as error:
-                self.tell_once(f"cannot go on as it should: {first_line(error)}")
-                log.warning("%s", error)
+        self.judge()
+        self._attempt(self._learn)
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
+        """Let the gate judge what has finished."""
+        self._attempt(self._decide)
+
+    def _attempt(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except RayL4Error as error:
+            self.tell_once(f"cannot go on as it should: {first_line(error)}")
+            log.warning("%s", error)
+
+    def _decide(self) -> None:
         for decision in judge_finished(self._run, self._live.max_forgetting):
             self._say(_said(self._run, decision))
 

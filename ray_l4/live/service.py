@@ -32,7 +32,9 @@ def live(
         )
     _refuse_method(run)
     with locked(run.path, _LOCK):
-        beside = learning(LiveLearner(run, cluster, settings, say))
+        learner = LiveLearner(run, cluster, settings, say)
+        learner.judge()  # before anything is answered: every answer is then of a stage that was promoted
+        beside = learning(learner)
         if replicas == 1:
             from ray_l4.serve.one_process import serve
 

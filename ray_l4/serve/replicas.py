@@ -20,11 +20,13 @@ from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_l4.cluster.connection import Connection
+from ray_l4.cluster.local_access import variables
 from ray_l4.cluster.session_watch import SessionWatch
 from ray_l4.config.cluster import ClusterConfig, EvaluatorResources
 from ray_l4.errors import ClusterError, ConfigError, ModelError
 from ray_l4.serve.limits import Limits
 from ray_l4.serve.opening import ServeOptions
+from ray_l4.serve.proxy_errors import CALLBACK
 from ray_l4.store.checksums import damaged_in
 
 APP = "ray-l4"
@@ -143,7 +145,8 @@ def _connected(profile: ClusterConfig, replicas: int) -> Iterator[SessionWatch]:
     room = profile.model_copy(update={"evaluators": profile.evaluators.model_copy(update={"count": replicas})})
     connection = Connection(0, room)
     try:
-        connection.wait()
+        with variables(CALLBACK):
+            connection.wait()
         watch = SessionWatch(profile.timeouts.control, lambda loss: None)
         try:
             yield watch

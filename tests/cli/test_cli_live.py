@@ -38,6 +38,7 @@ def test_examples_over_http_become_a_stage_while_every_request_is_answered(
     options = [part for text in sets for part in ("--set", text)]
     process = start("live", run.path, "--port", 0, "--cluster", IN_PROCESS, *options)
     address = address_of(process)
+    assert overview(address)["stages"][0]["promoted"], "before anything is answered"
     refused(command("live", run.path, "--port", 0), 5, "in use")
     for number in range(5):
         body = {"task": "mini.rest", "context": f"case {number}", "question": "how is it ?", "answer": "well"}

@@ -31,10 +31,13 @@ def run(finished: Callable[[str], small.Finished]) -> RunDirectory:
 def address_of(process: BackgroundCommand) -> str:
     """The address in the line that says the service is there."""
     assert process.process.stdout is not None
-    line = process.process.stdout.readline()
-    found = re.search(r"serving .* at (http://\S+)", line)
-    assert found is not None, (line, process.process.communicate())
-    return found[1]
+    lines = []
+    for line in process.process.stdout:
+        found = re.search(r"serving .* at (http://\S+)", line)
+        if found is not None:
+            return found[1]
+        lines.append(line)
+    raise AssertionError((lines, process.process.communicate()))
 
 
 @pytest.mark.end_to_end
