@@ -11,6 +11,8 @@ from torch import Tensor
 # Half a unit in the last place: the relative error of one rounding to the type.
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 DTYPES = tuple(ROUNDING)
+# Absolute error of a loss, which is computed in float32: some logits are near 50, where its last bit is 4e-6.
+LOSS_ERROR = 1e-5
 
 # No deadline: the first call of an operation loads code, and the machine may be busy.
 some_examples = settings(max_examples=40, deadline=None)

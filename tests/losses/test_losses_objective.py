@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from losses_twins import (
     DTYPES,
+    LOSS_ERROR,
     GivenLogits,
     assert_gradient,
     distillation_twin,
@@ -99,8 +100,8 @@ def test_value_and_gradient_equal_the_plain_twins(**head: object) -> None:
     if given_["teachers"]:
         divergence, slope = distillation_twin(logits[:count], tensors(given_), SPEC.temperature, MIXED.kd)
         expected[:count] += SPEC.distillation_weight * slope
-    assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=2e-6)
-    assert loss.total.item() == pytest.approx(value + 0.2 * divergence, rel=1e-5, abs=2e-6)
+    assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=LOSS_ERROR)
+    assert loss.total.item() == pytest.approx(value + 0.2 * divergence, rel=1e-5, abs=LOSS_ERROR)
     assert_gradient(gradient, expected, scale=5 / MIXED.nll)
     assert not loss.nll.requires_grad
     assert not loss.kd.requires_grad
@@ -209,7 +210,7 @@ def test_the_gradient_by_hand_equals_the_plain_form(**head: object) -> None:
     given_ = arguments(**head)
     plain, expected = plain_gradient(given_)
     found, gradient = gradient_by_hand(given_)
-    torch.testing.assert_close(torch.stack(tuple(found)), torch.stack(tuple(plain)), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(torch.stack(tuple(found)), torch.stack(tuple(plain)), rtol=1e-6, atol=LOSS_ERROR)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -235,7 +236,7 @@ def test_tokens_of_probability_zero_add_nothing(**head: object) -> None:
     given_ |= {"num_distilled": rows, "teachers": [SampledTargets(ids_KS, SPEC.temperature)]}
     plain, expected = plain_gradient(given_)
     found, gradient = gradient_by_hand(given_)
-    torch.testing.assert_close(torch.stack(tuple(found)), torch.stack(tuple(plain)), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(torch.stack(tuple(found)), torch.stack(tuple(plain)), rtol=1e-6, atol=LOSS_ERROR)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -245,7 +246,7 @@ def test_many_chunks_equal_the_plain_form(rows_per_chunk: int, **head: object) -
     given_ = arguments(**head)
     plain, expected = plain_gradient(given_)
     chunked, gradient = in_chunks(given_, rows_per_chunk)
-    torch.testing.assert_close(torch.stack(tuple(chunked)), torch.stack(tuple(plain)), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(torch.stack(tuple(chunked)), torch.stack(tuple(plain)), rtol=1e-6, atol=LOSS_ERROR)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
