@@ -35,8 +35,20 @@ def learned(run: RunDirectory) -> Counter[str]:
 
 
 def rows(folder: Path, name: str) -> list[str]:
+    """Contexts of the examples in a file of a stage, in alphabetical order."""
     path = folder / f"{name}.jsonl"
-    return [json.loads(line)["context"] for line in path.read_text().splitlines()] if path.exists() else []
+    return sorted(json.loads(line)["context"] for line in path.read_text().splitlines()) if path.exists() else []
+
+
+def test_what_is_learned_does_not_depend_on_the_order_in_which_it_arrived(tmp_path: Path) -> None:
+    files = []
+    for name, order in (("one", (1, 2, 3, 4)), ("other", (4, 2, 1, 3))):
+        run, box = new_run(tmp_path / name), Inbox(tmp_path / name)
+        for number in order:
+            box.add(KNOWN, [example(number)])
+        (given,) = take(run, [KNOWN])
+        files.append((given.folder(run.path) / "train.jsonl").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_all_that_waits_of_a_task_is_given_to_one_stage(tmp_path: Path) -> None:

@@ -29,8 +29,11 @@ class StageData(NamedTuple):
 
 
 def stage_data(run: Path, assignment: Assignment) -> StageData:
-    """Return the examples of a stage. Raises DamagedError if a segment of it is damaged."""
-    arrived = list(_read(run, assignment.task, "segments", assignment.segments))
+    """Return the examples of a stage. Raises DamagedError if a segment of it is damaged.
+
+    They are in order of their ids, which come from their texts: what is learned does not depend on which came first.
+    """
+    arrived = sorted(_read(run, assignment.task, "segments", assignment.segments), key=lambda one: one.id)
     test = list(_read(run, assignment.task, "tests", assignment.tests))
     if assignment.held_out:
         chosen = held_out((one.id for one in arrived), assignment.task, assignment.seed, assignment.held_out)
