@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _hold(given: argparse.Namespace) -> Account:
-    """Hold the session. Raises ConfigError if options do not fit, ClusterError if the service does not answer."""
+    """Hold the session.
+
+    Raises ConfigError if options do not fit, RunDirectoryError if there is no run, ClusterError if the service does not
+    answer.
+    """
     if given.kill and not given.start:
         raise ConfigError("--kill needs --start, to start the service again")
     if given.rate <= 0:
@@ -86,19 +90,18 @@ def _hold(given: argparse.Namespace) -> Account:
         seed=given.seed,
         routes=ROUTES if given.clients == "both" else (given.clients,),
     )
-    process = ServiceProcess(given.pid, shlex.split(given.start or ""), _log(given))
     if given.start:
+        log = given.log or RunDirectory.open(given.run).log("service-output")
+        process = ServiceProcess(None, shlex.split(given.start), log)
         process.start()
+    else:
+        process = ServiceProcess(given.pid)
     try:
         return asyncio.run(session(options, process))
     except TimeoutError:
         raise ClusterError(f"{given.address}: no service with a model answers there") from None
     finally:
         process.stop()
-
-
-def _log(given: argparse.Namespace) -> Path:
-    return Path(given.log or RunDirectory(given.run).log("service-output"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
