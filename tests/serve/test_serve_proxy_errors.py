@@ -86,7 +86,12 @@ def test_the_callback_returns_what_ray_serve_expects() -> None:
 
 
 _PROXY_ALONE = """
+import sys
+from contextlib import ExitStack
+
 import httpx
+import ray
+from ray.cluster_utils import Cluster
 from ray_l4.config.loading import load_cluster
 from ray_l4.serve import replicas
 from ray_l4.serve.limits import Limits
@@ -94,7 +99,14 @@ from ray_l4.serve.server import bound_socket
 
 with bound_socket("127.0.0.1", 0) as bound:
     port = bound.getsockname()[1]
-with replicas._connected(load_cluster("laptop"), 2):
+with ExitStack() as held:
+    changes = []
+    if "joined" in sys.argv:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+        held.callback(cluster.shutdown)
+        held.callback(ray.shutdown)
+        changes = [f"ray.address={cluster.address}"]
+    held.enter_context(replicas._connected(load_cluster("laptop", changes), 2))
     replicas._start_proxy("127.0.0.1", port, Limits())
     found = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=60)
     print(found.status_code, found.headers.get("retry-after"), found.json()["error"]["code"])
@@ -102,9 +114,10 @@ with replicas._connected(load_cluster("laptop"), 2):
 
 
 @pytest.mark.ray
-def test_the_proxy_of_a_session_has_it_before_there_is_an_app() -> None:
+@pytest.mark.parametrize("cluster", ["own", "joined"])
+def test_the_proxy_of_a_cluster_has_it_before_there_is_an_app(cluster: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE")}
     ended = subprocess.run(
-        [sys.executable, "-c", _PROXY_ALONE], capture_output=True, text=True, timeout=240, env=environment
+        [sys.executable, "-c", _PROXY_ALONE, cluster], capture_output=True, text=True, timeout=240, env=environment
     )
     assert ended.stdout.split() == ["503", "1", "not_ready"], ended.stderr
