@@ -15,7 +15,7 @@ from ray_l4.cluster.reservation import reserve
 from ray_l4.cluster.rpc import PerRank
 from ray_l4.cluster.spawn import LocalSpawner, RaySpawner, Spawner
 from ray_l4.config.cluster import ClusterConfig
-from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
+from ray_l4.run.step_loop import StepFigures, StepRules, train_steps
 from ray_l4.setup.setup import Setup
 
 _GLANCE = 2e-4
@@ -69,7 +69,7 @@ class SpawnedStudents:
             self._setup.topology,
             self._membership.fence,
             dict.fromkeys(self._setup.topology.students, turn),
-            StepLimits(self._cluster.exchange.steps_ahead, self._cluster.timeouts.step),
+            StepRules(self._cluster.exchange.steps_ahead, self._cluster.timeouts.step),
             where=TASK,
             on_step=lambda step, by_peer: figures.append(by_peer),
         )

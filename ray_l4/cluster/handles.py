@@ -99,9 +99,25 @@ class StudentHandle:
         """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
         return self._all(StudentCalls.forward, fence, step, readers)
 
-    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> PerRank[Ticket]:
-        """Predict the batch of another student's step for ``readers``, without learning from it."""
-        return self._all(StudentCalls.predict, fence, step, student, readers)
+    def predict(
+        self,
+        fence: int,
+        step: int,
+        student: int,
+        readers: Sequence[int],
+        at_once: bool = True,
+        asked: PerRank[Ticket] | None = None,
+    ) -> PerRank[Ticket]:
+        """Predict the batch of a student's step for ``readers``, without learning from it.
+
+        ``at_once``: whether this student does not learn in the same step. ``asked``: the tickets that ``forward`` of
+        ``student`` returned, if it may have answered itself.
+        """
+        own = [None] * len(self.ranks) if asked is None else asked
+        return [
+            self.rpc.call(rank, StudentCalls.predict, fence, step, student, readers, at_once, ticket)
+            for rank, ticket in zip(self.ranks, own, strict=True)
+        ]
 
     def backward(
         self, fence: int, step: int, own: PerRank[Ticket], teachers: Sequence[PerRank[Ticket]]

@@ -106,13 +106,27 @@ class DistillationConfig(Strict):
     average: Literal["token", "vocabulary"] = "token"
     """``token``: mean over positions. ``vocabulary``: mean over positions and vocabulary entries, as in L4's released
     code (REFERENCE.md#l4-released)."""
-    direction: Literal["forward", "reverse"] = "forward"
-    """``forward``: KL(teacher || student), as in the papers. ``reverse``: KL(student || teacher)."""
+    direction: Literal["forward", "reverse"] | Annotated[float, Field(gt=0, lt=1)] = "forward"
+    """``forward``: KL(teacher || student), as in the papers. ``reverse``: KL(student || teacher). A number between 0
+    and 1: the generalised Jensen-Shannon divergence with this beta (REFERENCE.md#gkd)."""
     examples: Literal["current", "all"] = "current"
     """Examples with a distillation loss. ``current``: those of the current task. ``all``: replayed ones too."""
     schedule: Literal["simultaneous", "alternate_epochs"] = "simultaneous"
     """``simultaneous``: all students learn at every step. ``alternate_epochs``: students take turns of one epoch each,
     while the others only predict, without dropout (L4, Algorithm 1)."""
+    batches: Literal["auto", "shared", "own"] = "auto"
+    """Batches of students that learn at the same time. ``shared``: all learn the same one, and teach with the
+    predictions of their own learning. ``own``: each has an order of its own, and its teachers predict its batch in
+    addition, without dropout (codistillation): about a third more time. ``auto``: ``own`` if students that teach each
+    other would otherwise stay equal, because they begin with the same weights and have no dropout; else ``shared``."""
+    on_policy: Fraction = 0.0
+    """Share of the steps in which each student answers the current questions itself, and learns from its teachers'
+    predictions of these answers in place of the given ones (REFERENCE.md#on-policy). Labels are learned as always."""
+
+    @property
+    def asks_teachers(self) -> bool:
+        """Whether the teachers of a student are asked to predict its batch, even if they learn at the same time."""
+        return self.schedule == "simultaneous" and (self.batches == "own" or self.on_policy > 0)
 
 
 class ReplayConfig(Strict):
@@ -251,6 +265,9 @@ class PeersConfig(Strict):
     """Which peer learns from which. ``complete``: every peer from every other. ``ring``: each from the one before it.
     ``star``: all from peer 0, and peer 0 from all. Or a list of [teacher, student] pairs, or a file with one pair per
     line (relative to the experiment file). If not given, the method's default."""
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the current examples that each student learns: a random subset of its own, so that each can teach
+    what others have not seen. Below 1, ``distillation.batches`` must be ``own``."""
     each: list[PeerConfig] = Field(default_factory=list)
     """Settings of single peers: one item per peer, in order. If empty, all peers have the same settings."""
     on_peer_loss: Literal["restart", "continue"] = "restart"

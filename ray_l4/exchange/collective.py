@@ -41,8 +41,8 @@ class Collective:
     """The process group of the peers (``workers.rendezvous.join``)."""
     ranks: Mapping[int, int]
     """Peer -> its rank in the group."""
-    _pending: tuple[Payload, tuple[int, ...]] = (Payload(), ())
-    """The payload that has been published but not sent, and its readers."""
+    _pending: list[tuple[Payload, tuple[int, ...]]] = field(default_factory=list)
+    """The payloads that have been published but not sent, each with its readers."""
     _transfers: list[tuple[Any, Tensor]] = field(default_factory=list)
     """Posted transfers, each with the tensor it reads or writes."""
     _traffic: Traffic = field(default_factory=Traffic)
@@ -50,14 +50,14 @@ class Collective:
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
         self._finish()
         tensors = {name: self._to_group_memory(tensor) for name, tensor in payload.tensors.items()}
-        self._pending = Payload(payload.codec, tensors), tuple(readers)
+        self._pending.append((Payload(payload.codec, tensors), tuple(readers)))
         if at_once:
             self._post({})
         return Ticket(self.peer, payload.codec, payload.num_bytes, shapes_of(payload))
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
         # After a peer was lost, some peers may only predict while others catch up; then no sum over all is possible.
-        if tickets and CODECS[tickets[0].codec].reduces and len(self._pending[1]) == len(self.ranks) - 1:
+        if tickets and CODECS[tickets[0].codec].reduces and len(self._pending[-1][1]) == len(self.ranks) - 1:
             return [self._mean_of_others()]
         received = {ticket.sender: Payload(ticket.codec, self._empty_tensors(ticket.content)) for ticket in tickets}
         self._post(received)
@@ -71,10 +71,11 @@ class Collective:
         return self._traffic.take()
 
     def _post(self, received: Mapping[int, Payload]) -> None:
-        """Start to send the pending payload, and to receive into ``received`` (sender -> payload)."""
-        pending, readers = self._pending
-        self._pending = Payload(), ()
-        outgoing = {(self.peer, reader): pending for reader in readers if reader in self.ranks}
+        """Start to send the pending payloads, and to receive into ``received`` (sender -> payload)."""
+        pending, self._pending = self._pending, []
+        outgoing = {
+            (self.peer, reader): payload for payload, readers in pending for reader in readers if reader in self.ranks
+        }
         incoming = {(sender, self.peer): payload for sender, payload in received.items()}
         for (sender, reader), payload in sorted((outgoing | incoming).items(), key=lambda item: item[0]):
             sends = sender == self.peer
@@ -112,7 +113,7 @@ class Collective:
 
         A ring all-reduce sends and receives each byte 2 (N - 1) / N times.
         """
-        (own_payload, _), self._pending = self._pending, (Payload(), ())
+        ((own_payload, _),), self._pending = self._pending, []
         others = len(self.ranks) - 1
         means = {}
         for name in sorted(own_payload.tensors):

@@ -51,7 +51,7 @@ class CudaMemory:
 class DeviceBuffers:
     """A link whose sender writes payloads into a buffer of its own, where readers read them in place.
 
-    Steps use the regions of the buffer in turn. There are so many that none is overwritten while a reader may still
+    Payloads use the regions of the buffer in turn. There are so many that none is overwritten while a reader may still
     read it: at most ``steps_ahead`` steps are submitted before the oldest has ended for all students
     (``run.step_loop``), and the current and the next one are under way. A payload that does not fit into a region makes
     the student allocate a larger buffer. A ticket holds the buffer's handle, which a reader opens when it first sees
@@ -59,7 +59,7 @@ class DeviceBuffers:
     """
 
     def __init__(self, peer: int, device: torch.device, memory: Memory, num_regions: int) -> None:
-        """``num_regions``: at least ``steps_ahead`` + 2."""
+        """``num_regions``: at least ``steps_ahead`` + 2 times the payloads of a step."""
         self.peer = peer
         self._device = device
         self._memory = memory
@@ -123,6 +123,6 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def cuda_link(peer: int, device: torch.device, steps_ahead: int) -> DeviceBuffers:
-    """Build the link of a student on a GPU."""
-    return DeviceBuffers(peer, device, CudaMemory(device), steps_ahead + 2)
+def cuda_link(peer: int, device: torch.device, steps_ahead: int, payloads: int = 1) -> DeviceBuffers:
+    """Build the link of a student on a GPU, which publishes at most so many ``payloads`` in a step."""
+    return DeviceBuffers(peer, device, CudaMemory(device), (steps_ahead + 2) * payloads)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ray_l4.exchange.codecs import Payload
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,24 @@ class Ticket:
     """Size of the payload, wherever it is."""
     content: Any = None
     """Understood only by the link that made the ticket."""
+    answered: pa.Table | None = None
+    """The sender's own answers in the step, for its teachers to predict (``learner.own_answers``)."""
 
 
 class Link(Protocol):
     """One student's exchange of payloads with its peers."""
 
     def publish(self, payload: Payload, readers: Sequence[int], *, at_once: bool) -> Ticket:
-        """Publish a payload to ``readers``.
+        """Publish a payload to ``readers``. In a step there may be several, each for other readers.
 
         ``at_once``: send it now, since this student collects nothing in this step.
         """
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Payload]:
-        """Return the tickets' payloads on this student's device; valid until the next ``publish``."""
+        """Return the tickets' payloads on this student's device; valid until the next ``publish``.
+
+        Whatever the student has published in the step is sent by then.
+        """
 
     def traffic(self) -> tuple[int, int]:
         """Return the numbers of bytes sent and received since the last call."""

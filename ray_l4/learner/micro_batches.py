@@ -36,14 +36,12 @@ class MicroBatch:
         return replace(self, batch=self.batch.to(device))
 
 
-def split(
-    batch: Batch, rank: int = 0, num_ranks: int = 1, size: int | None = None, *, distil_all: bool = False
-) -> list[MicroBatch]:
+def split(batch: Batch, rank: int = 0, num_ranks: int = 1, size: int | None = None) -> list[MicroBatch]:
     """Split ``rank``'s share of a batch into micro-batches of at most ``size`` examples (None: a single one).
 
     All ranks get the same number of micro-batches, because sharded weights are gathered on all ranks together; a rank
     with fewer examples gets empty ones, which bear no loss. A teacher's targets for a rank are in the order of its
-    micro-batches. ``distil_all``: replayed examples bear distillation too.
+    micro-batches.
     """
     spans = micro_batch_spans(batch.num_examples, rank, num_ranks, size)
     whole = spans == [range(batch.num_examples)]
@@ -51,10 +49,7 @@ def split(
     for span in spans:
         own = batch if whole else select(batch, span)
         starts = stops
-        stops = {
-            head: starts[head] + (len(positions.targets_N) if distil_all else positions.num_current)
-            for head, positions in own.heads.items()
-        }
+        stops = {head: starts[head] + positions.num_distilled for head, positions in own.heads.items()}
         distilled = {head: slice(starts[head], stops[head]) for head in own.heads}
         parts.append(MicroBatch(own, distilled, None if whole else span.start))
     return parts
@@ -111,6 +106,7 @@ def _within(positions: HeadPositions, rows_S: Tensor, width: int) -> HeadPositio
         targets_N=positions.targets_N[kept_N],
         weights_N=positions.weights_N[kept_N],
         num_current=int(kept_N[: positions.num_current].sum()),
+        num_distilled=int(kept_N[: positions.num_distilled].sum()),
     )
 
 

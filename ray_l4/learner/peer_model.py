@@ -71,7 +71,7 @@ class PeerModel:
         positions_N = torch.cat([positions.positions_N for positions in batch.heads.values()])
         sizes = [len(positions.positions_N) for positions in batch.heads.values()]
         found = self._position_logits(batch.input_ids_RT, positions_N, batch.lengths)
-        weights = [1.0 if head == "qa" else self.experiment.training.lm_weight for head in batch.heads]
+        weights = [self.experiment.training.lm_weight if head == "lm" else 1.0 for head in batch.heads]
         layer, module = self._position_logits.output_layer, self._position_logits.head
         outputs: Sequence[HeadOutputs]
         if found.hidden_ND is None or layer is None or module is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor, nn
 
 from ray_l4.errors import NonFiniteError
@@ -16,8 +18,6 @@ from ray_l4.losses.nll import at_least_float32
 from ray_l4.text.sampler import Sampler
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from ray_l4.learner.learner import Learner
     from ray_l4.losses.targets import Targets
 
@@ -66,13 +66,20 @@ class _OneStep(Steps):
 
 
 class RepeatedStep(StageRun):
-    """A stage run of which one step is learned, whose batch is all of the table."""
+    """A stage run of which one step is learned, whose batch is all of the table.
+
+    Rows with answers that the student gave itself are those of ``distillation.on_policy``.
+    """
 
     def __init__(self, learner: Learner, stage: int, step: int, batch: pa.Table, memory: pa.Table | None) -> None:
+        is_answered = pc.equal(batch["origin"], "answered")
+        answered = batch.filter(is_answered).combine_chunks()
+        batch = batch.filter(pc.invert(is_answered)).combine_chunks()
         super().__init__(learner, stage, batch, memory)
         self._steps = _OneStep(learner, stage, batch)
         self.sampler = self._steps.sampler_of(learner.peer)
         self._next_step = step
+        self.answer = lambda _: answered if answered.num_rows else None
         self.finding = Finding()
 
     def repeat(self, targets: Sequence[Mapping[str, Targets]]) -> Finding:

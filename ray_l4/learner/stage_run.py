@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from torch.profiler import record_function
 
 from ray_l4.errors import PeerError
+from ray_l4.learner.batch_rows import positions_of
 from ray_l4.learner.dropout import seed_generators
 from ray_l4.learner.guards import GuardContext
 from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, continue_backward
 from ray_l4.learner.micro_batches import MicroBatch, concatenate
 from ray_l4.learner.non_finite import non_finite_error, skips
 from ray_l4.learner.optim import build_optimizer
+from ray_l4.learner.own_answers import own_answers
 from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.predictions import NOTHING, ComputedLogits, Predictions
 from ray_l4.learner.schedule import learning_rate
@@ -28,6 +31,7 @@ from ray_l4.losses.objective import Denominators, ObjectiveSpec
 from ray_l4.methods import peer_seed
 from ray_l4.seeds import derive
 from ray_l4.text.batches import build_batch
+from ray_l4.text.demonstration import demonstrated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,6 +68,10 @@ class StageRun:
         learner.model.train()
         self._next_step = 0
         self.num_skipped = 0
+        self.answer: Callable[[int], pa.Table | None] = partial(own_answers, learner, self._steps, stage)
+        """Step -> its current examples with the student's own answers; None if the given ones bear the distillation."""
+        self.answered: pa.Table | None = None
+        """The current examples of the step under way with the student's own answers, if these bear the distillation."""
         self.failed: dict[str, float] | None = None
         """Figures of the step that failed, because its loss or gradient is not finite; it stays under way."""
         self._under_way: Step | None = None
@@ -92,8 +100,10 @@ class StageRun:
             raise PeerError(
                 f"{self._where(step)}: forward was called out of order; expected {expected} of step {self._next_step}"
             )
+        with record_function("ray_l4.answers"):
+            self.answered = self.answer(step)
         with record_function("ray_l4.batch"):
-            work = self._steps.step(step, self.learner.peer)
+            work = self._steps.step(step, self.learner.peer, self.answered)
         predictions = NOTHING
         if len(work.micro_batches) == 1:
             (micro_batch,) = work.micro_batches
@@ -107,12 +117,19 @@ class StageRun:
         self._under_way = work
         return predictions
 
-    def predict(self, step: int, student: int) -> Predictions:
-        """Predict the batch of ``student``'s step, without dropout and without learning from it."""
+    def predict(self, step: int, student: int, answered: pa.Table | None = None) -> Predictions:
+        """Predict the batch of ``student``'s step, without dropout and without learning from it.
+
+        ``answered``: the student's own answers to the current examples, if it learns there; only these are predicted.
+        A teacher that sees demonstrations sees the given answers (REFERENCE.md#sdft).
+        """
         model = self.learner.model
+        if answered is not None and self.learner.method.demonstrates:
+            examples = self._steps.current_examples(step, student)
+            answered = demonstrated(answered, examples, self.learner.tokenizer, positions_of(model))
         was_training = model.training
         model.eval()
-        predictions = self._all_predictions(self._steps.step(step, student))
+        predictions = self._all_predictions(self._steps.asked(step, student, answered))
         model.train(was_training)
         return predictions
 
@@ -145,14 +162,14 @@ class StageRun:
         values["skipped"] = float(skipped)
         values["samples"] = work.num_examples
         values["tokens"] = work.num_tokens
-        self._under_way = None
+        self._under_way = self.answered = None
         self._next_step = step + 1
         log.debug("%s: loss %.6f, gradient norm %.6f", self._where(step), values["loss"], values["grad_norm"])
         return values
 
     def abandon(self) -> int:
         """Drop the step under way, if any, with its gradients; returns the number of the next step."""
-        self._under_way = None
+        self._under_way = self.answered = None
         self.optimizer.zero_grad(set_to_none=True)
         return self._next_step
 
@@ -261,8 +278,9 @@ class StageRun:
         denominators: Mapping[Head, Denominators],
     ) -> dict[str, Tensor]:
         """Add a micro-batch's gradients to the parameters' gradients; returns its contribution to the step's losses."""
-        figures: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.learner.device)
+        zero = torch.zeros((), device=self.learner.device)
+        figures = {f"{loss}_{head}": zero for head in self.learner.method.heads for loss in ("nll", "kd")}
+        total = zero
         for head, positions in micro_batch.batch.heads.items():
             with record_function("ray_l4.loss"):
                 losses = head_gradient(
@@ -270,13 +288,15 @@ class StageRun:
                     positions.targets_N,
                     positions.weights_N,
                     micro_batch.num_distilled(head),
-                    [target[head] for target in targets],
+                    [target[head] for target in targets if head in target],
                     self._spec,
                     denominators[head],
                     micro_batch.distilled[head].start,
                 )
             total = total + outputs[head].weight * losses.total
-            figures |= {f"nll_{head}": losses.nll, f"kd_{head}": losses.kd}
+            name = "qa" if head == "own" else head  # of the answers, either the given or the own ones are distilled
+            figures[f"nll_{name}"] = figures[f"nll_{name}"] + losses.nll
+            figures[f"kd_{name}"] = figures[f"kd_{name}"] + losses.kd
         with record_function("ray_l4.backward"):
             continue_backward(list(outputs.values()))
         return figures | {"loss": total}
@@ -292,10 +312,11 @@ class StageRun:
     def _check_rows(self, work: Step, targets: Sequence[Mapping[str, Targets]]) -> None:
         for head, distilled in work.micro_batches[-1].distilled.items():
             for teacher in targets:
-                if teacher[head].num_positions != distilled.stop:
+                found = teacher[head].num_positions if head in teacher else 0
+                if found != distilled.stop:
                     raise PeerError(
-                        f"{self._where(work.number)}: a teacher predicted {teacher[head].num_positions} positions of "
-                        f"head {head}; expected {distilled.stop}. Do teacher and student have the same batch?"
+                        f"{self._where(work.number)}: a teacher predicted {found} positions of head {head}; expected "
+                        f"{distilled.stop}. Do teacher and student have the same batch?"
                     )
 
     def rate(self, step: int) -> float:

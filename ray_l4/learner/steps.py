@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ray_l4.learner.micro_batches import MicroBatch, split
 from ray_l4.learner.predictions import NOTHING, ComputedLogits, Predictions
 from ray_l4.losses.label_weights import label_weights
 from ray_l4.losses.objective import Denominators
+from ray_l4.seeds import derive
 from ray_l4.text.batches import build_batch
 from ray_l4.text.heads import Head
 from ray_l4.text.sampler import Sampler
 from ray_l4.text.tokens import sequence_lengths
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from ray_l4.learner.head_outputs import HeadOutputs
     from ray_l4.learner.peer_model import PeerModel
 
@@ -53,48 +56,92 @@ class Steps:
         self._learner = learner
         self._stage = stage
         self._tokens = tokens
+        self._lengths = sequence_lengths(tokens)
+        self._is_current = pc.equal(tokens["origin"], "real").to_numpy()
         self._samplers: dict[int, Sampler] = {}
 
     def sampler_of(self, student: int) -> Sampler:
-        """Return the sampler of ``student``: the same for all students, unless they learn in turn."""
+        """Return the sampler of ``student``: the same for all students, unless each has an order of its own.
+
+        With batches of their own (``distillation.batches``), student 0 has the order of a student that learns alone.
+        """
         experiment = self._learner.experiment.at_stage(self._stage)
         in_turn = experiment.distillation.schedule == "alternate_epochs"
-        key = student if in_turn else 0
+        key = student if in_turn or experiment.distillation.batches == "own" else 0
         if key not in self._samplers:
-            training = experiment.training
+            training, rows = experiment.training, self._subset(key)
             self._samplers[key] = Sampler(
-                sequence_lengths(self._tokens),
+                self._lengths if rows is None else self._lengths[rows],
                 experiment.seed,
                 self._stage,
                 training.epochs,
                 training.batch_size,
                 training.batch_budget,
-                order=(student,) if in_turn else (),
+                order=(student,) if in_turn or key else (),
+                rows=rows,
             )
         return self._samplers[key]
 
-    def step(self, number: int, student: int) -> Step:
-        """Build a step of ``student``: weight the labels of the whole batch, split it, and move it to the device."""
-        learner = self._learner
-        training = learner.experiment.training
-        distil_all = learner.experiment.distillation.examples == "all"
+    def step(self, number: int, student: int, answered: pa.Table | None = None) -> Step:
+        """Build a step that ``student`` learns: weight the labels of the batch, split it, move it to the device.
+
+        ``answered``: the current examples of the batch with the student's own answers (``current_examples``), which
+        then bear the distillation in place of the given answers.
+        """
+        current = self._is_current[self.sampler_of(student).indices(number)]
+        has_labels = self._uses_labels(current) or not current.all()
+        heads = self._learner.method.heads if answered is None or has_labels else ()
+        return self._step(number, student, heads, answered)
+
+    def asked(self, number: int, student: int, answered: pa.Table | None = None) -> Step:
+        """Build a step of ``student`` for a teacher to predict: of ``answered``, if given, the answers alone."""
+        return self._step(number, student, self._learner.method.heads if answered is None else (), answered)
+
+    def current_examples(self, number: int, student: int) -> pa.Table:
+        """Return the current examples of a step's batch, in their order (a ``TOKENS`` table)."""
         indices = self.sampler_of(student).indices(number)
-        batch = build_batch(
-            self._tokens, indices, learner.method.heads, learner.tokenizer, training.answer_token_weight
-        )
-        replay_in_batch = batch.num_current_examples < batch.num_examples
-        current = learner.method.uses_labels(self._stage, replay_in_batch=replay_in_batch)
-        heads, denominators = {}, {}
+        return self._tokens.take(pa.array(indices[self._is_current[indices]])).combine_chunks()
+
+    @property
+    def longest_answer(self) -> int:
+        """The number of tokens of the stage's longest current answer, without EOS."""
+        lengths = self._lengths - self._tokens["prompt_length"].to_numpy()
+        return int(lengths[self._is_current].max(initial=0))
+
+    def _step(self, number: int, student: int, heads: Sequence[Head], answered: pa.Table | None) -> Step:
+        learner = self._learner
+        training, distillation = learner.experiment.training, learner.experiment.distillation
+        indices = self.sampler_of(student).indices(number)
+        batch = build_batch(self._tokens, indices, heads, learner.tokenizer, training.answer_token_weight, answered)
+        uses_labels = self._uses_labels(self._is_current[indices])
+        scored, denominators = {}, {}
         for head, positions in batch.heads.items():
             weights_N, divisor = label_weights(
-                positions.weights_N, positions.num_current, current=current, means=training.means
+                positions.weights_N,
+                positions.num_current,
+                current=uses_labels and head != "own",
+                means=training.means,
             )
-            heads[head] = replace(positions, weights_N=weights_N)
-            distilled = len(positions.targets_N) if distil_all else positions.num_current
+            distilled = len(positions.targets_N) if distillation.examples == "all" else positions.num_current
+            if answered is not None and head != "own":
+                distilled = 0
+            scored[head] = replace(positions, weights_N=weights_N, num_distilled=distilled)
             denominators[head] = Denominators(nll=divisor, kd=float(distilled))
         sharding = learner.sharding
-        parts = split(
-            replace(batch, heads=heads), sharding.rank, sharding.size, learner.micro_batch, distil_all=distil_all
-        )
+        parts = split(replace(batch, heads=scored), sharding.rank, sharding.size, learner.micro_batch)
         on_device = [part.to(learner.device) for part in parts]
         return Step(number, on_device, denominators, batch.num_examples, batch.num_tokens)
+
+    def _uses_labels(self, is_current: np.ndarray) -> bool:
+        """Return whether the current examples of a batch have a loss on their labels."""
+        return self._learner.method.uses_labels(self._stage, replay_in_batch=not is_current.all())
+
+    def _subset(self, student: int) -> np.ndarray | None:
+        """Return the rows that a student learns: its own share of the current examples, and all others; None: all."""
+        experiment = self._learner.experiment
+        if experiment.peers.subset == 1.0:
+            return None
+        current = np.flatnonzero(self._is_current)
+        generator = np.random.default_rng(derive(experiment.seed, "subset", self._stage, student))
+        kept = generator.choice(current, max(1, round(experiment.peers.subset * len(current))), replace=False)
+        return np.concatenate([np.sort(kept), np.flatnonzero(~self._is_current)])

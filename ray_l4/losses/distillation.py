@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ray_l4.losses.nll import at_least_float32, per_step
 
-Direction = Literal["forward", "reverse"]
+Direction = Literal["forward", "reverse"] | float
+"""KL(teacher || student), KL(student || teacher), or the beta of a generalised Jensen-Shannon divergence."""
 
 
 @torch.no_grad()
@@ -49,8 +50,10 @@ def distillation(
         temperature: T.
         denominator: number of distilled positions of the *whole* step; positions are not weighted.
         direction: "reverse" computes KL(student || teacher), which concentrates on the teacher's most likely tokens
-            instead of covering all of its distribution. With several teachers it is the divergence from their mean,
-            not the mean of the divergences.
+            instead of covering all of its distribution. A number beta computes beta KL(teacher || M) +
+            (1 - beta) KL(student || M) in place of KL, where M = beta teacher + (1 - beta) student
+            (REFERENCE.md#gkd). With several teachers both are the divergence from their mean, not the mean of the
+            divergences.
 
     Raises:
         ValueError: the two shapes differ.
@@ -62,9 +65,19 @@ def distillation(
         )
     student_KV = torch.log_softmax(at_least_float32(logits_KV) / temperature, dim=-1)
     teacher_KV = at_least_float32(teacher_log_probs_KV.detach())
-    left_KV, right_KV = (teacher_KV, student_KV) if direction == "forward" else (student_KV, teacher_KV)
+    if direction == "forward":
+        divergence = _kl(teacher_KV, student_KV)
+    elif direction == "reverse":
+        divergence = _kl(student_KV, teacher_KV)
+    else:
+        mixture_KV = torch.logaddexp(teacher_KV + math.log(direction), student_KV + math.log1p(-direction))
+        divergence = direction * _kl(teacher_KV, mixture_KV) + (1 - direction) * _kl(student_KV, mixture_KV)
+    return per_step(temperature**2 * divergence, denominator)
+
+
+def _kl(left_KV: Tensor, right_KV: Tensor) -> Tensor:
+    """Return the sum over positions of KL(left || right), both given by their logarithms."""
     probs_KV = left_KV.exp()
     # A difference of logarithms, not of two sums, so that equal peers give exactly 0. The mask implements 0 log 0 = 0;
     # it is applied before the product, so that the gradient is 0 there too.
-    ratios_KV = torch.where(probs_KV > 0, left_KV - right_KV, 0.0)
-    return per_step(temperature**2 * (probs_KV * ratios_KV).sum(), denominator)
+    return (probs_KV * torch.where(probs_KV > 0, left_KV - right_KV, 0.0)).sum()

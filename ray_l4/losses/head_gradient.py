@@ -7,6 +7,7 @@ distillation, Hsu et al. 2024). ``losses.objective.head_objective`` is the plain
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -141,6 +142,8 @@ def _of_teachers(
         teacher, may_be_zero = _mean(scores), True
     if spec.direction == "reverse":
         return _reverse(student, teacher, gradient_KV, scale)
+    if spec.direction != "forward":
+        return _mixed(student, teacher, spec.direction, gradient_KV, scale)
     # A difference of scores, not of two sums, so that equal peers give exactly 0.
     differences_KV = teacher.scores_MV.sub_(student.scores_MV)
     if may_be_zero:
@@ -159,6 +162,27 @@ def _reverse(student: _Softened, teacher: _Softened, gradient_KV: Tensor, scale:
     if scale:
         gradient_KV.addcmul_(student.probs_MV, ratios_KV.sub_(divergences_K1), value=scale)
     return divergences_K1.sum()
+
+
+def _mixed(student: _Softened, teacher: _Softened, beta: float, gradient_KV: Tensor, scale: float) -> Tensor:
+    """Do the same for the generalised Jensen-Shannon divergence (REFERENCE.md#gkd).
+
+    The derivative with respect to the student's probability of a token is (1 - beta) log(student / mixture): all other
+    terms cancel.
+    """
+    # The logarithm of teacher / student; where the teacher's probability is 0, so is its part of the mixture.
+    ratios_KV = teacher.scores_MV.sub_(teacher.total_M1).sub_(student.scores_MV).add_(student.total_M1)
+    ratios_KV.masked_fill_(teacher.probs_MV == 0, -math.inf)
+    # The logarithm of mixture / student.
+    mixed_KV = torch.logaddexp(ratios_KV + math.log(beta), ratios_KV.new_tensor(math.log1p(-beta)))
+    of_teacher_KV = ratios_KV.sub_(mixed_KV).masked_fill_(teacher.probs_MV == 0, 0.0)
+    mixed_KV.masked_fill_(student.probs_MV == 0, 0.0)
+    from_student_K1 = -torch.linalg.vecdot(student.probs_MV, mixed_KV)[:, None]
+    divergences_K = beta * torch.linalg.vecdot(teacher.probs_MV, of_teacher_KV) + (1 - beta) * from_student_K1[:, 0]
+    if scale:
+        slopes_KV = mixed_KV.neg_().sub_(from_student_K1)
+        gradient_KV.addcmul_(student.probs_MV, slopes_KV, value=scale * (1 - beta))
+    return divergences_K.sum()
 
 
 def _mean(scores: Sequence[Tensor]) -> _Softened:

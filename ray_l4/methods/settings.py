@@ -144,6 +144,7 @@ def _refuse_contradictions(experiment: ExperimentConfig) -> None:
             f"peers.count: with {experiment.method} a student learns from its own earlier state; expected 1 student, "
             f"not {num_students(experiment)}. For further students, use other seeds."
         )
+    _refuse_batches(experiment)
     if experiment.replay.generator == "own" and num_students(experiment) > 1:
         if experiment.distillation.examples == "all":
             raise ConfigError(
@@ -155,3 +156,25 @@ def _refuse_contradictions(experiment: ExperimentConfig) -> None:
                 "replay.generator: own and training.batch_budget exclude each other: batches would differ between "
                 "the students. Remove the budget, or share the replay (generator: first or pool)."
             )
+
+
+def _refuse_batches(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError if students cannot have batches, examples or answers of their own as asked."""
+    distillation, method = experiment.distillation, get_method(experiment.method)
+    own = distillation.batches == "own" or distillation.schedule == "alternate_epochs"
+    if experiment.peers.subset < 1 and not own:
+        raise ConfigError(
+            f"peers.subset: {experiment.peers.subset:g} gives every student examples of its own, so that the students "
+            "have no batch in common. Set distillation.batches: own."
+        )
+    if distillation.batches == "own" and experiment.training.batch_budget is not None:
+        raise ConfigError(
+            "distillation.batches: own and training.batch_budget exclude each other: the students would not have the "
+            "same number of steps. Remove the budget."
+        )
+    if distillation.on_policy and (method.topology == "isolated" or distillation.schedule != "simultaneous"):
+        why = "here they learn in turn" if method.topology != "isolated" else f"{method.name} has no teachers"
+        raise ConfigError(
+            f"distillation.on_policy: students answer for their teachers to predict, but {why}. Leave the key out, or "
+            "choose a method with teachers (l4-onpolicy) and distillation.schedule: simultaneous."
+        )

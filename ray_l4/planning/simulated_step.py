@@ -11,6 +11,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import pyarrow as pa
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
@@ -144,6 +145,8 @@ class _SimulatedProcess:
         self._trace = trace
         self._exchange = exchange
         self._graph = graph_of(experiment)
+        self._asks = experiment.distillation.asks_teachers
+        self._answers_itself = experiment.distillation.on_policy > 0
         self._codec: Codec = build_codec(exchange, experiment)
         self._table = batch.table(vocabulary, _STEPS)
         self._gpu = gpu
@@ -168,6 +171,7 @@ class _SimulatedProcess:
         """
         for learner in self.learners.values():
             run = self._runs[learner.peer] = learner.begin_stage(stage, self._table, self._table)
+            run.answer = self._answer
             attribute_optimiser(run.optimizer, self._trace)
             if self._gpu:
                 update_together(run.optimizer)
@@ -179,20 +183,38 @@ class _SimulatedProcess:
                     self._trace.rename(purpose, "guard")
         return payload
 
+    def _answer(self, step: int) -> pa.Table | None:
+        """Return the examples of a step as if the students had given these answers themselves."""
+        if not self._answers_itself:
+            return None
+        rows = next(iter(self._runs.values())).sampler.indices(step)
+        table = self._table.take(pa.array(rows))
+        origin = pa.array(["answered"] * table.num_rows)
+        return table.set_column(table.schema.get_field_index("origin"), "origin", origin)
+
     def _step(self, step: int) -> int:
         """Run one step of all peers; return the bytes of a payload."""
         trace, graph = self._trace, self._graph
-        publish, num_bytes = bool(graph.edges), 0
+        publish, num_bytes = bool(graph.edges) and not self._asks, 0
         sent: dict[int, Payload] = {}
         for peer, run in self._runs.items():
-            trace.begin("activations")
-            frozen = peer in graph.frozen
-            predictions = run.predict(step, 0) if frozen else run.forward(step, publish=publish)
-            trace.begin("exchange")
-            if publish:
+            if peer not in graph.frozen:
+                trace.begin("activations")
+                predictions = run.forward(step, publish=publish)
+                if publish:
+                    trace.begin("exchange")
+                    sent[peer] = self._codec.encode(predictions, 0)
+                    num_bytes = sent[peer].num_bytes
+                del predictions
+        for peer, run in self._runs.items():
+            # All students' batches have the same shape, so the prediction of one stands for those of all.
+            if peer in graph.frozen or (self._asks and graph.teaches(peer)):
+                trace.begin("activations")
+                predictions = run.predict(step, graph.students[0], run.answer(step))
+                trace.begin("exchange")
                 sent[peer] = self._codec.encode(predictions, 0)
                 num_bytes = sent[peer].num_bytes
-            del predictions
+                del predictions
         arrived = {
             peer: [sent.get(teacher) or _copy(sent[peer]) for teacher in graph.teachers_of(peer)]
             for peer in self.learners

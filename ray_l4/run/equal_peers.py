@@ -29,8 +29,9 @@ class EqualPeers:
         """
         experiment = self._context.setup.experiment
         taught = any(teacher in topology.students for teacher, _ in topology.edges)
-        # Students that learn in turn have an order of examples each, and random payloads a seed each.
-        together = experiment.distillation.schedule == "simultaneous"
+        # Some students have an order of examples each, and random payloads a seed each.
+        distillation = experiment.distillation
+        together = distillation.schedule == "simultaneous" and distillation.batches != "own"
         if self._warned or not taught or not together or self._context.cluster.exchange.codec_traits.random:
             return
         states = {student: self._state(student, id(tables[student])) for student in topology.students}
@@ -65,10 +66,18 @@ def staying_equal(topology: Topology, states: Mapping[int, Hashable]) -> list[in
 def _warning(equal: list[int], setup: Setup) -> str:
     experiment = setup.experiment
     named = ", ".join(map(str, equal[:-1])) + f" and {equal[-1]}"
-    remedies = ["a dropout (" + _dropout_keys(experiment) + ")", "another seed or learning rate for one (peers.each)"]
+    remedies = [
+        "distillation.batches: own",
+        "a dropout (" + _dropout_keys(experiment) + ")",
+        "another seed or learning rate for one (peers.each)",
+    ]
+        "distillation.batches: own",
+        "a dropout (" + _dropout_keys(experiment) + ")",
+        "another seed or learning rate for one (peers.each)",
+    ]
     drawn = experiment.model.from_scratch or experiment.model.lora or setup.tokenizer.fresh
     if experiment.peers.init == "shared" and drawn:
-        remedies.insert(0, "peers.init: own")
+        remedies.insert(1, "peers.init: own")
     elif not drawn:
         remedies[-1] = "another learning rate or model for one (peers.each)"
     return (

@@ -18,7 +18,7 @@ from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
 from ray_l4.run.failed_batch import kept_failed_step, skipped_warning
 from ray_l4.run.states import States, position_of
-from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
+from ray_l4.run.step_loop import StepFigures, StepRules, train_steps
 from ray_l4.run.teachers import teacher_weights
 from ray_l4.run.training_watch import TrainingWatch
 from ray_l4.setup.stage_plan import Assignment, StagePlan
@@ -182,7 +182,8 @@ class StageTraining:
         """Returns the validation losses of the finished epochs, which belong to a state."""
         self.where = " and ".join(context.setup.stages[stage].name for stage in sorted({a.stage for a in assignments}))
         exchange, limits = context.cluster.exchange, context.cluster.timeouts
-        self._limits = StepLimits(exchange.steps_ahead, limits.step, context.stop.is_set)
+        asks = context.setup.experiment.distillation.asks_teachers
+        self._rules = StepRules(exchange.steps_ahead, limits.step, context.stop.is_set, asks)
 
     def continue_from(self, state: State) -> None:
         """Begin where ``state`` was taken: with its position and its figures."""
@@ -262,7 +263,7 @@ class StageTraining:
                     self._plan.topology_of(stage, membership.topology),
                     membership.fence,
                     spans[0],
-                    self._limits,
+                    self._rules,
                     where=self.where,
                     on_step=on_step,
                     on_submit=partial(self._after_submission, is_level),

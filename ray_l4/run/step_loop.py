@@ -20,8 +20,8 @@ StepFigures = Mapping[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class StepLimits:
-    """Limits of the step loop: how far ahead calls are submitted, and how long they may take."""
+class StepRules:
+    """How the step loop calls students: how far ahead, with which limit, and who predicts the batches."""
 
     steps_ahead: int
     """Number of steps that are submitted before the loop waits for the oldest."""
@@ -29,6 +29,8 @@ class StepLimits:
     """Seconds to wait for the figures of a step."""
     stopping: Callable[[], bool] = lambda: False
     """Whether to submit no more steps; the loop then collects those under way and returns."""
+    asks_teachers: bool = False
+    """Whether every teacher is asked to predict a student's batch, even if it learns in the same step."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def train_steps(
     topology: Topology,
     fence: int,
     steps: Mapping[int, range],
-    limits: StepLimits,
+    rules: StepRules,
     *,
     where: str,
     on_step: Callable[[int, StepFigures], None],
@@ -60,25 +62,26 @@ def train_steps(
 
     Students that depend on each other, or on one teacher, have the same steps; models that are trained independently
     may be at different ones. A teacher that learns in the same step publishes the predictions of its forward pass. Any
-    other teacher (a frozen peer, or a student that waits for its turn) is asked to predict the student's batch.
+    other teacher (a frozen peer, or a student that waits for its turn) is asked to predict the student's batch; so are
+    all with ``rules.asks_teachers``, each for one student at a time, once the student has given its own answers.
 
-    A step takes one call: a student learns it and begins the next one. Calls are submitted ``limits.steps_ahead`` steps
+    A step takes one call: a student learns it and begins the next one. Calls are submitted ``rules.steps_ahead`` steps
     early, so no student waits for the coordinator. Predictions go from student to student, and the loop drops its
     references to them at once. ``on_step`` gets the figures of every step late and some steps at a time, but in order
     for each student. ``on_submit`` is called between two steps, with the step that each student was just asked to
     learn; what it returns, if anything, is called once the figures of these steps are known.
 
     Raises the error of the first call that failed: PeerLostError if a student dies or does not answer within
-    ``limits.timeout`` seconds. ``where`` names the stage in messages.
+    ``rules.timeout`` seconds. ``where`` names the stage in messages.
     """
-    pipeline = _Pipeline(students, topology, fence, limits, where, on_step)
+    pipeline = _Pipeline(students, topology, fence, rules, where, on_step)
     num_turns = max(map(len, steps.values()))
 
     def steps_of(turn: int) -> dict[int, int]:
         return {student: own[turn] for student, own in steps.items() if turn < len(own)}
 
     for turn in range(num_turns):
-        if limits.stopping():
+        if rules.stopping():
             break
         learning = steps_of(turn)
         submitted = pipeline.submit(learning, steps_of(turn + 1))
@@ -94,7 +97,7 @@ class _Pipeline:
         students: Sequence[StudentHandle],
         topology: Topology,
         fence: int,
-        limits: StepLimits,
+        rules: StepRules,
         where: str,
         on_step: Callable[[int, StepFigures], None],
     ) -> None:
@@ -102,7 +105,7 @@ class _Pipeline:
         self._rpc = students[0].rpc
         self._topology = topology
         self._fence = fence
-        self._limits = limits
+        self._rules = rules
         self._where = where
         self._on_step = on_step
         self._begun: dict[int, PerRank[Ticket]] = {}
@@ -116,14 +119,10 @@ class _Pipeline:
             peer: self._begun.pop(peer) if peer in self._begun else students[peer].forward(fence, step, readers[peer])
             for peer, step in learning.items()
         }
-        # Students that learn from one teacher share the batch, so it predicts the batch of the first of them.
-        student, first_step = next(iter(learning.items()))
-        for teacher, own in readers.items():
-            if own and teacher not in sent:
-                sent[teacher] = students[teacher].predict(fence, first_step, student, own)
+        taught = self._ask(learning, sent) if self._rules.asks_teachers else self._shared(learning, readers, sent)
         figures = {}
         for peer, step in learning.items():
-            teachers = [sent[teacher] for teacher in self._topology.teachers_of(peer)]
+            teachers = taught[peer]
             if peer in following:
                 readers_then = later[peer]
                 figures[peer], self._begun[peer] = students[peer].advance(
@@ -133,10 +132,37 @@ class _Pipeline:
                 figures[peer] = students[peer].backward(fence, step, sent[peer], teachers)
         return _Submitted(learning, figures)
 
+    def _shared(
+        self,
+        learning: Mapping[int, int],
+        readers: Mapping[int, Sequence[int]],
+        sent: Mapping[int, PerRank[Ticket]],
+    ) -> dict[int, list[PerRank[Ticket]]]:
+        """Return student -> its teachers' tickets, where all have the same batch. ``sent``: student -> its own."""
+        tickets = dict(sent)
+        # Students that learn from one teacher share the batch, so it predicts the batch of the first of them.
+        student, first_step = next(iter(learning.items()))
+        for teacher, own in readers.items():
+            if own and teacher not in tickets:
+                tickets[teacher] = self._students[teacher].predict(self._fence, first_step, student, own)
+        return {peer: [tickets[teacher] for teacher in self._topology.teachers_of(peer)] for peer in learning}
+
+    def _ask(
+        self, learning: Mapping[int, int], sent: Mapping[int, PerRank[Ticket]]
+    ) -> dict[int, list[PerRank[Ticket]]]:
+        """Ask each student's teachers to predict its batch; returns student -> their tickets. ``sent``: as above."""
+        return {
+            peer: [
+                self._students[teacher].predict(self._fence, step, peer, (peer,), teacher not in learning, sent[peer])
+                for teacher in self._topology.teachers_of(peer)
+            ]
+            for peer, step in learning.items()
+        }
+
     def keep(self, submitted: _Submitted) -> None:
         """Add submitted steps to those under way; if these are too many, wait for the older half of them."""
         self._window.append(submitted)
-        if len(self._window) > self._limits.steps_ahead:
+        if len(self._window) > self._rules.steps_ahead:
             self._collect((len(self._window) + 1) // 2)
 
     def drain(self) -> None:
@@ -144,8 +170,11 @@ class _Pipeline:
         self._collect(len(self._window))
 
     def _readers(self, learning: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
-        """Return the readers of every student that learns and of every teacher, while these students learn."""
-        edges = self._topology.edges
+        """Return the readers of every student that learns and of every teacher, while these students learn.
+
+        Nobody reads the predictions of a student's own batch if teachers are asked.
+        """
+        edges = () if self._rules.asks_teachers else self._topology.edges
         return {
             teacher: tuple(peer for peer in learning if (teacher, peer) in edges)
             for teacher in sorted({teacher for teacher, _ in edges} | learning.keys())
@@ -155,7 +184,7 @@ class _Pipeline:
         """Collect the figures of the oldest ``count`` steps, with a single wait for all of them."""
         oldest = [self._window.popleft() for _ in range(count)]
         try:
-            values = self._values(oldest, self._limits.timeout)
+            values = self._values(oldest, self._rules.timeout)
         except RayL4Error:
             self._deliver_finished(oldest)
             raise
@@ -169,7 +198,7 @@ class _Pipeline:
             if len(self._rpc.ready(references)) < len(references):
                 return
             try:
-                values = self._values([own], self._limits.timeout)
+                values = self._values([own], self._rules.timeout)
             except RayL4Error:
                 return  # the error that is about to be raised
             self._deliver(own, values)

@@ -15,9 +15,11 @@ def check_exchange(experiment: ExperimentConfig, cluster: ClusterConfig) -> None
     graph = graph_of(experiment)
     if not cluster.exchange.codec_traits.reduces or not graph.edges:
         return
-    together = experiment.distillation.schedule == "simultaneous"
+    distillation = experiment.distillation
+    together = distillation.schedule == "simultaneous" and not distillation.asks_teachers
     if graph.frozen or graph.edges != complete(graph.size).edges or not together:
         raise ConfigError(
             "exchange.codec: mean is one sum over all students, so each has to learn from all others at every step; "
-            "expected peers.topology: complete and distillation.schedule: simultaneous. Or use another codec."
+            "expected peers.topology: complete, distillation.schedule: simultaneous, distillation.batches: shared and "
+            "no distillation.on_policy. Or use another codec."
         )

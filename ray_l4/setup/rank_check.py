@@ -46,6 +46,9 @@ def _check_full(experiment: ExperimentConfig, cluster: ClusterConfig) -> None:
     method, codec = get_method(experiment.method), cluster.exchange.codec
     needs_whole = {
         f"method: {method.name} compares whole weights or gradients with earlier ones": method.has_guard,
+        "distillation.on_policy: students decode their own answers with whole weights": (
+            experiment.distillation.on_policy > 0
+        ),
         "model.lora puts adapters beside whole weights": any(model.lora for model in all_models(experiment)),
         f"exchange.codec: {codec} sends the whole output layer": CODECS[codec].sends_output_layer,
     }

@@ -25,6 +25,7 @@ from ray_l4.methods import (
 )
 from ray_l4.setup.begun import Begun
 from ray_l4.setup.facts import ItemFacts, facts_of, longest_of
+from ray_l4.setup.own_batches import with_batches
 from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers, refuse_too_short
 from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.slices import slices_of
@@ -149,7 +150,7 @@ def prepared(
     experiment has shown by then. ``begun``: what a run that goes on has already, in whose place nothing is read. Raises
     ConfigError, DataError or ModelError if anything is wrong with it.
     """
-    experiment, begun = resolved(experiment), begun or Begun()
+    experiment, begun = with_batches(resolved(experiment)), begun or Begun()
     needed = _needed(experiment, begun)
     training, validation = _examples(experiment, needed)
     refuse_other_tokenizers(experiment, training)

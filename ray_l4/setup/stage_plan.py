@@ -66,9 +66,11 @@ class StagePlan:
     def topology_of(self, stage: int, present: Topology) -> Topology:
         """Return the topology of a stage. ``present``: the topology of the peers that are present.
 
-        A student that learns from its own earlier model has no teacher in the first stage.
+        A student that learns from its own earlier model has no teacher in the first stage, unless what it began with
+        teaches by demonstrations.
         """
-        no_teacher_yet = self.setup.method.taught_by_itself and stage == 0
+        method = self.setup.method
+        no_teacher_yet = method.taught_by_itself and not method.demonstrates and stage == 0
         return isolated(present.size) if no_teacher_yet else present
 
     def curve_name(self, assignment: Assignment) -> str:

@@ -29,7 +29,9 @@ class HeadPositions:
     weights_N: Tensor
     """float32 weights in the mean over tokens (REFERENCE.md#lamol-loss)."""
     num_current: int
-    """Number of positions of current examples: ``[:num_current]`` bear distillation."""
+    """Number of positions of current examples, which come first."""
+    num_distilled: int
+    """``[:num_distilled]`` bear distillation."""
 
     def to(self, device: torch.device) -> HeadPositions:
         """Return a copy on another device, which is asked not to wait for what that does now."""
@@ -40,9 +42,9 @@ class HeadPositions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Input of one step: all QA sequences in the order of the indices, then all LM sequences.
+    """Input of one step: all QA sequences in the order of the indices, then all LM sequences, then all own answers.
 
-    Stacking computes both passes of REFERENCE.md#assembly in one forward. They stay independent: every row has its own
+    Stacking computes all passes of REFERENCE.md#assembly in one forward. They stay independent: every row has its own
     dropout, and causal attention with padding on the right makes each row independent of the others.
     """
 
@@ -76,7 +78,12 @@ class _Sequence:
 
 
 def build_batch(
-    tokens: pa.Table, indices: np.ndarray, heads: Sequence[Head], special: SpecialIds, ans_weight: float
+    tokens: pa.Table,
+    indices: np.ndarray,
+    heads: Sequence[Head],
+    special: SpecialIds,
+    ans_weight: float,
+    answered: pa.Table | None = None,
 ) -> Batch:
     """Build the batch of the rows ``indices`` of ``tokens``.
 
@@ -86,10 +93,15 @@ def build_batch(
         heads: ``("qa",)``, or ``("qa", "lm")`` for LAMOL's loss.
         special: ids of PAD, EOS, ANS and of the end of an LM sequence.
         ans_weight: weight of ANS as a target; every other target has weight 1.
+        answered: for the head ``own``, the current examples among these rows, in their order, with answers that the
+            student gave itself.
     """
     rows = tokens.select(_COLUMNS).take(pa.array(indices))
     current = pc.equal(rows["origin"], "real").to_numpy()
-    by_head = {head: _sequences(head, rows, special) for head in heads}
+    by_head: dict[Head, list[_Sequence]] = {head: _sequences(head, rows, special) for head in heads}
+    if answered is not None:
+        by_head["own"] = _own_answers(answered, current, special)
+    heads = list(by_head)
     sequences = [sequence for head in heads for sequence in by_head[head]]
     width = max(len(sequence.ids) for sequence in sequences)
     input_ids_RT, _ = _padded([sequence.ids for sequence in sequences], special.pad, width)
@@ -123,6 +135,16 @@ def _sequences(head: Head, rows: pa.Table, special: SpecialIds) -> list[_Sequenc
     return [_Sequence(np.concatenate([[gen], row, tail]), given, end) for gen, row in zip(gens, ids, strict=True)]
 
 
+def _own_answers(answered: pa.Table, current: np.ndarray, special: SpecialIds) -> list[_Sequence]:
+    """Return the QA sequence of every row with the student's own answer; of a replayed one a token without a loss.
+
+    Every head has as many rows as the batch has examples (``learner.micro_batches.select``).
+    """
+    own = iter(_sequences("qa", answered, special))
+    nothing = _Sequence(np.asarray([special.pad], dtype=np.int32), 1, special.eos)
+    return [next(own) if is_current else nothing for is_current in current]
+
+
 def _positions(
     sequences: Sequence[_Sequence], row: int, width: int, current: np.ndarray, special: SpecialIds, ans_weight: float
 ) -> HeadPositions:
@@ -131,11 +153,13 @@ def _positions(
     positions = [(row + i) * width + np.arange(sequences[i].first, len(sequences[i].ids)) for i in order]
     targets_N = np.concatenate([sequences[i].targets() for i in order]).astype(np.int64)
     weights_N = np.where(targets_N == special.ans, ans_weight, 1.0).astype(np.float32)
+    num_current = sum(len(span) for span in positions[: int(current.sum())])
     return HeadPositions(
         positions_N=torch.from_numpy(np.concatenate(positions)),
         targets_N=torch.from_numpy(targets_N),
         weights_N=torch.from_numpy(weights_N),
-        num_current=sum(len(span) for span in positions[: int(current.sum())]),
+        num_current=num_current,
+        num_distilled=num_current,
     )
 
 

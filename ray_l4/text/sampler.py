@@ -37,6 +37,7 @@ class Sampler:
         batch_size: int | Literal["auto"],
         budget: float | None = None,
         order: tuple[int, ...] = (),
+        rows: np.ndarray | None = None,
     ) -> None:
         """Draw the order of the examples and divide it into batches.
 
@@ -48,6 +49,7 @@ class Sampler:
             batch_size: largest number of examples in a batch; ``auto`` for ``auto_batch_size``.
             budget: largest cost of a batch; None for no limit.
             order: further names for the seed, if the students do not share one order.
+            rows: (num_examples,) numbers of the examples, if they are only some of those of the stage.
 
         Raises:
             DataError: there is no example.
@@ -62,7 +64,7 @@ class Sampler:
             generator = np.random.default_rng(derive(seed, "order", stage, epoch, *order))
             orders.append(generator.permutation(self.num_examples))
             starts.append(epoch * self.num_examples + _batch_starts(costs[orders[-1]], cap, budget))
-        self._order = np.concatenate(orders)
+        self._order = np.concatenate(orders) if rows is None else rows[np.concatenate(orders)]
         # Batch s is order[bounds[s]:bounds[s + 1]]; an epoch always begins with a new batch.
         self._bounds = np.append(np.concatenate(starts), len(self._order))
 

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Origin = Literal["real", "generated", "stored"]
-"""Where an example comes from: the current task, or replay of generated or stored examples."""
+Origin = Literal["real", "generated", "stored", "answered"]
+"""Where an example comes from: the current task; replay of generated or stored examples; or the current task, but with
+an answer that a student gave itself."""
 
 TOKENS = pa.schema(
     [

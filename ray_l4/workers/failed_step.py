@@ -11,6 +11,7 @@ import pyarrow as pa
 import safetensors.torch
 
 from ray_l4.exchange.codecs import Payload
+from ray_l4.text.tokens import concatenated
 from ray_l4.workers.calls import FailedStep
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def failed_step(run: StageRun, payloads: Sequence[Payload]) -> FailedStep:
     """Collect what it takes, beside the weights, to repeat the step of ``run`` that is not finite."""
     step, guard = run.next_step, run.learner.guard
     batch = run.tokens.take(pa.array(run.sampler.indices(step)))
+    if run.answered is not None:
+        batch = concatenated(batch, run.answered)
     state = None if guard is None else guard.to_bytes()
     return FailedStep(run.failed or {}, run.rate(step), batch, run.memory, state, payload_bytes(payloads))
 

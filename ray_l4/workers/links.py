@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from ray_l4.exchange.collective import Collective
 
 
-def first_link(peer: int, device: torch.device, exchange: ExchangeConfig) -> Link:
-    """Build the link that a student starts with; ``collective_link`` replaces it if predictions go through a group."""
+def first_link(peer: int, device: torch.device, exchange: ExchangeConfig, payloads: int = 1) -> Link:
+    """Build the link that a student starts with; ``collective_link`` replaces it if predictions go through a group.
+
+    ``payloads``: how many the student publishes in a step, at most.
+    """
     if exchange.transport_traits.device_memory:
         from ray_l4.exchange.device_buffers import cuda_link  # only where there is a GPU
 
-        return cuda_link(peer, device, exchange.steps_ahead)
+        return cuda_link(peer, device, exchange.steps_ahead, payloads)
     return ByReference(peer, device)
 
 

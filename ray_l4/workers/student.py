@@ -54,13 +54,14 @@ class Student:
         self.peer = peer
         self._rank = rank
         self._setup = setup
+        self._asked = setup.experiment.distillation.asks_teachers
         self._micro_batch = cluster.students.micro_batch
         self._codec = build_codec(cluster.exchange, peer_experiment(setup.experiment, peer))
         self._log = None if cluster.in_one_process else LogBuffer.attached()
         use_threads(cluster.students)
         self._device = pick_device(cluster.students.gpus)
         self._sharding = sharding_of(rendezvous, cluster.students.sharding, self._device)
-        self._link: Link = first_link(peer, self._device, cluster.exchange)
+        self._link: Link = first_link(peer, self._device, cluster.exchange, _payloads(peer, setup))
         self._learner = self._new_learner()
         self._stage: StageRun | None = None
         self._fence = 0
@@ -131,16 +132,25 @@ class Student:
         self._clock.mark("idle")
         with other_ranks(self.peer):
             predictions = stage.forward(step, publish=bool(readers))
-        ticket = self._publish(stage, predictions, step, readers, at_once=False)
+        if readers or not self._asked:
+            ticket = self._publish(stage, predictions, step, readers, at_once=False)
+        else:
+            ticket = Ticket(self.peer, answered=stage.answered)
         self._clock.mark("forward")
         return ticket
 
-    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Ticket:
-        """Predict the batch of another student's step for ``readers``, without learning from it."""
+    def predict(
+        self, fence: int, step: int, student: int, readers: Sequence[int], at_once: bool, asked: Ticket | None = None
+    ) -> Ticket:
+        """Predict the batch of a student's step for ``readers``, without learning from it.
+
+        ``at_once``: whether this student does not learn in the same step. ``asked``: the ticket that ``forward`` of
+        ``student`` returned, with its own answers if it gave any.
+        """
         stage = self._served(fence)
         with other_ranks(self.peer):
-            predictions = stage.predict(step, student)
-        return self._publish(stage, predictions, step, readers, at_once=True)
+            predictions = stage.predict(step, student, None if asked is None else asked.answered)
+        return self._publish(stage, predictions, step, readers, at_once=at_once)
 
     def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]:
         """Learn a step from labels and the ``teachers``' predictions. Returns its figures, with times in seconds.
@@ -222,6 +232,8 @@ class Student:
         self, stage: StageRun, predictions: Predictions, step: int, readers: Sequence[int], *, at_once: bool
     ) -> Ticket:
         names = (step, self._rank) if self._rank else (step,)
+        if self._asked:
+            names = (*names, "for", *readers)
         seed = derive(self._setup.experiment.seed, "sampled", self.peer, stage.stage, *names)
         payload = self._codec.encode(predictions, seed) if readers else Payload()
         log.debug("student %d, stage %d, step %d: %d bytes", self.peer, stage.stage, step, payload.num_bytes)
@@ -234,6 +246,12 @@ class Student:
         if self._stage is None:
             raise PeerError(f"student {self.peer}: asked for a step before a stage began")
         return self._stage
+
+
+def _payloads(peer: int, setup: Setup) -> int:
+    """Return how many payloads a peer publishes in a step, at most."""
+    readers = sum(teacher == peer for teacher, _ in setup.topology.edges)
+    return max(1, readers) if setup.experiment.distillation.asks_teachers else 1
 
 
 class StepClock:

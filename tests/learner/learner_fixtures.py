@@ -21,7 +21,7 @@ from ray_l4.learner.peer_model import PeerModel
 from ray_l4.learner.predictions import Predictions
 from ray_l4.learner.stage_run import StageRun
 from ray_l4.methods import Topology, get_method
-from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
+from ray_l4.run.step_loop import StepFigures, StepRules, train_steps
 from ray_l4.seeds import derive
 from ray_l4.text.assembly import assemble
 from ray_l4.text.replay import PseudoExample, generated_table
@@ -168,7 +168,7 @@ def train(runs: Sequence[StageRun], steps: Mapping[int, range], topology: Topolo
         topology or graph(runs),
         0,
         steps,
-        StepLimits(steps_ahead=1, timeout=1),
+        StepRules(steps_ahead=1, timeout=1),
         where="test",
         on_step=lambda step, by_peer: figures.append(by_peer),
     )

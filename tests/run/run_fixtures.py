@@ -28,7 +28,7 @@ from ray_l4.monitor.progress import Progress
 from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.session import Session, start
-from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
+from ray_l4.run.step_loop import StepFigures, StepRules, train_steps
 from ray_l4.setup.facts import facts_as_json
 from ray_l4.setup.setup import Setup, prepare
 from ray_l4.store.atomic import write_folder
@@ -140,7 +140,7 @@ def train(
     students: Sequence[StudentHandle],
     topology: Topology,
     steps: range | Mapping[int, range] = range(2),
-    limits: StepLimits | None = None,
+    limits: StepRules | None = None,
 ) -> list[tuple[int, StepFigures]]:
     """Train all students over ``steps``, or each over its own; returns every step and its figures."""
     seen: list[tuple[int, StepFigures]] = []
@@ -149,7 +149,7 @@ def train(
         topology,
         FENCE,
         steps if isinstance(steps, Mapping) else dict.fromkeys(topology.students, steps),
-        limits or StepLimits(steps_ahead=3, timeout=60.0),
+        limits or StepRules(steps_ahead=3, timeout=60.0),
         where="stage 1 (woz.en)",
         on_step=lambda step, figures: seen.append((step, figures)),
     )

@@ -16,7 +16,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ModelError, PeerError, PeerLostError, RayL4Error
 from ray_l4.methods import complete, get_method, isolated, taught
 from ray_l4.run.checkpoints import Checkpoints
-from ray_l4.run.step_loop import StepLimits
+from ray_l4.run.step_loop import StepRules
 from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import Assignment
 from ray_l4.workers.student import Student
@@ -149,6 +149,6 @@ def test_a_link_that_fails_in_forward_is_not_taken_for_a_missing_forward(
     assert len(train(handles(LocalRpc(), [(student,) for student in students]), topology, range(1))) == 1
     monkeypatch.setattr(students[who]._link, "publish", publish)
     with pytest.raises(PeerLostError) as caught:
-        train(handles(LocalRpc(), [(own,) for own in students]), topology, range(1, 3), StepLimits(1, 1.0))
+        train(handles(LocalRpc(), [(own,) for own in students]), topology, range(1, 3), StepRules(1, 1.0))
     assert caught.value is error
     assert students[who].rejoin(FENCE + 1) == 1, "the step that failed is not learned"

@@ -13,7 +13,7 @@ from ray_l4.cluster.handles import StudentHandle
 from ray_l4.cluster.rpc import LocalRpc, RayRpc
 from ray_l4.errors import PeerError, PeerLostError, RayL4Error
 from ray_l4.methods import complete, isolated
-from ray_l4.run.step_loop import StepLimits
+from ray_l4.run.step_loop import StepRules
 from tests.run.run_fixtures import CALLS, ERRORS, FAILING_STUDENTS, handles, train
 from tests.run.worker_fixtures import DIE, HANG, StandIn
 
@@ -142,5 +142,5 @@ def test_a_student_that_does_not_answer_in_time_is_lost_and_named(ray_cluster: N
     fail(actors[1][0], "backward", HANG)
     students = first_ranks(actors, 2)
     with pytest.raises(PeerLostError, match=rf"^student 1, {WHERE}: no answer within 3 s"):
-        train(students, isolated(2), range(1), StepLimits(steps_ahead=1, timeout=3.0))
+        train(students, isolated(2), range(1), StepRules(steps_ahead=1, timeout=3.0))
     end(actors)

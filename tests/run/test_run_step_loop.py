@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ray_l4.cluster.rpc import LocalRpc
 from ray_l4.errors import PeerError
 from ray_l4.methods import Topology, complete, isolated, taught
-from ray_l4.run.step_loop import StepFigures, StepLimits, train_steps
+from ray_l4.run.step_loop import StepFigures, StepRules, train_steps
 from ray_l4.workers.calls import StudentCalls
 from tests.run.run_fixtures import handles, train
 from tests.run.worker_fixtures import FENCE, StandIn
@@ -90,7 +90,7 @@ def run(
 ) -> list[tuple[int, StepFigures]]:
     """Train all students over ``steps``, or each over its own. Their workers are numbers."""
     students = handles(rpc, [(worker,) for worker in range(topology.size)])
-    return train(students, topology, steps, StepLimits(steps_ahead, timeout=12.5))
+    return train(students, topology, steps, StepRules(steps_ahead, timeout=12.5))
 
 
 def test_every_student_forwards_and_then_learns_from_its_teachers() -> None:
@@ -251,7 +251,7 @@ def test_an_error_ends_the_loop_and_names_student_stage_and_step() -> None:
             complete(2),
             FENCE,
             dict.fromkeys(range(2), range(100)),
-            StepLimits(steps_ahead=2, timeout=1),
+            StepRules(steps_ahead=2, timeout=1),
             where="stage 1 (woz.en)",
             on_step=lambda step, _: seen.append(step),
         )
@@ -272,7 +272,7 @@ def test_an_error_in_on_step_ends_the_loop() -> None:
             isolated(1),
             FENCE,
             {0: range(50)},
-            StepLimits(steps_ahead=1, timeout=1),
+            StepRules(steps_ahead=1, timeout=1),
             where="",
             on_step=stop,
         )
@@ -282,7 +282,7 @@ def test_an_error_in_on_step_ends_the_loop() -> None:
 def test_ranks_exchange_tickets_with_ranks_of_the_same_number_and_a_student_counts_once() -> None:
     recorder = Recorder()
     ranks = [(0, 1, 2), (10, 11, 12)]
-    seen = train(handles(recorder, ranks), complete(2), range(2), StepLimits(steps_ahead=1, timeout=1))
+    seen = train(handles(recorder, ranks), complete(2), range(2), StepRules(steps_ahead=1, timeout=1))
     for rank in range(3):
         for me, other in ((ranks[0][rank], ranks[1][rank]), (ranks[1][rank], ranks[0][rank])):
             backwards = [call for call in recorder.calls[me] if call[0] == "backward"]
