@@ -71,10 +71,6 @@ def _warning(equal: list[int], setup: Setup) -> str:
         "a dropout (" + _dropout_keys(experiment) + ")",
         "another seed or learning rate for one (peers.each)",
     ]
-        "distillation.batches: own",
-        "a dropout (" + _dropout_keys(experiment) + ")",
-        "another seed or learning rate for one (peers.each)",
-    ]
     drawn = experiment.model.from_scratch or experiment.model.lora or setup.tokenizer.fresh
     if experiment.peers.init == "shared" and drawn:
         remedies.insert(1, "peers.init: own")
