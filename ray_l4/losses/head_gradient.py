@@ -170,18 +170,19 @@ def _mixed(student: _Softened, teacher: _Softened, beta: float, gradient_KV: Ten
     The derivative with respect to the student's probability of a token is (1 - beta) log(student / mixture): all other
     terms cancel.
     """
-    # The logarithm of teacher / student; where the teacher's probability is 0, so is its part of the mixture.
-    ratios_KV = teacher.scores_MV.sub_(teacher.total_M1).sub_(student.scores_MV).add_(student.total_M1)
+    # The logarithm r of teacher / student; where the teacher's probability is 0, so is its part of the mixture.
+    ratios_KV = teacher.scores_MV.sub_(student.scores_MV).sub_(teacher.total_M1 - student.total_M1)
     ratios_KV.masked_fill_(teacher.probs_MV == 0, -math.inf)
-    # The logarithm of mixture / student.
-    mixed_KV = torch.logaddexp(ratios_KV + math.log(beta), ratios_KV.new_tensor(math.log1p(-beta)))
-    of_teacher_KV = ratios_KV.sub_(mixed_KV).masked_fill_(teacher.probs_MV == 0, 0.0)
-    mixed_KV.masked_fill_(student.probs_MV == 0, 0.0)
-    from_student_K1 = -torch.linalg.vecdot(student.probs_MV, mixed_KV)[:, None]
+    # log(mixture / student) = log(1 + beta (exp(r) - 1)), and log(mixture / teacher) the same with -r and 1 - beta. Of
+    # the two, the one with the negative exponent cannot overflow, and r = 0 gives exactly 0.
+    share_KV = torch.where(ratios_KV > 0, 1 - beta, beta).to(ratios_KV.dtype)
+    smaller_KV = share_KV.mul_(torch.expm1(-ratios_KV.abs())).log1p_()
+    of_teacher_KV = ratios_KV.clamp(max=0.0).sub_(smaller_KV).masked_fill_(teacher.probs_MV == 0, 0.0)
+    of_student_KV = ratios_KV.clamp_(min=0.0).add_(smaller_KV).neg_().masked_fill_(student.probs_MV == 0, 0.0)
+    from_student_K1 = torch.linalg.vecdot(student.probs_MV, of_student_KV)[:, None]
     divergences_K = beta * torch.linalg.vecdot(teacher.probs_MV, of_teacher_KV) + (1 - beta) * from_student_K1[:, 0]
     if scale:
-        slopes_KV = mixed_KV.neg_().sub_(from_student_K1)
-        gradient_KV.addcmul_(student.probs_MV, slopes_KV, value=scale * (1 - beta))
+        gradient_KV.addcmul_(student.probs_MV, of_student_KV.sub_(from_student_K1), value=scale * (1 - beta))
     return divergences_K.sum()
 
 

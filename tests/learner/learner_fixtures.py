@@ -134,20 +134,26 @@ class Worker:
 
     run: StageRun
 
-    def forward(self, fence: int, step: int, readers: Sequence[int]) -> Predictions:
+    def forward(self, fence: int, step: int, readers: Sequence[int]) -> Predictions | pa.Table:
         predictions = self.run.forward(step, publish=bool(readers))
+        if self.run.answered is not None:
+            return self.run.answered
         predictions.targets()  # as a codec does, before the weights change
         return predictions
 
-    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> Predictions:
-        return self.run.predict(step, student)
+    def predict(
+        self, fence: int, step: int, student: int, readers: Sequence[int], at_once: bool, asked: Any = None
+    ) -> Predictions:
+        predictions = self.run.predict(step, student, asked if isinstance(asked, pa.Table) else None)
+        predictions.targets()
+        return predictions
 
-    def backward(self, fence: int, step: int, own: Predictions, *teachers: Predictions) -> dict[str, float]:
+    def backward(self, fence: int, step: int, own: Any, *teachers: Predictions) -> dict[str, float]:
         return self.run.backward(step, [predictions.targets() for predictions in teachers])
 
     def advance(
-        self, fence: int, step: int, readers: Sequence[int], own: Predictions, *teachers: Predictions
-    ) -> tuple[dict[str, float], Predictions]:
+        self, fence: int, step: int, readers: Sequence[int], own: Any, *teachers: Predictions
+    ) -> tuple[dict[str, float], Any]:
         return self.backward(fence, step, own, *teachers), self.forward(fence, step + 1, readers)
 
 
@@ -168,7 +174,7 @@ def train(runs: Sequence[StageRun], steps: Mapping[int, range], topology: Topolo
         topology or graph(runs),
         0,
         steps,
-        StepRules(steps_ahead=1, timeout=1),
+        StepRules(1, 1.0, asks_teachers=runs[0].learner.experiment.distillation.asks_teachers),
         where="test",
         on_step=lambda step, by_peer: figures.append(by_peer),
     )

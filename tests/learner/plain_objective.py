@@ -22,7 +22,7 @@ class Rule:
 
     weight: float = 0.2
     temperature: float = 2.0
-    direction: str = "forward"
+    direction: str | float = "forward"
     average: str = "token"
     examples: str = "current"
     means: str = "pooled"
@@ -50,7 +50,14 @@ def divergence(teachers: Sequence[Tensor], logits: Tensor, rule: Rule) -> Tensor
     """Return the softened KL divergence at one position, from the mean probabilities of the teachers."""
     p = torch.stack([(z / rule.temperature).softmax(-1) for z in teachers]).mean(0)
     q = (logits / rule.temperature).softmax(-1)
-    left, right = (p, q) if rule.direction == "forward" else (q, p)
+    if isinstance(rule.direction, float):
+        mixture = rule.direction * p + (1 - rule.direction) * q
+        return rule.direction * kl(p, mixture) + (1 - rule.direction) * kl(q, mixture)
+    return kl(p, q) if rule.direction == "forward" else kl(q, p)
+
+
+def kl(left: Tensor, right: Tensor) -> Tensor:
+    """Return KL(left || right) of two distributions."""
     return (left * (left.log() - right.log())).sum()
 
 

@@ -78,6 +78,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "heavy": {"weight": 3.0, "temperature": 0.5},
     "reverse": {"weight": 3.0, "direction": "reverse"},
     "reverse of three": {"weight": 3.0, "direction": "reverse", "temperature": 1.0},
+    "mixture": {"weight": 3.0, "direction": 0.3},
+    "mixture of three": {"weight": 3.0, "direction": 0.8, "temperature": 1.0},
     "vocabulary": {"weight": 900.0, "average": "vocabulary", "temperature": 0.5},
     "all examples": {"weight": 3.0, "examples": "all"},
     "separate means": {"means": "separate", "lm_weight": 0.7},

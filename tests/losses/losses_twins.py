@@ -76,6 +76,31 @@ def reverse_twin(
     return value, gradient
 
 
+def mixed_twin(
+    logits: Tensor, teachers: list[Tensor], temperature: float, denominator: float, beta: float
+) -> tuple[float, Tensor]:
+    """Return T^2 (beta KL(p || m) + (1 - beta) KL(q || m)) with m = beta p + (1 - beta) q, and its gradient.
+
+    By the chain rule through q, without the terms cancelled: d/dq_v = (1 - beta) (log(q_v / m_v) + 1)
+    - (1 - beta) (beta p_v + (1 - beta) q_v) / m_v, and dq_v/dz_u = q_v ([u = v] - q_u) / T.
+    """
+    value = 0.0
+    gradient = torch.zeros(logits.shape, dtype=torch.float64)
+    targets = mean_probs_twin(teachers, temperature)
+    for row, (values, target) in enumerate(zip(logits.double().tolist(), targets, strict=True)):
+        student = softmax(values, temperature)
+        mixture = [beta * p + (1 - beta) * q for p, q in zip(target, student, strict=True)]
+        slopes = []
+        for p, q, m in zip(target, student, mixture, strict=True):
+            divergence = beta * p * math.log(p / m) + (1 - beta) * q * math.log(q / m)
+            value += temperature**2 * divergence / denominator
+            slopes.append((1 - beta) * (math.log(q / m) + 1) - (1 - beta) * (beta * p + (1 - beta) * q) / m)
+        mean = sum(q * slope for q, slope in zip(student, slopes, strict=True))
+        for v, (q, slope) in enumerate(zip(student, slopes, strict=True)):
+            gradient[row, v] = temperature * q * (slope - mean) / denominator
+    return value, gradient
+
+
 def random_logits(rows: int, vocab: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw logits like GPT-2's: far below zero and a few units apart."""
     generator = torch.Generator().manual_seed(seed)

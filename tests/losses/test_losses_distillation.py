@@ -14,6 +14,7 @@ from losses_twins import (
     assert_gradient,
     distillation_twin,
     mean_probs_twin,
+    mixed_twin,
     random_logits,
     reverse_twin,
     some_examples,
@@ -74,6 +75,31 @@ def test_the_reverse_direction_equals_its_plain_twin(
     assert loss.item() == pytest.approx(value, rel=1e-4, abs=LOSS_ERROR)
     # Log ratios are as large as the range of the logits divided by the temperature.
     assert_gradient(gradient, expected, scale=30 / 9)
+
+
+@some_examples
+@given(**shapes, beta=st.floats(0.01, 0.99), dtype=st.sampled_from(DTYPES))
+def test_the_generalised_divergence_equals_its_plain_twin(
+    rows: int, vocab: int, num_teachers: int, temperature: float, seed: int, beta: float, dtype: torch.dtype
+) -> None:
+    logits = random_logits(rows, vocab, seed, dtype).requires_grad_()
+    teachers = random_teachers(num_teachers, rows, vocab, seed)
+    loss = distillation(logits, mean_log_probs(teachers, temperature), temperature, 9.0, beta)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    value, expected = mixed_twin(logits, teachers, temperature, 9.0, beta)
+    assert loss.item() == pytest.approx(value, rel=1e-4, abs=LOSS_ERROR)
+    assert_gradient(gradient, expected, scale=30 / 9)
+
+
+def test_the_generalised_divergence_is_bounded_and_near_its_ends_one_of_the_two() -> None:
+    """GKD: divided by beta, it tends to the forward divergence at 0; divided by 1 - beta, to the reverse one at 1."""
+    own, peer = (torch.tensor([values]).log() for values in ([0.5, 0.3, 0.2], [0.1, 0.2, 0.7]))
+    forward, reverse = (distillation(own, peer, 1.0, 1.0, way).item() for way in ("forward", "reverse"))
+    assert distillation(own, peer, 1.0, 1.0, 1e-4).item() / 1e-4 == pytest.approx(forward, rel=1e-2)
+    assert distillation(own, peer, 1.0, 1.0, 1 - 1e-4).item() / 1e-4 == pytest.approx(reverse, rel=1e-2)
+    disjoint = [torch.tensor([values]).log() for values in ([1.0, 0.0], [0.0, 1.0])]
+    assert distillation(disjoint[0], disjoint[1], 1.0, 1.0, 0.5).item() == pytest.approx(math.log(2), rel=1e-5)
+    assert distillation(own, own, 1.0, 1.0, 0.5).item() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_the_reverse_direction_may_ignore_tokens_that_the_teacher_considers_possible() -> None:
@@ -153,7 +179,7 @@ def test_gradient_equals_that_of_cross_entropy_with_soft_labels() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["forward", "reverse"])
+@pytest.mark.parametrize("way", ["forward", "reverse", 0.3])
 def test_no_position_is_exactly_zero_and_not_nan(way: Direction) -> None:
     logits = random_logits(3, 5, 0).requires_grad_()
     teacher = mean_log_probs([torch.zeros(0, 5), torch.zeros(0, 5)], 2.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from losses_twins import (
     GivenLogits,
     assert_gradient,
     distillation_twin,
+    mixed_twin,
     nll_twin,
     random_logits,
     reverse_twin,
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from ray_l4.losses import head_gradient as by_hand
 from ray_l4.losses.chunked import row_chunks
+from ray_l4.losses.distillation import Direction
 from ray_l4.losses.head_gradient import head_gradient
 from ray_l4.losses.objective import Denominators, HeadLoss, ObjectiveSpec, head_objective
 from ray_l4.losses.targets import DenseTargets, SampledTargets
@@ -35,7 +39,17 @@ SPECS = [
     ObjectiveSpec(1.0, 0.5, "reverse"),
     ObjectiveSpec(30.0, 0.5, "forward", "vocabulary"),
     ObjectiveSpec(7.0, 1.5, "reverse", "vocabulary"),
+    ObjectiveSpec(1.0, 2.0, 0.5),
+    ObjectiveSpec(3.0, 1.0, 0.1),
+    ObjectiveSpec(30.0, 0.5, 0.9, "vocabulary"),
 ]
+
+
+def twin_of(direction: Direction) -> Callable[[Tensor, list[Tensor], float, float], tuple[float, Tensor]]:
+    if isinstance(direction, float):
+        return partial(mixed_twin, beta=direction)
+    return distillation_twin if direction == "forward" else reverse_twin
+
 
 heads = {
     "rows": st.integers(0, 9),
@@ -118,7 +132,7 @@ def test_direction_and_average_equal_the_plain_twins(spec: ObjectiveSpec, **head
     if spec.average == "vocabulary":
         share /= logits.shape[1]
     if given_["teachers"]:
-        twin = distillation_twin if spec.direction == "forward" else reverse_twin
+        twin = twin_of(spec.direction)
         divergence, slope = twin(logits[:count], tensors(given_), spec.temperature, MIXED.kd)
         expected[:count] += share * slope
     assert loss.kd.item() == pytest.approx(divergence, rel=1e-4, abs=2e-5), "the figure is per token in any case"

@@ -108,6 +108,7 @@ def experiment(folder: Path, **changes: Any) -> ExperimentConfig:
         "training": {"epochs": 1, "batch_size": 4},
         "optim": {"variant": "torch", "lr": 1e-2},
         "evaluation": {"max_new_tokens": 2},
+        "distillation": {"batches": "shared"},
     }
     return ExperimentConfig.model_validate(sections | changes)
 
@@ -135,8 +136,14 @@ def difference(directory: RunDirectory) -> float:
         ({"peers": {"count": 2, "each": [{}, {"lr": 1e-3}]}}, None),
         ({"distillation": {"schedule": "alternate_epochs"}}, None),
         ({"method": "lamol"}, None),
+        ({"distillation": {"batches": "own"}}, None),
+        ({"distillation": {"batches": "auto"}}, None),
+        ({"distillation": {"batches": "shared", "on_policy": 1.0}}, "distillation.batches: own"),
     ],
-    ids=["equal", "one seed for both", "own init", "own seed", "own rate", "in turn", "alone"],
+    ids=[
+        *("equal", "one seed for both", "own init", "own seed", "own rate", "in turn", "alone", "own batches"),
+        *("by default", "own answers do not help"),
+    ],
 )
 def test_a_model_with_spare_rows(folder: Path, tmp_path: Path, changes: dict[str, Any], remedy: str | None) -> None:
     directory, warnings = run(experiment(folder, **changes), tmp_path / "run")
@@ -144,7 +151,8 @@ def test_a_model_with_spare_rows(folder: Path, tmp_path: Path, changes: dict[str
     assert remedy is None or "students 0 and 1 teach each other, but have equal weights" in warnings[0]
     assert remedy is None or remedy in warnings[0]
     if len(list(directory.path.glob("checkpoints/*/*/*"))) == 2:
-        assert (difference(directory) == 0.0) == (remedy is not None), "the warning is true"
+        # Answers of their own differ, but not what equal teachers predict for them, up to rounding.
+        assert (difference(directory) < 1e-7) == (remedy is not None), "the warning is true"
 
 
 def test_adapters_name_their_own_remedy(folder: Path, tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_a_teacher_that_does_not_learn_predicts_the_students_batch_once_for_all(
     recorder = Recorder()
     run(recorder, taught(students), range(2, 4))
     teacher = students
-    assert recorder.calls[teacher] == [("predict", FENCE, step, 0, tuple(range(students))) for step in (2, 3)]
+    assert recorder.calls[teacher] == [
+        ("predict", FENCE, step, 0, tuple(range(students)), True, None) for step in (2, 3)
+    ]
     for student in range(students):
         assert recorder.calls[student] == [
             call
@@ -138,7 +140,7 @@ def test_a_student_whose_turn_it_is_learns_from_those_that_wait() -> None:
     """One at a time (Algorithm 1 of L4): the others learn nothing and predict this one's batch."""
     recorder = Recorder()
     seen = run(recorder, complete(3), {1: range(4, 6)})
-    assert recorder.calls[0] == recorder.calls[2] == [("predict", FENCE, step, 1, (1,)) for step in (4, 5)]
+    assert recorder.calls[0] == recorder.calls[2] == [("predict", FENCE, step, 1, (1,), True, None) for step in (4, 5)]
     assert recorder.calls[1] == [
         call
         for step in (4, 5)

@@ -59,7 +59,9 @@ class StandIn:
         self.done.append(("forward", step))
         return 10 * self.number + step
 
-    def predict(self, fence: int, step: int, student: int, readers: Sequence[int]) -> int:
+    def predict(
+        self, fence: int, step: int, student: int, readers: Sequence[int], at_once: bool, asked: int | None = None
+    ) -> int:
         self._work("predict", step)
         self.done.append(("predict", step))
         return 10 * self.number + step
