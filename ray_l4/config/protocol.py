@@ -91,6 +91,9 @@ class SweepConfig(Strict):
     """Keys of the experiment, each with a list of values. Every variant runs with all combinations."""
     seeds: Annotated[Count, Field(le=2**20)] | Annotated[list[int], Field(min_length=1)] = 1
     """Run seeds: a list, or how many, counting up from the experiment's seed."""
+    against: str | None = None
+    """The row that all others are compared with, run by run (``lamol``): tables then end with the paired differences to
+    it. With a grid, the whole label of a row."""
 
     @model_validator(mode="after")
     def _check_repetitions(self) -> SweepConfig:
