@@ -16,8 +16,9 @@ INTERVAL, TIME = "95 % interval", "time ratio"
 
 def title(paired: PairedTable) -> str:
     """Return the title, which says whether several orders are taken together."""
-    orders = f", over all {paired.orders} orders together" if paired.orders > 1 else ""
-    return f"Paired differences to {paired.against}{orders}"
+    return f"Paired differences to {paired.against}" + (
+        f", over all orders together ({paired.orders})" if paired.orders > 1 else ""
+    )
 
 
 def header_and_rows(paired: PairedTable) -> tuple[list[str], list[list[str]]]:
@@ -44,7 +45,8 @@ def notes(paired: PairedTable) -> list[str]:
     by_seed = ", ".join(row.label for row in paired.rows if row.by_seed and row.pairs)
     if by_seed:
         found.append(
-            f"Paired by seed, since one of the two has no order, and the other counts with its mean over orders: {by_seed}."
+            "Paired by seed, since one of the two has no order, and the other counts with its mean over the orders: "
+            f"{by_seed}."
         )
     return found
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from ray_l4.errors import ConfigError
 from ray_l4.metrics.bootstrap import FEWEST
@@ -11,6 +12,7 @@ from ray_l4.report.caption import setting, title
 from ray_l4.report.figures.style import GREY, SMALL, add_legend, new_figure, styles, tidy
 from ray_l4.report.paired import NOT_SHOWN, Difference, PairedRow, compare
 from ray_l4.report.paired_text import shown_columns, signed
+from ray_l4.report.paired_text import title as paired_title
 from ray_l4.report.results import Results
 
 if TYPE_CHECKING:
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 PANEL_WIDTH = 4.0
 """Inches."""
 SHOWN, OPEN, FEW = "0 is outside of the 95 % interval", "no difference shown", f"fewer than {FEWEST} pairs, no interval"
-MARKERS = {SHOWN: "o", OPEN: "o", FEW: "x"}
+_POINT: Mapping[str, Any] = MappingProxyType({"marker": "o", "markersize": 5.5, "linestyle": ""})
+MARKERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {SHOWN: _POINT, OPEN: {**_POINT, "markerfacecolor": "white"}, FEW: {**_POINT, "marker": "x"}}
+)
+"""What the interval shows -> the look of the mean."""
 
 
 def draw(results: Results, student: int) -> Figure:
@@ -37,8 +43,7 @@ def draw(results: Results, student: int) -> Figure:
     columns, rows = shown_columns(paired), [row for row in paired.rows if row.pairs]
     if not columns:
         raise ConfigError(f"differences needs runs of {paired.against} and of another variant with the same seed")
-    orders = f", over all {paired.orders} orders together" if paired.orders > 1 else ""
-    subject = title(results, f"paired differences to {paired.against}{orders}: mean and 95 % interval")
+    subject = title(results, f"{paired_title(paired)}: mean and 95 % interval")
     figure = new_figure(1.8 + PANEL_WIDTH * len(columns), 1.8 + 0.5 * len(rows), subject, setting(results))
     panels = list(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0])
     colours = {variant: style.colour for variant, style in styles(results.variants()).items()}
@@ -68,19 +73,18 @@ def _panel(axes: Axes, rows: Sequence[PairedRow], column: str, colours: dict[str
 def _line(axes: Axes, position: int, difference: Difference, colour: str) -> None:
     look = FEW if difference.interval is None else OPEN if difference.verdict == NOT_SHOWN else SHOWN
     if difference.interval is not None:
-        axes.plot(difference.interval, [position, position], color=colour, linewidth=1.8)
-    axes.plot(
-        difference.mean,
-        position,
-        color=colour,
-        marker=MARKERS[look],
-        markersize=7,
-        markerfacecolor="white" if look == OPEN else colour,
-        linestyle="",
-        label=look,
+        axes.plot(difference.interval, [position, position], color=colour, linewidth=1.6)
+    axes.plot(difference.mean, position, color=colour, **MARKERS[look])
+    axes.plot([], [], color="0.3", label=look, **MARKERS[look])  # the legend is about shapes, not about colours
+    axes.annotate(
+        signed(difference.mean),
+        (difference.mean, position),
+        (0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize="x-small",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
     )
-    text, place = signed(difference.mean), (difference.mean, position)
-    axes.annotate(text, place, (0, 7), textcoords="offset points", ha="center", fontsize="x-small")
 
 
 def _name(row: PairedRow) -> str:
