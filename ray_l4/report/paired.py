@@ -71,6 +71,8 @@ class PairedTable:
     rows: tuple[PairedRow, ...]
     orders: int
     """Number of orders of the tasks among the runs."""
+    has_reference: bool
+    """Whether any run is one of ``against``."""
 
 
 def compare(runs: Sequence[RunResult], against: str, student: int = 0, forgetting: str = FORGETTING) -> PairedTable:
@@ -88,7 +90,7 @@ def compare(runs: Sequence[RunResult], against: str, student: int = 0, forgettin
     reference = of_variant.pop(against, [])
     columns = (AVERAGE, forgetting)
     rows = tuple(_row(label, own, reference, student, columns) for label, own in of_variant.items())
-    return PairedTable(against, columns, rows, len({run.order for run in runs if run.learns_in_order}))
+    return PairedTable(against, columns, rows, len({run.order for run in runs if run.learns_in_order}), bool(reference))
 
 
 def _row(

@@ -37,7 +37,8 @@ def notes(paired: PairedTable) -> list[str]:
     """Return what a reader must know about the differences."""
     if not paired.rows:
         return [f"There is no variant but {paired.against}."]
-    found = [
+    found = [] if paired.has_reference else [f"No finished run of {paired.against} can be paired."]
+    found += [
         f"A pair is a run of the variant and one of {paired.against} with the same order and seed; a difference is the "
         "variant's value minus the other. Time: median of the ratios.",
         f"Interval: bootstrap over the pairs, too narrow where there are few; none for fewer than {FEWEST}.",

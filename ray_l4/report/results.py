@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.config.experiment import WITHOUT_EFFECT
+from ray_l4.config.protocol import NO_REFERENCE
 from ray_l4.errors import ConfigError, RunDirectoryError, nearest
 from ray_l4.report.aggregate import FORGETTING, OVER_EPOCHS, comparable_tasks
 from ray_l4.report.finished_run import FinishedRun
@@ -16,9 +17,6 @@ from ray_l4.report.run_search import FoundRuns, Sweep, find_runs
 
 _MAY_DIFFER = (*WITHOUT_EFFECT, "seed", "variant", "stream", "teachers.run")
 """Settings in which the runs of one row may differ: of ``stream`` the order, but not the settings of its tasks."""
-
-NO_REFERENCE = "none"
-"""Stands for the wish that no paired differences be shown."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class Results:
         """The variant that the others are compared with, run by run: as asked for, else that of all sweeps, if any."""
         if self.asked_against is not None:
             return None if self.asked_against == NO_REFERENCE else self.asked_against
-        of_sweeps = {sweep.against for sweep in self.sweeps}
-        return of_sweeps.pop() if len(of_sweeps) == 1 else None
+        return self.found.against
 
     @property
     def sweeps(self) -> tuple[Sweep, ...]:

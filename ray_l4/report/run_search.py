@@ -39,6 +39,12 @@ class FoundRuns:
     others: tuple[Path, ...] = ()
     """Paths that are neither a run directory nor the folder of a sweep."""
 
+    @property
+    def against(self) -> str | None:
+        """The variant that all sweeps compare the others with; None if there is no such."""
+        of_sweeps = {sweep.against for sweep in self.sweeps}
+        return of_sweeps.pop() if len(of_sweeps) == 1 else None
+
     def notes(self, *, unfinished: bool = True) -> list[str]:
         """Return a line about the paths that hold no run, and one about the runs that have not finished."""
         notes = [f"skipped, because it is no run directory: {_listed(self.others)}"] if self.others else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol, option
+from ray_l4.config.protocol import NO_REFERENCE, Change, Protocol, Settings, check_grid, load_protocol, option
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods import METHODS, get_method, resolved
 from ray_l4.store.names import folder_name
@@ -46,6 +46,8 @@ class SweepRequest:
     orders: Orders | None = None
     seeds: int | Sequence[int] | None = None
     max_trials: int = MAX_TRIALS
+    against: str | None = None
+    """The row to compare the others with, or ``NO_REFERENCE``; None for that of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -177,19 +179,20 @@ def _protocol_values(protocol: Protocol, key: str, scale: float) -> list[Change]
 
 
 def _against(protocol: Protocol, request: SweepRequest) -> str | None:
-    """Return ``sweep.against``, which may name a row that ``--methods`` leaves out: an earlier call may have run it.
+    """Return the row to compare with, which ``--methods`` may leave out: an earlier call may have run it.
 
     Raises ConfigError if there is no such row.
     """
-    against = protocol.sweep.against
+    against = protocol.sweep.against if request.against is None else request.against
+    if against in (None, NO_REFERENCE):
+        return None
     labels = [*(protocol.sweep.variants or [protocol.base.method]), *(request.methods or ())]
     points = list(itertools.product(*_grid(protocol, request).values()))
     rows = {_row_label(label, point) for label in labels for point in points}
-    if against is None or against in rows:
+    if against in rows:
         return against
-    raise ConfigError(
-        f"{protocol.origin('against').name}: against: the protocol has no row {against!r}. {nearest(against, rows)}"
-    )
+    where = f"{protocol.origin('against').name}: against" if request.against is None else "--against"
+    raise ConfigError(f"{where}: the protocol has no row {against!r}. {nearest(str(against), rows)}")
 
 
 def _configuration(

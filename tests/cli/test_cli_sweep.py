@@ -135,6 +135,7 @@ def _read(path: Path) -> dict:
         (["--seeds", "0"], "expected at least one"),
         (["--seeds", "few"], "expected a number of seeds (3), or a list of them (0,7,12)"),
         (["--methods", "lamoll"], "unknown method or variant 'lamoll'. Did you mean 'lamol'?"),
+        (["--against", "lamoll"], "--against: the protocol has no row 'lamoll'. Did you mean 'lamol'?"),
         (["--scale", "0"], "expected a number above 0 and at most 1"),
         (["--orders", "all", "--seeds", "200"], "800 trials"),
         (["--set", "training.epoch=1"], "--set: training.epoch: unknown key"),
