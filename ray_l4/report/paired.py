@@ -13,6 +13,9 @@ from ray_l4.report.run_result import RunResult
 
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
+EXACT_DIGITS = 9
+"""Digits of a difference after the decimal point: what is beyond them is rounding, which must not decide a verdict."""
+
 Pair = tuple[Sequence[RunResult], Sequence[RunResult]]
 """Runs of a variant and of the reference. A side with several runs counts with their mean."""
 
@@ -123,7 +126,9 @@ def _by_key(runs: Sequence[RunResult], by_seed: bool) -> dict[tuple[str, int], l
 
 def _difference(pairs: Sequence[Pair], column: str, student: int, *, lower_is_better: bool) -> Difference | None:
     both = [(_mean(mine, column, student), _mean(theirs, column, student)) for mine, theirs in pairs]
-    values = tuple(mine - theirs for mine, theirs in both if mine is not None and theirs is not None)
+    values = tuple(
+        round(mine - theirs, EXACT_DIGITS) for mine, theirs in both if mine is not None and theirs is not None
+    )
     return Difference(values, lower_is_better) if values else None
 
 

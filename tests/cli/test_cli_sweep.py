@@ -238,6 +238,10 @@ def test_a_second_call_repeats_nothing_and_a_wider_one_runs_only_new_trials(
     assert [files(run) for run in runs] == before
     assert [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| l4")]
 
+    compared = sweep_here(*arguments, "--against", "finetune")
+    assert "2 already done, 0 begun, 0 new" in compared.stdout
+    assert "Paired differences to finetune:" in compared.stdout and "| l4      |     1 |" in compared.stdout
+
     other = sweep_here(*arguments, "--set", "training.lm_weight=0.5")
     refused(other, 5, "training.lm_weight is 0.25 there and 0.5 here", "--out")
     assert [files(run) for run in runs] == before

@@ -93,6 +93,12 @@ def test_who_is_the_reference_only_turns_the_sign(scores: list[tuple[float, floa
         assert mine.verdict == (turned.get(said, said) if said else None)
 
 
+def test_rounding_decides_no_verdict() -> None:
+    runs = [run("lamol", seed, 0.3) for seed in range(3)] + [run("l4", seed, 0.1 + 0.2) for seed in range(3)]
+    found = row(runs).differences[AVERAGE]
+    assert 0.1 + 0.2 > 0.3 and found and (found.values, found.verdict) == ((0.0,) * 3, NOT_SHOWN)
+
+
 def test_a_score_that_is_missing_leaves_its_pair_out_of_that_column_only() -> None:
     runs = [run("lamol", seed, 50.0, 10.0) for seed in range(4)]
     runs += [run("l4", seed, 52.0 if seed else None, 9.0) for seed in range(4)]
@@ -153,7 +159,19 @@ def test_csv_has_full_precision() -> None:
     runs = [run(name, seed, 50.0 + value * seed / 3) for name, value in (("lamol", 0), ("l4", 1)) for seed in range(3)]
     average, forgetting, time = csv_lines(compare(runs, "lamol"))
     block = "paired differences to lamol"
-    assert average == [block, "l4", AVERAGE, pytest.approx(1 / 3), None, 3, None, None, 0.0, 2 / 3 + 50 - 50, NOT_SHOWN]
+    assert average == [
+        block,
+        "l4",
+        AVERAGE,
+        pytest.approx(1 / 3),
+        None,
+        3,
+        None,
+        None,
+        0.0,
+        pytest.approx(2 / 3),
+        NOT_SHOWN,
+    ]
     assert forgetting[2:4] == [FORGETTING, 0.0]
     assert time == [block, "l4", "time ratio", 1.0, None, 3, *[None] * 5]
 
