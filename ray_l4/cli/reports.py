@@ -62,6 +62,8 @@ def report(
     from ray_l4.report.html.page import render
     from ray_l4.report.markdown import run_report
     from ray_l4.report.out_file import write_out
+    from ray_l4.report.paired import compare
+    from ray_l4.report.paired_text import paired_markdown
     from ray_l4.store.atomic import write_text
 
     opened = [FinishedRun.open(folder) for folder in found.finished]
@@ -76,7 +78,10 @@ def report(
     for block in blocks:
         title = f"{block.title}:\n\n" if len(blocks) > 1 else ""
         typer.echo(f"{title}{group_table(block, each=each)}\n")
-    write_out(render(opened), page)
+    against = found.against if len(runs) == 1 else None  # other runs may differ in more than variant, order and seed
+    if against is not None:
+        typer.echo(f"{paired_markdown(compare(opened, against))}\n")
+    write_out(render(opened, against), page)
     typer.echo(page)
 
 

@@ -39,6 +39,13 @@ ScaleOption = Annotated[float, typer.Option(help="Fraction of the examples and e
 OutOption = Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/NAME if not given.")]
 MaxTrialsOption = Annotated[int | None, typer.Option(min=1, help="Refuse more trials than this; 200 if not given.")]
 
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ROW|none", help="Compare all other rows with this one, run by run; sweep.against if not given."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
@@ -57,6 +64,7 @@ def sweep(
     cluster: ClusterOption = None,
     out: OutOption = None,
     max_trials: MaxTrialsOption = None,
+    against: AgainstOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, then stop.")] = False,
 ) -> None:
     """Run every trial of a protocol that is not done yet, and print the table of all."""
@@ -74,6 +82,7 @@ def sweep(
         orders=None if orders is None else _orders(orders),
         seeds=None if seeds is None else _seeds(seeds),
         max_trials=max_trials or MAX_TRIALS,
+        against=against,
     )
     expanded = expand_protocol(protocol, request)
     profile = load_cluster(cluster, for_cluster)

@@ -22,6 +22,14 @@ OverEpochsOption = Annotated[
     ),
 ]
 
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VARIANT|none",
+        help="Show the paired differences of all other variants to this one; sweep.against of the sweep if not given.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
@@ -46,6 +54,7 @@ def table(
     student: Annotated[int | None, typer.Option(metavar="N", help="Student to show, counted from 0.")] = None,
     partial: PartialOption = False,
     over_epochs: OverEpochsOption = False,
+    against: AgainstOption = None,
 ) -> None:
     """Print finished runs as a table: variants by tasks, mean and deviation over seeds, beside published values."""
     from ray_l4.report.out_file import check_file, write_out
@@ -55,7 +64,7 @@ def table(
     if out is not None:
         check_file(out, "--out")
     render = format_of(format, out)
-    results = _load(runs, partial, over_epochs)
+    results = _load(runs, partial, over_epochs, against)
     text = render(build(results, chosen_table(results, table), student))
     if out is None:
         typer.echo(text, nl=False)
@@ -71,12 +80,13 @@ def figure(
     student: Annotated[int, typer.Option(metavar="N", help="Student to show, counted from 0.")] = 0,
     partial: PartialOption = False,
     over_epochs: OverEpochsOption = False,
+    against: AgainstOption = None,
 ) -> None:
     """Draw finished runs as a figure; docs/ANALYSIS.md shows what each kind needs."""
     from ray_l4.report.figures.kinds import draw, known_kind
 
     known_kind(kind)
-    results = _load(runs, partial, over_epochs)
+    results = _load(runs, partial, over_epochs, against)
 
     from ray_l4.report.figures.style import save
 
@@ -84,11 +94,11 @@ def figure(
     typer.echo(out)
 
 
-def _load(paths: list[Path], partial: bool, over_epochs: bool) -> Results:
+def _load(paths: list[Path], partial: bool, over_epochs: bool, against: str | None) -> Results:
     """Read the runs, and say on standard error which paths hold none."""
     from ray_l4.report.results import load
 
-    results = load(paths, partial=partial, over_epochs=over_epochs)
+    results = load(paths, partial=partial, over_epochs=over_epochs, against=against)
     for note in results.found.notes(unfinished=False):  # a table names its unfinished runs itself
         typer.echo(note, err=True)
     return results

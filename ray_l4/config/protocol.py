@@ -34,6 +34,9 @@ from ray_l4.errors import ConfigError
 Settings = Mapping[str, object]
 """Values by dotted key of the experiment (``training.epochs``)."""
 
+NO_REFERENCE = "none"
+"""In place of a row to compare with: no paired differences."""
+
 _SET_BY_SWEEP = {"seed": "seeds", "variant": "variants", "stream": "orders"}
 """Keys of the experiment that the sweep sets, and the key of the sweep that controls each."""
 
@@ -91,6 +94,9 @@ class SweepConfig(Strict):
     """Keys of the experiment, each with a list of values. Every variant runs with all combinations."""
     seeds: Annotated[Count, Field(le=2**20)] | Annotated[list[int], Field(min_length=1)] = 1
     """Run seeds: a list, or how many, counting up from the experiment's seed."""
+    against: str | None = None
+    """The row that all others are compared with, run by run (``lamol``): tables then end with the paired differences to
+    it. With a grid, the whole label of a row. ``none`` for no differences, as if not given."""
 
     @model_validator(mode="after")
     def _check_repetitions(self) -> SweepConfig:

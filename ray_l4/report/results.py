@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_l4.config.experiment import WITHOUT_EFFECT
-from ray_l4.errors import ConfigError, RunDirectoryError
+from ray_l4.config.protocol import NO_REFERENCE
+from ray_l4.errors import ConfigError, RunDirectoryError, nearest
 from ray_l4.report.aggregate import FORGETTING, OVER_EPOCHS, comparable_tasks
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.run_search import FoundRuns, Sweep, find_runs
@@ -29,11 +30,21 @@ class Results:
     """Where the runs come from, and what is left out."""
     over_epochs: bool = False
     """Whether forgetting starts from the best score after any epoch, rather than after any task."""
+    asked_against: str | None = None
+    """The variant that the user wants the others to be compared with, or ``NO_REFERENCE``; None to leave it to the
+    sweeps."""
 
     @property
     def forgetting(self) -> str:
         """The column that holds the forgetting of a run."""
         return OVER_EPOCHS if self.over_epochs else FORGETTING
+
+    @property
+    def against(self) -> str | None:
+        """The variant that the others are compared with, run by run: as asked for, else that of all sweeps, if any."""
+        if self.asked_against is not None:
+            return None if self.asked_against == NO_REFERENCE else self.asked_against
+        return self.found.against
 
     @property
     def sweeps(self) -> tuple[Sweep, ...]:
@@ -62,15 +73,18 @@ class Results:
         return tuple(dict.fromkeys(run.variant for run in self.runs))
 
 
-def load(folders: Sequence[Path], *, partial: bool = False, over_epochs: bool = False) -> Results:
+def load(
+    folders: Sequence[Path], *, partial: bool = False, over_epochs: bool = False, against: str | None = None
+) -> Results:
     """Read the runs in ``folders``, which are run directories or folders of sweeps.
 
     With ``partial``, runs that have not finished are left out. So is, in any case, what is neither a run nor a sweep.
+    ``against``: see ``Results.asked_against``.
 
     Raises:
         RunDirectoryError: there is no finished run, one has not finished, or something cannot be read.
         ConfigError: the runs cannot be compared (other tasks, scales or settings, or a seed twice), or with
-            ``over_epochs``, one has no scores of single epochs.
+            ``over_epochs``, one has no scores of single epochs; or no run is of the variant ``against``.
     """
     found = find_runs(folders)
     if not found.finished or (found.unfinished and not partial):
@@ -80,7 +94,12 @@ def load(folders: Sequence[Path], *, partial: bool = False, over_epochs: bool = 
     _refuse_mixed(runs, found.sweeps)
     for run in runs if over_epochs else ():
         run.scores_of_epochs(0)
-    return Results(runs, tasks, found, over_epochs)
+    results = Results(runs, tasks, found, over_epochs, against)
+    if against not in (None, NO_REFERENCE, *results.variants()):
+        raise ConfigError(
+            f"--against {against}: no run is of this variant. {nearest(str(against), results.variants())}"
+        )
+    return results
 
 
 def _unfinished(found: FoundRuns) -> RunDirectoryError:

@@ -24,6 +24,8 @@ class Sweep:
     """Key of the published table that the sweep reproduces."""
     trials: tuple[Path, ...] = ()
     """The run directories of all trials; those of new trials do not exist yet."""
+    against: str | None = None
+    """The variant that the others are compared with, run by run. Early sweeps have none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class FoundRuns:
     sweeps: tuple[Sweep, ...] = ()
     others: tuple[Path, ...] = ()
     """Paths that are neither a run directory nor the folder of a sweep."""
+
+    @property
+    def against(self) -> str | None:
+        """The variant that all sweeps compare the others with; None if there is no such."""
+        of_sweeps = {sweep.against for sweep in self.sweeps}
+        return of_sweeps.pop() if len(of_sweeps) == 1 else None
 
     def notes(self, *, unfinished: bool = True) -> list[str]:
         """Return a line about the paths that hold no run, and one about the runs that have not finished."""
@@ -81,7 +89,7 @@ def read_sweep(folder: Path) -> Sweep:
     record = read_json(folder / SWEEP_FILE)
     try:
         trials = tuple(folder / trial["folder"] for trial in record["trials"])
-        return Sweep(folder, record["title"], float(record["scale"]), record["table"], trials)
+        return Sweep(folder, record["title"], float(record["scale"]), record["table"], trials, record.get("against"))
     except (KeyError, TypeError, ValueError) as error:
         raise RunDirectoryError(
             f"{folder / SWEEP_FILE}: not the record of a sweep ({type(error).__name__}: {error})"

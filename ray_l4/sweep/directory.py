@@ -23,6 +23,8 @@ from ray_l4.errors import RunDirectoryError
 from ray_l4.report.aggregate import aggregate, to_markdown
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
+from ray_l4.report.paired import compare
+from ray_l4.report.paired_text import paired_markdown
 from ray_l4.store.atomic import write_text
 from ray_l4.store.lock import LOCK
 from ray_l4.store.mirror import mirror_of
@@ -88,7 +90,7 @@ class SweepDirectory:
         trials = {entry["folder"]: entry for entry in self._recorded().get("trials", ())}
         trials |= {trial.name: _entry(trial) for trial in sweep.trials}
         identity = {name: getattr(sweep, name) for name in _IDENTITY}
-        write_record(self.path / _RECORD, {**identity, "trials": list(trials.values())})
+        write_record(self.path / _RECORD, {**identity, "against": sweep.against, "trials": list(trials.values())})
 
     def provenance(self) -> dict[str, object]:
         """Return the entries that every run's manifest holds about the sweep: its title and scale."""
@@ -124,7 +126,9 @@ class SweepDirectory:
             return None
         missing = len(runs) - len(finished)
         title = record["title"] + (f" ({missing} of {len(runs)} trials missing)" if missing else "")
-        text = f"# {title}\n\n{to_markdown(aggregate(finished))}\n"
+        against = record.get("against")
+        paired = [] if against is None else [paired_markdown(compare(finished, against))]
+        text = "\n\n".join([f"# {title}", to_markdown(aggregate(finished)), *paired]) + "\n"
         write_text(self.path / "table.md", text)
         return text
 

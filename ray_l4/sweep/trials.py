@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.config.protocol import Change, Protocol, Settings, check_grid, load_protocol, option
+from ray_l4.config.protocol import NO_REFERENCE, Change, Protocol, Settings, check_grid, load_protocol, option
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.methods import METHODS, get_method, resolved
 from ray_l4.store.names import folder_name
@@ -46,6 +46,8 @@ class SweepRequest:
     orders: Orders | None = None
     seeds: int | Sequence[int] | None = None
     max_trials: int = MAX_TRIALS
+    against: str | None = None
+    """The row to compare the others with, or ``NO_REFERENCE``; None for that of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Sweep:
     """Key of the published table that the trials reproduce (``l4-table2``)."""
     scale: float
     trials: tuple[Trial, ...]
+    against: str | None = None
+    """Label of the row that all others are compared with, run by run."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,12 @@ def expand_protocol(path: Path, request: SweepRequest) -> Sweep:
     ]
     _check_trial_names(trials)
     return Sweep(
-        protocol.base.name, _title(protocol, request.scale), protocol.sweep.table, request.scale, tuple(trials)
+        name=protocol.base.name,
+        title=_title(protocol, request.scale),
+        table=protocol.sweep.table,
+        scale=request.scale,
+        trials=tuple(trials),
+        against=_against(protocol, request),
     )
 
 
@@ -169,15 +178,36 @@ def _protocol_values(protocol: Protocol, key: str, scale: float) -> list[Change]
     return [Change(key, value, origin) for value in values]
 
 
+def _against(protocol: Protocol, request: SweepRequest) -> str | None:
+    """Return the row to compare with, which ``--methods`` may leave out: an earlier call may have run it.
+
+    Raises ConfigError if there is no such row.
+    """
+    against = protocol.sweep.against if request.against is None else request.against
+    if against in (None, NO_REFERENCE):
+        return None
+    labels = [*(protocol.sweep.variants or [protocol.base.method]), *(request.methods or ())]
+    points = list(itertools.product(*_grid(protocol, request).values()))
+    rows = {_row_label(label, point) for label in labels for point in points}
+    if against in rows:
+        return against
+    where = f"{protocol.origin('against').name}: against" if request.against is None else "--against"
+    raise ConfigError(f"{where}: the protocol has no row {against!r}. {nearest(str(against), rows)}")
+
+
 def _configuration(
     protocol: Protocol, label: str, changes: Sequence[Change], point: Sequence[Change]
 ) -> _Configuration:
     experiment = protocol.experiment([*changes, *point])
     for task in experiment.stream:
         metric_of(task)  # raises ConfigError for an unknown task
-    if point:
-        label += f" ({', '.join(f'{change.key}={_text(change.value)}' for change in point)})"
-    return _Configuration(label, experiment, {change.key: change.value for change in (*changes, *point)})
+    settings = {change.key: change.value for change in (*changes, *point)}
+    return _Configuration(_row_label(label, point), experiment, settings)
+
+
+def _row_label(label: str, point: Sequence[Change]) -> str:
+    """Return the label of a variant at a point of the grid."""
+    return label + (f" ({', '.join(f'{change.key}={_text(change.value)}' for change in point)})" if point else "")
 
 
 def _text(value: object) -> str:

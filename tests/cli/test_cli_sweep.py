@@ -135,6 +135,7 @@ def _read(path: Path) -> dict:
         (["--seeds", "0"], "expected at least one"),
         (["--seeds", "few"], "expected a number of seeds (3), or a list of them (0,7,12)"),
         (["--methods", "lamoll"], "unknown method or variant 'lamoll'. Did you mean 'lamol'?"),
+        (["--against", "lamoll"], "--against: the protocol has no row 'lamoll'. Did you mean 'lamol'?"),
         (["--scale", "0"], "expected a number above 0 and at most 1"),
         (["--orders", "all", "--seeds", "200"], "800 trials"),
         (["--set", "training.epoch=1"], "--set: training.epoch: unknown key"),
@@ -236,6 +237,10 @@ def test_a_second_call_repeats_nothing_and_a_wider_one_runs_only_new_trials(
     assert "2 trials: 1 already done, 0 begun, 1 new" in wider.stdout
     assert [files(run) for run in runs] == before
     assert [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| l4")]
+
+    compared = sweep_here(*arguments, "--against", "finetune")
+    assert "2 already done, 0 begun, 0 new" in compared.stdout
+    assert "Paired differences to finetune:" in compared.stdout and "| l4      |     1 |" in compared.stdout
 
     other = sweep_here(*arguments, "--set", "training.lm_weight=0.5")
     refused(other, 5, "training.lm_weight is 0.25 there and 0.5 here", "--out")

@@ -70,3 +70,28 @@ def test_a_figure_says_what_is_wrong_in_one_message(command: InThisProcess, tmp_
     refused(
         command("figure", tmp_path, "--kind", "cost", "--out", out), RUN_DIRECTORY, f"It holds 1 run: give {tmp_path}/*"
     )
+
+
+def test_paired_differences_are_those_of_the_sweep_unless_others_are_asked_for(
+    command: InThisProcess, tmp_path: Path
+) -> None:
+    trials = {f"{name}-{seed}": {"method": name, "seed": seed} for name in ("l4", "lamol") for seed in range(3)}
+    sweep = write_sweep(tmp_path / "s", trials, against="lamol")
+    assert "Paired differences to lamol:\n" in command("table", sweep).stdout
+    assert "| lamol   |     3 |    0.00 |" in command("table", sweep, "--against", "l4").stdout
+    plain = command("table", sweep, "--against", "none").stdout
+    assert command("table", sweep).stdout.startswith(plain) and "Paired" not in plain
+    refused(command("table", sweep, "--against", "lamo"), CONFIG, "--against lamo: ", "Did you mean 'lamol'")
+    out = tmp_path / "x.png"
+    assert command("figure", sweep, "--kind", "differences", "--out", out).returncode == 0
+    refused(
+        command("figure", sweep / "l4-0", "--kind", "differences", "--out", out),
+        CONFIG,
+        "--against VARIANT",
+        "here: l4",
+    )
+
+
+def test_an_unfinished_reference_of_the_sweep_is_said_and_no_error(command: InThisProcess, tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "s", {"x": {"method": "l4"}, "y": {}}, against="lamol")
+    assert "- No finished run of lamol can be paired." in command("table", sweep, "--partial").stdout

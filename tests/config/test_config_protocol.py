@@ -196,7 +196,10 @@ def test_origins_of_the_sweep(write: Callable[..., Path], tmp_path: Path) -> Non
             "grid: {variant: [a]}\n",
             "protocol.yaml:6: sweep.grid: variant: is set by the sweep itself; use sweep.variants",
         ),
-        ("[1]\n", "protocol.yaml:5: sweep: expected a group of keys (title, table, variants, orders, grid, seeds)"),
+        (
+            "[1]\n",
+            "protocol.yaml:5: sweep: expected a group of keys (title, table, variants, orders, grid, seeds, against)",
+        ),
     ],
 )
 def test_invalid_sweep_settings(write: Callable[..., Path], sweep: str, message: str) -> None:

@@ -86,7 +86,11 @@ def _write_cell(run: RunDirectory, cell: Cell, value: float, items: Sequence[flo
 
 
 def write_sweep(
-    folder: Path, trials: Mapping[str, Mapping[str, Any]], table: str | None = None, scale: float = 1.0
+    folder: Path,
+    trials: Mapping[str, Mapping[str, Any]],
+    table: str | None = None,
+    scale: float = 1.0,
+    against: str | None = None,
 ) -> Path:
     """Write a sweep's folder with these trials: folder -> arguments of ``write_run``, or {} for a new trial."""
     for name, told in trials.items():
@@ -94,5 +98,5 @@ def write_sweep(
             write_run(folder / name, **told)
     entries = [{"folder": name} for name in trials]
     record = {"name": "sweep", "title": "by hand", "scale": scale, "table": table, "trials": entries}
-    write_json(folder / "sweep.json", record)
+    write_json(folder / "sweep.json", record | ({} if against is None else {"against": against}))
     return folder

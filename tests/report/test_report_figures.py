@@ -20,6 +20,7 @@ from ray_l4.errors import ConfigError, RayL4Error
 from ray_l4.report.aggregate import Statistic
 from ray_l4.report.figures import (
     cost_bars,
+    differences,
     disagreement,
     forgetting_bars,
     heat_map,
@@ -49,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "multi": {"method": "multi-qa", "score": lambda *cell: 75.0},
         "turned": {"method": "l4", "stream": TASKS[::-1]},
     }
-    write_sweep(folder, trials, "l4-table1", 0.25)
+    write_sweep(folder, trials, "l4-table1", 0.25, against="l4")
     write_run(folder / "word" / "teachers", "single-qa-lm", seconds=900)
     return load([folder])
 
@@ -256,3 +257,40 @@ def test_bars_of_forgetting_say_from_where_the_best_score_is_taken(results: Resu
     over = Results(results.runs, results.tasks, results.found, over_epochs=True)
     titles = [draw("forgetting", one, 0).get_suptitle().replace("\n", " ") for one in (results, over)]
     assert ["after any task" in titles[0], "after any epoch" in titles[1]] == [True, True]
+
+
+def test_differences_are_means_with_intervals_around_a_line_at_zero(tmp_path: Path) -> None:
+    gains = {"lamol": (0.0, 0.0, 0.0), "l4": (4.0, 5.0, 9.0), "finetune": (-1.0, 0.0, 1.0), "multi-qa": (3.0, 3.0)}
+    trials: dict[str, dict[str, Any]] = {
+        f"{method}-{seed}": {
+            "method": method,
+            "seed": seed,
+            "score": lambda stage, epoch, student, task, gain=gain: 50.0 + gain - (TASKS[0] == task) * gain * stage,
+        }
+        for method, of_method in gains.items()
+        for seed, gain in enumerate(of_method)
+    }
+    figure = differences.draw(load([write_sweep(tmp_path / "s", trials, against="lamol")]), 0)
+    average, drop = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["average", "forgetting"]
+    names = ["l4 (3 pairs)", "finetune (3 pairs)", "multi-qa (2 pairs)"]
+    assert [label.get_text() for label in average.get_yticklabels()] == names
+    drawn = [line for line in average.get_lines() if len(line.get_xdata())]
+    assert drawn[0].get_xdata() == [0, 0]
+    # The first task loses twice the gain in the end, so that the average gains a third of it.
+    assert list(drawn[1].get_xdata()) == pytest.approx([4 / 3, 3.0])
+    assert [drawn[2].get_xdata()[0], drawn[2].get_ydata()[0]] == [2.0, 0]
+    looks = [line.get_label() for line in average.get_lines() if not line.get_label().startswith("_")]
+    assert looks == [differences.SHOWN, differences.OPEN, differences.FEW]
+    assert [text.get_text() for text in average.texts] == ["+2.00", "0.00", "+3.00"]
+    assert [text.get_text() for text in drop.texts] == ["+6.00", "+0.33"], "no forgetting without an order"
+    assert ["right" in axes.get_xlabel() for axes in figure.axes] == [True, False]
+
+
+def test_differences_say_what_is_missing(tmp_path: Path) -> None:
+    alone = write_run(tmp_path / "a", "lamol")
+    with pytest.raises(ConfigError, match=r"--against VARIANT, or sweep.against .*Variants here: lamol"):
+        differences.draw(load([alone]), 0)
+    other = write_run(tmp_path / "b", "l4", seed=1)
+    with pytest.raises(ConfigError, match="runs of lamol and of another variant with the same seed"):
+        differences.draw(load([alone, other], against="lamol"), 0)

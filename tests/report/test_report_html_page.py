@@ -210,6 +210,15 @@ def test_a_sweep_has_its_page_in_its_folder_and_what_is_no_run_is_skipped(
     assert (sweep / "a" / "report.md").is_file()
 
 
+def test_the_page_of_one_sweep_has_its_paired_differences(tmp_path: Path, no_drawings: None) -> None:
+    trials = {"a": {"method": "l4"}, "b": {"method": "lamol"}}
+    sweep = write_sweep(tmp_path / "sweep", trials, against="lamol")
+    assert "Paired differences to lamol:" in report(sweep)
+    assert "Paired differences to lamol" in (sweep / "report.html").read_text(encoding="utf-8")
+    several = report(sweep, sweep / "a", "--out", tmp_path / "page.html")
+    assert "Paired" not in several, "runs from elsewhere may differ in other settings"
+
+
 def test_the_runs_of_a_page_are_folded_and_many_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawings: None
 ) -> None:

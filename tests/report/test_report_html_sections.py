@@ -348,6 +348,15 @@ def test_each_order_has_a_table_and_bars(tmp_path: Path) -> None:
     assert charts(section) == ["comparison-bars", "comparison-tasks", "comparison-bars-1", "comparison-tasks-1"]
 
 
+def test_paired_differences_are_the_last_table_where_they_are_asked_for(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, name) for name in ("l4", "lamol")]
+    section = section_runs.comparison(runs, "lamol")
+    assert [len(tables(section)), len(tables(section_runs.comparison(runs)))] == [2, 1]
+    assert tables(section)[-1].caption == "Paired differences to lamol"
+    assert list(tables(section)[-1].rows[0][:4]) == ["l4", "1", "0.00", "–"]
+    assert isinstance(section.blocks[-1], Note) and "none for fewer than 3" in section.blocks[-1].text
+
+
 def test_the_summary_says_model_sizes_date_and_software(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", peers={"each": [{}, {"model": {"from_scratch": {"layers": 5}}}]})
     write_json(run.path / "manifest.json", read_json(run.path / "manifest.json") | MANIFEST)

@@ -100,3 +100,15 @@ def test_runs_of_a_sweep_say_their_scale_themselves(tmp_path: Path) -> None:
     assert load(folders[:1]).scale == 0.1
     with pytest.raises(ConfigError, match=r"the runs ran at scales 0\.1, 1\.0"):
         load(folders)
+
+
+def test_the_variant_to_compare_with_is_the_one_asked_for_else_that_of_all_sweeps(tmp_path: Path) -> None:
+    trials = {name: {"method": name} for name in ("lamol", "l4")}
+    first = write_sweep(tmp_path / "first", trials, against="lamol")
+    assert [load([first], against=asked).against for asked in (None, "l4", "none")] == ["lamol", "l4", None]
+    early = write_sweep(tmp_path / "early", {"x": {"method": "ewc"}})  # no such key in its record
+    assert load([early]).against is None
+    assert load([first, early]).against is None, "the sweeps differ"
+    assert load([first, early], against="lamol").against == "lamol"
+    with pytest.raises(ConfigError, match=r"--against lamoll: no run is of this variant\. Did you mean 'lamol'"):
+        load([first], against="lamoll")

@@ -9,11 +9,12 @@ import pytest
 from ray_l4.errors import ConfigError
 from ray_l4.report.aggregate import Statistic
 from ray_l4.report.figures.kinds import KINDS
+from ray_l4.report.paired import Difference
 from ray_l4.report.results import load
 from ray_l4.report.tables.build import build, chosen_table
 from ray_l4.report.tables.published_tables import keys
 from ray_l4.report.tables.sheet import Sheet
-from tests.report.finished_runs import write_run, write_sweep
+from tests.report.finished_runs import fading, write_run, write_sweep
 
 ORDER = "woz.en -> wikisql -> cnn_dailymail"
 
@@ -103,3 +104,17 @@ def test_runs_that_did_not_learn_the_tasks_of_the_table(tmp_path: Path) -> None:
 def test_the_guide_names_every_table_and_kind_of_figure() -> None:
     guide = (Path(__file__).resolve().parents[2] / "docs" / "ANALYSIS.md").read_text(encoding="utf-8")
     assert [name for name in [*keys(), *KINDS] if f"`{name}`" not in guide] == []
+
+
+def test_a_sheet_has_paired_differences_of_the_student_and_the_forgetting_that_it_shows(tmp_path: Path) -> None:
+    def better(stage: int, epoch: int, student: int, task: str) -> float:
+        return fading(stage, epoch, student, task) + student  # than the student itself of another run
+
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", variant="new", score=better)]
+    folders.append(write_run(tmp_path / "c", "lamol"))
+    assert build(load(folders)).paired is None
+    results = load(folders, over_epochs=True, against="l4")
+    paired = build(results, None, 1).paired
+    assert paired is not None and paired.columns == ("average", "forgetting over epochs")
+    assert [(row.label, row.pairs) for row in paired.rows] == [("new", 1), ("lamol", 0)]
+    assert paired.rows[0].differences["average"] == Difference((1.0,))

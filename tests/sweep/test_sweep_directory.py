@@ -185,3 +185,27 @@ def test_the_folder_of_a_sweep_is_closed_to_others_until_its_owner_shares_it(tmp
     directory.path.chmod(0o755)
     with directory.lock():
         assert directory.path.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_table_ends_with_the_paired_differences_that_the_latest_call_wants(directory: SweepDirectory) -> None:
+    trials = [trial(method, seed) for method in ("lamol", "l4") for seed in range(3)]
+    for one in trials:
+        finish(directory, one)
+    directory.record(sweep_of(*trials))
+    plain = directory.write_table()
+    paired = replace(sweep_of(*trials), against="lamol")
+    assert directory.states(paired), "the same sweep"
+    directory.record(paired)
+    text = directory.write_table()
+    assert plain is not None and text is not None and text.startswith(plain)
+    assert "| l4      |     3 |  +10.00 | +10.00 to +10.00 |     better |" in text
+    directory.record(sweep_of(*trials))
+    assert directory.write_table() == plain
+
+
+def test_a_table_without_a_finished_run_to_compare_with(directory: SweepDirectory) -> None:
+    trials = [trial("lamol"), trial("l4")]
+    directory.record(replace(sweep_of(*trials), against="lamol"))
+    finish(directory, trials[1])
+    text = directory.write_table()
+    assert text is not None and "No finished run of lamol can be paired." in text

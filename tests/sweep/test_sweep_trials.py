@@ -96,6 +96,40 @@ def test_a_methods_own_settings_are_filled_in(tmp_path: Path) -> None:
     assert trial.experiment.distillation.schedule == "alternate_epochs"
 
 
+@pytest.mark.parametrize(
+    ("sweep", "request_", "against"),
+    [
+        ({"variants": ["lamol", "l4"]}, SweepRequest(), "lamol"),
+        ({"variants": ["lamol", "l4"]}, SweepRequest(methods=["l4"]), "lamol"),  # an earlier call may have run it
+        ({"variants": ["l4"]}, SweepRequest(methods=["l4", "er"]), "er"),
+        ({}, SweepRequest(methods=["lamol"]), "l4"),  # the experiment's own method
+        ({"variants": ["lamol"], "grid": {"optim.lr": [0.1, 1]}}, SweepRequest(), "lamol (optim.lr=0.1)"),
+    ],
+)
+def test_the_row_to_compare_with(
+    tmp_path: Path, sweep: dict[str, object], request_: SweepRequest, against: str
+) -> None:
+    assert expand_protocol(protocol(tmp_path, **sweep, against=against), request_).against == against
+
+
+def test_the_command_line_s_row_to_compare_with_wins(tmp_path: Path) -> None:
+    path = protocol(tmp_path, variants=["lamol", "l4"], against="lamol")
+    assert [expand_protocol(path, SweepRequest(against=asked)).against for asked in ("l4", "none")] == ["l4", None]
+    path = protocol(tmp_path, variants=["lamol"], against="none")
+    assert expand_protocol(path, SweepRequest()).against is None
+
+
+def test_a_row_to_compare_with_that_the_protocol_does_not_have(tmp_path: Path) -> None:
+    assert expand_protocol(protocol(tmp_path, variants=["l4"]), SweepRequest()).against is None
+    path = protocol(tmp_path, variants=["lamol", "l4"], against="lamoll")
+    message = refusal(path, SweepRequest())
+    assert "protocol.yaml:" in message
+    assert message.endswith("against: the protocol has no row 'lamoll'. Did you mean 'lamol'?")
+    assert refusal(path, SweepRequest(against="l5")).startswith("--against: the protocol has no row 'l5'. ")
+    varied = protocol(tmp_path, variants=["lamol"], grid={"optim.lr": [0.1]}, against="lamol")
+    assert "no row 'lamol'. Known: lamol (optim.lr=0.1)." in refusal(varied, SweepRequest())
+
+
 # --- scale ---
 
 

@@ -26,6 +26,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "disagreement": "disagreement",
         "cost": "cost_bars",
         "scores": "scores",
+        "differences": "differences",
     }
 )
 """Kind of figure -> the module whose ``draw`` draws it. Only that one is loaded: a help text lists the kinds."""

@@ -56,12 +56,13 @@ class Part:
     sections: Sequence[Section]
 
 
-def render(runs: Sequence[FinishedRun]) -> str:
+def render(runs: Sequence[FinishedRun], against: str | None = None) -> str:
     """Return the page about ``runs``, at least one, as HTML: of several, a comparison and the parts folded below it.
 
+    The comparison of the runs of one sweep can hold the paired differences to the variant ``against``.
     Raises RunDirectoryError if a run is damaged, ConfigError if the runs learned different tasks.
     """
-    comparison = section_runs.comparison(runs) if len(runs) > 1 else None
+    comparison = section_runs.comparison(runs, against) if len(runs) > 1 else None
     shown = runs if len(runs) <= MOST_PARTS else []
     parts = [
         Part(f"run-{index}", f"{label}{run.scale_note}", _headline(run), _sections(run, f"run-{index}"))

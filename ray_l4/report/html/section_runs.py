@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ray_l4.report import paired_text
 from ray_l4.report.aggregate import AVERAGE, FORGETTING
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.groups import STUDENT, GroupBlock, group_rows, grouped
 from ray_l4.report.html.blocks import Block, Chart, Fold, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars
 from ray_l4.report.markdown import number
+from ray_l4.report.paired import PairedTable, compare
 
 
-def comparison(runs: Sequence[FinishedRun]) -> Section:
+def comparison(runs: Sequence[FinishedRun], against: str | None = None) -> Section:
     """Return a comparison of runs that learned the same tasks: for each order of them, a table and bars.
+
+    With ``against``, it ends with the paired differences of all variants to this one.
 
     Raises ConfigError if the runs learned different tasks.
     """
@@ -24,7 +28,13 @@ def comparison(runs: Sequence[FinishedRun]) -> Section:
     blocks: list[Block] = [Note(note)]
     for index, block in enumerate(found):
         blocks += _block(block, f"-{index}" if index else "", block.title if len(found) > 1 else "")
+    blocks += [] if against is None else _paired(compare(runs, against, STUDENT))
     return Section("comparison", "Runs compared", blocks)
+
+
+def _paired(paired: PairedTable) -> list[Block]:
+    tables = [Table(*paired_text.header_and_rows(paired), paired_text.title(paired))] if paired.rows else []
+    return [*tables, *map(Note, paired_text.notes(paired))]
 
 
 def _block(block: GroupBlock, suffix: str, title: str) -> list[Block]:

@@ -12,6 +12,7 @@ from ray_l4.errors import ConfigError
 from ray_l4.report import caption
 from ray_l4.report.aggregate import AVERAGE
 from ray_l4.report.measures import MEASURES
+from ray_l4.report.paired import PairedTable, compare
 from ray_l4.report.results import Results
 from ray_l4.report.tables import sheet
 from ray_l4.report.tables.published_tables import PublishedTable, keys, published_table
@@ -47,7 +48,14 @@ def build(results: Results, key: str | None = None, student: int | None = None) 
         published_digits=published.digits if published else table.digits,
         key=key or "",
         scale=results.scale,
+        paired=_paired(results, student or 0),
     )
+
+
+def _paired(results: Results, student: int) -> PairedTable | None:
+    """Return the paired differences to the variant that the results name; None if they name none."""
+    against = results.against
+    return None if against is None else compare(results.runs, against, student, results.forgetting)
 
 
 def _students(results: Results, published: PublishedTable | None, student: int | None) -> tuple[int, ...]:

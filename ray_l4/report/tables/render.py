@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from ray_l4.errors import ConfigError, nearest
 from ray_l4.report.markdown import table
+from ray_l4.report.paired import PairedTable
+from ray_l4.report.paired_text import csv_lines, header_and_rows, notes, paired_markdown, title
 from ray_l4.report.tables.sheet import Sheet, SheetCell, SheetRow
 
 NONE = "–"
@@ -41,29 +43,44 @@ def markdown(sheet: Sheet) -> str:
         paragraphs += [f"{block.title}:", table(header, rows)]
     if sheet.notes:
         paragraphs.append("\n".join(f"- {note}" for note in sheet.notes))
+    if sheet.paired:
+        paragraphs.append(paired_markdown(sheet.paired))
     return "\n\n".join(paragraphs) + "\n"
 
 
 def latex(sheet: Sheet) -> str:
-    r"""Return a ``table`` environment, which needs ``\usepackage{booktabs}``."""
+    r"""Return a ``table`` environment, and one for paired differences. They need ``\usepackage{booktabs}``."""
     width = len(sheet.columns) + 2
     body = []
     for block in sheet.blocks:
         body += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{tex(block.title)}}}}} \\"]
         for row in block.rows:
             body.append(_tex_row([tex(row.label), str(row.runs), *map(_tex_cell, _texts(sheet, row, "\0{}\0"))]))
+    header = ["variant", "runs", *sheet.columns]
+    text = _tex_table(f"{sheet.title}. {legend(sheet)}", header, body, sheet.notes)
+    return text + (_tex_paired(sheet.paired) if sheet.paired else "")
+
+
+def _tex_paired(paired: PairedTable) -> str:
+    header, rows = header_and_rows(paired)
+    body = [r"\midrule", *(_tex_row([*map(tex, row)]) for row in rows)]
+    return _tex_table(f"{title(paired)}.", header, body, notes(paired))
+
+
+def _tex_table(caption: str, header: Sequence[str], body: Sequence[str], notes: Sequence[str]) -> str:
+    """Return a ``table`` environment around lines of LaTeX."""
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{tex(f'{sheet.title}. {legend(sheet)}')}}}",
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            rf"\caption{{{tex(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
             r"\toprule",
-            _tex_row(["variant", "runs", *map(tex, sheet.columns)]),
+            _tex_row([*map(tex, header)]),
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            *(rf"\par{{\footnotesize {tex(note)}}}" for note in sheet.notes),
+            *(rf"\par{{\footnotesize {tex(note)}}}" for note in notes),
             r"\end{table}",
             "",
         ]
@@ -71,16 +88,24 @@ def latex(sheet: Sheet) -> str:
 
 
 def as_csv(sheet: Sheet) -> str:
-    """Return a line for each cell with full precision, without title and notes."""
+    """Return a line for each cell with full precision, without title and notes.
+
+    Paired differences follow as lines of a block of their own, and add columns for the interval and the verdict.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "scale", "block", "variant", "column", "mean", "sd", "runs", "published", "published_sd"])
+    header = ["table", "scale", "block", "variant", "column", "mean", "sd", "runs", "published", "published_sd"]
+    added = ["low", "high", "verdict"] if sheet.paired else []
+    writer.writerow([*header, *added])
     for block in sheet.blocks:
         for row in block.rows:
             for column, cell in zip(sheet.columns, row.cells, strict=True):
                 ours = (cell.ours.mean, cell.ours.sd, cell.ours.count) if cell.ours else (None, None, 0)
                 theirs = (cell.published.mean, cell.published.sd) if cell.published else (None, None)
-                writer.writerow([sheet.key, sheet.scale, block.title, row.label, column, *ours, *theirs])
+                place = [sheet.key, sheet.scale, block.title, row.label, column]
+                writer.writerow([*place, *ours, *theirs, *(None for _ in added)])
+    for line in csv_lines(sheet.paired) if sheet.paired else ():
+        writer.writerow([sheet.key, sheet.scale, *line])
     return out.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_l4.report.aggregate import ResultBlock, ResultRow, ResultTable, Statistic
+from ray_l4.report.paired import PairedTable
 from ray_l4.report.tables.published_tables import PublishedTable
 
 
@@ -54,6 +55,8 @@ class Sheet:
     """Name of the published table; empty without one."""
     scale: float | None = None
     """Share of the protocol that was run; None if it is unknown."""
+    paired: PairedTable | None = None
+    """Differences of all variants to one of them, printed below the rest."""
 
     @property
     def has_published(self) -> bool:
