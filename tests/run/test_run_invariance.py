@@ -115,6 +115,26 @@ def test_other_methods_learn_the_same_on_ray(
     assert summary["score_matrix"] == of_expected["score_matrix"]
 
 
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "batches": ("l4", {"distillation": {"batches": "own"}, "peers": {"count": 3, "subset": 0.7}}),
+    "answers": ("l4-onpolicy", {"distillation": {"batches": "own", "on_policy": 0.5}, "peers": {"count": 3}}),
+}
+"""What three students have of their own, so that each is asked to predict for two others in a step."""
+
+
+@pytest.mark.parametrize("transport", ["object_store", "collective"])
+@pytest.mark.parametrize("own", OWN)
+def test_students_with_batches_of_their_own_learn_the_same_on_ray(
+    own: str, transport: str, tmp_path: Path, ray_cluster: None
+) -> None:
+    method, changes = OWN[own]
+    config = small.quick(method, **changes)
+    expected, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "expected")
+    run, _ = small.complete_run(config, small.cluster(transport), tmp_path / "run")
+    small.assert_equal(run, expected)
+    assert all(row["bytes_sent"] > 0 for row in run.step_figures() if row["kd_qa"])
+
+
 @pytest.mark.parametrize("slots", [2, 3])
 def test_models_that_are_trained_independently_do_not_depend_on_how_many_are_at_a_time(
     finished: Callable[[str], small.Finished], tmp_path: Path, slots: int

@@ -34,6 +34,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a guard": ("ewc", {}),
     "models side by side": ("single-qa", {}),
     "a teacher that is the student before the task": ("lwf", {}),
+    "batches and examples of their own": ("l4", {"distillation": {"batches": "own"}, "peers": {"subset": 0.7}}),
+    "answers of their own": ("l4-onpolicy", {"distillation": {"on_policy": 0.5}}),
+    "a teacher that is shown the answer": ("sdft", {}),
 }
 
 

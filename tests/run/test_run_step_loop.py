@@ -152,6 +152,32 @@ def test_a_student_whose_turn_it_is_learns_from_those_that_wait() -> None:
     assert [(step, list(figures)) for step, figures in seen] == [(4, [1]), (5, [1])]
 
 
+def test_teachers_that_are_asked_predict_one_student_s_batch_at_a_time_and_see_its_ticket() -> None:
+    recorder = Recorder()
+    students = handles(recorder, [(worker,) for worker in range(3)])
+    train(students, complete(3), range(4, 6), StepRules(3, 12.5, asks_teachers=True))
+    for student, calls in recorder.calls.items():
+        others = [peer for peer in range(3) if peer != student]
+        assert calls == [
+            call
+            for step in (4, 5)
+            for call in (
+                ("forward", FENCE, step, ()),
+                *(("predict", FENCE, step, peer, (peer,), False, ("predictions", peer, step)) for peer in others),
+                ("backward", FENCE, step, *(("predictions", peer, step) for peer in (student, *others))),
+            )
+        ]
+
+
+def test_a_frozen_teacher_that_is_asked_predicts_at_once_and_for_each_student() -> None:
+    recorder = Recorder()
+    students = handles(recorder, [(worker,) for worker in range(3)])
+    train(students, taught(2), range(1), StepRules(3, 12.5, asks_teachers=True))
+    assert recorder.calls[2] == [
+        ("predict", FENCE, 0, peer, (peer,), True, ("predictions", peer, 0)) for peer in (0, 1)
+    ]
+
+
 ranges = st.builds(lambda first, count: range(first, first + count), st.integers(0, 30), st.integers(0, 8))
 
 
