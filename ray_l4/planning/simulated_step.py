@@ -212,7 +212,10 @@ def _copy(payload: Payload) -> Payload:
 
 
 def _with_batch(experiment: ExperimentConfig, batch: BatchShape) -> ExperimentConfig:
-    """Return the experiment with batches of this size, and guards that look at one example, whose memory is the same
-    as that of many."""
+    """Return the experiment with batches of this size, guards that look at one example, whose memory is the same as
+    that of many, and a memory that holds all examples of the plan."""
     training = changed(experiment.training, batch_size=batch.examples, batch_budget=None, epochs=1)
-    return changed(experiment, training=training, regulariser=changed(experiment.regulariser, examples=1))
+    replay = changed(experiment.replay, capacity=None)
+    return changed(
+        experiment, training=training, replay=replay, regulariser=changed(experiment.regulariser, examples=1)
+    )
