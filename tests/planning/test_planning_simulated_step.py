@@ -105,7 +105,7 @@ def test_float16_halves_a_payload_and_ranks_share_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["finetune", "lamol", "er", "ewc", "mas", "agem", "lwf", "l2kd-word", "multi-qa", "l4-released"]
+    "method", ["finetune", "lamol", "er", "ewc", "mas", "agem", "lwf", "l2kd-word", "multi-qa", "l4-released", "derpp"]
 )
 def test_every_kind_of_method_can_be_simulated(method: str) -> None:
     config = experiment(method)
