@@ -167,7 +167,9 @@ class _SimulatedProcess:
         What the guards keep of the stage stays in memory for the next one.
         """
         for learner in self.learners.values():
-            run = self._runs[learner.peer] = learner.begin_stage(stage, self._table, self._table)
+            # A guard that learns knows nothing yet of what was stored before the first stage.
+            memory = self._table if stage or not learner.method.guard_learns else None
+            run = self._runs[learner.peer] = learner.begin_stage(stage, self._table, memory)
             attribute_optimiser(run.optimizer, self._trace)
             if self._gpu:
                 update_together(run.optimizer)
