@@ -25,12 +25,18 @@ from ray_l4.methods import (
 )
 from ray_l4.setup.setup import Setup, prepare
 
+ADAPTED = {"name": "base", "lora": {"rank": 4}}
 SCRATCH = {"from_scratch": {"positions": 128, "layers": 1, "width": 32, "heads": 2}}
 names = st.sampled_from(sorted(METHODS))
 
 
+def model_of(method: str) -> dict[str, object]:
+    """The smallest model that the method can train."""
+    return dict(ADAPTED if method in METHODS and METHODS[method].needs_adapters else SCRATCH)
+
+
 def experiment(method: str = "l4", **changes: object) -> ExperimentConfig:
-    base: dict[str, object] = {"method": method, "stream": ["mini.woz", "mini.sql"], "model": SCRATCH}
+    base: dict[str, object] = {"method": method, "stream": ["mini.woz", "mini.sql"], "model": model_of(method)}
     return ExperimentConfig.model_validate(base | changes)
 
 
@@ -56,6 +62,8 @@ def test_a_method_changes_only_its_settings(method: str) -> None:
     wanted = dict(METHODS[method].settings)
     if "model.max_length" in wanted:
         wanted["model.max_length"] = 128
+    if METHODS[method].needs_adapters:
+        wanted["model.lora.subspaces"] = 8
     assert after == before | wanted
 
 
@@ -73,7 +81,7 @@ def test_the_user_s_settings_take_precedence(method: str, data: st.DataObject) -
         "evaluation.top_k": 1,
     }
     chosen = data.draw(st.sets(st.sampled_from(sorted(own))))
-    sections: dict[str, dict[str, object]] = {"model": dict(SCRATCH)}
+    sections: dict[str, dict[str, object]] = {"model": model_of(method)}
     for key in chosen:
         group, name = key.split(".")
         sections.setdefault(group, {})[name] = own[key]

@@ -111,6 +111,8 @@ ROWS = {
     "multi-qa": (("qa",), 1, "isolated", "always", "none", "none", "given", "union", "none"),
     "multi-qa-lm": (BOTH, 1, "isolated", "always", "none", "none", "given", "union", "none"),
     "multi-seq-kd": (BOTH, 1, "isolated", "always", "none", "task", "teacher", "union", "none"),
+    "derpp": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "dark"),
+    "olora": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "subspace"),
 }
 """The rows according to the papers (REFERENCE.md#lamol-loss, #word-kd, #seq-kd, #other-modes, #regularisers, #l4)."""
 COLUMNS = ("heads", "peers", "topology", "labels", "replay", "teacher", "answers", "stages", "guard")
@@ -250,7 +252,7 @@ def test_when_labels_are_used(labels: str, expected: dict[tuple[int, bool], bool
 def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"method: unknown method 'lamoll'\. Did you mean 'lamol'\?"):
         get_method("lamoll")
-    with pytest.raises(ConfigError, match=r"Known: agem, er, ewc, finetune, .*, single-qa-lm\."):
+    with pytest.raises(ConfigError, match=r"Known: agem, derpp, er, ewc, finetune, .*, single-qa-lm\."):
         get_method("xyzzy")
 
 

@@ -15,7 +15,7 @@ from ray_l4.config.cluster import ExchangeConfig
 from ray_l4.config.traits import CODECS
 from ray_l4.exchange.codecs import Codec, Payload, build_codec
 from ray_l4.exchange.collective import Collective
-from ray_l4.learner.guards import GuardContext
+from ray_l4.learner.guard_context import GuardContext
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import build_model, load_bytes
 from ray_l4.learner.predictions import Predictions

@@ -38,7 +38,7 @@ def methods() -> None:
             "+".join(row.heads),
             row.labels.replace("_", " "),
             _TEACHERS[row.teacher] if row.teacher != "none" else "each other" if row.topology == "complete" else "–",
-            row.replay if row.guard != "memory" else "as a guard",
+            "as a guard" if row.guard_remembers else row.replay,
             _STAGES[row.stages],
         )
     Console().print(summaries, "", details, "", _EACH_OTHER, sep="\n")

@@ -168,9 +168,17 @@ class RegulariserConfig(Strict):
     """Regularisation of weights or gradients against forgetting (REFERENCE.md#regularisers)."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the penalty on changes of important weights (``ewc``, ``mas``)."""
+    """Weight of the penalty on changes of important weights (``ewc``, ``mas``), or on the overlap of subspaces
+    (``olora``, 0.5)."""
     examples: Count | None = None
     """Examples of a finished task used to measure the importance of weights. If not given, all of them."""
+    logits_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the distance from the logits that were recorded with stored examples (``derpp``, alpha)."""
+    labels_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the loss on the labels of stored examples (``derpp``, beta)."""
+    stored_logits: Count | None = 64
+    """Number of logits recorded at each answer token of a stored example, the largest ones (``derpp``). null: all, 4
+    bytes for every entry of the vocabulary."""
 
 
 class EvaluationConfig(Strict):

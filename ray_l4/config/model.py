@@ -43,6 +43,10 @@ class LoraConfig(Strict):
     """Dropout rate before every adapter. With 0, peers that start equal stay equal."""
     targets: list[str] | None = None
     """Names of the layers that get an adapter. If not given, those usual for the architecture."""
+    subspaces: Count | None = None
+    """Number of parts of an adapter, each of ``rank``, of which every stage trains its own (``olora``). A run can have
+    at most as many stages. If not given, 8, or as many as the stream has items if these are more; 1 for other
+    methods."""
 
 
 class ModelConfig(Strict):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _ADAPTER = "default"
 TOKEN_ROWS = "trainable_tokens"
 """Part of the names of tensors that hold the rows of new tokens, in the order of the tokens."""
+INPUT_SIDE, OUTPUT_SIDE = "lora_A", "lora_B"
+"""Parts of the names of adapters' matrices: A of shape (rank, inputs) and B of shape (outputs, rank)."""
 _PREFIX = "base_model.model."
 """Prefix of the wrapped model's parameter names in peft's files."""
 
@@ -59,8 +61,8 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, name: str, rows: It
         peft.LoraConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=str(Path(name).absolute()) if Path(name).is_dir() else name,
-            r=config.rank,
-            lora_alpha=config.alpha,
+            r=config.rank * (config.subspaces or 1),
+            lora_alpha=config.alpha * (config.subspaces or 1),  # the scale stays alpha / rank
             lora_dropout=config.dropout,
             target_modules=_targets(model, config.targets, layers),
             trainable_token_indices=embeddings,

@@ -6,9 +6,7 @@ Source: REFERENCE.md#regularisers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,55 +14,16 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.learner.dark_guard import DarkGuard
+from ray_l4.learner.guard_context import Guard, GuardContext
+from ray_l4.learner.memory_draws import drawn_logits, drawn_rows
+from ray_l4.learner.subspace_guard import SubspaceGuard
 from ray_l4.losses.importance import fisher_diagonal, output_sensitivity, squared_output_norm, trainable
 from ray_l4.losses.nll import at_least_float32
 from ray_l4.losses.penalty import QuadraticPenalty
 from ray_l4.losses.projection import project_gradients, take_gradients
-from ray_l4.methods import peer_seed
 from ray_l4.seeds import derive
-
-
-@dataclass(frozen=True)
-class GuardContext:
-    """The part of a stage's state that guards need."""
-
-    peer: int
-    stage: int
-    model: PreTrainedModel
-    experiment: ExperimentConfig
-    tokens: pa.Table
-    """All examples of the stage, current and replayed."""
-    memory: pa.Table | None
-    """Stored examples of earlier tasks."""
-    answer_logits: Callable[[pa.Table, np.ndarray], tuple[Tensor, Tensor]]
-    """Table of examples, row numbers -> logits (N, vocab) at all N answer tokens, with their graph, and those tokens
-    (N,)."""
-    num_examples: Callable[[int], int]
-    """Step -> number of examples in its batch."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.device
-
-
-class Guard(Protocol):
-    """Acts between the backward pass and the update of every step, and after every stage."""
-
-    def restrain(self, context: GuardContext, step: int) -> Tensor:
-        """Change the gradients of the model's parameters; returns what this adds to the loss, a scalar."""
-
-    def after_stage(self, context: GuardContext) -> None:
-        """Record what the guard needs to know about the task just learned."""
-
-    def to_bytes(self) -> np.ndarray | None:
-        """Serialise the guard's state for ``restore``; None if it has none."""
-
-    def restore(self, data: np.ndarray, device: torch.device) -> None:
-        """Load what ``to_bytes`` returned. Raises ModelError if it is damaged."""
 
 
 class ImportanceGuard:
@@ -99,10 +58,8 @@ class MemoryGuard:
         if context.memory is not None and context.memory.num_rows:
             parameters = trainable(context.model)
             own = take_gradients(parameters)
-            # A separate dropout seed, because students that share this process also advance the generator.
-            seed = peer_seed(context.experiment, context.peer)
-            torch.manual_seed(derive(seed, "memory dropout", context.peer, context.stage, step))
-            logits_NV, targets_N = context.answer_logits(context.memory, self._rows(context, context.memory, step))
+            rows = drawn_rows(context, context.memory, step, "memory")
+            logits_NV, targets_N = drawn_logits(context, context.memory, rows, step, "memory")
             functional.cross_entropy(at_least_float32(logits_NV), targets_N).backward()
             reference = take_gradients(parameters)
             for name, gradient in own.items():
@@ -118,12 +75,6 @@ class MemoryGuard:
 
     def restore(self, data: np.ndarray, device: torch.device) -> None:
         """Do nothing: there is no state."""
-
-    def _rows(self, context: GuardContext, memory: pa.Table, step: int) -> np.ndarray:
-        """Draw as many stored examples as the step's batch holds, at most all of them, without replacement."""
-        generator = np.random.default_rng(derive(context.experiment.seed, "memory", context.stage, step))
-        size = min(context.num_examples(step), memory.num_rows)
-        return generator.choice(memory.num_rows, size=size, replace=False)
 
 
 def _fisher(context: GuardContext, examples: pa.Table) -> dict[str, Tensor]:
@@ -164,6 +115,8 @@ GUARDS: Mapping[str, Callable[[], Guard] | None] = MappingProxyType(
         "fisher": lambda: ImportanceGuard(_fisher),
         "sensitivity": lambda: ImportanceGuard(_sensitivity),
         "memory": MemoryGuard,
+        "dark": DarkGuard,
+        "subspace": SubspaceGuard,
     }
 )
 """Value of ``Method.guard`` -> its constructor."""

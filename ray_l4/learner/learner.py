@@ -17,7 +17,7 @@ class Learner(PeerModel):
     def begin_stage(self, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> StageRun:
         """Begin to learn ``tokens`` (current and replayed examples) with a fresh optimiser and schedule.
 
-        ``memory``: stored examples of earlier tasks, for a guard that projects gradients against them. Stage runs
-        returned earlier must no longer be used. Source: REFERENCE.md#adamw.
+        ``memory``: stored examples of earlier tasks, for a guard that looks at them. Stage runs returned earlier
+        must no longer be used. Source: REFERENCE.md#adamw.
         """
         return StageRun(self, stage, tokens, memory)

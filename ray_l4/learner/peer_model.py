@@ -11,7 +11,8 @@ import torch
 
 from ray_l4.learner.blocks import compiled_later
 from ray_l4.learner.dropout import use_cheap_masks
-from ray_l4.learner.guards import Guard, build_guard
+from ray_l4.learner.guard_context import Guard
+from ray_l4.learner.guards import build_guard
 from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, WholeLogits
 from ray_l4.learner.models import arithmetic
 from ray_l4.learner.sharding import ALONE, Sharding

@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from ray_l4.errors import PeerError
 from ray_l4.learner.batch_rows import positions_of
 from ray_l4.learner.dropout import seed_generators
-from ray_l4.learner.guards import GuardContext
+from ray_l4.learner.guard_context import GuardContext
 from ray_l4.learner.head_outputs import HeadOutputs, HiddenRows, continue_backward
 from ray_l4.learner.micro_batches import MicroBatch, concatenate
 from ray_l4.learner.non_finite import non_finite_error, skips

@@ -13,6 +13,7 @@ from ray_l4.methods.copying import changed
 from ray_l4.methods.edges_file import read_edges
 from ray_l4.methods.peers import completed_peers, num_students
 from ray_l4.methods.stages import Stage
+from ray_l4.methods.subspaces import with_subspaces
 from ray_l4.methods.table import METHODS, get_method
 from ray_l4.methods.topology import TOPOLOGIES, Topology, from_edges
 from ray_l4.seeds import derive
@@ -74,7 +75,7 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
             value = min(int(str(value)), scratch.positions)
         experiment = changed(experiment, **{group_name: changed(group, **{name: value})})
     _refuse_contradictions(experiment)
-    return _with_own_peers(_with_whole_items(experiment))
+    return with_subspaces(_with_own_peers(_with_whole_items(experiment)))
 
 
 def _with_whole_items(experiment: ExperimentConfig) -> ExperimentConfig:

@@ -42,9 +42,10 @@ class Method:
     """Source of the training answers: the data, or the task teacher, which decodes them."""
     stages: Literal["stream", "separate", "union"] = "stream"
     """Order of the tasks: one after another; each alone, from the start; or all at once."""
-    guard: Literal["none", "fisher", "sensitivity", "memory"] = "none"
-    """Regulariser: a penalty weighted by EWC's or MAS's importance for earlier tasks, or A-GEM's projection with the
-    gradient on stored examples."""
+    guard: Literal["none", "fisher", "sensitivity", "memory", "dark", "subspace"] = "none"
+    """Regulariser: a penalty weighted by EWC's or MAS's importance for earlier tasks, A-GEM's projection with the
+    gradient on stored examples, DER++'s losses on stored examples and their logits, or O-LoRA's subspace of the
+    adapters for every task."""
     settings: Settings = ()
     """Settings of the method for keys that an experiment does not set."""
 
@@ -60,8 +61,19 @@ class Method:
 
     @property
     def guard_learns(self) -> bool:
-        """Whether its guard knows something after a stage that the next one needs: how much each weight matters."""
-        return self.guard in ("fisher", "sensitivity")
+        """Whether its guard knows something after a stage that the next one needs: how much each weight matters, or
+        logits of stored examples."""
+        return self.guard in ("fisher", "sensitivity", "dark")
+
+    @property
+    def guard_remembers(self) -> bool:
+        """Whether its guard looks at stored examples of earlier tasks."""
+        return self.guard in ("memory", "dark")
+
+    @property
+    def needs_adapters(self) -> bool:
+        """Whether it can train nothing but adapters (``model.lora``), in a subspace of their own for every stage."""
+        return self.guard == "subspace"
 
     @property
     def replays(self) -> bool:
@@ -71,7 +83,7 @@ class Method:
     @property
     def stores_examples(self) -> bool:
         """Whether real examples of earlier tasks are kept, to be replayed or for a guard."""
-        return self.replay == "stored" or self.guard == "memory"
+        return self.replay == "stored" or self.guard_remembers
 
     @property
     def has_task_teachers(self) -> bool:
@@ -222,6 +234,19 @@ METHODS = _table(
             answers="teacher",
             stages="union",
             settings=_ONE_TASK_TOKEN,
+        ),
+        Method(
+            "derpp",
+            "dark experience replay ++: kept examples, their labels and the logits once given",
+            _QA,
+            guard="dark",
+        ),
+        Method(
+            "olora",
+            "O-LoRA: adapters of its own for every task, orthogonal to the earlier ones, which stay (needs model.lora)",
+            _QA,
+            guard="subspace",
+            settings=(("regulariser.weight", 0.5), ("optim.weight_decay", 0.0)),
         ),
     ]
 )

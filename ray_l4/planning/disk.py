@@ -19,7 +19,8 @@ _STATE_COPIES = 3
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Disk space of a run directory, at its fullest. Replay, answers and figures are left out: a few bytes a token."""
+    """Disk space of a run directory, at its fullest. Left out are replay, answers and figures, a few bytes a
+    token, and the logits that ``derpp`` keeps, 8 bytes for each of ``regulariser.stored_logits`` a token."""
 
     checkpoint: int
     """Bytes of one student's checkpoint."""

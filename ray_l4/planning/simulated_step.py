@@ -170,7 +170,9 @@ class _SimulatedProcess:
         What the guards keep of the stage stays in memory for the next one.
         """
         for learner in self.learners.values():
-            run = self._runs[learner.peer] = learner.begin_stage(stage, self._table, self._table)
+            # A guard that learns knows nothing yet of what was stored before the first stage.
+            memory = self._table if stage or not learner.method.guard_learns else None
+            run = self._runs[learner.peer] = learner.begin_stage(stage, self._table, memory)
             run.answer = self._answer
             attribute_optimiser(run.optimizer, self._trace)
             if self._gpu:
@@ -234,7 +236,10 @@ def _copy(payload: Payload) -> Payload:
 
 
 def _with_batch(experiment: ExperimentConfig, batch: BatchShape) -> ExperimentConfig:
-    """Return the experiment with batches of this size, and guards that look at one example, whose memory is the same
-    as that of many."""
+    """Return the experiment with batches of this size, guards that look at one example, whose memory is the same as
+    that of many, and a memory that holds all examples of the plan."""
     training = changed(experiment.training, batch_size=batch.examples, batch_budget=None, epochs=1)
-    return changed(experiment, training=training, regulariser=changed(experiment.regulariser, examples=1))
+    replay = changed(experiment.replay, capacity=None)
+    return changed(
+        experiment, training=training, replay=replay, regulariser=changed(experiment.regulariser, examples=1)
+    )

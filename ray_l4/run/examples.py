@@ -28,7 +28,7 @@ class StudentExamples:
     """The training examples."""
     num_examples: int
     memory: Ref[pa.Table] | None
-    """Stored examples by which a guard restricts the gradients (A-GEM)."""
+    """Stored examples that a guard looks at (A-GEM, DER++)."""
 
 
 class StageExamples:
@@ -56,7 +56,7 @@ class StageExamples:
         """Return student -> its examples for a stage. ``on_nap`` is called while evaluators generate them."""
         current = self._current(stage, on_nap)
         replay = self._replay(stage, on_nap)
-        kept = reservoir(self._setup, stage) if self._setup.method.guard == "memory" and stage else None
+        kept = reservoir(self._setup, stage) if self._setup.method.guard_remembers and stage else None
         memory = None if kept is None else self._rpc.put(kept)
         given: dict[int, StudentExamples] = {}
         shared: dict[int, StudentExamples] = {}  # by the identity of the replay: students that share it share the table

@@ -1,4 +1,4 @@
-"""Stored real examples of earlier tasks, for experience replay and A-GEM."""
+"""Stored real examples of earlier tasks, for experience replay, A-GEM and DER++."""
 
 from __future__ import annotations
 

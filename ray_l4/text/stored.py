@@ -14,7 +14,9 @@ import pyarrow as pa
 from ray_l4.seeds import derive
 from ray_l4.text.tokens import TOKENS, concatenated
 
-_KEY = pa.field("key", pa.float64(), nullable=False)
+KEY = "key"
+"""Name of the column of keys."""
+_KEY = pa.field(KEY, pa.float64(), nullable=False)
 STORED: pa.Schema = TOKENS.append(_KEY)
 """Examples of one item with their keys, in the order of the item."""
 
@@ -35,9 +37,13 @@ def reservoir_of(parts: Sequence[pa.Table], capacity: int | None) -> pa.Table:
     return (seen if capacity is None else _smallest(seen, capacity)).drop_columns([_KEY.name])
 
 
+def kept_rows(keys: np.ndarray, capacity: int | None) -> np.ndarray:
+    """Return the numbers of the rows that a reservoir keeps: those with the smallest ``keys``, in order."""
+    return np.sort(np.argsort(keys, kind="stable")[:capacity])
+
+
 def _smallest(table: pa.Table, count: int) -> pa.Table:
     """Return the rows with the ``count`` smallest keys, in order."""
     if count >= table.num_rows:
         return table
-    keys = table[_KEY.name].to_numpy()
-    return table.take(pa.array(np.sort(np.argsort(keys, kind="stable")[:count])))
+    return table.take(pa.array(kept_rows(table[_KEY.name].to_numpy(), count)))

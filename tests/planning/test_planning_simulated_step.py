@@ -17,7 +17,7 @@ from ray_l4.learner.stage_run import StageRun
 from ray_l4.losses import head_gradient
 from ray_l4.losses.chunked import row_chunks
 from ray_l4.losses.targets import Targets
-from ray_l4.methods import METHODS, graph_of
+from ray_l4.methods import METHODS, graph_of, resolved
 from ray_l4.planning import decoding_memory, simulated_step
 from ray_l4.planning.batch_shape import batch_shape
 from ray_l4.planning.decoding_memory import simulate_decoding
@@ -105,7 +105,7 @@ def test_float16_halves_a_payload_and_ranks_share_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["finetune", "lamol", "er", "ewc", "mas", "agem", "lwf", "l2kd-word", "multi-qa", "l4-released"]
+    "method", ["finetune", "lamol", "er", "ewc", "mas", "agem", "lwf", "l2kd-word", "multi-qa", "l4-released", "derpp"]
 )
 def test_every_kind_of_method_can_be_simulated(method: str) -> None:
     config = experiment(method)
@@ -114,6 +114,24 @@ def test_every_kind_of_method_can_be_simulated(method: str) -> None:
     assert bool(step.payload) is bool(graph_of(config).edges)
     if METHODS[method].guard in ("fisher", "sensitivity"):
         assert step.tensors["guard"] == 2 * 4 * step.parameters.total, "importance and anchor"
+
+
+def test_subspaces_of_adapters_are_planned(tmp_path: Path) -> None:
+    """With all of them, and without room for a guard of their own."""
+    architectures.GPT2.save_pretrained(tmp_path)
+    model = {"name": str(tmp_path), "lora": {"rank": 2}}
+    alone = simulated(experiment("finetune", model=model))
+    config = resolved(experiment("olora", model=model))
+    parts = simulated(config)
+    rows = model_rows(config)
+    assert parts.saved - rows == 8 * (alone.saved - rows), "8 subspaces, and the rows of new tokens once"
+    assert "guard" not in parts.tensors
+
+
+def model_rows(config: Any) -> int:
+    """Bytes of the rows of new tokens, which are trained beside adapters."""
+    vocabulary = vocabulary_of(config)
+    return 4 * architectures.GPT2.n_embd * (vocabulary.size - vocabulary.base)
 
 
 def test_memory_of_each_purpose() -> None:

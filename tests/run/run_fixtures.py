@@ -267,7 +267,7 @@ def complete_run(config: ExperimentConfig, profile: ClusterConfig, folder: Path)
 
 def weights(run: RunDirectory) -> dict[str, bytes]:
     """Every checkpoint's bytes by its place in the run directory; without what a killed process has left."""
-    paths = sorted((run.path / "checkpoints").glob("stage-*/epoch-*/student-*/model.safetensors"))
+    paths = sorted((run.path / "checkpoints").glob("stage-*/epoch-*/student-*/*model.safetensors"))
     return {str(path.relative_to(run.path)): path.read_bytes() for path in paths}
 
 

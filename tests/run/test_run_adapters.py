@@ -46,7 +46,7 @@ def experiment(folder: Path, method: str) -> ExperimentConfig:
     return ExperimentConfig.model_validate(sections)
 
 
-QUICK = ("l4", "l2kd-seq", "ewc", "single-qa")
+QUICK = ("l4", "l2kd-seq", "ewc", "single-qa", "olora")
 """Methods that differ in what adapters have to do with; the others are left to a full run."""
 
 

@@ -124,8 +124,9 @@ def test_experience_replay_adds_stored_examples(tmp_path: Path) -> None:
     assert len(small.replayed(RunDirectory(tmp_path))) == stored.num_rows
 
 
-def test_gradients_are_guarded_by_stored_examples_and_nothing_is_replayed(tmp_path: Path) -> None:
-    setup, found = given(small.quick("agem"), 1, tmp_path)
+@pytest.mark.parametrize("method", ["agem", "derpp"])
+def test_gradients_are_guarded_by_stored_examples_and_nothing_is_replayed(tmp_path: Path, method: str) -> None:
+    setup, found = given(small.quick(method), 1, tmp_path)
     assert table(found[0]).equals(setup.training["mini.woz"])
     memory: pa.Table = found[0].memory.value  # type: ignore[union-attr]
     assert memory.equals(reservoir(setup, 1))

@@ -36,7 +36,7 @@ TASKS = [
     {"name": "mini.rest", "train": 12},
 ]
 """The last one comes back."""
-QUICK = ("l4", "lamol", "er", "ewc", "agem", "lwf", "l2kd-word", "l2kd-seq", "single-qa")
+QUICK = ("l4", "lamol", "er", "ewc", "agem", "lwf", "l2kd-word", "l2kd-seq", "single-qa", "derpp", "olora")
 """Methods that are tested in a quick run, too: one for each way to go on."""
 EXTENSIBLE = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
@@ -59,7 +59,9 @@ def experiment(
 ) -> ExperimentConfig:
     """``tokens``: task tokens, used and spare."""
     spare = tokens - len({item["name"] for item in stream})
-    model = {"name": str(base), "spare_task_tokens": spare, "max_length": 128}
+    model: dict[str, Any] = {"name": str(base), "spare_task_tokens": spare, "max_length": 128}
+    if METHODS[method].needs_adapters:
+        model["lora"] = {"rank": 2}
     changes = {"model": model, "stream": list(stream), "training": {"epochs": 1, "batch_size": 4}, **more}
     return small.quick(method, **changes)
 
@@ -111,7 +113,7 @@ def test_three_extensions_in_a_row_the_last_one_by_a_task_that_comes_back(base: 
     assert set(replayed) == {"mini.woz", "mini.sql"}, "all tasks but the one that comes back"
 
 
-@pytest.mark.parametrize("method", ["l4", "lamol", "er", "ewc", "l2kd-word"])
+@pytest.mark.parametrize("method", ["l4", "lamol", "er", "ewc", "l2kd-word", "derpp", "olora"])
 def test_on_ray_it_ends_like_in_one_process(base: Path, tmp_path: Path, ray_cluster: None, method: str) -> None:
     whole = run(experiment(base, method, TASKS[:3]), tmp_path / "whole")
     profile = small.cluster("object_store", ray={"address": "auto"})

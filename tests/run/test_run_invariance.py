@@ -102,7 +102,7 @@ def test_the_summary_has_what_it_promises(on_ray: small.Finished) -> None:
     assert all(peak > 10**8 for peak in summary["peak_memory_bytes"].values()), "each holds PyTorch, so 100 MB at least"
 
 
-@pytest.mark.parametrize("method", ["l2kd-seq-soft", "l4-released", "lwf", "ewc", "l4-onpolicy", "sdft"])
+@pytest.mark.parametrize("method", ["l2kd-seq-soft", "l4-released", "lwf", "ewc", "derpp", "l4-onpolicy", "sdft"])
 def test_other_methods_learn_the_same_on_ray(
     method: str, finished: Callable[[str], small.Finished], tmp_path: Path, ray_cluster: None
 ) -> None:

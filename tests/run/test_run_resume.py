@@ -96,6 +96,7 @@ slow = pytest.mark.slow
         pytest.param("lwf", "learning mini.woz", 1, marks=slow),
         pytest.param("agem", "learning mini.woz", 1, marks=slow),
         pytest.param("er", "learning mini.woz", 1, marks=slow),
+        ("derpp", "learning mini.woz", 1),
         ("l4-released", "learning mini.woz", 1),
         ("single-qa-lm", "learning mini.woz", 1),
     ],
