@@ -10,7 +10,6 @@ from typing import Any
 from ray_l4.config.experiment import FEWEST_GENERAL
 from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
-from ray_l4.tasks.custom import records_of
 from ray_l4.tasks.files import OPENERS, MissingFileError, read_text
 from ray_l4.tasks.rows import BadRecords
 
@@ -73,8 +72,12 @@ def _kind(path: Path) -> str:
 
 
 def _text_of_table(path: Path, characters: int) -> str:
-    bad = BadRecords(f"{_KEY}: {path}", 0.0)
+    from ray_l4.tasks.custom import records_of  # loads PyArrow, which a text file does not need
+
+    bad = BadRecords(f"{_KEY}: {path}", 1.0)
     names, records = records_of(path, TEXT_COLUMNS[:1], bad)
+    if bad.count:
+        raise DataError(f"{_KEY}: {path}: {bad.count} records cannot be read ({bad.first[0]}). Write the file again.")
     first = list(islice(records, _ROWS_TO_JUDGE))
     column = _column(path, names, [record for _, record in first])
     texts, length = [], 0
@@ -88,7 +91,6 @@ def _text_of_table(path: Path, characters: int) -> str:
         length += len(value) + len(SEPARATOR)
         if length >= characters:
             break
-    bad.check(len(texts))
     return SEPARATOR.join(texts)[:characters]
 
 

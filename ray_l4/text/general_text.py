@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ray_l4.config.experiment import FEWEST_GENERAL
 from ray_l4.errors import DataError
 from ray_l4.tasks.general_file import read_general_text, refuse_short
-from ray_l4.text.text_ids import TextIds
+
+if TYPE_CHECKING:
+    from ray_l4.text.text_ids import TextIds
 
 LONGEST_WINDOW = 512
 """Most tokens of a window."""

@@ -285,7 +285,9 @@ def test_settings_that_cannot_be_given_afterwards_are_refused(prose: Path, plain
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_values_are_the_same_on_ray_with_several_evaluators(prose: Path, followed: Finished, tmp_path: Path) -> None:
+def test_the_values_are_the_same_on_ray_with_several_evaluators(
+    prose: Path, followed: Finished, tmp_path: Path
+) -> None:
     profile = cluster("object_store", evaluators={"count": 2})
     run, summary = complete_run(with_text(prose), profile, tmp_path / "run")
     assert values(run) == values(followed[0])
