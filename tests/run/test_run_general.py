@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from ray_l4.cli.reports import rescore as rescore_command
 from ray_l4.cluster.spawn import LocalSpawner
-from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.experiment import ExperimentConfig, PeersConfig
 from ray_l4.config.loading import dump_yaml
-from ray_l4.errors import ConfigError, DamagedError, DataError
+from ray_l4.config.stream import TaskConfig
+from ray_l4.errors import ConfigError, DamagedError, DataError, PeerLostError
 from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.models import load_folder
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import run_report
 from ray_l4.report.summary import summarise
+from ray_l4.run import execute
 from ray_l4.run.coordinator import Coordinator, new_context
 from ray_l4.run.general_rescoring import general_experiment, measure_general
 from ray_l4.run.going_back import go_back_if_damaged
@@ -28,11 +31,13 @@ from ray_l4.store.general import GENERAL, read_general, start_cell
 from ray_l4.store.run_directory import Cell, RunDirectory
 from ray_l4.store.sealed import write_record
 from ray_l4.store.whole_stages import return_to
+from ray_l4.workers.student import Student
 from tests.run import run_fixtures as small
 from tests.run.run_fixtures import Finished, cluster, complete_run
 
 PROSE = "In spring the river rises, and the boats lie high between the houses. Nobody minds. " * 40
 IN_PROCESS = cluster("in_process")
+SILENT = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +287,65 @@ def test_settings_that_cannot_be_given_afterwards_are_refused(prose: Path, plain
         list(measure_general(run, config, "cpu", write=True))
     assert dump_yaml(run.experiment()) == before
     assert not (run.path / "general").exists()
+
+
+# --- what else happens to runs
+
+
+def test_a_run_that_is_extended_goes_on_with_its_text(prose: Path, tmp_path: Path) -> None:
+    """The values of what was learned stay; the new stage gets its own. Without the file, it says what is missing."""
+    own = tmp_path / "own.txt"
+    own.write_text(prose.read_text())
+    config = with_text(own, "lamol", limit=4)
+    execute.run(config, IN_PROCESS, tmp_path / "run", "ray-l4 run", SILENT)
+    run = RunDirectory.open(tmp_path / "run")
+    before = values(run)
+    more = [TaskConfig.model_validate({"name": "mini.sql", "train": 12, "test": 4})]
+    own.rename(tmp_path / "elsewhere.txt")
+    with pytest.raises(DataError, match=r"evaluation.general: no file .*own.txt.*new place"):
+        execute.extend(run, more, IN_PROCESS, "ray-l4 extend", SILENT)
+    (tmp_path / "elsewhere.txt").rename(own)
+    execute.extend(run, more, IN_PROCESS, "ray-l4 extend", SILENT)
+    after = values(run)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"stage-2.epoch-2.student-0"}
+    assert run.summary()["general_perplexity"]["0"] == after["stage-2.epoch-2.student-0"]
+
+
+def test_without_a_student_the_others_are_measured_to_the_end(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student 2 is lost in the first stage, and with it values that nobody waits for."""
+    original, original_rejoin, dead = Student.forward, Student.rejoin, [False]
+
+    def forward(self: Student, fence: int, step: int, readers: Any) -> Any:
+        dead[0] = dead[0] or (self.peer == 2 and step == 4)
+        if self.peer == 2 and dead[0]:
+            raise PeerLostError("student 2: its process died")
+        return original(self, fence, step, readers)
+
+    def rejoin(self: Student, fence: int) -> int:
+        if self.peer == 2:
+            raise PeerLostError("student 2: its process died")
+        return original_rejoin(self, fence)
+
+    monkeypatch.setattr(Student, "forward", forward)
+    monkeypatch.setattr(Student, "rejoin", rejoin)
+    config = with_text(prose).model_copy(update={"peers": PeersConfig(count=3, on_peer_loss="continue")})
+    run, summary = complete_run(config, IN_PROCESS, tmp_path / "run")
+    assert list(summary["lost_students"]) == ["2"]
+    courses = summary["general"]["perplexity"]
+    assert [value is None for value in courses["2"]] == [False, True, True]
+    assert None not in courses["0"] + courses["1"]
+    assert summary["general_perplexity"]["2"] is None
+    assert "## General text" in run_report(FinishedRun.open(run.path))
+
+
+def test_task_teachers_are_not_measured(prose: Path, tmp_path: Path) -> None:
+    run, summary = complete_run(with_text(prose, "l2kd-word"), IN_PROCESS, tmp_path / "run")
+    assert None not in summary["general"]["perplexity"]["0"]
+    assert not (run.teachers() / "general").exists()
+    assert "general" not in RunDirectory(run.teachers()).summary()
 
 
 @pytest.mark.usefixtures("ray_cluster")
