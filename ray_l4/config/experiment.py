@@ -24,6 +24,9 @@ Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_leng
 FEWEST_GENERAL = 100
 """Fewest tokens of a general text (``evaluation.general``): the perplexity on fewer is chance."""
 
+MEASURED_LATER = ("evaluation.general", "evaluation.general_tokens")
+"""Settings that a finished run may get or change (``ray-l4 rescore``): every record says of which text it is."""
+
 WITHOUT_EFFECT = (
     "name",
     "data.raw",
@@ -32,8 +35,7 @@ WITHOUT_EFFECT = (
     "model.gradient_checkpointing",
     "checkpoint.*",
     "live.*",
-    "evaluation.general",  # every record says of which text it is
-    "evaluation.general_tokens",
+    *MEASURED_LATER,
 )
 """Settings, as patterns, that change no number of a run."""
 
