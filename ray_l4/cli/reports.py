@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_l4.cli.model_options import DeviceOption, TrustOption, check_device
 from ray_l4.cli.options import RunsArgument
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ PAGE = "report.html"
 FullOption = Annotated[bool, typer.Option("--full", help="Print the whole report of every run before the table.")]
 EachOption = Annotated[
     bool, typer.Option("--each", help="Print a row for each run, not one for runs that differ only in their seed.")
+]
+GeneralOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="evaluation.general=FILE, and evaluation.general_tokens=N: the general text. Repeatable.",
+    ),
 ]
 PageOption = Annotated[
     Path | None,
@@ -99,19 +108,34 @@ def _default_page(paths: list[Path], found: FoundRuns) -> Path:
 def rescore(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new scores, and write nothing.")] = False,
+    set_: GeneralOption = None,
+    device: DeviceOption = "auto",
+    trust_custom_code: TrustOption = False,
 ) -> None:
     """Compute the scores of finished runs again.
 
     They follow from the stored answers, with the metrics of this version. Prints every task's last score, old and new.
+    With --set evaluation.general=FILE, also adds the perplexity on general text, from the checkpoints.
     """
     from ray_l4.store.run_directory import RunDirectory
 
+    check_device(device)
     runs = [RunDirectory.open(folder) for folder in run_dirs]
     for run in runs:
         run.summary()  # refuse all before the first is changed
 
     from ray_l4.run.rescoring import rescore as rescored
 
+    if set_:
+        from ray_l4.run.general_rescoring import general_experiment, measure_general
+
+        experiments = [general_experiment(run, set_) for run in runs]
+        for run, experiment in zip(runs, experiments, strict=True):
+            rescored(run, write=False)  # refuse it before its models are run
+            typer.echo(f"{run.path}: perplexity on general text")
+            found = measure_general(run, experiment, device, write=not dry_run, trusts_code=trust_custom_code)
+            for cell, value in found:
+                typer.echo(f"  {cell.checkpoint}: {'not finite' if value is None else f'{value:.3f}'}")
     for run in runs:
         for folder, changes in rescored(run, write=not dry_run).items():
             for line in _lines(folder, changes):

@@ -225,6 +225,14 @@ class EvaluatorHandle:
         """Score the answers to the whole test set of a task."""
         return self.rpc.call(self.worker, EvaluatorCalls.score, task, predictions)
 
+    def general(self, model: ModelRef, student: int, windows: range) -> Ref[list[float]]:
+        """Return the losses of a student's model on these windows of the general text, in nats."""
+        return self._with_model(EvaluatorCalls.general, model, student, windows)
+
+    def general_at_start(self, name: str, student: int, windows: range) -> Ref[list[float]]:
+        """Do what ``general`` does for the model that a student begins the run with, which has this ``name``."""
+        return self.rpc.call(self.worker, EvaluatorCalls.general_at_start, name, student, windows)
+
     def replay(
         self, model: ModelRef, student: int, gens: list[int], seeds: list[int], max_length: int
     ) -> Ref[list[np.ndarray]]:

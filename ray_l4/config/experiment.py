@@ -21,6 +21,12 @@ from ray_l4.config.text import same_name
 Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 """A [teacher, student] pair of peer numbers."""
 
+FEWEST_GENERAL = 100
+"""Fewest tokens of a general text (``evaluation.general``): the perplexity on fewer is chance."""
+
+MEASURED_LATER = ("evaluation.general", "evaluation.general_tokens")
+"""Settings that a finished run may get or change (``ray-l4 rescore``): every record says of which text it is."""
+
 WITHOUT_EFFECT = (
     "name",
     "data.raw",
@@ -29,6 +35,7 @@ WITHOUT_EFFECT = (
     "model.gradient_checkpointing",
     "checkpoint.*",
     "live.*",
+    *MEASURED_LATER,
 )
 """Settings, as patterns, that change no number of a run."""
 
@@ -207,6 +214,13 @@ class EvaluationConfig(Strict):
     patience: Count | None = None
     """With ``validation``: a stage ends after this many epochs in a row without a lower validation loss. If not given,
     all epochs are trained; the best one counts either way."""
+    general: Path | None = None
+    """File of general text (relative to the experiment file), on which the perplexity of the students' models is
+    measured before the first stage and of every checkpoint that is scored: ``.txt``, or a table ``.csv``, ``.tsv``,
+    ``.jsonl`` or ``.parquet`` with a column ``text`` or ``article``. It changes nothing that is learned
+    (docs/METHODS.md#general-text)."""
+    general_tokens: Annotated[int, Field(ge=FEWEST_GENERAL)] = 8192
+    """With ``general``: tokens of the text that are used at most, from its beginning."""
 
     @model_validator(mode="after")
     def _check_patience(self) -> EvaluationConfig:

@@ -128,7 +128,7 @@ def _items(document: Document, location: Location) -> Iterator[tuple[Location, o
 
 def resolve_paths(document: Document) -> None:
     """Make paths absolute: relative to the folder of the file, or to the current folder if set by ``--set``."""
-    paths: list[Location] = [("data", "raw"), ("data", "converted"), ("teachers", "run")]
+    paths: list[Location] = [("data", "raw"), ("data", "converted"), ("teachers", "run"), ("evaluation", "general")]
     paths += [(*task, "path") for task, _ in _items(document, ("stream",))]
     if document.get(("peers", "topology")) not in TOPOLOGY_NAMES:
         paths.append(("peers", "topology"))

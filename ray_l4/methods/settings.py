@@ -115,7 +115,7 @@ def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
         seed=derive(experiment.seed, "teachers"),
         peers=changed(experiment.peers, count=1, topology=None, each=[], on_peer_loss="restart"),
         training=changed(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
-        evaluation=changed(experiment.evaluation, when="stage"),
+        evaluation=changed(experiment.evaluation, when="stage", general=None),
     )
 
 

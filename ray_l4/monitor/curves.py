@@ -58,6 +58,10 @@ class Curves:
         """Write a score at the latest step."""
         self._add(f"score/{cell.task}/student-{cell.student}", value, self._last_step)
 
+    def log_general(self, cell: Cell, value: float) -> None:
+        """Write a perplexity on the general text at the latest step."""
+        self._add(f"general_perplexity/student-{cell.student}", value, self._last_step)
+
     def close(self) -> None:
         """Flush and close all of them."""
         for writer in self._writers:

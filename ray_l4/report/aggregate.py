@@ -13,8 +13,11 @@ from ray_l4.report.run_result import RunResult, order_title
 
 AVERAGE, FORGETTING, OVER_EPOCHS = "average", "forgetting", "forgetting over epochs"
 """Columns beside those of the tasks. ``OVER_EPOCHS`` takes the highest score of any epoch (L4, Table 3)."""
+GENERAL_TEXT = "general ppl"
+"""Column of the final perplexity on the general text."""
 FIGURES: Mapping[str, str] = MappingProxyType(
     {AVERAGE: "average_accuracy", FORGETTING: "forgetting", OVER_EPOCHS: "forgetting_over_epochs"}
+    | {GENERAL_TEXT: "general_perplexity"}
 )
 """Column -> key of a summary."""
 
@@ -114,7 +117,14 @@ def aggregate(runs: Sequence[RunResult], students: Sequence[int] = (0,), forgett
         for student in students
         if student in run.students
     ]
-    return group(measured, (*tasks, AVERAGE, forgetting), frozenset({forgetting}))
+    columns = (*tasks, AVERAGE, forgetting, *general_columns(runs))
+    return group(measured, columns, frozenset({forgetting, GENERAL_TEXT}))
+
+
+def general_columns(runs: Iterable[RunResult]) -> tuple[str, ...]:
+    """Return the column of perplexities if runs have any, and all of them on the same text: others do not compare."""
+    texts = {run.general["digest"] for run in runs if run.general}
+    return (GENERAL_TEXT,) if len(texts) == 1 else ()
 
 
 def comparable_tasks(runs: Sequence[RunResult], names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -146,8 +156,9 @@ def comparable_tasks(runs: Sequence[RunResult], names: Sequence[str] = ()) -> tu
 
 
 def scores_of(run: RunResult, student: int, forgetting: str = FORGETTING) -> dict[str, float | None]:
-    """Return a student's final score of every task, ``AVERAGE`` and ``forgetting``, in percent."""
-    return {**run.final(student), **{name: run.figure(FIGURES[name], student) for name in (AVERAGE, forgetting)}}
+    """Return a student's final score of every task, ``AVERAGE`` and ``forgetting``, in percent, and its perplexity."""
+    figures = (AVERAGE, forgetting, GENERAL_TEXT)
+    return {**run.final(student), **{name: run.figure(FIGURES[name], student) for name in figures}}
 
 
 def group(

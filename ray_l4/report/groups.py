@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_l4.errors import ConfigError
-from ray_l4.report.aggregate import AVERAGE, FORGETTING, Statistic, scores_of, statistic
+from ray_l4.report.aggregate import AVERAGE, FORGETTING, Statistic, general_columns, scores_of, statistic
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.markdown import table
 from ray_l4.report.results import settings_of
@@ -116,6 +116,7 @@ def group_table(block: GroupBlock, *, each: bool = False) -> str:
 def group_rows(groups: Sequence[RunGroup]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of a table of groups."""
     columns = columns_of(groups[0].runs[0].tasks)
+    columns += general_columns(run for group in groups for run in group.runs)
     seeds = "seeds" if any(len(group.runs) > 1 for group in groups) else "seed"
     cells = [(group, group.cells()) for group in groups]
     rows = [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ray_l4.errors import ConfigError
 from ray_l4.report.facts import data_sizes, facts
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.general import general_note, general_rows
 from ray_l4.report.run_result import RunResult, order_title
 from ray_l4.report.worst_answers import worst_in_markdown
 
@@ -85,6 +86,7 @@ def run_report(run: FinishedRun) -> str:
         else []
     )
     parts += ["## Validation", validation_table(run)] if run.validation else []
+    parts += ["## General text", general_note(run.general), table(*general_rows(run))] if run.general else []
     parts += ["## Replay", _replay(run), *_scarce_replay(run)] if run.replay else []
     parts += ["## Cost", _cost(run), "## Configuration", _configuration(run)]
     return "\n\n".join(parts) + "\n"

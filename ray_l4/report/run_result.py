@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,17 @@ class RunResult:
     def validation(self) -> Mapping[int, Mapping[str, Any]]:
         """Stage -> its validation losses, and the epoch that they chose; empty if nothing was validated."""
         return {int(stage): record for stage, record in self.summary.get("validation", {}).items()}
+
+    @property
+    def general(self) -> Mapping[str, Any]:
+        """The general text and the perplexities on it; empty if there is none."""
+        found: Mapping[str, Any] = self.summary.get("general") or {}
+        return found
+
+    def general_course(self, student: int) -> Sequence[float | None]:
+        """Return a student's perplexity on the general text before the first stage, and after every stage."""
+        course: Sequence[float | None] = self.general["perplexity"][str(student)]
+        return course
 
     @property
     def restarts(self) -> int:

@@ -14,6 +14,7 @@ from ray_l4.metrics.continual import (
     backward_transfer,
     forgetting,
 )
+from ray_l4.report.general import general_part
 from ray_l4.report.run_files import Headline, count_parameters, read_headlines, read_replay
 from ray_l4.store.record_types import Validation
 from ray_l4.store.run_directory import SECONDS, Cell, RunDirectory, read_record
@@ -34,6 +35,8 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     ``parameters``: student -> number of parameters in its last checkpoint (``count``), and whether these are only those
     of its ``adapters``.
     ``validation``: stage -> its validation losses, and the epoch that they chose; empty if nothing was validated.
+    ``general``: the general text, and student -> its perplexity before the first stage and after every stage;
+    ``general_perplexity``: student -> the last of them. Both are missing if there is no general text.
     ``restarts``: number of times that a stage was learned again because a student was lost.
     ``lost_students``: student -> how it was lost. The others went on, learning from the mean of their present teachers.
     ``exchange.bytes_per_step``: bytes that one student publishes in one step, on average.
@@ -70,6 +73,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
             str(student): found for student in range(peers) if (found := count_parameters(run, student)) is not None
         },
         "validation": _validation(run, len(stages)),
+        **general_part(run, epochs, peers, independent=kind.independent),
         "wall_seconds": state.wall_seconds,
         "peak_memory_bytes": state.peak_memory_bytes,
         "restarts": state.restarts,

@@ -11,6 +11,7 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.methods import get_method, graph_of, stages_of, teacher_experiment
 from ray_l4.setup.setup import Setup
 from ray_l4.store.checkpoints import checkpoints
+from ray_l4.store.general import GENERAL
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.whole_stages import Needed, Whole, damaged_scores, return_to, whole_stages
 
@@ -20,7 +21,7 @@ def whole_part(run: RunDirectory, experiment: ExperimentConfig) -> Whole:
     state, stages = run.state(), stages_of(experiment)
     method = get_method(experiment.method)
     needed = Needed(
-        scored=[stage.scored for stage in stages],
+        scored=[(*stage.scored, *([GENERAL] if experiment.evaluation.general else [])) for stage in stages],
         students=graph_of(experiment).without(state.lost_students).students,
         epochs=[experiment.epochs_of(stage) for stage in range(len(stages))],
         validated=experiment.evaluation.validation is not None,

@@ -9,7 +9,9 @@ from typing import Any
 from ray_l4.cluster.handles import EvaluatorHandle, ModelRef
 from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.run.context import RunContext
+from ray_l4.run.general_scoring import GeneralScoring
 from ray_l4.run.work_queue import Job, WorkQueue
+from ray_l4.store.general import GENERAL
 from ray_l4.store.records import described, read_weights, write_score
 from ray_l4.store.run_directory import Cell
 from ray_l4.text.chunks import in_chunks
@@ -21,7 +23,7 @@ wait for at most one such job."""
 
 
 class Scoring:
-    """Scores every cell (checkpoint, task) once. Results may come late and in any order."""
+    """Scores every cell (checkpoint, and a task or the general text) once. Results may come late and in any order."""
 
     def __init__(self, context: RunContext, rpc: Rpc, queue: WorkQueue) -> None:
         self._context = context
@@ -30,7 +32,8 @@ class Scoring:
         self._queue = queue
         self._answers: dict[Cell, dict[int, str]] = {}
         """Cells that were requested and are not scored yet, with their answers so far."""
-        self._scored = set(context.directory.scores())
+        self._general = GeneralScoring(context)
+        self._scored = self._recorded()
 
     def __len__(self) -> int:
         """Return the number of cells that were requested and are not scored yet."""
@@ -54,6 +57,12 @@ class Scoring:
             epochs, every = self._setup.experiment.epochs_of(stage), self._every
             result = self._context.directory.result_epoch(stage, epochs)
             self._request_epochs(stage, range(1, epochs + 1) if every else (result,), descriptions)
+
+    def request_starts(self, students: Iterable[int]) -> None:
+        """Request the missing perplexities of the models that students begin with."""
+        for cell in [cell for student in students for cell in self._general.start_cells(student)]:
+            if cell not in self._scored and cell not in self._answers:
+                self._add_general(cell, None)
 
     def request_begun(self, stage: int, epoch: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
         """Request the missing scores of the epochs before ``epoch`` of a stage under way."""
@@ -86,7 +95,7 @@ class Scoring:
     def reread(self) -> None:
         """Cancel the scores that are not there yet, and take those in the run directory for all that there are."""
         self.cancel()
-        self._scored = set(self._context.directory.scores())
+        self._scored = self._recorded()
 
     def cancel(self, stage: int | None = None, student: int | None = None) -> None:
         """Cancel the scores that are not there yet: all, or those of a stage and student."""
@@ -96,11 +105,15 @@ class Scoring:
 
     def _missing(self, stage: int, epoch: int, student: int) -> list[Cell]:
         cells = [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]
+        cells += self._general.cells(stage, epoch, student)
         return [cell for cell in cells if cell not in self._scored and cell not in self._answers]
 
     def _add_jobs(self, cells: Sequence[Cell], weights: Ref[Any], description: Mapping[str, Any]) -> None:
         shared = self._rpc.put(description)
         for cell in cells:
+            if cell.task == GENERAL:
+                self._add_general(cell, ModelRef(cell.checkpoint, shared, weights))
+                continue
             batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
             chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
             parts = [[batches[number] for number in chunk] for chunk in chunks]
@@ -117,6 +130,17 @@ class Scoring:
             ]
             self._queue.add(jobs)
 
+    def _add_general(self, cell: Cell, model: ModelRef | None) -> None:
+        self._answers[cell] = {}
+        self._queue.add(self._general.jobs(cell, model, partial(self._close, cell)))
+
+    def _close(self, cell: Cell) -> None:
+        del self._answers[cell]
+        self._scored.add(cell)
+
+    def _recorded(self) -> set[Cell]:
+        return {*self._context.directory.scores(), *self._general.recorded()}
+
     def _gather(self, cell: Cell, part: Mapping[int, str]) -> None:
         """Add answers to a cell. Once it has all, score it before other waiting jobs, since that takes little time."""
         answers = self._answers[cell]
@@ -132,8 +156,7 @@ class Scoring:
             self._queue.add([job], urgent=True)
 
     def _take(self, cell: Cell, scored: Scored) -> None:
-        del self._answers[cell]
-        self._scored.add(cell)
+        self._close(cell)
         tests = self._setup.tests[cell.task]
         record = {
             "stage": cell.stage,

@@ -93,6 +93,7 @@ class StageLoop:
 
     def _learn_all(self) -> None:
         """Learn the remaining stages, then wait for all scores."""
+        self._scoring.request_starts(self._membership.topology.students)
         while self._state.stages_done < len(self._context.setup.stages):
             self._learn()
         self._context.progress.update(phase="scoring")

@@ -14,6 +14,7 @@ from ray_l4.setup.exchange_check import check_exchange
 from ray_l4.setup.rank_check import check_rank_settings
 from ray_l4.store.checkpoints import checkpoints, is_model
 from ray_l4.store.run_directory import RunDirectory
+from ray_l4.tasks.general_file import check_general_file, read_general_text
 from ray_l4.tasks.registry import check_files, load, metric_of
 from ray_l4.tasks.rows import Split
 from ray_l4.tasks.validation import check_validation, with_validation
@@ -37,6 +38,8 @@ def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned
         task_token(item.name)
         if item.is_own:
             check_files(item, experiment.data, _splits(name, item))
+    if experiment.evaluation.general is not None:
+        check_general_file(experiment.evaluation.general)
     for model in all_models(experiment):
         if model.from_scratch is not None:
             longest_sequence(model.from_scratch.positions, model.max_length)
@@ -82,6 +85,8 @@ def check_own_data(experiment: ExperimentConfig, learned: int = 0) -> None:
     ``learned``: as for ``check_settings``.
     """
     asked, alone = experiment.evaluation.validation, len(experiment.tasks) == 1
+    if experiment.evaluation.general is not None:
+        read_general_text(experiment.evaluation.general, experiment.evaluation.general_tokens)
     for name, item in list(experiment.items.items())[learned:]:
         if item.path is not None:
             for split in _splits(name, item):

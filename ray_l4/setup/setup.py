@@ -31,6 +31,7 @@ from ray_l4.tasks.registry import load, metric_of
 from ray_l4.tasks.slices import slices_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
+from ray_l4.text.general_text import GeneralText, general_text
 from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.stored import stored_part
 from ray_l4.text.test_sets import TestSet, build_test_set
@@ -66,6 +67,8 @@ class Setup:
     """Item of the stream -> what is recorded of its examples, also of those that were learned earlier."""
     stored: Mapping[str, pa.Table] = field(default_factory=dict)
     """Item of the stream that was learned earlier -> its examples that stay (``STORED``), if the method keeps any."""
+    general: GeneralText | None = None
+    """The general text of ``evaluation.general``."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -132,7 +135,12 @@ class Setup:
         experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
         return replace(
-            self, experiment=experiment, method=method, topology=method.graph(num_students(experiment)), warnings=()
+            self,
+            experiment=experiment,
+            method=method,
+            topology=method.graph(num_students(experiment)),
+            warnings=(),
+            general=None,
         )
 
 
@@ -194,8 +202,17 @@ def prepared(
         warnings=tuple(_warnings(experiment, tokenizer)),
         facts=facts,
         stored={item: table for item, table in begun.stored.items() if item not in of_training},
+        general=general_of(experiment, tokenizer, longest),
     )
     return setup, tests
+
+
+def general_of(experiment: ExperimentConfig, tokenizer: TaskTokenizer, longest: int) -> GeneralText | None:
+    """Return the general text of an experiment, None if it has none. Raises as ``general_text``."""
+    config = experiment.evaluation
+    if config.general is None:
+        return None
+    return general_text(config.general, config.general_tokens, tokenizer, longest)
 
 
 def _needed(experiment: ExperimentConfig, begun: Begun) -> list[str]:

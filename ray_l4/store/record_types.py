@@ -43,6 +43,24 @@ class Score(Record):
         return self
 
 
+class GeneralRecord(Record):
+    """The perplexity of one model on the general text, and which text that is."""
+
+    perplexity: FiniteFloat | None
+    text: str
+    tokens: _Size
+    digest: str
+
+
+class General(Record):
+    """The perplexities of all students of a run on one general text."""
+
+    text: str
+    tokens: _Size
+    digest: str
+    perplexity: dict[str, list[FiniteFloat | None]]
+
+
 class Validation(Record):
     """The validation losses of a stage, and the epoch that they chose. A loss may be infinite or NaN."""
 
@@ -86,6 +104,8 @@ class Summary(Record):
     replay: dict[int, dict[str, _Size]]
     restarts: _Size = 0
     lost_students: dict[int, str] = {}
+    general: General | None = None
+    general_perplexity: dict[str, FiniteFloat | None] = {}
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Summary:
@@ -100,6 +120,9 @@ class Summary(Record):
                 raise ValueError(f"score_matrix of student {student} is not {rows} stages by {len(self.stream)} tasks")
             if final is None or not set(self.stream) <= set(final):
                 raise ValueError(f"final scores of student {student} are not those of the stream")
+        for student, course in self.general.perplexity.items() if self.general else ():
+            if len(course) != 1 + rows:
+                raise ValueError(f"general of student {student} is not one value before {rows} stages and after each")
         for key, stages, most in (
             ("replay", self.replay, rows),
             ("validation", self.validation, rows),

@@ -20,6 +20,7 @@
     promoted.json                  decisions about stages: served or not (store/promotion.py)
     live.yaml                      profile with which a live service learns
     inbox/  data/                  examples that arrived later, and what stages learn of them (store/inbox/)
+    general/CHECKPOINT.json        perplexity on the general text, if there is one (store/general.py)
     validation/STAGE.json          validation losses of the epochs, and the epoch that was chosen, if asked for
     logs/                          command.log: what the command printed; a file for each logger
     tensorboard/                   event files
@@ -79,6 +80,10 @@ class RunState(BaseModel):
     """Lost students that the run continued without, each with the reason."""
 
 
+START = -1
+"""Stands for the stage of a cell about the model that a student begins its run with."""
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
     """Position of a score: the checkpoint of a student, and the task it was tested on."""
@@ -90,7 +95,9 @@ class Cell:
 
     @property
     def checkpoint(self) -> str:
-        """Name of the checkpoint."""
+        """Name of the checkpoint; of the model that the student begins with, if the stage is ``START``."""
+        if self.stage == START:
+            return f"start.student-{self.student}"
         return f"stage-{self.stage}.epoch-{self.epoch}.student-{self.student}"
 
     @property

@@ -12,13 +12,14 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import matching, remove_if_there
 from ray_l4.store.checkpoints import checkpoints
 from ray_l4.store.checksums import remove_sums
+from ray_l4.store.general import general_files, read_general
 from ray_l4.store.promotion import withdraw
-from ray_l4.store.record_types import Score, Validation
-from ray_l4.store.run_directory import Cell, RunDirectory, read_record
+from ray_l4.store.record_types import GeneralRecord, Score, Validation
+from ray_l4.store.run_directory import START, Cell, RunDirectory, read_record
 from ray_l4.store.weight_files import find_damage, find_damaged_file
 
 _STAGE = re.compile(r"stage-(\d+)(\..+)?")
-_BY_STAGE = ("scores", "predictions", "steps", "validation", "guards", "states")
+_BY_STAGE = ("scores", "predictions", "general", "steps", "validation", "guards", "states")
 """Folders whose files are named by stages. Replay is too, but that of a stage is made by the one before it."""
 
 
@@ -27,7 +28,7 @@ class Needed:
     """What the files of a finished stage have to be, so that the next one can begin with them."""
 
     scored: Sequence[Collection[str]]
-    """The tasks that each stage is scored on."""
+    """The tasks that each stage is scored on, and ``GENERAL`` if there is a general text."""
     students: Collection[int]
     """Those that are not lost."""
     epochs: Sequence[int]
@@ -54,7 +55,7 @@ def whole_stages(run: RunDirectory, needed: Needed, done: int) -> Whole:
     Needed are the last of them, and those that lack scores. Raises RunDirectoryError if a file cannot be read.
     """
     found: str | None = None
-    scores = run.scores() if done else {}
+    scores = {*run.scores(), *read_general(run)} if done else set()
     try:
         for stage in range(done):
             if needed.independent:
@@ -81,6 +82,12 @@ def damaged_scores(run: RunDirectory) -> Iterator[tuple[Path, DamagedError]]:
             read_record(path, Score)
         except DamagedError as error:
             if run.checkpoint(cell.stage, cell.epoch, cell.student).is_dir():
+                yield path, error
+    for path, cell in general_files(run):
+        try:
+            read_record(path, GeneralRecord)
+        except DamagedError as error:
+            if cell.stage == START or run.checkpoint(cell.stage, cell.epoch, cell.student).is_dir():
                 yield path, error
 
 

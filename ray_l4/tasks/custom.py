@@ -49,7 +49,7 @@ def read_file(path: Path, source: Source, bad: BadRecords) -> Iterator[Mapping[s
     columns, question = source.task.columns, source.task.question
     needed = [columns.context, columns.answer, *([columns.id] if columns.id else [])]
     needed += [columns.question] if question is None else []
-    present, records = _records(path, needed, bad)
+    present, records = records_of(path, needed, bad)
     if set(EXAMPLES.names) <= set(present):  # prepare wrote it
         for where, record in records:
             yield {**record, "where": where}
@@ -97,7 +97,7 @@ def _identifier(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
-def _records(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
+def records_of(path: Path, needed: Sequence[str], bad: BadRecords) -> tuple[list[str], Iterator[Record]]:
     """Return the column names of a file or folder and an iterator over its records."""
     if (path / DATASET_STATE).is_file():
         return read_dataset(path)

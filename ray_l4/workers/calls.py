@@ -123,6 +123,12 @@ class EvaluatorCalls(Protocol):
 
     def score(self, task: str, predictions: Sequence[str]) -> Scored: ...
 
+    def general(
+        self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, student: int, windows: range
+    ) -> list[float]: ...
+
+    def general_at_start(self, checkpoint: str, student: int, windows: range) -> list[float]: ...
+
     def replay(
         self,
         checkpoint: str,

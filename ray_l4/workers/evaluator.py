@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.learner.answering import answer_training, decode_answers, generate_replay
-from ray_l4.learner.models import arithmetic, blank_model, load_bytes, pick_device, same_architecture
+from ray_l4.learner.general_text import window_losses
+from ray_l4.learner.initial_model import initial_model
+from ray_l4.learner.models import (
+    arithmetic,
+    blank_model,
+    describe,
+    load_bytes,
+    pick_device,
+    same_architecture,
+    to_bytes,
+)
 from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
@@ -61,6 +71,31 @@ class Evaluator:
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
         """Score the answers to the whole test set of a task."""
         return score_answers(self._setup.tests[task], predictions)
+
+    def general(
+        self, checkpoint: str, description: Mapping[str, Any], weights: np.ndarray, student: int, windows: range
+    ) -> list[float]:
+        """Return the losses of a student's model on these windows of the general text (``window_losses``)."""
+        own = peer_experiment(self._setup.experiment, student).model
+        return self._general(self._load(checkpoint, own, description, weights), own, windows)
+
+    def general_at_start(self, checkpoint: str, student: int, windows: range) -> list[float]:
+        """Do what ``general`` does for the model that a student begins the run with. ``checkpoint``: its name."""
+        own = peer_experiment(self._setup.experiment, student).model
+        if self._model is None or self._checkpoint != checkpoint:
+            self._model = self._checkpoint = None  # so that no more than two models are held at a time
+            model = initial_model(self._setup.experiment, student, self._setup.tokenizer)
+            description, weights = describe(model), to_bytes(model)
+            del model
+            self._load(checkpoint, own, description, weights)
+        assert self._model is not None
+        return self._general(self._model, own, windows)
+
+    def _general(self, model: PreTrainedModel, own: ModelConfig, windows: range) -> list[float]:
+        text = self._setup.general
+        assert text is not None, "asked for only where the experiment names a general text"
+        with arithmetic(own, self._device):
+            return window_losses(model, [text.windows[number] for number in windows])
 
     def replay(
         self,

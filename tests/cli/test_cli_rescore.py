@@ -37,3 +37,16 @@ def test_rescore_refuses_before_it_changes_the_first_run(command: InThisProcess,
     refused(command("rescore", run.path, unfinished.path), 5, str(unfinished.path), "did not finish", "ray-l4 resume")
     assert run.scores()[Cell(0, 1, 0, "own")]["headline"] == "wrong"
     refused(command("rescore", tmp_path), 5, "not a run directory")
+
+
+def test_a_general_text_that_cannot_be_used_is_refused_before_anything_is_written(
+    command: InThisProcess, tmp_path: Path
+) -> None:
+    run = finished(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    refused(command("rescore", run.path, "--set", "optim.lr=1"), 2, "--set optim.lr=1", "evaluation.general")
+    refused(command("rescore", run.path, "--set", "evaluation.general_tokens=200"), 2, "no general text")
+    text = "evaluation.general=prose.txt"
+    refused(command("rescore", run.path, "--set", text), 4, str(run.path / "tokenizer"))
+    refused(command("rescore", run.path, "--set", text, "--device", "tpu"), 2, "--device tpu")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

@@ -541,6 +541,20 @@ def test_a_custom_resource_cannot_have_a_name_reserved_by_ray(write: Callable[[s
     ]
 
 
+def test_a_general_text_is_relative_to_the_file_or_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in" / "experiment.yaml"
+    path.parent.mkdir()
+    path.write_text("stream: [mini.woz]\nmodel: {from_scratch: {}}\nevaluation: {general: prose.txt}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment(path).evaluation.general == path.parent / "prose.txt"
+    assert load_experiment(path, ["evaluation.general=prose.txt"]).evaluation.general == tmp_path / "prose.txt"
+    assert load_experiment(path, ["evaluation.general=null"]).evaluation.general is None
+    with pytest.raises(ConfigError, match=r"evaluation.general_tokens.*100"):
+        load_experiment(path, ["evaluation.general_tokens=99"])
+
+
 def test_validation_is_a_share_a_split_or_a_path(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text("stream: [mini.woz]\nmodel: {from_scratch: {}}\n")

@@ -86,6 +86,12 @@ def test_a_run_with_other_settings_is_refused(directory: SweepDirectory) -> None
     assert "and 1 more" not in message, "with few differences, all are named"
 
 
+def test_a_run_that_was_measured_on_general_text_later_is_still_a_trial_of_the_sweep(directory: SweepDirectory) -> None:
+    directory.record(sweep_of(trial("l4")))
+    finish(directory, trial("l4", evaluation={"chunk": 4, "max_new_tokens": 8, "general": "/prose.txt"}))
+    assert list(directory.states(sweep_of(trial("l4"))).values()) == ["done"]
+
+
 def test_files_that_are_no_run_are_not_removed(directory: SweepDirectory) -> None:
     directory.record(sweep_of(trial("l4")))
     directory.run_path(trial("l4")).mkdir()

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ray_l4.report.finished_run import FinishedRun, labels
 from ray_l4.report.html import (
     section_cost,
+    section_general,
     section_runs,
     section_scores,
     section_text,
@@ -28,6 +29,7 @@ SECTIONS = (
     section_scores.students,
     section_runs.teachers,
     section_scores.curves,
+    section_general.general,
     section_training.training,
     section_validation.validation,
     section_text.replay,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ray_l4.errors import ConfigError
 from ray_l4.report import caption
-from ray_l4.report.aggregate import AVERAGE
+from ray_l4.report.aggregate import AVERAGE, GENERAL_TEXT
 from ray_l4.report.measures import MEASURES
 from ray_l4.report.paired import PairedTable, compare
 from ray_l4.report.results import Results
@@ -42,6 +42,7 @@ def build(results: Results, key: str | None = None, student: int | None = None) 
         notes=(
             *(published.notes if published else ()),
             *_definition(results, columns, published),
+            *_general(results, columns),
             *_left_out(results, sheet.missing(table, cells)),
         ),
         digits=table.digits,
@@ -81,6 +82,16 @@ def _definition(results: Results, columns: Sequence[str], published: PublishedTa
         return []
     highest = "epoch" if results.over_epochs else "task"
     return [f"Forgetting: highest score after any {highest} minus final score, of every task but the one learned last."]
+
+
+def _general(results: Results, columns: Sequence[str]) -> list[str]:
+    """Return a note on the perplexities on general text: which text it is, or that the runs' texts differ."""
+    texts = [run.general for run in results.runs if run.general]
+    if GENERAL_TEXT in columns:
+        return [f"{GENERAL_TEXT}: final perplexity on general text ({texts[0]['text']}, {texts[0]['tokens']} tokens)."]
+    if len({text["digest"] for text in texts}) > 1:
+        return ["Perplexities on general text are left out: the runs have different texts."]
+    return []
 
 
 def _left_out(results: Results, orders: Sequence[str]) -> list[str]:
