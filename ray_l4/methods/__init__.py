@@ -4,6 +4,7 @@ One training loop serves all methods. A new method is a new row of the table and
 """
 
 from ray_l4.methods.extending import extended
+from ray_l4.methods.fusing import fusing
 from ray_l4.methods.peers import all_models, init_seed, num_students, peer_experiment, peer_seed, peer_settings
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
@@ -41,6 +42,7 @@ __all__ = [
     "complete",
     "extended",
     "from_edges",
+    "fusing",
     "get_method",
     "graph_in_words",
     "graph_name",

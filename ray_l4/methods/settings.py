@@ -11,7 +11,7 @@ from ray_l4.config.stream import StageSettings
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.edges_file import read_edges
-from ray_l4.methods.peers import completed_peers, num_students
+from ray_l4.methods.peers import completed_peers, num_students, num_teachers
 from ray_l4.methods.stages import Stage
 from ray_l4.methods.table import METHODS, get_method
 from ray_l4.methods.topology import TOPOLOGIES, Topology, from_edges
@@ -26,7 +26,7 @@ def graph_of(experiment: ExperimentConfig) -> Topology:
     """
     method, asked, count = get_method(experiment.method), experiment.peers.topology, num_students(experiment)
     if asked is None:
-        return method.graph(count)
+        return method.graph(count, num_teachers(experiment))
     if method.topology != "complete":
         mutual = ", ".join(name for name, row in METHODS.items() if row.topology == "complete")
         raise ConfigError(
@@ -144,6 +144,8 @@ def _refuse_contradictions(experiment: ExperimentConfig) -> None:
             f"peers.count: with {experiment.method} a student learns from its own earlier state; expected 1 student, "
             f"not {num_students(experiment)}. For further students, use other seeds."
         )
+    if get_method(experiment.method).has_peer_teachers:
+        _refuse_without_peers(experiment)
     if experiment.replay.generator == "own" and num_students(experiment) > 1:
         if experiment.distillation.examples == "all":
             raise ConfigError(
@@ -155,3 +157,18 @@ def _refuse_contradictions(experiment: ExperimentConfig) -> None:
                 "replay.generator: own and training.batch_budget exclude each other: batches would differ between "
                 "the students. Remove the budget, or share the replay (generator: first or pool)."
             )
+
+
+def _refuse_without_peers(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError unless the settings name the students of a finished run that teach one student."""
+    named = experiment.teachers.students
+    if experiment.teachers.run is None or len(set(named)) != len(named) or len(named) < 2:
+        raise ConfigError(
+            f"teachers: {experiment.method} needs a finished run (teachers.run) and at least two different students of "
+            "it (teachers.students). ray-l4 fuse RUN_DIR sets both."
+        )
+    if num_students(experiment) > 1:
+        raise ConfigError(
+            f"peers.count: {experiment.method} makes one student of several peers; expected 1, not "
+            f"{num_students(experiment)}. For further students, use other seeds."
+        )
