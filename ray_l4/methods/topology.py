@@ -138,7 +138,7 @@ _IN_WORDS = {
     "complete": "every student from all others",
     "ring": "every student from the one before it",
     "star": "all from student 0, and student 0 from all",
-    "taught": "every student from frozen teachers",
+    "taught": "every student from all frozen peers",
 }
 """Who learns from whom, by name of the topology."""
 

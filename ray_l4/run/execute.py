@@ -17,6 +17,7 @@ from ray_l4.config.loading import dump_yaml
 from ray_l4.config.stream import TaskConfig
 from ray_l4.config.text import counted
 from ray_l4.errors import RunDirectoryError
+from ray_l4.methods import get_method
 from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.fusion import fusion_table
@@ -263,6 +264,7 @@ def _next_steps(run: FinishedRun) -> str:
         f"ray-l4 report {shlex.quote(str(run.path))}": "writes report.html: curves, replay, worst answers",
         f"ray-l4 evaluate {checkpoint} {task} --show 3": "scores it, and shows three answers",
         f"ray-l4 ask {checkpoint} {task}": "asks it",
-        f"ray-l4 serve {shlex.quote(str(run.path))}": "answers over HTTP",
     }
+    if get_method(run.method).has_peer_teachers:
+        commands[f"ray-l4 serve {shlex.quote(str(run.path))}"] = "answers over HTTP"
     return "\n".join(["next:", *(f"  {command}   # {what}" for command, what in commands.items())])

@@ -18,7 +18,7 @@ from tests.run import run_fixtures as small
 
 TASKS = ["mini.rest", "mini.woz"]
 
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", small.WITHOUT_OTHERS)
 Finished = Callable[[str], small.Finished]
 
 
@@ -104,7 +104,7 @@ def test_a_teacher_s_answers_are_on_record_for_every_training_example(method: st
         assert len(set(answers["answer"])) > 1, "they depend on what was asked"
 
 
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.replay != "none"])
+@pytest.mark.parametrize("method", [name for name in small.WITHOUT_OTHERS if METHODS[name].replays])
 def test_replay_is_on_record(method: str, finished: Finished) -> None:
     run, summary = finished(method)
     rows, counts = small.replayed(run), summary["replay"]["1"]
