@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-_TEACHERS = {"task": "task teacher", "previous": "earlier self", "peers": "a run's peers"}
+_TEACHERS = {"task": "task teacher", "previous": "earlier self", "peers": "other peers"}
 _STAGES = {"stream": "in turn", "separate": "each alone", "union": "all at once", "last": "the last"}
 """Values of the method table in words."""
 _EACH_OTHER = (

@@ -23,10 +23,9 @@ from ray_l4.methods import extended, graph_of, stages_of
 from ray_l4.run.going_back import first_stage
 from ray_l4.run.peer_teachers import peer_entries, refuse_other_peers
 from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.begun import Begun, begun, record_examples
+from ray_l4.setup.begun import Begun, begun, begun_with_peers, record_examples
 from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.facts import facts_as_json
-from ray_l4.setup.peer_teachers import begun_with_peers
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepared
 from ray_l4.store.begun_with import VERSIONS_KEY, begun_versions, changed_versions, check_experiment, recorded

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.text import counted
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.methods import get_method, num_students
-from ray_l4.setup.begun import Begun, begun
 from ray_l4.store.checkpoints import is_model
 from ray_l4.store.run_directory import RunDirectory
 
@@ -95,17 +94,3 @@ def finished_peers(experiment: ExperimentConfig) -> RunDirectory | None:
 def taught_stage(experiment: ExperimentConfig) -> int:
     """Return the stage of the run whose students teach ``experiment``: its last one when they were to be fused."""
     return len(experiment.stream) - 1
-
-
-def begun_with_peers(experiment: ExperimentConfig, own: Begun | None) -> Begun | None:
-    """Return what a run has in its directory (``own``), beside what the run of its teachers has: tokeniser and data."""
-    run = finished_peers(experiment)
-    if run is None:
-        return own
-    theirs, own = begun(run, 0), own or Begun()
-    return replace(
-        own,
-        tokenizer=own.tokenizer or theirs.tokenizer,
-        tests={**theirs.tests, **own.tests},
-        facts={**theirs.facts, **own.facts},
-    )
