@@ -26,7 +26,8 @@ class Fusable:
 def fusable(run: RunDirectory) -> Fusable:
     """Return the students of a run that can be distilled into one.
 
-    Raises RunDirectoryError if the run has not finished, or has not two students with checkpoints, and ConfigError if
+    One that was lost, or has no checkpoint any more, is left out. Raises RunDirectoryError if the run has not finished,
+    or has not two students with checkpoints, and ConfigError if
     its stages are not learned one after another.
     """
     run.summary()  # raises if the run has not finished
@@ -42,16 +43,18 @@ def fusable(run: RunDirectory) -> Fusable:
             f"{run.path}: this run of {experiment.method} has one student, which is already one model. Serve it: "
             f"ray-l4 serve {shlex.quote(str(run.path))}. To fuse peers, give a run with several (peers.count)."
         )
-    present = [student for student in range(count) if student not in lost]
+    stage = len(experiment.stream) - 1
+    folders = {student: _result(run, stage, student) for student in range(count) if student not in lost}
+    gone = {student: f"{folder} is missing" for student, folder in folders.items() if not is_model(folder)}
+    notes = [f"student {student} was lost, and is left out: {how}" for student, how in sorted(lost.items())]
+    notes += [f"student {student} is left out: {how}" for student, how in gone.items()]
+    present = [student for student in folders if student not in gone]
     if len(present) < 2:
         raise RunDirectoryError(
-            f"{run.path}: {counted(len(lost), 'student')} of {count} were lost, so there are no two peers to fuse. "
-            f"Serve the one that is left: ray-l4 serve {shlex.quote(str(run.path))}"
+            f"{run.path}: {counted(len(present), 'student')} of {count} left, so there are no two peers to fuse: "
+            f"{'; '.join(notes)}. Bring checkpoints back from a copy of the run, or serve what is left: "
+            f"ray-l4 serve {shlex.quote(str(run.path))}"
         )
-    stage = len(experiment.stream) - 1
-    for student in present:
-        peer_checkpoint(run, stage, student)
-    notes = [f"student {student} was lost, and is left out: {how}" for student, how in sorted(lost.items())]
     if not run.replay(stage).is_file() and stage:
         notes.append(
             f"{run.replay(stage)}: is not there, so nothing was replayed in the last stage, or the file was removed; "
@@ -62,13 +65,17 @@ def fusable(run: RunDirectory) -> Fusable:
 
 def peer_checkpoint(run: RunDirectory, stage: int, student: int) -> Path:
     """Return the folder of a student's result of ``stage``. Raises RunDirectoryError if there is none."""
-    folder = run.checkpoint(stage, run.result_epoch(stage, run.experiment().epochs_of(stage)), student)
+    folder = _result(run, stage, student)
     if not is_model(folder):
         raise RunDirectoryError(
             f"{folder}: is missing, so student {student} of {run.path} cannot teach. Bring it back from a copy of the "
-            "run, or name the other students, if these are two or more: --set teachers.students=[...]"
+            "run, or fuse the other students in a new run (ray-l4 fuse leaves out those without a checkpoint)."
         )
     return folder
+
+
+def _result(run: RunDirectory, stage: int, student: int) -> Path:
+    return run.checkpoint(stage, run.result_epoch(stage, run.experiment().epochs_of(stage)), student)
 
 
 def finished_peers(experiment: ExperimentConfig) -> RunDirectory | None:
