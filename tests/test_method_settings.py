@@ -37,6 +37,8 @@ def model_of(method: str) -> dict[str, object]:
 
 def experiment(method: str = "l4", **changes: object) -> ExperimentConfig:
     base: dict[str, object] = {"method": method, "stream": ["mini.woz", "mini.sql"], "model": model_of(method)}
+    if method in METHODS and METHODS[method].has_peer_teachers:
+        base["teachers"] = {"run": "/a/run", "students": [0, 1]}
     return ExperimentConfig.model_validate(base | changes)
 
 
@@ -180,9 +182,9 @@ def test_the_number_of_students_is_the_requested_one(method: str, count: int | N
 
 @pytest.mark.parametrize("method", METHODS)
 def test_stages_are_the_tasks_or_all_of_them_at_once(method: str) -> None:
-    union = METHODS[method].stages == "union"
+    at_once = METHODS[method].kind.joint
     assert [stage.name for stage in stages_of(experiment(method))] == (
-        [ALL_TASKS] if union else ["mini.woz", "mini.sql"]
+        [ALL_TASKS] if at_once else ["mini.woz", "mini.sql"]
     )
 
 

@@ -86,6 +86,16 @@ def test_a_frozen_teacher_teaches_all_and_learns_nothing(students: int) -> None:
     assert not any(graph.teaches(student) for student in graph.students)
 
 
+@given(sizes, sizes)
+def test_of_several_frozen_teachers_every_student_learns_from_all(students: int, teachers: int) -> None:
+    graph = taught(students, teachers)
+    assert graph.size == students + teachers and graph.students == tuple(range(students))
+    assert graph.frozen == set(range(students, students + teachers))
+    assert all(graph.teachers_of(student) == tuple(sorted(graph.frozen)) for student in graph.students)
+    assert not any(graph.teachers_of(teacher) for teacher in graph.frozen)
+    assert taught(students, 1) == taught(students)
+
+
 @given(sizes, st.sampled_from([isolated, complete]))
 def test_without_a_frozen_peer_all_learn(size: int, make: object) -> None:
     assert make(size).students == tuple(range(size))  # type: ignore[operator]
@@ -113,8 +123,10 @@ ROWS = {
     "multi-seq-kd": (BOTH, 1, "isolated", "always", "none", "task", "teacher", "union", "none"),
     "derpp": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "dark"),
     "olora": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "subspace"),
+    "fuse": (BOTH, 1, "taught", "always", "recorded", "peers", "given", "last", "none"),
 }
-"""The rows according to the papers (REFERENCE.md#lamol-loss, #word-kd, #seq-kd, #other-modes, #regularisers, #l4)."""
+"""The rows according to the papers (REFERENCE.md#lamol-loss, #word-kd, #seq-kd, #other-modes, #regularisers, #l4,
+#fusion)."""
 COLUMNS = ("heads", "peers", "topology", "labels", "replay", "teacher", "answers", "stages", "guard")
 
 
@@ -158,7 +170,7 @@ class TestEveryRow:
 
     def test_only_a_stream_protects_earlier_tasks(self, method: Method) -> None:
         protects = method.replay != "none" or method.guard != "none" or method.teacher == "previous"
-        assert method.stages == "stream" or not protects
+        assert method.stages in ("stream", "last") or not protects
 
     def test_its_settings_are_valid_and_differ_from_the_defaults(self, method: Method) -> None:
         base = {"stream": ["a"], "model": {"name": "m"}}
@@ -194,6 +206,7 @@ WORKED_STAGES: dict[str, tuple[list[Stage], list[int], bool]] = {
         False,
     ),
     "union": ([Stage("all", TASKS, TASKS, TASKS)], [0] * 3, False),
+    "last": ([Stage("all", TASKS[-1:], TASKS, TASKS)], [0] * 3, False),
 }
 """Kind -> the stages of ``TASKS``, each task's final stage, and whether the order of the tasks matters."""
 

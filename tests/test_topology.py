@@ -133,6 +133,7 @@ def test_every_topology_of_the_table_has_a_description(method: str) -> None:
 
 def experiment(method: str = "l4", **peers: object) -> ExperimentConfig:
     base = {"method": method, "stream": ["mini.woz"], "model": {"from_scratch": {}}, "peers": peers}
+    base |= {"teachers": {"run": "/a/run", "students": [0, 1]}} if METHODS[method].has_peer_teachers else {}
     return ExperimentConfig.model_validate(base)
 
 

@@ -20,6 +20,7 @@ from ray_l4.cli import (
     debug_batch,
     evaluate,
     extend,
+    fuse,
     inspect_models,
     interruption,
     living,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 runs.register(app)
 extend.register(app)
+fuse.register(app)
 methods.register(app)
 plan.register(app)
 sweeps.register(app)

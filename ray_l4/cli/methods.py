@@ -9,8 +9,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-_TEACHERS = {"task": "task teacher", "previous": "earlier self"}
-_STAGES = {"stream": "in turn", "separate": "each alone", "union": "all at once"}
+_TEACHERS = {"task": "task teacher", "previous": "earlier self", "peers": "other peers"}
+_STAGES = {"stream": "in turn", "separate": "each alone", "union": "all at once", "last": "the last"}
 """Values of the method table in words."""
 _EACH_OTHER = (
     "each other: every student from all others, or as peers.topology says (ring, star, a list or a file of pairs)"

@@ -162,7 +162,11 @@ class TeacherConfig(Strict):
 
     run: Path | None = None
     """Directory of a finished ``single-qa-lm`` run on the same stream and model, whose checkpoints are the teachers.
-    If not given, they are trained first. Relative to the experiment file."""
+    If not given, they are trained first. For ``fuse``, the finished run whose students teach. Relative to the
+    experiment file."""
+    students: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """For ``fuse``: the students of ``run`` that teach, in order; the first one's weights are those that the new
+    student begins with. ``ray-l4 fuse`` sets the key."""
     epochs: Count | None = None
     """Epochs of a teacher's training. If not given, ``training.epochs``."""
     top_k: Count = 1

@@ -67,6 +67,16 @@ def experiment_of(document: Document) -> ExperimentConfig:
     return validate(ExperimentConfig, document)
 
 
+def with_overrides(experiment: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """Return the experiment with ``--set`` values. Settings that it does not set itself stay unset.
+
+    Raises ConfigError with a line for each that is wrong.
+    """
+    document = Document("--set", Path.cwd(), experiment.model_dump(mode="json", exclude_unset=True))
+    apply_overrides(document, overrides)
+    return experiment_of(document)
+
+
 def load_cluster(path: str | Path | None = None, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Load a cluster profile, by default the built-in one, and apply ``overrides`` (``students.gpus=0.5``).
 

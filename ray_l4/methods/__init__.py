@@ -4,7 +4,16 @@ One training loop serves all methods. A new method is a new row of the table and
 """
 
 from ray_l4.methods.extending import extended
-from ray_l4.methods.peers import all_models, init_seed, num_students, peer_experiment, peer_seed, peer_settings
+from ray_l4.methods.fusing import fusing
+from ray_l4.methods.peers import (
+    all_models,
+    init_seed,
+    num_students,
+    num_teachers,
+    peer_experiment,
+    peer_seed,
+    peer_settings,
+)
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
     graph_name,
@@ -41,6 +50,7 @@ __all__ = [
     "complete",
     "extended",
     "from_edges",
+    "fusing",
     "get_method",
     "graph_in_words",
     "graph_name",
@@ -48,6 +58,7 @@ __all__ = [
     "init_seed",
     "isolated",
     "num_students",
+    "num_teachers",
     "peer_experiment",
     "peer_seed",
     "peer_settings",

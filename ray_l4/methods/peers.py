@@ -23,8 +23,16 @@ def num_students(experiment: ExperimentConfig) -> int:
     return experiment.peers.count or get_method(experiment.method).peers
 
 
+def num_teachers(experiment: ExperimentConfig) -> int:
+    """Return the number of frozen peers that are students of a finished run (``teachers.students``)."""
+    return len(experiment.teachers.students) if get_method(experiment.method).has_peer_teachers else 0
+
+
 def peer_settings(experiment: ExperimentConfig, peer: int) -> PeerConfig:
-    """Return the peer's own settings. A frozen teacher has none, unless it is an earlier state of the student."""
+    """Return the peer's own settings.
+
+    A frozen teacher has none, unless it is an earlier state of the student, or a student of a finished run.
+    """
     each = experiment.peers.each
     own = 0 if get_method(experiment.method).taught_by_itself else peer
     return each[own] if own < len(each) else PeerConfig()
@@ -61,7 +69,7 @@ def completed_peers(experiment: ExperimentConfig) -> list[PeerConfig]:
 
     Raises ConfigError if there is not one item per student, or if two peers cannot share a tokeniser.
     """
-    each, count = experiment.peers.each, num_students(experiment)
+    each, count = experiment.peers.each, num_students(experiment) + num_teachers(experiment)
     if each and len(each) != count:
         raise ConfigError(
             f"peers.each: {counted(len(each), 'item')} for {counted(count, 'student')}; expected one per student in "
@@ -121,8 +129,7 @@ def _refuse_another_vocabulary(common: ModelConfig, own: ModelConfig, peer: int)
 
 
 def all_models(experiment: ExperimentConfig) -> list[ModelConfig]:
-    """The model that all have where they have none of their own, and that of every student."""
-    return [
-        experiment.model,
-        *(peer_experiment(experiment, peer).model for peer in range(num_students(experiment))),
-    ]
+    """The model that all have where they have none of their own, and that of every student and of its teachers where
+    these are students of a finished run."""
+    peers = num_students(experiment) + num_teachers(experiment)
+    return [experiment.model, *(peer_experiment(experiment, peer).model for peer in range(peers))]

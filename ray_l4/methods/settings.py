@@ -11,7 +11,7 @@ from ray_l4.config.stream import StageSettings
 from ray_l4.errors import ConfigError
 from ray_l4.methods.copying import changed
 from ray_l4.methods.edges_file import read_edges
-from ray_l4.methods.peers import completed_peers, num_students
+from ray_l4.methods.peers import completed_peers, num_students, num_teachers
 from ray_l4.methods.stages import Stage
 from ray_l4.methods.subspaces import with_subspaces
 from ray_l4.methods.table import METHODS, get_method
@@ -27,7 +27,7 @@ def graph_of(experiment: ExperimentConfig) -> Topology:
     """
     method, asked, count = get_method(experiment.method), experiment.peers.topology, num_students(experiment)
     if asked is None:
-        return method.graph(count)
+        return method.graph(count, num_teachers(experiment))
     if method.topology != "complete":
         mutual = ", ".join(name for name, row in METHODS.items() if row.topology == "complete")
         raise ConfigError(
@@ -146,6 +146,8 @@ def _refuse_contradictions(experiment: ExperimentConfig) -> None:
             f"not {num_students(experiment)}. For further students, use other seeds."
         )
     _refuse_batches(experiment)
+    if get_method(experiment.method).has_peer_teachers:
+        _refuse_without_peers(experiment)
     if experiment.replay.generator == "own" and num_students(experiment) > 1:
         if experiment.distillation.examples == "all":
             raise ConfigError(
@@ -178,4 +180,19 @@ def _refuse_batches(experiment: ExperimentConfig) -> None:
         raise ConfigError(
             f"distillation.on_policy: students answer for their teachers to predict, but {why}. Leave the key out, or "
             "choose a method with teachers (l4-onpolicy) and distillation.schedule: simultaneous."
+        )
+
+
+def _refuse_without_peers(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError unless the settings name the students of a finished run that teach one student."""
+    named = experiment.teachers.students
+    if experiment.teachers.run is None or len(set(named)) != len(named) or len(named) < 2:
+        raise ConfigError(
+            f"teachers: {experiment.method} needs a finished run (teachers.run) and at least two different students of "
+            "it (teachers.students). ray-l4 fuse RUN_DIR sets both."
+        )
+    if num_students(experiment) > 1:
+        raise ConfigError(
+            f"peers.count: {experiment.method} makes one student of several peers; expected 1, not "
+            f"{num_students(experiment)}. For further students, use other seeds."
         )

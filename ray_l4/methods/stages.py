@@ -36,6 +36,8 @@ class StageKind:
     """
     joint: bool = False
     """Whether a single stage learns all tasks at once."""
+    only_last: bool = False
+    """Whether that stage learns the examples of the last item alone, beside those that an earlier run replayed."""
 
     @property
     def ordered(self) -> bool:
@@ -46,7 +48,7 @@ class StageKind:
         """Return the stages of a stream, in order. ``stream``: the task of every item; a task may come back."""
         tasks, items = distinct(stream), item_names(stream)
         if self.joint:
-            return [Stage(ALL_TASKS, tuple(items), tasks, tasks)]
+            return [Stage(ALL_TASKS, tuple(items[-1:] if self.only_last else items), tasks, tasks)]
         return [
             Stage(item, (item,), (task,), (task,) if self.independent else tasks)
             for item, task in zip(items, stream, strict=True)
@@ -62,6 +64,11 @@ class StageKind:
 
 
 STAGE_KINDS: Mapping[str, StageKind] = MappingProxyType(
-    {"stream": StageKind(), "separate": StageKind(independent=True), "union": StageKind(joint=True)}
+    {
+        "stream": StageKind(),
+        "separate": StageKind(independent=True),
+        "union": StageKind(joint=True),
+        "last": StageKind(joint=True, only_last=True),
+    }
 )
 """The kind of stages for every value of ``Method.stages``."""

@@ -89,9 +89,10 @@ def star(size: int) -> Topology:
     return Topology(size, frozenset(edge for i in range(1, size) for edge in ((0, i), (i, 0))))
 
 
-def taught(size: int) -> Topology:
-    """Return the topology of ``size`` students that learn only from one frozen teacher, the last peer."""
-    return Topology(size + 1, frozenset((size, i) for i in range(size)), frozenset({size}))
+def taught(size: int, teachers: int = 1) -> Topology:
+    """Return the topology of ``size`` students that learn only from frozen ``teachers``, the last peers."""
+    frozen = range(size, size + teachers)
+    return Topology(size + teachers, frozenset((j, i) for j in frozen for i in range(size)), frozenset(frozen))
 
 
 def from_edges(
@@ -137,7 +138,7 @@ _IN_WORDS = {
     "complete": "every student from all others",
     "ring": "every student from the one before it",
     "star": "all from student 0, and student 0 from all",
-    "taught": "every student from one frozen teacher",
+    "taught": "every student from all frozen peers",
 }
 """Who learns from whom, by name of the topology."""
 

@@ -128,7 +128,7 @@ def _validation(run: RunDirectory, num_stages: int) -> dict[str, dict[str, Any]]
 
 def _replay(run: RunDirectory, num_stages: int) -> dict[str, dict[str, int]]:
     counts = {}
-    for stage in range(1, num_stages):
+    for stage in range(num_stages):
         table = read_replay(run, stage, ["valid"])
         if table is not None:
             valid = table.column("valid").to_pylist()

@@ -26,6 +26,7 @@ from ray_l4.run.run_log import logging_to
 from ray_l4.run.stage_loop import StageLoop
 from ray_l4.run.state_keeper import StateKeeper
 from ray_l4.run.teachers import open_teachers
+from ray_l4.setup.peer_teachers import finished_peers
 from ray_l4.setup.setup import Setup
 from ray_l4.setup.stage_plan import StagePlan
 from ray_l4.store.run_directory import RunDirectory
@@ -119,12 +120,12 @@ class Coordinator:
     def _train_teachers(self) -> tuple[RunDirectory | None, float]:
         """Train the task teachers if they are not trained yet.
 
-        Returns their run, or None if the method has none; and the wall time of their training in seconds, or 0 if they
-        were not trained for this run.
+        Returns the run of the teachers, or None if the method has none; and the wall time of their training in seconds,
+        or 0 if they were not trained for this run.
         """
         context = self._context
         if not context.setup.method.has_task_teachers:
-            return None, 0.0
+            return finished_peers(context.setup.experiment), 0.0
         teachers, setup = open_teachers(context.setup, context.directory), context.setup.of_teachers()
         own = teachers.path == context.directory.teachers()
         is_done = (teachers.path / "summary.json").is_file()

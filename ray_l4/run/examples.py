@@ -13,6 +13,7 @@ from ray_l4.cluster.rpc import Ref, Rpc
 from ray_l4.run.checkpoints import Checkpoints
 from ray_l4.run.context import RunContext
 from ray_l4.run.generated_replay import PseudoExamples, collect_replay
+from ray_l4.run.peer_teachers import recorded_replay
 from ray_l4.run.stored_replay import record_stored, reservoir, stored_replay
 from ray_l4.run.teachers import distilled
 from ray_l4.run.work_queue import WorkQueue
@@ -85,6 +86,9 @@ class StageExamples:
             record_stored(self._context.directory, self._setup, stage, table)
             self._context.progress.add_event(f"replay: {table.num_rows} stored examples")
             return dict.fromkeys(students, table)
+        if self._setup.method.replay == "recorded" and self._teachers is not None:
+            recorded = recorded_replay(self._context, self._teachers, stage)
+            return {} if recorded is None else dict.fromkeys(students, recorded)
         wanted = PseudoExamples.of(self._setup, stage, students)
         if not wanted.gens:
             return {}

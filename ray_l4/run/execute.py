@@ -10,15 +10,19 @@ from pathlib import Path
 from rich.console import Console
 
 from ray_l4.cluster.connection import Connection
+from ray_l4.cluster.placement import describe_request
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import dump_yaml
 from ray_l4.config.stream import TaskConfig
 from ray_l4.config.text import counted
 from ray_l4.errors import RunDirectoryError
+from ray_l4.methods import get_method
 from ray_l4.monitor.live_view import watch
 from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.fusion import fusion_table
 from ray_l4.report.markdown import comparison, run_report
+from ray_l4.report.run_files import read_replay
 from ray_l4.run.command_log import CommandLog
 from ray_l4.run.preparation import (
     are_to_come,
@@ -31,6 +35,7 @@ from ray_l4.run.preparation import (
     prepare_run,
 )
 from ray_l4.run.session import Session, open_session
+from ray_l4.setup.peer_teachers import taught_stage
 from ray_l4.setup.setup import Setup
 from ray_l4.store.atomic import write_folder, write_text
 from ray_l4.store.extension import finish_extension, record_extension, was_cut_off
@@ -147,6 +152,29 @@ def extension_plan(directory: RunDirectory, items: Sequence[TaskConfig], cluster
     return "\n".join([*lines, *warnings])
 
 
+def fusion_plan(peers: RunDirectory, experiment: ExperimentConfig, cluster: ClusterConfig) -> str:
+    """Return what a run of ``experiment`` would do with the students of ``peers``, as text. Writes nothing.
+
+    Raises errors as ``run``.
+    """
+    setup = prepare_run(experiment, cluster, None).setup
+    replay = read_replay(peers, taught_stage(experiment), ["valid"])
+    replayed = 0 if replay is None else sum(replay["valid"].to_pylist())
+    distillation, epochs = experiment.distillation, experiment.epochs_of(0)
+    return "\n".join(
+        [
+            f"{peers.path}: students {', '.join(map(str, experiment.teachers.students))} teach one, which begins with "
+            f"the weights of student {experiment.teachers.students[0]}",
+            f"examples: {setup.num_examples(0)} of {setup.items[-1]}, and {replayed} that were replayed with them; "
+            f"{counted(epochs, 'epoch')}",
+            f"distillation: weight {distillation.weight:g}, temperature {distillation.temperature:g}, of "
+            f"{distillation.examples} examples",
+            f"scored on {', '.join(setup.tasks)}",
+            f"placement: {describe_request(setup.topology.size, cluster)}",
+        ]
+    )
+
+
 def _with_absolute_storage(cluster: ClusterConfig) -> ClusterConfig:
     """Return the profile with an absolute ``storage_path``: it is used by processes with other working directories."""
     if cluster.storage_path is None:
@@ -211,7 +239,7 @@ def _conclude(finished: FinishedRun, cluster: ClusterConfig, log: CommandLog) ->
     directory = finished.directory
     mirror = mirror_of(directory, cluster)
     with _resumable(directory, log):
-        log.say(comparison([finished]))
+        log.say(fusion_table(finished) or comparison([finished]))
         log.say(_next_steps(finished))
         if mirror is not None:
             with log.console.status(f"copying to {mirror.address}"):
@@ -237,4 +265,6 @@ def _next_steps(run: FinishedRun) -> str:
         f"ray-l4 evaluate {checkpoint} {task} --show 3": "scores it, and shows three answers",
         f"ray-l4 ask {checkpoint} {task}": "asks it",
     }
+    if get_method(run.method).has_peer_teachers:
+        commands[f"ray-l4 serve {shlex.quote(str(run.path))}"] = "answers over HTTP"
     return "\n".join(["next:", *(f"  {command}   # {what}" for command, what in commands.items())])

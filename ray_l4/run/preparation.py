@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,8 +21,9 @@ from ray_l4.config.stream import TaskConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.methods import extended, graph_of, stages_of
 from ray_l4.run.going_back import first_stage
+from ray_l4.run.peer_teachers import peer_entries, refuse_other_peers
 from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.begun import Begun, begun, record_examples
+from ray_l4.setup.begun import Begun, begun, begun_with_peers, record_examples
 from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.facts import facts_as_json
 from ray_l4.setup.rank_check import check_ranks
@@ -57,7 +60,8 @@ def prepare_run(
     A cluster on this machine starts while the data is tokenised; its connection is closed with ``held``; None: it does
     not start. An error in the data shows before, without a wait for Ray. ``known``: what a run that goes on has.
     """
-    learned = 0 if known is None else sum(len(stage.items) for stage in stages_of(experiment)[: known.first])
+    known = begun_with_peers(experiment, known)
+    learned = 0 if known is None else _num_learned(experiment, known.first)
     check_settings(experiment, cluster, learned)
     check_raw_data(experiment, learned)
     students = len(graph_of(experiment).without(lost).present)
@@ -70,6 +74,8 @@ def prepare_run(
         held.callback(connection.close)
         setup, tests = prepared(experiment, connection.begin, known)
     check_ranks(setup, cluster)
+    if known is not None and setup.method.has_peer_teachers:
+        refuse_other_data(known, setup, experiment.teachers.run)
     named_teachers(setup)  # raises if they do not fit, before anything is created
     return Prepared(setup, tests, connection)
 
@@ -90,13 +96,8 @@ def prepare_again(
     experiment = extended(experiment, items) if items else experiment
     known = begun(directory, first_stage(directory, experiment))
     ready = prepare_run(experiment, cluster, held, directory.state().lost_students, known)
-    setup = ready.setup
-    for item in known.facts.keys() & setup.facts.keys():
-        if setup.facts[item].fingerprint != known.facts[item].fingerprint:
-            raise RunDirectoryError(
-                f"{directory.path}: the data of {item} or the tokeniser has changed since the run began, so its scores "
-                "would not be comparable. Restore the old data, or start a new run."
-            )
+    refuse_other_data(known, ready.setup, directory.path)
+    refuse_other_peers(directory.manifest(), experiment)
     changed = changed_versions(begun_versions(directory), {"python": _python(), **_versions()})
     if changed:
         say(
@@ -104,6 +105,22 @@ def prepare_again(
             "of a run that was not interrupted."
         )
     return ready
+
+
+def refuse_other_data(known: Begun, setup: Setup, run: Path | None) -> None:
+    """Raise RunDirectoryError if data is not that with which a ``run``, of which ``known`` is known, began."""
+    for item in known.facts.keys() & setup.facts.keys():
+        if setup.facts[item].fingerprint != known.facts[item].fingerprint:
+            raise RunDirectoryError(
+                f"{run}: the data of {item} or the tokeniser has changed since the run began, so its scores "
+                "would not be comparable. Restore the old data, or start a new run."
+            )
+
+
+def _num_learned(experiment: ExperimentConfig, first: int) -> int:
+    """Return the number of items, from the start of the stream, that no stage from ``first`` on learns."""
+    left = {item for stage in stages_of(experiment)[first:] for item in stage.items}
+    return sum(1 for _ in takewhile(lambda item: item not in left, experiment.items))
 
 
 def lacks_tokens(directory: RunDirectory, items: Sequence[TaskConfig]) -> bool:
@@ -144,6 +161,7 @@ def manifest_of(command: str, setup: Setup) -> dict[str, object]:
         "platform": platform.platform(),
         VERSIONS_KEY: _versions(),
         **data_entries(setup),
+        **peer_entries(setup.experiment),
         **recorded(setup.experiment),
     }
 

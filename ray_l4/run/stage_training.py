@@ -17,6 +17,7 @@ from ray_l4.run.epoch_figures import EpochFigures
 from ray_l4.run.equal_peers import EqualPeers
 from ray_l4.run.examples import StageExamples, StudentExamples
 from ray_l4.run.failed_batch import kept_failed_step, skipped_warning
+from ray_l4.run.peer_teachers import peer_weights
 from ray_l4.run.states import States, position_of
 from ray_l4.run.step_loop import StepFigures, StepRules, train_steps
 from ray_l4.run.teachers import teacher_weights
@@ -110,7 +111,7 @@ class StageTrainer:
         topology = self._plan.topology_of(assignments[0].stage, membership.topology)
         for peer in topology.frozen:
             examples[peer] = examples[assignments[0].slot]
-            self._load_teacher(peer, assignments[0].stage)
+        self._load_teachers(sorted(topology.frozen), assignments)
         fence = membership.raise_fence()
         if topology.edges:
             membership.form_groups()
@@ -121,15 +122,25 @@ class StageTrainer:
         ends = {slot: self._call(slot, references, "begin") for slot, references in began.items()}
         return {own.slot: ends[own.slot] for own in assignments}
 
-    def _load_teacher(self, peer: int, stage: int) -> None:
-        """Load the weights with which a frozen peer teaches ``stage``."""
-        membership = self._membership
-        if self._teachers is not None:
-            weights: Ref[Any] = self._rpc.put(teacher_weights(self._teachers, stage))
-        else:
-            student = membership.students[membership.topology.students[0]]
-            weights = student.await_weights(self._context.cluster.timeouts.start)
-        self._call(peer, membership.students[peer].load(weights), "load")
+    def _load_teachers(self, frozen: Sequence[int], assignments: Sequence[Assignment]) -> None:
+        """Load the weights with which the ``frozen`` peers teach the stage of ``assignments``.
+
+        Where they are students of a finished run, the students begin with the weights of the first of them.
+        """
+        experiment, students = self._context.setup.experiment, self._membership.students
+        begins_taught = self._context.setup.method.has_peer_teachers
+        for number, peer in enumerate(frozen):
+            if self._teachers is None:
+                student = students[self._membership.topology.students[0]]
+                weights: Ref[Any] = student.await_weights(self._context.cluster.timeouts.start)
+            elif begins_taught:
+                named = experiment.teachers.students[number]
+                weights = self._rpc.put(peer_weights(self._teachers, experiment, named))
+            else:
+                weights = self._rpc.put(teacher_weights(self._teachers, assignments[0].stage))
+            first = [own.slot for own in assignments] if begins_taught and not number else []
+            for slot in (peer, *first):
+                self._call(slot, students[slot].load(weights), "load")
 
     def _expect_steps(self, stages: Sequence[int], steps: int, num_students: int) -> None:
         """Estimate the steps of the whole run from the current ``stages`` and the sizes of later ones."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 
+from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import DamagedError
 from ray_l4.setup.facts import ItemFacts, recorded_facts
+from ray_l4.setup.peer_teachers import finished_peers
 from ray_l4.store.atomic import write_table
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.tables import read_table
@@ -49,6 +51,20 @@ def begun(run: RunDirectory, first: int) -> Begun:
         tests={task: table for task, table in tests.items() if table is not None},
         facts=facts,
         stored={item: table for item, table in stored.items() if table is not None},
+    )
+
+
+def begun_with_peers(experiment: ExperimentConfig, own: Begun | None) -> Begun | None:
+    """Return what a run has in its directory (``own``), beside what the run of its teachers has: tokeniser and data."""
+    run = finished_peers(experiment)
+    if run is None:
+        return own
+    theirs, own = begun(run, 0), own or Begun()
+    return replace(
+        own,
+        tokenizer=own.tokenizer or theirs.tokenizer,
+        tests={**theirs.tests, **own.tests},
+        facts={**theirs.facts, **own.facts},
     )
 
 

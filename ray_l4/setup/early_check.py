@@ -11,6 +11,7 @@ from ray_l4.errors import ConfigError, ModelError
 from ray_l4.learner.model_config import longest_sequence
 from ray_l4.methods import TEACHER_METHOD, all_models, get_method, stages_of
 from ray_l4.setup.exchange_check import check_exchange
+from ray_l4.setup.peer_teachers import finished_peers
 from ray_l4.setup.rank_check import check_rank_settings
 from ray_l4.store.checkpoints import checkpoints, is_model
 from ray_l4.store.run_directory import RunDirectory
@@ -28,7 +29,10 @@ def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned
         ConfigError, DataError, ModelError, RunDirectoryError: the run would be refused later.
     """
     check_exchange(experiment, cluster)
-    for stage in range(learned, len(stages_of(experiment))):
+    left = list(experiment.items)[learned:]
+    for stage, own in enumerate(stages_of(experiment)):
+        if not set(own.items).intersection(left):
+            continue
         size = experiment.at_stage(stage).training.batch_size
         check_rank_settings(experiment, cluster, None if size == "auto" else size)
     alone = len(experiment.tasks) == 1
@@ -46,6 +50,7 @@ def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned
         elif Path(str(model.name)).is_absolute():
             _check_model_folder(Path(str(model.name)))
     finished_teachers(experiment)
+    finished_peers(experiment)
 
 
 def _check_model_folder(folder: Path) -> None:

@@ -220,7 +220,8 @@ def _needed(experiment: ExperimentConfig, begun: Begun) -> list[str]:
 
     A method that stores examples needs these too, unless the run has kept them.
     """
-    learned = {item for stage in stages_of(experiment)[: begun.first] for item in stage.items}
+    left = {item for stage in stages_of(experiment)[begun.first :] for item in stage.items}
+    learned = experiment.items.keys() - left
     kept = begun.stored if get_method(experiment.method).stores_examples else learned
     return [item for item in experiment.items if not (item in learned and item in begun.facts and item in kept)]
 

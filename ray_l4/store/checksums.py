@@ -22,7 +22,7 @@ _ON_PURPOSE = f"if it was changed on purpose, delete {SUMS}"
 
 def write_sums(folder: Path) -> None:
     """Write the checksums of all files that lie in ``folder``."""
-    _write(folder, {path.name: _sum(path) for path in _files(folder)})
+    _write(folder, {path.name: file_sum(path) for path in _files(folder)})
 
 
 def add_sum(path: Path) -> None:
@@ -30,7 +30,7 @@ def add_sum(path: Path) -> None:
     found = _read(path.parent)
     known = {} if found is None else dict(found.known)
     known.pop(path.name, None)
-    _write(path.parent, {file.name: known.get(file.name) or _sum(file) for file in _files(path.parent)})
+    _write(path.parent, {file.name: known.get(file.name) or file_sum(file) for file in _files(path.parent)})
 
 
 def remove_sums(folder: Path, names: set[str]) -> None:
@@ -71,12 +71,13 @@ def _damage(path: Path, known: Mapping[str, str]) -> str | None:
         return f"is damaged, or {SUMS} beside it is: it is not named there ({_ON_PURPOSE})"
     if not path.is_file():
         return "is missing"
-    if _sum(path) != known[path.name]:
+    if file_sum(path) != known[path.name]:
         return f"is damaged: its SHA-256 is not the one in {SUMS} beside it ({_ON_PURPOSE})"
     return None
 
 
-def _sum(path: Path) -> str:
+def file_sum(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

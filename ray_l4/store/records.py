@@ -93,9 +93,14 @@ def write_checkpoint(folder: Path, weights: np.ndarray, description: Mapping[str
 
 def read_weights(folder: Path) -> np.ndarray:
     """Read the bytes of a checkpoint's weights. Raises DamagedError if the file is missing or damaged."""
+    return undamaged(weights_file(folder))
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file of a checkpoint's weights. Raises DamagedError if there is none."""
     for path in (folder / WEIGHTS, folder / ADAPTER_WEIGHTS):
         if path.is_file():
-            return undamaged(path)
+            return path
     raise DamagedError(
         f"{folder / WEIGHTS}: is missing, although the run's state.json says that it was written. {_LOST_FILE}"
     )

@@ -10,6 +10,7 @@
     replay/STAGE.parquet           replayed examples, those dropped included
     states/                        states of the stage under way (store/states.py)
     teachers/                      run directory of the task teachers, if the method has any
+    fused/                         run directory of one student of all peers (ray-l4 fuse), unless it is elsewhere
     distil/ITEM.parquet            answers of a task teacher to its training examples
     tests/TASK.parquet             test examples, so that a run can be extended when the data is gone
     stored/ITEM.parquet            training examples that stay, if the method replays real ones

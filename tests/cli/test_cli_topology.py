@@ -47,7 +47,7 @@ def test_a_dry_run_shows_who_learns_from_whom(overrides: tuple[str, ...], expect
 def test_a_method_without_a_choice_of_graph_shows_its_own() -> None:
     one = dry_run("method=l2kd-word", "peers.topology=null", "peers.each=[]", "peers.count=1")
     assert graph(one) == (
-        "1 student; who learns from whom: taught: every student from one frozen teacher (0 learns from 1 (frozen))"
+        "1 student; who learns from whom: taught: every student from all frozen peers (0 learns from 1 (frozen))"
     )
 
 

@@ -23,7 +23,7 @@ from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ModelError, PeerError, PeerLostError, RayL4Error
-from ray_l4.methods import Topology, complete, isolated
+from ray_l4.methods import METHODS, Topology, complete, isolated
 from ray_l4.monitor.progress import Progress
 from ray_l4.run.context import RunContext, StoppedError
 from ray_l4.run.coordinator import Coordinator, new_context
@@ -104,6 +104,9 @@ def bare_context(setup: Setup, folder: Path) -> RunContext:
     run.save_state(RunState())
     return new_context(setup, cluster("in_process"), run)
 
+
+WITHOUT_OTHERS = [name for name, row in METHODS.items() if not row.has_peer_teachers]
+"""Methods whose runs need no finished run of another."""
 
 ERRORS: list[RayL4Error] = [
     PeerError("student 0, stage 1, step 1: a loss that is not finite"),

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 from transformers import GPT2Config
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import METHODS
 from tests.learner import adapter_fixtures as adapted
 from tests.learner import learner_fixtures as small
-from tests.run.run_fixtures import cluster, complete_run
+from tests.run.run_fixtures import WITHOUT_OTHERS, cluster, complete_run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ QUICK = ("l4", "l2kd-seq", "ewc", "single-qa", "olora")
 
 
 @pytest.mark.parametrize(
-    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_OTHERS]
 )
 def test_every_method_learns_with_adapters(folder: Path, tmp_path: Path, method: str) -> None:
     run, summary = complete_run(experiment(folder, method), cluster("in_process"), tmp_path / "run")

@@ -18,7 +18,9 @@ from tests.run import run_fixtures as small
 
 TASKS = ["mini.rest", "mini.woz"]
 
-every_method = pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.needs_adapters])
+every_method = pytest.mark.parametrize(
+    "method", [name for name in small.WITHOUT_OTHERS if not METHODS[name].needs_adapters]
+)
 """Those that need adapters have runs of their own (test_run_subspaces.py)."""
 Finished = Callable[[str], small.Finished]
 
@@ -105,7 +107,7 @@ def test_a_teacher_s_answers_are_on_record_for_every_training_example(method: st
         assert len(set(answers["answer"])) > 1, "they depend on what was asked"
 
 
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.replay != "none"])
+@pytest.mark.parametrize("method", [name for name in small.WITHOUT_OTHERS if METHODS[name].replays])
 def test_replay_is_on_record(method: str, finished: Finished) -> None:
     run, summary = finished(method)
     rows, counts = small.replayed(run), summary["replay"]["1"]
