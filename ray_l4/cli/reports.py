@@ -117,9 +117,11 @@ def _lines(folder: Path, changes: Sequence[Change]) -> Iterator[str]:
     """Yield the number of changed scores, then a line for each student and task about its last score."""
     changed = [change for change in changes if change.old != change.new]
     yield f"{folder}: {len(changes)} scores computed again, {len(changed)} changed"
+    from ray_l4.store.run_directory import row_title
+
     last = {(change.cell.student, change.cell.task): change for change in changes}  # in order of stage and epoch
     for (student, task), change in last.items():
         old, new = change.old, change.new
         after = f"{'' if new.metric == old.metric else f'{new.metric} '}{new.value:.3f}"
         outcome = "(unchanged)" if old == new else f"-> {after}"
-        yield f"  student {student}, {task}: {old.metric} {old.value:.3f} {outcome}"
+        yield f"  {row_title(student)}, {task}: {old.metric} {old.value:.3f} {outcome}"

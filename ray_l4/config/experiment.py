@@ -29,6 +29,7 @@ WITHOUT_EFFECT = (
     "model.gradient_checkpointing",
     "checkpoint.*",
     "live.*",
+    "evaluation.together",  # adds scores, and changes none
 )
 """Settings, as patterns, that change no number of a run."""
 
@@ -170,6 +171,9 @@ class EvaluationConfig(Strict):
     """Answers are sampled from this many most likely tokens. 1: greedy, as in the papers; 20: as in their code."""
     ban_task_tokens: bool = False
     """Forbid task tokens in answers (REFERENCE.md#l4-released)."""
+    together: bool = False
+    """Also score all students together, as one more row beside theirs: every token of an answer is chosen from the mean
+    of their probabilities (docs/PEERS.md#peers-together). No effect with a single student."""
     max_new_tokens: Count | None = None
     """Maximum length of an answer in tokens. If not given, that of the longest reference in the test set."""
     reserve: Annotated[int, Field(ge=1)] = 128

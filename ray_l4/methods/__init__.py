@@ -4,7 +4,15 @@ One training loop serves all methods. A new method is a new row of the table and
 """
 
 from ray_l4.methods.extending import extended
-from ray_l4.methods.peers import all_models, init_seed, num_students, peer_experiment, peer_seed, peer_settings
+from ray_l4.methods.peers import (
+    all_models,
+    init_seed,
+    num_students,
+    peer_experiment,
+    peer_seed,
+    peer_settings,
+    scores_together,
+)
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
     graph_name,
@@ -53,6 +61,7 @@ __all__ = [
     "peer_settings",
     "resolved",
     "ring",
+    "scores_together",
     "stages_of",
     "star",
     "taught",

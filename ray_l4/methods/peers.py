@@ -23,6 +23,11 @@ def num_students(experiment: ExperimentConfig) -> int:
     return experiment.peers.count or get_method(experiment.method).peers
 
 
+def scores_together(experiment: ExperimentConfig) -> bool:
+    """Return whether the students of the experiment are scored together too. A single one is not."""
+    return experiment.evaluation.together and num_students(experiment) > 1
+
+
 def peer_settings(experiment: ExperimentConfig, peer: int) -> PeerConfig:
     """Return the peer's own settings. A frozen teacher has none, unless it is an earlier state of the student."""
     each = experiment.peers.each
