@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_l4.cli.options import RunsArgument
+from ray_l4.cli.options import RunsArgument, SetOption, split_overrides
 
 if TYPE_CHECKING:
     from ray_l4.report.run_search import FoundRuns
     from ray_l4.run.rescoring import Change
+    from ray_l4.store.run_directory import RunDirectory
 
 PAGE = "report.html"
 FullOption = Annotated[bool, typer.Option("--full", help="Print the whole report of every run before the table.")]
@@ -93,17 +94,24 @@ def _default_page(paths: list[Path], found: FoundRuns) -> Path:
 
 def rescore(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
+    set_: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new scores, and write nothing.")] = False,
 ) -> None:
     """Compute the scores of finished runs again.
 
     They follow from the stored answers, with the metrics of this version. Prints every task's last score, old and new.
+
+    With --set evaluation.together=true no score is computed again: the students of each run are scored together, from
+    its checkpoints, as one more row (docs/PEERS.md). --set cluster.evaluators.gpus=1 has a GPU of this machine do it.
     """
     from ray_l4.store.run_directory import RunDirectory
 
     runs = [RunDirectory.open(folder) for folder in run_dirs]
     for run in runs:
         run.summary()  # refuse all before the first is changed
+    if set_:
+        _add_together(runs, set_, dry_run)
+        return
 
     from ray_l4.run.rescoring import rescore as rescored
 
@@ -111,6 +119,36 @@ def rescore(
         for folder, changes in rescored(run, write=not dry_run).items():
             for line in _lines(folder, changes):
                 typer.echo(line)
+
+
+def _add_together(runs: Sequence[RunDirectory], overrides: list[str], dry_run: bool) -> None:
+    """Add the scores of all students together to finished runs, and print the final ones of each."""
+    from ray_l4.config.loading import load_cluster, load_experiment
+    from ray_l4.errors import ConfigError
+    from ray_l4.report.finished_run import FinishedRun
+    from ray_l4.report.markdown import number
+    from ray_l4.run.together_later import add_together, missing_together
+    from ray_l4.store.run_directory import TOGETHER
+
+    for_experiment, for_cluster = split_overrides(overrides)
+    if any(text.partition("=")[0].strip() != "evaluation.together" for text in for_experiment):
+        raise ConfigError(
+            f"--set {' '.join(for_experiment)}: a finished run stays as it was made; only evaluation.together=true and "
+            "settings of the cluster profile (cluster.evaluators.gpus=1) can be added to it"
+        )
+    for run in runs:
+        if not load_experiment(run.path / "config.yaml", for_experiment).evaluation.together:
+            raise ConfigError("--set: expected evaluation.together=true, which is what can be added to a finished run")
+    for run in runs:
+        profile = load_cluster(run.path / "cluster.yaml", for_cluster)
+        if dry_run:
+            rows = list(missing_together(run, typer.echo))
+            typer.echo(f"{run.path}: {len(rows)} checkpoints of all students to be scored together")
+            continue
+        added = add_together(run, profile, typer.echo)
+        typer.echo(f"{run.path}: {len(added)} scores of all students together added")
+        for task, value in FinishedRun.open(run.path).final(TOGETHER).items():
+            typer.echo(f"  together, {task}: {number(value, 3)}")
 
 
 def _lines(folder: Path, changes: Sequence[Change]) -> Iterator[str]:

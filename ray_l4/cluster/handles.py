@@ -210,7 +210,7 @@ class EvaluatorHandle:
     ) -> Ref[dict[int, str]]:
         """Answer batches of a task's test set from the mean of the probabilities of several students' models.
 
-        ``name``: of the row of scores, from which the seed of sampled answers follows. ``models``: student -> its model.
+        ``name``: that from which the seed of sampled answers follows. ``models``: student -> its model.
         """
         names = [model.name for model in models.values()]
         # References inside another argument would not be replaced by their values.

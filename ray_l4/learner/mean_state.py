@@ -53,8 +53,8 @@ def begin_together(calls: Sequence[ModelCalls], ids: Sequence[Sequence[int]], ro
 def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Return the logarithm of the mean of the models' probabilities, (rows, vocab), in float32.
 
-    ``logits``: ``logits_BV`` of each model, as it gives them. A token that a model does not have, because its vocabulary
-    is smaller, has probability 0 there. Source: REFERENCE.md#peers-together.
+    ``logits``: ``logits_BV`` of each model, as it gives them. A token that a model does not have, because its
+    vocabulary is smaller, has probability 0 there. Source: REFERENCE.md#peers-together.
     """
     most = max(logits_BV.shape[-1] for logits_BV in logits)
     logs = [logits_BV.float().log_softmax(-1) for logits_BV in logits]

@@ -116,15 +116,18 @@ class Scoring:
         missing = self._missing(stage, epoch, TOGETHER) if self._together else []
         if missing:
             directory = self._context.directory
-            finished = stage < directory.state().stages_done
-            students = checkpoints_together(directory, self._scored, stage, epoch, None if finished else self._present())
-            places = {student: Cell(stage, epoch, student, "") for student in students}
-            if places:
-                models = {
-                    student: self._from_disk(place, description_on_disk(directory.checkpoint(stage, epoch, student)))
-                    for student, place in places.items()
-                }
-                self._add_jobs(missing, models)
+            present = None if stage < directory.state().stages_done else self._present()
+            places = [
+                Cell(stage, epoch, student, "")
+                for student in checkpoints_together(directory, self._scored, stage, epoch, present)
+            ]
+            models = {
+                place.student: self._from_disk(
+                    place, description_on_disk(directory.checkpoint(stage, epoch, place.student))
+                )
+                for place in places
+            }
+            self._add_jobs(missing if models else [], models)
 
     def _from_disk(self, place: Cell, description: Mapping[str, Any]) -> ModelRef:
         """Return the model of a student's checkpoint on disk. ``place``: any cell of it."""

@@ -59,6 +59,13 @@ class Parameters(Record):
     adapters: bool
 
 
+class Together(Record):
+    """The scores of all students together: those of a summary, without the number of a student."""
+
+    score_matrix: list[list[_Percent]]
+    final: dict[str, _Percent]
+
+
 class Summary(Record):
     """The result of a finished run."""
 
@@ -78,6 +85,7 @@ class Summary(Record):
     forgetting: dict[str, _Percent] = {}
     backward_transfer: dict[str, _Percent] = {}
     forgetting_over_epochs: dict[str, _Percent] = {}
+    together: Together | None = None
     parameters: dict[int, Parameters] = {}
     validation: dict[int, Validation] = {}
     wall_seconds: FiniteFloat
@@ -100,6 +108,11 @@ class Summary(Record):
                 raise ValueError(f"score_matrix of student {student} is not {rows} stages by {len(self.stream)} tasks")
             if final is None or not set(self.stream) <= set(final):
                 raise ValueError(f"final scores of student {student} are not those of the stream")
+        if self.together is not None and (
+            [len(row) for row in self.together.score_matrix] != [len(self.stream)] * rows
+            or not set(self.stream) <= set(self.together.final)
+        ):
+            raise ValueError(f"together: does not hold the scores of {rows} stages and {len(self.stream)} tasks")
         for key, stages, most in (
             ("replay", self.replay, rows),
             ("validation", self.validation, rows),

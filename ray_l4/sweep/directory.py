@@ -36,6 +36,8 @@ TrialState = Literal["new", "begun", "done"]
 _RECORD = "sweep.json"
 _IDENTITY = ("name", "title", "scale", "table")
 """Fields that must stay the same from call to call; seeds, orders and variants may be added."""
+_ADDED_LATER = "evaluation.together"
+"""Setting that ``ray-l4 rescore`` may have added to a finished run."""
 _BEFORE_A_RUN = {"cluster.yaml", "manifest.json", "state.json"}
 """Files that may exist in a run directory before config.yaml, which makes it a run."""
 
@@ -177,7 +179,8 @@ def _check_only_run_files(path: Path) -> None:
 
 def _check_same_settings(path: Path, existing: ExperimentConfig, requested: ExperimentConfig) -> None:
     before, now = (dict(_flatten(config.model_dump(mode="json"))) for config in (existing, requested))
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    keys = sorted({*before, *now} - {_ADDED_LATER})
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     if changed:
         listed = ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

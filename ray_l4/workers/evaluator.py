@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Evaluator:
     """Serves any checkpoint of the run. It loads weights only if it does not hold them already.
 
-    Students may have models of different sizes: the evaluator builds its model again if a checkpoint needs another. Only
-    where students answer together does it hold several.
+    Students may have models of different sizes: the evaluator builds its model again if a checkpoint needs another.
+    Only where students answer together does it hold several.
     """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
