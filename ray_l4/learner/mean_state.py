@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ray_l4.learner.decoding_state import DecodingState, begin
 from ray_l4.learner.model_calls import ModelCalls
@@ -53,10 +52,9 @@ def begin_together(calls: Sequence[ModelCalls], ids: Sequence[Sequence[int]], ro
 def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Return the logarithm of the mean of the models' probabilities, (rows, vocab), in float32.
 
-    ``logits``: ``logits_BV`` of each model, as it gives them. A token that a model does not have, because its
-    vocabulary is smaller, has probability 0 there. Source: REFERENCE.md#peers-together.
+    ``logits``: ``logits_BV`` of each model, as it gives them. Tokens that one of the models does not have are left out,
+    since they cannot be given to it. Source: REFERENCE.md#peers-together.
     """
-    most = max(logits_BV.shape[-1] for logits_BV in logits)
-    logs = [logits_BV.float().log_softmax(-1) for logits_BV in logits]
-    padded = [pad(log_BV, (0, most - log_BV.shape[-1]), value=-math.inf) for log_BV in logs]
-    return torch.stack(padded).logsumexp(0) - math.log(len(logits))
+    known = min(logits_BV.shape[-1] for logits_BV in logits)
+    logs = [logits_BV.float().log_softmax(-1)[:, :known] for logits_BV in logits]
+    return torch.stack(logs).logsumexp(0) - math.log(len(logits))

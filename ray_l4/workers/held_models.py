@@ -60,11 +60,15 @@ class HeldModels:
 
         A model that is not needed for them is freed before another one is built in its place.
         """
+        for held in self._held:
+            for each in wanted:
+                if held.checkpoint == each.checkpoint and not same_architecture(held.description, each.description):
+                    held.checkpoint = None  # it is described otherwise
         kept = {held.checkpoint for held in self._held} & {each.checkpoint for each in wanted}
         for each in sorted(wanted, key=lambda each: each.checkpoint not in kept):  # those that are there first
             self._load(each, wanted)
-        held = {own.checkpoint: own.model for own in self._held}
-        return [held[each.checkpoint] for each in wanted]
+        models = {held.checkpoint: held.model for held in self._held}
+        return [models[each.checkpoint] for each in wanted]
 
     def _load(self, wanted: Wanted, beside: Sequence[Wanted]) -> None:
         """Load one model, without touching the others among those that are wanted ``beside`` it."""
@@ -75,10 +79,9 @@ class HeldModels:
         if mine is not None:
             self._held.remove(mine)
         else:
-            stale = [held for held in free if held.checkpoint == wanted.checkpoint]  # of another architecture
-            if stale or len(self._held) >= len(beside):
-                self._held.remove((stale or free)[0])
-            del free, stale  # the model is freed before another one is built
+            if len(self._held) >= len(beside):
+                self._held.remove(free[0])
+            del free  # the model is freed before another one is built
             model = blank_model(wanted.settings, self._tokenizer, wanted.description).to(self._device)
             mine = _Held(model.eval(), wanted.description, None)
         if mine.checkpoint != wanted.checkpoint:
