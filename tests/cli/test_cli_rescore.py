@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray_l4.store.run_directory import Cell
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.markdown import run_report
+from ray_l4.store.run_directory import TOGETHER, Cell
 from tests.cli.cli_fixtures import InThisProcess, refused
+from tests.run import run_fixtures as small
 from tests.run.rescoring_fixtures import finished
 
 
@@ -37,3 +40,31 @@ def test_rescore_refuses_before_it_changes_the_first_run(command: InThisProcess,
     refused(command("rescore", run.path, unfinished.path), 5, str(unfinished.path), "did not finish", "ray-l4 resume")
     assert run.scores()[Cell(0, 1, 0, "own")]["headline"] == "wrong"
     refused(command("rescore", tmp_path), 5, "not a run directory")
+
+
+def test_rescore_adds_the_row_of_all_students_together(command: InThisProcess, tmp_path: Path) -> None:
+    run, _ = small.complete_run(small.quick("l4"), small.cluster("in_process"), tmp_path / "run")
+    (run.path / "report.md").write_text(run_report(FinishedRun.open(run.path)))
+    before = small.scores(run)
+    option = ("--set", "evaluation.together=true")
+    shown = command("rescore", run.path, *option, "--dry-run")
+    assert shown.stdout == f"{run.path}: 2 checkpoints of all students to be scored together\n", shown.stderr
+    assert small.scores(run) == before and not run.experiment().evaluation.together
+    done = command("rescore", run.path, *option, "--set", "cluster.evaluators.count=2")
+    assert done.returncode == 0, done.stderr
+    assert f"{run.path}: 4 scores of all students together added\n" in done.stdout
+    value = run.score(Cell(1, 3, TOGETHER, "mini.woz"))["values"]["joint_goal_em"]
+    assert f"  together, mini.woz: {value:.3f}\n" in done.stdout
+    assert before.items() <= small.scores(run).items()
+    again = command("rescore", run.path)
+    assert f"{run.path}: 12 scores computed again, 0 changed\n" in again.stdout
+    assert f"  together, mini.woz: joint_goal_em {value:.3f} (unchanged)\n" in again.stdout
+
+
+def test_rescore_adds_nothing_else(command: InThisProcess, tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    refused(
+        command("rescore", run.path, "--set", "evaluation.top_k=3"), 2, "evaluation.top_k=3", "stays as it was made"
+    )
+    refused(command("rescore", run.path, "--set", "evaluation.together=false"), 2, "expected evaluation.together=true")
+    refused(command("rescore", run.path, "--set", "evaluation.together=true"), 2, str(run.path), "a single student")

@@ -232,5 +232,5 @@ def test_students_that_are_scored_together_are_held_together() -> None:
     one, three, two = (simulate_decoding(each, vocabulary_of(each)).tensors for each in (alone, equal, different))
     assert three["weights"] == 3 * one["weights"]
     keys_and_values = 2 * 16 * 48 * WIDTH * 4
-    assert three["cache"] > one["cache"] + 2 * keys_and_values
+    assert three["cache"] > one["cache"] + 1.9 * keys_and_values, "the caches of two more, beside the same activations"
     assert two["weights"] > 3 * one["weights"], "a model of twice the width has more than twice the weights"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from transformers import GPT2Config
 
 from ray_l4.errors import ConfigError, RunDirectoryError
 from ray_l4.report.finished_run import FinishedRun
@@ -17,6 +20,7 @@ from ray_l4.setup.setup import prepare
 from ray_l4.store.atomic import write_text
 from ray_l4.store.run_directory import TOGETHER, Cell, RunDirectory
 from tests.learner import adapter_fixtures as adapted
+from tests.learner import learner_fixtures
 from tests.run import run_fixtures as small
 from tests.run.test_run_together import IN_PROCESS, of_peers
 
@@ -102,18 +106,35 @@ def test_it_can_go_on_afterwards(run: RunDirectory, with_row: RunDirectory) -> N
     small.assert_equal(run, with_row)
 
 
-def test_a_run_with_adapters(tmp_path: Path) -> None:
-    base = adapted.save_base(tmp_path / "base", adapted.CONFIGS["llama, tied"])
-    model = {"name": str(base), "from_scratch": None, "lora": {"rank": 2}, "dtype": "bfloat16"}
+def test_adapters_on_two_models(tmp_path: Path) -> None:
+    """Their checkpoints hold neither the pretrained weights nor the configuration of the whole model."""
+    for name, width in (("base", 32), ("wide", 48)):
+        adapted.save_base(tmp_path / name, GPT2Config(n_embd=width, n_layer=1, n_head=2, n_positions=512))
+    for task in adapted.TASKS:
+        (tmp_path / task).mkdir()
+        for split in ("train", "test"):
+            lines = [json.dumps(row) for row in learner_fixtures.examples(task, 8).to_pylist()]
+            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(lines))
 
     def finished(name: str, together: bool) -> tuple[RunDirectory, dict[str, Any]]:
-        return small.complete_run(of_peers(2, together, model=model), IN_PROCESS, tmp_path / name)
+        config = of_peers(
+            2,
+            together,
+            stream=[{"name": task, "path": tmp_path / task, "metric": "em"} for task in adapted.TASKS],
+            model={"name": str(tmp_path / "base"), "from_scratch": None, "lora": {"rank": 2}},
+            replay={"max_length": 24},
+            peers={"each": [{}, {"model": {"name": str(tmp_path / "wide")}}]},
+        )
+        return small.complete_run(config, IN_PROCESS, tmp_path / name)
 
     (expected, _), (run, _) = finished("with", True), finished("without", False)
     assert (run.checkpoint(1, 2, 1) / "adapter_config.json").is_file()
     add_together(run, IN_PROCESS, print)
-    assert small.scores(run) == small.scores(expected)
     assert len(small.scores(run)) == 3 * 2 * 2
+    small.assert_equal(run, expected)
+    for cell in (cell for cell in run.scores() if cell.student == TOGETHER):
+        mine, theirs = (pq.read_table(own.path / "predictions" / f"{cell.name}.parquet") for own in (run, expected))
+        assert mine.equals(theirs)
 
 
 def test_a_run_of_one_student_is_refused(tmp_path: Path) -> None:

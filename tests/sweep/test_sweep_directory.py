@@ -86,6 +86,12 @@ def test_a_run_with_other_settings_is_refused(directory: SweepDirectory) -> None
     assert "and 1 more" not in message, "with few differences, all are named"
 
 
+def test_a_run_that_was_scored_together_later_is_the_same_trial(directory: SweepDirectory) -> None:
+    directory.record(sweep_of(trial("l4")))
+    finish(directory, trial("l4", evaluation={"together": True}))
+    assert list(directory.states(sweep_of(trial("l4"))).values()) == ["done"]
+
+
 def test_files_that_are_no_run_are_not_removed(directory: SweepDirectory) -> None:
     directory.record(sweep_of(trial("l4")))
     directory.run_path(trial("l4")).mkdir()
