@@ -16,6 +16,7 @@ from transformers import GPT2Config, PreTrainedConfig, PreTrainedModel
 
 from ray_l4.learner.batched_engine import BatchedEngine
 from ray_l4.learner.cache_memory import bytes_per_token
+from ray_l4.learner.decoding_state import DecodingState
 from ray_l4.learner.engine import Decoding, Prompt
 from ray_l4.learner.mean_state import MeanState, begin_together, mean_log_probabilities
 from ray_l4.learner.model_calls import ModelCalls
@@ -151,10 +152,12 @@ def test_the_memory_of_a_batch_is_that_of_all_models(monkeypatch: pytest.MonkeyP
     """A budget for the rows of one model has room for half as many of two of its kind."""
     models, asked = models_of([small.GPT2, small.GPT2]), requests([4] * 8, 4)
     rows: list[int] = []
-    monkeypatch.setattr(
-        "ray_l4.learner.batched_engine.begin_together",
-        lambda calls, ids, room: rows.append(len(ids)) or begin_together(calls, ids, room),
-    )
+
+    def counted(calls: Sequence[ModelCalls], ids: Sequence[Sequence[int]], room: int) -> DecodingState:
+        rows.append(len(ids))
+        return begin_together(calls, ids, room)
+
+    monkeypatch.setattr("ray_l4.learner.batched_engine.begin_together", counted)
     budget = 8 * 20 * bytes_per_token(small.GPT2, torch.float32)
     together(models[:1], asked, Decoding(), cache_bytes=budget)
     together(models, asked, Decoding(), cache_bytes=budget)
@@ -167,7 +170,7 @@ def test_the_memory_of_a_batch_is_that_of_all_models(monkeypatch: pytest.MonkeyP
 )
 def test_the_logarithm_of_the_mean_of_the_probabilities(logits: list[list[float]], dtype: torch.dtype) -> None:
     given_BV = [torch.tensor([row], dtype=dtype) for row in logits]
-    expected_V = sum(row_BV.double().softmax(-1)[0] for row_BV in given_BV) / len(logits)
+    expected_V = torch.stack([row_BV.double().softmax(-1)[0] for row_BV in given_BV]).mean(0)
     found_BV = mean_log_probabilities(given_BV)
     assert found_BV.dtype == torch.float32
     assert found_BV.exp()[0].tolist() == pytest.approx(expected_V.tolist(), abs=1e-5)

@@ -88,7 +88,8 @@ def test_a_run_with_other_settings_is_refused(directory: SweepDirectory) -> None
 
 def test_a_run_that_was_scored_together_later_is_the_same_trial(directory: SweepDirectory) -> None:
     directory.record(sweep_of(trial("l4")))
-    finish(directory, trial("l4", evaluation={"together": True}))
+    evaluation = trial("l4").experiment.evaluation.model_dump() | {"together": True}
+    finish(directory, trial("l4", evaluation=evaluation))
     assert list(directory.states(sweep_of(trial("l4"))).values()) == ["done"]
 
 
