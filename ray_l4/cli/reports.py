@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_l4.cli.model_options import DeviceOption, TrustOption, check_device
-from ray_l4.cli.options import RunsArgument
+from ray_l4.cli.options import RunsArgument, split_overrides
 
 if TYPE_CHECKING:
     from ray_l4.report.run_search import FoundRuns
     from ray_l4.run.rescoring import Change
+    from ray_l4.store.run_directory import RunDirectory
 
 PAGE = "report.html"
 FullOption = Annotated[bool, typer.Option("--full", help="Print the whole report of every run before the table.")]
 EachOption = Annotated[
     bool, typer.Option("--each", help="Print a row for each run, not one for runs that differ only in their seed.")
 ]
-GeneralOption = Annotated[
+AddedOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="evaluation.general=FILE, and evaluation.general_tokens=N: the general text. Repeatable.",
+        help="What to add: evaluation.general=FILE (and evaluation.general_tokens=N), evaluation.together=true (and "
+        "settings of the cluster profile, such as cluster.evaluators.gpus=1). Repeatable.",
     ),
 ]
 PageOption = Annotated[
@@ -108,14 +110,16 @@ def _default_page(paths: list[Path], found: FoundRuns) -> Path:
 def rescore(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of finished runs.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new scores, and write nothing.")] = False,
-    set_: GeneralOption = None,
+    set_: AddedOption = None,
     device: DeviceOption = "auto",
     trust_custom_code: TrustOption = False,
 ) -> None:
     """Compute the scores of finished runs again.
 
     They follow from the stored answers, with the metrics of this version. Prints every task's last score, old and new.
-    With --set evaluation.general=FILE, also adds the perplexity on general text, from the checkpoints.
+    With --set evaluation.general=FILE, also adds the perplexity on general text, from the checkpoints. With --set
+    evaluation.together=true, also scores the students of each run together, from its checkpoints, as one more row
+    (docs/PEERS.md); --set cluster.evaluators.gpus=1 has a GPU of this machine do that.
     """
     from ray_l4.store.run_directory import RunDirectory
 
@@ -123,13 +127,19 @@ def rescore(
     runs = [RunDirectory.open(folder) for folder in run_dirs]
     for run in runs:
         run.summary()  # refuse all before the first is changed
+    general = [text for text in set_ or [] if text.startswith("evaluation.general")]
+    others = [text for text in set_ or [] if text not in general]
+    if others:
+        _add_together(runs, others, dry_run)
+        if not general:
+            return
 
     from ray_l4.run.rescoring import rescore as rescored
 
-    if set_:
+    if general:
         from ray_l4.run.general_rescoring import general_experiment, measure_general
 
-        experiments = [general_experiment(run, set_) for run in runs]
+        experiments = [general_experiment(run, general) for run in runs]
         for run, experiment in zip(runs, experiments, strict=True):
             rescored(run, write=False)  # refuse it before its models are run
             typer.echo(f"{run.path}: perplexity on general text")
@@ -142,13 +152,46 @@ def rescore(
                 typer.echo(line)
 
 
+def _add_together(runs: Sequence[RunDirectory], overrides: list[str], dry_run: bool) -> None:
+    """Add the scores of all students together to finished runs, and print the final ones of each."""
+    from ray_l4.config.loading import load_cluster, load_experiment
+    from ray_l4.errors import ConfigError
+    from ray_l4.report.finished_run import FinishedRun
+    from ray_l4.report.markdown import number
+    from ray_l4.run.together_later import add_together, missing_together
+    from ray_l4.store.run_directory import TOGETHER
+
+    for_experiment, for_cluster = split_overrides(overrides)
+    if any(text.partition("=")[0].strip() != "evaluation.together" for text in for_experiment):
+        raise ConfigError(
+            f"--set {' '.join(for_experiment)}: a finished run stays as it was made; only "
+            "evaluation.general=FILE, evaluation.together=true and settings of the cluster profile "
+            "(cluster.evaluators.gpus=1) can be added to it"
+        )
+    for run in runs:
+        if not load_experiment(run.path / "config.yaml", for_experiment).evaluation.together:
+            raise ConfigError("--set: expected evaluation.together=true, which is what can be added to a finished run")
+    for run in runs:
+        profile = load_cluster(run.path / "cluster.yaml", for_cluster)
+        if dry_run:
+            rows = list(missing_together(run, typer.echo))
+            typer.echo(f"{run.path}: {len(rows)} checkpoints of all students to be scored together")
+            continue
+        added = add_together(run, profile, typer.echo)
+        typer.echo(f"{run.path}: {len(added)} scores of all students together added")
+        for task, value in FinishedRun.open(run.path).final(TOGETHER).items():
+            typer.echo(f"  together, {task}: {number(value, 3)}")
+
+
 def _lines(folder: Path, changes: Sequence[Change]) -> Iterator[str]:
     """Yield the number of changed scores, then a line for each student and task about its last score."""
     changed = [change for change in changes if change.old != change.new]
     yield f"{folder}: {len(changes)} scores computed again, {len(changed)} changed"
+    from ray_l4.store.run_directory import row_title
+
     last = {(change.cell.student, change.cell.task): change for change in changes}  # in order of stage and epoch
     for (student, task), change in last.items():
         old, new = change.old, change.new
         after = f"{'' if new.metric == old.metric else f'{new.metric} '}{new.value:.3f}"
         outcome = "(unchanged)" if old == new else f"-> {after}"
-        yield f"  student {student}, {task}: {old.metric} {old.value:.3f} {outcome}"
+        yield f"  {row_title(student)}, {task}: {old.metric} {old.value:.3f} {outcome}"

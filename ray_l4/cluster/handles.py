@@ -221,6 +221,19 @@ class EvaluatorHandle:
         """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
         return self._with_model(EvaluatorCalls.answer, model, student, task, batches)
 
+    def answer_together(
+        self, name: str, models: Mapping[int, ModelRef], task: str, batches: Sequence[Sequence[int]]
+    ) -> Ref[dict[int, str]]:
+        """Answer batches of a task's test set from the mean of the probabilities of several students' models.
+
+        ``name``: that from which the seed of sampled answers follows. ``models``: student -> its model.
+        """
+        names = [model.name for model in models.values()]
+        # References inside another argument would not be replaced by their values.
+        given = [reference for model in models.values() for reference in (model.description, model.weights)]
+        asked = (name, names, list(models), task, batches)
+        return self.rpc.call(self.worker, EvaluatorCalls.answer_together, *asked, *given)
+
     def score(self, task: str, predictions: Sequence[str]) -> Ref[Scored]:
         """Score the answers to the whole test set of a task."""
         return self.rpc.call(self.worker, EvaluatorCalls.score, task, predictions)

@@ -24,8 +24,11 @@ Edge = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_leng
 FEWEST_GENERAL = 100
 """Fewest tokens of a general text (``evaluation.general``): the perplexity on fewer is chance."""
 
-MEASURED_LATER = ("evaluation.general", "evaluation.general_tokens")
-"""Settings that a finished run may get or change (``ray-l4 rescore``): every record says of which text it is."""
+OF_GENERAL_TEXT = ("evaluation.general", "evaluation.general_tokens")
+"""Settings of the general text: every record says of which text it is."""
+
+MEASURED_LATER = (*OF_GENERAL_TEXT, "evaluation.together")
+"""Settings that a finished run may get or change (``ray-l4 rescore``): they add figures, and change none."""
 
 WITHOUT_EFFECT = (
     "name",
@@ -203,6 +206,9 @@ class EvaluationConfig(Strict):
     """Answers are sampled from this many most likely tokens. 1: greedy, as in the papers; 20: as in their code."""
     ban_task_tokens: bool = False
     """Forbid task tokens in answers (REFERENCE.md#l4-released)."""
+    together: bool = False
+    """Also score all students together, as one more row beside theirs: every token of an answer is chosen from the mean
+    of their probabilities (docs/PEERS.md#peers-together). No effect with a single student."""
     max_new_tokens: Count | None = None
     """Maximum length of an answer in tokens. If not given, that of the longest reference in the test set."""
     reserve: Annotated[int, Field(ge=1)] = 128

@@ -9,8 +9,8 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from ray_l4.config.experiment import EvaluationConfig, ReplayConfig, TeacherConfig
-from ray_l4.learner.decoding import continue_prompts
-from ray_l4.learner.engine import Decoding, Prompt
+from ray_l4.learner.decoding import ENGINE, continue_prompts
+from ray_l4.learner.engine import Decoding, Engine, Prompt
 from ray_l4.seeds import derive
 from ray_l4.text.test_sets import Scored, TestSet, answer_batches, score_answers
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -32,6 +32,7 @@ def decode_answers(
     config: EvaluationConfig,
     seed: int,
     batches: Sequence[Sequence[int]],
+    engine: Engine = ENGINE,
 ) -> dict[int, str]:
     """Decode answers to the prompts in ``batches``, some of those of ``answer_batches``; returns index -> answer.
 
@@ -48,6 +49,7 @@ def decode_answers(
             [prompt.limit for prompt in asked],
             answer_decoding(tokenizer, config),
             seeds=[prompt.seed for prompt in asked],
+            engine=engine,
         )
         answers.update((index, tokenizer.decode(tokens).strip()) for index, tokens in zip(members, new, strict=True))
     return answers

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from ray_l4.learner.batch_rows import Row, places, positions_of
 from ray_l4.learner.cache_memory import bytes_per_token, cache_budget
-from ray_l4.learner.decoding_state import DecodingState, begin
+from ray_l4.learner.decoding_state import DecodingState
 from ray_l4.learner.engine import Decoding, Prompt
+from ray_l4.learner.mean_state import begin_together
 from ray_l4.learner.model_calls import ModelCalls
 from ray_l4.learner.sampling import Chooser
 
@@ -27,17 +28,22 @@ class BatchedEngine:
     cache_bytes: int | None = None
     """Keys and values of a batch at most, unless one row needs more; None for what the device allows. A batch begins
     with as many rows as fit then; when they grow beyond it, the last ones wait and are continued later."""
+    others: Sequence[ModelCalls] = ()
+    """Models on the same device that decode together with the one that ``extend`` is given: each token is chosen from
+    the mean of their probabilities. They are in evaluation mode."""
 
     @torch.inference_mode()
     def extend(self, model: PreTrainedModel, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
         """Return the new tokens of every prompt, up to but excluding the first ``decoding.end``."""
+        models = [ModelCalls.of(model), *self.others]
+        positions = min((own for each in models if (own := positions_of(each.model)) is not None), default=None)
         rows = []
         for index, prompt in enumerate(prompts):
             if not len(prompt.ids):
                 raise ValueError(f"prompt {index} has no tokens")
-            rows.append(Row.of(prompt, positions_of(model)))
+            rows.append(Row.of(prompt, positions))
         waiting = sorted((row for row in rows if row.left > 0), key=lambda row: -len(row.ids))
-        batches = _Batches(ModelCalls.of(model), decoding, self.cache_bytes or cache_budget(model.device))
+        batches = _Batches(models, decoding, self.cache_bytes or cache_budget(model.device))
         while waiting:
             batch, waiting = batches.split(waiting)
             waiting = sorted([*waiting, *batches.run(batch)], key=lambda row: -len(row.ids))
@@ -45,14 +51,15 @@ class BatchedEngine:
 
 
 class _Batches:
-    """Runs batches of rows through one model."""
+    """Runs batches of rows through one model, or through several in step."""
 
-    def __init__(self, calls: ModelCalls, decoding: Decoding, budget: int) -> None:
-        model = calls.model
+    def __init__(self, calls: Sequence[ModelCalls], decoding: Decoding, budget: int) -> None:
+        model = calls[0].model
         self._calls = calls
+        self._padded = all(own.padded for own in calls)
         self._end = decoding.end
         self._device = model.device
-        self._columns_in_all = budget // bytes_per_token(model.config, model.dtype)
+        self._columns_in_all = budget // sum(bytes_per_token(own.model.config, own.model.dtype) for own in calls)
         self._chooser = Chooser(decoding, model.device)
         self._steps = _GPU_STEPS if model.device.type != "cpu" else 1
 
@@ -60,13 +67,13 @@ class _Batches:
         """Return the first rows, which form a batch, and the others; ``rows`` begin with the longest."""
         longest = len(rows[0].ids)
         count = max(1, self._columns_in_all // (longest + self._chooser.block))
-        if not self._calls.padded:
+        if not self._padded:
             count = min(count, sum(len(row.ids) == longest for row in rows))
         return rows[:count], rows[count:]
 
     def run(self, rows: list[Row]) -> list[Row]:
         """Decode a batch; returns rows that have to wait."""
-        state = begin(self._calls, [row.ids for row in rows], self._room(rows))
+        state = begin_together(self._calls, [row.ids for row in rows], self._room(rows))
         tokens_B = torch.tensor([row.ids[-1] for row in rows], device=self._device)
         postponed: list[Row] = []
         while rows:

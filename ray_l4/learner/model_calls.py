@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +33,14 @@ class ModelCalls:
     """Whether it computes the logits of the last position alone."""
     always_masked: bool
     """Whether it has a padding token. Transformers warns of that token where there is no mask."""
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Makes the context in which it is called, if its arithmetic is not that of the caller."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelCalls:
-        """Find out how to call ``model``."""
+    def of(
+        cls, model: PreTrainedModel, context: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> ModelCalls:
+        """Find out how to call ``model``, always in a new ``context``."""
         names = _arguments(type(model))
         argument = next((name for name in _CACHE_ARGUMENTS if name in names), None)
         if not model._supports_default_dynamic_cache():
@@ -44,7 +50,7 @@ class ModelCalls:
         attends = all(type(layer) in _ATTENTION for layer in layers)
         padded = argument is not None and positions and attends
         masked = getattr(model.config, "pad_token_id", None) is not None
-        return cls(model, argument, padded, positions, "logits_to_keep" in names, masked)
+        return cls(model, argument, padded, positions, "logits_to_keep" in names, masked, context)
 
     def last_logits(self, ids_BT: Tensor, cache: Any, positions_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Add tokens to ``cache`` (None if there is none), and return the logits of the last one, (rows, vocab).
@@ -60,7 +66,8 @@ class ModelCalls:
             arguments["position_ids"] = positions_BT
         if self.takes_last:
             arguments["logits_to_keep"] = 1
-        logits_BV: Tensor = self.model(**arguments).logits[:, -1]
+        with self.context():
+            logits_BV: Tensor = self.model(**arguments).logits[:, -1]
         return logits_BV
 
 

@@ -13,6 +13,7 @@ from ray_l4.methods.peers import (
     peer_experiment,
     peer_seed,
     peer_settings,
+    scores_together,
 )
 from ray_l4.methods.settings import (
     TEACHER_METHOD,
@@ -64,6 +65,7 @@ __all__ = [
     "peer_settings",
     "resolved",
     "ring",
+    "scores_together",
     "stages_of",
     "star",
     "taught",

@@ -28,6 +28,11 @@ def num_teachers(experiment: ExperimentConfig) -> int:
     return len(experiment.teachers.students) if get_method(experiment.method).has_peer_teachers else 0
 
 
+def scores_together(experiment: ExperimentConfig) -> bool:
+    """Return whether the students of the experiment are scored together too. A single one is not."""
+    return experiment.evaluation.together and num_students(experiment) > 1
+
+
 def peer_settings(experiment: ExperimentConfig, peer: int) -> PeerConfig:
     """Return the peer's own settings.
 

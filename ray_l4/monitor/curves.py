@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ray_l4.monitor.event_file import EventFile
 from ray_l4.monitor.tracking import ScalarWriter
-from ray_l4.store.run_directory import Cell
+from ray_l4.store.run_directory import Cell, row_name
 
 _CURVES = ("loss", "nll_qa", "kd_qa", "nll_lm", "kd_lm", "lr", "grad_norm")
 
@@ -56,7 +56,7 @@ class Curves:
 
     def log_score(self, cell: Cell, value: float) -> None:
         """Write a score at the latest step."""
-        self._add(f"score/{cell.task}/student-{cell.student}", value, self._last_step)
+        self._add(f"score/{cell.task}/{row_name(cell.student)}", value, self._last_step)
 
     def log_general(self, cell: Cell, value: float) -> None:
         """Write a perplexity on the general text at the latest step."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from ray_l4.errors import ConfigError
 from ray_l4.report.markdown import number, table
 from ray_l4.report.run_result import RunResult, order_title
+from ray_l4.store.run_directory import TOGETHER, row_title
 
 AVERAGE, FORGETTING, OVER_EPOCHS = "average", "forgetting", "forgetting over epochs"
 """Columns beside those of the tasks. ``OVER_EPOCHS`` takes the highest score of any epoch (L4, Table 3)."""
@@ -95,15 +96,15 @@ class ResultTable:
 
 def row_label(variant: str, student: int) -> str:
     """Return the label of a row. Student 0 stands for its run, as in the papers, and is not named."""
-    return variant if student == 0 else f"{variant}, student {student}"
+    return variant if student == 0 else f"{variant}, {row_title(student)}"
 
 
 def aggregate(runs: Sequence[RunResult], students: Sequence[int] = (0,), forgetting: str = FORGETTING) -> ResultTable:
     """Return final scores, average and forgetting: mean and deviation over the seeds of every variant and order.
 
-    A variant has a row for each of ``students`` that its runs have. Blocks and rows come in the order in which they
-    appear; the columns are the tasks in the order of the first run, ``AVERAGE`` and ``forgetting``, which is
-    ``FORGETTING`` or ``OVER_EPOCHS``.
+    A variant has a row for each of ``students`` that its runs have, and below them one for all its students together,
+    if they were scored so. Blocks and rows come in the order in which they appear; the columns are the tasks in the
+    order of the first run, ``AVERAGE`` and ``forgetting``, which is ``FORGETTING`` or ``OVER_EPOCHS``.
 
     Raises ConfigError as ``comparable_tasks`` does, or if no run has one of ``students``.
     """
@@ -114,8 +115,8 @@ def aggregate(runs: Sequence[RunResult], students: Sequence[int] = (0,), forgett
     measured = [
         Measurement(run.order, row_label(run.variant, student), scores_of(run, student, forgetting))
         for run in runs
-        for student in students
-        if student in run.students
+        for student in (*students, TOGETHER)
+        if student in run.rows
     ]
     columns = (*tasks, AVERAGE, forgetting, *general_columns(runs))
     return group(measured, columns, frozenset({forgetting, GENERAL_TEXT}))

@@ -10,6 +10,7 @@ from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.general import general_note, general_rows
 from ray_l4.report.run_result import RunResult, order_title
 from ray_l4.report.worst_answers import worst_in_markdown
+from ray_l4.store.run_directory import TOGETHER, row_title
 
 MIB = 2**20
 TRAFFIC: Mapping[str, str] = {
@@ -73,8 +74,8 @@ def run_report(run: FinishedRun) -> str:
     ]
     if len(run.students) > 1:
         parts += ["## Students compared", f"Who learns from whom: {run.graph}.", _students(run)]
-    for student in run.students:
-        parts += [f"## Student {student}", _matrix(run, student), _figures(run, student)]
+    for student in run.rows:
+        parts += [f"## {row_title(student).capitalize()}", _matrix(run, student), _figures(run, student)]
     answers = worst_in_markdown(run, student=0)
     parts += (
         [
@@ -130,14 +131,14 @@ def _matrix(run: RunResult, student: int) -> str:
 
 
 def _students(run: RunResult) -> str:
-    """Return a table with a row for each student: final scores and figures."""
+    """Return a table with a row for each student, and for all together: final scores and figures."""
     rows = [
         [
-            str(student),
+            row_title(student) if student == TOGETHER else str(student),
             *(number(run.final(student)[task]) for task in run.tasks),
             *(number(run.figure(name, student)) for name in FIGURES),
         ]
-        for student in run.students
+        for student in run.rows
     ]
     return table(["student", *run.tasks, *(name.replace("_", " ") for name in FIGURES)], rows)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_l4.methods import METHODS, get_method, graph_in_words
 from ray_l4.metrics.continual import ScoreMatrix
+from ray_l4.store.run_directory import TOGETHER
 
 NO_ORDER = "in no order"
 """Stands for the order of a method that learns each task alone, or all tasks at once."""
@@ -88,6 +89,11 @@ class RunResult:
         return range(int(self.summary["peers"]))
 
     @property
+    def rows(self) -> tuple[int, ...]:
+        """The numbers of the students, and ``TOGETHER`` if they were scored together too."""
+        return (*self.students, *([TOGETHER] if self.summary.get("together") else []))
+
+    @property
     def learns_in_order(self) -> bool:
         """Whether the method learns one task after another, so that their order matters."""
         return get_method(self.method).kind.ordered
@@ -115,13 +121,13 @@ class RunResult:
         return method is None or bool(method.graph(len(self.students)).edges)
 
     def matrix(self, student: int) -> ScoreMatrix:
-        """Return the score matrix of a student: a row for each stage, a column for each task."""
-        matrix: ScoreMatrix = self.summary["score_matrix"][str(student)]
+        """Return the score matrix of a student, or of ``TOGETHER``: a row for each stage, a column for each task."""
+        matrix: ScoreMatrix = self._of("score_matrix", student)
         return matrix
 
     def final(self, student: int) -> Mapping[str, float | None]:
-        """Return a student's final score of every task."""
-        final: Mapping[str, float | None] = self.summary["final"][str(student)]
+        """Return the final score of every task, of a student or of ``TOGETHER``."""
+        final: Mapping[str, float | None] = self._of("final", student)
         return final
 
     def figure(self, name: str, student: int) -> float | None:
@@ -129,8 +135,12 @@ class RunResult:
 
         None if the run does not have the figure: it was not scored for it, or its version did not know it.
         """
-        value: float | None = self.summary.get(name, {}).get(str(student))
+        found: Mapping[str, Any] = self.summary.get("together" if student == TOGETHER else name) or {}
+        value: float | None = found.get(name if student == TOGETHER else str(student))
         return value
+
+    def _of(self, key: str, student: int) -> Any:
+        return self.summary["together"][key] if student == TOGETHER else self.summary[key][str(student)]
 
     @property
     def wall_seconds(self) -> float:

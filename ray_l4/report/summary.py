@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray_l4.config.experiment import ExperimentConfig
-from ray_l4.methods import get_method, graph_name, num_students, stages_of
+from ray_l4.methods import get_method, graph_name, num_students, scores_together, stages_of
 from ray_l4.metrics.continual import (
     ScoreMatrix,
     average_accuracy,
@@ -17,7 +17,7 @@ from ray_l4.metrics.continual import (
 from ray_l4.report.general import general_part
 from ray_l4.report.run_files import Headline, count_parameters, read_headlines, read_replay
 from ray_l4.store.record_types import Validation
-from ray_l4.store.run_directory import SECONDS, Cell, RunDirectory, read_record
+from ray_l4.store.run_directory import SECONDS, TOGETHER, Cell, RunDirectory, read_record
 
 _FIGURES: Mapping[str, Callable[[ScoreMatrix, Sequence[int] | None], float | None]] = {
     "average_incremental_accuracy": average_incremental_accuracy,
@@ -32,6 +32,7 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     ``stream``: the tasks, each once. ``learned``: the tasks that each of the ``stages`` learned.
     ``topology``: who learns from whom, by name or as [teacher, student] pairs.
     ``score_matrix``: student -> a row for each stage, a column for each task of ``stream``.
+    ``together``: ``score_matrix``, ``final`` and figures of all students together, if they were scored so.
     ``parameters``: student -> number of parameters in its last checkpoint (``count``), and whether these are only those
     of its ``adapters``.
     ``validation``: stage -> its validation losses, and the epoch that they chose; empty if nothing was validated.
@@ -48,12 +49,21 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     tasks, peers = list(experiment.tasks), num_students(experiment)
     columns = [tasks.index(task) for stage in stages for task in stage.tasks] if kind.ordered else None
     epochs = [run.result_epoch(stage, experiment.epochs_of(stage)) for stage in range(len(stages))]
-    matrices = {str(student): score_matrix(headlines, student, tasks, epochs) for student in range(peers)}
+    rows = [*range(peers), *([TOGETHER] if scores_together(experiment) else [])]
+    matrices = {str(row): score_matrix(headlines, row, tasks, epochs) for row in rows}
     final_stages = [kind.final_stage(task, [stage.tasks for stage in stages]) for task in tasks]
     finals = {
         student: [matrix[stage][column] for column, stage in enumerate(final_stages)]
         for student, matrix in matrices.items()
     }
+    scores: dict[str, dict[str, Any]] = {
+        "score_matrix": matrices,
+        "final": {student: dict(zip(tasks, final, strict=True)) for student, final in finals.items()},
+        "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
+        **{name: {s: figure(matrix, columns) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
+        **_over_epochs(headlines, experiment, matrices, columns),
+    }
+    together = {key: of_rows.pop(str(TOGETHER)) for key, of_rows in scores.items() if str(TOGETHER) in of_rows}
     return {
         "name": experiment.name,
         "method": experiment.method,
@@ -64,11 +74,8 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
         "peers": peers,
         "topology": graph_name(experiment),
         "seed": experiment.seed,
-        "score_matrix": matrices,
-        "final": {student: dict(zip(tasks, final, strict=True)) for student, final in finals.items()},
-        "average_accuracy": {student: average_accuracy([final]) for student, final in finals.items()},
-        **{name: {s: figure(matrix, columns) for s, matrix in matrices.items()} for name, figure in _FIGURES.items()},
-        **_over_epochs(headlines, experiment, matrices, columns),
+        **scores,
+        **({"together": together} if together else {}),
         "parameters": {
             str(student): found for student in range(peers) if (found := count_parameters(run, student)) is not None
         },

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.text import shortened, visible
-from ray_l4.store.run_directory import Cell
+from ray_l4.store.run_directory import Cell, row_title
 
 Row = Mapping[str, Any]
 """An answer: column -> value."""
@@ -41,7 +41,7 @@ def worst_answers(run: FinishedRun, cell: Cell) -> WorstAnswers | None:
     found = "score less than 100" if "score" in rows[0] else "equal no reference"
     after = run.stages[cell.stage] if cell.stage < len(run.stages) else f"stage {cell.stage}"
     caption = (
-        f"Student {cell.student} after {after}, epoch {cell.epoch}: {run.metrics[cell.task]} "
+        f"{row_title(cell.student).capitalize()} after {after}, epoch {cell.epoch}: {run.metrics[cell.task]} "
         f"{run.scores[cell]:.1f}; {len(low)} of {len(rows)} answers {found}"
     )
     return WorstAnswers(caption, low)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from ray_l4.config.experiment import MEASURED_LATER, ExperimentConfig
+from ray_l4.config.experiment import OF_GENERAL_TEXT, ExperimentConfig
 from ray_l4.config.loading import dump_yaml, load_experiment
 from ray_l4.errors import ConfigError
 from ray_l4.learner.general_text import window_losses
@@ -41,11 +41,11 @@ def general_experiment(run: RunDirectory, overrides: Sequence[str]) -> Experimen
         ConfigError: another setting is given, or there is no general text then.
     """
     run.summary()
-    other = next((text for text in overrides if text.partition("=")[0].strip() not in MEASURED_LATER), None)
+    other = next((text for text in overrides if text.partition("=")[0].strip() not in OF_GENERAL_TEXT), None)
     if other is not None:
         raise ConfigError(
             f"--set {other}: the results of a finished run have the settings with which it learned; expected "
-            f"{' or '.join(MEASURED_LATER)}"
+            f"{' or '.join(OF_GENERAL_TEXT)}"
         )
     experiment = load_experiment(run.path / "config.yaml", overrides)
     if experiment.evaluation.general is None:

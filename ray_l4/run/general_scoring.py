@@ -13,7 +13,7 @@ from ray_l4.metrics.perplexity import perplexity
 from ray_l4.run.context import RunContext
 from ray_l4.run.work_queue import Job
 from ray_l4.store.general import GENERAL, read_general, start_cell, write_general
-from ray_l4.store.run_directory import START, Cell
+from ray_l4.store.run_directory import START, TOGETHER, Cell
 from ray_l4.text.chunks import in_chunks
 from ray_l4.text.general_text import GeneralText
 
@@ -36,8 +36,8 @@ class GeneralScoring:
         return {cell for cell, record in records.items() if record["digest"] == self._text.digest}
 
     def cells(self, stage: int, epoch: int, student: int) -> list[Cell]:
-        """Return the cell of a checkpoint; none without a general text."""
-        return [] if self._text is None else [Cell(stage, epoch, student, GENERAL)]
+        """Return the cell of a checkpoint; none without a general text, or for all students together."""
+        return [] if self._text is None or student == TOGETHER else [Cell(stage, epoch, student, GENERAL)]
 
     def start_cells(self, student: int) -> list[Cell]:
         """Return the cell of the model that a student begins with; none without a general text."""

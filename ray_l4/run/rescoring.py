@@ -147,6 +147,11 @@ def _write(run: RunDirectory, cells: Sequence[_Rescored]) -> None:
         write_score(
             run, cell.change.cell, cell.record, {name: cell.predictions[name] for name in cell.predictions.column_names}
         )
+    write_results(run)
+
+
+def write_results(run: RunDirectory) -> None:
+    """Write the summary of a finished run anew, from its scores, and the reports that are there."""
     write_record(run.path / "summary.json", summarise(run))
     finished = FinishedRun.open(run.path)
     if (run.path / "report.md").is_file():

@@ -72,7 +72,7 @@ class StageLoop:
         """Student -> its new log lines, which have been asked for."""
         limits = context.cluster.timeouts
         self._queue = WorkQueue(self._rpc, evaluators, limits.work, context.timeline, limits.start)
-        self._scoring = Scoring(context, self._rpc, self._queue)
+        self._scoring = Scoring(context, self._rpc, self._queue, lambda: membership.topology.students)
         self._checkpoints = Checkpoints(context, membership, disk)
         self._retention = Retention(context, self._scoring, disk)
         self._states = States(context, state, membership, disk)

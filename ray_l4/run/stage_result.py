@@ -91,6 +91,8 @@ class StageResult:
         for own in () if self._every else present:
             description = self._checkpoints.descriptions[own.student]
             self._scoring.request_from_disk(own.stage, self._best(own.stage), own.student, description)
+        for stage in () if self._every else sorted({own.stage for own in present}):
+            self._scoring.request_together_from_disk(stage, self._best(stage))
 
     def await_written(self, present: Collection[Assignment]) -> None:
         """Wait until the checkpoints of the students that are ``present`` are on disk."""

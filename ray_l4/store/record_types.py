@@ -77,6 +77,13 @@ class Parameters(Record):
     adapters: bool
 
 
+class Together(Record):
+    """The scores of all students together: those of a summary, without the number of a student."""
+
+    score_matrix: list[list[_Percent]]
+    final: dict[str, _Percent]
+
+
 class Summary(Record):
     """The result of a finished run."""
 
@@ -96,6 +103,7 @@ class Summary(Record):
     forgetting: dict[str, _Percent] = {}
     backward_transfer: dict[str, _Percent] = {}
     forgetting_over_epochs: dict[str, _Percent] = {}
+    together: Together | None = None
     parameters: dict[int, Parameters] = {}
     validation: dict[int, Validation] = {}
     wall_seconds: FiniteFloat
@@ -123,6 +131,11 @@ class Summary(Record):
         for student, course in self.general.perplexity.items() if self.general else ():
             if len(course) != 1 + rows:
                 raise ValueError(f"general of student {student} is not one value before {rows} stages and after each")
+        if self.together is not None and (
+            [len(row) for row in self.together.score_matrix] != [len(self.stream)] * rows
+            or not set(self.stream) <= set(self.together.final)
+        ):
+            raise ValueError(f"together: does not hold the scores of {rows} stages and {len(self.stream)} tasks")
         for key, stages, most in (
             ("replay", self.replay, rows),
             ("validation", self.validation, rows),

@@ -17,7 +17,7 @@
     guards/STAGE.student-N.safetensors   state of a student's guard, such as the importance of weights
     timeline.parquet               spans of work of every process
     steps/STAGE.EPOCH.parquet      figures of every step
-    scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task
+    scores/CELL.json  predictions/CELL.parquet   one per checkpoint and task, and per task for the peers together
     promoted.json                  decisions about stages: served or not (store/promotion.py)
     live.yaml                      profile with which a live service learns
     inbox/  data/                  examples that arrived later, and what stages learn of them (store/inbox/)
@@ -53,7 +53,7 @@ from ray_l4.errors import DamagedError, RunDirectoryError
 from ray_l4.store.atomic import finish_replacements, matching, write_text
 from ray_l4.store.lock import LOCK, is_locked, locked
 from ray_l4.store.names import file_part, make_private
-from ray_l4.store.record_types import Manifest, Record, Score, Validation, check_record, parsed
+from ray_l4.store.record_types import MOST, Manifest, Record, Score, Validation, check_record, parsed
 from ray_l4.store.sealed import unsealed, write_record
 from ray_l4.store.tables import read_table
 from ray_l4.store.unwritable import unwritable_message
@@ -84,10 +84,24 @@ class RunState(BaseModel):
 START = -1
 """Stands for the stage of a cell about the model that a student begins its run with."""
 
+TOGETHER = MOST + 1
+"""In the place of a student's number: all present students together, scored by the mean of their probabilities. No
+student has this number, and it comes after theirs."""
+
+
+def row_name(student: int) -> str:
+    """Return the name of a student, or of ``TOGETHER``, in the names of files and curves."""
+    return "together" if student == TOGETHER else f"student-{student}"
+
+
+def row_title(student: int) -> str:
+    """Return the name of a student, or of ``TOGETHER``, for people."""
+    return "together" if student == TOGETHER else f"student {student}"
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """Position of a score: the checkpoint of a student, and the task it was tested on."""
+    """Position of a score: the checkpoint of a student, or those of all (``TOGETHER``), and the task of the test."""
 
     stage: int
     epoch: int
@@ -96,10 +110,11 @@ class Cell:
 
     @property
     def checkpoint(self) -> str:
-        """Name of the checkpoint; of the model that the student begins with, if the stage is ``START``."""
+        """Name of the checkpoint, or of the checkpoints of one epoch together; of the model that the student begins with,
+        if the stage is ``START``."""
         if self.stage == START:
-            return f"start.student-{self.student}"
-        return f"stage-{self.stage}.epoch-{self.epoch}.student-{self.student}"
+            return f"start.{row_name(self.student)}"
+        return f"stage-{self.stage}.epoch-{self.epoch}.{row_name(self.student)}"
 
     @property
     def name(self) -> str:
@@ -120,7 +135,7 @@ _REPLACED = ("checkpoints", "states", "guards", "replay", "debug", "teachers")
 """Folders in which a process that was killed may have left temporary files and folders."""
 _OWN_DATA = re.compile(r"data/inbox-\d+\..+")
 """The end of the path of what a stage learns from the inbox."""
-_CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.student-(\d+)\.(.+)\.json")
+_CELL = re.compile(r"stage-(\d+)\.epoch-(\d+)\.(?:student-(\d+)|together)\.(.+)\.json")
 
 
 class RunDirectory:
@@ -301,7 +316,8 @@ class RunDirectory:
         for path in matching(self.path / "scores", "stage-*.json"):
             match = _CELL.fullmatch(path.name)
             if match:
-                yield path, Cell(int(match[1]), int(match[2]), int(match[3]), unquote(match[4]))
+                student = TOGETHER if match[3] is None else int(match[3])
+                yield path, Cell(int(match[1]), int(match[2]), student, unquote(match[4]))
 
     def score(self, cell: Cell) -> dict[str, Any]:
         """Read one score; empty if there is none. Raises RunDirectoryError if it is damaged."""

@@ -15,7 +15,7 @@ from ray_l4.store.checksums import remove_sums
 from ray_l4.store.general import general_files, read_general
 from ray_l4.store.promotion import withdraw
 from ray_l4.store.record_types import GeneralRecord, Score, Validation
-from ray_l4.store.run_directory import START, Cell, RunDirectory, read_record
+from ray_l4.store.run_directory import START, TOGETHER, Cell, RunDirectory, read_record
 from ray_l4.store.weight_files import find_damage, find_damaged_file
 
 _STAGE = re.compile(r"stage-(\d+)(\..+)?")
@@ -81,7 +81,8 @@ def damaged_scores(run: RunDirectory) -> Iterator[tuple[Path, DamagedError]]:
         try:
             read_record(path, Score)
         except DamagedError as error:
-            if run.checkpoint(cell.stage, cell.epoch, cell.student).is_dir():
+            folder = run.checkpoint(cell.stage, cell.epoch, cell.student)
+            if folder.is_dir() or (cell.student == TOGETHER and matching(folder.parent, "student-*")):
                 yield path, error
     for path, cell in general_files(run):
         try:

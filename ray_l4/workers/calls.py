@@ -121,6 +121,16 @@ class EvaluatorCalls(Protocol):
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]: ...
 
+    def answer_together(
+        self,
+        checkpoint: str,
+        checkpoints: Sequence[str],
+        students: Sequence[int],
+        task: str,
+        batches: Sequence[Sequence[int]],
+        *models: Any,
+    ) -> dict[int, str]: ...
+
     def score(self, task: str, predictions: Sequence[str]) -> Scored: ...
 
     def general(

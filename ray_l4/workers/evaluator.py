@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.model import ModelConfig
 from ray_l4.learner.answering import answer_training, decode_answers, generate_replay
+from ray_l4.learner.batched_engine import BatchedEngine
 from ray_l4.learner.general_text import window_losses
 from ray_l4.learner.initial_model import initial_model
-from ray_l4.learner.models import (
-    arithmetic,
-    blank_model,
-    describe,
-    load_bytes,
-    pick_device,
-    same_architecture,
-    to_bytes,
-)
+from ray_l4.learner.model_calls import ModelCalls
+from ray_l4.learner.models import arithmetic, describe, pick_device, to_bytes
 from ray_l4.methods import peer_experiment
 from ray_l4.seeds import derive
 from ray_l4.setup.setup import Setup
 from ray_l4.text.test_sets import Scored, score_answers
+from ray_l4.workers.held_models import HeldModels, Wanted
 from ray_l4.workers.process import peak_memory_bytes, use_threads
 
 if TYPE_CHECKING:
@@ -34,6 +30,7 @@ class Evaluator:
     """Serves any checkpoint of the run. It loads weights only if it does not hold them already.
 
     Students may have models of different sizes: the evaluator builds its model again if a checkpoint needs another.
+    Only where students answer together does it hold several.
     """
 
     def __init__(self, setup: Setup, cluster: ClusterConfig) -> None:
@@ -41,12 +38,10 @@ class Evaluator:
         self._setup = setup
         use_threads(cluster.evaluators)
         self._device = pick_device(cluster.evaluators.gpus)
-        self._model: PreTrainedModel | None = None
-        self._description: Mapping[str, Any] = {}
-        self._checkpoint: str | None = None
+        self._models = HeldModels(setup.tokenizer, self._device)
 
     def __str__(self) -> str:
-        return "evaluator" if self._checkpoint is None else f"evaluator, with {self._checkpoint}"
+        return f"evaluator, with {self._models}" if str(self._models) else "evaluator"
 
     def ready(self) -> None:
         """Do nothing. A caller that waits for the result waits until the evaluator is built."""
@@ -68,6 +63,32 @@ class Evaluator:
         with arithmetic(own, self._device):
             return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
 
+    def answer_together(
+        self,
+        checkpoint: str,
+        checkpoints: Sequence[str],
+        students: Sequence[int],
+        task: str,
+        batches: Sequence[Sequence[int]],
+        *models: Any,
+    ) -> dict[int, str]:
+        """Answer batches of a task's test set from the mean of the probabilities of several students' models.
+
+        ``checkpoint``: the name from which the seed of sampled answers follows. ``checkpoints``: those of the
+        ``students``, whose descriptions and weights are in turn the ``models``. Returns the answers by index.
+        """
+        setup, config = self._setup, self._setup.experiment.evaluation
+        settings = [peer_experiment(setup.experiment, student).model for student in students]
+        given = zip(checkpoints, settings, models[::2], models[1::2], strict=True)
+        first, *others = self._models.load([Wanted(*each) for each in given])
+        contexts = [partial(arithmetic, own, self._device) for own in settings]
+        engine = BatchedEngine(
+            others=[ModelCalls.of(model, context) for model, context in zip(others, contexts[1:], strict=True)]
+        )
+        seed = derive(setup.experiment.seed, "evaluate", checkpoint)
+        with contexts[0]():
+            return decode_answers(first, setup.tokenizer, setup.tests[task], config, seed, batches, engine)
+
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
         """Score the answers to the whole test set of a task."""
         return score_answers(self._setup.tests[task], predictions)
@@ -82,14 +103,14 @@ class Evaluator:
     def general_at_start(self, checkpoint: str, student: int, windows: range) -> list[float]:
         """Do what ``general`` does for the model that a student begins the run with. ``checkpoint``: its name."""
         own = peer_experiment(self._setup.experiment, student).model
-        if self._model is None or self._checkpoint != checkpoint:
-            self._model = self._checkpoint = None  # so that no more than two models are held at a time
-            model = initial_model(self._setup.experiment, student, self._setup.tokenizer)
-            description, weights = describe(model), to_bytes(model)
-            del model
-            self._load(checkpoint, own, description, weights)
-        assert self._model is not None
-        return self._general(self._model, own, windows)
+        model = self._models.find(checkpoint)
+        if model is None:
+            self._models.free()  # so that no more than two models are held at a time
+            first = initial_model(self._setup.experiment, student, self._setup.tokenizer)
+            description, weights = describe(first), to_bytes(first)
+            del first
+            model = self._load(checkpoint, own, description, weights)
+        return self._general(model, own, windows)
 
     def _general(self, model: PreTrainedModel, own: ModelConfig, windows: range) -> list[float]:
         text = self._setup.general
@@ -130,7 +151,7 @@ class Evaluator:
 
     def forget(self) -> None:
         """Load the next checkpoint even if it has the same name as the current one: its weights may differ."""
-        self._checkpoint = None
+        self._models.forget()
 
     def peak_memory(self) -> int:
         """Return the peak memory of this process so far, in bytes."""
@@ -139,12 +160,5 @@ class Evaluator:
     def _load(
         self, checkpoint: str, config: ModelConfig, description: Mapping[str, Any], weights: np.ndarray
     ) -> PreTrainedModel:
-        if self._model is None or not same_architecture(description, self._description):
-            self._model = self._checkpoint = None  # the old model is freed before the new one is built
-            self._model = blank_model(config, self._setup.tokenizer, description).to(self._device)
-            self._description = description
-        if self._checkpoint != checkpoint:
-            self._checkpoint = None  # if loading fails half-way, no valid checkpoint is held
-            load_bytes(self._model, weights, seed=0)  # rows of tokens that came later are not used
-            self._checkpoint = checkpoint
-        return self._model
+        (model,) = self._models.load([Wanted(checkpoint, config, description, weights)])
+        return model

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray_l4.store.run_directory import Cell
+from ray_l4.report.finished_run import FinishedRun
+from ray_l4.report.markdown import run_report
+from ray_l4.store.run_directory import TOGETHER, Cell
 from tests.cli.cli_fixtures import InThisProcess, refused
+from tests.run import run_fixtures as small
 from tests.run.rescoring_fixtures import finished
 
 
@@ -44,9 +47,37 @@ def test_a_general_text_that_cannot_be_used_is_refused_before_anything_is_writte
 ) -> None:
     run = finished(tmp_path / "run")
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    refused(command("rescore", run.path, "--set", "optim.lr=1"), 2, "--set optim.lr=1", "evaluation.general")
+    refused(command("rescore", run.path, "--set", "evaluation.general_to=1"), 2, "evaluation.general_to=1")
     refused(command("rescore", run.path, "--set", "evaluation.general_tokens=200"), 2, "no general text")
     text = "evaluation.general=prose.txt"
     refused(command("rescore", run.path, "--set", text), 4, str(run.path / "tokenizer"))
     refused(command("rescore", run.path, "--set", text, "--device", "tpu"), 2, "--device tpu")
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_rescore_adds_the_row_of_all_students_together(command: InThisProcess, tmp_path: Path) -> None:
+    run, _ = small.complete_run(small.quick("l4"), small.cluster("in_process"), tmp_path / "run")
+    (run.path / "report.md").write_text(run_report(FinishedRun.open(run.path)))
+    before = small.scores(run)
+    option = ("--set", "evaluation.together=true")
+    shown = command("rescore", run.path, *option, "--dry-run")
+    assert shown.stdout == f"{run.path}: 2 checkpoints of all students to be scored together\n", shown.stderr
+    assert small.scores(run) == before and not run.experiment().evaluation.together
+    done = command("rescore", run.path, *option, "--set", "cluster.evaluators.count=2")
+    assert done.returncode == 0, done.stderr
+    assert f"{run.path}: 4 scores of all students together added\n" in done.stdout
+    value = run.score(Cell(1, 3, TOGETHER, "mini.woz"))["values"]["joint_goal_em"]
+    assert f"  together, mini.woz: {value:.3f}\n" in done.stdout
+    assert before.items() <= small.scores(run).items()
+    again = command("rescore", run.path)
+    assert f"{run.path}: 12 scores computed again, 0 changed\n" in again.stdout
+    assert f"  together, mini.woz: joint_goal_em {value:.3f} (unchanged)\n" in again.stdout
+
+
+def test_rescore_adds_nothing_else(command: InThisProcess, tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    refused(
+        command("rescore", run.path, "--set", "evaluation.top_k=3"), 2, "evaluation.top_k=3", "stays as it was made"
+    )
+    refused(command("rescore", run.path, "--set", "evaluation.together=false"), 2, "expected evaluation.together=true")
+    refused(command("rescore", run.path, "--set", "evaluation.together=true"), 2, str(run.path), "a single student")

@@ -7,7 +7,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ray_l4.monitor.curves import Curves
-from ray_l4.store.run_directory import Cell
+from ray_l4.store.run_directory import TOGETHER, Cell
 
 
 def test_steps_are_counted_over_all_stages_and_once_if_a_stage_is_restarted(tmp_path: Path) -> None:
@@ -20,15 +20,13 @@ def test_steps_are_counted_over_all_stages_and_once_if_a_stage_is_restarted(tmp_
     log.begin_stage(2)
     log.log_step(0, {"student-0": {"loss": 7.0}})
     log.log_score(Cell(1, 1, 0, "mini.sql"), 50.0)
+    log.log_score(Cell(1, 1, TOGETHER, "mini.sql"), 60.0)
     log.log_general(Cell(1, 1, 1, ""), 20.0)
     log.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {
-        "loss/student-0",
-        "score/mini.sql/student-0",
-        "general_perplexity/student-1",
-    }, "only curves"
+    names = {"loss/student-0", "score/mini.sql/student-0", "score/mini.sql/together", "general_perplexity/student-1"}
+    assert set(events.Tags()["scalars"]) == names, "only curves"
     losses = [(event.step, event.value) for event in events.Scalars("loss/student-0")]
     assert losses == [(10, 0.0), (11, 0.0), (12, 1.0), (13, 1.0), (12, 7.0)]
     assert [(event.step, event.value) for event in events.Scalars("score/mini.sql/student-0")] == [(12, 50.0)]

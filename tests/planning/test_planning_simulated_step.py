@@ -239,3 +239,16 @@ def test_models_that_scale_or_cap_their_logits_are_simulated_with_all_of_them(tm
     config, trace = experiment(model={"name": str(tmp_path)}), cpu_trace()
     train_for_real(config, profile(), trace)
     assert sum(simulated(config).tensors.values()) == pytest.approx(sum(trace.peak.values()), rel=0.02)
+
+
+def test_students_that_are_scored_together_are_held_together() -> None:
+    wide = {"from_scratch": {"width": 2 * WIDTH}}
+    alone, equal, different = (
+        experiment(method="l4", peers=peers, evaluation={"chunk": 8, "together": together}, replay={"chunk": 16})
+        for together, peers in ((False, {"count": 3}), (True, {"count": 3}), (True, {"each": [{}, {"model": wide}]}))
+    )
+    one, three, two = (simulate_decoding(each, vocabulary_of(each)).tensors for each in (alone, equal, different))
+    assert three["weights"] == 3 * one["weights"]
+    keys_and_values = 2 * 16 * 48 * WIDTH * 4
+    assert three["cache"] > one["cache"] + 1.9 * keys_and_values, "the caches of two more, beside the same activations"
+    assert two["weights"] > 3 * one["weights"], "a model of twice the width has more than twice the weights"

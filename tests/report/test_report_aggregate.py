@@ -20,6 +20,7 @@ from ray_l4.report.aggregate import (
     to_markdown,
 )
 from ray_l4.report.run_result import NO_ORDER, RunResult
+from ray_l4.store.run_directory import TOGETHER
 
 values = st.floats(-1e3, 1e3)
 
@@ -169,3 +170,21 @@ def test_grouping_loses_nothing(told: list[tuple[str, str, float]]) -> None:
         mine = [value for block, row, value in told if (block, row) == key]
         assert cells[key] == statistic(mine)
     assert sum(row.runs for block in found.blocks for row in block.rows) == len(told)
+
+
+def test_all_students_together_are_a_row_below_their_variant() -> None:
+    together = {"final": {"woz.en": 90.0, "wikisql": 80.0}, "average_accuracy": 85.0, "forgetting": 1.0}
+    runs = [result(seed=seed, together=together) for seed in range(2)]
+    table = aggregate([*runs, result(method="lamol", together=None)])
+    (block,) = table.blocks
+    assert [(row.label, row.runs) for row in block.rows] == [("l4", 2), ("l4, together", 2), ("lamol", 1)]
+    assert {name: cell.mean for name, cell in block.rows[1].cells.items() if cell} == {
+        "woz.en": 90.0,
+        "wikisql": 80.0,
+        "average": 85.0,
+        "forgetting": 1.0,
+    }
+    assert [row.label for row in aggregate(runs, students=(1,)).blocks[0].rows] == ["l4, student 1", "l4, together"]
+    assert runs[0].figure("backward_transfer", TOGETHER) is None, "the run does not have it"
+    assert result().figure("forgetting", TOGETHER) is None and TOGETHER not in result().rows
+    assert list(runs[0].students) == [0, 1], "it is no student"

@@ -18,8 +18,9 @@ from ray_l4.errors import RunDirectoryError
 from ray_l4.metrics import continual
 from ray_l4.report.run_files import count_parameters, read_headlines
 from ray_l4.report.summary import score_matrix, summarise
+from ray_l4.store.record_types import Summary, check_record
 from ray_l4.store.records import write_replay, write_score, write_steps
-from ray_l4.store.run_directory import Cell, RunDirectory, RunState
+from ray_l4.store.run_directory import TOGETHER, Cell, RunDirectory, RunState
 from ray_l4.store.weight_files import damage
 
 TASKS = ["woz.en", "wikisql", "e2enlg"]
@@ -311,3 +312,34 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(RunDirectoryError, match=rf"{folder}/model.safetensors is damaged: ") as caught:
         count_parameters(RunDirectory(tmp_path), 0)
     assert str(damage(folder / "model.safetensors")) in str(caught.value), "in the words of a resume"
+
+
+def test_all_students_together_are_beside_the_students(tmp_path: Path) -> None:
+    plain, run = (new_run(tmp_path / name, **settings) for name, settings in WITH_AND_WITHOUT.items())
+    for each in (plain, run):
+        put_matrix(each, 0, FIRST)
+        put_matrix(each, 1, SECOND)
+    put_matrix(run, TOGETHER, THIRD)
+    found, expected = summarise(run), summarise(plain)
+    together = found.pop("together")
+    assert found == expected, "nothing else changes"
+    assert together["score_matrix"] == THIRD
+    assert together["final"] == dict(zip(TASKS, THIRD[-1], strict=True))
+    assert together["average_accuracy"] == pytest.approx(sum(THIRD[-1]) / 3)
+    assert together["forgetting"] == pytest.approx(continual.forgetting(THIRD, (), [0, 1, 2]))
+    assert summarise(plain).keys() == expected.keys()
+
+
+WITH_AND_WITHOUT: dict[str, dict[str, Any]] = {"plain": {}, "together": {"evaluation": {"together": True}}}
+THIRD = [[90.0, 1.0, 2.0], [70.0, 80.0, 3.0], [55.0, 77.0, 45.0]]
+
+
+def test_a_damaged_row_of_all_students_is_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", evaluation={"together": True})
+    put_matrix(run, 0, FIRST)
+    put_matrix(run, TOGETHER, THIRD)
+    summary = summarise(run)
+    check_record(run.path / "summary.json", summary, Summary)
+    summary["together"]["score_matrix"].pop()
+    with pytest.raises(RunDirectoryError, match="together: does not hold the scores of 3 stages and 3 tasks"):
+        check_record(run.path / "summary.json", summary, Summary)

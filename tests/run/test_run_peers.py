@@ -194,7 +194,7 @@ def test_an_evaluator_builds_another_model_only_for_another_size(monkeypatch: py
         built.append(description["n_embd"])
         return blank_model(config, tokenizer, description)
 
-    monkeypatch.setattr("ray_l4.workers.evaluator.blank_model", counted)
+    monkeypatch.setattr("ray_l4.workers.held_models.blank_model", counted)
     each = [{}, {"dropout": 0.4}, {"model": {"from_scratch": {"width": 48}}}]
     setup = prepare(small.quick("l4", peers={"count": 3, "each": each}))
     evaluator = Evaluator(setup, IN_PROCESS)

@@ -20,6 +20,7 @@ from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.store.atomic import write_json
+from ray_l4.store.record_types import MOST
 from ray_l4.store.records import (
     read_guard,
     read_weights,
@@ -30,7 +31,7 @@ from ray_l4.store.records import (
     write_steps,
     write_timeline,
 )
-from ray_l4.store.run_directory import Cell, RunDirectory, RunState, read_json
+from ray_l4.store.run_directory import TOGETHER, Cell, RunDirectory, RunState, read_json, row_title
 
 EXPERIMENT = ExperimentConfig.model_validate(
     {
@@ -392,3 +393,17 @@ def test_a_run_directory_is_closed_to_others_until_its_owner_shares_it(tmp_path:
     with run.lock():
         run.save_state(RunState(stages_done=1))
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_cells_of_all_students_together(run: RunDirectory) -> None:
+    cells = [Cell(1, 9, student, "woz.en") for student in (1, TOGETHER, 0)]
+    assert [cell.name for cell in sorted(cells)] == [
+        "stage-1.epoch-9.student-0.woz.en",
+        "stage-1.epoch-9.student-1.woz.en",
+        "stage-1.epoch-9.together.woz.en",
+    ]
+    for cell in cells:
+        write_score(run, cell, record(1), {"sample_id": []})
+    assert set(run.scores()) == set(cells)
+    assert [row_title(cell.student) for cell in sorted(cells)] == ["student 0", "student 1", "together"]
+    assert TOGETHER > MOST, "no student has that number"

@@ -92,6 +92,13 @@ def test_a_run_that_was_measured_on_general_text_later_is_still_a_trial_of_the_s
     assert list(directory.states(sweep_of(trial("l4"))).values()) == ["done"]
 
 
+def test_a_run_that_was_scored_together_later_is_the_same_trial(directory: SweepDirectory) -> None:
+    directory.record(sweep_of(trial("l4")))
+    evaluation = trial("l4").experiment.evaluation.model_dump() | {"together": True}
+    finish(directory, trial("l4", evaluation=evaluation))
+    assert list(directory.states(sweep_of(trial("l4"))).values()) == ["done"]
+
+
 def test_files_that_are_no_run_are_not_removed(directory: SweepDirectory) -> None:
     directory.record(sweep_of(trial("l4")))
     directory.run_path(trial("l4")).mkdir()

@@ -10,6 +10,7 @@ from ray_l4.report.finished_run import FinishedRun
 from ray_l4.report.html.blocks import Block, Chart, Listing, Note, Section, Table
 from ray_l4.report.html.charts_scores import grouped_bars, heat_map, learning_curves
 from ray_l4.report.markdown import number
+from ray_l4.store.run_directory import row_title
 
 FIGURES = {
     "average": "average_accuracy",
@@ -43,47 +44,53 @@ def scores(run: FinishedRun, prefix: str) -> Section:
     blocks += [
         heat_map(
             f"{prefix}-matrix-{student}",
-            f"Score of every task after every stage, student {student}",
+            f"Score of every task after every stage, {row_title(student)}",
             run.stages,
             run.tasks,
             run.matrix(student),
         )
-        for student in run.students
+        for student in run.rows
     ]
     return Section(f"{prefix}-scores", "Scores", [*blocks, _forgetting(run, prefix)])
 
 
 def curves(run: FinishedRun, prefix: str) -> Section:
     """Return the score of every task over the checkpoints."""
-    charts = [_curves(run, prefix, student) for student in run.students]
+    charts = [_curves(run, prefix, student) for student in run.rows]
     drawn = [chart for chart in charts if chart is not None]
     return Section(f"{prefix}-curves", "Learning curves", drawn or [Note("No checkpoint of this run was scored.")])
 
 
 def students(run: FinishedRun, prefix: str) -> Section:
-    """Return final scores and figures of every student, and the largest differences between the students."""
-    rows = [(task, [run.final(student)[task] for student in run.students]) for task in run.tasks]
-    rows += [(name, [run.figure(key, student) for student in run.students]) for name, key in FIGURES.items()]
-    header = ["final", *(f"student {student}" for student in run.students)]
+    """Return final scores and figures of every student, and the largest differences between the students.
+
+    Last comes what all of them score together, if they were scored so.
+    """
+    rows = [(task, [run.final(student)[task] for student in run.rows]) for task in run.tasks]
+    rows += [(name, [run.figure(key, student) for student in run.rows]) for name, key in FIGURES.items()]
+    header = ["final", *map(row_title, run.rows)]
     if len(run.students) == 1:
         table = Table(header, [[name, number(value)] for name, (value,) in rows])
         return Section(f"{prefix}-students", "Final scores", [table])
-    header.append("largest difference")
-    table = Table(header, [[name, *map(number, values), number(_spread(values))] for name, values in rows])
+    count = len(run.students)
+    header.insert(1 + count, "largest difference")
+    table = Table(
+        header,
+        [
+            [name, *map(number, values[:count]), number(_spread(values[:count])), *map(number, values[count:])]
+            for name, values in rows
+        ],
+    )
     return Section(f"{prefix}-students", "Students compared", [table])
 
 
 def _forgetting(run: FinishedRun, prefix: str) -> Chart | Note:
-    found = {
-        f"student {student}": forgetting_by_task(run.matrix(student), learned=run.learned_columns)
-        for student in run.students
-    }
+    found = {student: forgetting_by_task(run.matrix(student), learned=run.learned_columns) for student in run.rows}
     if not any(value is not None for drops in found.values() for value in drops.values()):
         return Note("Forgetting is undefined here: it needs tasks that are learned one after another.")
     title = "Forgetting: highest score of each task after any task, minus its final one"
     bars = {
-        name: [*drops.values(), run.figure("forgetting", student)]
-        for student, (name, drops) in enumerate(found.items())
+        row_title(student): [*drops.values(), run.figure("forgetting", student)] for student, drops in found.items()
     }
     names = [run.tasks[column] for column in next(iter(found.values()))]
     return grouped_bars(f"{prefix}-forgetting", title, [*names, MEAN], bars, "percentage points")
@@ -105,7 +112,7 @@ def _curves(run: FinishedRun, prefix: str, student: int) -> Chart | None:
         for name, begin, length in zip(run.stages, begins, lengths, strict=True)
         if length
     }
-    return learning_curves(f"{prefix}-curves-{student}", f"Score over the epochs, student {student}", points, spans)
+    return learning_curves(f"{prefix}-curves-{student}", f"Score over the epochs, {row_title(student)}", points, spans)
 
 
 def _spread(values: Sequence[float | None]) -> float | None:

@@ -45,7 +45,7 @@ def answers(run: FinishedRun, prefix: str) -> Section:
     """Return the worst answers to every task at the last checkpoint that was scored on it."""
     blocks: list[Block] = []
     for task in run.tasks:
-        cells = [run.last_scored_cell(student, task) for student in run.students]
+        cells = [run.last_scored_cell(student, task) for student in run.rows]
         of_task = [block for cell in cells if cell is not None for block in _worst(run, cell)]
         blocks.append(Fold(task, of_task or [Note("This run directory holds no answers.")]))
     return Section(f"{prefix}-answers", "Worst final answers", blocks)
