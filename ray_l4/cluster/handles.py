@@ -201,9 +201,11 @@ class EvaluatorHandle:
         """Succeed once the evaluator is ready; fail with the error that kept it from starting."""
         return self.rpc.call(self.worker, EvaluatorCalls.ready)
 
-    def answer(self, model: ModelRef, student: int, task: str, batches: Sequence[Sequence[int]]) -> Ref[dict[int, str]]:
-        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
-        return self._with_model(EvaluatorCalls.answer, model, student, task, batches)
+    def answer(
+        self, model: ModelRef, student: int, stage: int, task: str, batches: Sequence[Sequence[int]]
+    ) -> Ref[dict[int, str]]:
+        """Answer batches of a task's test set with a student's model, after a stage. Returns the answers by index."""
+        return self._with_model(EvaluatorCalls.answer, model, student, stage, task, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Ref[Scored]:
         """Score the answers to the whole test set of a task."""

@@ -43,6 +43,8 @@ class Method:
     guard: Literal["none", "fisher", "sensitivity", "memory"] = "none"
     """Regulariser: a penalty weighted by EWC's or MAS's importance for earlier tasks, or A-GEM's projection with the
     gradient on stored examples."""
+    learns: bool = True
+    """Whether students make training steps. If not, a stage only adds its examples to the memory, and is scored."""
     settings: Settings = ()
     """Settings of the method for keys that an experiment does not set."""
 
@@ -191,6 +193,13 @@ METHODS = _table(
             answers="teacher",
             stages="union",
             settings=_ONE_TASK_TOKEN,
+        ),
+        Method(
+            "retrieve",
+            "a frozen model that is shown the most similar examples of what it was given so far",
+            _QA,
+            learns=False,
+            settings=(("memory.retrieve", 4), ("training.epochs", 1)),
         ),
     ]
 )

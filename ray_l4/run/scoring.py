@@ -101,7 +101,7 @@ class Scoring:
     def _add_jobs(self, cells: Sequence[Cell], weights: Ref[Any], description: Mapping[str, Any]) -> None:
         shared = self._rpc.put(description)
         for cell in cells:
-            batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
+            batches = answer_batches(self._setup.tests_of(cell.stage)[cell.task], self._setup.experiment.evaluation)
             chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
             parts = [[batches[number] for number in chunk] for chunk in chunks]
             model = ModelRef(cell.checkpoint, shared, weights)
@@ -134,7 +134,7 @@ class Scoring:
     def _take(self, cell: Cell, scored: Scored) -> None:
         del self._answers[cell]
         self._scored.add(cell)
-        tests = self._setup.tests[cell.task]
+        tests = self._setup.tests_of(cell.stage)[cell.task]
         record = {
             "stage": cell.stage,
             "epoch": cell.epoch,
@@ -149,6 +149,7 @@ class Scoring:
         predictions: dict[str, list[Any]] = {
             "sample_id": [item.sample_id for item in tests.items],
             **{name: list(texts) for name, texts in tests.asked.items()},
+            **({"retrieved": [list(names) for names in tests.shown]} if tests.shown else {}),
             "prediction": scored.predictions,
             "references": [list(item.references) for item in tests.items],
             "score": scored.item_scores,
@@ -165,4 +166,4 @@ class Scoring:
 def _answer_batches(
     model: ModelRef, cell: Cell, batches: Sequence[Sequence[int]], evaluator: EvaluatorHandle
 ) -> Ref[dict[int, str]]:
-    return evaluator.answer(model, cell.student, cell.task, batches)
+    return evaluator.answer(model, cell.student, cell.stage, cell.task, batches)

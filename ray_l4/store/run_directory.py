@@ -268,6 +268,10 @@ class RunDirectory:
         """Return the file of the training examples of an item that the method keeps."""
         return self.path / "stored" / f"{file_part(item)}.parquet"
 
+    def memory_examples(self, item: str) -> Path:
+        """Return the file of the training examples of an item that can be shown before questions."""
+        return self.path / "memory" / f"{file_part(item)}.parquet"
+
     def log(self, name: str) -> Path:
         """Return the path of a log file."""
         return self.path / "logs" / f"{name}.log"

@@ -115,6 +115,7 @@ class EvaluatorCalls(Protocol):
         description: Mapping[str, Any],
         weights: np.ndarray,
         student: int,
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]: ...

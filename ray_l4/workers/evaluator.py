@@ -47,16 +47,20 @@ class Evaluator:
         description: Mapping[str, Any],
         weights: np.ndarray,
         student: int,
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
+        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt.
+
+        ``stage``: that of the checkpoint, on which the prompts depend if examples are retrieved.
+        """
         setup, config = self._setup, self._setup.experiment.evaluation
         own = peer_experiment(setup.experiment, student).model
         model = self._load(checkpoint, own, description, weights)
         seed = derive(setup.experiment.seed, "evaluate", checkpoint)
         with arithmetic(own, self._device):
-            return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
+            return decode_answers(model, setup.tokenizer, setup.tests_of(stage)[task], config, seed, batches)
 
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
         """Score the answers to the whole test set of a task."""
