@@ -36,7 +36,7 @@ def methods() -> None:
             row.name,
             str(row.peers),
             "+".join(row.heads),
-            row.labels.replace("_", " "),
+            row.labels.replace("_", " ") if row.learns else "no training",
             _TEACHERS[row.teacher] if row.teacher != "none" else "each other" if row.topology == "complete" else "–",
             row.replay if row.guard != "memory" else "as a guard",
             _STAGES[row.stages],

@@ -204,7 +204,7 @@ def test_an_evaluator_builds_another_model_only_for_another_size(monkeypatch: py
 
     def answers(student: int) -> dict[int, str]:
         model = models[student]
-        return evaluator.answer(f"c{student}", describe(model), to_bytes(model), student, "mini.woz", [[0, 1]])
+        return evaluator.answer(f"c{student}", describe(model), to_bytes(model), student, 0, "mini.woz", [[0, 1]])
 
     found = [answers(student) for student in (0, 1, 2, 0)]
     assert built == [32, 48, 32], "one that differs in dropout alone is the same model"
