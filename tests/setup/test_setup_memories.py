@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_has_the_texts_of_what_it_learned(tmp_path: Path) -> 
 
 def test_a_checkpoint_has_the_memory_of_its_run_up_to_its_stage(tmp_path: Path) -> None:
     config = experiment()
-    setup, run = runs.new_run(config, runs.cluster("in_process"), tmp_path / "run")
+    _, run = runs.new_run(config, runs.cluster("in_process"), tmp_path / "run")
     place = Checkpoint(1, 1, 0, run)
     with pytest.raises(RunDirectoryError, match=r"mini\.woz\.parquet: is missing, but memory\.retrieve: 2"):
         memory_of(config, place, "it")
