@@ -201,3 +201,14 @@ def test_a_model_of_no_run_has_nothing_to_show(learned: RunDirectory, tmp_path: 
         str(copied), Settings(experiment=learned.path / "config.yaml", overrides=["memory.retrieve=0"])
     )
     assert found.memory is None
+
+
+def test_a_teacher_is_shown_what_its_student_is(base: Path, tmp_path: Path) -> None:
+    config = experiment(base, "l2kd-word", TASKS[:2])
+    whole = extending.run(config, tmp_path / "whole")
+    extended = extending.run(experiment(base, "l2kd-word", TASKS[:1]), tmp_path / "extended")
+    extending.extend(extended, TASKS[1])
+    assert extending.same(extended, whole)
+    teachers = RunDirectory.open(whole.teachers())
+    cell = "stage-1.epoch-1.student-0.mini.woz"
+    assert retrieved(teachers, cell) == retrieved(whole, cell)
