@@ -211,7 +211,7 @@ def test_an_evaluator_builds_another_model_only_for_another_size(monkeypatch: py
     assert found[0] == found[3]
     fresh = Evaluator(setup, IN_PROCESS)
     model = models[2]
-    assert found[2] == fresh.answer("c2", describe(model), to_bytes(model), 2, "mini.woz", [[0, 1]])
+    assert found[2] == fresh.answer("c2", describe(model), to_bytes(model), 2, 0, "mini.woz", [[0, 1]])
 
 
 # --- one tokeniser for all
