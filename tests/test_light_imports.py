@@ -14,7 +14,19 @@ MODULES = (
     "ray_l4.store.run_directory",
     "ray_l4.tasks.registry",
 )
-SLOW = ("nltk", "numpy", "pandas", "peft", "pyarrow", "ray", "rouge_score", "tokenizers", "torch", "transformers")
+SLOW = (
+    "bm25s",
+    "nltk",
+    "numpy",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "ray",
+    "rouge_score",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 def test_settings_tables_and_run_directories_import_no_slow_library() -> None:

@@ -124,6 +124,7 @@ ROWS = {
     "derpp": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "dark"),
     "olora": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "subspace"),
     "fuse": (BOTH, 1, "taught", "always", "recorded", "peers", "given", "last", "none"),
+    "retrieve": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "none"),
 }
 """The rows according to the papers (REFERENCE.md#lamol-loss, #word-kd, #seq-kd, #other-modes, #regularisers, #l4,
 #fusion)."""
@@ -132,7 +133,8 @@ COLUMNS = ("heads", "peers", "topology", "labels", "replay", "teacher", "answers
 
 def test_the_table_holds_what_the_papers_describe() -> None:
     assert {name: tuple(getattr(row, column) for column in COLUMNS) for name, row in METHODS.items()} == ROWS
-    assert {field.name for field in fields(Method)} == {"name", "summary", "settings", *COLUMNS}
+    assert {field.name for field in fields(Method)} == {"name", "summary", "learns", "settings", *COLUMNS}
+    assert [name for name, row in METHODS.items() if not row.learns] == ["retrieve"]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

@@ -36,7 +36,7 @@ def methods() -> None:
             row.name,
             str(row.peers),
             "+".join(row.heads),
-            row.labels.replace("_", " "),
+            row.labels.replace("_", " ") if row.learns else "no training",
             _TEACHERS[row.teacher] if row.teacher != "none" else "each other" if row.topology == "complete" else "–",
             "as a guard" if row.guard_remembers else row.replay,
             _STAGES[row.stages],

@@ -217,12 +217,14 @@ class EvaluatorHandle:
         """Succeed once the evaluator is ready; fail with the error that kept it from starting."""
         return self.rpc.call(self.worker, EvaluatorCalls.ready)
 
-    def answer(self, model: ModelRef, student: int, task: str, batches: Sequence[Sequence[int]]) -> Ref[dict[int, str]]:
-        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
-        return self._with_model(EvaluatorCalls.answer, model, student, task, batches)
+    def answer(
+        self, model: ModelRef, student: int, stage: int, task: str, batches: Sequence[Sequence[int]]
+    ) -> Ref[dict[int, str]]:
+        """Answer batches of a task's test set with a student's model, after a stage. Returns the answers by index."""
+        return self._with_model(EvaluatorCalls.answer, model, student, stage, task, batches)
 
     def answer_together(
-        self, name: str, models: Mapping[int, ModelRef], task: str, batches: Sequence[Sequence[int]]
+        self, name: str, models: Mapping[int, ModelRef], stage: int, task: str, batches: Sequence[Sequence[int]]
     ) -> Ref[dict[int, str]]:
         """Answer batches of a task's test set from the mean of the probabilities of several students' models.
 
@@ -231,7 +233,7 @@ class EvaluatorHandle:
         names = [model.name for model in models.values()]
         # References inside another argument would not be replaced by their values.
         given = [reference for model in models.values() for reference in (model.description, model.weights)]
-        asked = (name, names, list(models), task, batches)
+        asked = (name, names, list(models), stage, task, batches)
         return self.rpc.call(self.worker, EvaluatorCalls.answer_together, *asked, *given)
 
     def score(self, task: str, predictions: Sequence[str]) -> Ref[Scored]:

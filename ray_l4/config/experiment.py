@@ -160,6 +160,14 @@ class ReplayConfig(Strict):
     """Number of pseudo-examples generated together, as one work item of an evaluator."""
 
 
+class MemoryConfig(Strict):
+    """Stored training examples that a model is shown beside a question (REFERENCE.md#retrieval)."""
+
+    retrieve: Annotated[int, Field(ge=0)] = 0
+    """Number of training examples, of the items learned so far, that are shown before each question, in training and in
+    answering: those most similar to it by BM25. 0: none (docs/METHODS.md#retrieval)."""
+
+
 class TeacherConfig(Strict):
     """Task teachers, trained before the student (REFERENCE.md#word-kd, #seq-kd)."""
 
@@ -336,6 +344,8 @@ class ExperimentConfig(Strict):
     """Distillation between peers."""
     replay: ReplayConfig = ReplayConfig()
     """Replayed examples of earlier tasks."""
+    memory: MemoryConfig = MemoryConfig()
+    """Stored training examples that a model is shown beside a question."""
     teachers: TeacherConfig = TeacherConfig()
     """Task teachers, trained before the student."""
     regulariser: RegulariserConfig = RegulariserConfig()

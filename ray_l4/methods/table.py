@@ -49,6 +49,8 @@ class Method:
     """Regulariser: a penalty weighted by EWC's or MAS's importance for earlier tasks, A-GEM's projection with the
     gradient on stored examples, DER++'s losses on stored examples and their logits, or O-LoRA's subspace of the
     adapters for every task."""
+    learns: bool = True
+    """Whether students make training steps. If not, a stage only adds its examples to the memory, and is scored."""
     settings: Settings = ()
     """Settings of the method for keys that an experiment does not set."""
 
@@ -265,6 +267,13 @@ METHODS = _table(
             teacher="peers",
             stages="last",
             settings=(*_TEACHER_LEADS, ("distillation.examples", "all")),
+        ),
+        Method(
+            "retrieve",
+            "a frozen model that is shown the most similar examples of what it was given so far",
+            _QA,
+            learns=False,
+            settings=(("memory.retrieve", 4), ("training.epochs", 1)),
         ),
     ]
 )

@@ -36,8 +36,10 @@ def read_lengths(experiment: ExperimentConfig) -> DataLengths:
 def lengths_of(setup: Setup) -> DataLengths:
     """Return the lengths of a prepared run."""
     tables = setup.training.values()
-    prompts = {task: int(sequence_lengths(tests.prompts).max()) for task, tests in setup.tests.items()}
-    answered = max(min(prompts[task] + tests.max_new_tokens, tests.max_length) for task, tests in setup.tests.items())
+    test_sets = [tests for stage in range(len(setup.stages)) for tests in setup.tests_of(stage).values()]
+    answered = max(
+        min(int(sequence_lengths(tests.prompts).max()) + tests.max_new_tokens, tests.max_length) for tests in test_sets
+    )
     generated = get_method(setup.experiment.method).replay == "generated"
     replayed = max((setup.replay_length(stage) for stage in range(1, len(setup.stages)) if generated), default=0)
     return DataLengths(

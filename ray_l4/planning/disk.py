@@ -84,7 +84,12 @@ def _most_checkpoints(experiment: ExperimentConfig) -> int:
 
 
 def _most_states(experiment: ExperimentConfig) -> int:
-    """Return how many states lie on disk at a time: without any by steps or minutes, that of a run that was stopped."""
+    """Return how many states lie on disk at a time: without any by steps or minutes, that of a run that was stopped.
+
+    Without training steps there are none.
+    """
+    if not get_method(experiment.method).learns:
+        return 0
     checkpoint = experiment.checkpoint
     regular = checkpoint.every_steps is not None or checkpoint.every_minutes is not None
     return checkpoint.states + 1 if regular else 1

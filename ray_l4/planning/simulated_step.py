@@ -150,6 +150,7 @@ class _SimulatedProcess:
         self._codec: Codec = build_codec(exchange, experiment)
         self._table = batch.table(vocabulary, _STEPS)
         self._gpu = gpu
+        self._steps = range(_STEPS if get_method(experiment.method).learns else 0)
         self.learners = {peer: self._learner(experiment, vocabulary, batch, peer) for peer in peers}
         self._runs: dict[int, StageRun] = {}
 
@@ -177,7 +178,7 @@ class _SimulatedProcess:
             attribute_optimiser(run.optimizer, self._trace)
             if self._gpu:
                 update_together(run.optimizer)
-        payload = max(self._step(step) for step in range(_STEPS))
+        payload = max((self._step(step) for step in self._steps), default=0)
         for learner in self.learners.values():
             if learner.guard is not None:
                 self._runs[learner.peer].consolidate()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-
-import pyarrow as pa
 
 from ray_l4.cluster.connection import Connection, check_cluster
 from ray_l4.config.cluster import ClusterConfig
@@ -23,7 +21,7 @@ from ray_l4.methods import extended, graph_of, stages_of
 from ray_l4.run.going_back import first_stage
 from ray_l4.run.peer_teachers import peer_entries, refuse_other_peers
 from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.begun import Begun, begun, begun_with_peers, record_examples
+from ray_l4.setup.begun import Begun, Texts, begun, begun_with_peers, record_examples
 from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.facts import facts_as_json
 from ray_l4.setup.rank_check import check_ranks
@@ -42,8 +40,7 @@ class Prepared:
     """What a run needs before it can start."""
 
     setup: Setup
-    tests: Mapping[str, pa.Table]
-    """Task -> its test examples."""
+    texts: Texts
     connection: Connection | None
     """To a cluster that starts on this machine, if it is one."""
 
@@ -68,16 +65,16 @@ def prepare_run(
     check_cluster(students, cluster)
     if cluster.in_one_process or cluster.ray.address is not None or held is None:
         connection = None
-        setup, tests = prepared(experiment, begun=known)
+        setup, texts = prepared(experiment, begun=known)
     else:
         connection = Connection(students, cluster)
         held.callback(connection.close)
-        setup, tests = prepared(experiment, connection.begin, known)
+        setup, texts = prepared(experiment, connection.begin, known)
     check_ranks(setup, cluster)
     if known is not None and setup.method.has_peer_teachers:
         refuse_other_data(known, setup, experiment.teachers.run)
     named_teachers(setup)  # raises if they do not fit, before anything is created
-    return Prepared(setup, tests, connection)
+    return Prepared(setup, texts, connection)
 
 
 def prepare_again(
@@ -150,7 +147,7 @@ def keep_examples(directory: RunDirectory, ready: Prepared) -> None:
     """Write the examples to the run directory that a run which goes on needs, when the data may be gone."""
     setup = ready.setup
     stored = {item: setup.stored_part(item) for item in setup.training} if setup.method.stores_examples else {}
-    record_examples(directory, ready.tests, stored)
+    record_examples(directory, ready.texts, stored)
 
 
 def manifest_of(command: str, setup: Setup) -> dict[str, object]:

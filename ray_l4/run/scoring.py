@@ -173,7 +173,7 @@ class Scoring:
             if cell.task == GENERAL:
                 self._add_general(cell, models[cell.student])
                 continue
-            batches = answer_batches(self._setup.tests[cell.task], self._setup.experiment.evaluation)
+            batches = answer_batches(self._setup.tests_of(cell.stage)[cell.task], self._setup.experiment.evaluation)
             chunks = in_chunks(len(batches), _BATCHES_PER_JOB)
             parts = [[batches[number] for number in chunk] for chunk in chunks]
             self._requested[cell] = _Requested(tuple(models))
@@ -215,7 +215,7 @@ class Scoring:
 
     def _take(self, cell: Cell, scored: Scored) -> None:
         self._close(cell)
-        tests = self._setup.tests[cell.task]
+        tests = self._setup.tests_of(cell.stage)[cell.task]
         record = {
             "stage": cell.stage,
             "epoch": cell.epoch,
@@ -230,6 +230,7 @@ class Scoring:
         predictions: dict[str, list[Any]] = {
             "sample_id": [item.sample_id for item in tests.items],
             **{name: list(texts) for name, texts in tests.asked.items()},
+            **({"retrieved": [list(names) for names in tests.shown]} if tests.shown else {}),
             "prediction": scored.predictions,
             "references": [list(item.references) for item in tests.items],
             "score": scored.item_scores,
@@ -247,5 +248,5 @@ def _answer_batches(
     models: Mapping[int, ModelRef], cell: Cell, batches: Sequence[Sequence[int]], evaluator: EvaluatorHandle
 ) -> Ref[dict[int, str]]:
     if cell.student == TOGETHER:
-        return evaluator.answer_together(cell.checkpoint, models, cell.task, batches)
-    return evaluator.answer(models[cell.student], cell.student, cell.task, batches)
+        return evaluator.answer_together(cell.checkpoint, models, cell.stage, cell.task, batches)
+    return evaluator.answer(models[cell.student], cell.student, cell.stage, cell.task, batches)

@@ -86,7 +86,10 @@ class StageTrainer:
         done = 0 if state is None else min(own.next_step for own in state.position.workers)
         self._expect_steps(stages, num_steps - done, len(assignments))
         going_on = f"; going on after {done}" if done else ""
-        context.progress.add_event(f"learning {where} from {counts} examples in {num_steps} steps{going_on}")
+        if context.setup.method.learns:
+            context.progress.add_event(f"learning {where} from {counts} examples in {num_steps} steps{going_on}")
+        else:
+            context.progress.add_event(f"remembering {counts} examples of {where}, without training")
         context.progress.update(phase="training", num_steps=num_steps)
         training = StageTraining(context, self._plan, self._membership, assignments, last_steps, self._states)
         training.poll = self._poll

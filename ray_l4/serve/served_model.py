@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ from ray_l4.store.inbox.example import Example
 from ray_l4.tasks.chat import Message
 from ray_l4.text.chat_template import RefusedConversationError
 from ray_l4.text.tokenizer import TaskTokenizer
+
+log = logging.getLogger("ray_l4.serve")
 
 _PLAIN_TOKENS = 16
 """Tokens of a continuation without a task, unless the request says how many; as in OpenAI's interface."""
@@ -220,4 +223,6 @@ class Loader:
         (found,) = inspected(str(folder), settings)
         if found.folder is None:
             raise ModelError(f"{folder}: holds no task tokens; expected a run directory, or a checkpoint of a run")
+        if found.memory is not None:  # read now, not with the first request
+            log.info("%s is shown examples of %d (memory.retrieve)", found.name, len(found.memory))
         return ServedModel(found, load_inspected(found, self.device), self.limits, self.meter)

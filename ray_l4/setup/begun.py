@@ -17,6 +17,7 @@ from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.tables import read_table
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
+from ray_l4.text.memory import REMEMBERED
 from ray_l4.text.stored import STORED
 from ray_l4.text.tokenizer import TaskTokenizer
 
@@ -34,6 +35,18 @@ class Begun:
     """Item of the stream -> what was recorded of its examples."""
     stored: Mapping[str, pa.Table] = field(default_factory=dict)
     """Item of the stream -> its training examples that stay (a ``STORED`` table)."""
+    memory: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Item of the stream -> its training examples that can be shown (a ``REMEMBERED`` table)."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Examples as text, which the run directory keeps for a run that goes on."""
+
+    tests: Mapping[str, pa.Table]
+    """Task -> its test examples, as they were read."""
+    memory: Mapping[str, pa.Table]
+    """Item of the stream -> its training examples that can be shown (``REMEMBERED``); empty without retrieval."""
 
 
 def begun(run: RunDirectory, first: int) -> Begun:
@@ -44,6 +57,7 @@ def begun(run: RunDirectory, first: int) -> Begun:
     tests = {task: kept_tests(run, task) for task in run.experiment().tasks}
     facts = recorded_facts(run.manifest(), str(run.path / "manifest.json"))
     stored = {item: _read(run.stored_examples(item), STORED) for item in facts}
+    memory = {item: kept_memory(run, item) for item in facts}
     folder = run.path / "tokenizer"
     return Begun(
         first=first,
@@ -51,6 +65,7 @@ def begun(run: RunDirectory, first: int) -> Begun:
         tests={task: table for task, table in tests.items() if table is not None},
         facts=facts,
         stored={item: table for item, table in stored.items() if table is not None},
+        memory={item: table for item, table in memory.items() if table is not None},
     )
 
 
@@ -73,18 +88,26 @@ def kept_tests(run: RunDirectory, task: str) -> pa.Table | None:
     return _read(run.test_examples(task), EXAMPLES)
 
 
-def record_examples(run: RunDirectory, tests: Mapping[str, pa.Table], stored: Mapping[str, pa.Table]) -> None:
-    """Write the test examples of tasks, and the training examples of items that stay.
+def kept_memory(run: RunDirectory, item: str) -> pa.Table | None:
+    """Return the examples of an item that can be shown (``REMEMBERED``); None without any. Raises DamagedError."""
+    return _read(run.memory_examples(item), REMEMBERED)
+
+
+def record_examples(run: RunDirectory, texts: Texts, stored: Mapping[str, pa.Table]) -> None:
+    """Write the test examples of tasks, and the training examples of items that stay or can be shown.
 
     Those that the run has already stay as they are; what is there of others is of no use (``begun``).
     """
     known = run.experiment()
-    for task, table in tests.items():
+    for task, table in texts.tests.items():
         if task not in known.tasks or not run.test_examples(task).is_file():
             write_table(run.test_examples(task), table)
     for item, table in stored.items():
         if item not in known.items or not run.stored_examples(item).is_file():
             write_table(run.stored_examples(item), table)
+    for item, table in texts.memory.items():
+        if item not in known.items or not run.memory_examples(item).is_file():
+            write_table(run.memory_examples(item), table)
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.config.loading import load_experiment
@@ -21,6 +23,9 @@ from ray_l4.store.checkpoints import Checkpoint, Wanted, checkpoint_at, is_model
 from ray_l4.store.run_directory import RunDirectory, read_json
 from ray_l4.tasks.registry import TASKS
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
+
+if TYPE_CHECKING:
+    from ray_l4.text.memory import TextMemory
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,16 @@ class Inspected:
             known = [*self.tasks, *TASKS]
             raise unknown_task(name, self, f" For other data, give its folder (--path). {nearest(name, known)}")
         return task
+
+    @cached_property
+    def memory(self) -> TextMemory | None:
+        """The examples that the model is shown before questions; None without ``memory.retrieve``.
+
+        They are read once. Raises the errors of ``memory_of``.
+        """
+        from ray_l4.setup.memories import memory_of  # loads numpy
+
+        return memory_of(self.experiment, self.checkpoint, self.name)
 
     @property
     def hub_note(self) -> str:

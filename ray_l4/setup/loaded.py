@@ -135,7 +135,15 @@ def score_tasks(
     longest = longest_sequence(found, loaded)
     for task in tasks:
         known = loaded.knowing(task.name)
-        tests = test_set_of(task.name, examples[task.name], metric_of(task), known.tokenizer, longest, found.experiment)
+        tests = test_set_of(
+            task.name,
+            examples[task.name],
+            metric_of(task),
+            known.tokenizer,
+            longest,
+            found.experiment,
+            memory=found.memory,
+        )
         yield TaskScore(tests, known.answer(tests, found.experiment.evaluation, answer_seed(found)))
 
 
@@ -207,7 +215,7 @@ class OneQuestion:
     tests: TestSet
     evaluation: EvaluationConfig
     whole: int
-    """Tokens of the prompt before its context was cut."""
+    """Tokens of the prompt before its context was cut, without demonstrations."""
 
     @property
     def kept(self) -> int:
@@ -255,7 +263,7 @@ def one_question(
     longest = longest_sequence(found, loaded) if longest is None else longest
     examples = without_unencodable(examples, known.tokenizer, "the question", 0.0)
     whole = _checked_length(examples, known.tokenizer, longest - min(room.max_new_tokens, room.reserved))
-    tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved)
+    tests = test_set_of(task, examples, _ANY_METRIC, known.tokenizer, longest, experiment, room.reserved, found.memory)
     return OneQuestion(tests, evaluation, whole)
 
 

@@ -23,8 +23,9 @@ from ray_l4.methods import (
     stages_of,
     teacher_experiment,
 )
-from ray_l4.setup.begun import Begun
+from ray_l4.setup.begun import Begun, Texts
 from ray_l4.setup.facts import ItemFacts, facts_of, longest_of
+from ray_l4.setup.memories import StageMemories
 from ray_l4.setup.own_batches import with_batches
 from ray_l4.setup.tokenizer_check import refuse_lossy_tokenizer, refuse_other_tokenizers, refuse_too_short
 from ray_l4.tasks.registry import load, metric_of
@@ -32,6 +33,7 @@ from ray_l4.tasks.slices import slices_of
 from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.assembly import assemble, refuse_if_many
 from ray_l4.text.general_text import GeneralText, general_text
+from ray_l4.text.memory import TextMemory, remembered
 from ray_l4.text.plain_text import without_unencodable
 from ray_l4.text.stored import stored_part
 from ray_l4.text.test_sets import TestSet, build_test_set
@@ -57,7 +59,7 @@ class Setup:
     training: Mapping[str, pa.Table]
     """Item of the stream -> its training examples, tokenised; without items that were learned earlier."""
     tests: Mapping[str, TestSet]
-    """Task -> its test set, tokenised."""
+    """Task -> its test set, tokenised, without demonstrations."""
     validation: Mapping[str, pa.Table] = field(default_factory=dict)
     """Item of the stream -> its validation examples, tokenised; empty without ``evaluation.validation``."""
     warnings: tuple[str, ...] = ()
@@ -69,6 +71,8 @@ class Setup:
     """Item of the stream that was learned earlier -> its examples that stay (``STORED``), if the method keeps any."""
     general: GeneralText | None = None
     """The general text of ``evaluation.general``."""
+    shown_tests: Sequence[Mapping[str, TestSet]] = ()
+    """For each stage: task -> its test set with the demonstrations of that stage; empty without ``memory.retrieve``."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -84,6 +88,13 @@ class Setup:
     def stages(self) -> list[Stage]:
         """The stages, in the order in which they are learned."""
         return stages_of(self.experiment)
+
+    def tests_of(self, stage: int) -> Mapping[str, TestSet]:
+        """Return task -> the test set on which the checkpoints of a stage are scored.
+
+        Those of all stages have the same items; their prompts differ with ``memory.retrieve`` alone.
+        """
+        return self.shown_tests[stage] if self.shown_tests else self.tests
 
     def earlier_tasks(self, stage: int) -> list[str]:
         """Return the tasks that were learned before a stage, without those that it learns itself."""
@@ -134,13 +145,17 @@ class Setup:
         """Return the setup of the run that trains a teacher per task, on the same tokens (REFERENCE.md#teachers)."""
         experiment = teacher_experiment(self.experiment)
         method = get_method(experiment.method)
+        graph = method.graph(num_students(experiment))
+        learned_in = {item: number for number, own in enumerate(self.stages) for item in own.items}
+        shown = [self.shown_tests[learned_in[item]] for item in self.items] if self.shown_tests else ()
         return replace(
             self,
             experiment=experiment,
             method=method,
-            topology=method.graph(num_students(experiment)),
+            topology=graph,
             warnings=(),
             general=None,
+            shown_tests=tuple(shown),
         )
 
 
@@ -151,8 +166,8 @@ def prepare(experiment: ExperimentConfig, once_read: Callable[[], object] = lamb
 
 def prepared(
     experiment: ExperimentConfig, once_read: Callable[[], object] = lambda: None, begun: Begun | None = None
-) -> tuple[Setup, dict[str, pa.Table]]:
-    """Load the stream's data and tokenise it. Returns also the test examples of every task, as they were read.
+) -> tuple[Setup, Texts]:
+    """Load the stream's data and tokenise it. Returns also the examples that a run directory keeps as text.
 
     ``once_read`` is called once the data has been read, and a pretrained tokeniser loaded: what is often wrong with an
     experiment has shown by then. ``begun``: what a run that goes on has already, in whose place nothing is read. Raises
@@ -176,8 +191,15 @@ def prepared(
         refuse_too_short(experiment.replay.max_length, tokenizer, "replay.max_length")
     refuse_lossy_tokenizer(experiment, tokenizer, training)
     longest = min(sequence_limit(model) for model in all_models(experiment))
+    training, validation = (
+        {item: _encodable(table, item, kind, tokenizer, experiment) for item, table in tables.items()}
+        for kind, tables in (("training", training), ("validation", validation))
+    )
+    retrieves = bool(experiment.memory.retrieve)
+    texts = Texts(tests, {item: remembered(table) for item, table in training.items()} if retrieves else {})
+    memories = StageMemories(experiment, {**begun.memory, **texts.memory}) if retrieves else None
     of_training, of_validation = (
-        {item: _tokens(table, item, kind, tokenizer, longest, experiment) for item, table in tables.items()}
+        {item: _tokens(table, item, kind, tokenizer, longest, experiment, memories) for item, table in tables.items()}
         for kind, tables in (("training", training), ("validation", validation))
     )
     of_tests = {
@@ -204,7 +226,27 @@ def prepared(
         stored={item: table for item, table in begun.stored.items() if item not in of_training},
         general=general_of(experiment, tokenizer, longest),
     )
-    return setup, tests
+    if memories is not None:
+        setup = replace(setup, shown_tests=tuple(_shown_tests(setup, tests, memories)))
+    return setup, texts
+
+
+def _shown_tests(setup: Setup, tests: Mapping[str, pa.Table], memories: StageMemories) -> Iterator[dict[str, TestSet]]:
+    """Yield for each stage: task -> its test set with the demonstrations of that stage."""
+    for number, stage in enumerate(setup.stages):
+        memory = memories.of_stage(number)
+        yield {
+            task: test_set_of(
+                task,
+                tests[task],
+                setup.tests[task].metric,
+                setup.tokenizer,
+                setup.max_length,
+                setup.experiment,
+                memory=memory,
+            )
+            for task in stage.scored
+        }
 
 
 def general_of(experiment: ExperimentConfig, tokenizer: TaskTokenizer, longest: int) -> GeneralText | None:
@@ -218,12 +260,15 @@ def general_of(experiment: ExperimentConfig, tokenizer: TaskTokenizer, longest: 
 def _needed(experiment: ExperimentConfig, begun: Begun) -> list[str]:
     """Return the items whose examples have to be read: all but those of stages that were learned earlier.
 
-    A method that stores examples needs these too, unless the run has kept them.
+    A method that stores examples needs these too, and one that retrieves, unless the run has kept them.
     """
     left = {item for stage in stages_of(experiment)[begun.first :] for item in stage.items}
-    learned = experiment.items.keys() - left
-    kept = begun.stored if get_method(experiment.method).stores_examples else learned
-    return [item for item in experiment.items if not (item in learned and item in begun.facts and item in kept)]
+    kept = (experiment.items.keys() - left) & begun.facts.keys()
+    if get_method(experiment.method).stores_examples:
+        kept &= begun.stored.keys()
+    if experiment.memory.retrieve:
+        kept &= begun.memory.keys()
+    return [item for item in experiment.items if item not in kept]
 
 
 def _tokenizer(experiment: ExperimentConfig, training: Mapping[str, pa.Table], begun: Begun) -> TaskTokenizer:
@@ -252,9 +297,15 @@ def test_set_of(
     longest: int,
     experiment: ExperimentConfig,
     answer_length: int | None = None,
+    memory: TextMemory | None = None,
 ) -> TestSet:
-    """Build a test set as the experiment sets it. Parameters and errors as for ``build_test_set``."""
+    """Build a test set as the experiment sets it, with demonstrations from ``memory`` if there is one.
+
+    Other parameters and errors as for ``build_test_set``.
+    """
     examples = without_unencodable(examples, tokenizer, f"task {task}, test", experiment.data.max_bad_fraction)
+    if memory is not None:
+        examples = memory.show(examples.slice(0, experiment.evaluation.limit))
     return build_test_set(examples, metric, tokenizer, longest, experiment.evaluation, answer_length)
 
 
@@ -308,11 +359,25 @@ def _ends_turns(model: ModelConfig, tokenizer: TaskTokenizer) -> bool:
     return tokenizer.eos in (tokenizer.hf.eos_token_id, *(declared if isinstance(declared, list) else [declared]))
 
 
+def _encodable(
+    examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, experiment: ExperimentConfig
+) -> pa.Table:
+    source = f"task {name}, {_SPLIT_OF[kind]}"
+    return without_unencodable(examples, tokenizer, source, experiment.data.max_bad_fraction)
+
+
 def _tokens(
-    examples: pa.Table, name: str, kind: str, tokenizer: TaskTokenizer, longest: int, experiment: ExperimentConfig
+    examples: pa.Table,
+    name: str,
+    kind: str,
+    tokenizer: TaskTokenizer,
+    longest: int,
+    experiment: ExperimentConfig,
+    memories: StageMemories | None,
 ) -> pa.Table:
     source, tolerated = f"task {name}, {_SPLIT_OF[kind]}", experiment.data.max_bad_fraction
-    examples = without_unencodable(examples, tokenizer, source, tolerated)
+    if memories is not None:
+        examples = memories.of_item(name).show(examples)
     tokens, dropped = assemble(examples, tokenizer, longest)
     refuse_if_many(dropped, examples.num_rows, tolerated, source)
     if dropped:

@@ -110,7 +110,7 @@ class Cell:
 
     @property
     def checkpoint(self) -> str:
-        """Name of the checkpoint, or of the checkpoints of one epoch together; of the model that the student begins with,
+        """Name of the checkpoint, or of those of one epoch together; of the model that the student begins with,
         if the stage is ``START``."""
         if self.stage == START:
             return f"start.{row_name(self.student)}"
@@ -290,6 +290,10 @@ class RunDirectory:
     def stored_examples(self, item: str) -> Path:
         """Return the file of the training examples of an item that the method keeps."""
         return self.path / "stored" / f"{file_part(item)}.parquet"
+
+    def memory_examples(self, item: str) -> Path:
+        """Return the file of the training examples of an item that can be shown before questions."""
+        return self.path / "memory" / f"{file_part(item)}.parquet"
 
     def log(self, name: str) -> Path:
         """Return the path of a log file."""

@@ -27,6 +27,11 @@ def user_turn(context: str, question: str) -> Message:
     return {"role": "user", "content": "\n".join(text for text in (context.strip(), question.strip()) if text)}
 
 
+def transcript(turns: Sequence[Message]) -> str:
+    """Return turns as plain text, each on lines of its own after its role."""
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
 def history(meta: str) -> list[Message]:
     """Return the turns before an example's question, from its ``meta``; empty if it is not from chat data."""
     if not meta.startswith('{"' + _HISTORY + '"'):

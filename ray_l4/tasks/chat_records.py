@@ -14,7 +14,7 @@ from typing import Any
 from ray_l4.config.stream import Columns
 from ray_l4.config.text import is_blank
 from ray_l4.errors import DataError
-from ray_l4.tasks.chat import Message, meta_of
+from ray_l4.tasks.chat import Message, meta_of, transcript
 from ray_l4.tasks.chat_messages import UnusableRecordError, conversation, messages, up_to_answer, with_system
 from ray_l4.tasks.files import require_columns
 
@@ -98,7 +98,7 @@ def _example(turns: Sequence[Message], others: Sequence[str], context: str = "")
     if earlier and given:  # earlier turns take the place of the context
         question, given = f"{given}\n{question}", ""
     return {
-        "context": given or "\n".join(f"{turn['role']}: {turn['content']}" for turn in earlier),
+        "context": given or transcript(earlier),
         "question": question,
         "references": list(dict.fromkeys([answer["content"], *others])),
         "meta": meta_of(earlier),

@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from ray_l4.errors import DataError
 from ray_l4.tasks.slices import slices_of
+from ray_l4.text.memory import DEMONSTRATIONS
 from ray_l4.text.prompts import Dropped, Prompt, encode_answers, encode_prompts
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import concatenated, tokens_table
+from ray_l4.text.tokens import TOKENS, concatenated, tokens_table
 
 _KEPT = ("ids", "prompt_length", "gen", "task", "sample_id")
 """Columns of an example that remain with another answer, ``ids`` up to the answer."""
@@ -40,7 +41,7 @@ def assemble(examples: pa.Table, tokenizer: TaskTokenizer, max_length: int) -> t
     for part in slices_of(examples):
         answers = encode_answers(part["answer"].to_pylist(), tokenizer)
         room = [len(answer) for answer in answers]
-        tables.append(_sequences(part, tokenizer, max_length, answers, room, dropped))
+        tables.append(_sequences(part, tokenizer, max_length, answers, room, dropped).select(TOKENS.names))
     return concatenated(*tables), dropped
 
 
@@ -72,6 +73,8 @@ def assemble_prompts(
     answer_length: int | None = None,
 ) -> tuple[pa.Table, int]:
     """Return evaluation prompts as a ``TOKENS`` table in the order of ``examples``, and the number of new tokens A.
+
+    If examples have demonstrations, a column ``DEMONSTRATIONS`` names those that are in the prompts.
 
     The context is truncated so that min(A, reserve) new tokens fit after the prompt (REFERENCE.md#decoding).
     ``reserve=1`` is the reference implementation, in which an example with a long context gets a one-token answer.
@@ -152,27 +155,31 @@ def _sequences(
     """
     ends = 0 if answers is None else len(tokenizer.lm_end)
     tasks, sample_ids = part["task"].to_pylist(), part["sample_id"].to_pylist()
-    rows, prompt_lengths, kept = [], [], []
+    rows, prompt_lengths, kept, shown = [], [], [], []
     for i, prompt in enumerate(encode_prompts(part, tokenizer)):
-        ids = _fitted(prompt, sample_ids[i], room[i], ends, max_length, tokenizer)
-        if isinstance(ids, Dropped):
-            dropped.append(ids)
+        fitted = _fitted(prompt, sample_ids[i], room[i], ends, max_length, tokenizer)
+        if isinstance(fitted, Dropped):
+            dropped.append(fitted)
             continue
-        rows.append(ids if answers is None else ids + answers[i])
-        prompt_lengths.append(len(ids))
+        rows.append(fitted.ids if answers is None else fitted.ids + answers[i])
+        prompt_lengths.append(len(fitted.ids))
+        shown.append(fitted.shown)
         kept.append(i)
     tasks, sample_ids = [tasks[i] for i in kept], [sample_ids[i] for i in kept]
     gens = [tokenizer.gen_of(task) for task in tasks]
-    return tokens_table(rows, prompt_lengths, gens, tasks, sample_ids, "real")
+    table = tokens_table(rows, prompt_lengths, gens, tasks, sample_ids, "real")
+    if DEMONSTRATIONS not in part.column_names:
+        return table
+    return table.append_column(DEMONSTRATIONS, pa.array(shown, pa.list_(pa.string())))
 
 
 def _fitted(
     prompt: Prompt, sample_id: str, answer: int, ends: int, max_length: int, tokenizer: TaskTokenizer
-) -> list[int] | Dropped:
-    """Return the ids of a prompt beside which ``answer`` and ``ends`` further tokens fit, or why there are none."""
-    ids = prompt.within(max_length - answer - ends)
-    if ids is not None:
-        return ids
+) -> Prompt | Dropped:
+    """Return a prompt beside which ``answer`` and ``ends`` further tokens fit, or why there is none."""
+    fitted = prompt.within(max_length - answer - ends)
+    if fitted is not None:
+        return fitted
     question = prompt.fixed - len(tokenizer.answer_start)
     marks = "ANS and EOS" if tokenizer.chat is None else "the chat template's own"
     return Dropped(

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ray_l4.tasks.chat import Message, history, user_turn
 from ray_l4.text.chat_template import ChatTemplate, Encoded, RefusedConversationError, Rendered
+from ray_l4.text.memory import DEMONSTRATIONS, Demonstration, as_text, shown_names
 from ray_l4.text.tokenizer import TaskTokenizer
 
 
@@ -33,18 +34,23 @@ class Prompt:
     cut: range
     """Positions of the ids that can be left out, from the last one on: those of the context."""
     later: Callable[[], Prompt] | None = None
-    """The same prompt without its oldest turns; None if there are none that can be left out."""
+    """The same prompt without its oldest turns or least similar demonstration; None if there are none to leave out."""
+    shown: tuple[str, ...] = ()
+    """Names of its demonstrations (``text/memory.py``), the least similar first."""
 
-    def within(self, limit: int) -> list[int] | None:
-        """Return the ids, at most ``limit``, with as much of turns and context as fits; None if nothing fits.
+    def within(self, limit: int) -> Prompt | None:
+        """Return the prompt with at most ``limit`` ids and as much as fits; None if nothing fits.
 
-        The oldest turns are left out first, then the end of the context.
+        Demonstrations are left out first, the least similar one before others, then the oldest turns, then the end of
+        the context.
         """
         prompt = self._without_turns(limit)
         surplus = max(0, len(prompt.ids) - limit)
         if surplus > len(prompt.cut):
             return None
-        return prompt.ids[: prompt.cut.stop - surplus] + prompt.ids[prompt.cut.stop :]
+        stop = prompt.cut.stop - surplus
+        ids = prompt.ids[:stop] + prompt.ids[prompt.cut.stop :]
+        return Prompt(ids, range(prompt.cut.start, stop), prompt.later, prompt.shown)
 
     @property
     def fixed(self) -> int:
@@ -73,15 +79,21 @@ def why_refused(example: Mapping[str, str], tokenizer: TaskTokenizer) -> str | N
 def encode_prompts(examples: pa.Table, tokenizer: TaskTokenizer) -> list[Prompt]:
     """Return the prompt of every example, up to where its answer starts.
 
-    ``examples``: columns context, question and, from chat data, meta (strings). Raises RefusedConversationError if the
-    chat template refuses one (``why_refused``).
+    ``examples``: columns context, question and, from chat data, meta (strings); those with demonstrations have them in
+    a column ``DEMONSTRATIONS``. Raises RefusedConversationError if the chat template refuses one (``why_refused``).
     """
     if tokenizer.chat is not None:
         return _conversations(examples, tokenizer.chat)
     contexts, questions = (tokenizer.encode_batch(examples[name].to_pylist()) for name in ("context", "question"))
-    return [
+    prompts = [
         Prompt([*context, *question, tokenizer.ans], range(len(context)))
         for context, question in zip(contexts, questions, strict=True)
+    ]
+    if DEMONSTRATIONS not in examples.column_names:
+        return prompts
+    return [
+        _after(shown, tokenizer.encode_batch([as_text(each) for each in shown]), prompt)
+        for shown, prompt in zip(examples[DEMONSTRATIONS].to_pylist(), prompts, strict=True)
     ]
 
 
@@ -96,8 +108,17 @@ def encode_answers(texts: Sequence[str], tokenizer: TaskTokenizer, *, generated:
     return tokenizer.encode_generated(texts) if generated else tokenizer.encode_batch(texts)
 
 
+def _after(shown: Sequence[Demonstration], encoded: Sequence[list[int]], prompt: Prompt) -> Prompt:
+    """Return a prompt after its demonstrations. ``encoded``: their ids."""
+    if not shown:
+        return prompt
+    before = [token for ids in encoded for token in ids]
+    cut = range(len(before) + prompt.cut.start, len(before) + prompt.cut.stop)
+    return Prompt([*before, *prompt.ids], cut, partial(_after, shown[1:], encoded[1:], prompt), shown_names(shown))
+
+
 def _conversations(examples: pa.Table, chat: ChatTemplate) -> list[Prompt]:
-    asked = [_Asked.of(chat, *_turns(row)) for row in examples.to_pylist()]
+    asked = [_asked_after(chat, *_turns(row), row.get(DEMONSTRATIONS, ())) for row in examples.to_pylist()]
     encoded = chat.encode([each.rendered for each in asked])
     return [each.prompt(chat, tokens) for each, tokens in zip(asked, encoded, strict=True)]
 
@@ -119,20 +140,56 @@ def _system_characters(turns: Sequence[Message]) -> int:
     return len(turns[0]["content"]) if turns[0]["role"] == "system" else 0
 
 
+def _asked_after(chat: ChatTemplate, turns: Sequence[Message], context: int, shown: Sequence[Demonstration]) -> _Asked:
+    """Return a conversation after its demonstrations: turns of the user and the assistant, after a system prompt.
+
+    If the template refuses the conversation with them, they are left out.
+    """
+    if shown:
+        system = turns[:1] if turns[0]["role"] == "system" else []
+        pairs = [(each["asked"], each["answer"].strip()) for each in shown]
+        earlier: list[Message] = [
+            {"role": role, "content": text}
+            for pair in pairs
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        try:
+            rendered = chat.prompt([*system, *earlier, *turns[len(system) :]])
+        except RefusedConversationError:
+            return _Asked.of(chat, turns, context)
+        return _Asked(turns, rendered, context, shown)
+    return _Asked.of(chat, turns, context)
+
+
+def _encoded_after(
+    chat: ChatTemplate, turns: Sequence[Message], context: int, shown: Sequence[Demonstration]
+) -> Prompt:
+    """Return the prompt of a conversation after its demonstrations."""
+    asked = _asked_after(chat, turns, context, shown)
+    (tokens,) = chat.encode([asked.rendered])
+    return asked.prompt(chat, tokens)
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A conversation up to its question, rendered."""
 
     turns: Sequence[Message]
+    """Without demonstrations."""
     rendered: Rendered
     context: int
-    """How many characters of the first turn can be left out."""
+    """How many characters of the first turn can be left out, once there are no demonstrations any more."""
+    shown: Sequence[Demonstration] = ()
+    """Its demonstrations."""
 
     @classmethod
     def of(cls, chat: ChatTemplate, turns: Sequence[Message], context: int) -> _Asked:
         return cls(turns, chat.prompt(turns), context)
 
     def prompt(self, chat: ChatTemplate, tokens: Encoded) -> Prompt:
+        if self.shown:
+            fewer = partial(_encoded_after, chat, self.turns, self.context, self.shown[1:])
+            return Prompt(tokens.ids, range(0), fewer, shown_names(self.shown))
         start = self.rendered.starts()[0]
         return Prompt(tokens.ids, tokens.within(start, start + self.context), self._later(chat))
 
@@ -145,6 +202,4 @@ class _Asked:
 
 
 def _without_oldest(chat: ChatTemplate, turns: Sequence[Message]) -> Prompt:
-    asked = _Asked.of(chat, turns, _system_characters(turns))
-    (tokens,) = chat.encode([asked.rendered])
-    return asked.prompt(chat, tokens)
+    return _encoded_after(chat, turns, _system_characters(turns), ())

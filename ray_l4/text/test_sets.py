@@ -16,9 +16,10 @@ from ray_l4.metrics.registry import METRICS, Item, item_scores, score
 from ray_l4.tasks.slices import slices_of
 from ray_l4.text.assembly import assemble_prompts
 from ray_l4.text.chunks import in_chunks
+from ray_l4.text.memory import DEMONSTRATIONS
 from ray_l4.text.rows import Rows
 from ray_l4.text.tokenizer import TaskTokenizer
-from ray_l4.text.tokens import sequence_lengths
+from ray_l4.text.tokens import TOKENS, sequence_lengths
 
 RAW_GOLD_METRICS = frozenset({"joint_goal_em", "lfem"})
 """Metrics whose gold answers are scored exactly as in the data (REFERENCE.md#decoding)."""
@@ -49,6 +50,8 @@ class TestSet:
     """Number of tokens kept free for the answer where a long context was cut."""
     asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The start of every example's ``context`` and ``question``, in the order of the items."""
+    shown: Sequence[Sequence[str]] = ()
+    """Names of the demonstrations in every example's prompt, the least similar first; empty without any memory."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,13 @@ def build_test_set(
     return TestSet(
         task=task,
         metric=metric,
-        prompts=prompts,
+        prompts=prompts.select(TOKENS.names),
         items=build_items(kept, metric, tokenizer),
         max_new_tokens=new_tokens,
         max_length=max_length,
         reserved=min(answer_length, config.reserve),
         asked={name: Rows(pa.table({name: _starts(kept.column(name))}), itemgetter(name)) for name in _ASKED},
+        shown=prompts[DEMONSTRATIONS].to_pylist() if DEMONSTRATIONS in prompts.column_names else (),
     )
 
 

@@ -117,6 +117,7 @@ class EvaluatorCalls(Protocol):
         description: Mapping[str, Any],
         weights: np.ndarray,
         student: int,
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]: ...
@@ -126,6 +127,7 @@ class EvaluatorCalls(Protocol):
         checkpoint: str,
         checkpoints: Sequence[str],
         students: Sequence[int],
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
         *models: Any,

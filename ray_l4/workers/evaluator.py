@@ -52,22 +52,27 @@ class Evaluator:
         description: Mapping[str, Any],
         weights: np.ndarray,
         student: int,
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt."""
+        """Answer batches of a task's test set with a student's model. Returns the answers by index of the prompt.
+
+        ``stage``: that of the checkpoint, on which the prompts depend if examples are retrieved.
+        """
         setup, config = self._setup, self._setup.experiment.evaluation
         own = peer_experiment(setup.experiment, student).model
         model = self._load(checkpoint, own, description, weights)
         seed = derive(setup.experiment.seed, "evaluate", checkpoint)
         with arithmetic(own, self._device):
-            return decode_answers(model, setup.tokenizer, setup.tests[task], config, seed, batches)
+            return decode_answers(model, setup.tokenizer, setup.tests_of(stage)[task], config, seed, batches)
 
     def answer_together(
         self,
         checkpoint: str,
         checkpoints: Sequence[str],
         students: Sequence[int],
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
         *models: Any,
@@ -75,7 +80,8 @@ class Evaluator:
         """Answer batches of a task's test set from the mean of the probabilities of several students' models.
 
         ``checkpoint``: the name from which the seed of sampled answers follows. ``checkpoints``: those of the
-        ``students``, whose descriptions and weights are in turn the ``models``. Returns the answers by index.
+        ``students``, whose descriptions and weights are in turn the ``models``. ``stage``: as for ``answer``. Returns
+        the answers by index.
         """
         setup, config = self._setup, self._setup.experiment.evaluation
         settings = [peer_experiment(setup.experiment, student).model for student in students]
@@ -87,7 +93,7 @@ class Evaluator:
         )
         seed = derive(setup.experiment.seed, "evaluate", checkpoint)
         with contexts[0]():
-            return decode_answers(first, setup.tokenizer, setup.tests[task], config, seed, batches, engine)
+            return decode_answers(first, setup.tokenizer, setup.tests_of(stage)[task], config, seed, batches, engine)
 
     def score(self, task: str, predictions: Sequence[str]) -> Scored:
         """Score the answers to the whole test set of a task."""

@@ -110,13 +110,18 @@ class Student:
         return next_step
 
     def begin(self, fence: int, stage: int, tokens: pa.Table, memory: pa.Table | None = None) -> list[int]:
-        """Begin a stage, and serve ``fence`` from now on. Returns the last step of each epoch."""
+        """Begin a stage, and serve ``fence`` from now on. Returns the last step of each epoch.
+
+        That of a method without training is -1: no step is to be made.
+        """
         self._fence = fence
         self._stage = self._learner.begin_stage(stage, tokens, memory)
         self._clock = StepClock()
         self._link.traffic()  # what an abandoned step sent does not count as sent by the first step
-        sampler = self._stage.sampler
-        return [sampler.last_step_of(epoch) for epoch in range(self._learner.experiment.epochs_of(stage))]
+        sampler, epochs = self._stage.sampler, range(self._learner.experiment.epochs_of(stage))
+        if not self._setup.method.learns:  # every epoch ends before the first step
+            return [-1 for _ in epochs]
+        return [sampler.last_step_of(epoch) for epoch in epochs]
 
     def state(self, fence: int) -> np.ndarray:
         """Return this rank's state of the stage after its latest step, for ``resume`` (safetensors bytes)."""

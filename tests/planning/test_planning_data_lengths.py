@@ -65,6 +65,14 @@ def test_a_pseudo_example_may_be_longer_than_the_data(
     assert found.decoded >= found.trained if expected else found.decoded >= plain.decoded
 
 
+def test_demonstrations_make_sequences_and_prompts_longer() -> None:
+    plain, found = read_lengths(of_data("finetune")), read_lengths(of_data("finetune", memory={"retrieve": 2}))
+    setup = prepare(of_data("finetune", memory={"retrieve": 2}))
+    assert found.trained > 2 * plain.trained and found.answer == plain.answer
+    prompts = [sequence_lengths(tests.prompts).max() for stage in (0, 1) for tests in setup.tests_of(stage).values()]
+    assert found.decoded > max(prompts) > plain.decoded
+
+
 def widest(setup: Setup, *tables: pa.Table) -> int:
     """Return the longest row of the batches that hold all examples of tables with both heads."""
     return max(

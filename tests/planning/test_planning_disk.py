@@ -58,6 +58,7 @@ def test_guards_keep_two_values_of_each_weight_and_stage() -> None:
         ("finetune", {}, 1, 1, 3),
         ("single-qa", {}, 1, 3, 3),
         ("l2kd-word", {}, 1, 3, 3),
+        ("retrieve", {}, 1, 1, 0),
     ],
 )
 def test_states_have_weights_and_two_moments_of_all_that_learn(

@@ -54,6 +54,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def test_a_model_that_does_not_learn_takes_the_memory_of_its_weights() -> None:
+    frozen = simulated(experiment("retrieve"))
+    assert set(frozen.tensors) == {"weights"} and frozen.payload == 0
+    assert frozen.saved == simulated(experiment("finetune")).saved <= frozen.tensors["weights"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_memory_agrees_with_that_of_real_tensors(name: str) -> None:
     """The plain twin: the same step on real tensors, traced storage by storage."""

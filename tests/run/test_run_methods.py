@@ -52,7 +52,8 @@ def test_checkpoints_are_those_of_the_students(method: str, finished: Finished) 
     students = graph_of(run.experiment()).students
     expected = {run.checkpoint(stage, 3, student) for stage in range(len(summary["stages"])) for student in students}
     assert {path.parent for path in (run.path / "checkpoints").rglob("model.safetensors")} == expected
-    assert len(set(small.weights(run).values())) == len(expected), "no two are equal: each learned something"
+    different = len(expected) if get_method(method).learns else 1
+    assert len(set(small.weights(run).values())) == different, "no two are equal: each learned something"
 
 
 @every_method
@@ -78,6 +79,7 @@ def test_figures_of_every_step_are_there(method: str, finished: Finished) -> Non
         for stage in range(len(summary["stages"]))
         for epoch in (1, 2, 3)
         for student in graph.students
+        if row.learns
     }
     assert all(math.isfinite(r["loss"]) and r["tokens"] > 0 for r in rows)
     assert all((r["nll_lm"] is not None) == ("lm" in row.heads) for r in rows)

@@ -204,14 +204,14 @@ def test_an_evaluator_builds_another_model_only_for_another_size(monkeypatch: py
 
     def answers(student: int) -> dict[int, str]:
         model = models[student]
-        return evaluator.answer(f"c{student}", describe(model), to_bytes(model), student, "mini.woz", [[0, 1]])
+        return evaluator.answer(f"c{student}", describe(model), to_bytes(model), student, 0, "mini.woz", [[0, 1]])
 
     found = [answers(student) for student in (0, 1, 2, 0)]
     assert built == [32, 48, 32], "one that differs in dropout alone is the same model"
     assert found[0] == found[3]
     fresh = Evaluator(setup, IN_PROCESS)
     model = models[2]
-    assert found[2] == fresh.answer("c2", describe(model), to_bytes(model), 2, "mini.woz", [[0, 1]])
+    assert found[2] == fresh.answer("c2", describe(model), to_bytes(model), 2, 0, "mini.woz", [[0, 1]])
 
 
 # --- one tokeniser for all

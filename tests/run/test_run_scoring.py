@@ -44,9 +44,16 @@ class Oracle:
         self.parts: dict[str, list[Sequence[Sequence[int]]]] = {}
 
     def answer(
-        self, checkpoint: str, description: Any, weights: Any, student: int, task: str, batches: Sequence[Sequence[int]]
+        self,
+        checkpoint: str,
+        description: Any,
+        weights: Any,
+        student: int,
+        stage: int,
+        task: str,
+        batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        assert checkpoint.endswith(f".student-{student}")
+        assert checkpoint.startswith(f"stage-{stage}.") and checkpoint.endswith(f".student-{student}")
         assert (description, weights) == ({"model": "small"}, f"weights of {checkpoint}")
         self.asked.append(f"answer {task}")
         self.parts.setdefault(task, []).append(batches)
@@ -65,10 +72,17 @@ class OracleOfFiles(Oracle):
     """Gets weights as the bytes of a file with one tensor, which has the name of the checkpoint."""
 
     def answer(
-        self, checkpoint: str, description: Any, weights: Any, student: int, task: str, batches: Sequence[Sequence[int]]
+        self,
+        checkpoint: str,
+        description: Any,
+        weights: Any,
+        student: int,
+        stage: int,
+        task: str,
+        batches: Sequence[Sequence[int]],
     ) -> dict[int, str]:
         (name,) = load(bytes(weights))
-        return super().answer(checkpoint, description, f"weights of {name}", student, task, batches)
+        return super().answer(checkpoint, description, f"weights of {name}", student, stage, task, batches)
 
 
 class Work:
