@@ -118,6 +118,8 @@ def test_the_released_settings_are_those_of_the_authors() -> None:
         "direction": "forward",
         "examples": "current",
         "schedule": "alternate_epochs",
+        "batches": "auto",
+        "on_policy": 0.0,
     }
     assert config.model.max_length == 512
     assert (config.replay.top_k, config.replay.ban_task_tokens, config.replay.generator) == (20, True, "first")
@@ -147,6 +149,35 @@ def test_choices_that_exclude_each_other_are_refused(changes: dict[str, object],
     resolved(experiment("lamol", **changes))
     resolved(experiment(peers={"count": 1}, **changes))
     resolved(experiment(**changes | {"replay": {"generator": "pool"}}))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("l4", {"peers": {"subset": 0.5}}, r"peers\.subset: 0\.5 .* Set distillation\.batches: own"),
+        (
+            "l4",
+            {"distillation": {"batches": "own"}, "training": {"batch_budget": 100.0}},
+            r"batches: own and training\.batch_budget exclude each other",
+        ),
+        ("lamol", {"distillation": {"on_policy": 0.5}}, r"on_policy: .* but lamol has no teachers"),
+        (
+            "l4",
+            {"distillation": {"on_policy": 0.5, "schedule": "alternate_epochs"}},
+            r"on_policy: .* but here they learn in turn",
+        ),
+    ],
+)
+def test_what_students_cannot_have_of_their_own_is_refused(
+    method: str, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved(experiment(method, **changes))
+
+
+@pytest.mark.parametrize("rest", [{"batches": "own"}, {"schedule": "alternate_epochs"}])
+def test_subsets_need_an_order_of_their_own(rest: dict[str, object]) -> None:
+    assert resolved(experiment(distillation=rest, peers={"subset": 0.5})).peers.subset == 0.5
 
 
 def test_an_earlier_state_teaches_only_one_student() -> None:

@@ -121,6 +121,8 @@ ROWS = {
     "multi-qa": (("qa",), 1, "isolated", "always", "none", "none", "given", "union", "none"),
     "multi-qa-lm": (BOTH, 1, "isolated", "always", "none", "none", "given", "union", "none"),
     "multi-seq-kd": (BOTH, 1, "isolated", "always", "none", "task", "teacher", "union", "none"),
+    "l4-onpolicy": (BOTH, 2, "complete", "always", "generated", "none", "given", "stream", "none"),
+    "sdft": (("qa",), 1, "taught", "never", "none", "previous", "given", "stream", "none"),
     "derpp": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "dark"),
     "olora": (("qa",), 1, "isolated", "always", "none", "none", "given", "stream", "subspace"),
     "fuse": (BOTH, 1, "taught", "always", "recorded", "peers", "given", "last", "none"),
@@ -133,8 +135,16 @@ COLUMNS = ("heads", "peers", "topology", "labels", "replay", "teacher", "answers
 
 def test_the_table_holds_what_the_papers_describe() -> None:
     assert {name: tuple(getattr(row, column) for column in COLUMNS) for name, row in METHODS.items()} == ROWS
-    assert {field.name for field in fields(Method)} == {"name", "summary", "learns", "settings", *COLUMNS}
+    assert {field.name for field in fields(Method)} == {
+        "name",
+        "summary",
+        "learns",
+        "demonstrates",
+        "settings",
+        *COLUMNS,
+    }
     assert [name for name, row in METHODS.items() if not row.learns] == ["retrieve"]
+    assert [name for name, row in METHODS.items() if row.demonstrates] == ["sdft"]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

@@ -173,7 +173,7 @@ def prepared(
     experiment has shown by then. ``begun``: what a run that goes on has already, in whose place nothing is read. Raises
     ConfigError, DataError or ModelError if anything is wrong with it.
     """
-    experiment, begun = with_batches(resolved(experiment)), begun or Begun()
+    experiment, begun = resolved(experiment), begun or Begun()
     needed = _needed(experiment, begun)
     training, validation = _examples(experiment, needed)
     refuse_other_tokenizers(experiment, training)
@@ -191,6 +191,7 @@ def prepared(
         refuse_too_short(experiment.replay.max_length, tokenizer, "replay.max_length")
     refuse_lossy_tokenizer(experiment, tokenizer, training)
     longest = min(sequence_limit(model) for model in all_models(experiment))
+    experiment = with_batches(experiment)
     training, validation = (
         {item: _encodable(table, item, kind, tokenizer, experiment) for item, table in tables.items()}
         for kind, tables in (("training", training), ("validation", validation))

@@ -163,7 +163,7 @@ peers: {zzz: 0}
         "FILE:16: data.raw: expected a path or null, found an empty list",
         "FILE:16: data.max_bad_fraction: expected a number of at least 0 and at most 1, found 2",
         "FILE:17: evaluation.when: expected 'epoch' or 'stage', found \"never\"",
-        "FILE:18: peers.zzz: unknown key. Known: count, each, init, on_peer_loss, topology.",
+        "FILE:18: peers.zzz: unknown key. Known: count, each, init, on_peer_loss, subset, topology.",
     ]
 
 
@@ -295,7 +295,7 @@ def test_a_task_given_by_its_name_is_kept_to_the_letter(write: Callable[[str], P
         ("Seed=1", "--set: Seed: unknown key. Did you mean 'seed'?"),
         ("metric=em", "--set: metric: unknown key. Did you mean 'stream.0.metric'?"),
         ("transport=x", "--set: transport: unknown key. Did you mean 'cluster.exchange.transport'?"),
-        ("students.gpus=1", "--set: students: unknown key. Did you mean 'cluster.students'?"),
+        ("students.gpus=1", "--set: students: unknown key. Did you mean 'teachers.students' or 'cluster.students'?"),
         ("sed=1", "--set: sed: unknown key. Did you mean 'seed'?"),
     ],
 )
