@@ -87,7 +87,7 @@ def test_a_model_with_dropout_in_a_nested_configuration(llama: str) -> None:
 
 
 def test_the_decision_is_part_of_the_setup(llama: str) -> None:
-    stream = [{"name": "mini.rest", "train": 8, "test": 2}]
+    stream = [{"name": "mini.sql", "train": 8, "test": 2}]
     evaluation = {"reserve": 1}  # the model has few positions
     experiment = ExperimentConfig.model_validate({"stream": stream, "model": {"name": llama}, "evaluation": evaluation})
     assert prepare(experiment).experiment.distillation.batches == "own"
