@@ -86,8 +86,10 @@ def test_a_model_with_dropout_in_a_nested_configuration(llama: str) -> None:
     assert not _drops(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)), "summary_first_dropout is unused"
 
 
-def test_the_decision_is_part_of_the_setup(llama: str) -> None:
-    stream = [{"name": "mini.sql", "train": 8, "test": 2}]
-    evaluation = {"reserve": 1}  # the model has few positions
-    experiment = ExperimentConfig.model_validate({"stream": stream, "model": {"name": llama}, "evaluation": evaluation})
+def test_the_decision_is_part_of_the_setup(tmp_path: Path) -> None:
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    adapted.save_base(tmp_path / "base", config)
+    stream = [{"name": "mini.woz", "train": 8, "test": 2}]
+    model = {"name": str(tmp_path / "base")}
+    experiment = ExperimentConfig.model_validate({"stream": stream, "model": model})
     assert prepare(experiment).experiment.distillation.batches == "own"

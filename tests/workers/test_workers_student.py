@@ -16,7 +16,7 @@ from tests.run.run_fixtures import cluster
 
 CALLS: dict[str, Callable[[Student, int, int], object]] = {
     "forward": lambda student, fence, step: student.forward(fence, step, (1,)),
-    "predict": lambda student, fence, step: student.predict(fence, step, 1, (1,)),
+    "predict": lambda student, fence, step: student.predict(fence, step, 1, (1,), at_once=True),
     "backward": lambda student, fence, step: student.backward(fence, step, Ticket(0)),
 }
 
