@@ -39,7 +39,7 @@ MARK_OF_FIXTURE = {"ray_cluster": "ray", "browser": "browser", "gpu": "gpu"}
 """Tests that use one of these fixtures get the mark."""
 NOT_QUICK = ("ray", "browser", "end_to_end", "processes", "slow", "faults")
 """Marks of tests that ``--quick`` leaves out."""
-NO_RAY = "/dev/null/only-tests-marked-ray-may-start-it"
+NO_RAY = "/dev/null/mark-the-test-with-ray"
 """Ray's folder in a quick run: it cannot be created, so that Ray fails to start, in other processes too."""
 
 

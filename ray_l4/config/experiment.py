@@ -30,6 +30,9 @@ OF_GENERAL_TEXT = ("evaluation.general", "evaluation.general_tokens")
 MEASURED_LATER = (*OF_GENERAL_TEXT, "evaluation.together")
 """Settings that a finished run may get or change (``ray-l4 rescore``): they add figures, and change none."""
 
+DECIDED_LATER = {"distillation.batches": "auto"}
+"""Settings whose value is decided when a run begins, by its model, each with what stands for that."""
+
 WITHOUT_EFFECT = (
     "name",
     "data.raw",

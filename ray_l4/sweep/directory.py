@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_l4.config.experiment import MEASURED_LATER, ExperimentConfig
+from ray_l4.config.experiment import DECIDED_LATER, MEASURED_LATER, ExperimentConfig
 from ray_l4.errors import RunDirectoryError
 from ray_l4.report.aggregate import aggregate, to_markdown
 from ray_l4.report.finished_run import FinishedRun
@@ -181,7 +181,9 @@ def _check_only_run_files(path: Path) -> None:
 
 def _check_same_settings(path: Path, existing: ExperimentConfig, requested: ExperimentConfig) -> None:
     before, now = (dict(_flatten(config.model_dump(mode="json"))) for config in (existing, requested))
-    changed = [key for key in sorted({*before, *now} - {*MEASURED_LATER}) if before.get(key) != now.get(key)]
+    left = {key for key, value in DECIDED_LATER.items() if now.get(key) == value}
+    compared = sorted({*before, *now} - {*MEASURED_LATER} - left)
+    changed = [key for key in compared if before.get(key) != now.get(key)]
     if changed:
         listed = ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
