@@ -198,6 +198,13 @@ def test_teachers_may_learn_for_fewer_epochs_than_the_student(teachers: dict[str
     assert teacher_experiment(config).training.batch_size == 2
 
 
+def test_teachers_of_tasks_learn_alone_whatever_their_students_have_of_their_own() -> None:
+    own = {"distillation": {"batches": "own", "on_policy": 0.5}, "peers": {"subset": 0.5}}
+    found = teacher_experiment(resolved(experiment("l2kd-word", **own)))
+    assert (found.distillation.batches, found.distillation.on_policy, found.peers.subset) == ("shared", 0.0, 1.0)
+    resolved(found)
+
+
 def test_an_unknown_method_is_refused() -> None:
     for look in (resolved, num_students, graph_of, stages_of):
         with pytest.raises(ConfigError, match="unknown method 'l5'"):

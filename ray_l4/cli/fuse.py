@@ -78,7 +78,15 @@ def _experiment(peers: RunDirectory, students: list[int], overrides: list[str]) 
                 f"--set {text}: {key} is that of the run whose peers are fused; what may differ is "
                 f"{', '.join(_SETTABLE)}"
             )
-    return resolved(with_overrides(fusing(peers.experiment(), peers.path, students), overrides))
+    asked = with_overrides(fusing(peers.experiment(), peers.path, students), overrides).teachers.students
+    unknown = sorted({*asked} - {*students})
+    if unknown:
+        raise ConfigError(
+            f"--set teachers.students: {peers.path} has no student {unknown[0]} that can teach; expected some of "
+            f"{', '.join(map(str, students))}"
+        )
+    # Of the students that were asked for, not of all: the first one's settings are those of the fused one.
+    return resolved(with_overrides(fusing(peers.experiment(), peers.path, asked), overrides))
 
 
 _SETTABLE = (

@@ -129,6 +129,10 @@ def rescore(
         run.summary()  # refuse all before the first is changed
     general = [text for text in set_ or [] if text.startswith("evaluation.general")]
     others = [text for text in set_ or [] if text not in general]
+    if general:
+        from ray_l4.run.general_rescoring import general_experiment, measure_general
+
+        experiments = [general_experiment(run, general) for run in runs]
     if others:
         _add_together(runs, others, dry_run)
         if not general:
@@ -137,9 +141,6 @@ def rescore(
     from ray_l4.run.rescoring import rescore as rescored
 
     if general:
-        from ray_l4.run.general_rescoring import general_experiment, measure_general
-
-        experiments = [general_experiment(run, general) for run in runs]
         for run, experiment in zip(runs, experiments, strict=True):
             rescored(run, write=False)  # refuse it before its models are run
             typer.echo(f"{run.path}: perplexity on general text")
@@ -158,7 +159,7 @@ def _add_together(runs: Sequence[RunDirectory], overrides: list[str], dry_run: b
     from ray_l4.errors import ConfigError
     from ray_l4.report.finished_run import FinishedRun
     from ray_l4.report.markdown import number
-    from ray_l4.run.together_later import add_together, missing_together
+    from ray_l4.run.together_later import add_together, missing_together, refuse_single
     from ray_l4.store.run_directory import TOGETHER
 
     for_experiment, for_cluster = split_overrides(overrides)
@@ -171,6 +172,7 @@ def _add_together(runs: Sequence[RunDirectory], overrides: list[str], dry_run: b
     for run in runs:
         if not load_experiment(run.path / "config.yaml", for_experiment).evaluation.together:
             raise ConfigError("--set: expected evaluation.together=true, which is what can be added to a finished run")
+        refuse_single(run)
     for run in runs:
         profile = load_cluster(run.path / "cluster.yaml", for_cluster)
         if dry_run:

@@ -310,7 +310,7 @@ class PeersConfig(Strict):
     line (relative to the experiment file). If not given, the method's default."""
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the current examples that each student learns: a random subset of its own, so that each can teach
-    what others have not seen. Below 1, ``distillation.batches`` must be ``own``."""
+    what others have not seen. Below 1, ``distillation.batches`` must be ``own``, or students learn in turn."""
     each: list[PeerConfig] = Field(default_factory=list)
     """Settings of single peers: one item per peer, in order. If empty, all peers have the same settings."""
     on_peer_loss: Literal["restart", "continue"] = "restart"

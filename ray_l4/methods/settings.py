@@ -104,7 +104,8 @@ def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
 
     ``teachers.epochs`` holds for all of them, also where the stage of an item has epochs of its own.
     """
-    stream = experiment.stream
+    stream, distillation = experiment.stream, experiment.distillation
+    batches = "shared" if distillation.batches == "own" else distillation.batches
     if experiment.teachers.epochs is not None:
         stream = [item.model_copy(update={"settings": _without_epochs(item.settings)}) for item in stream]
     return changed(
@@ -113,7 +114,8 @@ def teacher_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
         method=TEACHER_METHOD,
         variant=None,
         seed=derive(experiment.seed, "teachers"),
-        peers=changed(experiment.peers, count=1, topology=None, each=[], on_peer_loss="restart"),
+        peers=changed(experiment.peers, count=1, topology=None, each=[], on_peer_loss="restart", subset=1.0),
+        distillation=changed(distillation, batches=batches, on_policy=0.0),
         training=changed(experiment.training, epochs=experiment.teachers.epochs or experiment.training.epochs),
         evaluation=changed(experiment.evaluation, when="stage", general=None),
     )

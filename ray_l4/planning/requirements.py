@@ -20,6 +20,7 @@ from ray_l4.planning.processes import (
     rank_process,
 )
 from ray_l4.planning.simulated_step import SimulatedStep, extrapolated, simulate_step
+from ray_l4.setup.own_batches import with_batches
 
 _FEW = (6, 8)
 """Numbers of equal peers that are simulated in the place of more."""
@@ -60,6 +61,7 @@ class Estimator:
 
         Raises ModelError if a named model has no configuration, ConfigError for a codec that cannot serve the method.
         """
+        experiment = with_batches(experiment)
         graph, exchange = graph_of(experiment), cluster.exchange
         in_process = exchange.transport_traits.in_one_process
         groups = [tuple(range(graph.size))] if in_process else [(peer,) for peer in range(graph.size)]
@@ -72,7 +74,8 @@ class Estimator:
             processes += [evaluator_process(decoding, cluster), COORDINATION_PROCESSES]
         teaching = [step for peers, step in steps.items() if any(map(graph.teaches, peers))]
         published = max((step.payload for step in teaching), default=0)
-        stored = graph.size * batch.ranks * published * (exchange.steps_ahead + 2)
+        payloads = len(graph.edges) if experiment.distillation.asks_teachers else graph.size
+        stored = payloads * batch.ranks * published * (exchange.steps_ahead + 2)
         checkpoints = sum(step.saved for step in steps.values())
         return Requirements(
             batch=batch,

@@ -27,7 +27,8 @@ def general_part(run: RunDirectory, epochs: Sequence[int], peers: int, *, indepe
     records = read_general(run)
     if not records:
         return {}
-    last = records[max(records)]
+    results = [cell for cell in records if cell.stage in range(len(epochs)) and cell.epoch == epochs[cell.stage]]
+    last = records[max(results or records)]
     values = {cell: own["perplexity"] for cell, own in records.items() if own["digest"] == last["digest"]}
     after = {
         str(student): [values.get(Cell(stage, epoch, student, GENERAL)) for stage, epoch in enumerate(epochs)]

@@ -16,7 +16,7 @@ from ray_l4.learner.initial_model import initial_model
 from ray_l4.learner.inspection import device_named
 from ray_l4.learner.model_config import sequence_limit
 from ray_l4.learner.models import arithmetic, load_folder
-from ray_l4.methods import all_models, graph_of, peer_experiment
+from ray_l4.methods import all_models, get_method, graph_of, peer_experiment
 from ray_l4.run.general_scoring import general_record
 from ray_l4.setup.inspected import check_trust
 from ray_l4.setup.setup import general_of
@@ -95,7 +95,8 @@ def _cells(run: RunDirectory, experiment: ExperimentConfig) -> list[Cell]:
     there = [cell for cell in scored if run.checkpoint(cell.stage, cell.epoch, cell.student).is_dir()]
     if len(there) < len(scored):
         log.warning("%s: %d of %d checkpoints are not there any more", run.path, len(scored) - len(there), len(scored))
-    return [*map(start_cell, sorted(graph_of(experiment).students)), *there]
+    fused = get_method(experiment.method).has_peer_teachers  # it begins with the weights of another run
+    return [*([] if fused else map(start_cell, sorted(graph_of(experiment).students))), *there]
 
 
 def _model(run: RunDirectory, experiment: ExperimentConfig, cell: Cell, tokenizer: TaskTokenizer) -> PreTrainedModel:

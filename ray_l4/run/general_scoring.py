@@ -40,8 +40,12 @@ class GeneralScoring:
         return [] if self._text is None or student == TOGETHER else [Cell(stage, epoch, student, GENERAL)]
 
     def start_cells(self, student: int) -> list[Cell]:
-        """Return the cell of the model that a student begins with; none without a general text."""
-        return [] if self._text is None else [start_cell(student)]
+        """Return the cell of the model that a student begins with; none without a general text.
+
+        A student of several peers begins with the weights of one of them, whose run has its perplexity.
+        """
+        fused = self._context.setup.method.has_peer_teachers
+        return [] if self._text is None or fused else [start_cell(student)]
 
     def jobs(self, cell: Cell, model: ModelRef | None, done: Callable[[], None]) -> list[Job[list[float]]]:
         """Return the jobs that measure a model. ``model``: None for the one that the student begins with.

@@ -23,7 +23,9 @@ from ray_l4.run.peer_teachers import peer_entries, refuse_other_peers
 from ray_l4.run.teachers import named_teachers
 from ray_l4.setup.begun import Begun, Texts, begun, begun_with_peers, record_examples
 from ray_l4.setup.early_check import check_raw_data, check_settings
+from ray_l4.setup.exchange_check import check_exchange
 from ray_l4.setup.facts import facts_as_json
+from ray_l4.setup.own_batches import as_begun
 from ray_l4.setup.rank_check import check_ranks
 from ray_l4.setup.setup import Setup, prepared
 from ray_l4.store.begun_with import VERSIONS_KEY, begun_versions, changed_versions, check_experiment, recorded
@@ -71,6 +73,7 @@ def prepare_run(
         held.callback(connection.close)
         setup, texts = prepared(experiment, connection.begin, known)
     check_ranks(setup, cluster)
+    check_exchange(setup.experiment, cluster)  # again: some settings are decided only now
     if known is not None and setup.method.has_peer_teachers:
         refuse_other_data(known, setup, experiment.teachers.run)
     named_teachers(setup)  # raises if they do not fit, before anything is created
@@ -90,7 +93,7 @@ def prepare_again(
     """
     experiment = directory.experiment()
     check_experiment(directory.path / "config.yaml", experiment, directory.manifest())
-    experiment = extended(experiment, items) if items else experiment
+    experiment = as_begun(extended(experiment, items) if items else experiment)
     known = begun(directory, first_stage(directory, experiment))
     ready = prepare_run(experiment, cluster, held, directory.state().lost_students, known)
     refuse_other_data(known, ready.setup, directory.path)

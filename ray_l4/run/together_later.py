@@ -32,6 +32,12 @@ from ray_l4.store.run_directory import TOGETHER, Cell, RunDirectory
 Say = Callable[[str], None]
 
 
+def refuse_single(run: RunDirectory) -> None:
+    """Raise ConfigError if a run has a single student."""
+    if num_students(run.experiment()) < 2:
+        raise ConfigError(f"{run.path}: has a single student; evaluation.together needs two or more")
+
+
 def add_together(run: RunDirectory, cluster: ClusterConfig, say: Say) -> list[Cell]:
     """Score all students of a finished run together, wherever that is missing, and return the cells that are new.
 
@@ -44,8 +50,7 @@ def add_together(run: RunDirectory, cluster: ClusterConfig, say: Say) -> list[Ce
     or if no checkpoints are left to score, and the errors of reading its data.
     """
     run.summary()
-    if num_students(run.experiment()) < 2:
-        raise ConfigError(f"{run.path}: has a single student; evaluation.together needs two or more")
+    refuse_single(run)
     mirror = mirror_of(run, run.cluster())
     with run.lock():
         if mirror is not None:

@@ -80,6 +80,7 @@ def begun_with_peers(experiment: ExperimentConfig, own: Begun | None) -> Begun |
         tokenizer=own.tokenizer or theirs.tokenizer,
         tests={**theirs.tests, **own.tests},
         facts={**theirs.facts, **own.facts},
+        memory={**theirs.memory, **own.memory},
     )
 
 

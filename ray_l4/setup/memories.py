@@ -17,11 +17,13 @@ from ray_l4.text.memory import TextMemory
 def remembered_items(experiment: ExperimentConfig, stage: int) -> list[str]:
     """Return the items of the stream whose training examples a stage can be shown, and its checkpoints in answering.
 
-    They are those of its own and of all earlier stages; models that are trained on one task each have that one's alone.
+    They are those of its own and of all earlier stages; models that are trained on one task each have that one's alone,
+    and one of several peers has all.
     """
-    stages = stages_of(experiment)
-    independent = get_method(experiment.method).kind.independent
-    known = stages[stage : stage + 1] if independent else stages[: stage + 1]
+    kind, stages = get_method(experiment.method).kind, stages_of(experiment)
+    if kind.only_last:
+        return list(experiment.items)
+    known = stages[stage : stage + 1] if kind.independent else stages[: stage + 1]
     return [item for own in known for item in own.items]
 
 

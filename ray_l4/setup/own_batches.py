@@ -27,6 +27,15 @@ def with_batches(experiment: ExperimentConfig) -> ExperimentConfig:
     return decided
 
 
+def as_begun(experiment: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment of a run that goes on: one that recorded no decision began with shared batches."""
+    distillation = experiment.distillation
+    if distillation.batches != "auto":
+        return experiment
+    same: ExperimentConfig = changed(experiment, distillation=changed(distillation, batches="shared"))
+    return same
+
+
 def _stay_equal(experiment: ExperimentConfig) -> bool:
     """Return whether a student and its teacher would stay equal with the same batches."""
     graph = graph_of(experiment)
@@ -41,8 +50,8 @@ def _stay_equal(experiment: ExperimentConfig) -> bool:
 def _beginning(experiment: ExperimentConfig, peer: int) -> Hashable:
     """Return what decides a student's first weights and its learning rate."""
     own = peer_experiment(experiment, peer)
-    drawn = own.model.from_scratch is not None or own.model.lora is not None
-    seed = init_seed(experiment, peer) if drawn else None  # rows of new tokens alone hardly make a difference
+    drawn = own.model.from_scratch is not None or own.model.lora is not None or experiment.peers.init == "own"
+    seed = init_seed(experiment, peer) if drawn else None
     return own.model.model_dump_json(), own.optim.model_dump_json(), seed
 
 

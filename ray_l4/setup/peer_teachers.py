@@ -27,8 +27,8 @@ def fusable(run: RunDirectory) -> Fusable:
     """Return the students of a run that can be distilled into one.
 
     One that was lost, or has no checkpoint any more, is left out. Raises RunDirectoryError if the run has not finished,
-    or has not two students with checkpoints, and ConfigError if
-    its stages are not learned one after another.
+    or has not two students with checkpoints, and ConfigError if its stages are not learned one after another, or each
+    in adapters of its own.
     """
     run.summary()  # raises if the run has not finished
     experiment, lost = run.experiment(), run.state().lost_students
@@ -37,6 +37,11 @@ def fusable(run: RunDirectory) -> Fusable:
         raise ConfigError(
             f"{run.path}: a run of {experiment.method} does not learn one task after another, so it has no last stage "
             "whose examples its peers could be compared on. Give a run of a method that does, such as l4."
+        )
+    if get_method(experiment.method).needs_adapters:
+        raise ConfigError(
+            f"{run.path}: each task of {experiment.method} has adapters of its own, which no other "
+            "student can take over. Give a run of another method, such as l4."
         )
     if count == 1:
         raise RunDirectoryError(

@@ -197,8 +197,9 @@ def prepared(
         for kind, tables in (("training", training), ("validation", validation))
     )
     retrieves = bool(experiment.memory.retrieve)
-    texts = Texts(tests, {item: remembered(table) for item, table in training.items()} if retrieves else {})
-    memories = StageMemories(experiment, {**begun.memory, **texts.memory}) if retrieves else None
+    shown = {item: remembered(table) for item, table in training.items()}
+    texts = Texts(tests, {**begun.memory, **shown} if retrieves else {})
+    memories = StageMemories(experiment, texts.memory) if retrieves else None
     of_training, of_validation = (
         {item: _tokens(table, item, kind, tokenizer, longest, experiment, memories) for item, table in tables.items()}
         for kind, tables in (("training", training), ("validation", validation))

@@ -14,6 +14,7 @@
     distil/ITEM.parquet            answers of a task teacher to its training examples
     tests/TASK.parquet             test examples, so that a run can be extended when the data is gone
     stored/ITEM.parquet            training examples that stay, if the method replays real ones
+    memory/ITEM.parquet            training examples as text, if any are shown before questions
     guards/STAGE.student-N.safetensors   state of a student's guard, such as the importance of weights
     timeline.parquet               spans of work of every process
     steps/STAGE.EPOCH.parquet      figures of every step

@@ -134,7 +134,7 @@ class Student:
     def forward(self, fence: int, step: int, readers: Sequence[int]) -> Ticket:
         """Begin a step and publish its predictions to ``readers``, the peers that learn from this one in that step."""
         stage = self._served(fence)
-        self._clock.mark("idle")
+        self._clock.begin()
         with other_ranks(self.peer):
             predictions = stage.forward(step, publish=bool(readers))
         if readers or not self._asked:
@@ -153,9 +153,12 @@ class Student:
         ``student`` returned, with its own answers if it gave any.
         """
         stage = self._served(fence)
+        self._clock.mark("wait")
         with other_ranks(self.peer):
             predictions = stage.predict(step, student, None if asked is None else asked.answered)
-        return self._publish(stage, predictions, step, readers, at_once=at_once)
+        ticket = self._publish(stage, predictions, step, readers, at_once=at_once)
+        self._clock.mark("forward")
+        return ticket
 
     def backward(self, fence: int, step: int, own: Ticket, *teachers: Ticket) -> dict[str, float]:
         """Learn a step from labels and the ``teachers``' predictions. Returns its figures, with times in seconds.
@@ -268,12 +271,17 @@ class StepClock:
         self._times: dict[str, float] = {}
         self._last: float | None = None
 
+    def begin(self) -> None:
+        """Begin a step: the time since the last mark was idle."""
+        self._times = {}
+        self.mark("idle")
+
     def mark(self, name: str) -> None:
-        """Attribute the time since the last mark to ``name``."""
+        """Attribute the time since the last mark to ``name``, beside what it has in this step."""
         now = time.perf_counter()
-        self._times[name] = 0.0 if self._last is None else now - self._last
+        self._times[name] = self._times.get(name, 0.0) + (0.0 if self._last is None else now - self._last)
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """Return the latest time of each name, in seconds."""
+        """Return the time of each name in this step, in seconds."""
         return {f"{name}_seconds": self._times.get(name, 0.0) for name in self._NAMES}

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ray_l4.cli.fuse import _experiment
 from ray_l4.serve.choice import learned_tasks, served_checkpoint
 from ray_l4.store.run_directory import RunDirectory
 from tests.cli.cli_fixtures import IN_PROCESS, InThisProcess, ray_l4, refused, write_experiment
+from tests.run import run_fixtures as small
 
 pytestmark = pytest.mark.end_to_end
 
@@ -92,6 +94,15 @@ def test_what_is_wrong_is_said(run: Path, tmp_path: Path, command: InThisProcess
     refused(command("fuse", run, *new, "--set", "teachers.students=[0]"), 2, "at least two different students")
     refused(command("fuse", run, *new, "--set", "teachers.students=[0,3]"), 2, "has no student 3")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_settings_are_those_of_the_students_that_were_chosen(tmp_path: Path) -> None:
+    each = [{"lr": 1e-2}, {"lr": 2e-2}, {"lr": 3e-2}]
+    config = small.quick("l4", peers={"count": 3, "init": "own", "each": each})
+    run, _ = small.complete_run(config, small.cluster("in_process"), tmp_path / "run")
+    two, others = (_experiment(run, [0, 1, 2], [f"teachers.students={asked}"]) for asked in ("[1,2]", "[2,1,0]"))
+    assert [own.lr for own in two.peers.each] == [2e-2, 2e-2, 3e-2], "the student's, and its teachers'"
+    assert [own.lr for own in others.peers.each] == [3e-2, 3e-2, 2e-2, 1e-2]
 
 
 def test_a_missing_checkpoint_is_noted(run: Path, tmp_path: Path, command: InThisProcess) -> None:

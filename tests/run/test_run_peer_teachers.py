@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ray_l4.cluster.spawn import LocalSpawner
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.config.loading import dump_yaml
 from ray_l4.config.stream import StageSettings
 from ray_l4.errors import ConfigError, RayL4Error, RunDirectoryError
 from ray_l4.methods import fusing, resolved
@@ -160,6 +161,29 @@ def test_peers_of_different_sizes_make_a_student_of_the_first_one_s(tmp_path: Pa
     shapes = {name: tensor.shape for name, tensor in load_file(folder).items()}
     assert shapes == {name: tensor.shape for name, tensor in first.items()}
     assert shapes != {name: tensor.shape for name, tensor in second.items()}
+
+
+def test_peers_that_retrieve_make_a_student_that_is_shown_examples_of_all_tasks(tmp_path: Path) -> None:
+    run = peers_run(tmp_path / "peers", 2, memory={"retrieve": 1}, evaluation={"max_new_tokens": 4, "reserve": 4})
+    result = fused(run, tmp_path / "fused")
+    shown = {
+        task: pq.read_table(next((result.path / "predictions").glob(f"*.{task}.parquet")))
+        for task in run.experiment().tasks
+    }
+    for task, table in shown.items():
+        assert any(table["retrieved"].to_pylist()), task
+    found = {
+        name.partition("/")[0] for table in shown.values() for row in table["retrieved"].to_pylist() for name in row
+    }
+    assert found == set(tasks), "of the earlier task too"
+    assert sorted(path.stem for path in (result.path / "memory").iterdir()) == sorted(run.experiment().items)
+
+
+def test_peers_with_adapters_of_their_own_for_every_task_are_refused(pair: RunDirectory) -> None:
+    config = pair.experiment()
+    (pair.path / "config.yaml").write_text(dump_yaml(config.model_copy(update={"method": "olora"})))
+    with pytest.raises(ConfigError, match="each task of olora has adapters of its own"):
+        fusable(pair)
 
 
 def test_the_settings_are_those_of_the_last_stage_but_for_the_distillation(tmp_path: Path) -> None:

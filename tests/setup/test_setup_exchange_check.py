@@ -11,6 +11,7 @@ from rich.console import Console
 from ray_l4.config.cluster import ClusterConfig
 from ray_l4.errors import ConfigError
 from ray_l4.run import execute
+from ray_l4.run.preparation import prepare_run
 from ray_l4.setup.exchange_check import check_exchange
 from tests.run import run_fixtures as small
 
@@ -36,12 +37,22 @@ def test_what_can_be_learned_passes(changes: dict[str, Any]) -> None:
         {"peers": {"count": 3, "topology": "ring"}},
         {"method": "l4-released", "distillation": {"schedule": "alternate_epochs"}},
         {"method": "l2kd-word"},
+        {"distillation": {"batches": "own"}},
+        {"distillation": {"on_policy": 0.1}},
     ],
-    ids=["ring", "in turn", "a frozen teacher"],
+    ids=["ring", "in turn", "a frozen teacher", "own batches", "own answers"],
 )
 def test_a_mean_over_all_needs_all_to_learn_from_all(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"exchange\.codec: mean .*peers\.topology: complete.*Or use another codec"):
         check_exchange(small.experiment(**changes), profile(MEAN))
+
+
+def test_batches_that_only_the_model_decides_are_checked_before_anything_is_started(tmp_path: Path) -> None:
+    equal = {"layers": 1, "width": 32, "heads": 2, "positions": 96, "vocabulary": 400, "dropout": 0.0}
+    config = small.experiment(model={"from_scratch": equal})
+    check_exchange(config, profile(MEAN))
+    with pytest.raises(ConfigError, match=r"exchange\.codec: mean .*distillation\.batches: shared"):
+        prepare_run(config, profile(MEAN | {"students": {"cpus": 0.1}}), None)
 
 
 @pytest.mark.parametrize("codec", ["sampled", "mean"])

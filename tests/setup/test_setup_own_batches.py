@@ -11,7 +11,7 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 from ray_l4.config.experiment import ExperimentConfig
 from ray_l4.errors import ModelError
 from ray_l4.methods import resolved
-from ray_l4.setup.own_batches import with_batches
+from ray_l4.setup.own_batches import as_begun, with_batches
 from ray_l4.setup.setup import prepare
 from tests.learner import adapter_fixtures as adapted
 
@@ -44,7 +44,6 @@ def test_peers_of_a_pretrained_model_without_dropout_have_batches_of_their_own(l
     assert decided({"name": llama}) == "own"
     assert decided({"name": llama}, peers={"count": 4, "topology": "ring"}) == "own"
     assert decided({"name": llama}, "l4-onpolicy") == "own", "equal peers predict the same for any answer"
-    assert decided({"name": llama}, peers={"init": "own"}) == "own", "rows of new tokens alone hardly differ"
     assert decided({"from_scratch": DROPOUT_FREE}) == "own"
 
 
@@ -52,6 +51,7 @@ def test_peers_that_differ_anyway_keep_the_batches_that_they_had(llama: str, gpt
     assert decided({"name": gpt2}) == "shared", "GPT-2 has dropout"
     assert decided({"name": llama}, peers={"each": [{"dropout": 0.1}, {"dropout": 0.1}]}) == "shared"
     assert decided({"name": gpt2}, peers={"each": [{"dropout": 0.0}, {"dropout": 0.0}]}) == "own"
+    assert decided({"name": llama}, peers={"init": "own"}) == "shared", "rows of new tokens differ"
     assert decided({"name": llama, "lora": {"rank": 2}}) == "shared", "adapters have dropout"
     assert decided({"name": llama, "lora": {"rank": 2, "dropout": 0.0}}) == "own"
     assert decided({"name": llama, "lora": {"rank": 2, "dropout": 0.0}}, peers={"init": "own"}) == "shared"
@@ -71,6 +71,13 @@ def test_where_no_two_learn_from_each_other_at_the_same_time_there_is_nothing_to
 def test_what_is_set_stays(llama: str, batches: str) -> None:
     assert decided({"name": llama}, distillation={"batches": batches}) == batches
     assert decided({"name": "nowhere/at-all"}, distillation={"batches": batches}) == batches, "nothing is looked up"
+
+
+def test_a_run_of_a_version_without_the_setting_goes_on_with_shared_batches(llama: str) -> None:
+    stream = [{"name": "mini.woz", "train": 8, "test": 2}]
+    experiment = ExperimentConfig.model_validate({"stream": stream, "model": {"name": llama}})
+    assert with_batches(as_begun(experiment)).distillation.batches == "shared"
+    assert as_begun(with_batches(experiment)).distillation.batches == "own"
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
