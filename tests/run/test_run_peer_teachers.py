@@ -166,15 +166,10 @@ def test_peers_of_different_sizes_make_a_student_of_the_first_one_s(tmp_path: Pa
 def test_peers_that_retrieve_make_a_student_that_is_shown_examples_of_all_tasks(tmp_path: Path) -> None:
     run = peers_run(tmp_path / "peers", 2, memory={"retrieve": 1}, evaluation={"max_new_tokens": 4, "reserve": 4})
     result = fused(run, tmp_path / "fused")
-    shown = {
-        task: pq.read_table(next((result.path / "predictions").glob(f"*.{task}.parquet")))
-        for task in run.experiment().tasks
-    }
-    for task, table in shown.items():
-        assert any(table["retrieved"].to_pylist()), task
-    found = {
-        name.partition("/")[0] for table in shown.values() for row in table["retrieved"].to_pylist() for name in row
-    }
+    tasks, answers = run.experiment().tasks, result.path / "predictions"
+    shown = {task: pq.read_table(next(answers.glob(f"*.{task}.parquet")))["retrieved"].to_pylist() for task in tasks}
+    assert all(any(rows) for rows in shown.values())
+    found = {name.partition("/")[0] for rows in shown.values() for row in rows for name in row}
     assert found == set(tasks), "of the earlier task too"
     assert sorted(path.stem for path in (result.path / "memory").iterdir()) == sorted(run.experiment().items)
 
