@@ -75,9 +75,7 @@ class Scoring:
         if self._together:
             models = self._models.setdefault((stage, epoch), {})
             models[student] = model
-            if models.keys() >= set(self._present()):
-                self._add_jobs(self._missing(stage, epoch, TOGETHER), dict(sorted(models.items())))
-                del self._models[stage, epoch]
+            self._add_together(stage, epoch, models)
 
     def request_missing(self, stages: int, descriptions: Mapping[int, Mapping[str, Any]]) -> None:
         """Request the missing scores of the first ``stages`` stages, from the checkpoints on disk.
@@ -159,8 +157,29 @@ class Scoring:
                 del self._requested[cell]
                 self._queue.drop(cell)
         for place, models in list(self._models.items()):
-            if stage in (None, place[0]) and (student is None or student in models):
+            if stage in (None, place[0]):
+                models.pop(student, None) if student is not None else models.clear()
+            if not models:
                 del self._models[place]
+
+    def go_on_without(self, stage: int, student: int) -> None:
+        """Cancel what takes the weights of a lost student; all others together are scored without it."""
+        epochs = {
+            cell.epoch
+            for cell, requested in self._requested.items()
+            if cell.stage == stage and cell.student == TOGETHER and student in requested.students
+        }
+        self.cancel(stage, student)
+        for epoch in sorted(epochs):
+            self.request_together_from_disk(stage, epoch)
+        for place, models in list(self._models.items()):
+            self._add_together(*place, models)
+
+    def _add_together(self, stage: int, epoch: int, models: Mapping[int, ModelRef]) -> None:
+        """Request the scores of all students together, once the models of those that are present are there."""
+        if models.keys() >= set(self._present()):
+            self._add_jobs(self._missing(stage, epoch, TOGETHER), dict(sorted(models.items())))
+            del self._models[stage, epoch]
 
     def _missing(self, stage: int, epoch: int, student: int) -> list[Cell]:
         cells = [Cell(stage, epoch, student, task) for task in self._setup.stages[stage].scored]

@@ -266,7 +266,7 @@ class StageLoop:
     def _poll(self) -> None:
         """Collect scores. Called after every step."""
         for student in self._membership.lost:  # its weights may never arrive
-            self._scoring.cancel(self._state.stages_done, student)
+            self._scoring.go_on_without(self._state.stages_done, student)
         self._queue.poll()
         if self._asked_logs:
             references = [reference for ranks in self._asked_logs.values() for reference in ranks]

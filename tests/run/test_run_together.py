@@ -218,6 +218,24 @@ def test_without_a_lost_student_it_is_the_mean_of_the_others(tok: TaskTokenizer,
     assert {tuple(students) for _, students in work.oracle.together} == {(0, 2)}
 
 
+@pytest.mark.parametrize("arrived", [(0, 2), (0, 1)])
+def test_weights_of_a_lost_student_are_not_waited_for(
+    tok: TaskTokenizer, tmp_path: Path, arrived: tuple[int, int]
+) -> None:
+    """Whether those of the lost student came before the others' or never come."""
+    work = PeersWork(tmp_path, tok)
+    for student in arrived:
+        work.request(student=student)
+    work.present = {0, 2}
+    work.scoring.go_on_without(0, 1)
+    for student in {0, 2} - {*arrived}:
+        work.request(student=student)
+    work.scoring.go_on_without(0, 1)
+    work.finish()
+    assert {tuple(students) for _, students in work.oracle.together} == {(0, 2)}
+    assert not work.scoring._models
+
+
 def test_a_stage_that_is_learned_again_is_scored_again(tok: TaskTokenizer, tmp_path: Path) -> None:
     work = PeersWork(tmp_path, tok)
     for _ in range(2):
