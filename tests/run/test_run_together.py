@@ -157,6 +157,7 @@ class OracleOfPeers(Oracle):
         checkpoint: str,
         checkpoints: Sequence[str],
         students: Sequence[int],
+        stage: int,
         task: str,
         batches: Sequence[Sequence[int]],
         *models: Any,
