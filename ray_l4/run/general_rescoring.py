@@ -18,6 +18,7 @@ from ray_l4.learner.model_config import sequence_limit
 from ray_l4.learner.models import arithmetic, load_folder
 from ray_l4.methods import all_models, get_method, graph_of, peer_experiment
 from ray_l4.run.general_scoring import general_record
+from ray_l4.setup.begun import record_general
 from ray_l4.setup.inspected import check_trust
 from ray_l4.setup.setup import general_of
 from ray_l4.store.atomic import write_text
@@ -86,6 +87,7 @@ def measure_general(
                 write_general(run, cell, record)
             yield cell, record["perplexity"]
         if write:
+            record_general(run, text)
             write_text(run.path / "config.yaml", dump_yaml(experiment))
 
 

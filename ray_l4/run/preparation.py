@@ -21,7 +21,7 @@ from ray_l4.methods import extended, graph_of, stages_of
 from ray_l4.run.going_back import first_stage
 from ray_l4.run.peer_teachers import peer_entries, refuse_other_peers
 from ray_l4.run.teachers import named_teachers
-from ray_l4.setup.begun import Begun, Texts, begun, begun_with_peers, record_examples
+from ray_l4.setup.begun import Begun, Texts, begun, begun_with_peers, record_examples, record_general
 from ray_l4.setup.early_check import check_raw_data, check_settings
 from ray_l4.setup.exchange_check import check_exchange
 from ray_l4.setup.facts import facts_as_json
@@ -61,7 +61,7 @@ def prepare_run(
     """
     known = begun_with_peers(experiment, known)
     learned = 0 if known is None else _num_learned(experiment, known.first)
-    check_settings(experiment, cluster, learned)
+    check_settings(experiment, cluster, learned, keeps_general=known is not None and known.general is not None)
     check_raw_data(experiment, learned)
     students = len(graph_of(experiment).without(lost).present)
     check_cluster(students, cluster)
@@ -151,6 +151,7 @@ def keep_examples(directory: RunDirectory, ready: Prepared) -> None:
     setup = ready.setup
     stored = {item: setup.stored_part(item) for item in setup.training} if setup.method.stores_examples else {}
     record_examples(directory, ready.texts, stored)
+    record_general(directory, setup.general)
 
 
 def manifest_of(command: str, setup: Setup) -> dict[str, object]:

@@ -13,10 +13,12 @@ from ray_l4.errors import DamagedError
 from ray_l4.setup.facts import ItemFacts, recorded_facts
 from ray_l4.setup.peer_teachers import finished_peers
 from ray_l4.store.atomic import write_table
+from ray_l4.store.general import WINDOWS
 from ray_l4.store.run_directory import RunDirectory
 from ray_l4.store.tables import read_table
 from ray_l4.tasks.schema import EXAMPLES
 from ray_l4.text.added_tokens import TASK_TOKENS_FILE
+from ray_l4.text.general_text import KEPT, GeneralText, from_table, kept_table
 from ray_l4.text.memory import REMEMBERED
 from ray_l4.text.stored import STORED
 from ray_l4.text.tokenizer import TaskTokenizer
@@ -37,6 +39,8 @@ class Begun:
     """Item of the stream -> its training examples that stay (a ``STORED`` table)."""
     memory: Mapping[str, pa.Table] = field(default_factory=dict)
     """Item of the stream -> its training examples that can be shown (a ``REMEMBERED`` table)."""
+    general: GeneralText | None = None
+    """The general text that was measured last."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def begun(run: RunDirectory, first: int) -> Begun:
     facts = recorded_facts(run.manifest(), str(run.path / "manifest.json"))
     stored = {item: _read(run.stored_examples(item), STORED) for item in facts}
     memory = {item: kept_memory(run, item) for item in facts}
-    folder = run.path / "tokenizer"
+    folder, general = run.path / "tokenizer", _read(run.path / WINDOWS, KEPT)
     return Begun(
         first=first,
         tokenizer=TaskTokenizer.load(folder, as_begun=True) if (folder / TASK_TOKENS_FILE).is_file() else None,
@@ -66,6 +70,7 @@ def begun(run: RunDirectory, first: int) -> Begun:
         facts=facts,
         stored={item: table for item, table in stored.items() if table is not None},
         memory={item: table for item, table in memory.items() if table is not None},
+        general=None if general is None else from_table(general),
     )
 
 
@@ -81,6 +86,7 @@ def begun_with_peers(experiment: ExperimentConfig, own: Begun | None) -> Begun |
         tests={**theirs.tests, **own.tests},
         facts={**theirs.facts, **own.facts},
         memory={**theirs.memory, **own.memory},
+        general=own.general or theirs.general,
     )
 
 
@@ -92,6 +98,12 @@ def kept_tests(run: RunDirectory, task: str) -> pa.Table | None:
 def kept_memory(run: RunDirectory, item: str) -> pa.Table | None:
     """Return the examples of an item that can be shown (``REMEMBERED``); None without any. Raises DamagedError."""
     return _read(run.memory_examples(item), REMEMBERED)
+
+
+def record_general(run: RunDirectory, text: GeneralText | None) -> None:
+    """Write the general text, if there is one, as tokens."""
+    if text is not None:
+        write_table(run.path / WINDOWS, kept_table(text))
 
 
 def record_examples(run: RunDirectory, texts: Texts, stored: Mapping[str, pa.Table]) -> None:

@@ -22,10 +22,13 @@ from ray_l4.tasks.validation import check_validation, with_validation
 from ray_l4.text.added_tokens import task_token
 
 
-def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned: int = 0) -> None:
+def check_settings(
+    experiment: ExperimentConfig, cluster: ClusterConfig, learned: int = 0, *, keeps_general: bool = False
+) -> None:
     """Check all that needs neither raw data nor models of the hub.
 
-    ``learned``: number of items of the stream that were learned earlier: their data need not be there. Raises:
+    ``learned``: number of items of the stream that were learned earlier: their data need not be there.
+    ``keeps_general``: whether the run has kept the general text. Raises:
         ConfigError, DataError, ModelError, RunDirectoryError: the run would be refused later.
     """
     check_exchange(experiment, cluster)
@@ -42,8 +45,9 @@ def check_settings(experiment: ExperimentConfig, cluster: ClusterConfig, learned
         task_token(item.name)
         if item.is_own:
             check_files(item, experiment.data, _splits(name, item))
-    if experiment.evaluation.general is not None:
-        check_general_file(experiment.evaluation.general)
+    general = experiment.evaluation.general
+    if general is not None and (general.exists() or not keeps_general):
+        check_general_file(general)
     for model in all_models(experiment):
         if model.from_scratch is not None:
             longest_sequence(model.from_scratch.positions, model.max_length)

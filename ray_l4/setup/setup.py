@@ -226,7 +226,7 @@ def prepared(
         warnings=tuple(_warnings(experiment, tokenizer)),
         facts=facts,
         stored={item: table for item, table in begun.stored.items() if item not in of_training},
-        general=general_of(experiment, tokenizer, longest),
+        general=general_of(experiment, tokenizer, longest, begun.general),
     )
     if memories is not None:
         setup = replace(setup, shown_tests=tuple(_shown_tests(setup, tests, memories)))
@@ -251,11 +251,18 @@ def _shown_tests(setup: Setup, tests: Mapping[str, pa.Table], memories: StageMem
         }
 
 
-def general_of(experiment: ExperimentConfig, tokenizer: TaskTokenizer, longest: int) -> GeneralText | None:
-    """Return the general text of an experiment, None if it has none. Raises as ``general_text``."""
+def general_of(
+    experiment: ExperimentConfig, tokenizer: TaskTokenizer, longest: int, kept: GeneralText | None = None
+) -> GeneralText | None:
+    """Return the general text of an experiment, None if it has none. Raises as ``general_text``.
+
+    ``kept``: the one that a run has measured, which is used if its file is gone.
+    """
     config = experiment.evaluation
     if config.general is None:
         return None
+    if kept is not None and not config.general.exists():
+        return kept
     return general_text(config.general, config.general_tokens, tokenizer, longest)
 
 

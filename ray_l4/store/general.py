@@ -15,6 +15,8 @@ from ray_l4.store.sealed import write_record
 GENERAL = ""
 """Stands for the general text where a cell names a task; no task has this name."""
 FOLDER = "general"
+WINDOWS = f"{FOLDER}/windows.parquet"
+"""The text that was measured last, as tokens, with which a run goes on when its file is gone."""
 _FILE = re.compile(r"(?:start|stage-(\d+)\.epoch-(\d+))\.student-(\d+)\.json")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from ray_l4.config.experiment import FEWEST_GENERAL
 from ray_l4.errors import DataError
@@ -48,6 +49,22 @@ class GeneralText:
         for ids in self.windows:
             found.update(np.int64(len(ids)).tobytes() + ids.tobytes())
         return found.hexdigest()[:16]
+
+
+KEPT = pa.schema([pa.field("name", pa.string(), nullable=False), pa.field("ids", pa.list_(pa.int32()), nullable=False)])
+"""A general text as a run directory keeps it: its name and the tokens of each window."""
+
+
+def kept_table(text: GeneralText) -> pa.Table:
+    """Return a general text as a ``KEPT`` table."""
+    columns = {"name": [text.name] * len(text.windows), "ids": [ids.tolist() for ids in text.windows]}
+    return pa.table(columns, schema=KEPT)
+
+
+def from_table(table: pa.Table) -> GeneralText:
+    """Invert ``kept_table``."""
+    rows = table.to_pylist()
+    return GeneralText(rows[0]["name"], tuple(np.asarray(row["ids"], np.int32) for row in rows))
 
 
 def general_text(path: Path, most_tokens: int, tokenizer: TextIds, longest: int) -> GeneralText:

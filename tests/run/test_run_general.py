@@ -293,7 +293,7 @@ def test_settings_that_cannot_be_given_afterwards_are_refused(prose: Path, plain
 
 
 def test_a_run_that_is_extended_goes_on_with_its_text(prose: Path, tmp_path: Path) -> None:
-    """The values of what was learned stay; the new stage gets its own. Without the file, it says what is missing."""
+    """The values of what was learned stay; the new stage gets its own, also when the file is gone."""
     own = tmp_path / "own.txt"
     own.write_text(prose.read_text())
     config = with_text(own, "lamol", limit=4)
@@ -301,15 +301,15 @@ def test_a_run_that_is_extended_goes_on_with_its_text(prose: Path, tmp_path: Pat
     run = RunDirectory.open(tmp_path / "run")
     before = values(run)
     more = [TaskConfig.model_validate({"name": "mini.sql", "train": 12, "test": 4})]
-    own.rename(tmp_path / "elsewhere.txt")
-    with pytest.raises(DataError, match=r"evaluation.general: no file .*own.txt.*new place"):
-        execute.extend(run, more, IN_PROCESS, "ray-l4 extend", SILENT)
-    (tmp_path / "elsewhere.txt").rename(own)
+    own.unlink()
     execute.extend(run, more, IN_PROCESS, "ray-l4 extend", SILENT)
     after = values(run)
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {"stage-2.epoch-2.student-0"}
     assert run.summary()["general_perplexity"]["0"] == after["stage-2.epoch-2.student-0"]
+    (run.path / "general" / "windows.parquet").unlink()
+    with pytest.raises(DataError, match=r"evaluation.general: no file .*own.txt"):
+        execute.extend(run, [more[0].model_copy(update={"train": 8})], IN_PROCESS, "ray-l4 extend", SILENT)
 
 
 def test_without_a_student_the_others_are_measured_to_the_end(
