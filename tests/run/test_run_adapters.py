@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config
 
 from ray_l4.config.experiment import ExperimentConfig
+from ray_l4.methods import METHODS
 from tests.learner import adapter_fixtures as adapted
 from tests.learner import learner_fixtures as small
 from tests.run.run_fixtures import WITHOUT_OTHERS, cluster, complete_run
@@ -50,7 +51,12 @@ QUICK = ("l4", "l2kd-seq", "ewc", "single-qa", "olora")
 
 
 @pytest.mark.parametrize(
-    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_OTHERS]
+    "method",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in WITHOUT_OTHERS
+        if METHODS[name].learns
+    ],
 )
 def test_every_method_learns_with_adapters(folder: Path, tmp_path: Path, method: str) -> None:
     run, summary = complete_run(experiment(folder, method), cluster("in_process"), tmp_path / "run")

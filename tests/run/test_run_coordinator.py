@@ -25,14 +25,15 @@ ONE_TASK = [{"name": "mini.woz", "train": 16, "test": 4}]
 @pytest.mark.parametrize(
     ("changes", "warned"),
     [
-        ({"model": NO_DROPOUT}, True),
+        ({"model": NO_DROPOUT, "distillation": {"batches": "shared"}}, True),
+        ({"model": NO_DROPOUT}, False),
         ({"model": NO_DROPOUT, "peers": {"init": "own"}}, False),
         ({"model": NO_DROPOUT, "method": "lamol"}, False),
         ({"model": NO_DROPOUT, "distillation": {"schedule": "alternate_epochs"}}, False),
         ({"model": NO_DROPOUT, "method": "lwf"}, False),
         ({}, False),
     ],
-    ids=["equal", "own init", "one peer", "in turn", "taught", "dropout"],
+    ids=["equal", "own batches", "own init", "one peer", "in turn", "taught", "dropout"],
 )
 def test_peers_that_will_stay_equal_are_warned_of(tmp_path: Path, changes: dict[str, object], warned: bool) -> None:
     config, profile = small.experiment(stream=ONE_TASK, **changes), small.cluster("in_process")

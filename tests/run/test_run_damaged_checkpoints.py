@@ -260,7 +260,7 @@ def test_storage_that_cannot_be_read_now_is_not_taken_for_damaged(
     def refuse(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
-    monkeypatch.setattr("ray_l4.store.checksums._sum", refuse)
+    monkeypatch.setattr("ray_l4.store.checksums.file_sum", refuse)
     with pytest.raises(RunDirectoryError, match=r"student-0/\S+: cannot be read \(Input/output error\)"):
         small.start(setup, small.cluster("in_process"), run)
     assert run.state().stages_done == 1 and small.weights(run), "nothing is removed"

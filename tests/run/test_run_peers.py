@@ -105,7 +105,9 @@ def test_a_seed_changes_dropout_and_the_start_and_nothing_else(tmp_path: Path) -
 
     def weights(name: str, each: list[dict[str, Any]], **peers: Any) -> list[dict[str, Any]]:
         sizes = {"training": {"epochs": 1}, "evaluation": {"limit": 2}, "stream": [{"name": "mini.rest", "train": 8}]}
-        config = small.quick("l4", distillation={"weight": 0.0}, peers={"each": each} | peers, **sizes)
+        config = small.quick(
+            "l4", distillation={"weight": 0.0, "batches": "shared"}, peers={"each": each} | peers, **sizes
+        )
         run, _ = small.complete_run(config, IN_PROCESS, tmp_path / name)
         return [checkpoint(run, student) for student in range(2)]
 
@@ -122,7 +124,9 @@ def test_a_seed_changes_dropout_and_the_start_and_nothing_else(tmp_path: Path) -
 def test_peers_that_would_stay_equal_draw_a_warning_unless_something_differs(tmp_path: Path) -> None:
     still = {"from_scratch": {"layers": 1, "width": 32, "heads": 2, "positions": 96, "vocabulary": 400, "dropout": 0.0}}
     for name, each in {"equal": [], "equal too": [{"seed": 1}] * 2, "other": [{}, {"seed": 1}]}.items():
-        config = small.quick("l4", model=still, peers={"each": each}, training={"epochs": 1})
+        config = small.quick(
+            "l4", model=still, peers={"each": each}, training={"epochs": 1}, distillation={"batches": "shared"}
+        )
         setup, run = small.new_run(config, IN_PROCESS, tmp_path / name)
         session = start(setup, IN_PROCESS, run)
         while not (events := session.snapshot().events):

@@ -31,7 +31,10 @@ CASES: dict[str, tuple[dict[str, Any], set[tuple[str, int]]]] = {
         {"peers": {"init": "own", "each": [{}, {"lr": 1.0}]}},
         {("divergence", 1)},
     ),
-    "peers that are equal": ({"distillation": {"weight": 10.0}}, {("collapse", 0), ("collapse", 1)}),
+    "peers that are equal": (
+        {"distillation": {"weight": 10.0, "batches": "shared"}},
+        {("collapse", 0), ("collapse", 1)},
+    ),
     "equal peers that do not teach": ({"distillation": {"weight": 0.0}}, set()),
     "one student, who learns from nobody": ({"method": "finetune"}, set()),
 }
@@ -60,7 +63,7 @@ def test_a_run_warns_of_what_goes_wrong_and_of_nothing_else(case: str, tmp_path:
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_warns_once_and_at_the_same_step(tmp_path: Path) -> None:
-    config = small.experiment(**LONG, distillation={"weight": 10.0})
+    config = small.experiment(**LONG, distillation={"weight": 10.0, "batches": "shared"})
     expected, _ = small.complete_run(config, PROFILE, tmp_path / "expected")
     setup, run = small.new_run(config, PROFILE, tmp_path / "run")
     small.run_with_stops(setup, PROFILE, run, 33)
