@@ -34,6 +34,8 @@ def own_answers(learner: PeerModel, steps: Steps, stage: int, step: int) -> pa.T
     many tokens as the longest given answer of the stage, and the model has positions for.
     """
     experiment = learner.experiment
+    if not experiment.distillation.on_policy:
+        return None
     chosen = np.random.default_rng(derive(experiment.seed, "on-policy", stage, step)).random()
     if chosen >= experiment.distillation.on_policy:
         return None
