@@ -9,7 +9,8 @@ peft takes more than a CPU-second to import, so the functions that need it impor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,27 @@ def inject(model: PreTrainedModel, settings: peft.LoraConfig) -> LoraModel:
 def has_adapters(model: nn.Module) -> bool:
     """Return whether ``model`` has adapters."""
     return _ADAPTER in getattr(model, "peft_config", {})
+
+
+@contextmanager
+def token_rows_merged(model: nn.Module) -> Iterator[None]:
+    """Build the embeddings with the trained rows of new tokens once, and not at every call of ``model``.
+
+    For decoding, where this copy of the whole embedding otherwise takes a third of the time of a small model. The
+    weights and the predictions stay the same, bit for bit; the rows must not change meanwhile.
+    """
+    merged = [
+        (module, module.get_merged_weights(module.active_adapters))
+        for module in model.modules()
+        if has_adapters(model) and hasattr(module, "get_merged_weights")
+    ]
+    try:
+        for module, weights in merged:
+            module.get_merged_weights = lambda _adapters, weights=weights: weights
+        yield
+    finally:
+        for module, _ in merged:
+            vars(module).pop("get_merged_weights", None)
 
 
 def adapter_settings(model: PreTrainedModel) -> dict[str, Any]:

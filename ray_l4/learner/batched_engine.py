@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ray_l4.learner.adapters import token_rows_merged
 from ray_l4.learner.batch_rows import Row, places, positions_of
 from ray_l4.learner.cache_memory import bytes_per_token, cache_budget
 from ray_l4.learner.decoding_state import DecodingState
@@ -44,9 +46,12 @@ class BatchedEngine:
             rows.append(Row.of(prompt, positions))
         waiting = sorted((row for row in rows if row.left > 0), key=lambda row: -len(row.ids))
         batches = _Batches(models, decoding, self.cache_bytes or cache_budget(model.device))
-        while waiting:
-            batch, waiting = batches.split(waiting)
-            waiting = sorted([*waiting, *batches.run(batch)], key=lambda row: -len(row.ids))
+        with ExitStack() as merged:
+            for each in models:
+                merged.enter_context(token_rows_merged(each.model))
+            while waiting:
+                batch, waiting = batches.split(waiting)
+                waiting = sorted([*waiting, *batches.run(batch)], key=lambda row: -len(row.ids))
         return [row.new for row in rows]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +66,27 @@ class ModelCalls:
             arguments["position_ids"] = positions_BT
         if self.takes_last:
             arguments["logits_to_keep"] = 1
-        with self.context():
+        with self.context(), _contiguous_rows(self.model):
             logits_BV: Tensor = self.model(**arguments).logits[:, -1]
         return logits_BV
+
+
+@contextmanager
+def _contiguous_rows(model: PreTrainedModel) -> Iterator[None]:
+    """Let the output layer read contiguous hidden states.
+
+    Those of the last positions of longer rows are not, and for such input torch multiplies each row by a copy of the
+    output weights of its own: with a vocabulary of 49,152 tokens, gigabytes for a batch.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError
+from ray_l4.learner.adapters import token_rows_merged
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import arithmetic, blank_model, build_model, describe, load_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
@@ -93,6 +94,37 @@ def test_the_pretrained_weights_do_not_change(base: Path) -> None:
     assert before and before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert peers[0].weights().tobytes() != start
+
+
+def test_merging_token_rows_for_a_while_changes_no_prediction(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    model = adapted.disturb(build(base)[0]).eval()
+    built: list[TrainableTokensLayer] = []
+    plain = TrainableTokensLayer.get_merged_weights
+    monkeypatch.setattr(
+        TrainableTokensLayer, "get_merged_weights", lambda layer, names: built.append(layer) or plain(layer, names)
+    )
+    with torch.no_grad():
+        expected = logits(model)
+        at_every_call = len(built)
+        with token_rows_merged(model):
+            built.clear()
+            assert torch.equal(logits(model), expected)
+            assert not built, "nothing is built again"
+        # Rows that have changed since are seen.
+        adapted.disturb(model)
+        assert not torch.equal(logits(model), expected)
+        assert len(built) == at_every_call > 0
+
+
+def test_token_rows_are_no_longer_merged_after_an_error(base: Path) -> None:
+    model = adapted.disturb(build(base)[0])
+    expected = logits(model)
+    with pytest.raises(RuntimeError, match="meanwhile"), token_rows_merged(model):
+        raise RuntimeError("meanwhile")
+    assert not any("get_merged_weights" in vars(module) for module in model.modules())
+    assert torch.equal(logits(model), expected)
 
 
 def frozen(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -271,6 +271,19 @@ class Rows:
         self._hook.remove()
 
 
+def test_the_output_layer_reads_contiguous_rows(gpt2: PreTrainedModel) -> None:
+    """torch multiplies each row that is not by a copy of the output weights, which takes gigabytes and seconds."""
+    seen = []
+    hook = gpt2.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    try:
+        BatchedEngine().extend(gpt2, requests([7, 6, 3], 4), Decoding(end=END))
+    finally:
+        hook.remove()
+    assert len(seen) > 1
+    assert all(hidden_B1D.is_contiguous() for hidden_B1D in seen)
+    assert not gpt2.lm_head._forward_pre_hooks
+
+
 def test_rows_that_are_done_leave_the_batch(gpt2: PreTrainedModel) -> None:
     limits = [1, 2, 3, 4, 5, 6, 7, 8]
     with Rows(gpt2) as given:
