@@ -115,18 +115,22 @@ def token_rows_merged(model: nn.Module) -> Iterator[None]:
     For decoding, where this copy of the whole embedding otherwise takes a third of the time of a small model. The
     weights and the predictions stay the same, bit for bit; the rows must not change meanwhile.
     """
-    merged = [
-        (module, module.get_merged_weights(module.active_adapters))
-        for module in model.modules()
-        if has_adapters(model) and hasattr(module, "get_merged_weights")
-    ]
+    merged = list(_merged_rows(model)) if has_adapters(model) else []
     try:
-        for module, weights in merged:
-            module.get_merged_weights = lambda _adapters, weights=weights: weights
+        for layer, weights in merged:
+            vars(layer)["get_merged_weights"] = lambda _adapters, weights=weights: weights
         yield
     finally:
-        for module, _ in merged:
-            vars(module).pop("get_merged_weights", None)
+        for layer, _ in merged:
+            vars(layer).pop("get_merged_weights", None)
+
+
+def _merged_rows(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            yield layer, layer.get_merged_weights(layer.active_adapters)
 
 
 def adapter_settings(model: PreTrainedModel) -> dict[str, Any]:
