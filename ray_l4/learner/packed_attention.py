@@ -7,7 +7,7 @@ Transformers calls it through its attention interface, so every architecture tha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,6 +25,9 @@ from ray_l4.learner.sequences import Group, Sequences
 
 NAME = "ray_l4_packed"
 """By which Transformers knows this attention."""
+_LONGEST_PLAIN = 256
+"""Up to this many tokens, the backward pass of the fused CPU kernel for bfloat16 takes several times as long as that of
+plain products, whose attention weights are still small."""
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments that would change the scores, which none of the kernels here does."""
 
@@ -178,11 +182,20 @@ def _by_group(
     for group in grouping.groups:
         q, k, v = (_padded(tensor, group).transpose(1, 2) for tensor in (q_SHD, k_SHD, v_SHD))
         bias = None if window is None else causal_bias(group.length, window, q)
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale
-        )
+        with _kernel(q):
+            mixed = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale
+            )
         parts.append(mixed.transpose(1, 2).flatten(0, 1)[group.places_N])
     return torch.cat(parts).index_select(0, grouping.places_S)
+
+
+def _kernel(q_BHTD: Tensor) -> AbstractContextManager[None]:
+    """Return the context in which queries of this kind attend fastest: with plain products, or PyTorch's own choice."""
+    narrow = q_BHTD.dtype in (torch.bfloat16, torch.float16)
+    if q_BHTD.device.type == "cpu" and narrow and q_BHTD.shape[2] <= _LONGEST_PLAIN:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def _padded(tensor_SHD: Tensor, group: Group) -> Tensor:
