@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_l4.learner import attention_dropout
 from ray_l4.learner import packed_attention as packed
@@ -170,6 +171,31 @@ def test_bfloat16_is_close_to_the_plain_softmax(
     assert mine.dtype == torch.bfloat16
     dropped = by_sequence(drawn, lengths) if rate else None
     assert_same(mine, plain(twins, lengths, window=window, dropped=dropped), inputs, twins)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "products"),
+    [
+        (torch.bfloat16, 5, True),
+        (torch.bfloat16, 6, False),
+        (torch.float32, 5, False),
+    ],
+)
+def test_short_sequences_of_narrow_types_attend_with_plain_products(
+    dtype: torch.dtype, length: int, products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[SDPBackend] = []
+
+    def recorded(kernel: SDPBackend) -> Any:
+        chosen.append(kernel)
+        return sdpa_kernel(kernel)
+
+    monkeypatch.setattr(packed, "sdpa_kernel", recorded)
+    monkeypatch.setattr(packed, "_LONGEST_PLAIN", 5)
+    inputs = drawn_inputs([length] * 3, dtype=dtype)
+    twins = wide(inputs)
+    assert_same(attend(inputs, [length] * 3), plain(twins, [length] * 3), inputs, twins)
+    assert chosen == ([SDPBackend.MATH] if products else [])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
