@@ -7,7 +7,7 @@ Transformers calls it through its attention interface, so every architecture tha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -25,9 +24,6 @@ from ray_l4.learner.sequences import Group, Sequences
 
 NAME = "ray_l4_packed"
 """By which Transformers knows this attention."""
-_LONGEST_PLAIN = 256
-"""Up to this many tokens, the backward pass of the fused CPU kernel for bfloat16 takes several times as long as that of
-plain products, whose attention weights are still small."""
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments that would change the scores, which none of the kernels here does."""
 
@@ -143,6 +139,21 @@ def fused_dropout() -> Iterator[None]:
         _has_fused_dropout.reset(token)
 
 
+_compared: ContextVar[bool] = ContextVar("compared", default=False)
+
+
+@contextmanager
+def as_transformers_attends() -> Iterator[None]:
+    """Within this context, attend in the type given, so that results can be compared with those of the model's own
+    attention: after many layers, two kernels for a narrow type differ by much.
+    """
+    token = _compared.set(True)
+    try:
+        yield
+    finally:
+        _compared.reset(token)
+
+
 def _mask(*arguments: Any, **named: Any) -> Tensor | None:
     asked = _packing.get()
     if asked is None:
@@ -175,27 +186,24 @@ def _on_accelerator(
 def _by_group(
     q_SHD: Tensor, k_SHD: Tensor, v_SHD: Tensor, sequences: Sequences, settings: tuple[float, float, int | None]
 ) -> Tensor:
-    """Attend group by group with PyTorch's fused kernel."""
+    """Attend group by group with PyTorch's fused kernel, on a CPU in float32.
+
+    The backward pass of its bfloat16 kernel for CPUs takes up to three times as long, and is less exact.
+    """
     dropout, scale, window = settings
+    kept = q_SHD.dtype
+    if q_SHD.device.type == "cpu" and kept.itemsize < 4 and not _compared.get():
+        q_SHD, k_SHD, v_SHD = q_SHD.float(), k_SHD.float(), v_SHD.float()
     parts = []
     grouping = sequences.grouped(q_SHD.shape[1])
     for group in grouping.groups:
         q, k, v = (_padded(tensor, group).transpose(1, 2) for tensor in (q_SHD, k_SHD, v_SHD))
         bias = None if window is None else causal_bias(group.length, window, q)
-        with _kernel(q):
-            mixed = functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale
-            )
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale
+        )
         parts.append(mixed.transpose(1, 2).flatten(0, 1)[group.places_N])
-    return torch.cat(parts).index_select(0, grouping.places_S)
-
-
-def _kernel(q_BHTD: Tensor) -> AbstractContextManager[None]:
-    """Return the context in which queries of this kind attend fastest: with plain products, or PyTorch's own choice."""
-    narrow = q_BHTD.dtype in (torch.bfloat16, torch.float16)
-    if q_BHTD.device.type == "cpu" and narrow and q_BHTD.shape[2] <= _LONGEST_PLAIN:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    return torch.cat(parts).index_select(0, grouping.places_S).to(kept)
 
 
 def _padded(tensor_SHD: Tensor, group: Group) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ray_l4.learner.packed_attention import NAME, without_masks
+from ray_l4.learner.packed_attention import NAME, as_transformers_attends, without_masks
 from ray_l4.learner.sequences import Sequences
 
 Arithmetic = Callable[[], AbstractContextManager[Any]]
@@ -86,7 +86,7 @@ def _try_packed(model: PreTrainedModel) -> Tensor | None:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
-        with without_masks() as windows:
+        with without_masks() as windows, as_transformers_attends():
             packed_SD = _hidden(model, _PROBE_LENGTHS, packed=True)
         if windows.of_masks != windows.of_layers:
             raise NotImplementedError(f"{type(model).__name__}: {windows}")

@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_l4.learner import attention_dropout
 from ray_l4.learner import packed_attention as packed
 from ray_l4.learner import sequences as sequences_module
 from ray_l4.learner.dropout import keep_mask
-from ray_l4.learner.packed_attention import fused_dropout, packed_attention, without_masks
+from ray_l4.learner.packed_attention import as_transformers_attends, fused_dropout, packed_attention, without_masks
 from ray_l4.learner.sequences import Sequences
 
 CPU = torch.device("cpu")
@@ -173,29 +172,27 @@ def test_bfloat16_is_close_to_the_plain_softmax(
     assert_same(mine, plain(twins, lengths, window=window, dropped=dropped), inputs, twins)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "length", "products"),
-    [
-        (torch.bfloat16, 5, True),
-        (torch.bfloat16, 6, False),
-        (torch.float32, 5, False),
-    ],
-)
-def test_short_sequences_of_narrow_types_attend_with_plain_products(
-    dtype: torch.dtype, length: int, products: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[SDPBackend] = []
-
-    def recorded(kernel: SDPBackend) -> Any:
-        chosen.append(kernel)
-        return sdpa_kernel(kernel)
-
-    monkeypatch.setattr(packed, "sdpa_kernel", recorded)
-    monkeypatch.setattr(packed, "_LONGEST_PLAIN", 5)
-    inputs = drawn_inputs([length] * 3, dtype=dtype)
+@pytest.mark.parametrize("window", [None, 3])
+def test_bfloat16_attends_in_float32_on_a_cpu(window: int | None) -> None:
+    """Nothing but the result and the gradients is rounded."""
+    lengths = [9, 1, 7, 12]
+    inputs = drawn_inputs(lengths, dtype=torch.bfloat16)
     twins = wide(inputs)
-    assert_same(attend(inputs, [length] * 3), plain(twins, [length] * 3), inputs, twins)
-    assert chosen == ([SDPBackend.MATH] if products else [])
+    mine, exact = attend(inputs, lengths, sliding_window=window), plain(twins, lengths, window=window)
+    weights = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    (mine * weights).sum().backward()
+    (exact * weights).sum().backward()
+    for own, expected in [(mine, exact), *((a.grad, b.grad) for a, b in zip(inputs, twins, strict=True))]:
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own.double(), expected.detach(), rtol=2**-8, atol=1e-4)
+
+
+def test_attention_can_be_compared_with_that_of_transformers() -> None:
+    inputs = drawn_inputs([12], dtype=torch.bfloat16)
+    theirs = functional.scaled_dot_product_attention(*inputs, is_causal=True).transpose(1, 2)
+    with as_transformers_attends():
+        assert torch.equal(attend(inputs, [12]), theirs)
+    assert not torch.equal(attend(inputs, [12]), theirs)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
