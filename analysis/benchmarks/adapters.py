@@ -5,10 +5,10 @@
     python -m analysis.benchmarks.adapters MODEL [--rounds N]
 
 Each shortcut is measured with and without it, in turns, in bfloat16 on one thread, with adapters of rank 16 on all
-linear layers. ``contiguous_rows`` and ``merged_token_rows`` are parts of decoding: 40 answers of 40 tokens to prompts of
-40 tokens. ``float32_attention`` and ``adapter_inputs`` are parts of learning: a forward and a backward pass of 16 packed
-sequences of 50 to 80 tokens through the blocks. ``seconds`` are medians with the shortcut; ``ratio`` is the median of
-the time without it divided by the time with it. Prints one JSON object a line.
+linear layers. ``contiguous_rows`` and ``merged_token_rows`` are parts of decoding: 40 answers of 40 tokens to prompts
+of 40 tokens. ``float32_attention`` and ``adapter_inputs`` are parts of learning: a forward and a backward pass of 16
+packed sequences of 50 to 80 tokens through the blocks. ``seconds`` are medians with the shortcut; ``ratio`` is the
+median of the time without it divided by the time with it. Prints one JSON object a line.
 """
 
 from __future__ import annotations
