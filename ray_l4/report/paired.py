@@ -8,8 +8,9 @@ from functools import cached_property
 from statistics import fmean, median
 
 from ray_l4.metrics.bootstrap import mean_interval
-from ray_l4.report.aggregate import AVERAGE, FIGURES, FORGETTING
+from ray_l4.report.aggregate import AVERAGE, FIGURES, FORGETTING, row_label
 from ray_l4.report.run_result import RunResult
+from ray_l4.store.run_directory import TOGETHER
 
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
@@ -53,7 +54,9 @@ class Difference:
 class PairedRow:
     """A variant compared with the reference."""
 
+    variant: str
     label: str
+    """The variant, and ``together`` where all its students together are compared."""
     pairs: int
     """Number of pairs."""
     differences: Mapping[str, Difference | None]
@@ -81,6 +84,9 @@ class PairedTable:
 def compare(runs: Sequence[RunResult], against: str, student: int = 0, forgetting: str = FORGETTING) -> PairedTable:
     """Return the paired differences of every variant to ``against``, for one student of each run.
 
+    A variant whose students were scored together has a second row, in which all of them together are compared with the
+    one ``student`` of ``against``; ``against`` itself has that row too.
+
     A pair is the same order and seed under both variants. If one of the two learns in no order, it is the same seed,
     and the other one counts with its mean over its orders: paired with each order by itself, a run without order would
     count several times, as if its chance were new each time. ``forgetting`` is ``FORGETTING`` or ``OVER_EPOCHS``.
@@ -90,22 +96,34 @@ def compare(runs: Sequence[RunResult], against: str, student: int = 0, forgettin
     for run in runs:
         if student in run.students:
             of_variant[run.variant].append(run)
-    reference = of_variant.pop(against, [])
+    reference = of_variant.get(against, [])
     columns = (AVERAGE, forgetting)
-    rows = tuple(_row(label, own, reference, student, columns) for label, own in of_variant.items())
-    return PairedTable(against, columns, rows, len({run.order for run in runs if run.learns_in_order}), bool(reference))
+    rows = []
+    for variant, own in of_variant.items():
+        if variant != against:
+            rows.append(_row(variant, own, reference, (student, student), columns))
+        if together := [run for run in own if TOGETHER in run.rows]:
+            rows.append(_row(variant, together, reference, (TOGETHER, student), columns))
+    orders = len({run.order for run in runs if run.learns_in_order})
+    return PairedTable(against, columns, tuple(rows), orders, bool(reference))
 
 
 def _row(
-    label: str, own: Sequence[RunResult], reference: Sequence[RunResult], student: int, columns: tuple[str, str]
+    variant: str,
+    own: Sequence[RunResult],
+    reference: Sequence[RunResult],
+    compared: tuple[int, int],
+    columns: tuple[str, str],
 ) -> PairedRow:
+    """Compare a row of one variant's runs (a student, or ``TOGETHER``) with one of the reference's: ``compared``."""
     by_seed = len({run.learns_in_order for run in (*own, *reference)}) > 1
     pairs = _pairs(own, reference, by_seed)
     ratios = [_mean_seconds(mine) / seconds for mine, theirs in pairs if (seconds := _mean_seconds(theirs))]
     return PairedRow(
-        label,
+        variant,
+        row_label(variant, compared[0]) if compared[0] == TOGETHER else variant,
         len(pairs),
-        {column: _difference(pairs, column, student, lower_is_better=column != AVERAGE) for column in columns},
+        {column: _difference(pairs, column, compared, lower_is_better=column != AVERAGE) for column in columns},
         median(ratios) if ratios else None,
         by_seed,
     )
@@ -124,8 +142,10 @@ def _by_key(runs: Sequence[RunResult], by_seed: bool) -> dict[tuple[str, int], l
     return found
 
 
-def _difference(pairs: Sequence[Pair], column: str, student: int, *, lower_is_better: bool) -> Difference | None:
-    both = [(_mean(mine, column, student), _mean(theirs, column, student)) for mine, theirs in pairs]
+def _difference(
+    pairs: Sequence[Pair], column: str, compared: tuple[int, int], *, lower_is_better: bool
+) -> Difference | None:
+    both = [(_mean(mine, column, compared[0]), _mean(theirs, column, compared[1])) for mine, theirs in pairs]
     values = tuple(
         round(mine - theirs, EXACT_DIGITS) for mine, theirs in both if mine is not None and theirs is not None
     )

@@ -107,6 +107,28 @@ def test_a_score_that_is_missing_leaves_its_pair_out_of_that_column_only() -> No
     assert header_and_rows(compare(runs, "lamol"))[1][0][2] == "+2.00 (n = 3)"
 
 
+def test_students_together_are_compared_with_one_student_of_the_reference() -> None:
+    peers = {"peers": 2, "average_accuracy": {"0": 50.0, "1": 54.0}, "forgetting": {"0": 6.0, "1": 8.0}}
+    together = {"average_accuracy": 57.0, "forgetting": 5.0}
+    runs = [
+        RunResult(run("l4", seed, 0.0, variant=variant, together=together).summary | peers)
+        for variant in ("lamol", "l4")
+        for seed in (0, 1)
+    ]
+    runs += [run("ewc", seed, 40.0) for seed in (0, 1)]
+    found = compare(runs, "lamol").rows
+    assert [(row.variant, row.label) for row in found] == [
+        ("lamol", "lamol, together"),
+        ("l4", "l4"),
+        ("l4", "l4, together"),
+        ("ewc", "ewc"),
+    ]
+    assert [differences(row) for row in found] == [(7.0, 7.0), (0.0, 0.0), (7.0, 7.0), (-10.0, -10.0)]
+    assert differences(found[2], FORGETTING) == (-1.0, -1.0)
+    (first, *_) = compare(runs, "lamol", student=1).rows
+    assert differences(first) == (3.0, 3.0)
+
+
 def test_the_cost_is_the_median_of_the_ratios() -> None:
     runs = [run("lamol", seed, 50.0, wall_seconds=10.0 * (seed + 1)) for seed in range(3)]
     runs += [run("l4", seed, 50.0, wall_seconds=seconds) for seed, seconds in enumerate((20.0, 30.0, 300.0))]

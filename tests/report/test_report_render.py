@@ -99,7 +99,7 @@ PAIRED = replace(
     paired=PairedTable(
         against="la_mol",
         columns=(AVERAGE, FORGETTING),
-        rows=(PairedRow("l4", 3, {AVERAGE: Difference((1.0, 2.0, 3.0)), FORGETTING: None}, 1.5, by_seed=False),),
+        rows=(PairedRow("l4", "l4", 3, {AVERAGE: Difference((1.0, 2.0, 3.0)), FORGETTING: None}, 1.5, by_seed=False),),
         orders=2,
         has_reference=True,
     ),

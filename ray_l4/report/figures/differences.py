@@ -61,7 +61,7 @@ def _panel(axes: Axes, rows: Sequence[PairedRow], column: str, colours: dict[str
     for index, row in enumerate(rows):
         difference = row.differences[column]
         if difference is not None:
-            _line(axes, index, difference, colours[row.label])
+            _line(axes, index, difference, colours[row.variant])
     lower = any(one.lower_is_better for row in rows if (one := row.differences[column]))
     axes.set_title(column, fontsize="medium")
     axes.set_xlabel(f"difference in points: {'left' if lower else 'right'} of 0 is better", fontsize=SMALL)
