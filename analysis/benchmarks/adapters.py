@@ -6,9 +6,9 @@
 
 Each shortcut is measured with and without it, in turns, in bfloat16 on one thread, with adapters of rank 16 on all
 linear layers. ``contiguous_rows`` and ``merged_token_rows`` are parts of decoding: 40 answers of 40 tokens to prompts
-of 40 tokens. ``float32_attention`` and ``adapter_inputs`` are parts of learning: a forward and a backward pass of 16
-packed sequences of 50 to 80 tokens through the blocks. ``seconds`` are medians with the shortcut; ``ratio`` is the
-median of the time without it divided by the time with it. Prints one JSON object a line.
+of 40 tokens. ``float32_attention`` is a part of learning: a forward and a backward pass of 16 packed sequences of 50
+to 80 tokens through the blocks. ``seconds`` are medians with the shortcut; ``ratio`` is the median of the time
+without it divided by the time with it. Prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from analysis.command import exit_status
 from ray_l4.config.model import LoraConfig, ModelConfig
-from ray_l4.learner import adapters, batched_engine, model_calls
+from ray_l4.learner import batched_engine, model_calls
 from ray_l4.learner.batched_engine import BatchedEngine
 from ray_l4.learner.dropout import use_cheap_masks
 from ray_l4.learner.engine import Decoding, Prompt
@@ -60,19 +60,6 @@ def learn(model: PreTrainedModel) -> None:
     model.zero_grad(set_to_none=True)
 
 
-@contextmanager
-def by_peft(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, adapters convert their inputs as peft does."""
-    changed = [vars(layer) for layer in model.modules() if "_cast_input_dtype" in vars(layer)]
-    for own in changed:
-        del own["_cast_input_dtype"]
-    try:
-        yield
-    finally:
-        for own in changed:
-            own["_cast_input_dtype"] = adapters._input_for_adapters
-
-
 def without(module: Any, name: str) -> Callable[[PreTrainedModel], AbstractContextManager[Any]]:
     """Return what makes a context in which a shortcut, a function that returns a context, does nothing."""
     return lambda _: mock.patch.object(module, name, lambda _model: nullcontext())
@@ -84,7 +71,6 @@ SHORTCUTS: dict[
     "contiguous_rows": (decode, without(model_calls, "_contiguous_rows")),
     "merged_token_rows": (decode, without(batched_engine, "token_rows_merged")),
     "float32_attention": (learn, lambda _: as_transformers_attends()),
-    "adapter_inputs": (learn, by_peft),
 }
 """Name -> what it is a part of, and what makes a context without it."""
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -93,26 +92,15 @@ def inject(model: PreTrainedModel, settings: peft.LoraConfig) -> LoraModel:
 
     Raises ModelError if they do not fit the model.
     """
-    from peft.tuners.lora import LoraLayer, LoraModel
+    from peft.tuners.lora import LoraModel
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     try:
         tuned = LoraModel(model, settings, _ADAPTER)
         cast_adapter_dtype(model, _ADAPTER)  # to float32, beside weights of any type
-        for layer in model.modules():
-            if isinstance(layer, LoraLayer):
-                vars(layer)["_cast_input_dtype"] = _input_for_adapters
         return tuned
     except (ValueError, IndexError) as error:  # no such layer; no such row
         raise ModelError(f"adapters do not fit {type(model).__name__}: {error}") from error
-
-
-def _input_for_adapters(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give a layer's input the type of its adapters, except within autocast, which gives all of them its own.
-
-    peft converts it to float32 there too, and autocast back: the same bits, in a tenth more time.
-    """
-    return values if torch.is_autocast_enabled(values.device.type) else values.to(dtype)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -124,8 +112,8 @@ def has_adapters(model: nn.Module) -> bool:
 def token_rows_merged(model: nn.Module) -> Iterator[None]:
     """Build the embeddings with the trained rows of new tokens once, and not at every call of ``model``.
 
-    For decoding, where this copy of the whole embedding otherwise takes a third of the time of a small model. The
-    weights and the predictions stay the same, bit for bit; the rows must not change meanwhile.
+    For decoding, where this copy of the whole embedding takes a good part of a small model's time
+    (docs/PERFORMANCE.md). Weights and predictions stay the same, bit for bit; the rows must not change meanwhile.
     """
     merged = list(_merged_rows(model)) if has_adapters(model) else []
     try:

@@ -188,7 +188,7 @@ def _by_group(
 ) -> Tensor:
     """Attend group by group with PyTorch's fused kernel, on a CPU in float32.
 
-    The backward pass of its bfloat16 kernel for CPUs takes up to three times as long, and is less exact.
+    The backward pass of its bfloat16 kernel for CPUs takes longer, and rounds more (docs/PERFORMANCE.md).
     """
     dropout, scale, window = settings
     kept = q_SHD.dtype

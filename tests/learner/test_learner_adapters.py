@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 
 from ray_l4.config.model import ModelConfig
 from ray_l4.errors import ModelError
-from ray_l4.learner import adapters
 from ray_l4.learner.adapters import token_rows_merged
-from ray_l4.learner.dropout import use_cheap_masks
 from ray_l4.learner.learner import Learner
 from ray_l4.learner.models import arithmetic, blank_model, build_model, describe, load_bytes, to_bytes
 from ray_l4.learner.position_logits import PositionLogits
@@ -96,31 +94,6 @@ def test_the_pretrained_weights_do_not_change(base: Path) -> None:
     assert before and before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert peers[0].weights().tobytes() != start
-
-
-def test_adapters_get_the_same_input_without_the_detour_through_float32(
-    llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within autocast in bfloat16; dropout included, bit for bit in losses and all gradients."""
-
-    def learned() -> tuple[float, list[Tensor]]:
-        model = adapted.disturb(build(llama, dropout=0.2)[0]).bfloat16().train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.data = parameter.data.float()
-        use_cheap_masks(model)
-        torch.manual_seed(3)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=IDS).logits.float().logsumexp(-1).sum()
-        loss.backward()
-        return loss.item(), [parameter.grad for parameter in trained if parameter.grad is not None]
-
-    loss, gradients = learned()
-    monkeypatch.setattr(adapters, "_input_for_adapters", lambda values, dtype: values.to(dtype))
-    by_peft = learned()
-    assert loss == by_peft[0]
-    assert len(gradients) == len(by_peft[1]) > 4
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(gradients, by_peft[1], strict=True))
 
 
 def test_merging_token_rows_for_a_while_changes_no_prediction(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
