@@ -66,7 +66,8 @@ class ModelCalls:
             arguments["position_ids"] = positions_BT
         if self.takes_last:
             arguments["logits_to_keep"] = 1
-        with self.context(), _contiguous_rows(self.model):
+        rows = _contiguous_rows(self.model) if ids_BT.shape[1] > 1 else nullcontext()
+        with self.context(), rows:
             logits_BV: Tensor = self.model(**arguments).logits[:, -1]
         return logits_BV
 

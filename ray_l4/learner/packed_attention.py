@@ -188,7 +188,7 @@ def _by_group(
 ) -> Tensor:
     """Attend group by group with PyTorch's fused kernel, on a CPU in float32.
 
-    The backward pass of its bfloat16 kernel for CPUs takes longer, and rounds more (docs/PERFORMANCE.md).
+    The backward pass of its bfloat16 kernel for CPUs takes longer (docs/PERFORMANCE.md), and rounds more.
     """
     dropout, scale, window = settings
     kept = q_SHD.dtype
